@@ -1,0 +1,197 @@
+"""Cameras on an orbit about the object, and what is behind it.
+
+World: right-handed, y up, the object faces +Z and fits the unit sphere. Camera: x right, y down, z forward
+(OpenCV). Azimuth 0 looks at the front and grows towards the object's left (+X); elevation 0 is the horizon.
+Everything is drawn and computed on the CPU; `Cameras.to` moves what the rasteriser needs.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segdream_cli.config import CameraConfig, Range
+
+
+@dataclass(frozen=True, slots=True)
+class Cameras:
+    """A batch of square pinhole cameras.
+
+    Args:
+        viewmats: world to camera.
+        Ks: intrinsics in pixels; pixel centres lie at half-integers.
+        azimuth_deg, elevation_deg: where each camera stands.
+        size: side of the image in pixels.
+    """
+
+    viewmats: Float[Tensor, "c 4 4"]
+    Ks: Float[Tensor, "c 3 3"]
+    azimuth_deg: Float[Tensor, " c"]
+    elevation_deg: Float[Tensor, " c"]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.viewmats)
+
+    def to(self, device: torch.device) -> "Cameras":
+        """The same cameras with their matrices on `device`; the angles stay on the CPU."""
+        return replace(self, viewmats=self.viewmats.to(device), Ks=self.Ks.to(device))
+
+    @property
+    def positions(self) -> Float[Tensor, "c 3"]:
+        """Camera centres in the world."""
+        rotation, translation = self.viewmats[:, :3, :3], self.viewmats[:, :3, 3]
+        return -(rotation.mT @ translation[..., None])[..., 0]
+
+
+def orbit(
+    azimuth_deg: Float[Tensor, " c"],
+    elevation_deg: Float[Tensor, " c"],
+    radius: Float[Tensor, " c"],
+    fov_rad: Float[Tensor, " c"],
+    size: int,
+    *,
+    shift: Float[Tensor, "c 3"] | None = None,
+    target: Float[Tensor, "c 3"] | None = None,
+    up_tilt: Float[Tensor, "c 3"] | None = None,
+) -> Cameras:
+    """Cameras on a sphere about the origin.
+
+    Args:
+        azimuth_deg, elevation_deg, radius: place on the sphere.
+        fov_rad: vertical (and horizontal) field of view.
+        size: side of the image in pixels.
+        shift: added to the camera's place.
+        target: the point looked at, the origin if not given.
+        up_tilt: added to the up vector before it is normalised.
+    """
+    azimuth, elevation = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
+    flat = elevation.cos()
+    direction = torch.stack([flat * azimuth.sin(), elevation.sin(), flat * azimuth.cos()], -1)
+    position = radius[:, None] * direction + (0 if shift is None else shift)
+    forward = torch.nn.functional.normalize((0 if target is None else target) - position, dim=-1)
+    # seen from straight above, the top of the picture is the side that the camera would have come from
+    pole = torch.stack([-azimuth.sin(), torch.zeros_like(azimuth), -azimuth.cos()], -1)
+    world_up = torch.tensor([0.0, 1.0, 0.0]).expand_as(forward)
+    up = torch.where((forward[:, 1:2].abs() > 0.9999), pole * -forward[:, 1:2].sign(), world_up)
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
+    up = torch.linalg.cross(right, forward)
+    if up_tilt is not None:
+        up = torch.nn.functional.normalize(up + up_tilt, dim=-1)
+        right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
+        up = torch.linalg.cross(right, forward)
+    rotation = torch.stack([right, -up, forward], 1)  # [c, 3, 3], rows are the camera's axes
+    viewmats = torch.eye(4).repeat(len(position), 1, 1)
+    viewmats[:, :3, :3] = rotation
+    viewmats[:, :3, 3] = -(rotation @ position[..., None])[..., 0]
+    Ks = torch.zeros(len(position), 3, 3)  # noqa: N806 - the field's name
+    Ks[:, 0, 0] = Ks[:, 1, 1] = size / 2 / torch.tan(fov_rad / 2)
+    Ks[:, :2, 2] = size / 2
+    Ks[:, 2, 2] = 1
+    return Cameras(viewmats, Ks, azimuth_deg, elevation_deg, size)
+
+
+def turntable(n: int, *, elevation_deg: float, fov_deg: float, radius: float, size: int) -> Cameras:
+    """`n` cameras evenly spaced around the object from the front on, without repeating the first."""
+    every = torch.ones(n)
+    return orbit(
+        torch.arange(n) * (360 / n), elevation_deg * every, radius * every, math.radians(fov_deg) * every, size
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CameraRanges:
+    """Where cameras may stand at some step of a run."""
+
+    radius: Range
+    fov_rad: Range
+    azimuth_deg: float
+
+
+def camera_ranges(config: CameraConfig, step: int) -> CameraRanges:
+    """The ranges at optimisation step `step` (1, 2, ...), widened once every `widen_every` steps."""
+    n = step // config.widen_every if config.widen_every else 0
+    narrow, wide = config.fov_factors
+    low, high = config.fov_rad
+    floor, ceiling = config.fov_limit_rad
+    near, far = (
+        max(start * config.radius_factor**n, least)
+        for start, least in zip(config.radius, config.radius_floor, strict=True)
+    )
+    return CameraRanges(
+        radius=(near, far),
+        fov_rad=(max(low * narrow**n, floor), min(high * wide**n, ceiling)),
+        azimuth_deg=min(config.azimuth_deg * config.azimuth_factor**n, 180.0),
+    )
+
+
+def sample_cameras(config: CameraConfig, step: int, size: int, generator: torch.Generator) -> Cameras:
+    """Draws the views of one step, all with the same field of view, as the release does."""
+    c, ranges = config.batch, camera_ranges(config, step)
+    middle = sum(config.elevation_deg) / 2
+    reach = (config.elevation_deg[1] - config.elevation_deg[0]) / 2
+    azimuth = ranges.azimuth_deg * _signed(c, config.gamma, generator)
+    if config.stratified:
+        sector = (torch.arange(c) + torch.rand(c, generator=generator)) / c
+        azimuth = ranges.azimuth_deg * (2 * sector - 1)
+    elevation = middle + reach * _signed(c, config.gamma, generator)
+    fov = _uniform(1, ranges.fov_rad, generator).expand(c)
+    radius = _uniform(c, ranges.radius, generator)
+    if config.fill is not None:
+        radius = 1 / (_uniform(c, config.fill, generator) * torch.tan(fov / 2))
+    return orbit(
+        azimuth,
+        elevation,
+        radius,
+        fov,
+        size,
+        shift=config.position_jitter * (2 * torch.rand(c, 3, generator=generator) - 1),
+        target=config.target_jitter * torch.randn(c, 3, generator=generator),
+        up_tilt=config.up_jitter * torch.randn(c, 3, generator=generator),
+    )
+
+
+def sample_backgrounds(config: CameraConfig, size: int, generator: torch.Generator) -> Float[Tensor, "c h w 3"]:
+    """Draws what is behind the object in each view of a step, colours in 0..1."""
+    kinds = list(config.backgrounds)
+    weights = torch.tensor([float(config.backgrounds[kind]) for kind in kinds])
+    drawn = torch.multinomial(weights, config.batch, replacement=True, generator=generator)
+    return torch.stack([BACKGROUNDS[kinds[i]](size, generator) for i in drawn.tolist()])
+
+
+def _plain(value: float | None, size: int, generator: torch.Generator) -> Float[Tensor, "h w 3"]:
+    color = torch.rand(3, generator=generator) if value is None else torch.full((3,), value)
+    return color.expand(size, size, 3)
+
+
+def _gradient(size: int, generator: torch.Generator) -> Float[Tensor, "h w 3"]:
+    """A colour, often a light grey one, that half the time runs gently into another across the picture."""
+    first, second, (gray, ramp, angle) = (torch.rand(3, generator=generator) for _ in range(3))
+    if gray < 0.4:
+        first = (0.6 * first.mean() + 0.4).expand(3)
+    if ramp < 0.5:
+        second = first
+    axis = torch.linspace(-1, 1, size)
+    along = 0.5 + 0.35 * (axis * torch.cos(2 * math.pi * angle) + axis[:, None] * torch.sin(2 * math.pi * angle))
+    return first + (second - first) * 0.5 * along[..., None]
+
+
+BACKGROUNDS = {
+    "black": lambda size, generator: _plain(0.0, size, generator),
+    "white": lambda size, generator: _plain(1.0, size, generator),
+    "random": lambda size, generator: _plain(None, size, generator),
+    "gradient": _gradient,
+}
+
+
+def _uniform(n: int, bounds: Range, generator: torch.Generator) -> Float[Tensor, " n"]:
+    low, high = bounds
+    return low + (high - low) * torch.rand(n, generator=generator)
+
+
+def _signed(n: int, gamma: float, generator: torch.Generator) -> Float[Tensor, " n"]:
+    """±U^γ: uniform in -1..1 at γ = 1, and more often near 0 above."""
+    size = torch.rand(n, generator=generator) ** gamma
+    return size * (2 * torch.randint(0, 2, (n,), generator=generator) - 1)
