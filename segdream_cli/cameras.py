@@ -22,7 +22,8 @@ class Cameras:
     Args:
         viewmats: world to camera.
         Ks: intrinsics in pixels; pixel centres lie at half-integers.
-        azimuth_deg, elevation_deg: where each camera stands.
+        azimuth_deg: where each camera stands, 0 in front of the object, growing towards its left.
+        elevation_deg: above the horizon.
         size: side of the image in pixels.
     """
 
@@ -60,7 +61,9 @@ def orbit(
     """Cameras on a sphere about the origin.
 
     Args:
-        azimuth_deg, elevation_deg, radius: place on the sphere.
+        azimuth_deg: 0 in front of the object, growing towards its left.
+        elevation_deg: above the horizon.
+        radius: distance from the origin.
         fov_rad: vertical (and horizontal) field of view.
         size: side of the image in pixels.
         shift: added to the camera's place.
@@ -86,19 +89,38 @@ def orbit(
     viewmats = torch.eye(4).repeat(len(position), 1, 1)
     viewmats[:, :3, :3] = rotation
     viewmats[:, :3, 3] = -(rotation @ position[..., None])[..., 0]
-    Ks = torch.zeros(len(position), 3, 3)  # noqa: N806 - the field's name
+    Ks = torch.zeros(len(position), 3, 3)
     Ks[:, 0, 0] = Ks[:, 1, 1] = size / 2 / torch.tan(fov_rad / 2)
     Ks[:, :2, 2] = size / 2
     Ks[:, 2, 2] = 1
     return Cameras(viewmats, Ks, azimuth_deg, elevation_deg, size)
 
 
-def turntable(n: int, *, elevation_deg: float, fov_deg: float, radius: float, size: int) -> Cameras:
-    """`n` cameras evenly spaced around the object from the front on, without repeating the first."""
-    every = torch.ones(n)
+VIEW_FOV_DEG = 40.0
+VIEW_FILL = 0.85
+
+
+def viewing(
+    azimuth_deg: Float[Tensor, " c"],
+    elevation_deg: Float[Tensor, " c"],
+    size: int,
+    *,
+    center: Float[Tensor, " 3"] | None = None,
+    extent: float = 1.0,
+) -> Cameras:
+    """Cameras for looking at an asset, so that a sphere of radius `extent` about `center` fills most of the frame."""
+    c = len(azimuth_deg)
+    target = (torch.zeros(3) if center is None else center).expand(c, 3)
+    fov = math.radians(VIEW_FOV_DEG)
+    radius = extent / (VIEW_FILL * math.sin(fov / 2))
     return orbit(
-        torch.arange(n) * (360 / n), elevation_deg * every, radius * every, math.radians(fov_deg) * every, size
+        azimuth_deg, elevation_deg, torch.full((c,), radius), torch.full((c,), fov), size, shift=target, target=target
     )
+
+
+def turntable_azimuths(n: int) -> Float[Tensor, " n"]:
+    """`n` azimuths evenly spaced from the front on, without repeating the first."""
+    return torch.arange(n) * (360 / n)
 
 
 @dataclass(frozen=True, slots=True)

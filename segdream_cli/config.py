@@ -42,6 +42,8 @@ class PriorConfig:
     """Branch, tag or commit of the Hub repository."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the networks; "auto" is fp16 on CUDA (release) and fp32 elsewhere."""
+    cuda_graphs: bool = True
+    """On CUDA, replay the U-Net as CUDA graphs instead of launching its kernels one by one (ours)."""
     sample_posterior: bool = True
     """Encode images to a draw from the autoencoder's posterior rather than to its mean (release)."""
 
@@ -194,7 +196,7 @@ class OptimConfig:
     """Centres (release: 1.6e-4 times the extent 3.5)."""
     sh0_lr: Range = (5e-3, 3e-3)
     """Base colour (release)."""
-    shN_lr: Range = (2.5e-4, 2.5e-4)  # noqa: N815 - the field's name
+    shN_lr: Range = (2.5e-4, 2.5e-4)
     """Higher spherical harmonics (release)."""
     opacity_lr: Range = (0.05, 0.05)
     """Opacity logits (release)."""
@@ -516,7 +518,11 @@ def _is_number(value: Any) -> bool:
 
 def _example(annotation: Any) -> str:
     options = typing.get_args(annotation)
-    kind = next((option for option in options if option is not type(None)), annotation) if _is_union(annotation) else annotation
+    kind = (
+        next((option for option in options if option is not type(None)), annotation)
+        if _is_union(annotation)
+        else annotation
+    )
     if typing.get_origin(kind) is Literal:
         return "|".join(map(str, typing.get_args(kind)))
     return {int: "10", float: "0.5", bool: "true", str: "name"}.get(kind, "[0.1, 0.2]")

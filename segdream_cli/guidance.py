@@ -3,6 +3,7 @@
 Shapes: b rows of latents, k negative branches, l tokens of width d.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,17 @@ class Conditions:
     positive: Float[Tensor, "b l d"]
     negatives: Float[Tensor, "k b l d"]
     weights: Float[Tensor, "k b"]
+
+    @classmethod
+    def stack(cls, parts: Sequence["Conditions"]) -> "Conditions":
+        """The rows of several conditions one after the other."""
+        return cls(
+            null=torch.cat([part.null for part in parts]),
+            uncond=torch.cat([part.uncond for part in parts]),
+            positive=torch.cat([part.positive for part in parts]),
+            negatives=torch.cat([part.negatives for part in parts], dim=1),
+            weights=torch.cat([part.weights for part in parts], dim=1),
+        )
 
 
 def classifier_free(

@@ -14,6 +14,7 @@ thinned list. Shapes: b rows of latents, each with its own times.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -113,7 +114,7 @@ def trajectory_segments(config: DistillConfig, n_timesteps: int = 1000) -> Edges
         edges = [low + i * first + growth * i * (i - 1) // 2 for i in range(n)] + [high]
     else:
         edges = [low + i * (high - low) // n for i in range(n + 1)]
-    if any(after <= before for before, after in zip(edges, edges[1:], strict=False)):
+    if any(after <= before for before, after in pairwise(edges)):
         raise UsageProblem(f"{n} segments leave some of {low}..{high} empty", hint="--set distill.segments=5")
     return tuple(edges)
 

@@ -37,7 +37,9 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
         )
     odd = next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), None)
     if odd is not None:
-        raise UsageProblem(f"the prompt holds the control character {odd!r}", hint="put each prompt on a line of its own")
+        raise UsageProblem(
+            f"the prompt holds the control character {odd!r}", hint="put each prompt on a line of its own"
+        )
     if vocabulary is not None:
         _check_words(text, vocabulary)
     return text
@@ -58,7 +60,8 @@ def _check_words(prompt: str, vocabulary: Vocabulary) -> None:
         words = ", ".join(map(repr, dict.fromkeys(unknown)))
         near = dict.fromkeys(phrase for word in unknown for phrase in _nearest(word, phrases))
         raise UsageProblem(
-            f"this prior does not know {words}" + (f"; the nearest it knows: {', '.join(near)}" if near else ""), hint=hint
+            f"this prior does not know {words}" + (f"; the nearest it knows: {', '.join(near)}" if near else ""),
+            hint=hint,
         )
     objects = [phrase for phrase in known.findall(text) if phrase in vocabulary.objects]
     if len(objects) != 1:
@@ -147,12 +150,12 @@ class PromptEmbeddings:
 
     def conditions(self, weights: ViewWeights) -> Conditions:
         """The text of each view, blended by its weights."""
-        b, device = weights.positive.shape[0], self.phrases.device
+        b = len(weights.positive)
         blended = torch.einsum("bp,pld->bld", weights.positive.to(self.phrases), self.phrases)
         negatives = self.phrases[[FRONT, SIDE], None].expand(-1, b, -1, -1)
         return Conditions(
-            null=self.null.expand(b, -1, -1).to(device),
-            uncond=self.uncond.expand(b, -1, -1).to(device),
+            null=self.null.expand(b, -1, -1),
+            uncond=self.uncond.expand(b, -1, -1),
             positive=blended,
             negatives=negatives,
             weights=weights.negative,

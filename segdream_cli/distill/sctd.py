@@ -88,7 +88,9 @@ def sctd(
         z_0 = latents.detach().requires_grad_(not config.approximate)
         z_e = schedule.add_noise(z_0, noise, times.e)
         inversion = invert(predict_noise, schedule, z_e, times, conditions.null, config.t_tau)
-        endpoint = z_e if config.approximate else _consistency(predict_noise, schedule, inversion.z_t, times, conditions)
+        endpoint = z_e
+        if not config.approximate:
+            endpoint = _consistency(predict_noise, schedule, inversion.z_t, times, conditions)
     with torch.no_grad():
         self_part, cross_part = _residuals(predict_noise, schedule, inversion, times, conditions, config)
         gap = z_e - endpoint  # zero under the approximation of section 4.4

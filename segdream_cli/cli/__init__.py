@@ -1,0 +1,65 @@
+"""The command line: one file a command, and the one place where errors become words and exit codes."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from segdream_cli.cli import doctor, export, generate, init, render
+from segdream_cli.cli.output import Output
+from segdream_cli.errors import SegdreamError
+
+EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 environment, 4 weights, 5 out of memory, 6 output exists, "
+    "7 diverged, 130 interrupted, 143 terminated."
+)
+
+app = typer.Typer(
+    name="segdream",
+    help="Make 3D Gaussian-splat assets from a sentence.\n\n"
+    'segdream generate "a yellow school bus" -o bus.ply\n\n'
+    "segdream render bus.ply --turntable",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (init.init, generate.generate, render.render, export.export, doctor.doctor):
+    app.command(no_args_is_help=command is not doctor.doctor)(command)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from segdream_cli import __version__
+
+        Output().result(__version__)
+        raise typer.Exit
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits.
+
+    Args:
+        argv: arguments without the program's name; those of the process if not given.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    output = Output(json="--json" in arguments)
+    try:
+        app(args=arguments, prog_name="segdream")
+    except SegdreamError as problem:
+        if os.environ.get("SEGDREAM_DEBUG"):
+            raise
+        output.error(problem)
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # whoever read our output is gone; keep the interpreter's exit from tripping over the same pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(0)

@@ -1,0 +1,150 @@
+"""`segdream doctor`: what this machine has, and whether an asset can be made on it."""
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from segdream_cli.cli import options as shared
+from segdream_cli.cli.output import Output
+from segdream_cli.errors import EnvironmentProblem, SegdreamError
+
+LOW_DISK_GIB = 1.0
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report.
+
+    Args:
+        name: what was looked at.
+        state: "ok", "absent" (something optional is not there), or "problem" (no asset can be made).
+        detail: what was found.
+        hint: what to type about it.
+    """
+
+    name: str
+    state: str
+    detail: str
+    hint: str | None = None
+
+
+def doctor(json: shared.JsonOption = False) -> None:
+    """Report what this machine has; exit 3 when no asset can be made on it."""
+    sink = Output(json=json)
+    findings = []
+    for check in (_python, _torch, _rasterizer, _embedded_prior, _downloaded_prior, _ffmpeg, _disk):
+        for finding in check():
+            findings.append(finding)
+            if json:
+                sink.result(finding.name, **asdict(finding))
+                continue
+            sink.result(f"{finding.state:8} {finding.name:12} {finding.detail}")
+            if finding.hint:
+                sink.result(f"{'':8} {'':12} hint: {finding.hint}")
+    broken = [finding.name for finding in findings if finding.state == "problem"]
+    if broken:
+        raise EnvironmentProblem(f"no asset can be made here: {', '.join(broken)}", hint="see the hints above")
+
+
+def _guarded(name: str, check: Callable[[], str], *, needed: bool = True) -> Finding:
+    """The finding of a check that returns what it found or raises why not."""
+    try:
+        return Finding(name, "ok", check())
+    except SegdreamError as problem:
+        return Finding(name, "problem" if needed else "absent", problem.message, problem.hint)
+
+
+def _python() -> Iterator[Finding]:
+    from segdream_cli import __version__
+
+    fits = (3, 11) <= sys.version_info[:2] < (3, 14)
+    yield Finding(
+        "python",
+        "ok" if fits else "problem",
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}, segdream {__version__}",
+        None if fits else "python3.11 -m venv .venv",
+    )
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        yield Finding("cuda", "absent", "no device; the CPU is used")
+        return
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        yield Finding("cuda", "ok", f"cuda:{index} {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
+
+
+def _rasterizer() -> Iterator[Finding]:
+    """Renders one opaque ball and looks at its middle, on every kind of device there is."""
+    import torch
+
+    from segdream_cli.cameras import viewing
+    from segdream_cli.raster import rasterize
+
+    def render_ball(device: str) -> str:
+        camera = viewing(torch.zeros(1), torch.zeros(1), 16).to(torch.device(device))
+        ones = torch.ones(1, 3, device=device)
+        view = rasterize(
+            0 * ones,
+            torch.eye(4, device=device)[:1],
+            0.3 * ones,
+            0.9 * ones[:, 0],
+            ones,
+            camera.viewmats,
+            camera.Ks,
+            16,
+            16,
+        )
+        middle = float(view.alpha[0, 8, 8, 0])
+        if not 0.8 < middle < 0.91:
+            raise EnvironmentProblem(
+                f"a test picture came out wrong ({middle:.3f})", hint="pip install --force-reinstall segdream"
+            )
+        return "renders a test picture"
+
+    yield _guarded("numba", lambda: render_ball("cpu"))
+    if torch.cuda.is_available():
+        yield _guarded("gsplat", lambda: render_ball("cuda"))
+
+
+def _embedded_prior() -> Iterator[Finding]:
+    from segdream_cli.config import MINI, PriorConfig
+    from segdream_cli.weights import resolve
+
+    def look() -> str:
+        checkpoint = resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=lambda _: None)
+        return f"{checkpoint.name}, {checkpoint.digest[:12]}"
+
+    yield _guarded("prior", look)
+
+
+def _downloaded_prior() -> Iterator[Finding]:
+    from segdream_cli.config import SD21, PriorConfig
+    from segdream_cli.weights import resolve
+
+    def look() -> str:
+        checkpoint = resolve(PriorConfig(name=SD21), cuda=False, offline=True, announce=lambda _: None)
+        return f"{checkpoint.name} in {checkpoint.folder}"
+
+    yield _guarded("prior", look, needed=False)
+
+
+def _ffmpeg() -> Iterator[Finding]:
+    from segdream_cli.video import ffmpeg_version
+
+    yield _guarded("ffmpeg", ffmpeg_version, needed=False)
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    low = free < LOW_DISK_GIB
+    yield Finding("disk", "absent" if low else "ok", f"{free:.1f} GiB free here", "df -h ." if low else None)

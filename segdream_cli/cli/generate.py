@@ -1,0 +1,184 @@
+"""`segdream generate`: from a prompt, or a list of them, to assets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segdream_cli.cli import options as shared
+from segdream_cli.cli.jobs import Job, jobs_of_list, jobs_of_prompt, parse_seeds
+from segdream_cli.cli.output import Output
+from segdream_cli.cli.session import Request
+from segdream_cli.config import AUTO
+from segdream_cli.errors import UsageProblem
+
+
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(help="What to make, in a sentence.")] = None,
+    output: shared.OutputOption = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts", help="File of prompts, one a line, or - to read them.", rich_help_panel=shared.PROMPT
+        ),
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out-dir", help="Folder for the assets of a list.", rich_help_panel=shared.OUTPUT)
+    ] = None,
+    seed: shared.SeedOption = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            help="Several seeds, 0-3 or 1,5; -o is then a pattern with {seed} or a folder.",
+            rich_help_panel=shared.PROMPT,
+        ),
+    ] = None,
+    negative: Annotated[
+        str | None,
+        typer.Option(
+            "--negative", help="What not to make, in place of the prior's own.", rich_help_panel=shared.PROMPT
+        ),
+    ] = None,
+    list_words: Annotated[
+        bool,
+        typer.Option("--list-words", help="Show the words the prior knows and exit.", rich_help_panel=shared.PROMPT),
+    ] = False,
+    init: shared.InitOption = None,
+    quality: shared.QualityOption = shared.Quality.standard,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Optimisation steps.", rich_help_panel=shared.QUALITY)
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance-scale", min=0, help="Strength of the prompt.", rich_help_panel=shared.QUALITY),
+    ] = None,
+    perp_neg: Annotated[
+        bool | None,
+        typer.Option("--perp-neg/--no-perp-neg", help="Push other views away.", rich_help_panel=shared.QUALITY),
+    ] = None,
+    config: shared.ConfigOption = None,
+    assignments: shared.SetOption = None,
+    prior: shared.PriorOption = None,
+    model: shared.ModelOption = None,
+    device: shared.DeviceOption = AUTO,
+    offline: shared.OfflineOption = False,
+    preview_every: Annotated[
+        int | None,
+        typer.Option(
+            "--preview-every", min=0, help="Steps between two pictures in the run folder.", rich_help_panel=shared.RUN
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue this run folder.", rich_help_panel=shared.RUN)
+    ] = None,
+    force: shared.ForceOption = False,
+    json: shared.JsonOption = False,
+    quiet: shared.QuietOption = False,
+) -> None:
+    """Make an asset from a prompt.
+
+    segdream generate "a yellow school bus" -o bus.ply
+
+    segdream generate --prompts prompts/quickstart.txt --out-dir assets
+    """
+    sink = Output(json=json, quiet=quiet)
+    request = Request(
+        quality=quality,
+        options={
+            "prior.name": prior and str(prior),
+            "prior.model": model,
+            "init.shape": init,
+            "optim.steps": steps,
+            "distill.guidance_scale": guidance_scale,
+            "distill.perp_neg": perp_neg,
+            "output.preview_every": preview_every,
+        },
+        assignments=tuple(assignments or ()),
+        file=config,
+        device=device,
+        offline=offline,
+    )
+    if list_words:
+        _list_words(request, sink)
+        return
+    if resume is not None:
+        _refuse_others(context)
+        _resume(resume, request, sink)
+        return
+    several = parse_seeds(seeds) if seeds is not None else [seed]
+    if prompts is not None:
+        if prompt is not None or output is not None:
+            raise UsageProblem(
+                "--prompts takes neither a PROMPT nor -o", hint="segdream generate --prompts list.txt --out-dir assets"
+            )
+        jobs = jobs_of_list(prompts, out_dir, several, with_seed=seeds is not None)
+        _run_list(jobs, negative, request, sink, force=force)
+        return
+    if prompt is None or out_dir is not None:
+        raise UsageProblem(
+            "give one PROMPT, or a list with --prompts and --out-dir",
+            hint='segdream generate "a yellow school bus" -o bus.ply',
+        )
+    jobs = jobs_of_prompt(prompt, output, several if seeds is not None else None, seed)
+    _run_all(jobs, negative, request, sink, force=force)
+
+
+RESUME_TAKES = {"resume", "device", "offline", "preview_every", "json", "quiet"}
+
+
+def _refuse_others(context: typer.Context) -> None:
+    """A resumed run keeps its settings.
+
+    Raises:
+        UsageProblem: an option was given that would change them.
+    """
+    given = [
+        name
+        for name in context.params
+        if name not in RESUME_TAKES and (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if given:
+        names = ", ".join("PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in given)
+        raise UsageProblem(
+            f"--resume keeps the run's own settings, so it takes no {names}", hint="segdream generate --resume RUN"
+        )
+
+
+def _list_words(request: Request, sink: Output) -> None:
+    """Prints the phrases a prior knows."""
+    from segdream_cli.cli.session import choose_device
+    from segdream_cli.weights import profile_of
+
+    profile = profile_of(request.prior(), cuda=choose_device(request.device).type == "cuda")
+    if profile.vocabulary is None:
+        sink.note(f"{profile.title} takes any text")
+        return
+    for kind in ("objects", "attributes", "fillers"):
+        sink.result(f"{kind}: " + ", ".join(getattr(profile.vocabulary, kind)))
+
+
+def _resume(path: Path, request: Request, sink: Output) -> None:
+    """Continues a run folder."""
+    from segdream_cli.cli.running import resume
+
+    resume(path, request, sink)
+
+
+def _run_all(jobs: list[Job], negative: str | None, request: Request, sink: Output, *, force: bool) -> None:
+    """Makes assets that must all be possible before the first is begun."""
+    from segdream_cli.cli.running import Session
+
+    session = Session.open(request, sink, negative)
+    for job in jobs:
+        session.check(job, force=force)
+    for job in jobs:
+        session.make(job, force=force)
+
+
+def _run_list(jobs: list[Job], negative: str | None, request: Request, sink: Output, *, force: bool) -> None:
+    """Makes the assets of a list."""
+    from segdream_cli.cli.running import Session
+
+    Session.open(request, sink, negative).make_list(jobs, force=force)

@@ -1,0 +1,115 @@
+"""Which assets a command line asks for, and where each goes."""
+
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segdream_cli.errors import UsageProblem
+
+MAX_SEEDS = 1000
+SLUG_LENGTH = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One asset to make."""
+
+    prompt: str
+    seed: int
+    output: Path
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds of `0-3`, `1,5` or a mixture, in the order given.
+
+    Raises:
+        UsageProblem: the text is something else, or names none, one twice or too many.
+    """
+    hint = "--seeds 0-3, or --seeds 1,5"
+    seeds: list[int] = []
+    for part in text.replace(" ", "").split(","):
+        match = re.fullmatch(r"(\d{1,15})(?:-(\d{1,15}))?", part)
+        if match is None:
+            raise UsageProblem(f"--seeds {text!r} is not a list of seeds", hint=hint)
+        low, high = int(match[1]), int(match[2] or match[1])
+        if high < low or high - low >= MAX_SEEDS:
+            raise UsageProblem(f"--seeds {part!r} must rise, and by less than {MAX_SEEDS:,}", hint=hint)
+        seeds += range(low, high + 1)
+    if len(set(seeds)) < len(seeds):
+        raise UsageProblem(f"--seeds {text!r} names a seed twice", hint=hint)
+    return seeds
+
+
+def slug(prompt: str) -> str:
+    """A file name for a prompt: lower case, words joined by underscores, accents dropped where ASCII has the letter."""
+    plain = unicodedata.normalize("NFKD", prompt.lower())
+    words = re.findall(r"\w+", "".join(character for character in plain if not unicodedata.combining(character)))
+    name = "_".join(words)[:SLUG_LENGTH].rstrip("_")
+    return name or "asset"
+
+
+def jobs_of_prompt(prompt: str, output: Path | None, seeds: Sequence[int] | None, seed: int) -> list[Job]:
+    """The jobs of one prompt: one, or with `seeds` one a seed.
+
+    Raises:
+        UsageProblem: several seeds for one file.
+    """
+    if seeds is None:
+        return [Job(prompt, seed, output or Path(f"{slug(prompt)}.ply"))]
+    pattern = str(output) if output is not None else "{seed}"
+    if output is not None and output.is_dir():
+        pattern = str(output / (slug(prompt) + "-{seed}.ply"))
+    elif output is None:
+        pattern = slug(prompt) + "-{seed}.ply"
+    if "{seed}" not in pattern:
+        raise UsageProblem(
+            f"-o {output} is one file, and several seeds were asked for",
+            hint=f'-o "{Path(pattern).stem}-{{seed}}{Path(pattern).suffix or ".ply"}", or a folder',
+        )
+    return [Job(prompt, each, Path(pattern.replace("{seed}", str(each)))) for each in seeds]
+
+
+def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, with_seed: bool) -> list[Job]:
+    """The jobs of a list of prompts, one a line; empty lines and those that begin with # are passed over.
+
+    Args:
+        source: a file, or "-" for standard input.
+        out_dir: folder of the assets, made if it is not there.
+        seeds: seeds for each prompt.
+        with_seed: put the seed into the file names.
+
+    Raises:
+        UsageProblem: no folder, no such file, or no prompt in it.
+    """
+    if out_dir is None:
+        raise UsageProblem(
+            "--prompts needs a folder for the assets", hint=f"segdream generate --prompts {source} --out-dir assets"
+        )
+    try:
+        text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        lines = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
+    except OSError as problem:
+        raise UsageProblem(f"{source} can't be read: {problem.strerror}", hint=f"ls -l {source}") from problem
+    except UnicodeDecodeError as problem:
+        raise UsageProblem(f"{source} is not UTF-8 text", hint=f"file {source}") from problem
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UsageProblem(f"{source} holds no prompt", hint="one prompt a line; lines that begin with # are comments")
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UsageProblem(
+            f"the folder {out_dir} can't be made: {problem.strerror}", hint="choose another --out-dir"
+        ) from problem
+    jobs: dict[Path, Job] = {}
+    for prompt in dict.fromkeys(found):
+        for seed in seeds:
+            stem = f"{slug(prompt)}-{seed}" if with_seed else slug(prompt)
+            output, number = out_dir / f"{stem}.ply", 2
+            while output in jobs:
+                output, number = out_dir / f"{stem}-{number}.ply", number + 1
+            jobs[output] = Job(prompt, seed, output)
+    return list(jobs.values())

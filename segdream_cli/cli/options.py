@@ -1,0 +1,46 @@
+"""Options that several commands share, each declared once."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segdream_cli.config import AUTO, MINI, QUALITIES, SD21
+
+Quality = StrEnum("Quality", list(QUALITIES))  # type: ignore[misc]
+PriorName = StrEnum("PriorName", [AUTO, SD21, MINI])  # type: ignore[misc]
+
+PROMPT, QUALITY, RUN, HARDWARE, OUTPUT = "Prompt", "Quality", "Run", "Hardware and weights", "Output"
+
+OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)]
+ForceOption = Annotated[bool, typer.Option("-f", "--force", help="Replace what is there.", rich_help_panel=OUTPUT)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Results as JSON, one a line.", rich_help_panel=OUTPUT)]
+QuietOption = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Print results and errors only.", rich_help_panel=OUTPUT)
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random numbers.", rich_help_panel=PROMPT)]
+QualityOption = Annotated[Quality, typer.Option("--quality", help="Preset.", rich_help_panel=QUALITY)]
+PriorOption = Annotated[
+    PriorName | None,
+    typer.Option("--prior", help="Diffusion prior; auto, the default, looks for CUDA.", rich_help_panel=HARDWARE),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Hub id or folder of a Stable Diffusion 1.x or 2.x checkpoint.", rich_help_panel=HARDWARE
+    ),
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Use cached weights only.", rich_help_panel=HARDWARE)]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.", envvar="SEGDREAM_DEVICE", rich_help_panel=HARDWARE)
+]
+InitOption = Annotated[
+    str | None, typer.Option("--init", help="Start: sphere, box or a .ply file.", rich_help_panel=QUALITY)
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of settings, or a run.json.", rich_help_panel=QUALITY)
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, key=value; repeatable.", rich_help_panel=QUALITY)
+]

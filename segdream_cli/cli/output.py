@@ -1,0 +1,51 @@
+"""The one place that prints: results to stdout, everything else to stderr."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segdream_cli.errors import SegdreamError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a command's words go.
+
+    Args:
+        json: results and errors as one JSON object a line on stdout; its fields only ever grow.
+        quiet: say nothing but results and errors.
+    """
+
+    json: bool = False
+    quiet: bool = False
+
+    def result(self, result: str | Path, **fields: Any) -> None:
+        """A result: its path or text, or with `json` an object with more about it."""
+        if self.json:
+            self._line(event="done", output=str(result), **fields)
+        else:
+            sys.stdout.write(f"{result}\n")
+            sys.stdout.flush()
+
+    def note(self, message: str) -> None:
+        """Something a person may want to know."""
+        if not self.quiet:
+            sys.stderr.write(f"{message}\n")
+            sys.stderr.flush()
+
+    def error(self, problem: SegdreamError) -> None:
+        """Why a command, or one of its items, failed, and what to do next."""
+        if self.json:
+            self._line(event="error", message=problem.message, hint=problem.hint, exit_code=problem.exit_code)
+        sys.stderr.write(f"error: {problem.message}\n")
+        if problem.hint:
+            sys.stderr.write(f"hint:  {problem.hint}\n")
+        sys.stderr.flush()
+
+    def _line(self, **fields: Any) -> None:
+        sys.stdout.write(json.dumps({"schema": SCHEMA, **fields}) + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,235 @@
+"""Driving runs: check a job, prepare or continue it, follow its steps, save, stop, write the asset."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+import typer
+
+from segdream_cli import __version__, formats
+from segdream_cli.asset import AssetState
+from segdream_cli.cameras import turntable_azimuths, viewing
+from segdream_cli.cli.jobs import Job
+from segdream_cli.cli.output import Output
+from segdream_cli.cli.progress import RunProgress
+from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_pipeline
+from segdream_cli.cli.stopping import StopRequest
+from segdream_cli.config import Config
+from segdream_cli.errors import Diverged, OutOfMemory, OutputExists, SegdreamError, UsageProblem
+from segdream_cli.files import check_output
+from segdream_cli.images import contact_sheet, write_png
+from segdream_cli.pipeline import Pipeline
+from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
+from segdream_cli.view_prompts import clean_prompt
+from segdream_cli.weights import Checkpoint
+
+METHOD = "sctd"
+CUDA_EVENT_EVERY = 10
+
+
+@dataclass
+class Session:
+    """One prior, one configuration, and the jobs that share them.
+
+    Args:
+        config: the resolved configuration.
+        checkpoint: the prior's files.
+        device: where everything is computed.
+        quality: the preset's name.
+        sink: where results and words go.
+        negative: negative prompt in place of the prior's own.
+    """
+
+    config: Config
+    checkpoint: Checkpoint
+    device: torch.device
+    quality: str
+    sink: Output
+    negative: str | None
+
+    @classmethod
+    def open(cls, request: Request, sink: Output, negative: str | None) -> Self:
+        """Resolves device, weights and configuration; the prior itself is loaded when it is first needed.
+
+        Raises:
+            SegdreamError: any of them can't be had.
+        """
+        device = choose_device(request.device)
+        checkpoint = open_checkpoint(request, device, sink)
+        return cls(request.resolve(checkpoint.profile), checkpoint, device, request.quality, sink, negative)
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The pipeline with its prior."""
+        return open_pipeline(self.config, self.checkpoint, self.device, self.sink)
+
+    def check(self, job: Job, *, force: bool) -> None:
+        """Refuses a job that can't end well, before any work.
+
+        Raises:
+            UsageProblem: prompt or output can't be used.
+            OutputExists: the asset or an unfinished run of it is there.
+        """
+        clean_prompt(job.prompt, self.checkpoint.profile.vocabulary)
+        formats.format_of(job.output)
+        check_output(job.output, force=force)
+        RunDir.beside(job.output).check_free(force=force)
+
+    def make(self, job: Job, *, force: bool) -> None:
+        """Makes one asset from the start.
+
+        Raises:
+            typer.Exit: a signal stopped the run; it has been saved.
+            SegdreamError: the run failed.
+        """
+        self.check(job, force=force)
+        asset = self.pipeline.prepare(job.prompt, job.seed, self.negative)
+        run = RunDir.beside(job.output)
+        run.create(self._record(job))
+        self._follow(asset, run, job.output)
+
+    def resume(self, run: RunDir) -> None:
+        """Continues a run to its end; raises as `make`, and UsageProblem for a run that can't be continued."""
+        record = run.record()
+        if record.prior["digest"] != self.checkpoint.digest:
+            raise UsageProblem(
+                f"{run.path} was started with other weights of {record.prior['name']}",
+                hint="run the generate command again with --force",
+            )
+        asset = self.pipeline.restore(run.load(), record.prompt, record.seed, record.negative_prompt)
+        run.trim_events(asset.step)
+        self.sink.note(f"continuing {run.path} after step {asset.step} of {self.config.optim.steps}")
+        self._follow(asset, run, run.path.parent / record.output)
+
+    def make_list(self, jobs: Sequence[Job], *, force: bool) -> None:
+        """Makes what is not there yet, continues what was stopped, and goes on after a failure.
+
+        Raises:
+            typer.Exit: with 1 if any failed, or a signal's code.
+        """
+        made, skipped, failed = 0, 0, 0
+        for number, job in enumerate(jobs, 1):
+            if job.output.exists() and not force:
+                skipped += 1
+                self.sink.note(f"[{number}/{len(jobs)}] {job.output} is there")
+                continue
+            self.sink.note(f"[{number}/{len(jobs)}] {job.prompt}")
+            try:
+                run = RunDir.beside(job.output)
+                if not force and run.unfinished() and self._same_run(run, job):
+                    self.resume(run)
+                else:
+                    self.make(job, force=force)
+                made += 1
+            except SegdreamError as problem:
+                failed += 1
+                self.sink.error(problem)
+        self.sink.note(f"{made} made, {skipped} there already, {failed} failed")
+        if failed:
+            raise typer.Exit(1)
+
+    def _record(self, job: Job) -> RunRecord:
+        return RunRecord(
+            prompt=job.prompt,
+            seed=job.seed,
+            negative_prompt=self.negative,
+            output=job.output.name,
+            quality=self.quality,
+            config=self.config.flat(),
+            prior={"name": self.checkpoint.name, "digest": self.checkpoint.digest},
+            device=self.device.type,
+            versions=installed_versions(),
+        )
+
+    def _same_run(self, run: RunDir, job: Job) -> bool:
+        """Whether an unfinished run is of this very job."""
+        record, wanted = run.record(), self._record(job)
+        return dataclasses.replace(record, versions=wanted.versions, device=wanted.device) == wanted
+
+    def _follow(self, asset: AssetState, run: RunDir, output: Path) -> None:
+        """Runs an asset to its end, keeping its run folder up to date, and writes it."""
+        options, begin, first = self.config.output, time.monotonic(), asset.step
+        event_every = CUDA_EVENT_EVERY if self.device.type == "cuda" else 1
+        progress = RunProgress(output.name, self.config.optim.steps, asset.step, self.sink)
+        with StopRequest() as stop, progress:
+            try:
+                for report in self.pipeline.run([asset]):
+                    progress.update(report)
+                    if report.step % event_every == 0:
+                        run.append_event(report)
+                    if options.preview_every and report.step % options.preview_every == 0:
+                        self._preview(asset, run)
+                    if stop.received or (options.checkpoint_every and report.step % options.checkpoint_every == 0):
+                        run.save(asset)
+                    if stop.received:
+                        break
+            except (Diverged, OutOfMemory):
+                run.save(asset)
+                raise
+        if stop.received:
+            self.sink.note(f"stopped after step {asset.step} of {self.config.optim.steps}; to go on:")
+            self.sink.note(f"  segdream generate --resume {run.path}")
+            raise typer.Exit(stop.exit_code)
+        formats.write(output, asset.gaussians.splats(self.provenance(asset.prompt, asset.seed)))
+        run.finish()
+        seconds = time.monotonic() - begin
+        self.sink.result(
+            output,
+            prompt=asset.prompt,
+            seed=asset.seed,
+            prior=self.checkpoint.name,
+            gaussians=len(asset.gaussians),
+            steps=asset.step - first,
+            seconds=round(seconds, 3),
+            run=str(run.path),
+        )
+
+    def provenance(self, prompt: str, seed: int) -> dict[str, object]:
+        """Where an asset came from, for its file."""
+        return {
+            "generator": f"segdream {__version__}",
+            "prompt": prompt,
+            "seed": seed,
+            "method": METHOD,
+            "prior": self.checkpoint.name,
+            "prior_digest": self.checkpoint.digest,
+            "quality": self.quality,
+            "steps": self.config.optim.steps,
+        }
+
+    def _preview(self, asset: AssetState, run: RunDir) -> None:
+        """Saves a picture of the asset from four sides."""
+        cameras = viewing(turntable_azimuths(4), torch.full((4,), 15.0), self.config.output.preview_size)
+        pictures = self.pipeline.render(asset.gaussians, cameras).over(torch.ones(3, device=self.device))
+        sheet = contact_sheet(list(pictures.cpu().numpy()), columns=4)
+        write_png(run.path / f"preview-{asset.step:06d}.png", sheet)
+
+
+def resume(path: Path, request: Request, sink: Output) -> None:
+    """Continues the run in `path` with the settings it was started with.
+
+    Raises:
+        UsageProblem: it is not a run folder, or the run is done.
+        OutputExists: its asset has appeared meanwhile.
+    """
+    run = RunDir(path)
+    record = run.record()
+    output = path.parent / record.output
+    if not run.unfinished():
+        if output.exists():
+            raise OutputExists(f"{path} is done: {output} is there", hint=f"segdream render {output} --turntable")
+        raise UsageProblem(
+            f"{path} has no checkpoint: the run was stopped before its first one",
+            hint=f'segdream generate "{record.prompt}" --seed {record.seed} --config {path / "run.json"} -o {output}',
+        )
+    config = run.config()
+    kept = {key: value for key, value in request.options.items() if key == "output.preview_every" and value is not None}
+    device = choose_device(request.device)
+    prior = Request(quality=record.quality, options=config.flat(), offline=request.offline)
+    checkpoint = open_checkpoint(prior, device, sink)
+    Session(config.set(kept), checkpoint, device, record.quality, sink, record.negative_prompt).resume(run)

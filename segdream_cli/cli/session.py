@@ -1,0 +1,108 @@
+"""From options to a pipeline: the device, the prior, the configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segdream_cli.cli.output import Output
+from segdream_cli.config import AUTO, Config, PriorConfig, PriorProfile, parse_assignments, preset, read_toml
+from segdream_cli.errors import EnvironmentProblem, UsageProblem
+
+if TYPE_CHECKING:
+    import torch
+
+    from segdream_cli.pipeline import Pipeline
+    from segdream_cli.weights import Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the command line says about settings and hardware.
+
+    Args:
+        quality: the preset.
+        options: dotted settings that have an option of their own.
+        assignments: the `--set` entries, which win.
+        file: the `--config` file, which the options override.
+        device: auto, cpu, cuda or cuda:N.
+        offline: never ask the network.
+    """
+
+    quality: str
+    options: Mapping[str, Any]
+    assignments: tuple[str, ...] = ()
+    file: Path | None = None
+    device: str = AUTO
+    offline: bool = False
+
+    def overrides(self) -> dict[str, Any]:
+        """Every setting that differs from the preset: file < options < assignments.
+
+        Raises:
+            UsageProblem: an unknown setting or a value that does not fit.
+        """
+        given = {key: value for key, value in self.options.items() if value is not None}
+        found = (read_toml(self.file) if self.file else {}) | given | parse_assignments(self.assignments)
+        Config().set(found)
+        return found
+
+    def prior(self) -> PriorConfig:
+        """Which prior is asked for."""
+        return Config().set(self.overrides()).prior
+
+    def resolve(self, profile: PriorProfile) -> Config:
+        """The configuration for a prior; a length other than the preset's stretches its schedules."""
+        overrides = self.overrides()
+        config = preset(profile, self.quality)
+        return config.with_steps(overrides.get("optim.steps", config.optim.steps)).set(overrides)
+
+
+def choose_device(name: str) -> "torch.device":
+    """The device of a `--device` value.
+
+    Raises:
+        UsageProblem: not the name of a device that segdream computes on.
+        EnvironmentProblem: CUDA was asked for and is not there.
+    """
+    import torch
+
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise UsageProblem(f"there is no device {name!r}", hint="--device cpu, --device cuda or --device cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        built = "no CUDA device is visible" if torch.version.cuda else "this build of torch has no CUDA"
+        raise EnvironmentProblem(f"CUDA was asked for, but {built}", hint="--device cpu, or see: segdream doctor")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise EnvironmentProblem(
+            f"there is no {name}, only {torch.cuda.device_count()} CUDA devices", hint="nvidia-smi -L"
+        )
+    return torch.device(name)
+
+
+def open_checkpoint(request: Request, device: "torch.device", output: Output) -> "Checkpoint":
+    """The prior's files on this machine, downloaded if need be.
+
+    Raises:
+        WeightsUnavailable: they can't be had.
+    """
+    from segdream_cli import weights
+
+    return weights.resolve(request.prior(), cuda=device.type == "cuda", offline=request.offline, announce=output.note)
+
+
+def open_pipeline(config: Config, checkpoint: "Checkpoint", device: "torch.device", output: Output) -> "Pipeline":
+    """The pipeline with its prior loaded.
+
+    Raises:
+        WeightsUnavailable: the files can't be loaded.
+    """
+    from segdream_cli.diffusion import DiffusionPrior
+    from segdream_cli.pipeline import Pipeline
+
+    prior = DiffusionPrior.load(
+        checkpoint, device, config.prior.dtype, warn=output.note, cuda_graphs=config.prior.cuda_graphs
+    )
+    return Pipeline(config, prior, device)

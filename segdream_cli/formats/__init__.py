@@ -1,0 +1,193 @@
+"""Asset files: what they hold, which there are, and the frame of the PLY family.
+
+`Splats` is one asset in numpy, in the inner frame: right-handed, y up, the object faces +Z. Viewers expect files of
+the PLY family half a turn about X away from it (x right, y down, z away), so their writers apply `to_ply_frame` and
+their readers `from_ply_frame`.
+
+A new format is a file here with `read(path)` and `write(path, splats)`, and a row of `FORMATS`.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdream_cli.errors import UsageProblem
+
+Float32s = NDArray[np.float32]
+
+SH_C0 = 0.28209479177387814
+"""Value of the degree-0 spherical harmonic: a colour is 0.5 + SH_C0 * sh0."""
+LOG_SCALE_LIMIT = 20.0
+OPACITY_LOGIT_LIMIT = 15.0
+
+# How each basis function of degree 1 to 3 (m = -l..l) answers to (x, y, z) -> (x, -y, -z).
+_HALF_TURN_SIGNS = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Splats:
+    """Gaussians before their activations, float32, in the inner frame (y up, facing +Z).
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+
+    means: Float32s
+    """Centres, [n, 3]."""
+    quats: Float32s
+    """Unit rotations wxyz, [n, 4]."""
+    log_scales: Float32s
+    """Natural logarithm of the standard deviations, [n, 3]."""
+    opacity_logits: Float32s
+    """Opacity before the sigmoid, [n]."""
+    sh0: Float32s
+    """Spherical harmonics of degree 0, [n, 3] RGB."""
+    shN: Float32s
+    """The higher ones, [n, k, 3] with k = 0, 3, 8 or 15: l = 1..3, m = -l..l, RGB innermost."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Prompt, seed, prior, method, version and the like, as JSON values; may be empty."""
+
+    def __post_init__(self) -> None:
+        n, k = len(self.means), self.shN.shape[1]
+        shapes = [getattr(self, item.name).shape for item in dataclasses.fields(self)[:6]]
+        if shapes != [(n, 3), (n, 4), (n, 3), (n,), (n, 3), (n, k, 3)] or k not in (0, 3, 8, 15):
+            raise ValueError(f"shapes that do not make Gaussians: {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+
+def to_ply_frame(splats: Splats) -> Splats:
+    """The same asset after half a turn about X: (x, y, z) -> (x, -y, -z), spherical harmonics included."""
+    k = splats.shN.shape[1]
+    return dataclasses.replace(
+        splats,
+        means=splats.means * np.array([1, -1, -1], np.float32),
+        quats=splats.quats * np.array([1, 1, -1, -1], np.float32),
+        shN=splats.shN * _HALF_TURN_SIGNS[:k, None],
+    )
+
+
+from_ply_frame = to_ply_frame
+"""The way back: half a turn undoes itself."""
+
+
+def tidied(splats: Splats) -> Splats:
+    """The same asset with unit quaternions and with values that every reader's float arithmetic survives.
+
+    Log-scales are clamped to [-20, 20] and opacity logits to [-15, 15]. Quaternions of length zero become the
+    identity; those that are unit to float precision keep their bits.
+    """
+    lengths = np.sqrt(np.einsum("nq,nq->n", splats.quats, splats.quats, dtype=np.float64))
+    off = np.abs(lengths - 1) > 1e-6
+    quats = splats.quats.copy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quats[off] = quats[off] / lengths[off, None]
+    quats[lengths == 0] = (1, 0, 0, 0)
+    return dataclasses.replace(
+        splats,
+        quats=quats,
+        log_scales=np.clip(splats.log_scales, -LOG_SCALE_LIMIT, LOG_SCALE_LIMIT),
+        opacity_logits=np.clip(splats.opacity_logits, -OPACITY_LOGIT_LIMIT, OPACITY_LOGIT_LIMIT),
+    )
+
+
+def not_finite(splats: Splats) -> NDArray[np.intp]:
+    """Indices of the Gaussians that have a NaN or an infinity among their values."""
+    bad = np.zeros(len(splats), bool)
+    for item in dataclasses.fields(splats)[:6]:
+        finite = np.isfinite(getattr(splats, item.name))
+        if not finite.all():
+            bad |= ~finite.reshape(len(splats), -1).all(axis=1)
+    return np.flatnonzero(bad)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A row of `FORMATS`; the file behind it is imported when it is used, so that showing the table costs nothing."""
+
+    suffix: str
+    """How its file names end."""
+    description: str
+    module: str
+    """File of this folder with `write(path, splats, **options)`, and with `read(path)` where `readable`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What `write` is called with."""
+    readable: bool = True
+
+    def read(self, path: Path) -> Splats:
+        """The asset in `path`; errors as in the module's `read`."""
+        splats: Splats = import_module(f"{__name__}.{self.module}").read(path)
+        return splats
+
+    def write(self, path: Path, splats: Splats, **options: Any) -> None:
+        """Writes `path`; errors as in the module's `write`."""
+        import_module(f"{__name__}.{self.module}").write(path, splats, **{**self.options, **options})
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "ply": Format(".ply", "Gaussians as every viewer reads them, padded to SH degree 3", "ply"),
+        "ply-compact": Format(".ply", "the same without the padding", "ply", {"pad_sh": False}),
+        "splat": Format(".splat", "32 bytes a Gaussian, colours without view dependence", "splat"),
+        "points": Format(".ply", "a coloured point cloud for mesh tools", "points", readable=False),
+    }
+)
+"""Format name -> suffix, description, read and write. The first row of a suffix is what the suffix alone means."""
+
+
+def format_of(path: Path) -> str:
+    """The name of the format that the suffix of `path` stands for.
+
+    Raises:
+        UsageProblem: there is none; the message lists the known suffixes.
+    """
+    name = path.name.lower()
+    fitting = [key for key, row in FORMATS.items() if name.endswith(row.suffix)]
+    if fitting:
+        return max(fitting, key=lambda key: len(FORMATS[key].suffix))
+    known = list(dict.fromkeys(row.suffix for row in FORMATS.values()))
+    nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.1) or known
+    raise UsageProblem(
+        f"{path} names no known asset format; known are {', '.join(known)}",
+        hint=f"name the file {path.stem or 'asset'}{nearest[0]}",
+    )
+
+
+def read(path: Path) -> Splats:
+    """The asset in `path`, which may come from another tool, in the inner frame.
+
+    Raises:
+        UsageProblem: the suffix is not known, or the file can't be read as that format.
+    """
+    return FORMATS[format_of(path)].read(path)
+
+
+def write(path: Path, splats: Splats, format: str | None = None, **options: Any) -> None:
+    """Writes `splats` to `path`, in the format of its suffix or in the one named.
+
+    Raises:
+        UsageProblem: the format is not known, does not go with the suffix, or the folder can't be written.
+        SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
+    """
+    name = format_of(path) if format is None else format
+    if name not in FORMATS:
+        nearest = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0)
+        raise UsageProblem(
+            f"there is no format {name!r}; known are {', '.join(FORMATS)}", hint=f"--format {nearest[0]}"
+        )
+    row = FORMATS[name]
+    if not path.name.lower().endswith(row.suffix):
+        raise UsageProblem(
+            f"the format {name} is written to {row.suffix} files, not to {path.name}",
+            hint=f"-o {path.with_suffix(row.suffix)}",
+        )
+    row.write(path, splats, **options)

@@ -1,0 +1,169 @@
+"""3D Gaussians: parameters as the optimiser holds them, what they stand for, and their optimisers.
+
+stored              activated
+------------------  ------------------------------------------------------------
+means           n 3     centres
+quats           n 4     rotation as w, x, y, z of any length
+log_scales      n 3     scales = exp: standard deviations along the axes
+opacity_logits  n       opacities = sigmoid
+sh0             n 3     base colour: 0.5 + C0 sh0, never below 0, not bounded above
+shN             n k 3   higher spherical harmonics, k = 0, 3, 8 or 15
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import Parameter
+
+from segdream_cli.config import OptimConfig
+from segdream_cli.formats import Splats
+
+GROUPS = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
+SH_C0 = 0.5 / math.sqrt(math.pi)
+Optimizers = dict[str, torch.optim.Adam]
+
+
+class Gaussians:
+    """A set of n Gaussians whose number may change.
+
+    Args:
+        tensors: one tensor a name of `GROUPS`, all with the same first dimension.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.params = {name: Parameter(tensors[name].detach().float()) for name in GROUPS}
+
+    def __len__(self) -> int:
+        return len(self.params["means"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.params["means"].device
+
+    @property
+    def means(self) -> Float[Tensor, "n 3"]:
+        """Centres."""
+        return self.params["means"]
+
+    @property
+    def quats(self) -> Float[Tensor, "n 4"]:
+        """Rotations as w, x, y, z of any length."""
+        return self.params["quats"]
+
+    @property
+    def scales(self) -> Float[Tensor, "n 3"]:
+        """Standard deviations along the rotated axes."""
+        return self.params["log_scales"].exp()
+
+    @property
+    def opacities(self) -> Float[Tensor, " n"]:
+        """Opacities in 0..1."""
+        return self.params["opacity_logits"].sigmoid()
+
+    def colors(self, camera_positions: Float[Tensor, "c 3"]) -> Float[Tensor, "n 3"] | Float[Tensor, "c n 3"]:
+        """Colours, one set for all cameras without higher harmonics, else one a camera."""
+        base, rest = self.params["sh0"], self.params["shN"]
+        if not rest.shape[1]:
+            return (0.5 + SH_C0 * base).clamp_min(0)
+        directions = torch.nn.functional.normalize(self.means - camera_positions[:, None], dim=-1)  # [c, n, 3]
+        basis = sh_basis(directions, rest.shape[1])
+        return (0.5 + SH_C0 * base + torch.einsum("cnk,nkd->cnd", basis, rest)).clamp_min(0)
+
+    def to(self, device: torch.device) -> "Gaussians":
+        """A copy on `device`."""
+        return Gaussians({name: value.to(device) for name, value in self.params.items()})
+
+    def splats(self, provenance: Mapping[str, object]) -> Splats:
+        """What a file holds: the stored values as arrays."""
+        return Splats(
+            **{name: value.detach().cpu().numpy() for name, value in self.params.items()}, provenance=provenance
+        )
+
+    @classmethod
+    def from_splats(cls, splats: Splats) -> "Gaussians":
+        """Gaussians with the values of a file."""
+        return cls({name: torch.from_numpy(np.ascontiguousarray(getattr(splats, name))) for name in GROUPS})
+
+
+def sh_basis(directions: Float[Tensor, "c n 3"], k: int) -> Float[Tensor, "c n k"]:
+    """Real spherical harmonics of degree 1 to 3 with the Condon-Shortley phase, m from -l to l.
+
+    Args:
+        directions: unit vectors from the camera to the Gaussian.
+        k: number of functions: 3, 8 or 15.
+    """
+    x, y, z = directions.unbind(-1)
+    pi = math.pi
+    values = [-math.sqrt(3 / (4 * pi)) * y, math.sqrt(3 / (4 * pi)) * z, -math.sqrt(3 / (4 * pi)) * x]
+    if k > 3:
+        a = math.sqrt(15 / pi) / 2
+        values += [a * x * y, -a * y * z, math.sqrt(5 / pi) / 4 * (3 * z * z - 1), -a * x * z, a / 2 * (x * x - y * y)]
+    if k > 8:
+        b, c = math.sqrt(35 / (2 * pi)) / 4, math.sqrt(21 / (2 * pi)) / 4
+        values += [
+            -b * y * (3 * x * x - y * y),
+            math.sqrt(105 / pi) / 2 * x * y * z,
+            -c * y * (5 * z * z - 1),
+            math.sqrt(7 / pi) / 4 * z * (5 * z * z - 3),
+            -c * x * (5 * z * z - 1),
+            math.sqrt(105 / pi) / 4 * z * (x * x - y * y),
+            -b * x * (x * x - 3 * y * y),
+        ]
+    return torch.stack(values, -1)
+
+
+def build_optimizers(gaussians: Gaussians, config: OptimConfig) -> Optimizers:
+    """One Adam a parameter group, as density control needs them."""
+    return {
+        name: torch.optim.Adam(
+            [parameter], lr=rates[0], betas=config.betas, eps=config.eps, fused=parameter.is_cuda or None
+        )
+        for (name, parameter), rates in zip(gaussians.params.items(), _rates(config), strict=True)
+    }
+
+
+def set_learning_rates(optimizers: Optimizers, config: OptimConfig, step: int) -> None:
+    """Sets each group's rate for a step of the run, log-linear between its start and its end."""
+    progress = min(step / config.steps, 1)
+    for optimizer, (start, end) in zip(optimizers.values(), _rates(config), strict=True):
+        optimizer.param_groups[0]["lr"] = start * (end / start) ** progress
+
+
+def clip_gradients(gaussians: Gaussians, config: OptimConfig, step: int) -> Float[Tensor, ""]:
+    """Limits each group's gradient norm, growing over the first steps; returns the norm over all groups before that."""
+    start, end = config.clip
+    limit = start + (end - start) * (min(step / config.clip_steps, 1) if config.clip_steps else 1)
+    norms = [
+        torch.nn.utils.clip_grad_norm_(parameter, limit)
+        for parameter in gaussians.params.values()
+        if parameter.grad is not None
+    ]
+    return torch.stack(norms).norm()
+
+
+def _rates(config: OptimConfig) -> list[tuple[float, float]]:
+    """Start and end rate of each group, in the order of `GROUPS`."""
+    return [config.means_lr, config.quat_lr, config.scale_lr, config.opacity_lr, config.sh0_lr, config.shN_lr]
+
+
+@torch.no_grad()
+def bounds(gaussians: Gaussians) -> tuple[Float[Tensor, " 3"], float]:
+    """Centre and radius of the sphere that holds an asset but for stray Gaussians.
+
+    The centre is that of the box between the 1st and the 99th percentile of the visible centres; the radius is the
+    98th percentile of the distance that a visible Gaussian reaches with two standard deviations.
+    """
+    visible = gaussians.opacities > 0.1
+    if not visible.any():
+        visible = torch.ones_like(visible)
+    means = gaussians.means[visible].cpu()
+    reach = 2 * gaussians.scales[visible].cpu().amax(-1)
+    low, high = np.quantile(means.numpy(), [0.01, 0.99], axis=0)
+    center = torch.from_numpy((low + high) / 2).float()
+    radius = np.quantile(((means - center).norm(dim=-1) + reach).numpy(), 0.98)
+    return center, max(float(radius), 1e-3)

@@ -1,0 +1,121 @@
+"""Pictures: PNG files, contact sheets, and depth and normals as colours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from segdream_cli.errors import SegdreamError
+from segdream_cli.files import replacing
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+
+PAPER, INK = (255, 255, 255), (32, 32, 32)
+DEPTH_STEPS = 65534
+"""Steps between near and far in a 16-bit depth picture; 0 is kept for "nothing there"."""
+
+
+def write_png(path: Path, image: Array) -> None:
+    """Writes a picture [h, w], [h, w, 3] or [h, w, 4]: floats in 0..1, bytes, or 16-bit grey; RGBA is straight alpha.
+
+    Raises:
+        SegdreamError: a value is not finite, or the disk is full; UsageProblem: the folder can't be written.
+    """
+    pixels = np.ascontiguousarray(image if image.dtype in (np.uint8, np.uint16) else to_uint8(image))
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def to_uint8(image: Array) -> Bytes:
+    """Floats in 0..1 to the nearest of the 256 steps; values outside are clipped, bytes pass through.
+
+    Raises:
+        SegdreamError: a value is not finite.
+    """
+    if image.dtype == np.uint8:
+        return image
+    bad = int(np.count_nonzero(~np.isfinite(image)))
+    if bad:
+        raise SegdreamError(
+            f"{bad} of {image.size} values of a picture are not finite",
+            hint="go back to the last checkpoint with --resume",
+        )
+    return np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def straight_alpha(rgb: Array, alpha: Array) -> NDArray[np.float32]:
+    """RGBA [h, w, 4] with straight alpha from premultiplied `rgb` [h, w, 3] and `alpha` [h, w], all in 0..1."""
+    opacity = np.clip(alpha, 0, 1)[..., None]
+    colour = np.clip(rgb / np.maximum(opacity, 1e-6), 0, 1)
+    return np.concatenate([colour, opacity], axis=2).astype(np.float32)
+
+
+def contact_sheet(images: Sequence[Array], columns: int, labels: Sequence[str] | None = None) -> Bytes:
+    """Pictures of one size [h, w, 3], row by row on white, each with its label above it.
+
+    Args:
+        images: at least one; floats in 0..1 or bytes.
+        columns: pictures in a row, at least one.
+        labels: one a picture; those too long for its width are cut and end in an ellipsis.
+
+    Returns:
+        Bytes [H, W, 3].
+
+    Raises:
+        ValueError: there are no pictures, or labels and pictures differ in number.
+    """
+    tiles = [to_uint8(image) for image in images]
+    if labels is not None and len(labels) != len(tiles):
+        raise ValueError(f"{len(labels)} labels for {len(tiles)} pictures")
+    height, width, _ = tiles[0].shape
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    font = ImageFont.load_default(size=float(np.clip(width // 16, 10, 24)))
+    strip = 0 if labels is None else int(font.getbbox("Ag")[3]) + 6
+    sheet = Image.new("RGB", (columns * width, rows * (height + strip)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, tile in enumerate(tiles):
+        left, top = i % columns * width, i // columns * (height + strip)
+        if labels is not None:
+            draw.text((left + 4, top + 3), _fitted(labels[i], font, width - 8), fill=INK, font=font)
+        sheet.paste(Image.fromarray(tile), (left, top + strip))
+    return np.asarray(sheet)
+
+
+def depth_to_uint16(depth: Array, alpha: Array, near: float, far: float) -> NDArray[np.uint16]:
+    """Depth [h, w] between two fixed planes as 16-bit grey: near is 1, far is 65535, and 0 is where alpha is <= 0.5.
+
+    A value v > 0 reads back as near + (v - 1) / 65534 * (far - near).
+    """
+    steps = np.floor(_between(depth, near, far) * DEPTH_STEPS + 0.5) + 1
+    return np.where(alpha > 0.5, steps, 0).astype(np.uint16)
+
+
+def depth_preview(depth: Array, alpha: Array, near: float, far: float) -> Bytes:
+    """Depth [h, w] as grey [h, w, 3] to look at: near is white, far dark, and black is where alpha is <= 0.5."""
+    grey = np.where(alpha > 0.5, 1 - 0.8 * _between(depth, near, far), 0)
+    return np.repeat(to_uint8(grey)[..., None], 3, axis=2)
+
+
+def normals_to_rgb(normals: Array) -> Bytes:
+    """Unit normals [h, w, 3] as the usual colours, n / 2 + 1 / 2; where there is no surface (zero) it is grey."""
+    return to_uint8(normals * 0.5 + 0.5)
+
+
+def _between(depth: Array, near: float, far: float) -> Array:
+    # where nothing is drawn, depth over alpha may be 0 / 0
+    return np.clip((np.nan_to_num(depth, nan=far, posinf=far) - near) / (far - near), 0, 1)
+
+
+def _fitted(text: str, font: Any, width: int) -> str:
+    """`text`, or as much of its start as fits `width` pixels with an ellipsis."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."

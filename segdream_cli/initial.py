@@ -1,0 +1,82 @@
+"""The first Gaussians of a run: a ball, a box, or what a PLY file holds.
+
+A new kind of start is one more function from an `InitConfig` to points, beside `_ball` and `_box`.
+"""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from segdream_cli.config import InitConfig
+from segdream_cli.errors import UsageProblem
+from segdream_cli.formats import ply, points
+from segdream_cli.gaussians import SH_C0, Gaussians
+
+
+def initial_gaussians(config: InitConfig, generator: torch.Generator) -> Gaussians:
+    """Gaussians to start from.
+
+    A PLY of Gaussians is taken as it is; a PLY of points gives each point a round Gaussian with the point's colour.
+
+    Raises:
+        UsageProblem: an unknown shape, or a file that can't be used.
+    """
+    if config.shape in SHAPES:
+        means = SHAPES[config.shape](config, generator)
+        colors = torch.full_like(means, config.gray)
+    elif Path(config.shape).suffix.lower() == ".ply":
+        path = Path(config.shape)
+        if ply.holds_gaussians(path):
+            return Gaussians.from_splats(ply.read(path))
+        xyz, rgb = points.read(path)
+        means = torch.from_numpy(xyz)
+        colors = torch.full_like(means, config.gray) if rgb is None else torch.from_numpy(rgb)
+    else:
+        raise UsageProblem(
+            f"there is no start {config.shape!r}", hint=f"--init {', '.join(SHAPES)} or the path of a .ply file"
+        )
+    return round_gaussians(means, colors, config, generator)
+
+
+def round_gaussians(
+    means: Float[Tensor, "n 3"], colors: Float[Tensor, "n 3"], config: InitConfig, generator: torch.Generator
+) -> Gaussians:
+    """A round Gaussian at each point, as wide as the root mean square distance to its three nearest neighbours."""
+    n = len(means)
+    k = {0: 0, 1: 3, 2: 8, 3: 15}[config.sh_degree]
+    noise = config.color_noise * torch.randn(n, 3, generator=generator)
+    return Gaussians(
+        {
+            "means": means,
+            "quats": torch.tensor([1.0, 0, 0, 0]).repeat(n, 1),
+            "log_scales": neighbour_distance(means).log()[:, None].repeat(1, 3),
+            "opacity_logits": torch.full((n,), config.opacity).logit(),
+            "sh0": (colors + noise - 0.5) / SH_C0,
+            "shN": torch.zeros(n, k, 3),
+        }
+    )
+
+
+def neighbour_distance(means: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """Root mean square distance of each point to its three nearest neighbours, at least 3e-4 (release)."""
+    near = min(4, len(means))
+    distance, _ = KDTree(means.numpy()).query(means.numpy(), k=range(1, near + 1), workers=-1)
+    squares = torch.from_numpy(distance[:, 1:]).square().mean(1) if near > 1 else torch.full((len(means),), 0.01)
+    return squares.clamp_min(1e-7).sqrt().float()
+
+
+def _ball(config: InitConfig, generator: torch.Generator) -> Float[Tensor, "n 3"]:
+    """Points spread evenly over a ball."""
+    direction = torch.nn.functional.normalize(torch.randn(config.count, 3, generator=generator), dim=-1)
+    return config.radius * direction * torch.rand(config.count, 1, generator=generator) ** (1 / 3)
+
+
+def _box(config: InitConfig, generator: torch.Generator) -> Float[Tensor, "n 3"]:
+    """Points spread evenly over a cube."""
+    return config.radius * (2 * torch.rand(config.count, 3, generator=generator) - 1)
+
+
+SHAPES = {"sphere": _ball, "box": _box}

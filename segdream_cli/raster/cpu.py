@@ -1,0 +1,161 @@
+"""The rasteriser for machines without CUDA: two differentiable steps around the numba kernels.
+
+Projection and compositing meet in `means2d`, whose gradient density control reads. The kernels release the
+interpreter's lock and are shared out to threads here rather than by numba: that halves the compile time, and
+needs neither OpenMP nor care about concurrent callers. How the work is cut does not depend on the number of
+threads, so neither does any bit of the results.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from segdream_cli.raster import kernels
+
+SHARES = 8  # pieces a call's work is cut into; bounds the threads and the gradient buffers
+
+Result = TypeVar("Result")
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="segdream-raster")
+
+
+def _in_threads(work: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> list[Result]:
+    """`work` of each tuple of arguments, in their order, on as many threads as torch uses but at most SHARES."""
+    threads = min(SHARES, torch.get_num_threads())
+    if threads == 1:
+        return [work(*piece) for piece in arguments]
+    return list(_pool(threads).map(lambda piece: work(*piece), arguments))
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().to(torch.float32).contiguous().numpy()
+    return array
+
+
+def _ranges(count: int) -> list[tuple[int, int]]:
+    bounds = [count * share // SHARES for share in range(SHARES + 1)]
+    return list(pairwise(bounds))
+
+
+class _Projection(torch.autograd.Function):
+    """`means2d` (c n 2), splats (c n 10) and radii (c n) of the Gaussians.
+
+    The splats repeat the centres; the gradient of the centres comes by `means2d` alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        cameras: tuple[NDArray[np.float32], NDArray[np.float32], int, int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = len(cameras[0]), len(means)
+        arrays = _array(means), _array(quats), _array(scales)
+        inputs = *arrays, _array(opacities), _array(colors).reshape(-1, len(means), 3), *cameras
+        means2d, splats = np.zeros((*shape, 2), np.float32), np.zeros((*shape, kernels.COLUMNS), np.float32)
+        radii = np.zeros(shape, np.int32)
+        _in_threads(kernels.project, ((*inputs, *piece, means2d, splats, radii) for piece in _ranges(len(means))))
+        ctx.arrays, ctx.cameras, ctx.radii, ctx.colors_shape = arrays, cameras, radii, colors.shape
+        outputs = torch.from_numpy(means2d), torch.from_numpy(splats), torch.from_numpy(radii)
+        ctx.mark_non_differentiable(outputs[2])
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_means2d: Tensor, v_splats: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = *ctx.arrays, *ctx.cameras
+        given = ctx.radii, _array(v_means2d), _array(v_splats)
+        count = len(ctx.radii[0])
+        per_view = math.prod(ctx.colors_shape) // (3 * count) if count else 0
+        shapes = (count, 3), (count, 4), (count, 3), (count,), (per_view, count, 3)
+        gradients = [np.zeros(shape, np.float32) for shape in shapes]
+        pieces = ((*inputs, *piece, *given, *gradients) for piece in _ranges(count))
+        _in_threads(kernels.project_backward, pieces)
+        v_means, v_quats, v_scales, v_opacities, v_colors = (torch.from_numpy(gradient) for gradient in gradients)
+        return v_means, v_quats, v_scales, v_opacities, v_colors.reshape(ctx.colors_shape), None
+
+
+class _Compositing(torch.autograd.Function):
+    """Pictures (c h w 3, 1, 1) of the splats (c n 10) that have a radius (c n)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, means2d: Tensor, splats: Tensor, radii: Tensor, width: int, height: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        records = _array(splats)
+        views, bands = len(records), -(-SHARES // len(records))
+        rows = _in_threads(_bin, ((*view, width, height) for view in zip(records, radii.numpy(), strict=True)))
+        pictures = [np.empty((views, height, width, channels), np.float32) for channels in (3, 1, 1)]
+        pieces = [
+            (records[v], *rows[v], band, bands, *(picture[v] for picture in pictures))
+            for v in range(views)
+            for band in range(bands)
+        ]
+        _in_threads(kernels.composite, pieces)
+        ctx.pieces, ctx.shape = pieces, (bands, *records.shape)
+        rgb, alpha, depth = (torch.from_numpy(picture) for picture in pictures)
+        return rgb, alpha, depth
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor) -> tuple[Tensor | None, ...]:
+        given = _array(v_rgb), _array(v_alpha), _array(v_depth)
+        bands, views, _, _ = ctx.shape
+        # One buffer for each piece of a view, summed in a fixed order: no atomics, and the same bits every time.
+        buffers = np.zeros(ctx.shape, np.float32)
+        targets = ((*(array[v] for array in given), buffers[band, v]) for v in range(views) for band in range(bands))
+        pieces = (piece + target for piece, target in zip(ctx.pieces, targets, strict=True))
+        _in_threads(kernels.composite_backward, pieces)
+        v_splats = buffers.sum(0)
+        v_means2d = np.ascontiguousarray(v_splats[..., : kernels.SHARPNESS_X])
+        return torch.from_numpy(v_means2d), torch.from_numpy(v_splats), None, None, None
+
+
+def _bin(splats: NDArray[np.float32], radii: NDArray[np.int32], width: int, height: int) -> Any:
+    """The spans of a view's rows, front to back: by depth and, where depths are equal, by index, as in gsplat."""
+    visible = np.flatnonzero(radii)
+    bits = splats[visible, kernels.DEPTH].view(np.int32).astype(np.int64)  # of positive floats: they sort alike
+    keys = bits << 32 | visible
+    keys.sort()
+    return kernels.bin_spans(splats, keys & 0xFFFFFFFF, width, height)
+
+
+def rasterize(
+    means: Float[Tensor, "n 3"],
+    quats: Float[Tensor, "n 4"],
+    scales: Float[Tensor, "n 3"],
+    opacities: Float[Tensor, " n"],
+    colors: Float[Tensor, "*c n 3"],
+    viewmats: Float[Tensor, "c 4 4"],
+    Ks: Float[Tensor, "c 3 3"],
+    width: int,
+    height: int,
+) -> tuple[
+    Float[Tensor, "c h w 3"],
+    Float[Tensor, "c h w 1"],
+    Float[Tensor, "c h w 1"],
+    Float[Tensor, "c n 2"],
+    Int[Tensor, "c n"],
+]:
+    """Colour, alpha, accumulated depth, `means2d` and `radii`; see `segdream_cli.raster.rasterize`."""
+    cameras = _array(viewmats), _array(Ks), width, height
+    means2d, splats, radii = _Projection.apply(means, quats, scales, opacities, colors, cameras)
+    rgb, alpha, depth = _Compositing.apply(means2d, splats, radii, width, height)
+    return rgb, alpha, depth, means2d, radii

@@ -1,0 +1,84 @@
+"""CLIP tokenizers and text encoders, loaded from local folders."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.weights import Checkpoint, check_keys, reading
+
+
+class TextEncoder:
+    """A frozen CLIP text encoder with its tokenizer.
+
+    Args:
+        tokenizer: turns text into token ids; its text is taken as it is, as the Hub's pipelines do.
+        network: returns the last hidden state of every token as its first output.
+        warn: receives one line whenever a text is longer than the encoder reads.
+    """
+
+    def __init__(self, tokenizer: Any, network: Any, *, warn: Callable[[str], None]) -> None:
+        self.tokenizer = tokenizer
+        self.network = network.eval().requires_grad_(False)
+        self.limit = min(tokenizer.model_max_length, network.config.max_position_embeddings)
+        self._warn = warn
+
+    @classmethod
+    def load(
+        cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, warn: Callable[[str], None]
+    ) -> Self:
+        """Loads the `tokenizer` and `text_encoder` of a verified checkpoint.
+
+        Raises:
+            WeightsUnavailable: a file can't be read, a weight is missing, or the two have different vocabularies.
+        """
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        with reading(checkpoint, "tokenizer"):
+            tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+        with reading(checkpoint, "text_encoder"):
+            network, info = CLIPTextModel.from_pretrained(
+                checkpoint.folder / "text_encoder",
+                dtype=dtype,
+                variant=checkpoint.variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        check_keys(checkpoint, "text_encoder", info)
+        if len(tokenizer) != network.config.vocab_size:
+            raise WeightsUnavailable(
+                f"the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens, "
+                f"its text encoder {network.config.vocab_size}",
+                hint="--model with a folder whose tokenizer belongs to its text encoder",
+            )
+        return cls(tokenizer, network.to(device), warn=warn)
+
+    def cut_off(self, text: str) -> str:
+        """The end of `text` that does not fit the encoder's limit; empty if it fits."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        beyond = encoded["offset_mapping"][self.limit - 2 :]  # the start and end tokens take two places
+        return text[beyond[0][0] :] if beyond else ""
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "p l d"]:
+        """The encoder's hidden states of each text, padded or cut to its limit; a cut is warned of.
+
+        Returns:
+            p texts, l tokens (the limit), d features, in the network's dtype and on its device.
+        """
+        cuts = {text: cut for text in texts if (cut := self.cut_off(text))}
+        if cuts:
+            others = f" (and the end of {len(cuts) - 1} more texts)" if len(cuts) > 1 else ""
+            cut = next(iter(cuts.values()))
+            self._warn(f"the prior reads {self.limit - 2} tokens of a text; not read: {cut!r}{others}")
+        ids = self.tokenizer(
+            list(texts), padding="max_length", max_length=self.limit, truncation=True, return_tensors="pt"
+        ).input_ids
+        embeddings: Tensor = self.network(ids.to(next(self.network.parameters()).device))[0]
+        return embeddings

@@ -1,0 +1,156 @@
+"""Films: frames streamed through ffmpeg to MP4, GIF or animated WebP."""
+
+import difflib
+import itertools
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+
+from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
+from segdream_cli.files import replacing
+
+Frame = NDArray[np.uint8]
+
+# Without the matrix ffmpeg converts by BT.601, and players that expect BT.709 show other colours.
+_BT709 = (
+    "scale=in_range=full:out_color_matrix=bt709:out_range=limited:flags=bicubic+accurate_rnd+full_chroma_int,"
+    "format=yuv420p,"
+    "setparams=range=limited:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
+)
+_PALETTE = "split[frames][counted];[counted]palettegen[palette];[frames][palette]paletteuse=dither=bayer:bayer_scale=4"
+
+
+def _mp4(fps: float) -> list[str]:
+    """H.264 that plays everywhere: High profile, 4:2:0, a closed group of pictures every 2 s, index in front."""
+    codec = ["-c:v", "libx264", "-profile:v", "high", "-preset", "medium", "-crf", "18", "-g", str(round(2 * fps))]
+    tags = ["-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv"]
+    return ["-vf", _BT709, *codec, *tags, "-fps_mode", "cfr", "-movflags", "+faststart", "-f", "mp4"]
+
+
+def _gif(fps: float) -> list[str]:
+    """A GIF with one palette for the whole film, repeated for ever."""
+    return ["-filter_complex", _PALETTE, "-loop", "0", "-f", "gif"]
+
+
+def _webp(fps: float) -> list[str]:
+    """An animated WebP, repeated for ever; libwebp itself does the conversion from RGB."""
+    return ["-c:v", "libwebp_anim", "-pix_fmt", "bgra", "-quality", "80", "-loop", "0", "-f", "webp"]
+
+
+ENCODINGS = {".mp4": _mp4, ".gif": _gif, ".webp": _webp}
+"""Suffix -> ffmpeg's output options at a frame rate."""
+
+
+def check_suffix(path: Path) -> None:
+    """Refuses a film of an unknown kind, before its frames are rendered.
+
+    Raises:
+        UsageProblem: the suffix is not one of `ENCODINGS`.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in ENCODINGS:
+        nearest = difflib.get_close_matches(suffix, ENCODINGS, n=1, cutoff=0.1)
+        raise UsageProblem(
+            f"{path} names no known kind of film; known are {', '.join(ENCODINGS)}",
+            hint=f"-o {path.with_suffix(nearest[0] if nearest else '.mp4')}",
+        )
+
+
+def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
+    """Encodes frames as they come, at a constant rate; no more than one is held here.
+
+    Args:
+        path: .mp4 (H.264 High, yuv420p, BT.709, CRF 18; an odd side is padded by its edge pixels), .gif or .webp.
+        frames: bytes [h, w, 3], all of one size, at least one.
+        fps: frames a second, above 0; a GIF rounds each frame's time to 1/100 s.
+
+    Raises:
+        UsageProblem: the suffix is not known, or the folder can't be written.
+        EnvironmentProblem: ffmpeg is missing or fails.
+        SegdreamError: the disk is full.
+        ValueError: there are no frames, or they differ in size.
+    """
+    check_suffix(path)
+    suffix = path.suffix.lower()
+    rest = iter(frames)
+    first = next(rest, None)
+    if first is None:
+        raise ValueError("a film needs at least one frame")
+    height, width, _ = shape = first.shape
+    even = suffix == ".mp4"
+    height, width = (height + height % 2, width + width % 2) if even else (height, width)
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps:.10g}"]
+    options = [*source, "-i", "pipe:0", "-an", *ENCODINGS[suffix](fps)]
+    with replacing(path) as temporary, _Encoder([*options, f"file:{temporary}"], path) as encoder:
+        for frame in itertools.chain([first], rest):
+            if frame.shape != shape:
+                raise ValueError(f"a frame of {frame.shape} in a film of {shape}")
+            encoder.write(_padded(frame, height, width))
+
+
+def _padded(frame: Frame, height: int, width: int) -> Frame:
+    missing = ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0))
+    return np.ascontiguousarray(np.pad(frame, missing, mode="edge"))
+
+
+class _Encoder:
+    """An ffmpeg process that is fed through its standard input, and stopped if the block that feeds it raises."""
+
+    def __init__(self, options: list[str], path: Path) -> None:
+        self._options, self._path = options, path
+
+    def __enter__(self) -> "_Encoder":
+        self._log: IO[bytes] = TemporaryFile()  # a pipe that nobody reads would stall ffmpeg
+        try:
+            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y", *self._options]
+            # a session of its own: Ctrl-C is for this process, which then stops the other
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log, start_new_session=True
+            )
+        except (OSError, RuntimeError) as problem:
+            self._log.close()
+            raise EnvironmentProblem(
+                f"ffmpeg can't be started: {problem}",
+                hint="pip install --force-reinstall imageio-ffmpeg  # or point IMAGEIO_FFMPEG_EXE at an ffmpeg",
+            ) from problem
+        return self
+
+    def write(self, frame: Frame) -> None:
+        """Feeds one frame; errors as `write_video`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(frame.data)
+        except OSError as problem:  # it has closed its end: what it wrote says why
+            self._process.wait()
+            raise self._failure() from problem
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        process = self._process
+        try:
+            if kind is not None:
+                process.kill()
+            process.communicate()
+            if kind is None and process.returncode != 0:
+                raise self._failure()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            self._log.close()
+
+    def _failure(self) -> SegdreamError:
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", errors="replace").strip().splitlines()
+        if any("No space left on device" in line for line in lines):
+            return SegdreamError(
+                f"the disk is full: {self._path} was not written",
+                hint=f"df -h {self._path.parent}  # then run the command again",
+            )
+        reason = lines[-1] if lines else f"exit code {self._process.returncode}"
+        return EnvironmentProblem(f"ffmpeg failed on {self._path}: {reason}", hint="segdream doctor")

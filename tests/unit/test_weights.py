@@ -1,0 +1,386 @@
+"""Finding, downloading and verifying a prior, against a loopback server that answers as the Hub does."""
+
+import hashlib
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import build, edit_json, write_json
+from huggingface_hub import constants
+
+from segdream_cli import weights
+from segdream_cli.config import PROFILE_FILE, PriorConfig, PriorProfile
+from segdream_cli.errors import UsageProblem, WeightsUnavailable
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REFUSALS: dict[str, tuple[int, dict[str, str]]] = {
+    "org/gone": (404, {"X-Error-Code": "RepoNotFound"}),
+    "org/gated": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model org/gated is restricted"}),
+    "org/token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+    "org/down": (503, {}),
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves the folders in `models`, refuses the rest."""
+
+    models: dict[str, Path]
+    requests: list[str]
+
+    def do_GET(self) -> None:
+        self.requests.append(f"{self.command} {self.path}")
+        path, _, _ = self.path.partition("?")
+        parts = path.strip("/").split("/")
+        api = parts[:2] == ["api", "models"]
+        name, rest = ("/".join(parts[2:4]), parts[4:]) if api else ("/".join(parts[:2]), parts[2:])
+        if name in REFUSALS:
+            status, headers = REFUSALS[name]
+            return self._answer(status, b"{}", headers)
+        if rest[:1] == ["revision"] and rest[1] not in ("main", COMMIT):
+            return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        folder = self.models[name]
+        if api:
+            return self._answer(200, json.dumps(self._listing(name, folder, rest)).encode())
+        file = folder.joinpath(*rest[2:])
+        return self._answer(200, file.read_bytes(), {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_GET
+
+    def _listing(self, name: str, folder: Path, rest: list[str]) -> Any:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        if rest[:1] == ["tree"]:
+            return [_entry(folder, path) for path in files]
+        siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
+        return {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False}
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _oid(path: Path) -> str:
+    """The name of a file's content: SHA-256 for large files, Git's SHA-1 (here of the content alone) for others."""
+    content = path.read_bytes()
+    large = path.suffix == ".safetensors"
+    return hashlib.sha256(content).hexdigest() if large else hashlib.sha1(content).hexdigest()
+
+
+def _entry(folder: Path, path: Path) -> dict[str, Any]:
+    entry = {
+        "type": "file",
+        "path": path.relative_to(folder).as_posix(),
+        "size": path.stat().st_size,
+        "oid": _oid(path),
+    }
+    if path.suffix == ".safetensors":
+        entry["lfs"] = {"oid": _oid(path), "size": path.stat().st_size, "pointerSize": 130}
+    return entry
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+@pytest.fixture
+def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    handler = type("Handler", (Hub,), {"models": {"org/tiny": tiny}, "requests": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    _point_to(f"http://127.0.0.1:{server.server_port}", tmp_path / "cache", monkeypatch)
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def _point_to(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def resolve(
+    model: str | Path, *, offline: bool = False, said: list[str] | None = None, cuda: bool = False, **prior: Any
+):
+    announced = [] if said is None else said
+    config = PriorConfig(model=str(model), **prior)
+    return weights.resolve(config, cuda=cuda, offline=offline, announce=announced.append)
+
+
+def test_auto_takes_stable_diffusion_with_cuda_and_the_packaged_prior_without() -> None:
+    with_cuda, without = weights.choose("auto", cuda=True), weights.choose("auto", cuda=False)
+    assert "/" in weights.PRIORS[with_cuda]
+    assert not Path(weights.PRIORS[with_cuda]).exists()
+    assert (Path(weights.PRIORS[without]) / "model_index.json").is_file()
+    assert weights.choose(with_cuda, cuda=False) == with_cuda
+
+
+def test_an_unknown_prior_is_a_usage_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(UsageProblem, match="'sdxl'") as caught:
+        weights.choose("sdxl", cuda=True)
+    assert all(name in str(caught.value.hint) for name in weights.PRIORS)
+
+
+def test_the_packaged_prior_resolves_without_a_network_and_says_why_it_was_chosen() -> None:
+    said: list[str] = []
+    checkpoint = weights.resolve(PriorConfig(), cuda=False, offline=True, announce=said.append)
+    assert checkpoint.name == weights.choose("auto", cuda=False)
+    assert checkpoint.profile.vocabulary is not None
+    assert "school bus" in checkpoint.profile.vocabulary.objects
+    assert len(checkpoint.profile.views.ring) == 8
+    assert len(said) == 1
+    assert "no CUDA" in said[0]
+    assert "--prior" in said[0]
+
+
+def test_a_folder_is_used_as_it_is_with_the_default_profile(tiny: Path) -> None:
+    said: list[str] = []
+    checkpoint = resolve(tiny, said=said)
+    assert checkpoint.folder == tiny
+    assert checkpoint.profile == PriorProfile()
+    assert said == []
+
+
+def test_a_profile_beside_the_model_is_read(copy: Path) -> None:
+    write_json(copy / PROFILE_FILE, {"title": "mine", "negative_prompt": "bad", "views": {"front": "seen from afar"}})
+    profile = resolve(copy).profile
+    assert (profile.title, profile.negative_prompt, profile.views.front) == ("mine", "bad", "seen from afar")
+
+
+@pytest.mark.parametrize("content", ['{"titel": "x"}', '{"presets": {"draft": {"no.such": 1}}}', "[]", "{"])
+def test_a_broken_profile_is_refused(copy: Path, content: str) -> None:
+    (copy / PROFILE_FILE).write_text(content, encoding="utf-8")
+    with pytest.raises(WeightsUnavailable, match=PROFILE_FILE):
+        resolve(copy)
+
+
+def test_the_digest_follows_the_weights_and_nothing_else(tiny: Path, copy: Path) -> None:
+    before = resolve(tiny).digest
+    write_json(copy / PROFILE_FILE, {"title": "other"})
+    assert resolve(copy).digest == before
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert resolve(copy).digest != before
+
+
+def test_a_download_announces_its_size_fetches_only_what_is_needed_and_is_used_again(
+    hub: type[Hub], tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    extended = Path(shutil.copytree(tiny, tmp_path / "extended"))
+    for name in ("v2-1.ckpt", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.non_ema.safetensors"):
+        (extended / name).write_bytes(bytes(100))
+    hub.models["org/tiny"] = extended
+    said: list[str] = []
+    checkpoint = resolve("org/tiny", said=said)
+    wanted = [path.relative_to(tiny) for path in tiny.rglob("*") if path.is_file()]
+    got = {path.relative_to(checkpoint.folder) for path in checkpoint.folder.rglob("*") if path.is_file()}
+    assert got == set(wanted)
+    size = sum((tiny / path).stat().st_size for path in wanted if path.suffix == ".safetensors")
+    assert len(said) == 1
+    assert f"downloading org/tiny, {size / 1e6:.1f} MB" in said[0]
+    assert checkpoint.digest == resolve(tiny).digest
+    capfd.readouterr()
+
+    hub.requests.clear()
+    again = resolve("org/tiny", said=said)
+    assert again == checkpoint
+    assert hub.requests == []
+    assert len(said) == 1
+    assert resolve("org/tiny", offline=True) == checkpoint
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("cuda", "dtype", "expected"),
+    [(True, "auto", "fp16"), (False, "fp16", "fp16"), (False, "auto", None), (True, "fp32", None)],
+)
+def test_half_precision_files_are_taken_where_half_precision_is_computed_in(
+    hub: type[Hub], tiny: Path, tmp_path: Path, cuda: bool, dtype: str, expected: str | None
+) -> None:
+    both = Path(shutil.copytree(tiny, tmp_path / "both"))
+    build(tmp_path / "half", variant="fp16")
+    for path in (tmp_path / "half").rglob("*.fp16.safetensors"):
+        shutil.copy(path, both / path.relative_to(tmp_path / "half"))
+    hub.models["org/both"] = both
+    checkpoint = resolve("org/both", cuda=cuda, dtype=dtype)
+    assert checkpoint.variant == expected
+    assert len(list(checkpoint.folder.rglob("*.safetensors"))) == 3
+
+
+def test_a_revision_is_asked_for(hub: type[Hub]) -> None:
+    assert resolve("org/tiny", revision=COMMIT).folder.name == COMMIT
+    with pytest.raises(WeightsUnavailable, match="no revision 'v9'") as caught:
+        resolve("org/tiny", revision="v9")
+    assert caught.value.hint == "--set prior.revision=main"
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence", "step"),
+    [
+        ("org/gone", "the Hub has no org/gone", "--prior"),
+        ("org/gated", "is gated", "hf auth login"),
+        ("org/token", "refused the access token", "hf auth login"),
+        ("org/down", "answered 503", "--model /path/to/folder"),
+        ("bad repo!!", "neither a folder nor a Hub id", "--model /path/to/folder"),
+        ("./no/such", "there is no folder ./no/such", "ls"),
+        ("/no/such", "there is no folder /no/such", "--prior"),
+    ],
+)
+def test_what_the_hub_refuses_becomes_a_sentence_and_a_next_step(
+    hub: type[Hub], model: str, sentence: str, step: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(WeightsUnavailable, match=sentence) as caught:
+        resolve(model)
+    assert step in str(caught.value.hint)
+    assert caught.value.exit_code == 4
+    assert time.monotonic() - began < 5
+
+
+def test_without_a_network_it_fails_at_once_and_never_switches_the_prior(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    _point_to(f"http://127.0.0.1:{port}", tmp_path / "cache", monkeypatch)
+    began = time.monotonic()
+    with pytest.raises(WeightsUnavailable, match="out of reach: .*refused") as caught:
+        weights.resolve(PriorConfig(), cuda=True, offline=False, announce=lambda _: None)
+    assert time.monotonic() - began < 2
+    assert f"--prior {weights.choose('auto', cuda=False)}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_offline_never_asks_the_network(hub: type[Hub], monkeypatch: pytest.MonkeyPatch, by_environment: bool) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", by_environment)
+    with pytest.raises(WeightsUnavailable, match="is not in the local cache") as caught:
+        resolve("org/tiny", offline=not by_environment)
+    assert "--offline" in str(caught.value.hint)
+    assert hub.requests == []
+
+
+def test_a_partial_snapshot_is_refused_offline_and_completed_online(hub: type[Hub]) -> None:
+    whole = resolve("org/tiny")
+    link = whole.folder / "vae" / "diffusion_pytorch_model.safetensors"
+    link.resolve().unlink()
+    with pytest.raises(WeightsUnavailable, match="only in part") as caught:
+        resolve("org/tiny", offline=True)
+    assert "--offline" in str(caught.value.hint)
+    assert resolve("org/tiny") == whole
+
+
+def test_a_full_disk_is_named(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def full(*_: Any, **__: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(WeightsUnavailable, match="can't be stored: No space left") as caught:
+        resolve("org/tiny")
+    assert "HF_HOME" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("model_index.json", "no model_index.json"),
+        ("unet/diffusion_pytorch_model.safetensors", "no unet/diffusion_pytorch_model.safetensors"),
+        ("vae/config.json", "no vae/config.json"),
+        ("text_encoder/model.safetensors", "no text_encoder/model.safetensors"),
+        ("scheduler/scheduler_config.json", "no scheduler/scheduler_config.json"),
+        ("tokenizer/merges.txt", "no tokenizer/merges.txt"),
+    ],
+)
+def test_a_missing_file_is_named(copy: Path, name: str, sentence: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(WeightsUnavailable, match=sentence):
+        resolve(copy)
+
+
+def test_a_missing_tokenizer_is_refused_before_the_weights_are_downloaded(hub: type[Hub], copy: Path) -> None:
+    shutil.rmtree(copy / "tokenizer")
+    hub.models["org/mute"] = copy
+    with pytest.raises(WeightsUnavailable, match="no tokenizer/vocab.json, tokenizer/merges.txt"):
+        resolve("org/mute")
+    assert not any(".safetensors" in request for request in _downloads(hub))
+
+
+def test_pickled_weights_are_not_read(copy: Path) -> None:
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".bin"))
+    with pytest.raises(WeightsUnavailable, match="only pickled weights"):
+        resolve(copy)
+
+
+def test_a_single_file_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "v2-1.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsUnavailable, match="is a single file"):
+        resolve(tmp_path / "v2-1.safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 200, -1, 1])
+def test_a_truncated_or_padded_weight_file_is_refused(copy: Path, length: int) -> None:
+    path = copy / "text_encoder" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0" if length == 1 else content[:length])
+    with pytest.raises(WeightsUnavailable, match=r"model\.safetensors is not a whole safetensors file") as caught:
+        resolve(copy)
+    assert str(path) in str(caught.value.hint)
+
+
+def test_an_error_page_saved_as_weights_is_refused(copy: Path) -> None:
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").write_text("<html>404 not found</html>" * 9)
+    with pytest.raises(WeightsUnavailable, match="not a whole safetensors file"):
+        resolve(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "reason"),
+    [
+        ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "has a text_enc"),
+        ("model_index.json", {"unet": ["diffusers", "FluxTransformer2DModel"]}, "its unet is FluxTransformer2DModel"),
+        ("model_index.json", {"unet": [None, None]}, "its unet is missing"),
+        ("unet/config.json", {"in_channels": 9}, "takes 9 channels, not the autoencoder's 4"),
+        ("unet/config.json", {"num_class_embeds": 1000}, "num_class_embeds"),
+        ("unet/config.json", {"cross_attention_dim": 2048}, "text of width 2048, not 32"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 500}, "has 500 timesteps"),
+    ],
+)
+def test_another_architecture_is_refused_with_the_reason(
+    hub: type[Hub], copy: Path, file: str, changes: dict[str, Any], reason: str
+) -> None:
+    edit_json(copy / file, **changes)
+    with pytest.raises(WeightsUnavailable, match=reason):
+        resolve(copy)
+    hub.models["org/other"] = copy
+    with pytest.raises(WeightsUnavailable, match=f"org/other is not a Stable Diffusion .*{reason}"):
+        resolve("org/other")
+    assert not any(".safetensors" in request for request in _downloads(hub))
+
+
+def _downloads(hub: type[Hub]) -> list[str]:
+    return [request for request in hub.requests if request.startswith("GET") and "/resolve/" in request]
