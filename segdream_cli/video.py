@@ -65,6 +65,8 @@ def check_suffix(path: Path) -> None:
 def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
     """Encodes frames as they come, at a constant rate; no more than one is held here.
 
+    ffmpeg itself holds the frames of a GIF until the last one, when it knows the colours of them all.
+
     Args:
         path: .mp4 (H.264 High, yuv420p, BT.709, CRF 18; an odd side is padded by its edge pixels), .gif or .webp.
         frames: bytes [h, w, 3], all of one size, at least one.
@@ -74,7 +76,7 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
         UsageProblem: the suffix is not known, or the folder can't be written.
         EnvironmentProblem: ffmpeg is missing or fails.
         SegdreamError: the disk is full.
-        ValueError: there are no frames, or they differ in size.
+        ValueError: there are no frames, they differ in size, or they are not bytes.
     """
     check_suffix(path)
     suffix = path.suffix.lower()
@@ -82,15 +84,14 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
     first = next(rest, None)
     if first is None:
         raise ValueError("a film needs at least one frame")
-    height, width, _ = shape = first.shape
-    even = suffix == ".mp4"
-    height, width = (height + height % 2, width + width % 2) if even else (height, width)
+    step = 2 if suffix == ".mp4" else 1  # 4:2:0 halves the sides
+    height, width = (-(-side // step) * step for side in first.shape[:2])
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps:.10g}"]
     options = [*source, "-i", "pipe:0", "-an", *ENCODINGS[suffix](fps)]
     with replacing(path) as temporary, _Encoder([*options, f"file:{temporary}"], path) as encoder:
         for frame in itertools.chain([first], rest):
-            if frame.shape != shape:
-                raise ValueError(f"a frame of {frame.shape} in a film of {shape}")
+            if frame.shape != first.shape or frame.dtype != np.uint8:
+                raise ValueError(f"a frame {frame.shape} {frame.dtype} in a film of {first.shape} uint8")
             encoder.write(_padded(frame, height, width))
 
 

@@ -5,6 +5,7 @@ error, and an unreachable Hub with a wait of minutes. So they only ever see a lo
 """
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -30,7 +31,7 @@ _WEIGHTS = MappingProxyType(
     {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 )
 _CONFIGS = (*(f"{part}/config.json" for part in _WEIGHTS), "scheduler/scheduler_config.json")
-_TAILS = (".safetensors", ".fp16.safetensors")
+_HALF = "fp16"
 _TOKENIZERS = (("tokenizer/vocab.json", "tokenizer/merges.txt"), ("tokenizer/tokenizer.json",))
 _SMALL = (_INDEX, PROFILE_FILE, *_CONFIGS, "tokenizer/*.json", "tokenizer/*.txt")
 _CLASSES = MappingProxyType(
@@ -102,6 +103,17 @@ def resolve(prior: PriorConfig, *, cuda: bool, offline: bool, announce: Callable
     return _verified(folder, prior.model or chosen, half=half)
 
 
+def profile_of(prior: PriorConfig, *, cuda: bool) -> PriorProfile:
+    """The profile of a prior whose networks are not needed, read from its folder if it is on this machine.
+
+    Raises:
+        UsageProblem: the prior's name is unknown.
+        WeightsUnavailable: the profile is damaged.
+    """
+    folder = Path(prior.model or PRIORS[choose(prior.name, cuda=cuda)]).expanduser()
+    return _profile(folder) if folder.is_dir() else PriorProfile()
+
+
 @contextmanager
 def reading(checkpoint: Checkpoint, part: str) -> Iterator[None]:
     """Turns what the model libraries raise while they read a part of a checkpoint into `WeightsUnavailable`."""
@@ -148,7 +160,7 @@ def _from_hub(model: str, revision: str | None, *, half: bool, offline: bool, an
     from huggingface_hub import is_offline_mode, snapshot_download
 
     offline = offline or is_offline_mode()
-    with _translated(model, revision, offline=offline):
+    with _translated(model, revision):
         folder = _cached(model, revision)
         if folder is not None and not _absent(_names(folder)):
             return folder
@@ -158,7 +170,7 @@ def _from_hub(model: str, revision: str | None, *, half: bool, offline: bool, an
                 hint=f"leave out --offline and HF_HUB_OFFLINE once, or {_ELSEWHERE}",
             )
         with _no_bars():
-            patterns = [*_SMALL, *(path + tail for path in _stems() for tail in _TAILS)]
+            patterns = [*_SMALL, *_weight_files(None), *_weight_files(_HALF)]
             listing = snapshot_download(model, revision=revision, allow_patterns=patterns, dry_run=True)
             small = snapshot_download(model, revision=revision, allow_patterns=list(_SMALL))
         names = {file.filename for file in listing}
@@ -184,24 +196,19 @@ def _cached(model: str, revision: str | None) -> Path | None:
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Hides the Hub's progress bars: they are for the one long download only."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    if are_progress_bars_disabled():
+    utils: Any = importlib.import_module("huggingface_hub.utils")  # its type hints lack the three functions
+    if utils.are_progress_bars_disabled():
         yield
         return
-    disable_progress_bars()
+    utils.disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        utils.enable_progress_bars()
 
 
 @contextmanager
-def _translated(model: str, revision: str | None, *, offline: bool) -> Iterator[None]:
+def _translated(model: str, revision: str | None) -> Iterator[None]:
     """Turns whatever the Hub's client raises into `WeightsUnavailable`."""
     try:
         yield
@@ -242,22 +249,21 @@ def _reason(problem: Exception) -> str:
     return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
 
 
-def _stems() -> Iterator[str]:
-    return (f"{part}/{stem}" for part, stem in _WEIGHTS.items())
+def _weight_files(variant: str | None) -> list[str]:
+    infix = f".{variant}" if variant else ""
+    return [f"{part}/{stem}{infix}.safetensors" for part, stem in _WEIGHTS.items()]
 
 
 def _variant(names: Collection[str], *, half: bool) -> str | None:
     """Which weight files to take: half-precision ones where wanted and there, full ones else, or what there is."""
-    full, fp16 = (all(path + tail in names for path in _stems()) for tail in _TAILS)
-    return "fp16" if fp16 and (half or not full) else None
+    full, fp16 = (all(name in names for name in _weight_files(variant)) for variant in (None, _HALF))
+    return _HALF if fp16 and (half or not full) else None
 
 
 def _files(names: Collection[str], variant: str | None) -> set[str]:
     """The files of a checkpoint that are of use, out of all its files."""
-    infix = f".{variant}" if variant else ""
-    weights = {f"{path}{infix}.safetensors" for path in _stems()}
-    small = {_INDEX, PROFILE_FILE, *_CONFIGS}
-    return {name for name in names if name in weights | small or re.fullmatch(r"tokenizer/[^/]*\.(json|txt)", name)}
+    exact = {_INDEX, PROFILE_FILE, *_CONFIGS, *_weight_files(variant)}
+    return {name for name in names if name in exact or re.fullmatch(r"tokenizer/[^/]*\.(json|txt)", name)}
 
 
 def _names(folder: Path) -> set[str]:
@@ -268,9 +274,8 @@ def _names(folder: Path) -> set[str]:
 
 def _absent(names: Collection[str]) -> list[str]:
     """The files that a checkpoint needs and lacks."""
-    infix = ".fp16" if _variant(names, half=False) else ""
-    absent = [name for name in (_INDEX, *_CONFIGS) if name not in names]
-    absent += [name for path in _stems() if (name := f"{path}{infix}.safetensors") not in names]
+    needed = (_INDEX, *_CONFIGS, *_weight_files(_variant(names, half=False)))
+    absent = [name for name in needed if name not in names]
     if not any(all(name in names for name in kind) for kind in _TOKENIZERS):
         absent += [name for name in _TOKENIZERS[0] if name not in names]
     return absent
@@ -301,15 +306,19 @@ def _verified(folder: Path, name: str, *, half: bool) -> Checkpoint:
     for file in files:
         if file.endswith(".safetensors"):
             _check_safetensors(folder / file)
-    profile = PriorProfile()
-    if PROFILE_FILE in names:
-        try:
-            profile = PriorProfile.from_json(_json(folder / PROFILE_FILE))
-        except (KeyError, TypeError, AttributeError) as problem:
-            raise WeightsUnavailable(
-                f"{folder / PROFILE_FILE} is not a prior's profile: {problem}", hint=f"rm {folder / PROFILE_FILE}"
-            ) from problem
-    return Checkpoint(folder=folder, name=name, profile=profile, digest=_digest(folder, files), variant=variant)
+    return Checkpoint(folder=folder, name=name, profile=_profile(folder), digest=_digest(folder, files), variant=variant)
+
+
+def _profile(folder: Path) -> PriorProfile:
+    """The profile in a folder, or that of Stable Diffusion where there is none."""
+    if not (folder / PROFILE_FILE).is_file():
+        return PriorProfile()
+    try:
+        return PriorProfile.from_json(_json(folder / PROFILE_FILE))
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise WeightsUnavailable(
+            f"{folder / PROFILE_FILE} is not a prior's profile: {problem}", hint=f"rm {folder / PROFILE_FILE}"
+        ) from problem
 
 
 def _check_architecture(folder: Path, source: str) -> None:

@@ -99,3 +99,74 @@ def render(
         pictures.append(torch.cat([sums, alpha], -1).reshape(height, width, 5))
     picture = torch.stack(pictures)
     return Reference(picture[..., :3], picture[..., 4:], picture[..., 3:4], means2d)
+
+
+NAMES = ("means", "quats", "scales", "opacities", "colors")
+
+
+class Scene(NamedTuple):
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colors: Tensor
+    viewmats: Tensor
+    Ks: Tensor
+    width: int
+    height: int
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        return self[: len(NAMES)]
+
+
+def orbit(views: int, distance: float) -> Tensor:
+    """World-to-camera matrices of cameras around the y axis that look at the origin, y up."""
+    angles = torch.arange(views) * (2 * torch.pi / max(views, 1)) + 0.3
+    backward = torch.stack([angles.sin(), torch.full_like(angles, 0.4), angles.cos()], -1)
+    backward = backward / backward.norm(dim=-1, keepdim=True)
+    right = torch.linalg.cross(-backward, torch.tensor([0.0, 1.0, 0.0]).expand_as(backward))
+    right = right / right.norm(dim=-1, keepdim=True)
+    rotation = torch.stack([right, torch.linalg.cross(-backward, right), -backward], 1)
+    viewmats = torch.eye(4).repeat(views, 1, 1)
+    viewmats[:, :3, :3] = rotation
+    viewmats[:, :3, 3] = -(rotation @ (backward * distance)[..., None])[..., 0]
+    return viewmats
+
+
+def scene(
+    count: int,
+    views: int,
+    size: int,
+    *,
+    opacity: float = 0.5,
+    distance: float = 2.5,
+    scale: float = 0.08,
+    per_view_colors: bool = False,
+    seed: int = 0,
+) -> Scene:
+    """Random flat and long Gaussians in a unit ball, opacities around `opacity`, colours from -0.3 to 1.5."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    directions = normal(count, 3)
+    radii = 0.8 * torch.rand(count, 1, generator=generator) ** (1 / 3)
+    means = directions / directions.norm(dim=-1, keepdim=True) * radii
+    opacities = torch.sigmoid(torch.logit(torch.tensor(opacity)) + normal(count))
+    colors = torch.rand((views, count, 3) if per_view_colors else (count, 3), generator=generator) * 1.8 - 0.3
+    width, height = size, size - 3
+    K = torch.tensor([[1.3 * size, 0.0, width / 2 + 0.7], [0.0, 1.2 * size, height / 2], [0.0, 0.0, 1.0]])
+    scales = scale * torch.exp(0.6 * normal(count, 3))
+    return Scene(
+        means, normal(count, 4), scales, opacities, colors, orbit(views, distance), K.repeat(views, 1, 1), width, height
+    )
+
+
+def loss_weights(of: Scene) -> dict[str, Tensor]:
+    """Random weights of the pixels, so that a loss reaches every output."""
+    generator = torch.Generator().manual_seed(99)
+    shape = len(of.viewmats), of.height, of.width
+    channels = {"rgb": 3, "alpha": 1, "depth": 1}
+    return {name: torch.randn(*shape, count, generator=generator) for name, count in channels.items()}

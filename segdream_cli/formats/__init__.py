@@ -171,12 +171,11 @@ def read(path: Path) -> Splats:
     return FORMATS[format_of(path)].read(path)
 
 
-def write(path: Path, splats: Splats, format: str | None = None, **options: Any) -> None:
-    """Writes `splats` to `path`, in the format of its suffix or in the one named.
+def check_format(path: Path, format: str | None = None) -> str:
+    """The name of the format that `path` is to be written in: the one named, or the one of its suffix.
 
     Raises:
-        UsageProblem: the format is not known, does not go with the suffix, or the folder can't be written.
-        SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
+        UsageProblem: the format is not known, or does not go with the suffix.
     """
     name = format_of(path) if format is None else format
     if name not in FORMATS:
@@ -184,10 +183,20 @@ def write(path: Path, splats: Splats, format: str | None = None, **options: Any)
         raise UsageProblem(
             f"there is no format {name!r}; known are {', '.join(FORMATS)}", hint=f"--format {nearest[0]}"
         )
-    row = FORMATS[name]
-    if not path.name.lower().endswith(row.suffix):
+    suffix = FORMATS[name].suffix
+    if not path.name.lower().endswith(suffix):
         raise UsageProblem(
-            f"the format {name} is written to {row.suffix} files, not to {path.name}",
-            hint=f"-o {path.with_suffix(row.suffix)}",
+            f"the format {name} is written to {suffix} files, not to {path.name}",
+            hint=f"-o {path.with_suffix(suffix)}",
         )
-    row.write(path, splats, **options)
+    return name
+
+
+def write(path: Path, splats: Splats, format: str | None = None, **options: Any) -> None:
+    """Writes `splats` to `path`, in the format of its suffix or in the one named.
+
+    Raises:
+        UsageProblem: the format is not known, does not go with the suffix, or the folder can't be written.
+        SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
+    """
+    FORMATS[check_format(path, format)].write(path, splats, **options)

@@ -82,6 +82,16 @@ def test_embeddings_are_those_of_the_files_tensors(tiny: Path, shipped: bool) ->
     torch.testing.assert_close(embeddings.double(), expected, atol=2e-5, rtol=1e-4)
 
 
+def test_each_word_the_shipped_prior_knows_is_one_token_of_its_vocabulary() -> None:
+    checkpoint = weights.resolve(PriorConfig(), cuda=False, offline=True, announce=lambda _: None)
+    known, views = checkpoint.profile.vocabulary, checkpoint.profile.views
+    assert known is not None
+    assert (len(known.objects), len(known.attributes)) == (26, 12)
+    phrases = [*known.objects, *known.attributes, *known.fillers, *views.ring, views.side, views.back, views.overhead]
+    tokens = json.loads((checkpoint.folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    assert {word for phrase in phrases for word in phrase.split() if f"{word}</w>" not in tokens} == set()
+
+
 def test_each_text_is_encoded_on_its_own(tiny: Path) -> None:
     encoder = load(tiny)
     both = encoder.encode(["a red car", ""])
@@ -120,7 +130,7 @@ def test_the_shorter_of_the_tokenizers_and_the_encoders_limits_holds(copy: Path)
 @pytest.mark.parametrize("key", ["text_model.final_layer_norm.weight", "text_model.encoder.layers.1.mlp.fc1.bias"])
 def test_a_missing_weight_is_refused(copy: Path, key: str) -> None:
     edit_weights(copy / "text_encoder" / "model.safetensors", drop=key)
-    with pytest.raises(WeightsUnavailable, match="text_encoder .* lacks 1 weights"):
+    with pytest.raises(WeightsUnavailable, match=r"text_encoder .* lacks 1 weights"):
         load(copy)
 
 

@@ -165,8 +165,10 @@ def test_nothing_is_left_when_the_frames_fail(tmp_path: Path) -> None:
 
 
 def test_frames_of_two_sizes_and_no_frames_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a frame of"):
+    with pytest.raises(ValueError, match=r"a frame \(50, 64, 3\)"):
         write_video(tmp_path / "a.mp4", [*moving(2), *moving(1, height=50)], fps=30)
+    with pytest.raises(ValueError, match="float64"):
+        write_video(tmp_path / "a.mp4", [np.zeros((8, 8, 3))], fps=30)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="at least one frame"):
         write_video(tmp_path / "a.mp4", [], fps=30)
     assert not list(tmp_path.iterdir())

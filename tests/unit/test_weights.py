@@ -266,7 +266,7 @@ def test_without_a_network_it_fails_at_once_and_never_switches_the_prior(
         port = unused.getsockname()[1]
     _point_to(f"http://127.0.0.1:{port}", tmp_path / "cache", monkeypatch)
     began = time.monotonic()
-    with pytest.raises(WeightsUnavailable, match="out of reach: .*refused") as caught:
+    with pytest.raises(WeightsUnavailable, match=r"out of reach: .*refused") as caught:
         weights.resolve(PriorConfig(), cuda=True, offline=False, announce=lambda _: None)
     assert time.monotonic() - began < 2
     assert f"--prior {weights.choose('auto', cuda=False)}" in str(caught.value.hint)
@@ -323,7 +323,7 @@ def test_a_missing_file_is_named(copy: Path, name: str, sentence: str) -> None:
 def test_a_missing_tokenizer_is_refused_before_the_weights_are_downloaded(hub: type[Hub], copy: Path) -> None:
     shutil.rmtree(copy / "tokenizer")
     hub.models["org/mute"] = copy
-    with pytest.raises(WeightsUnavailable, match="no tokenizer/vocab.json, tokenizer/merges.txt"):
+    with pytest.raises(WeightsUnavailable, match=r"no tokenizer/vocab\.json, tokenizer/merges\.txt"):
         resolve("org/mute")
     assert not any(".safetensors" in request for request in _downloads(hub))
 

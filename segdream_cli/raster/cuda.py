@@ -1,0 +1,89 @@
+"""The CUDA rasteriser: gsplat, whose kernels are compiled on the user's machine at first use."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from segdream_cli.errors import EnvironmentProblem
+
+
+@cache
+def _rasterization() -> Callable[..., Any]:
+    """gsplat's entry point, with its kernels compiled and loaded.
+
+    Raises:
+        EnvironmentProblem: there is no CUDA compiler, or the compilation fails.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # gsplat reports its progress on stdout, which is for results
+            from gsplat import rasterization
+            from gsplat.cuda._backend import _C as kernels
+    except Exception as problem:  # the compiler, the linker and the loader each raise their own kind
+        lines = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise EnvironmentProblem(
+            f"gsplat's CUDA kernels can't be built or loaded: {lines[0]}",
+            hint="rm -rf ~/.cache/torch_extensions; "
+            'VERBOSE=1 MAX_JOBS=4 python -c "import gsplat.cuda._backend"  # shows what the compiler says',
+        ) from problem
+    if kernels is None:
+        raise EnvironmentProblem("gsplat finds no CUDA compiler (nvcc) to build its kernels with", hint=_toolkit_hint())
+    found: Callable[..., Any] = rasterization
+    return found
+
+
+def _toolkit_hint() -> str:
+    version = torch.version.cuda or "13.0"
+    folder = f"nvidia/cu{version.partition('.')[0]}"
+    purelib = "$(python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')"
+    return f'pip install "cuda-toolkit[nvcc,cccl]=={version}.*" && export CUDA_HOME={purelib}/{folder}'
+
+
+def rasterize(
+    means: Float[Tensor, "n 3"],
+    quats: Float[Tensor, "n 4"],
+    scales: Float[Tensor, "n 3"],
+    opacities: Float[Tensor, " n"],
+    colors: Float[Tensor, "*c n 3"],
+    viewmats: Float[Tensor, "c 4 4"],
+    Ks: Float[Tensor, "c 3 3"],
+    width: int,
+    height: int,
+) -> tuple[
+    Float[Tensor, "c h w 3"],
+    Float[Tensor, "c h w 1"],
+    Float[Tensor, "c h w 1"],
+    Float[Tensor, "c n 2"],
+    Int[Tensor, "c n"],
+]:
+    """Colour, alpha, accumulated depth, `means2d` and `radii`; see `segdream_cli.raster.rasterize`.
+
+    Raises:
+        EnvironmentProblem: gsplat's kernels can't be built.
+    """
+    views = len(viewmats)
+    if len(means) == 0:  # gsplat divides by the number of Gaussians
+        nothing = colors.sum() + means.new_zeros(views, height, width, 5)
+        radii = torch.zeros(views, 0, dtype=torch.int32, device=means.device)
+        return nothing[..., :3], nothing[..., 3:4], nothing[..., 4:], means[None, :, :2].expand(views, 0, 2), radii
+    unturned = (quats == 0).all(-1, keepdim=True)  # gsplat would divide by their norm
+    identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=quats.device, dtype=quats.dtype)
+    picture, alpha, info = _rasterization()(
+        means,
+        torch.where(unturned, identity, quats),
+        scales,
+        opacities,
+        colors,
+        viewmats,
+        Ks,
+        width,
+        height,
+        packed=False,
+        render_mode="RGB+D",
+    )
+    return picture[..., :3], alpha, picture[..., 3:], info["means2d"], info["radii"].amax(-1)

@@ -1,0 +1,43 @@
+"""Shape and type hints of the numerical layers are checked while tests run; the hooks go in before any import."""
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+CHECKED = (
+    "schedule",
+    "guidance",
+    "distill",
+    "view_prompts",
+    "cameras",
+    "losses",
+    "gaussians",
+    "densify",
+    "initial",
+    "raster",
+    "diffusion",
+    "text",
+)
+
+
+class _Unwrapped(importlib.abc.MetaPathFinder):
+    """Keeps the hook away from the rasteriser's kernels, which numba must get as they are written."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "segdream_cli.raster.kernels":
+            return None
+        return importlib.machinery.PathFinder.find_spec(fullname, path, target)
+
+
+install_import_hook([f"segdream_cli.{name}" for name in CHECKED], "beartype.beartype")
+sys.meta_path.insert(0, _Unwrapped())
+
+settings.register_profile("segdream", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("segdream")

@@ -1,0 +1,318 @@
+"""The numba rasteriser against the float64 reference, at its edges, and what is derived from its pictures.
+
+Tolerances: pictures to 2e-5 of their largest value, gradients to 2e-4 in relative L2 norm over a tensor (about ten
+times what was measured). The reference decides the 1/255 and 1e-4 thresholds in float64, so a scene in which a
+pixel lies within float32 rounding of one could differ by a step; the fixed seeds hold none.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import raster_reference as reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segdream_cli.raster import Rendering, normals_from_depth, rasterize
+
+PICTURES = ("rgb", "alpha", "depth")
+SCENES = {
+    "translucent": reference.scene(200, views=3, size=40, opacity=0.15),
+    "opaque": reference.scene(300, views=1, size=40, opacity=0.95, scale=0.15, seed=1),
+    "inside": reference.scene(150, views=2, size=33, distance=0.3, seed=2),
+    "view colours": reference.scene(120, views=2, size=21, per_view_colors=True, seed=3),
+    "needles": reference.scene(80, views=2, size=40, scale=0.05, seed=4),
+}
+SCENES["needles"].scales[:, 0] = 1.5
+
+
+def rendered(scene: reference.Scene) -> Rendering:
+    return rasterize(*scene)
+
+
+def with_gradients(scene: reference.Scene) -> tuple[Rendering, list[Tensor]]:
+    """The rendering of a scene, and the gradient of the reference loss by each parameter and `means2d`."""
+    parameters = [tensor.clone().requires_grad_() for tensor in scene.parameters]
+    view = rasterize(*parameters, *scene[len(parameters) :])
+    weights = reference.loss_weights(scene)
+    sum((getattr(view, name) * weights[name]).sum() for name in PICTURES).backward()
+    return view, [*(parameter.grad for parameter in parameters), view.means2d.grad]
+
+
+def exact_with_gradients(scene: reference.Scene) -> tuple[reference.Reference, tuple[Tensor, ...]]:
+    parameters = [tensor.double().requires_grad_() for tensor in scene.parameters]
+    view = reference.render(*parameters, scene.viewmats.double(), scene.Ks.double(), scene.width, scene.height)
+    weights = reference.loss_weights(scene)
+    loss = sum((getattr(view, name) * weights[name]).sum() for name in PICTURES)
+    return view, torch.autograd.grad(loss, [*parameters, view.means2d])
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_pictures_and_gradients_match_the_float64_reference(name: str) -> None:
+    view, gradients = with_gradients(SCENES[name])
+    exact, exact_gradients = exact_with_gradients(SCENES[name])
+    for picture in PICTURES:
+        found, expected = getattr(view, picture), getattr(exact, picture)
+        assert expected.abs().max() > 0.1
+        assert (found - expected).abs().max() < 2e-5 * expected.abs().max(), picture
+    for parameter, found, expected in zip((*reference.NAMES, "means2d"), gradients, exact_gradients, strict=True):
+        assert (found - expected).norm() < 2e-4 * expected.norm(), parameter
+
+
+def test_reference_gradient_matches_finite_differences_of_the_rendering() -> None:
+    scene = reference.scene(6, views=2, size=16, scale=0.3, seed=5)
+    _, gradients = with_gradients(scene)
+    weights = reference.loss_weights(scene)
+
+    def loss(index: int, offset: Tensor) -> float:
+        moved = [tensor + offset if i == index else tensor for i, tensor in enumerate(scene.parameters)]
+        view = rasterize(*moved, *scene[len(moved) :])
+        return sum((getattr(view, name).double() * weights[name]).sum().item() for name in PICTURES)
+
+    generator = torch.Generator().manual_seed(6)
+    for index, parameter in enumerate(scene.parameters):
+        direction = torch.randn(parameter.shape, generator=generator)
+        step = 1e-3 * direction / direction.norm()
+        slope = loss(index, step) - loss(index, -step)
+        expected = 2 * (gradients[index] * step).sum().item()
+        # pixels cross the 1/255 threshold between the two renderings, each by one step of a weight
+        assert slope == pytest.approx(expected, rel=0.05, abs=1e-4), reference.NAMES[index]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    count=st.integers(1, 30),
+    size=st.integers(4, 25),
+    opacity=st.floats(0.02, 0.98),
+    scale=st.floats(0.01, 0.5),
+    seed=st.integers(0, 2**31),
+)
+def test_alpha_and_depth_stay_within_their_bounds(
+    count: int, size: int, opacity: float, scale: float, seed: int
+) -> None:
+    scene = reference.scene(count, views=2, size=size, opacity=opacity, scale=scale, seed=seed)
+    view = rendered(scene)
+    z = (scene.means @ scene.viewmats[:, 2, :3].T + scene.viewmats[:, 2, 3]).T  # c n
+    seen = view.alpha > 0
+    assert view.alpha.min() >= 0
+    assert view.alpha.max() <= 1 - 1e-4 + 1e-6
+    expected = view.expected_depth()
+    nearest = z.amin(1)[:, None, None, None].expand_as(expected)[seen]
+    farthest = z.amax(1)[:, None, None, None].expand_as(expected)[seen]
+    assert (expected[seen] >= nearest * (1 - 1e-5)).all()
+    assert (expected[seen] <= farthest * (1 + 1e-5)).all()
+    assert not expected[~seen].any()
+
+
+def test_one_gaussian_is_its_closed_form() -> None:
+    means, identity = torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    K = torch.tensor([[[20.0, 0.0, 8.5], [0.0, 20.0, 8.5], [0.0, 0.0, 1.0]]])
+    opacity, color = torch.tensor([0.7]), torch.tensor([[2.0, -1.0, 0.5]])
+    view = rasterize(means, identity, torch.full((1, 3), 0.1), opacity, color, torch.eye(4)[None], K, 17, 17)
+    variance = (20.0 / 2.0 * 0.1) ** 2 + 0.3
+    for dx, dy in ((0, 0), (1, 0), (2, -1), (0, 3)):
+        expected = 0.7 * math.exp(-(dx * dx + dy * dy) / (2 * variance))
+        pixel = 0, 8 + dy, 8 + dx
+        assert view.alpha[pixel].item() == pytest.approx(expected, rel=1e-5)
+        assert view.depth[pixel].item() == pytest.approx(2 * expected, rel=1e-5)
+        torch.testing.assert_close(view.rgb[pixel], expected * color[0])
+    assert view.radii.item() == math.ceil(math.sqrt(2 * math.log(0.7 * 255) * variance))
+    torch.testing.assert_close(view.means2d, torch.tensor([[[8.5, 8.5]]]))
+
+
+def test_nearer_of_two_gaussians_hides_the_other_in_both_views() -> None:
+    means = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, -0.5]])
+    front, back = torch.eye(4), torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))
+    front[2, 3] = back[2, 3] = 3.0
+    K = torch.tensor([[16.0, 0.0, 8.0], [0.0, 16.0, 8.0], [0.0, 0.0, 1.0]]).repeat(2, 1, 1)
+    view = rasterize(
+        means,
+        torch.tensor([[1.0, 0.0, 0.0, 0.0]] * 2),
+        torch.full((2, 3), 0.4),
+        torch.ones(2),
+        torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+        torch.stack([front, back]),
+        K,
+        16,
+        16,
+    )
+    centre = view.rgb[:, 8, 8]
+    assert centre[0, 1] > 0.98 > 0.05 > centre[0, 0]  # +Z is farther along the first camera's axis
+    assert centre[1, 0] > 0.98 > 0.05 > centre[1, 1]
+
+
+def edge_case(name: str) -> reference.Scene:
+    scene = reference.scene(40, views=2, size=19, seed=7)
+    match name:
+        case "none":
+            return scene._replace(**{key: getattr(scene, key)[:0] for key in reference.NAMES})
+        case "behind":
+            return scene._replace(viewmats=scene.viewmats - torch.tensor([[0.0] * 4] * 2 + [[0.0] * 3 + [9.0]] + [[0.0] * 4]))
+        case "opacity 1":
+            return scene._replace(opacities=torch.ones(40), scales=scene.scales * 5)
+        case "opacity below 1/255":
+            return scene._replace(opacities=torch.full((40,), 0.0039))
+        case "huge":
+            return scene._replace(scales=scene.scales * 1e6)
+        case "tiny":
+            return scene._replace(scales=scene.scales * 1e-9)
+        case "flat":
+            return scene._replace(scales=scene.scales * torch.tensor([1.0, 1.0, 0.0]))
+        case "zero quaternion":
+            return scene._replace(quats=scene.quats * (torch.arange(40) % 2)[:, None])
+        case "not a number":
+            return scene._replace(means=scene.means.clone().index_fill_(0, torch.tensor([3]), math.nan))
+        case "one pixel":
+            return scene._replace(width=1, height=1, Ks=scene.Ks / torch.tensor([20.0, 20.0, 1.0])[:, None])
+        case _:
+            return scene._replace(viewmats=reference.orbit(2, 0.05))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["none", "behind", "opacity 1", "opacity below 1/255", "huge", "tiny", "flat", "zero quaternion", "not a number",
+     "one pixel", "camera inside"],
+)  # fmt: skip
+def test_edges_give_finite_pictures_and_gradients(name: str) -> None:
+    view, gradients = with_gradients(edge_case(name))
+    for picture in PICTURES:
+        assert getattr(view, picture).isfinite().all(), picture
+    for gradient in gradients:
+        assert gradient.isfinite().all()
+    assert view.alpha.any().item() == (name not in ("none", "behind", "opacity below 1/255"))
+
+
+def test_zero_quaternion_is_no_rotation() -> None:
+    scene = edge_case("zero quaternion")
+    identity = scene.quats.clone()
+    identity[::2, 0] = 1
+    assert torch.equal(rendered(scene).rgb, rendered(scene._replace(quats=identity)).rgb)
+    _, gradients = with_gradients(scene)
+    assert not gradients[1][::2].any()
+    assert gradients[1][1::2].any()
+
+
+def test_norm_of_the_quaternion_has_no_effect() -> None:
+    scene = SCENES["translucent"]
+    torch.testing.assert_close(rendered(scene._replace(quats=scene.quats * 7)).rgb, rendered(scene).rgb)
+
+
+def test_repeats_and_thread_counts_give_the_same_bits() -> None:
+    scene = reference.scene(600, views=3, size=48, seed=8)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            view, gradients = with_gradients(scene)
+            results.append([view.rgb, view.alpha, view.depth, *gradients])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(found, first) for found, first in zip(result, results[0], strict=True))
+
+
+def test_views_of_one_call_equal_single_calls() -> None:
+    scene = SCENES["translucent"]
+    together = rendered(scene)
+    for v in range(3):
+        alone = rendered(scene._replace(viewmats=scene.viewmats[v : v + 1], Ks=scene.Ks[v : v + 1]))
+        assert torch.equal(together.rgb[v], alone.rgb[0])
+        assert torch.equal(together.radii[v], alone.radii[0])
+
+
+def test_radii_bound_what_a_gaussian_changes() -> None:
+    scene = reference.scene(25, views=1, size=40, scale=0.05, seed=9)
+    view = rendered(scene)
+    columns, rows = torch.arange(scene.width) + 0.5, torch.arange(scene.height) + 0.5
+    for i in range(25):
+        alone = rendered(scene._replace(**{key: getattr(scene, key)[i : i + 1] for key in reference.NAMES}))
+        x, y = view.means2d[0, i].tolist()
+        box = ((rows - y).abs() <= view.radii[0, i])[:, None] & ((columns - x).abs() <= view.radii[0, i])
+        assert not alone.alpha[0, ~box].any()
+        assert alone.alpha.any() or view.radii[0, i] <= 1
+
+
+def test_without_gradients_nothing_is_retained() -> None:
+    view = rendered(SCENES["opaque"])
+    assert not view.means2d.requires_grad
+    assert not view.rgb.requires_grad
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1, 1, 3), (2, 5, 6, 3)])
+def test_over_composites_by_what_alpha_leaves(shape: tuple[int, ...]) -> None:
+    rgb, alpha, background = torch.rand(2, 5, 6, 3), torch.rand(2, 5, 6, 1), torch.rand(shape)
+    view = Rendering(rgb, alpha, alpha, torch.zeros(2, 0, 2), torch.zeros(2, 0, dtype=torch.int32))
+    found = view.over(background)
+    spread = background.expand(2, 5, 6, 3)
+    for pixel in ((0, 0, 0), (1, 4, 5), (1, 2, 3)):
+        for k in range(3):
+            expected = rgb[pixel][k].item() + spread[pixel][k].item() * (1 - alpha[pixel].item())
+            assert found[pixel][k].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_expected_depth_of_an_empty_pixel_is_zero_with_a_finite_gradient() -> None:
+    scene = reference.scene(1, views=1, size=30, scale=0.02, seed=10)
+    means = scene.means.clone().requires_grad_()
+    expected = rendered(scene._replace(means=means)).expected_depth()
+    assert (expected == 0).any()
+    assert (expected > 0).any()
+    expected.sum().backward()
+    assert means.grad is not None
+    assert means.grad.isfinite().all()
+
+
+def plane_depth(normal: Tensor, offset: float, scene: reference.Scene) -> Tensor:
+    """z of the plane normal . x = offset (world space) through every pixel centre."""
+    x = (torch.arange(scene.width) + 0.5 - scene.Ks[0, 0, 2]) / scene.Ks[0, 0, 0]
+    y = (torch.arange(scene.height) + 0.5 - scene.Ks[0, 1, 2]) / scene.Ks[0, 1, 1]
+    rays = torch.stack([x.expand(scene.height, -1), y[:, None].expand(-1, scene.width), torch.ones(1).expand(scene.height, scene.width)], -1)
+    rotation, translation = scene.viewmats[:, :3, :3], scene.viewmats[:, :3, 3]
+    in_camera = rotation @ normal  # c 3
+    distance = offset + (in_camera * translation).sum(-1)
+    return distance[:, None, None, None] / (rays * in_camera[:, None, None]).sum(-1, keepdim=True)
+
+
+def test_normals_of_a_tilted_plane() -> None:
+    scene = reference.scene(1, views=3, size=24)
+    normal = torch.tensor([0.3, 0.9, 0.2]) / math.sqrt(0.94)
+    normals = normals_from_depth(plane_depth(normal, 0.1, scene), scene.viewmats, scene.Ks)
+    inner = normals[:, 1:-1, 1:-1]
+    torch.testing.assert_close(inner, normal.expand_as(inner), atol=2e-4, rtol=0)  # the cameras are above the plane
+    assert not normals[:, 0].any()
+    assert not normals[:, :, -1].any()
+
+
+def test_normals_are_zero_beside_missing_depth_and_have_finite_gradients() -> None:
+    scene = reference.scene(1, views=1, size=12)
+    depth = plane_depth(torch.tensor([0.0, 1.0, 0.0]), -0.2, scene)
+    depth[0, 4, 5] = 0
+    depth.requires_grad_()
+    normals = normals_from_depth(depth, scene.viewmats, scene.Ks)
+    missing = (normals[0, 1:-1, 1:-1] == 0).all(-1).nonzero() + 1
+    assert sorted(map(tuple, missing.tolist())) == [(3, 5), (4, 4), (4, 5), (4, 6), (5, 5)]
+    normals[..., 1].sum().backward()
+    assert depth.grad is not None
+    assert depth.grad.isfinite().all()
+
+
+def test_kernels_compile_where_no_folder_can_be_written(tmp_path: Path) -> None:
+    """As in a read-only container: numba finds no place for its cache, the kernels must compile all the same."""
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, so that no folder can be made below it")
+    package = tmp_path / "segdream_kernels.py"
+    source = Path(__file__).parents[2] / "segdream_cli" / "raster" / "kernels.py"
+    package.write_text(source.read_text())
+    (tmp_path / "__pycache__").write_text("in the way of numba's folder beside the source")
+    environment = os.environ | {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked), "PYTHONPATH": str(tmp_path)}
+    environment |= {"LOCALAPPDATA": str(blocked), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_OPT": "0"}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    command = "import segdream_kernels as k; print(k.composite.signatures != [])"
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "True"
