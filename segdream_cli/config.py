@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from segdream_cli.errors import UsageProblem
 
@@ -28,14 +28,29 @@ Range = tuple[float, float]
 Background = Literal["black", "white", "random", "gradient"]
 
 
-def _limited(default: Any, low: float = -math.inf, high: float = math.inf, *, rising: bool = False) -> Any:
-    """A field whose numbers lie in low..high, and rise where it has two and that is meant."""
-    return field(default=default, metadata={"low": low, "high": high, "rising": rising})
+@dataclass(frozen=True, slots=True)
+class Within:
+    """What the numbers of a setting may be.
+
+    Args:
+        low, high: their limits.
+        rising: whether the first of a pair is the lower one.
+        steps: whether they are steps of a full run, which `with_steps` scales.
+    """
+
+    low: float
+    high: float = math.inf
+    rising: bool = False
+    steps: bool = False
 
 
-def _steps(default: int, low: int = 0) -> Any:
-    """A field counted in steps of a full run, which `with_steps` scales."""
-    return field(default=default, metadata={"low": low, "steps": True})
+Natural = Annotated[int, Within(0)]
+Count = Annotated[int, Within(1)]
+Steps = Annotated[int, Within(0, steps=True)]
+Period = Annotated[int, Within(1, steps=True)]
+Amount = Annotated[float, Within(0)]
+Share = Annotated[float, Within(0, 1)]
+Rates = Annotated[Range, Within(1e-12)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +77,15 @@ class ViewConfig:
 
     blend: bool = True
     """Blend the embeddings of neighbouring view phrases by azimuth; false takes the nearest (release: blend)."""
-    overhead_elevation_deg: float | None = _limited(None, -90, 90)
+    overhead_elevation_deg: Annotated[float | None, Within(-90, 90)] = None
     """Above this elevation the overhead phrase is used (release: never; DreamFusion: 60)."""
-    negative_weight: float = _limited(-2.0, high=0)
+    negative_weight: Annotated[float, Within(-math.inf, 0)] = -2.0
     """Weight of a negative view branch where it acts in full (release)."""
-    front_decay: float = _limited(2.0, 0)
+    front_decay: Amount = 2.0
     """Exponential decay of the front branch's weight towards the front (release)."""
-    side_decay: float = _limited(10.0, 0)
+    side_decay: Amount = 10.0
     """Exponential decay of the side branch's weight away from the side (release)."""
-    weight_floor: float = _limited(1e-4, 0)
+    weight_floor: Amount = 1e-4
     """Branches whose weight is smaller are not evaluated (release: skipped in the sum only)."""
 
 
@@ -84,47 +99,47 @@ class DistillConfig:
     """Take z_e for G(z_t, t, e, null) (paper 4.4); false differentiates through the U-Net."""
     double_guidance: bool = True
     """Use the guided noise inside G(z_t, t, e, y) as well (release); false uses the conditional one (paper)."""
-    guidance_scale: float = _limited(7.5, 0)
+    guidance_scale: Amount = 7.5
     """Omega of classifier-free guidance (release, paper)."""
-    cross_weight: float | None = _limited(None, 0)
+    cross_weight: Annotated[float | None, Within(0)] = None
     """Weight of the cross-consistency term; none is omega + 1 (Eq. 9)."""
     perp_neg: bool = False
     """Perp-Neg in place of classifier-free guidance (release: per prompt)."""
     weight: Literal["sigma_over_alpha", "b_t", "none"] = "sigma_over_alpha"
     """Weight over t: sigma_t / alpha_t (release), or b(t) of Eq. 8 with omega(t) = sigma_t^2."""
-    grad_scale: float = _limited(0.1, 0)
+    grad_scale: Amount = 0.1
     """Factor on the gradient of the latents (release: lambda_guidance)."""
-    segments: int = _limited(5, 1)
+    segments: Count = 5
     """Number of sub-trajectories N_s (release, paper)."""
     segmentation: Literal["uniform", "full", "mono"] = "uniform"
     """Equal parts of [t_min, t_max] (release), of [0, T] (paper), or monotonically increasing ones."""
-    t_min: int = _limited(20, 0, 999)
+    t_min: Annotated[int, Within(0, 999)] = 20
     """Smallest timestep (release)."""
-    t_max: int = _limited(980, 1, 1000)
+    t_max: Annotated[int, Within(1, 1000)] = 980
     """Largest timestep (release)."""
-    t_tau: int = _limited(150, 0, 1000)
+    t_tau: Annotated[int, Within(0, 1000)] = 150
     """From this t on the inversion takes two steps instead of one (release)."""
     window: Literal["sliding", "lower_fixed"] = "sliding"
     """Draw t from [t_min + shift, t_high + shift) (release) or from [t_min, t_high + shift) (paper 5.1)."""
-    t_high: int = _limited(500, 1, 1000)
+    t_high: Annotated[int, Within(1, 1000)] = 500
     """Upper end of the window after the warm-up (release, paper)."""
-    warmup_shift: int = _limited(480, 0)
+    warmup_shift: Natural = 480
     """How far the window starts above its final place (release, paper)."""
-    warmup_steps: int = _steps(1500)
+    warmup_steps: Steps = 1500
     """Steps over which the shift falls to zero (release, paper)."""
-    min_gap: int = _limited(80, 1)
+    min_gap: Count = 80
     """Smallest t - e (release: delta_t)."""
-    s_margin: int = _limited(10, 0)
+    s_margin: Natural = 10
     """Smallest s - e, and t - s but one (release: t_eps)."""
     fixed_noise: bool = True
     """Keep one eps* for the whole run (release, paper); false draws it anew each step."""
-    noise_offset: float = _limited(0.1, 0)
+    noise_offset: Amount = 0.1
     """Standard deviation of the per-channel constant added to eps* (release, classifier-free guidance)."""
-    noise_offset_perp_neg: float = _limited(0.05, 0)
+    noise_offset_perp_neg: Amount = 0.05
     """The same under Perp-Neg (release)."""
-    disparity_probability: float = _limited(0.2, 0, 1)
+    disparity_probability: Share = 0.2
     """Probability that a step distils the disparity map in place of the colours (release)."""
-    flip_probability: float = _limited(0.5, 0, 1)
+    flip_probability: Share = 0.5
     """Probability that a step's images are mirrored (release)."""
 
 
@@ -132,45 +147,45 @@ class DistillConfig:
 class CameraConfig:
     """Random cameras on an orbit about the object, and what is behind it (release: dataset_readers.py)."""
 
-    batch: int = _limited(4, 1)
+    batch: Count = 4
     """Views a step (release)."""
-    image_size: int | None = _limited(None, 8)
+    image_size: Annotated[int | None, Within(8)] = None
     """Side of the square renders in pixels; none is what the prior was trained at (release: 512)."""
-    radius: Range = _limited((5.2, 5.5), 0.1, rising=True)
+    radius: Annotated[Range, Within(0.1, rising=True)] = (5.2, 5.5)
     """Distance from the origin at the start (release)."""
-    radius_floor: Range = _limited((3.5, 5.0), 0, rising=True)
+    radius_floor: Annotated[Range, Within(0, rising=True)] = (3.5, 5.0)
     """What the two ends of `radius` shrink towards (release)."""
-    radius_factor: float = _limited(0.95, 0.01)
+    radius_factor: Annotated[float, Within(0.01)] = 0.95
     """Factor on both ends of `radius` at each widening (release)."""
-    fill: Range | None = _limited(None, 0.01, rising=True)
+    fill: Annotated[Range | None, Within(0.01, rising=True)] = None
     """If given, the share of half the frame that the unit sphere fills; it then sets the radius (ours)."""
-    fov_rad: Range = _limited((0.32, 0.60), 0.01, 3.1, rising=True)
+    fov_rad: Annotated[Range, Within(0.01, 3.1, rising=True)] = (0.32, 0.60)
     """Vertical field of view at the start (release)."""
-    fov_limit_rad: Range = _limited((0.16, 0.60), 0.01, 3.1, rising=True)
+    fov_limit_rad: Annotated[Range, Within(0.01, 3.1, rising=True)] = (0.16, 0.60)
     """Widest range the field of view grows to (release)."""
-    fov_factors: Range = _limited((0.75, 1.1), 0.01)
+    fov_factors: Annotated[Range, Within(0.01)] = (0.75, 1.1)
     """Factors on the lower and upper field of view at each widening (release)."""
-    elevation_deg: Range = _limited((-15.0, 45.0), -90, 90, rising=True)
+    elevation_deg: Annotated[Range, Within(-90, 90, rising=True)] = (-15.0, 45.0)
     """Elevation above the horizon (release: polar angle 45 to 105 degrees)."""
-    azimuth_deg: float = _limited(180.0, 0, 180)
+    azimuth_deg: Annotated[float, Within(0, 180)] = 180.0
     """Largest absolute azimuth at the start (release: 80 to 180, per prompt)."""
-    azimuth_factor: float = _limited(1.5, 0)
+    azimuth_factor: Amount = 1.5
     """Factor on `azimuth_deg` at each widening, up to 180 (release)."""
-    gamma: float = _limited(1.0, 0)
+    gamma: Amount = 1.0
     """Exponent that draws views towards the middle of the ranges (release: 1 or 1.5)."""
     stratified: bool = False
     """Spread a step's azimuths over equal sectors (ours; release: independent)."""
-    widen_every: int = _steps(500)
+    widen_every: Steps = 500
     """Steps between two widenings of the ranges (release)."""
-    position_jitter: float = _limited(0.025, 0)
+    position_jitter: Amount = 0.025
     """Half width of the uniform jitter of the camera's place, per axis (release)."""
-    target_jitter: float = _limited(0.05, 0)
+    target_jitter: Amount = 0.05
     """Standard deviation of the point looked at, per axis (release)."""
-    up_jitter: float = _limited(0.01, 0)
+    up_jitter: Amount = 0.01
     """Standard deviation added to the up vector, per axis (release)."""
     backgrounds: Mapping[Background, float] = field(default_factory=lambda: {"black": 0.67, "random": 0.33})
     """Weights of the kinds of background: black, white, random (one colour), gradient (release)."""
-    scale_noise: float = _limited(0.112, 0)
+    scale_noise: Amount = 0.112
     """Relative standard deviation of the noise on the scales while training (release: sqrt(0.2) / 4)."""
 
 
@@ -180,17 +195,17 @@ class InitConfig:
 
     shape: str = "sphere"
     """sphere, box, or the path of a PLY file."""
-    count: int = _limited(100_000, 1)
+    count: Count = 100_000
     """Number of Gaussians of a geometric start (release)."""
-    radius: float = _limited(0.5, 0.001)
+    radius: Annotated[float, Within(0.001)] = 0.5
     """Radius of the sphere, half side of the box (release)."""
-    opacity: float = _limited(0.1, 1e-4, 0.9999)
+    opacity: Annotated[float, Within(1e-4, 0.9999)] = 0.1
     """Opacity of every Gaussian (release)."""
-    gray: float = _limited(0.498, 0, 1)
+    gray: Share = 0.498
     """Grey value of every Gaussian (release: byte 127)."""
-    color_noise: float = _limited(0.0, 0)
+    color_noise: Amount = 0.0
     """Standard deviation of the noise on the colours (ours)."""
-    sh_degree: int = _limited(0, 0, 3)
+    sh_degree: Annotated[int, Within(0, 3)] = 0
     """Degree of the spherical harmonics, 0 to 3 (release: 0)."""
 
 
@@ -198,29 +213,29 @@ class InitConfig:
 class OptimConfig:
     """Adam, one learning rate a parameter group, log-linear from start to end (release)."""
 
-    steps: int = _steps(5000, low=1)
+    steps: Period = 5000
     """Optimisation steps of the run (release, paper)."""
-    means_lr: Range = _limited((5.6e-4, 5.6e-6), 1e-12)
+    means_lr: Rates = (5.6e-4, 5.6e-6)
     """Centres (release: 1.6e-4 times the extent 3.5)."""
-    sh0_lr: Range = _limited((5e-3, 3e-3), 1e-12)
+    sh0_lr: Rates = (5e-3, 3e-3)
     """Base colour (release)."""
-    shN_lr: Range = _limited((2.5e-4, 2.5e-4), 1e-12)
+    shN_lr: Rates = (2.5e-4, 2.5e-4)
     """Higher spherical harmonics (release)."""
-    opacity_lr: Range = _limited((0.05, 0.05), 1e-12)
+    opacity_lr: Rates = (0.05, 0.05)
     """Opacity logits (release)."""
-    scale_lr: Range = _limited((5e-3, 1e-3), 1e-12)
+    scale_lr: Rates = (5e-3, 1e-3)
     """Log scales (release)."""
-    quat_lr: Range = _limited((1e-3, 2e-4), 1e-12)
+    quat_lr: Rates = (1e-3, 2e-4)
     """Quaternions (release)."""
-    betas: Range = _limited((0.9, 0.999), 0, 0.999999)
+    betas: Annotated[Range, Within(0, 0.999999)] = (0.9, 0.999)
     """Adam's decay rates (release)."""
-    eps: float = _limited(1e-15, 0)
+    eps: Amount = 1e-15
     """Adam's epsilon (release)."""
-    clip: Range = _limited((2.0, 8.0), 0)
+    clip: Annotated[Range, Within(0)] = (2.0, 8.0)
     """Limit of each tensor's gradient norm at the start and after `clip_steps` (release)."""
-    clip_steps: int = _steps(1000)
+    clip_steps: Steps = 1000
     """Steps over which the limit grows (release)."""
-    scale_range: Range | None = _limited(None, 1e-8, rising=True)
+    scale_range: Annotated[Range | None, Within(1e-8, rising=True)] = None
     """If given, scales are kept inside (ours)."""
 
 
@@ -228,27 +243,27 @@ class OptimConfig:
 class DensifyConfig:
     """Density control (release: gaussian_model.py, train.py)."""
 
-    start: int = _steps(100)
+    start: Steps = 100
     """No densification up to this step (release)."""
-    every: int = _steps(100, low=1)
+    every: Period = 100
     """Steps between two densifications (release)."""
-    stop: int = _steps(3000)
+    stop: Steps = 3000
     """No densification or reset from this step on (release)."""
-    grad_threshold: float = _limited(7.5e-4, 0)
+    grad_threshold: Amount = 7.5e-4
     """Mean screen-space gradient, in normalised device units, from which a Gaussian is doubled (release)."""
-    clone_scale: float = _limited(0.0105, 0)
+    clone_scale: Amount = 0.0105
     """Gaussians up to this scale are cloned, larger ones split (release: 0.003 times the extent 3.5)."""
-    prune_opacity: float = _limited(0.005, 0, 1)
+    prune_opacity: Share = 0.005
     """Gaussians below this opacity are removed (release)."""
-    prune_scale: float = _limited(0.35, 0)
+    prune_scale: Amount = 0.35
     """Gaussians above this scale are removed (release: 0.1 times the extent 3.5)."""
-    prune_scale_after: int = _steps(300)
+    prune_scale_after: Steps = 300
     """No Gaussian is removed for its scale up to this step (release)."""
-    reset_every: int = _steps(300)
+    reset_every: Steps = 300
     """Steps between two opacity resets; 0 is never (release)."""
-    reset_opacity: float = _limited(0.01, 1e-4, 0.9999)
+    reset_opacity: Annotated[float, Within(1e-4, 0.9999)] = 0.01
     """What a reset lowers opacities to (release)."""
-    cap: int | None = _limited(None, 1)
+    cap: Annotated[int | None, Within(1)] = None
     """Largest number of Gaussians; the strongest gradients come first (release: no cap)."""
     views: Literal["all", "last"] = "last"
     """Views of a step whose gradients count (release: the last)."""
@@ -258,15 +273,15 @@ class DensifyConfig:
 class LossConfig:
     """Weights of the regularisers."""
 
-    tv_rgb: float = _limited(1.0, 0)
+    tv_rgb: Amount = 1.0
     """Total variation of the colours (release)."""
-    tv_disparity: float = _limited(1.0, 0)
+    tv_disparity: Amount = 1.0
     """Total variation of the disparity (release)."""
-    scale: float = _limited(1.0, 0)
+    scale: Amount = 1.0
     """Mean scale (release)."""
-    opacity: float = _limited(0.0, 0)
+    opacity: Amount = 0.0
     """Mean opacity, ramped up over the warm-up (ours)."""
-    outside: float = _limited(0.0, 0)
+    outside: Amount = 0.0
     """Mean distance of the centres beyond the unit sphere (ours)."""
 
 
@@ -274,11 +289,11 @@ class LossConfig:
 class OutputConfig:
     """What a run leaves in its folder."""
 
-    checkpoint_every: int = _limited(500, 0)
+    checkpoint_every: Natural = 500
     """Steps between two checkpoints; 0 is only when a run is stopped."""
-    preview_every: int = _limited(0, 0)
+    preview_every: Natural = 0
     """Steps between two preview pictures; 0 is none."""
-    preview_size: int = _limited(256, 8)
+    preview_size: Annotated[int, Within(8)] = 256
     """Side of a preview's views in pixels."""
 
 
@@ -308,8 +323,7 @@ class Config:
             section, _, name = key.partition(".")
             if key not in known:
                 raise UsageProblem(f"there is no setting {key!r}", hint=_nearest(key, known))
-            annotation, limits = known[key]
-            sections.setdefault(section, {})[name] = _within(key, _checked(key, value, annotation), limits)
+            sections.setdefault(section, {})[name] = _checked(key, value, known[key])
         changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
         config = dataclasses.replace(self, **changed)
         _check_together(config)
@@ -319,10 +333,9 @@ class Config:
         """This configuration for a run of `steps` steps, every schedule stretched or shrunk alike."""
         factor = steps / self.optim.steps
         scaled = {
-            f"{section}.{item.name}": max(1, round(value * factor)) if (value := getattr(part, item.name)) else 0
-            for section, part in self.sections()
-            for item in dataclasses.fields(part)
-            if "steps" in item.metadata
+            key: max(1, round(value * factor)) if value else 0
+            for key, value in self.flat().items()
+            if _settings()[key] in (Steps, Period)
         }
         return self.set(scaled | {"optim.steps": steps})
 
@@ -387,10 +400,13 @@ class PriorProfile:
             KeyError, TypeError: a field that does not exist or has the wrong type.
         """
         fields = dict(data)
+        for name in {"title", "negative_prompt"} & fields.keys():
+            if not isinstance(fields[name], str):
+                raise TypeError(f"{name} can't be {fields[name]!r}")
         if "views" in fields:
-            fields["views"] = ViewPhrases(**_tuples(fields["views"]))
+            fields["views"] = _texts(ViewPhrases, fields["views"])
         if fields.get("vocabulary"):
-            fields["vocabulary"] = Vocabulary(**_tuples(fields["vocabulary"]))
+            fields["vocabulary"] = _texts(Vocabulary, fields["vocabulary"])
         common = fields.get("settings", {})
         for name, changes in fields.get("presets", {"settings": {}}).items():
             try:
@@ -478,12 +494,12 @@ def _flattened(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 @cache
-def _settings() -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """The type and the limits of every setting by its dotted key."""
+def _settings() -> dict[str, Any]:
+    """The annotation of every setting by its dotted key."""
     return {
-        f"{section}.{item.name}": (typing.get_type_hints(type(part))[item.name], item.metadata)
+        f"{section}.{name}": annotation
         for section, part in Config().sections()
-        for item in dataclasses.fields(part)
+        for name, annotation in typing.get_type_hints(type(part), include_extras=True).items()
     }
 
 
@@ -497,8 +513,11 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
     """`value` as the setting's type.
 
     Raises:
-        UsageProblem: it can't be.
+        UsageProblem: it can't be, or lies outside the setting's limits.
     """
+    if typing.get_origin(annotation) is Annotated:
+        kind, limits = typing.get_args(annotation)
+        return _limited(key, _checked(key, value, kind), limits)
     for option in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
         accepted, result = _accept(value, option)
         if accepted:
@@ -506,23 +525,21 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
     raise UsageProblem(f"{key} can't be {value!r}", hint=f"--set {key}={_example(annotation)}")
 
 
-def _within(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
-    """`value`, once it is known to lie within the setting's limits.
+def _limited(key: str, value: Any, limits: Within) -> Any:
+    """`value`, a number, a pair of them or None, once it is known to lie within the limits.
 
     Raises:
         UsageProblem: it does not; the hint is the nearest value that does.
     """
-    if value is None or "low" not in limits:
-        return value
-    numbers = value if isinstance(value, tuple) else (value,)
-    low, high = limits["low"], limits.get("high", math.inf)
-    nearest = [min(max(number, low), high) for number in numbers]
-    if list(numbers) != nearest:
-        bounds = " and ".join(
-            f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if math.isfinite(bound)
-        )
+    if value is None:
+        return None
+    numbers = list(value) if isinstance(value, tuple) else [value]
+    nearest = [min(max(number, limits.low), limits.high) for number in numbers]
+    if numbers != nearest:
+        named = (("at least", limits.low), ("at most", limits.high))
+        bounds = " and ".join(f"{word} {bound:g}" for word, bound in named if math.isfinite(bound))
         raise UsageProblem(f"{key} can't be {_shown(numbers)}: it must be {bounds}", hint=_assignment(key, nearest))
-    if limits.get("rising") and numbers[0] > numbers[1]:
+    if limits.rising and numbers != sorted(numbers):
         raise UsageProblem(
             f"{key} can't be {_shown(numbers)}: it goes from low to high", hint=_assignment(key, sorted(numbers))
         )
@@ -606,5 +623,14 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+def _texts(kind: Any, data: Mapping[str, Any]) -> Any:
+    """The dataclass `kind`, whose fields are texts and tuples of texts, from JSON.
+
+    Raises:
+        TypeError: a field that does not exist or is something else.
+    """
+    for key, value in data.items():
+        texts = [value] if typing.get_type_hints(kind).get(key) is str else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{key} can't be {value!r}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})

@@ -109,7 +109,7 @@ def trajectory_segments(config: DistillConfig, n_timesteps: int = 1000) -> Edges
             most = (high - low) // first
             raise UsageProblem(
                 f"{n} segments that start with {first} timesteps do not fit into {low}..{high}",
-                hint=f"--set distill.segments={most}",
+                hint=f"--set distill.segments={max(most, 1)}",
             )
         edges = [low + i * first + growth * i * (i - 1) // 2 for i in range(n)] + [high]
     else:
@@ -127,11 +127,11 @@ def draw_times(config: DistillConfig, step: int, edges: Edges, generator: torch.
     """
     shift = int(config.warmup_shift * (1 - min(step / config.warmup_steps, 1))) if config.warmup_steps else 0
     low = config.t_min + (shift if config.window == "sliding" else 0)
-    t = _draw(low, config.t_high + shift, generator) + 1
-    segment = max(i for i, edge in enumerate(edges[:-1]) if edge <= max(t, edges[0]))
+    high = min(config.t_high + shift, config.t_max - 1)
+    t = _draw(min(low, high - 1), high, generator) + 1
+    segment = max(i for i, edge in enumerate(edges[:-1]) if edge <= t and edge < config.t_max - 1)
     e = edges[segment]
     t = min(max(t, e + config.min_gap), max(edges[segment + 1], t), config.t_max - 1)
-    t = max(t, e + 1)
     margin = min(config.s_margin, (t - e - 1) // 2)
     return t, _draw(e + margin, max(t - margin, e + margin + 1), generator), e
 

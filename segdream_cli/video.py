@@ -62,6 +62,20 @@ def check_suffix(path: Path) -> None:
         )
 
 
+def ffmpeg_version() -> str:
+    """Name and version of the ffmpeg that films are made with.
+
+    Raises:
+        EnvironmentProblem: there is none that runs.
+    """
+    try:
+        return f"{imageio_ffmpeg.get_ffmpeg_version()} in {imageio_ffmpeg.get_ffmpeg_exe()}"
+    except (OSError, RuntimeError, IndexError) as problem:
+        raise EnvironmentProblem(
+            f"no ffmpeg runs here: {problem}", hint="pip install --force-reinstall imageio-ffmpeg"
+        ) from problem
+
+
 def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
     """Encodes frames as they come, at a constant rate; no more than one is held here.
 

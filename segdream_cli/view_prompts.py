@@ -54,7 +54,7 @@ def _check_words(prompt: str, vocabulary: Vocabulary) -> None:
     hint = "segdream generate --list-words"
     phrases = sorted((*vocabulary.objects, *vocabulary.attributes, *vocabulary.fillers), key=len, reverse=True)
     known = re.compile(r"\b(?:" + "|".join(map(re.escape, phrases)) + r")\b")
-    text = prompt.lower()
+    text = " ".join(prompt.lower().split())
     unknown = re.findall(r"\w+", known.sub(" ", text))
     if unknown:
         words = ", ".join(map(repr, dict.fromkeys(unknown)))
@@ -103,8 +103,8 @@ def view_weights(
 ) -> ViewWeights:
     """Weights of the phrases for cameras at these angles, 0 azimuth being the front.
 
-    Neighbouring phrases are blended linearly by azimuth, or the nearest one is taken; from
-    `overhead_elevation_deg` on it is the overhead phrase alone, without negative branches.
+    Neighbouring phrases are blended linearly by azimuth, or the nearest one is taken; above
+    `overhead_elevation_deg` it is the overhead phrase alone, without negative branches.
     """
     ring = torch.arange(RING, RING + len(views.ring)) if views.ring else torch.tensor([FRONT, SIDE, BACK, SIDE])
     place = azimuth_deg.remainder(360) * len(ring) / 360

@@ -12,37 +12,30 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.config import AUTO, MINI, PROFILE_FILE, SD21, SD21_MODEL, PriorConfig, PriorProfile
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 
-PRIORS: Mapping[str, str] = MappingProxyType(
-    {SD21: SD21_MODEL, MINI: str(Path(__file__).resolve().parent / "data" / "mini")}
-)
+PRIORS: Mapping[str, str] = {SD21: SD21_MODEL, MINI: str(Path(__file__).resolve().parent / "data" / "mini")}
 """The known priors, each with its Hub id or its folder."""
 
 TIMESTEPS = 1000
 """Training timesteps of every prior this program can use: its times are 0..999."""
 
 _INDEX = "model_index.json"
-_WEIGHTS = MappingProxyType(
-    {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-)
+_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 _CONFIGS = (*(f"{part}/config.json" for part in _WEIGHTS), "scheduler/scheduler_config.json")
 _HALF = "fp16"
 _TOKENIZERS = (("tokenizer/vocab.json", "tokenizer/merges.txt"), ("tokenizer/tokenizer.json",))
 _SMALL = (_INDEX, PROFILE_FILE, *_CONFIGS, "tokenizer/*.json", "tokenizer/*.txt")
-_CLASSES = MappingProxyType(
-    {
-        "unet": ("UNet2DConditionModel",),
-        "vae": ("AutoencoderKL",),
-        "text_encoder": ("CLIPTextModel",),
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "scheduler": (),
-    }
-)
+_CLASSES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": (),
+}
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _ELSEWHERE = f"--prior {MINI} (needs no download), or --model /path/to/folder"
 
@@ -197,14 +190,13 @@ def _cached(model: str, revision: str | None) -> Path | None:
 def _no_bars() -> Iterator[None]:
     """Hides the Hub's progress bars: they are for the one long download only."""
     utils: Any = importlib.import_module("huggingface_hub.utils")  # its type hints lack the three functions
-    if utils.are_progress_bars_disabled():
-        yield
-        return
+    hidden = utils.are_progress_bars_disabled()
     utils.disable_progress_bars()
     try:
         yield
     finally:
-        utils.enable_progress_bars()
+        if not hidden:
+            utils.enable_progress_bars()
 
 
 @contextmanager
@@ -268,14 +260,14 @@ def _files(names: Collection[str], variant: str | None) -> set[str]:
 
 def _names(folder: Path) -> set[str]:
     """The files of the folder and of the components in it; a dangling link of a broken cache is none."""
-    paths = [*folder.glob("*"), *(path for part in _CLASSES for path in (folder / part).glob("*"))]
-    return {path.relative_to(folder).as_posix() for path in paths if path.is_file()}
+    files = (path for at in ("", *_CLASSES) for path in (folder / at).glob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix() for path in files}
 
 
 def _absent(names: Collection[str]) -> list[str]:
     """The files that a checkpoint needs and lacks."""
-    needed = (_INDEX, *_CONFIGS, *_weight_files(_variant(names, half=False)))
-    absent = [name for name in needed if name not in names]
+    weights = _weight_files(_variant(names, half=False))
+    absent = [name for name in (_INDEX, *_CONFIGS, *weights) if name not in names]
     if not any(all(name in names for name in kind) for kind in _TOKENIZERS):
         absent += [name for name in _TOKENIZERS[0] if name not in names]
     return absent
@@ -283,8 +275,7 @@ def _absent(names: Collection[str]) -> list[str]:
 
 def _check_present(names: Collection[str], source: str) -> None:
     """Refuses a checkpoint that lacks a file."""
-    absent = _absent(names)
-    if not absent:
+    if not (absent := _absent(names)):
         return
     if _INDEX in absent:
         raise WeightsUnavailable(
@@ -306,7 +297,8 @@ def _verified(folder: Path, name: str, *, half: bool) -> Checkpoint:
     for file in files:
         if file.endswith(".safetensors"):
             _check_safetensors(folder / file)
-    return Checkpoint(folder=folder, name=name, profile=_profile(folder), digest=_digest(folder, files), variant=variant)
+    digest = _digest(folder, files)
+    return Checkpoint(folder=folder, name=name, profile=_profile(folder), digest=digest, variant=variant)
 
 
 def _profile(folder: Path) -> PriorProfile:
@@ -375,21 +367,16 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _check_safetensors(path: Path) -> None:
     """Refuses a weight file whose header is broken, or whose length is not the one that its header promises."""
-    broken = WeightsUnavailable(
-        f"{path} is not a whole safetensors file", hint=f"rm {path.resolve()}  # then download or copy it again"
-    )
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise broken
-        try:
-            header = json.loads(stream.read(length))
-            end = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as problem:
-            raise broken from problem
-    if 8 + length + end != size:
-        raise broken
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as problem:
+        raise WeightsUnavailable(
+            f"{path} is not a whole safetensors file: {_reason(problem)}",
+            hint=f"rm {path.resolve()}  # then download or copy it again",
+        ) from problem
 
 
 def _digest(folder: Path, files: list[str]) -> str:

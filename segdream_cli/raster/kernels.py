@@ -42,6 +42,7 @@ COLUMNS = 10
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 _helper = numba.njit(**_OPTIONS)
 
+
 def _kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compiles for one signature, and keeps the code on disk where any of numba's cache folders can be written."""
 

@@ -64,8 +64,9 @@ def test_pictures_and_gradients_match_the_float64_reference(name: str) -> None:
         assert (found - expected).norm() < 2e-4 * expected.norm(), parameter
 
 
-def test_reference_gradient_matches_finite_differences_of_the_rendering() -> None:
-    scene = reference.scene(6, views=2, size=16, scale=0.3, seed=5)
+def test_gradients_match_finite_differences_of_the_rendering() -> None:
+    # Gaussians that fill the picture: none has a rim inside it, where alpha would jump at 1/255
+    scene = reference.scene(6, views=2, size=10, scale=2.0, opacity=0.3, seed=5)
     _, gradients = with_gradients(scene)
     weights = reference.loss_weights(scene)
 
@@ -77,11 +78,10 @@ def test_reference_gradient_matches_finite_differences_of_the_rendering() -> Non
     generator = torch.Generator().manual_seed(6)
     for index, parameter in enumerate(scene.parameters):
         direction = torch.randn(parameter.shape, generator=generator)
-        step = 1e-3 * direction / direction.norm()
-        slope = loss(index, step) - loss(index, -step)
+        step = 1e-2 * direction / direction.norm()
+        difference = loss(index, step) - loss(index, -step)
         expected = 2 * (gradients[index] * step).sum().item()
-        # pixels cross the 1/255 threshold between the two renderings, each by one step of a weight
-        assert slope == pytest.approx(expected, rel=0.05, abs=1e-4), reference.NAMES[index]
+        assert difference == pytest.approx(expected, rel=5e-3, abs=1e-5), reference.NAMES[index]
 
 
 @settings(max_examples=15, deadline=None)
@@ -280,10 +280,15 @@ def plane_depth(normal: Tensor, offset: float, scene: reference.Scene) -> Tensor
 
 def test_normals_of_a_tilted_plane() -> None:
     scene = reference.scene(1, views=3, size=24)
-    normal = torch.tensor([0.3, 0.9, 0.2]) / math.sqrt(0.94)
-    normals = normals_from_depth(plane_depth(normal, 0.1, scene), scene.viewmats, scene.Ks)
-    inner = normals[:, 1:-1, 1:-1]
-    torch.testing.assert_close(inner, normal.expand_as(inner), atol=2e-4, rtol=0)  # the cameras are above the plane
+    normal = torch.tensor([0.1, 0.98, 0.05])
+    normal = normal / normal.norm()
+    normals = normals_from_depth(plane_depth(normal, -2.0, scene), scene.viewmats, scene.Ks)
+    inner, depth = normals[:, 1:-1, 1:-1], plane_depth(normal, -2.0, scene)
+    seen = (depth[:, 2:, 1:-1] > 0) & (depth[:, :-2, 1:-1] > 0) & (depth[:, 1:-1, 2:] > 0) & (depth[:, 1:-1, :-2] > 0)
+    seen &= depth[:, 1:-1, 1:-1] > 0
+    assert seen.float().mean() > 0.4
+    expected = torch.where(seen, normal, 0)  # the cameras are above the plane; the rest looks past its horizon
+    torch.testing.assert_close(inner, expected, atol=1e-3, rtol=0)
     assert not normals[:, 0].any()
     assert not normals[:, :, -1].any()
 
