@@ -180,7 +180,7 @@ class _GraphedCalls:
 
     def _capture(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
         places = [tensor.detach().clone() for tensor in inputs]
-        warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):  # libraries choose kernels and allocate workspaces, which no graph may do
             for _ in range(3):

@@ -143,7 +143,8 @@ def clip_gradients(gaussians: Gaussians, config: OptimConfig, step: int) -> Floa
         for parameter in gaussians.params.values()
         if parameter.grad is not None
     ]
-    return torch.stack(norms).norm()
+    total: Tensor = torch.stack(norms).norm()
+    return total
 
 
 def _rates(config: OptimConfig) -> list[tuple[float, float]]:

@@ -26,16 +26,19 @@ def disparity(
     covered = values.masked_fill(transmittance > 0.1, torch.inf).amin((1, 2, 3), keepdim=True)
     low = torch.where(covered.isinf(), values.amin((1, 2, 3), keepdim=True), covered)
     high = values.amax((1, 2, 3), keepdim=True)
-    return ((values - low) / (high - low).clamp_min(1e-5)).clamp(0, 1)
+    scaled: Tensor = (values - low) / (high - low).clamp_min(1e-5)
+    return scaled.clamp(0, 1)
 
 
 def total_variation(images: Float[Tensor, "c h w k"]) -> Float[Tensor, ""]:
     """Twice the mean squared difference of neighbouring pixels, down plus across (release)."""
     down = (images[:, 1:] - images[:, :-1]).square().mean()
     across = (images[:, :, 1:] - images[:, :, :-1]).square().mean()
-    return 2 * (down + across)
+    variation: Tensor = 2 * (down + across)
+    return variation
 
 
 def outside(means: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
     """Mean distance of the centres beyond the unit sphere."""
-    return (means.norm(dim=-1) - 1).clamp_min(0).mean()
+    beyond: Tensor = means.norm(dim=-1) - 1
+    return beyond.clamp_min(0).mean()

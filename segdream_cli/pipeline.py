@@ -206,7 +206,7 @@ class Pipeline:
         loss = (latents * gradient).sum()
         for asset, part in zip(assets, views, strict=True):
             loss = loss + self._regularisers(asset, part)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norms = [clip_gradients(asset.gaussians, config.optim, asset.step + 1) for asset in assets]
         values = torch.stack(norms).tolist()
         self._check_finite(assets, values, views)
@@ -265,18 +265,20 @@ class Pipeline:
 
     def _regularisers(self, asset: AssetState, views: _Views) -> Float[Tensor, ""]:
         """The weighted terms beside the distillation."""
-        weights, gaussians = self.config.loss, asset.gaussians
-        ramp = (
-            min(1.0, (asset.step + 1) / self.config.distill.warmup_steps) if self.config.distill.warmup_steps else 1.0
-        )
-        terms = (
-            (weights.tv_rgb, lambda: losses.total_variation(views.rgb)),
-            (weights.tv_disparity, lambda: losses.total_variation(views.disparity)),
-            (weights.scale, lambda: gaussians.scales.mean()),
-            (weights.opacity * ramp, lambda: gaussians.opacities.mean()),
-            (weights.outside, lambda: losses.outside(gaussians.means)),
-        )
-        return sum((weight * term() for weight, term in terms if weight), start=gaussians.means.new_zeros(()))
+        weights, gaussians, warmup = self.config.loss, asset.gaussians, self.config.distill.warmup_steps
+        total = gaussians.means.new_zeros(())
+        if weights.tv_rgb:
+            total = total + weights.tv_rgb * losses.total_variation(views.rgb)
+        if weights.tv_disparity:
+            total = total + weights.tv_disparity * losses.total_variation(views.disparity)
+        if weights.scale:
+            total = total + weights.scale * gaussians.scales.mean()
+        if weights.opacity:
+            ramp = min(1.0, (asset.step + 1) / warmup) if warmup else 1.0
+            total = total + weights.opacity * ramp * gaussians.opacities.mean()
+        if weights.outside:
+            total = total + weights.outside * losses.outside(gaussians.means)
+        return total
 
     def _check_finite(self, assets: Sequence[AssetState], norms: Sequence[float], views: Sequence[_Views]) -> None:
         """Stops before a broken gradient reaches the parameters."""

@@ -165,7 +165,8 @@ class RunDir:
             UsageProblem: it is damaged.
         """
         try:
-            return safetensors.torch.load_file(self.checkpoint)
+            tensors: dict[str, Tensor] = safetensors.torch.load_file(self.checkpoint)
+            return tensors
         except (SafetensorError, OSError) as problem:
             raise UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint="start over with --force") from problem
 

@@ -22,7 +22,10 @@ FRONT, SIDE, BACK, OVERHEAD, RING = range(5)
 
 
 def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
-    """The prompt without the space around it, once it is known to be usable.
+    """The prompt as the prior is to read it, once it is known to be usable.
+
+    A prior that takes any text gets it without the space around it; one with a vocabulary gets the phrases it
+    knows, in lower case and without punctuation, since it has seen nothing else.
 
     Raises:
         UsageProblem: it is empty, absurdly long, holds control characters, or words the prior does not know.
@@ -40,13 +43,11 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
         raise UsageProblem(
             f"the prompt holds the control character {odd!r}", hint="put each prompt on a line of its own"
         )
-    if vocabulary is not None:
-        _check_words(text, vocabulary)
-    return text
+    return text if vocabulary is None else " ".join(_known_phrases(text, vocabulary))
 
 
-def _check_words(prompt: str, vocabulary: Vocabulary) -> None:
-    """Refuses a prompt that is not made of known phrases with exactly one object among them.
+def _known_phrases(prompt: str, vocabulary: Vocabulary) -> list[str]:
+    """The phrases of a prompt that is made of known ones with exactly one object among them, in their order.
 
     Raises:
         UsageProblem: naming the unknown words and the nearest known phrases, or the missing object.
@@ -63,10 +64,12 @@ def _check_words(prompt: str, vocabulary: Vocabulary) -> None:
             f"this prior does not know {words}" + (f"; the nearest it knows: {', '.join(near)}" if near else ""),
             hint=hint,
         )
-    objects = [phrase for phrase in known.findall(text) if phrase in vocabulary.objects]
+    found = known.findall(text)
+    objects = [phrase for phrase in found if phrase in vocabulary.objects]
     if len(objects) != 1:
-        found = " and ".join(objects) or "none"
-        raise UsageProblem(f"this prior draws one object at a time, and {prompt!r} names {found}", hint=hint)
+        named = " and ".join(objects) or "none"
+        raise UsageProblem(f"this prior draws one object at a time, and {prompt!r} names {named}", hint=hint)
+    return found
 
 
 def _nearest(word: str, phrases: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ def generate(
         typer.Option("--list-words", help="Show the words the prior knows and exit.", rich_help_panel=shared.PROMPT),
     ] = False,
     init: shared.InitOption = None,
-    quality: shared.QualityOption = shared.Quality.standard,
+    quality: shared.QualityOption = shared.STANDARD,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Optimisation steps.", rich_help_panel=shared.QUALITY)
     ] = None,

@@ -19,7 +19,7 @@ def init(
         typer.Option("--count", min=1, max=10_000_000, help="Number of Gaussians.", rich_help_panel=shared.QUALITY),
     ] = None,
     seed: shared.SeedOption = 0,
-    quality: shared.QualityOption = shared.Quality.standard,
+    quality: shared.QualityOption = shared.STANDARD,
     prior: shared.PriorOption = None,
     model: shared.ModelOption = None,
     config: shared.ConfigOption = None,

@@ -8,8 +8,9 @@ import typer
 
 from segdream_cli.config import AUTO, MINI, QUALITIES, SD21
 
-Quality = StrEnum("Quality", list(QUALITIES))  # type: ignore[misc]
-PriorName = StrEnum("PriorName", [AUTO, SD21, MINI])  # type: ignore[misc]
+Quality = StrEnum("Quality", {name: name for name in QUALITIES})  # type: ignore[misc]
+STANDARD: Quality = Quality("standard")
+PriorName = StrEnum("PriorName", {name: name for name in (AUTO, SD21, MINI)})  # type: ignore[misc]
 
 PROMPT, QUALITY, RUN, HARDWARE, OUTPUT = "Prompt", "Quality", "Run", "Hardware and weights", "Output"
 

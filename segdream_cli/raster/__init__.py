@@ -66,16 +66,19 @@ def rasterize(
     Raises:
         EnvironmentProblem: the tensors are on CUDA and gsplat's kernels can't be built.
     """
+    gaussians = means, quats, scales, opacities, colors
     if means.is_cuda:
-        from segdream_cli.raster import cuda as backend
+        from segdream_cli.raster import cuda
+
+        outputs = cuda.rasterize(*gaussians, viewmats, Ks, width, height)
     else:
-        from segdream_cli.raster import cpu as backend
-    rgb, alpha, depth, means2d, radii = backend.rasterize(
-        means, quats, scales, opacities, colors, viewmats, Ks, width, height
-    )
-    if means2d.requires_grad:
-        means2d.retain_grad()
-    return Rendering(rgb, alpha, depth, means2d, radii)
+        from segdream_cli.raster import cpu
+
+        outputs = cpu.rasterize(*gaussians, viewmats, Ks, width, height)
+    rendering = Rendering(*outputs)
+    if rendering.means2d.requires_grad:
+        rendering.means2d.retain_grad()
+    return rendering
 
 
 def normals_from_depth(
@@ -93,7 +96,7 @@ def normals_from_depth(
     rows = torch.arange(height, device=Ks.device) + 0.5
     x = (columns - Ks[:, 0, 2, None]) / Ks[:, 0, 0, None]  # c w
     y = (rows - Ks[:, 1, 2, None]) / Ks[:, 1, 1, None]  # c h
-    x, y = torch.broadcast_tensors(x[:, None, :], y[:, :, None])
+    x, y = x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
     rays = torch.stack([x, y, torch.ones_like(x)], dim=-1)  # c h w 3, z = 1
     points = rays * expected_depth
     right = points[:, 1:-1, 2:] - points[:, 1:-1, :-2]

@@ -6,7 +6,6 @@ needs neither OpenMP nor care about concurrent callers. How the work is cut does
 threads, so neither does any bit of the results.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -68,11 +67,12 @@ class _Projection(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         shape = len(cameras[0]), len(means)
         arrays = _array(means), _array(quats), _array(scales)
-        inputs = *arrays, _array(opacities), _array(colors).reshape(-1, len(means), 3), *cameras
+        per_view = _array(colors) if colors.ndim == 3 else _array(colors)[None]
+        inputs = *arrays, _array(opacities), per_view, *cameras
         means2d, splats = np.zeros((*shape, 2), np.float32), np.zeros((*shape, kernels.COLUMNS), np.float32)
         radii = np.zeros(shape, np.int32)
         _in_threads(kernels.project, ((*inputs, *piece, means2d, splats, radii) for piece in _ranges(len(means))))
-        ctx.arrays, ctx.cameras, ctx.radii, ctx.colors_shape = arrays, cameras, radii, colors.shape
+        ctx.arrays, ctx.cameras, ctx.radii, ctx.colors = arrays, cameras, radii, (per_view.shape, colors.shape)
         outputs = torch.from_numpy(means2d), torch.from_numpy(splats), torch.from_numpy(radii)
         ctx.mark_non_differentiable(outputs[2])
         return outputs
@@ -82,14 +82,13 @@ class _Projection(torch.autograd.Function):
     def backward(ctx: Any, v_means2d: Tensor, v_splats: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         inputs = *ctx.arrays, *ctx.cameras
         given = ctx.radii, _array(v_means2d), _array(v_splats)
-        count = len(ctx.radii[0])
-        per_view = math.prod(ctx.colors_shape) // (3 * count) if count else 0
-        shapes = (count, 3), (count, 4), (count, 3), (count,), (per_view, count, 3)
-        gradients = [np.zeros(shape, np.float32) for shape in shapes]
+        count, (per_view, shape) = ctx.radii.shape[1], ctx.colors
+        shapes = (count, 3), (count, 4), (count, 3), (count,), per_view
+        gradients = [np.zeros(size, np.float32) for size in shapes]
         pieces = ((*inputs, *piece, *given, *gradients) for piece in _ranges(count))
         _in_threads(kernels.project_backward, pieces)
         v_means, v_quats, v_scales, v_opacities, v_colors = (torch.from_numpy(gradient) for gradient in gradients)
-        return v_means, v_quats, v_scales, v_opacities, v_colors.reshape(ctx.colors_shape), None
+        return v_means, v_quats, v_scales, v_opacities, v_colors.reshape(shape), None
 
 
 class _Compositing(torch.autograd.Function):

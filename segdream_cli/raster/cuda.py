@@ -15,7 +15,7 @@ from segdream_cli.errors import EnvironmentProblem
 
 @cache
 def _rasterization() -> Callable[..., Any]:
-    """gsplat's entry point, with its kernels compiled and loaded.
+    """The entry point of gsplat, with its kernels compiled and loaded.
 
     Raises:
         EnvironmentProblem: there is no CUDA compiler, or the compilation fails.

@@ -142,8 +142,8 @@ def test_nearer_of_two_gaussians_hides_the_other_in_both_views() -> None:
         16,
     )
     centre = view.rgb[:, 8, 8]
-    assert centre[0, 1] > 0.98 > 0.05 > centre[0, 0]  # +Z is farther along the first camera's axis
-    assert centre[1, 0] > 0.98 > 0.05 > centre[1, 1]
+    assert centre[0, 1] > 0.95 > 0.05 > centre[0, 0]  # +Z is farther along the first camera's axis
+    assert centre[1, 0] > 0.95 > 0.05 > centre[1, 1]
 
 
 def edge_case(name: str) -> reference.Scene:
@@ -152,7 +152,9 @@ def edge_case(name: str) -> reference.Scene:
         case "none":
             return scene._replace(**{key: getattr(scene, key)[:0] for key in reference.NAMES})
         case "behind":
-            return scene._replace(viewmats=scene.viewmats - torch.tensor([[0.0] * 4] * 2 + [[0.0] * 3 + [9.0]] + [[0.0] * 4]))
+            backwards = scene.viewmats.clone()
+            backwards[:, 2, 3] -= 9
+            return scene._replace(viewmats=backwards)
         case "opacity 1":
             return scene._replace(opacities=torch.ones(40), scales=scene.scales * 5)
         case "opacity below 1/255":
@@ -271,7 +273,7 @@ def plane_depth(normal: Tensor, offset: float, scene: reference.Scene) -> Tensor
     """z of the plane normal . x = offset (world space) through every pixel centre."""
     x = (torch.arange(scene.width) + 0.5 - scene.Ks[0, 0, 2]) / scene.Ks[0, 0, 0]
     y = (torch.arange(scene.height) + 0.5 - scene.Ks[0, 1, 2]) / scene.Ks[0, 1, 1]
-    rays = torch.stack([x.expand(scene.height, -1), y[:, None].expand(-1, scene.width), torch.ones(1).expand(scene.height, scene.width)], -1)
+    rays = torch.nn.functional.pad(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1), (0, 1), value=1)
     rotation, translation = scene.viewmats[:, :3, :3], scene.viewmats[:, :3, 3]
     in_camera = rotation @ normal  # c 3
     distance = offset + (in_camera * translation).sum(-1)
@@ -310,14 +312,13 @@ def test_kernels_compile_where_no_folder_can_be_written(tmp_path: Path) -> None:
     """As in a read-only container: numba finds no place for its cache, the kernels must compile all the same."""
     blocked = tmp_path / "blocked"
     blocked.write_text("a file, so that no folder can be made below it")
-    package = tmp_path / "segdream_kernels.py"
     source = Path(__file__).parents[2] / "segdream_cli" / "raster" / "kernels.py"
-    package.write_text(source.read_text())
+    (tmp_path / "segdream_kernels.py").write_text(source.read_text())
     (tmp_path / "__pycache__").write_text("in the way of numba's folder beside the source")
     environment = os.environ | {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked), "PYTHONPATH": str(tmp_path)}
-    environment |= {"LOCALAPPDATA": str(blocked), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_OPT": "0"}
+    environment |= {"LOCALAPPDATA": str(blocked), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("NUMBA_CACHE_DIR", None)
-    command = "import segdream_kernels as k; print(k.composite.signatures != [])"
+    command = "import segdream_kernels as k; print(k.project.stats.cache_path, len(k.project.signatures))"
     done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "True"
+    assert done.stdout.split() == ["None", "1"]

@@ -1,0 +1,57 @@
+"""The README's main job as a user runs it: wall time, time of the loop, peak memory.
+
+    python benchmarks/main_job.py --runs 3
+
+The first, uncounted run fills the caches (bytecode, compiled rasteriser), which is what "warm" means here.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from record import record
+
+PROMPT = "a yellow school bus"
+
+
+def run_once(folder: Path, arguments: list[str]) -> tuple[float, float, float]:
+    """Wall seconds, seconds of the loop, and peak memory in GiB of one run of the command."""
+    command = [sys.executable, "-m", "segdream_cli", "generate", PROMPT, "-o", str(folder / "bus.ply"), "--force"]
+    begin = time.perf_counter()
+    done = subprocess.run([*command, "--json", *arguments], capture_output=True, text=True, check=True)
+    wall = time.perf_counter() - begin
+    result = json.loads(done.stdout.splitlines()[-1])
+    return wall, result["seconds"], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Runs the command and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--record", action="store_true", help="keep the figures in results.json")
+    parser.add_argument("rest", nargs="*", help="further arguments of segdream generate, after --")
+    options = parser.parse_args()
+    arguments = ["--device", options.device, "--prior", "mini", *options.rest]
+    with tempfile.TemporaryDirectory() as name:
+        run_once(Path(name), [*arguments, "--steps", "2"])
+        measured = [run_once(Path(name), arguments) for _ in range(options.runs)]
+    print("| run | wall s | loop s | peak GiB |\n| --- | --- | --- | --- |")
+    for number, (wall, loop, peak) in enumerate(measured, 1):
+        print(f"| {number} | {wall:.1f} | {loop:.1f} | {peak:.2f} |")
+    wall, loop, peak = (statistics.median(column) for column in zip(*measured, strict=True))
+    print(f"| median | {wall:.1f} | {loop:.1f} | {peak:.2f} |")
+    if options.record:
+        record("main_job_wall_s", wall, "s", options.device)
+        record("main_job_loop_s", loop, "s", options.device)
+        record("main_job_peak_gib", peak, "GiB", options.device)
+
+
+if __name__ == "__main__":
+    main()

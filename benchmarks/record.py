@@ -1,0 +1,42 @@
+"""Keeps measured figures in `results.json`: one object a metric and device, with what they depend on."""
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from segdream_cli.run_dir import installed_versions
+
+RESULTS = Path(__file__).with_name("results.json")
+
+
+def device_name(device: str) -> str:
+    """What a figure was measured on."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def record(metric: str, value: float, unit: str, device: str) -> None:
+    """Replaces the entry of `metric` on this kind of device."""
+    entries = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    name = device_name(device)
+    entries = [entry for entry in entries if (entry["metric"], entry["device"]) != (metric, name)]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+    ).stdout.strip()
+    entries.append(
+        {
+            "metric": metric,
+            "value": round(value, 4),
+            "unit": unit,
+            "device": name,
+            "versions": installed_versions(),
+            "commit": commit,
+        }
+    )
+    RESULTS.write_text(
+        json.dumps(sorted(entries, key=lambda entry: entry["metric"]), indent=1) + "\n", encoding="utf-8"
+    )

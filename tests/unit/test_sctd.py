@@ -1,0 +1,252 @@
+"""The SCTD gradient against the literal sequence of solver steps, autograd of the printed loss, and golden numbers."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import AnalyticPrior
+from sctd_reference import Literal, Row
+from torch import Tensor
+
+from segdream_cli.config import DistillConfig
+from segdream_cli.distill import sctd
+from segdream_cli.guidance import Conditions
+from segdream_cli.schedule import NoiseSchedule, Times
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "sctd.json"
+SHORT, LONG = (120, 60, 20), (450, 430, 404)
+FAR = (979, 800, 788)
+ROWS = {"one step": [SHORT, (101, 25, 20)], "two steps": [LONG, FAR], "mixed": [SHORT, LONG, (149, 149 - 40, 20), FAR]}
+PRIOR = AnalyticPrior(variance=0.3, latent_shape=(4, 3, 3))
+SCHEDULE = NoiseSchedule(PRIOR.alphas_cumprod)
+PERP_NEG = torch.tensor([[-2.0, 0.0, -0.4, -1.0], [-0.5, 0.0, 0.0, -0.2]])
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def curved(latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    """A network that is not linear in its latents, so that its Jacobian matters."""
+    eps = PRIOR.predict_noise(latents, timesteps, text)
+    return eps + 0.3 * torch.tanh(latents + eps.roll(1, -1)) * (timesteps[:, None, None, None] / 1000)
+
+
+def literal(config: DistillConfig) -> Literal:
+    def one(latents: Tensor, t: int, text: Tensor) -> Tensor:
+        return curved(latents[None], torch.tensor([t]), text[None])[0]
+
+    return Literal(one, PRIOR.alphas_cumprod, config)
+
+
+def problem(rows: list[tuple[int, int, int]], *, perp_neg: bool = False) -> dict[str, Any]:
+    """Arguments of `sctd` for rows with these times."""
+    b, encode = len(rows), PRIOR.encode_text
+    return {
+        "latents": draw(b, 4, 3, 3),
+        "noise": draw(b, 4, 3, 3, seed=1),
+        "times": Times(*torch.tensor(rows).T),
+        "conditions": Conditions(
+            null=encode([""]).expand(b, -1, -1),
+            uncond=encode(["blurry"]).expand(b, -1, -1),
+            positive=encode([f"view {i}" for i in range(b)]),
+            negatives=encode(["front", "side"])[:, None].expand(-1, b, -1, -1),
+            weights=PERP_NEG[:, :b] if perp_neg else torch.zeros(2, b),
+        ),
+    }
+
+
+def gradient(config: DistillConfig, given: dict[str, Any]) -> Tensor:
+    return sctd(curved, SCHEDULE, config=config, **given)
+
+
+def expected(config: DistillConfig, given: dict[str, Any]) -> Tensor:
+    """The reference's gradient, row by row."""
+    text, times, reference = given["conditions"], given["times"], literal(config)
+    rows = [
+        Row(
+            noise=given["noise"][i],
+            times=(int(times.t[i]), int(times.s[i]), int(times.e[i])),
+            null=text.null[i],
+            uncond=text.uncond[i],
+            positive=text.positive[i],
+            negatives=list(text.negatives[:, i]),
+            weights=text.weights[:, i].tolist(),
+        )
+        for i in range(len(given["latents"]))
+    ]
+    compute = reference.released if config.loss == "released" else reference.eq10
+    return torch.stack([compute(z_0, row) for z_0, row in zip(given["latents"], rows, strict=True)])
+
+
+def assert_equal(ours: Tensor, theirs: Tensor) -> None:
+    assert theirs.norm() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("perp_neg", [False, True])
+@pytest.mark.parametrize("loss", ["released", "eq10"])
+def test_the_gradient_is_that_of_the_literal_steps(
+    loss: Any, perp_neg: bool, rows: list[tuple[int, int, int]]
+) -> None:
+    config, given = DistillConfig(loss=loss), problem(rows, perp_neg=perp_neg)
+    assert_equal(gradient(config, given), expected(config, given))
+
+
+@pytest.mark.parametrize("loss", ["released", "eq10"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"double_guidance": False},
+        {"cross_weight": 0.0},
+        {"cross_weight": 3.25},
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 30.0},
+        {"weight": "b_t"},
+        {"weight": "none"},
+        {"grad_scale": 2.5},
+        {"t_tau": 0},
+        {"t_tau": 1000},
+    ],
+    ids=lambda changes: "-".join(f"{key}={value}" for key, value in changes.items()),
+)
+def test_every_setting_acts_as_in_the_literal_steps(changes: dict[str, Any], loss: Any) -> None:
+    given, plain = problem(ROWS["mixed"], perp_neg=True), DistillConfig(loss=loss)
+    config = dataclasses.replace(plain, **changes)
+    assert_equal(gradient(config, given), expected(config, given))
+    assert not torch.allclose(gradient(config, given), gradient(plain, given), rtol=1e-3)
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_the_exact_variant_is_autograd_through_the_network(rows: list[tuple[int, int, int]], perp_neg: bool) -> None:
+    config, given = DistillConfig(loss="eq10", approximate=False), problem(rows, perp_neg=perp_neg)
+    ours = gradient(config, given)
+    assert_equal(ours, expected(config, given))
+    assert not ours.requires_grad
+    assert not torch.allclose(ours, gradient(dataclasses.replace(config, approximate=True), given), rtol=1e-3)
+
+
+def test_the_exact_variant_is_the_slope_of_the_printed_loss() -> None:
+    """Finite differences of Eq. 10 along random directions, its stopped terms held at the point."""
+    config, given = DistillConfig(loss="eq10", approximate=False), problem(ROWS["mixed"])
+    text, times, reference = given["conditions"], given["times"], literal(config)
+    ours, h = gradient(config, given), 1e-5
+    for i in range(len(ours)):
+        row = Row(
+            given["noise"][i],
+            (int(times.t[i]), int(times.s[i]), int(times.e[i])),
+            text.null[i],
+            text.uncond[i],
+            text.positive[i],
+            [],
+            [],
+        )
+        _, _, g_s, g_t = reference.points(given["latents"][i], row)
+
+        def loss(z_0: Tensor, row: Row = row, g_s: Tensor = g_s, g_t: Tensor = g_t) -> Tensor:
+            _, z_t, _, _ = reference.points(z_0, row)
+            t, _, e = row.times
+            g = reference.consistency(z_t, t, e, reference.noise_estimate(z_t, t, row.null))
+            return reference.factor(row) * ((g_s - g).square().sum() + (8.5 * (g - g_t)).square().sum())
+
+        direction = draw(4, 3, 3, seed=i + 5)
+        ahead, behind = (loss(given["latents"][i] + sign * h * direction) for sign in (1, -1))
+        torch.testing.assert_close((ours[i] * direction).sum(), (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
+
+
+def test_the_release_through_the_network_is_its_residual_pulled_back() -> None:
+    """Without the approximation z_e becomes G(z_t, t, ∅), and dG/dz_0 over α_e takes the place of 1."""
+    config, given = DistillConfig(approximate=False, weight="none", grad_scale=1.0), problem([LONG])
+    text, (t, s, e) = given["conditions"], LONG
+    reference, z_0 = literal(config), given["latents"][0].clone().requires_grad_()
+    row = Row(given["noise"][0], (t, s, e), text.null[0], text.uncond[0], text.positive[0], [], [])
+    _, z_t, g_s, g_t = reference.points(z_0, row)
+    g = reference.consistency(z_t, t, e, reference.noise_estimate(z_t, t, row.null))
+    residual = ((g_s - g) + 8.5 * (g - g_t)).detach()
+    (pulled,) = torch.autograd.grad(g, z_0, residual / reference.alpha(e))
+    assert_equal(gradient(config, given)[0], pulled)
+
+
+@pytest.mark.parametrize("approximate", [True, False])
+def test_rows_do_not_touch_each_other(approximate: bool) -> None:
+    config = DistillConfig(loss="eq10", approximate=approximate)
+    given = problem(ROWS["mixed"], perp_neg=True)
+    together = gradient(config, given)
+    for i in range(4):
+        times = Times(*(part[i : i + 1] for part in (given["times"].t, given["times"].s, given["times"].e)))
+        text = given["conditions"]
+        alone = {
+            "latents": given["latents"][i : i + 1],
+            "noise": given["noise"][i : i + 1],
+            "times": times,
+            "conditions": Conditions(
+                null=text.null[i : i + 1],
+                uncond=text.uncond[i : i + 1],
+                positive=text.positive[i : i + 1],
+                negatives=text.negatives[:, i : i + 1],
+                weights=text.weights[:, i : i + 1],
+            ),
+        }
+        torch.testing.assert_close(together[i : i + 1], gradient(config, alone), rtol=1e-12, atol=1e-12)
+
+
+def test_the_network_is_asked_as_often_as_the_release_asks() -> None:
+    """peers.md 1.6: 5 evaluations a row from t_tau on, 4 below, 2 more where both Perp-Neg branches count."""
+    for rows, perp_neg, evaluations in ([LONG], False, 5), ([SHORT], False, 4), ([LONG], True, 7), ([SHORT], True, 6):
+        seen: list[int] = []
+
+        def counting(latents: Tensor, t: Tensor, text: Tensor, seen: list[int] = seen) -> Tensor:
+            seen.append(len(latents))
+            return curved(latents, t, text)
+
+        sctd(counting, SCHEDULE, config=DistillConfig(), **problem(rows, perp_neg=perp_neg))
+        assert sum(seen) == evaluations
+
+
+def test_a_prior_that_agrees_with_the_latents_leaves_the_inversion_error_only() -> None:
+    """Under one text for all branches and steps of the exact flow, self and cross terms are the solver's alone."""
+    text = PRIOR.encode_text([""])
+    given = problem([LONG]) | {
+        "conditions": Conditions(text, text, text, text[None], torch.zeros(1, 1)),
+    }
+    config = DistillConfig(weight="none", grad_scale=1.0)
+    pull = sctd(PRIOR.predict_noise, SCHEDULE, config=config, **given)
+    z_e = SCHEDULE.add_noise(given["latents"], given["noise"], given["times"].e)
+    guided = sctd(PRIOR.predict_noise, SCHEDULE, config=config, **problem([LONG]))
+    assert pull.norm() < 0.1 * z_e.norm()
+    assert pull.norm() < 0.1 * guided.norm()
+
+
+def test_following_the_gradient_reaches_the_texts_mean() -> None:
+    """On an unconditional prior at 0 and a text at mu, latents end where the guided prior is at rest, along mu."""
+    text = PRIOR.encode_text(["a duck"])
+    null = PRIOR.encode_text([""])
+    latents, noise = 0.1 * draw(1, 4, 3, 3), draw(1, 4, 3, 3, seed=1)
+    conditions = Conditions(null, null, text, text[None], torch.zeros(1, 1))
+    config = DistillConfig(guidance_scale=2.0)
+    mean = text.reshape(1, 4, 3, 3)
+    before = torch.cosine_similarity(latents.flatten(), mean.flatten(), 0)
+    for t, s, e in itertools.islice(itertools.cycle([LONG, SHORT, (300, 250, 212)]), 300):
+        times = Times(torch.tensor([t]), torch.tensor([s]), torch.tensor([e]))
+        latents = latents - 0.3 * sctd(PRIOR.predict_noise, SCHEDULE, latents, noise, times, conditions, config)
+    after = torch.cosine_similarity(latents.flatten(), mean.flatten(), 0)
+    assert before < 0.5
+    assert after > 0.95
+
+
+@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text()), ids=lambda case: case["name"])
+def test_golden_numbers(case: dict[str, Any]) -> None:
+    """Numbers of the literal reference, written by golden/make.py: to 1e-8 in float64, to 2e-4 in float32."""
+    given = problem([tuple(times) for times in case["times"]], perp_neg=case["perp_neg"])
+    config, theirs = DistillConfig(**case["settings"]), torch.tensor(case["gradient"], dtype=torch.float64)
+    torch.testing.assert_close(gradient(config, given), theirs, rtol=1e-8, atol=1e-8 * float(theirs.abs().max()))
+    single = given | {"latents": given["latents"].float(), "noise": given["noise"].float()}
+    ours = gradient(config, single)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), theirs, rtol=2e-4, atol=2e-4 * float(theirs.abs().max()))

@@ -1,0 +1,109 @@
+"""Theorem 1: the distillation error over a segment [s_m, s_{m+1}] is O(Δt) (s_{m+1} - s_m), Eq. 13.
+
+What is measured. The theorem supposes that G(z_t, t, y) = G(ẑ_s, s, y) for all times of a segment, where ẑ_s is one
+solver step of at most Δt from z_t, and G(z, s_m, y) = z. Such a G is the walk of solver steps of size Δt from t
+down to s_m: applying the condition once replaces G(z_t, t) by G one step lower. By Eq. 12 and 28 a converged z_0 is
+where that walk ends, and z_data where the exact flow ends, both taken back from s_m to 0 with the same ε*. Here the
+flow is known in closed form (Gaussian data), so the error |z_0 - z_data|, its supremum over starting times t of the
+segment, is measured and not bounded. Each step errs by O(Δt²) and there are (s_{m+1} - s_m) / Δt of them: the slope
+in log-log axes is 1 in the segment's length at a fixed step, and 1 in the step at a fixed length.
+
+Time is cut into 100,000 parts in place of 1,000, so that lengths and steps are free; they are stated in the usual
+timesteps. A single step across the segment, Δt = s_{m+1} - s_m, errs with slope 2, as the two slopes add up to.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from fakes import AnalyticPrior, stable_diffusion_alphas
+from torch import Tensor
+
+from segdream_cli.config import DistillConfig
+from segdream_cli.schedule import NoiseSchedule, trajectory_segments
+
+FINE = 100  # parts of a timestep
+STARTS = 4  # starting times t of a segment
+TEXT = "a yellow school bus"
+PRIOR = AnalyticPrior(
+    variance=0.05 + 0.5 * torch.rand(4, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64),
+    alphas_cumprod=stable_diffusion_alphas(1000 * FINE),
+    latent_shape=(4, 4, 4),
+)
+SCHEDULE = NoiseSchedule(PRIOR.alphas_cumprod)
+EMBEDDING = PRIOR.encode_text([TEXT])
+SEGMENT_ENDS = trajectory_segments(DistillConfig())[:-1]
+LENGTHS = (6, 12, 24, 48, 96, 192)
+STEPS = (0.25, 0.5, 1, 2, 4, 8)
+
+
+def at(t: float) -> Tensor:
+    return torch.tensor([round(t * FINE)])
+
+
+def walk(z_t: Tensor, t: float, e: float, step: float) -> Tensor:
+    """Solver steps from t down to e, each of size `step` but the last, which may be shorter."""
+    times = [*np.arange(t, e, -step).tolist(), e]
+    for before, after in pairwise(times):
+        z_t = SCHEDULE.step(z_t, PRIOR.predict_noise(z_t, at(before), EMBEDDING), at(before), at(after))
+    return z_t
+
+
+def distillation_error(e: float, length: float, step: float) -> float:
+    """|z_0 - z_data| for the segment [e, e + length], the largest over starting times t."""
+    generator = torch.Generator().manual_seed(0)
+    spread = PRIOR.variance.sqrt()
+    z_data = PRIOR.mean(TEXT) + spread * torch.randn(1, 4, 4, 4, generator=generator, dtype=torch.float64)
+    noise = torch.randn(1, 4, 4, 4, generator=generator, dtype=torch.float64)
+    z_e_data = SCHEDULE.add_noise(z_data, noise, at(e))
+    errors = []
+    for share in np.linspace(0, 1, STARTS + 1)[1:]:
+        t = e + share * length
+        z_e = walk(PRIOR.flow(z_e_data, at(e), at(t), EMBEDDING), t, e, step)
+        z_0 = (z_e - SCHEDULE.sigma(at(e)) * noise) / SCHEDULE.alpha(at(e))
+        errors.append(float((z_0 - z_data).norm()))
+    return max(errors)
+
+
+def slope(sizes: tuple[float, ...], errors: list[float]) -> float:
+    """The straight line's through the points in log-log axes."""
+    return float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
+
+
+@pytest.mark.parametrize("e", SEGMENT_ENDS)
+def test_the_error_grows_linearly_with_the_segments_length(e: int) -> None:
+    errors = [distillation_error(e, length, 1.0) for length in LENGTHS]
+    assert errors == sorted(errors)
+    assert slope(LENGTHS, errors) == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("e", SEGMENT_ENDS)
+def test_the_error_grows_linearly_with_the_step(e: int) -> None:
+    errors = [distillation_error(e, 192, step) for step in STEPS]
+    assert errors == sorted(errors)
+    assert slope(STEPS, errors) == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("e", SEGMENT_ENDS)
+def test_one_step_across_the_segment_errs_with_the_square_of_its_length(e: int) -> None:
+    errors = [distillation_error(e, length, length) for length in LENGTHS[:5]]
+    assert slope(LENGTHS[:5], errors) == pytest.approx(2, abs=0.2)
+
+
+def test_one_constant_bounds_every_segment_and_step() -> None:
+    """error <= C Δt (s_{m+1} - s_m) with a C that does not grow as either shrinks."""
+    constants = {
+        (length, step): distillation_error(404, length, step) / (length * step)
+        for length in (12, 48, 192)
+        for step in (0.25, 1, 4)
+    }
+    assert max(constants.values()) < 1.5 * constants[192, 0.25]
+    assert min(constants.values()) > 0.5 * constants[192, 0.25]
+
+
+def test_more_segments_lower_the_error() -> None:
+    """Why SCTD cuts the trajectory: the same steps over a fifth of it leave at most a third of the error."""
+    whole = distillation_error(20, 960, 8)
+    parts = [distillation_error(e, 192, 8) for e in SEGMENT_ENDS]
+    assert max(parts) < whole / 3
