@@ -6,10 +6,8 @@ Steps are optimisation steps of a full run; `with_steps` stretches or shrinks th
 """
 
 import dataclasses
-import difflib
 import json
 import math
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -454,6 +452,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UsageProblem: the file can't be read, or is neither.
     """
+    import tomllib  # here, since reading the help needs none of it
+
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
@@ -472,6 +472,8 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageProblem: an entry without an equals sign.
     """
+    import tomllib
+
     parsed: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -504,6 +506,8 @@ def _settings() -> dict[str, Any]:
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
+    import difflib
+
     by_name = [full for full in known if full.partition(".")[2] == key.rpartition(".")[2]]
     close = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"--set {close[0]}=..."

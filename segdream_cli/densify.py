@@ -104,11 +104,13 @@ def _grow_and_prune(
         with torch.random.fork_rng(devices):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             _apply(gaussians, optimizers, ops.split, mask=splits)
-    dead = gaussians.opacities < config.prune_opacity
-    if step > config.prune_scale_after:
-        dead |= gaussians.scales.amax(-1) > config.prune_scale
-    if dead.any() and not dead.all():
-        _apply(gaussians, optimizers, ops.remove, mask=dead)
+    faint = gaussians.opacities < config.prune_opacity
+    huge = gaussians.scales.amax(-1) > config.prune_scale
+    dead = faint | huge if step > config.prune_scale_after else faint
+    for mask in (dead, faint):  # where none would be left, the huge ones stay: the faint have made room for their halves
+        if mask.any() and not mask.all():
+            _apply(gaussians, optimizers, ops.remove, mask=mask)
+            break
 
 
 def _apply(gaussians: Gaussians, optimizers: Optimizers, operation: object, **arguments: object) -> None:

@@ -155,6 +155,8 @@ def rasterize(
 ]:
     """Colour, alpha, accumulated depth, `means2d` and `radii`; see `segdream_cli.raster.rasterize`."""
     cameras = _array(viewmats), _array(Ks), width, height
-    means2d, splats, radii = _Projection.apply(means, quats, scales, opacities, colors, cameras)
-    rgb, alpha, depth = _Compositing.apply(means2d, splats, radii, width, height)
+    project: Callable[..., tuple[Tensor, ...]] = _Projection.apply
+    composite: Callable[..., tuple[Tensor, ...]] = _Compositing.apply
+    means2d, splats, radii = project(means, quats, scales, opacities, colors, cameras)
+    rgb, alpha, depth = composite(means2d, splats, radii, width, height)
     return rgb, alpha, depth, means2d, radii

@@ -28,7 +28,7 @@ def _rasterization() -> Callable[..., Any]:
         lines = str(problem).strip().splitlines() or [type(problem).__name__]
         raise EnvironmentProblem(
             f"gsplat's CUDA kernels can't be built or loaded: {lines[0]}",
-            hint="rm -rf ~/.cache/torch_extensions; "
+            hint="rm -rf ~/.cache/torch_extensions/*/gsplat_cuda; "
             'VERBOSE=1 MAX_JOBS=4 python -c "import gsplat.cuda._backend"  # shows what the compiler says',
         ) from problem
     if kernels is None:

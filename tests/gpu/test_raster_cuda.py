@@ -71,6 +71,16 @@ def test_visibility_agrees_with_the_cpu() -> None:
     assert ((on_cpu - on_cuda).abs() <= 1 + on_cpu // 1000).all()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_alpha_is_capped_at_0_999_as_in_gsplat_1_5_3(device: str) -> None:
+    K = torch.tensor([[[20.0, 0.0, 4.5], [0.0, 20.0, 4.5], [0.0, 0.0, 1.0]]], device=device)
+    means, quats = torch.tensor([[0.0, 0.0, 2.0]], device=device), torch.tensor([[1.0, 0.0, 0.0, 0.0]], device=device)
+    one = torch.ones(1, device=device)
+    scales, colors, viewmats = one.expand(1, 3).contiguous(), one.expand(1, 3).contiguous(), torch.eye(4, device=device)
+    view = rasterize(means, quats, scales, one, colors, viewmats[None], K, 9, 9)
+    assert view.alpha[0, 4, 4].item() == pytest.approx(0.999, abs=1e-6)
+
+
 def test_no_gaussians() -> None:
     scene = SCENES["opaque"]
     empty = [tensor[:0].cuda().requires_grad_() for tensor in scene.parameters]

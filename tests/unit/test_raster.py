@@ -26,9 +26,11 @@ SCENES = {
     "opaque": reference.scene(300, views=1, size=40, opacity=0.95, scale=0.15, seed=1),
     "inside": reference.scene(150, views=2, size=33, distance=0.3, seed=2),
     "view colours": reference.scene(120, views=2, size=21, per_view_colors=True, seed=3),
+    "capped": reference.scene(60, views=2, size=40, opacity=0.3, scale=1.0, seed=5),
     "needles": reference.scene(80, views=2, size=40, scale=0.05, seed=4),
 }
 SCENES["needles"].scales[:, 0] = 1.5
+SCENES["capped"].opacities[::2] = 1
 
 
 def rendered(scene: reference.Scene) -> Rendering:

@@ -1,0 +1,243 @@
+"""Prompts that can be used, view phrases, Perp-Neg's weights against the release's table, blended embeddings."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segdream_cli.config import ViewConfig, ViewPhrases, Vocabulary
+from segdream_cli.errors import UsageProblem
+from segdream_cli.view_prompts import (
+    BACK,
+    FRONT,
+    OVERHEAD,
+    RING,
+    SIDE,
+    PromptEmbeddings,
+    ViewWeights,
+    clean_prompt,
+    perp_neg_weights,
+    phrase_texts,
+    view_weights,
+)
+
+WORDS = Vocabulary(
+    objects=("school bus", "ice cream cone", "car", "dog", "ice"), attributes=("yellow", "red"), fillers=("a", "an", "and")
+)
+RING_OF_8 = tuple(f"view {i}" for i in range(8))
+ANGLES = st.floats(-1000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "front", "side"),
+    [
+        (0, 0, -2.000),
+        (10, 0, -0.658),
+        (17.9, 0, -0.274),
+        (18.1, -0.404, -0.268),
+        (30, -0.527, -0.071),
+        (45, -0.736, -0.013),
+        (60, -1.027, -0.003),
+        (80, -1.602, 0),
+        (90, -2, 0),
+        (120, -2, -0.001),
+        (150, -2, -0.036),
+        (180, -2, -1.000),
+    ],
+)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_perp_neg_weights_are_the_releases(azimuth: float, front: float, side: float, turn: int) -> None:
+    """peers.md section 5, columns LD; at 18 degrees the table states both sides of the jump."""
+    weights = perp_neg_weights(torch.tensor([float(turn * azimuth)]), ViewConfig())
+    assert weights[:, 0].tolist() == pytest.approx([front, side], abs=1e-3)
+
+
+@given(st.floats(-180, 180, width=32))
+def test_perp_neg_weights_are_the_formula(azimuth: float) -> None:
+    a = abs(azimuth)
+    if a < 90:
+        r = 1 - a / 90
+        front, side = -2 * math.exp(-2 * r) * (r <= 0.8), -2 * math.exp(-10 * (1 - r)) * (r >= 0.2)
+    else:
+        r = 1 - (a - 90) / 90
+        front, side = -2.0, -math.exp(-10 * r) * (r <= 0.8)
+    if min(abs(a - 18), abs(a - 72), abs(a - 108)) < 1e-3:
+        return  # at the jumps float32 may fall on either side
+    wanted = [front, side if abs(side) > 1e-4 else 0.0]
+    assert perp_neg_weights(torch.tensor([azimuth]), ViewConfig())[:, 0].tolist() == pytest.approx(wanted, abs=2e-4)
+
+
+def test_perp_neg_settings_act() -> None:
+    config = ViewConfig(negative_weight=-1.0, front_decay=1.0, side_decay=2.0, weight_floor=0.5)
+    front, side = perp_neg_weights(torch.tensor([45.0, 30.0]), config).tolist()
+    assert front == pytest.approx([-math.exp(-0.5), -math.exp(-2 / 3)])
+    assert side == pytest.approx([0.0, -math.exp(-2 / 3)])
+
+
+def weights(azimuths: list[float], views: ViewPhrases | None = None, elevation: float = 0.0, **config: object) -> ViewWeights:
+    perp_neg = bool(config.pop("perp_neg", True))
+    angles = torch.tensor(azimuths, dtype=torch.float32)
+    return view_weights(
+        angles, torch.full_like(angles, elevation), views or ViewPhrases(), ViewConfig(**config), perp_neg=perp_neg
+    )
+
+
+@pytest.mark.parametrize("views", [ViewPhrases(), ViewPhrases(ring=RING_OF_8)], ids=["three", "ring"])
+@pytest.mark.parametrize("blend", [True, False])
+@given(azimuth=ANGLES, elevation=st.floats(-90, 90))
+def test_positive_weights_are_a_share_of_each_phrase(
+    views: ViewPhrases, blend: bool, azimuth: float, elevation: float
+) -> None:
+    positive = weights([azimuth], views, elevation, blend=blend, overhead_elevation_deg=60.0).positive
+    assert positive.shape == (1, RING + len(views.ring))
+    assert float(positive.sum()) == pytest.approx(1)
+    assert positive.min() >= 0
+    assert int((positive > 0).sum()) <= (2 if blend else 1)
+
+
+def test_three_phrases_blend_as_the_release() -> None:
+    positive = weights([0, 30, 45, 90, 120, 180, -30, -90, 330]).positive
+    thirds = 2 / 3, 1 / 3
+    wanted = [
+        {FRONT: 1},
+        {FRONT: thirds[0], SIDE: thirds[1]},
+        {FRONT: 0.5, SIDE: 0.5},
+        {SIDE: 1},
+        {SIDE: thirds[0], BACK: thirds[1]},
+        {BACK: 1},
+        {FRONT: thirds[0], SIDE: thirds[1]},
+        {SIDE: 1},
+        {FRONT: thirds[0], SIDE: thirds[1]},
+    ]
+    for row, shares in zip(positive.tolist(), wanted, strict=True):
+        assert row == pytest.approx([shares.get(phrase, 0) for phrase in range(RING)], abs=1e-5)
+
+
+@pytest.mark.parametrize("views", [ViewPhrases(), ViewPhrases(ring=RING_OF_8)], ids=["three", "ring"])
+@pytest.mark.parametrize("corner", [0, 45, 90, 135, 180, -45, -90, -180, 360])
+def test_positive_weights_have_no_jumps(views: ViewPhrases, corner: float) -> None:
+    before, after = weights([corner - 0.01, corner + 0.01], views).positive
+    assert (before - after).abs().max() < 1e-3
+
+
+def test_a_ring_of_eight_is_met_every_45_degrees() -> None:
+    views = ViewPhrases(ring=RING_OF_8)
+    exact = weights([45.0 * i for i in range(8)], views).positive
+    assert torch.equal(exact[:, RING:], torch.eye(8))
+    assert not exact[:, :RING].any()
+    between = weights([-11.25], views).positive[0, RING:]
+    assert between.tolist() == pytest.approx([0.75, 0, 0, 0, 0, 0, 0, 0.25])
+
+
+def test_without_blending_the_nearest_phrase_is_taken() -> None:
+    three = weights([44, 46, 134, 136, -44, -46], blend=False).positive.argmax(1)
+    assert three.tolist() == [FRONT, SIDE, SIDE, BACK, FRONT, SIDE]
+    ring = weights([22, 23, -23, 350], ViewPhrases(ring=RING_OF_8), blend=False).positive.argmax(1)
+    assert (ring - RING).tolist() == [0, 1, 7, 0]
+
+
+def test_the_overhead_phrase_stands_alone() -> None:
+    above = weights([45.0], elevation=61.0, overhead_elevation_deg=60.0)
+    assert above.positive[0].tolist() == [float(phrase == OVERHEAD) for phrase in range(RING)]
+    assert not above.negative.any()
+    for other in (weights([45.0], elevation=59.0, overhead_elevation_deg=60.0), weights([45.0], elevation=89.0)):
+        assert other.positive[0, OVERHEAD] == 0
+        assert other.negative.abs().min() > 0
+
+
+def test_without_perp_neg_there_are_no_negatives() -> None:
+    assert not weights([0, 45, 90, 180], perp_neg=False).negative.any()
+    assert torch.equal(weights([0, 45, 180]).negative, perp_neg_weights(torch.tensor([0.0, 45, 180]), ViewConfig()))
+
+
+def test_phrase_texts() -> None:
+    texts = phrase_texts("a dog", ViewPhrases(front="front", side="side", back="back", overhead="top", ring=("n", "s")))
+    assert texts == ["a dog, front", "a dog, side", "a dog, back", "a dog, top", "a dog, n", "a dog, s"]
+    assert (texts[FRONT], texts[SIDE], texts[BACK], texts[OVERHEAD], texts[RING]) == (*texts[:4], texts[4])
+
+
+def test_conditions_blend_embeddings_as_a_loop_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    phrases, uncond, null = (torch.randn(*shape, generator=generator) for shape in ((4, 5, 6), (5, 6), (5, 6)))
+    given_weights = weights([0, 30, 100, -170])
+    text = PromptEmbeddings(phrases, uncond, null).conditions(given_weights)
+    for i in range(4):
+        blended = sum(float(given_weights.positive[i, p]) * phrases[p] for p in range(4))
+        torch.testing.assert_close(text.positive[i], blended, rtol=1e-5, atol=1e-6)
+        assert torch.equal(text.uncond[i], uncond)
+        assert torch.equal(text.null[i], null)
+        assert torch.equal(text.negatives[0, i], phrases[FRONT])
+        assert torch.equal(text.negatives[1, i], phrases[SIDE])
+    assert torch.equal(text.weights, given_weights.negative)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a yellow school bus",
+        "  a yellow school bus\n",
+        "A Yellow SCHOOL Bus",
+        "a yellow, red school bus!",
+        "a  yellow school   bus",
+        "an ice cream cone",
+        "ice",
+        "school bus",
+    ],
+)
+def test_known_prompts_pass_with_the_space_around_them_gone(prompt: str) -> None:
+    assert clean_prompt(prompt, WORDS) == prompt.strip()
+
+
+@pytest.mark.parametrize("prompt", ["ein Teddybär auf dem Mond", "a 🚌, 4k", "x" * 1000, "l'été"])
+def test_a_prior_without_a_vocabulary_takes_any_text(prompt: str) -> None:
+    assert clean_prompt(prompt, None) == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("", "empty"),
+        ("   \t\n", "empty"),
+        ("a dog " * 2000, "11,999 characters"),
+        ("x" * 1001, "1,001 characters"),
+        ("a do\x00g", r"'\x00'"),
+        ("a\ndog", r"'\n'"),
+        ("a\tdog", r"'\t'"),
+        ("a dog\x1b[31m!", r"'\x1b'"),
+        ("a \x85dog", r"'\x85'"),
+        ("a \ud800dog", r"'\ud800'"),
+    ],
+)
+@pytest.mark.parametrize("vocabulary", [None, WORDS], ids=["any", "words"])
+def test_unusable_prompts_are_refused(prompt: str, says: str, vocabulary: Vocabulary | None) -> None:
+    with pytest.raises(UsageProblem) as caught:
+        clean_prompt(prompt, vocabulary)
+    assert says in caught.value.message
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 200
+    assert caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("a yelow dog", "'yelow'; the nearest it knows: yellow"),
+        ("a bus", "'bus'; the nearest it knows: school bus"),
+        ("a cream cone", "'cream', 'cone'; the nearest it knows: ice cream cone"),
+        ("a dogs", "'dogs'; the nearest it knows: dog"),
+        ("a xylophone qqqq qqqq dog", "'xylophone', 'qqqq'"),
+        ("a school-bus", "'school', 'bus'; the nearest it knows: school bus"),
+        ("a yellow car and a dog", "names car and dog"),
+        ("dog dog", "names dog and dog"),
+        ("a yellow", "names none"),
+        ("🚌", "names none"),
+    ],
+)
+def test_words_beyond_the_vocabulary_are_named_with_the_nearest(prompt: str, says: str) -> None:
+    with pytest.raises(UsageProblem) as caught:
+        clean_prompt(prompt, WORDS)
+    assert says in caught.value.message
+    assert "--list-words" in (caught.value.hint or "")
