@@ -74,11 +74,12 @@ class AssetState:
         config: Config,
         device: torch.device,
     ) -> "AssetState":
-        """The state that `tensors` came from.
+        """The state that `tensors` came from, in memory of its own.
 
         Raises:
             KeyError: a tensor is missing.
         """
+        tensors = {name: value.clone() for name, value in tensors.items()}
         gaussians = Gaussians({group: tensors[f"gaussians.{group}"].to(device) for group in GROUPS})
         optimizers = build_optimizers(gaussians, config.optim)
         for group, parameter in gaussians.params.items():
@@ -87,7 +88,7 @@ class AssetState:
             if saved:
                 # Adam counts its steps on the CPU unless it is fused
                 optimizers[group].state[parameter] = {
-                    key: value.clone() if key == "step" and not parameter.is_cuda else value.to(device)
+                    key: value if key == "step" and not parameter.is_cuda else value.to(device)
                     for key, value in saved.items()
                 }
         generators = {purpose: torch.Generator() for purpose in PURPOSES}

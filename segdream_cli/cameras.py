@@ -38,7 +38,9 @@ class Cameras:
 
     def to(self, device: torch.device) -> "Cameras":
         """The same cameras with their matrices on `device`; the angles stay on the CPU."""
-        return replace(self, viewmats=self.viewmats.to(device), Ks=self.Ks.to(device))
+        return replace(
+            self, viewmats=self.viewmats.to(device, non_blocking=True), Ks=self.Ks.to(device, non_blocking=True)
+        )
 
     @property
     def positions(self) -> Float[Tensor, "c 3"]:
@@ -75,7 +77,7 @@ def orbit(
     direction = torch.stack([flat * azimuth.sin(), elevation.sin(), flat * azimuth.cos()], -1)
     position = radius[:, None] * direction + (0 if shift is None else shift)
     forward = torch.nn.functional.normalize((0 if target is None else target) - position, dim=-1)
-    # seen from straight above, the top of the picture is the side that the camera would have come from
+    # at a pole, up is the limit of the views along the same azimuth
     pole = torch.stack([-azimuth.sin(), torch.zeros_like(azimuth), -azimuth.cos()], -1)
     world_up = torch.tensor([0.0, 1.0, 0.0]).expand_as(forward)
     up = torch.where((forward[:, 1:2].abs() > 0.9999), pole * -forward[:, 1:2].sign(), world_up)

@@ -480,8 +480,8 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise UsageProblem(f"--set {assignment!r} has no '='", hint="--set distill.segments=4")
         try:
-            parsed[key.strip()] = tomllib.loads(f"value = {text.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
+            (parsed[key.strip()],) = tomllib.loads(f"value = {text.strip()}").values()
+        except ValueError:  # not TOML, or more than one line of it
             parsed[key.strip()] = text.strip()
     return parsed
 

@@ -138,7 +138,7 @@ class DiffusionPrior:
         Returns:
             float32 epsilon.
         """
-        timesteps = timesteps.to(self.device)
+        timesteps = timesteps.to(self.device, non_blocking=True)
         if latents.requires_grad and torch.is_grad_enabled():
             output = self._unet(latents, timesteps, text)
         else:

@@ -2,12 +2,15 @@
 
 import errno
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
+
+STEM_LENGTH = 32
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -18,14 +21,14 @@ def check_output(path: Path, *, force: bool) -> None:
         UsageProblem: its folder is missing or can't be written, or `path` is a folder.
     """
     folder = path.parent
-    if path.is_dir():
-        raise UsageProblem(f"{path} is a folder", hint=f"name a file in it, such as -o {path / 'asset.ply'}")
-    if not folder.is_dir():
-        raise UsageProblem(f"the folder {folder} does not exist", hint=f"mkdir -p {folder}")
-    if path.exists() and not force:
-        raise OutputExists(f"{path} exists", hint="add --force to replace it, or choose another -o")
-    try:  # os.access knows neither read-only mounts nor a superuser's limits
-        with tempfile.TemporaryFile(dir=folder):
+    try:  # a name too long, or a folder that can't be entered, fails in the first look already
+        if path.is_dir():
+            raise UsageProblem(f"{path} is a folder", hint=f"name a file in it, such as -o {path / 'asset.ply'}")
+        if not folder.is_dir():
+            raise UsageProblem(f"the folder {folder} does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}")
+        if path.exists() and not force:
+            raise OutputExists(f"{path} exists", hint="add --force to replace it, or choose another -o")
+        with tempfile.TemporaryFile(dir=folder):  # os.access knows neither read-only mounts nor a superuser's limits
             pass
     except OSError as problem:
         raise write_problem(problem, path) from problem
@@ -35,7 +38,8 @@ def write_problem(problem: OSError, path: Path) -> SegdreamError:
     """The error to raise for an operating-system failure while writing `path`."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return SegdreamError(
-            f"the disk is full: {path} was not written", hint=f"df -h {path.parent}  # then run the command again"
+            f"the disk is full: {path} was not written",
+            hint=f"df -h {shlex.quote(str(path.parent))}  # then run the command again",
         )
     reason = problem.strerror or str(problem)
     return UsageProblem(f"{path} can't be written: {reason}", hint="choose another -o")
@@ -52,7 +56,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".partial{path.suffix}")
+        # a name of full length plus what mkstemp adds would be too long for the file system
+        stem = f".{path.stem[:STEM_LENGTH]}."
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=stem, suffix=f".partial{path.suffix}")
         temporary = Path(name)
         os.close(handle)
         yield temporary

@@ -21,12 +21,12 @@ from segdream_cli.asset import AssetState, build_generators
 from segdream_cli.cameras import Cameras, sample_backgrounds, sample_cameras
 from segdream_cli.config import Config, PriorProfile
 from segdream_cli.densify import DensityStats, control_density
-from segdream_cli.distill import sctd
-from segdream_cli.errors import Diverged, OutOfMemory
+from segdream_cli.distill.sctd import sctd
+from segdream_cli.errors import Diverged
 from segdream_cli.gaussians import Gaussians, build_optimizers, clip_gradients, set_learning_rates
 from segdream_cli.guidance import Conditions
 from segdream_cli.initial import initial_gaussians
-from segdream_cli.memory import peak_memory_gib
+from segdream_cli.memory import out_of_memory, peak_memory_gib
 from segdream_cli.raster import Rendering, rasterize
 from segdream_cli.schedule import NoiseSchedule, Times, draw_times, trajectory_segments
 from segdream_cli.view_prompts import PromptEmbeddings, clean_prompt, phrase_texts, view_weights
@@ -170,10 +170,8 @@ class Pipeline:
         """
         while assets[0].step < self.config.optim.steps:
             begin = time.perf_counter()
-            try:
+            with out_of_memory(self.device, "a step", self._cheaper()):
                 times, norms = self._step(assets)
-            except torch.OutOfMemoryError as problem:
-                raise self._out_of_memory() from problem
             yield StepReport(
                 step=assets[0].step,
                 times=times,
@@ -185,8 +183,13 @@ class Pipeline:
 
     @torch.no_grad()
     def render(self, gaussians: Gaussians, cameras: Cameras) -> Rendering:
-        """What the cameras see of Gaussians, nothing behind them."""
-        return self._rasterize(gaussians, cameras.to(self.device), gaussians.scales)
+        """What the cameras see of Gaussians, nothing behind them.
+
+        Raises:
+            OutOfMemory: the device's memory does not hold the pictures.
+        """
+        with out_of_memory(self.device, f"{len(cameras)} pictures", f"--size {cameras.size // 2}"):
+            return self._rasterize(gaussians, cameras.to(self.device), gaussians.scales)
 
     def _step(self, assets: Sequence[AssetState]) -> tuple[tuple[tuple[int, int, int], ...], tuple[float, ...]]:
         """One step of every asset; returns times and gradient norms."""
@@ -327,14 +330,8 @@ class Pipeline:
             self.device
         )
 
-    def _out_of_memory(self) -> OutOfMemory:
-        camera = self.config.camera
-        cheaper = (
-            f"--set camera.batch={camera.batch // 2}"
-            if camera.batch > 1
-            else f"--set camera.image_size={self.image_size // 2}"
-        )
-        return OutOfMemory(
-            f"the memory of {self.device} does not hold a step; the peak was {peak_memory_gib(self.device):.1f} GiB",
-            hint=cheaper,
-        )
+    def _cheaper(self) -> str:
+        """The setting to change when a step does not fit."""
+        if self.config.camera.batch > 1:
+            return f"--set camera.batch={self.config.camera.batch // 2}"
+        return f"--set camera.image_size={self.image_size // 2}"

@@ -8,6 +8,7 @@ preview-000400.png       pictures, if asked for
 
 import json
 import platform
+import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,11 +23,20 @@ from torch import Tensor
 
 from segdream_cli.asset import AssetState
 from segdream_cli.config import Config
-from segdream_cli.errors import OutputExists, UsageProblem
+from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.files import replacing, write_problem
 from segdream_cli.pipeline import StepReport
 
 FORMAT = 1
+RECORD_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "prompt": str,
+    "seed": int,
+    "negative_prompt": (str, type(None)),
+    "output": str,
+    "quality": str,
+    "config": dict,
+    "prior": dict,
+}
 PACKAGES = ("segdream", "torch", "diffusers", "transformers", "gsplat", "numba", "numpy", "safetensors")
 
 
@@ -54,6 +64,21 @@ class RunRecord:
     device: str
     versions: Mapping[str, str]
     format: int = FORMAT
+
+
+def _checked(data: Mapping[str, Any]) -> RunRecord:
+    """The record in the content of a `run.json`.
+
+    Raises:
+        TypeError: an entry is missing, unknown or of the wrong type.
+    """
+    record = RunRecord(**data)
+    for name, kind in RECORD_TYPES.items():
+        if not isinstance(data[name], kind):
+            raise TypeError(f"{name} can't be {data[name]!r}")
+    if missing := {"name", "digest"} - set(record.prior):
+        raise TypeError(f"the prior lacks its {missing.pop()}")
+    return record
 
 
 def installed_versions() -> dict[str, str]:
@@ -93,6 +118,10 @@ class RunDir:
         """Whether a run stopped here after at least one checkpoint; a finished one leaves none."""
         return self.exists() and self.checkpoint.exists()
 
+    def resume_command(self) -> str:
+        """What to type to continue the run."""
+        return f"segdream generate --resume {shlex.quote(str(self.path))}"
+
     def check_free(self, *, force: bool) -> None:
         """Refuses to start a run where that would lose one.
 
@@ -104,7 +133,7 @@ class RunDir:
         if self.unfinished() and not force:
             raise OutputExists(
                 f"{self.path} holds an unfinished run at step {self.step()}",
-                hint=f"segdream generate --resume {self.path}  # or --force to start over",
+                hint=f"{self.resume_command()}  # or --force to start over",
             )
 
     def create(self, record: RunRecord) -> None:
@@ -119,8 +148,13 @@ class RunDir:
             self.path.mkdir()
         except OSError as problem:
             raise write_problem(problem, self.path) from problem
-        with replacing(self.path / "run.json") as temporary:
-            temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+        try:
+            with replacing(self.path / "run.json") as temporary:
+                temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+        except SegdreamError:
+            with suppress(OSError):
+                self.path.rmdir()
+            raise
 
     def finish(self) -> None:
         """Marks the run as done: what is left repeats it, but no longer continues it."""
@@ -139,7 +173,7 @@ class RunDir:
                     f"{self.path} was written by another version of segdream (run format {data['format']})",
                     hint="pip install --upgrade segdream",
                 )
-            record = RunRecord(**data)
+            record = _checked(data)
         except OSError as problem:
             raise UsageProblem(f"{self.path} is not a run folder: {problem.strerror}", hint="ls -d *.run") from problem
         except (ValueError, KeyError, TypeError) as problem:
@@ -156,7 +190,7 @@ class RunDir:
         """Replaces the checkpoint by the asset's present state."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in asset.tensors().items()}
         with replacing(self.checkpoint) as temporary:
-            safetensors.torch.save_file(tensors, temporary)
+            temporary.write_bytes(safetensors.torch.save(tensors))  # its save_file hides that the disk is full
 
     def load(self) -> dict[str, Tensor]:
         """The tensors of the latest checkpoint.
@@ -166,16 +200,23 @@ class RunDir:
         """
         try:
             tensors: dict[str, Tensor] = safetensors.torch.load_file(self.checkpoint)
-            return tensors
         except (SafetensorError, OSError) as problem:
-            raise UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint="start over with --force") from problem
+            raise self.damaged(problem) from problem
+        return tensors
 
     def step(self) -> int:
         """How many steps the latest checkpoint holds; 0 without one."""
         if not self.checkpoint.exists():
             return 0
-        with safe_open(self.checkpoint, "pt") as tensors:
-            return int(tensors.get_tensor("step"))
+        try:
+            with safe_open(self.checkpoint, "pt") as tensors:
+                return int(tensors.get_tensor("step"))
+        except (SafetensorError, OSError) as problem:
+            raise self.damaged(problem) from problem
+
+    def damaged(self, problem: Exception) -> UsageProblem:
+        """The error to raise when the checkpoint can't be used."""
+        return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint="start over with --force")
 
     def append_event(self, report: StepReport) -> None:
         """Adds a line to `events.jsonl` and hands it to the operating system."""
@@ -192,8 +233,8 @@ class RunDir:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         with replacing(path) as temporary:

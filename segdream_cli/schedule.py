@@ -74,7 +74,8 @@ class NoiseSchedule:
 
 def per_row(values: Float[Tensor, " b"], like: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
     """One factor a row, in the precision and on the device of `like`."""
-    return values.to(like.device, like.dtype)[:, None, None, None]
+    # without waiting: a handful of numbers is copied before the call returns, and a step makes dozens of such calls
+    return values.to(like.dtype).to(like.device, non_blocking=True)[:, None, None, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def generate(
     """
     sink = Output(json=json, quiet=quiet)
     request = Request(
-        quality=quality,
+        quality=str(quality),
         options={
             "prior.name": prior and str(prior),
             "prior.model": model,
@@ -105,7 +105,7 @@ def generate(
         return
     if resume is not None:
         _refuse_others(context)
-        _resume(resume, request, sink)
+        _resume(resume, request, sink, force=force)
         return
     several = parse_seeds(seeds) if seeds is not None else [seed]
     if prompts is not None:
@@ -125,7 +125,7 @@ def generate(
     _run_all(jobs, negative, request, sink, force=force)
 
 
-RESUME_TAKES = {"resume", "device", "offline", "preview_every", "json", "quiet"}
+RESUME_TAKES = {"resume", "device", "offline", "preview_every", "force", "json", "quiet"}
 
 
 def _refuse_others(context: typer.Context) -> None:
@@ -140,7 +140,10 @@ def _refuse_others(context: typer.Context) -> None:
         if name not in RESUME_TAKES and (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     ]
     if given:
-        names = ", ".join("PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in given)
+        named = {
+            item.name: item.opts[-1] if item.opts[0].startswith("-") else "PROMPT" for item in context.command.params
+        }
+        names = ", ".join(named[str(name)] for name in given)
         raise UsageProblem(
             f"--resume keeps the run's own settings, so it takes no {names}", hint="segdream generate --resume RUN"
         )
@@ -159,11 +162,11 @@ def _list_words(request: Request, sink: Output) -> None:
         sink.result(f"{kind}: " + ", ".join(getattr(profile.vocabulary, kind)))
 
 
-def _resume(path: Path, request: Request, sink: Output) -> None:
+def _resume(path: Path, request: Request, sink: Output, *, force: bool) -> None:
     """Continues a run folder."""
     from segdream_cli.cli.running import resume
 
-    resume(path, request, sink)
+    resume(path, request, sink, force=force)
 
 
 def _run_all(jobs: list[Job], negative: str | None, request: Request, sink: Output, *, force: bool) -> None:

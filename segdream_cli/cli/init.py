@@ -44,7 +44,7 @@ def init(
     from segdream_cli.weights import profile_of
 
     request = Request(
-        quality=quality,
+        quality=str(quality),
         options={"prior.name": prior and str(prior), "prior.model": model, "init.shape": init, "init.count": count},
         assignments=tuple(assignments or ()),
         file=config,

@@ -3,9 +3,11 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Self
 
 import torch
@@ -25,6 +27,7 @@ from segdream_cli.files import check_output
 from segdream_cli.images import contact_sheet, write_png
 from segdream_cli.pipeline import Pipeline
 from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
+from segdream_cli.schedule import trajectory_segments
 from segdream_cli.view_prompts import clean_prompt
 from segdream_cli.weights import Checkpoint
 
@@ -61,7 +64,9 @@ class Session:
         """
         device = choose_device(request.device)
         checkpoint = open_checkpoint(request, device, sink)
-        return cls(request.resolve(checkpoint.profile), checkpoint, device, request.quality, sink, negative)
+        config = request.resolve(checkpoint.profile)
+        trajectory_segments(config.distill)  # refuses what would otherwise fail in the first step
+        return cls(config, checkpoint, device, request.quality, sink, negative)
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -101,7 +106,11 @@ class Session:
                 f"{run.path} was started with other weights of {record.prior['name']}",
                 hint="run the generate command again with --force",
             )
-        asset = self.pipeline.restore(run.load(), record.prompt, record.seed, record.negative_prompt)
+        tensors = run.load()
+        try:
+            asset = self.pipeline.restore(tensors, record.prompt, record.seed, record.negative_prompt)
+        except KeyError as problem:
+            raise run.damaged(problem) from problem
         run.trim_events(asset.step)
         self.sink.note(f"continuing {run.path} after step {asset.step} of {self.config.optim.steps}")
         self._follow(asset, run, run.path.parent / record.output)
@@ -168,14 +177,17 @@ class Session:
                         run.save(asset)
                     if stop.received:
                         break
-            except (Diverged, OutOfMemory):
-                run.save(asset)
+            except SegdreamError as problem:
+                self._keep(asset, run, problem)
                 raise
         if stop.received:
-            self.sink.note(f"stopped after step {asset.step} of {self.config.optim.steps}; to go on:")
-            self.sink.note(f"  segdream generate --resume {run.path}")
+            self._tell_how_to_go_on(asset, run)
             raise typer.Exit(stop.exit_code)
-        formats.write(output, asset.gaussians.splats(self.provenance(asset.prompt, asset.seed)))
+        try:
+            formats.write(output, asset.gaussians.splats(self.provenance(asset.prompt, asset.seed)))
+        except SegdreamError as problem:
+            self._keep(asset, run, problem)
+            raise
         run.finish()
         seconds = time.monotonic() - begin
         self.sink.result(
@@ -188,6 +200,18 @@ class Session:
             seconds=round(seconds, 3),
             run=str(run.path),
         )
+
+    def _keep(self, asset: AssetState, run: RunDir, problem: SegdreamError) -> None:
+        """Saves what a failed run has reached, unless the failure is in the asset itself."""
+        if isinstance(problem, (Diverged, OutOfMemory)) or isinstance(problem.__cause__, OSError):
+            with suppress(SegdreamError):  # of two errors, the first is the one to show
+                run.save(asset)
+        if run.unfinished():
+            self._tell_how_to_go_on(asset, run)
+
+    def _tell_how_to_go_on(self, asset: AssetState, run: RunDir) -> None:
+        self.sink.note(f"stopped after step {asset.step} of {self.config.optim.steps}; to go on:")
+        self.sink.note(f"  {run.resume_command()}")
 
     def provenance(self, prompt: str, seed: int) -> dict[str, object]:
         """Where an asset came from, for its file."""
@@ -210,13 +234,15 @@ class Session:
         write_png(run.path / f"preview-{asset.step:06d}.png", sheet)
 
 
-def resume(path: Path, request: Request, sink: Output) -> None:
+def resume(path: Path, request: Request, sink: Output, *, force: bool) -> None:
     """Continues the run in `path` with the settings it was started with.
 
     Raises:
-        UsageProblem: it is not a run folder, or the run is done.
-        OutputExists: its asset has appeared meanwhile.
+        UsageProblem: it is not a run folder, it was stopped before its first checkpoint, or its asset's folder can't be
+            written.
+        OutputExists: the run is done, or its asset is there and `force` is false.
     """
+    path = path if path.name not in ("", "..") else path.resolve()  # the asset goes beside the folder, not into it
     run = RunDir(path)
     record = run.record()
     output = path.parent / record.output
@@ -225,11 +251,16 @@ def resume(path: Path, request: Request, sink: Output) -> None:
             raise OutputExists(f"{path} is done: {output} is there", hint=f"segdream render {output} --turntable")
         raise UsageProblem(
             f"{path} has no checkpoint: the run was stopped before its first one",
-            hint=f'segdream generate "{record.prompt}" --seed {record.seed} --config {path / "run.json"} -o {output}',
+            hint=f"segdream generate {quote(record.prompt)} --seed {record.seed} "
+            f"--config {quote(str(path / 'run.json'))} -o {quote(str(output))}",
         )
+    check_output(output, force=force)
     config = run.config()
     kept = {key: value for key, value in request.options.items() if key == "output.preview_every" and value is not None}
     device = choose_device(request.device)
-    prior = Request(quality=record.quality, options=config.flat(), offline=request.offline)
+    settings = config.flat()
+    if config.prior.model is None:
+        settings["prior.name"] = record.prior["name"]  # "auto" may stand for another on this machine
+    prior = Request(quality=record.quality, options=settings, offline=request.offline)
     checkpoint = open_checkpoint(prior, device, sink)
     Session(config.set(kept), checkpoint, device, record.quality, sink, record.negative_prompt).resume(run)

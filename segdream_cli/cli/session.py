@@ -98,11 +98,14 @@ def open_pipeline(config: Config, checkpoint: "Checkpoint", device: "torch.devic
 
     Raises:
         WeightsUnavailable: the files can't be loaded.
+        OutOfMemory: the device can't hold them.
     """
     from segdream_cli.diffusion import DiffusionPrior
+    from segdream_cli.memory import out_of_memory
     from segdream_cli.pipeline import Pipeline
 
-    prior = DiffusionPrior.load(
-        checkpoint, device, config.prior.dtype, warn=output.note, cuda_graphs=config.prior.cuda_graphs
-    )
+    with out_of_memory(device, "the prior", "--set prior.dtype=fp16, or --device cpu"):
+        prior = DiffusionPrior.load(
+            checkpoint, device, config.prior.dtype, warn=output.note, cuda_graphs=config.prior.cuda_graphs
+        )
     return Pipeline(config, prior, device)

@@ -8,7 +8,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Within its `with` block, remembers the first signal instead of dying of it."""
+    """Within its `with` block, remembers the first signal instead of dying of it; a second one does end the program."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -31,5 +31,5 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.received = number

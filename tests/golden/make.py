@@ -1,4 +1,4 @@
-"""Writes golden/sctd.json: gradients of the literal reference, `python tests/golden/make.py` from the repository root."""
+"""Writes golden/sctd.json, gradients of the literal reference: `python tests/golden/make.py`."""
 
 import json
 import sys

@@ -28,7 +28,7 @@ def outputs(scene: reference.Scene, device: str) -> dict[str, Tensor]:
     """Pictures and all gradients, of one scalar loss, on `device` ("reference" is float64)."""
     exact = device == "reference"
     kind = {"device": "cpu" if exact else device, "dtype": torch.float64 if exact else torch.float32}
-    parameters = [tensor.to(**kind).requires_grad_() for tensor in scene.parameters]
+    parameters = [tensor.to(**kind, copy=True).requires_grad_() for tensor in scene.parameters]
     cameras = scene.viewmats.to(**kind), scene.Ks.to(**kind)
     view = (reference.render if exact else rasterize)(*parameters, *cameras, scene.width, scene.height)
     weights = reference.loss_weights(scene)

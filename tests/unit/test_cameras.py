@@ -227,7 +227,7 @@ def test_the_same_generator_draws_the_same_cameras_and_backgrounds() -> None:
     assert torch.equal(first.viewmats, again.viewmats)
     assert torch.equal(first.Ks, again.Ks)
     assert not torch.equal(first.viewmats, other.viewmats)
-    config = CameraConfig(backgrounds={kind: 1.0 for kind in BACKGROUNDS})
+    config = CameraConfig(backgrounds=dict.fromkeys(BACKGROUNDS, 1.0))
     pictures = [sample_backgrounds(config, 8, rng(seed)) for seed in (1, 1, 2)]
     assert torch.equal(pictures[0], pictures[1])
     assert not torch.equal(pictures[0], pictures[2])

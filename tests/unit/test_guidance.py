@@ -130,7 +130,9 @@ def test_only_branches_that_count_are_evaluated_in_one_call(weights: Tensor, sca
     guided_noise(recorder, latents, t, text, scale)
     ((seen, times, embeddings),) = recorder.calls
     assert len(seen) == len(times) == len(embeddings) == rows
-    asked = {(int(time), tuple(embedding.flatten()[:3].tolist())) for time, embedding in zip(times, embeddings, strict=True)}
+    asked = {
+        (int(time), tuple(embedding.flatten()[:3].tolist())) for time, embedding in zip(times, embeddings, strict=True)
+    }
     wanted = [(i, text.positive[i]) for i in range(3)]
     wanted += [(i, text.uncond[i]) for i in range(3)] if rows > 3 else []
     wanted += [(i, text.negatives[k, i]) for k in range(2) for i in range(3) if weights[k, i]]

@@ -290,6 +290,12 @@ def test_the_lift_stops_at_the_next_edge() -> None:
     assert int((t - e).max()) == 48
 
 
+def test_the_last_timestep_starts_no_segment() -> None:
+    t, s, e = draws(DistillConfig(segmentation="full", segments=1000), 1, 3000).T  # every timestep is an edge
+    assert int(t.max()) == 979
+    assert bool(((e <= s) & (s < t)).all())
+
+
 def test_times_repeat_for_the_views_of_an_asset() -> None:
     times = Times(at(9, 8), at(5, 4), at(1, 0)).repeat(2)
     assert times.t.tolist() == [9, 9, 8, 8]

@@ -91,9 +91,7 @@ def assert_equal(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("perp_neg", [False, True])
 @pytest.mark.parametrize("loss", ["released", "eq10"])
-def test_the_gradient_is_that_of_the_literal_steps(
-    loss: Any, perp_neg: bool, rows: list[tuple[int, int, int]]
-) -> None:
+def test_the_gradient_is_that_of_the_literal_steps(loss: Any, perp_neg: bool, rows: list[tuple[int, int, int]]) -> None:
     config, given = DistillConfig(loss=loss), problem(rows, perp_neg=perp_neg)
     assert_equal(gradient(config, given), expected(config, given))
 

@@ -24,7 +24,9 @@ from segdream_cli.view_prompts import (
 )
 
 WORDS = Vocabulary(
-    objects=("school bus", "ice cream cone", "car", "dog", "ice"), attributes=("yellow", "red"), fillers=("a", "an", "and")
+    objects=("school bus", "ice cream cone", "car", "dog", "ice"),
+    attributes=("yellow", "red"),
+    fillers=("a", "an", "and"),
 )
 RING_OF_8 = tuple(f"view {i}" for i in range(8))
 ANGLES = st.floats(-1000, 1000)
@@ -69,6 +71,13 @@ def test_perp_neg_weights_are_the_formula(azimuth: float) -> None:
     assert perp_neg_weights(torch.tensor([azimuth]), ViewConfig())[:, 0].tolist() == pytest.approx(wanted, abs=2e-4)
 
 
+def test_the_side_branch_returns_behind_108_degrees() -> None:
+    front, side = perp_neg_weights(torch.tensor([107.9, 108.1]), ViewConfig()).tolist()
+    assert front == [-2.0, -2.0]
+    assert side[0] == 0
+    assert side[1] == pytest.approx(-math.exp(-10 * (2 - 108.1 / 90)), rel=1e-4)
+
+
 def test_perp_neg_settings_act() -> None:
     config = ViewConfig(negative_weight=-1.0, front_decay=1.0, side_decay=2.0, weight_floor=0.5)
     front, side = perp_neg_weights(torch.tensor([45.0, 30.0]), config).tolist()
@@ -76,7 +85,9 @@ def test_perp_neg_settings_act() -> None:
     assert side == pytest.approx([0.0, -math.exp(-2 / 3)])
 
 
-def weights(azimuths: list[float], views: ViewPhrases | None = None, elevation: float = 0.0, **config: object) -> ViewWeights:
+def weights(
+    azimuths: list[float], views: ViewPhrases | None = None, elevation: float = 0.0, **config: object
+) -> ViewWeights:
     perp_neg = bool(config.pop("perp_neg", True))
     angles = torch.tensor(azimuths, dtype=torch.float32)
     return view_weights(
@@ -174,20 +185,21 @@ def test_conditions_blend_embeddings_as_a_loop_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt",
+    ("prompt", "read"),
     [
-        "a yellow school bus",
-        "  a yellow school bus\n",
-        "A Yellow SCHOOL Bus",
-        "a yellow, red school bus!",
-        "a  yellow school   bus",
-        "an ice cream cone",
-        "ice",
-        "school bus",
+        ("a yellow school bus", "a yellow school bus"),
+        ("  a yellow school bus\n", "a yellow school bus"),
+        ("A Yellow SCHOOL Bus", "a yellow school bus"),
+        ("a yellow, red school bus!", "a yellow red school bus"),
+        ("a  yellow school   bus", "a yellow school bus"),
+        ("an ice cream cone", "an ice cream cone"),
+        ("ice", "ice"),
+        ("school bus", "school bus"),
     ],
 )
-def test_known_prompts_pass_with_the_space_around_them_gone(prompt: str) -> None:
-    assert clean_prompt(prompt, WORDS) == prompt.strip()
+def test_a_vocabulary_reads_known_phrases(prompt: str, read: str) -> None:
+    assert clean_prompt(prompt, WORDS) == read
+    assert clean_prompt(prompt, None) == prompt.strip()
 
 
 @pytest.mark.parametrize("prompt", ["ein Teddybär auf dem Mond", "a 🚌, 4k", "x" * 1000, "l'été"])

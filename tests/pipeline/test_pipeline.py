@@ -1,0 +1,407 @@
+"""The optimisation loop on an analytic prior, small enough for a few milliseconds a step."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from fakes import AnalyticPrior
+from segdream_cli import losses, pipeline
+from segdream_cli.cameras import turntable_azimuths, viewing
+from segdream_cli.config import Config
+from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
+from segdream_cli.gaussians import GROUPS
+from segdream_cli.pipeline import Pipeline
+from segdream_cli.run_dir import RunDir, RunRecord
+
+CPU = torch.device("cpu")
+SMALL = {
+    "optim.steps": 10,
+    "init.count": 40,
+    "camera.batch": 2,
+    "camera.image_size": 32,
+    "distill.warmup_steps": 3,
+    "densify.start": 0,
+    "densify.every": 3,
+    "densify.stop": 9,
+    "densify.grad_threshold": 0.0,
+    "densify.clone_scale": 0.08,
+    "densify.cap": 70,
+    "densify.prune_scale": 10.0,
+    "densify.reset_every": 4,
+    "optim.opacity_lr": (0.01, 0.01),
+}
+
+
+def build(prior=None, **settings):
+    overrides = SMALL | {key.replace("__", "."): value for key, value in settings.items()}
+    return Pipeline(Config().set(overrides), prior or AnalyticPrior(), CPU)
+
+
+def advance(pipe, assets, steps):
+    """The reports of the next steps."""
+    run = pipe.run(assets)
+    return [next(run) for _ in range(steps)]
+
+
+def values(asset):
+    return {name: value.clone() for name, value in asset.tensors().items()}
+
+
+def check_same(one, other, equal=torch.equal):
+    assert set(one) == set(other)
+    different = [name for name in one if not equal(one[name], other[name])]
+    assert not different
+
+
+def close(one, other):
+    return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_reports_say_what_happened():
+    pipe = build()
+    asset = pipe.prepare("a cube", 0)
+    seen = []
+    for report in pipe.run([asset]):
+        seen.append(report)
+        assert report.step == asset.step == len(seen)
+        assert report.n_gaussians == (len(asset.gaussians),)
+        ((t, s, e),) = report.times
+        assert 0 <= e <= s < t < 1000
+        assert math.isfinite(report.grad_norm[0])
+        assert report.grad_norm[0] > 0
+        assert report.seconds > 0
+        assert 0.05 < report.memory_gib < 100
+    assert len(seen) == 10
+    assert seen[2].n_gaussians[0] > 40  # densified after step 3
+    assert max(report.n_gaussians[0] for report in seen) <= 70
+    assert not list(pipe.run([asset]))  # a finished asset takes no more steps
+
+
+def test_the_prior_pulls_the_picture_towards_its_mean():
+    """An analytic prior whose images are all of one colour paints the Gaussians in that colour."""
+    mean = torch.tensor([0.8, -0.6, 0.2, 0.4 / 3])[:, None, None].expand(4, 8, 8)
+    prior = AnalyticPrior({"red": mean} | {f"red, {view}": mean for view in ("front view", "side view", "back view")})
+    pipe = build(
+        prior, optim__steps=60, densify__every=1000, densify__reset_every=0, loss__scale=0.0, loss__tv_rgb=0.0,
+        loss__tv_disparity=0.0, distill__disparity_probability=0.0, distill__guidance_scale=1.0, camera__scale_noise=0.0,
+        init__opacity=0.9, init__radius=0.8, init__count=200, optim__sh0_lr=(0.05, 0.05),
+    )  # fmt: skip
+    asset = pipe.prepare("red", 0)
+    before = asset.gaussians.colors(torch.zeros(1, 3)).detach().mean(0)
+    advance(pipe, [asset], 60)
+    after = asset.gaussians.colors(torch.zeros(1, 3)).detach().mean(0)
+    goal = torch.tensor([0.9, 0.2, 0.6])
+    assert ((after - goal).abs() < (before - goal).abs()).all()
+    assert after[0] - after[1] > 0.2
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_assets_of_a_batch_do_what_each_does_alone(perp_neg):
+    pipe = build(distill__perp_neg=perp_neg, prior__sample_posterior=True)
+    prompts = [("a cube", 1), ("a ball", 2)]
+    together = [pipe.prepare(*each) for each in prompts]
+    reports = advance(pipe, together, 6)
+    for place, each in enumerate(prompts):
+        alone = pipe.prepare(*each)
+        own = advance(pipe, [alone], 6)
+        assert [report.times[place] for report in reports] == [report.times[0] for report in own]
+        assert [report.n_gaussians[place] for report in reports] == [report.n_gaussians[0] for report in own]
+        for one, other in zip(reports, own, strict=True):
+            assert one.grad_norm[place] == pytest.approx(other.grad_norm[0], rel=1e-3)
+        check_same(values(together[place]), values(alone), close)
+    first, second = (values(asset)["gaussians.means"] for asset in together)
+    assert first.shape != second.shape or not close(first, second)
+
+
+def test_a_seed_decides_everything():
+    pipe = build()
+    ends = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(ends))  # the global generator has no say
+        asset = pipe.prepare("a cube", seed)
+        advance(pipe, [asset], 5)
+        ends.append(values(asset))
+    check_same(ends[0], ends[1])
+    assert not torch.equal(ends[0]["gaussians.means"], ends[2]["gaussians.means"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"distill__fixed_noise": False}, {"distill__perp_neg": True}])
+@pytest.mark.parametrize("stop", [1, 5])
+def test_a_restored_asset_goes_on_to_the_same_bits(settings, stop):
+    """Across clones, splits and a reset, with every generator in use."""
+    pipe = build(init__color_noise=0.05, camera__backgrounds={"gradient": 0.5, "random": 0.5}, **settings)
+    whole = pipe.prepare("a cube", 3)
+    first = advance(pipe, [whole], stop)
+    tensors = whole.tensors()
+    other = build(init__color_noise=0.05, camera__backgrounds={"gradient": 0.5, "random": 0.5}, **settings)
+    restored = other.restore(tensors, "a cube", 3)
+    rest = list(pipe.run([whole]))  # on the original first: the two must not share memory
+    again = list(other.run([restored]))
+    assert len(first) + len(rest) == len(first) + len(again) == 10
+    for one, two in zip(rest, again, strict=True):
+        fields = ("step", "times", "grad_norm", "n_gaussians")
+        assert [getattr(one, name) for name in fields] == [getattr(two, name) for name in fields]
+    check_same(values(whole), values(restored))
+
+
+def test_a_run_continued_from_its_folder_ends_with_the_same_bits(tmp_path):
+    pipe = build()
+    whole = pipe.prepare("a cube", 3, "fog")
+    list(pipe.run([whole]))
+    run = RunDir(tmp_path / "cube.run")
+    run.create(
+        RunRecord(
+            prompt="a cube", seed=3, negative_prompt="fog", output="cube.ply", quality="standard",
+            config=pipe.config.flat(), prior={"name": "x", "digest": "y"}, device="cpu", versions={},
+        )
+    )  # fmt: skip
+    asset = pipe.prepare("a cube", 3, "fog")
+    advance(pipe, [asset], 5)
+    run.save(asset)
+    del asset
+    record = run.record()
+    fresh = Pipeline(run.config(), AnalyticPrior(), CPU)
+    restored = fresh.restore(run.load(), record.prompt, record.seed, record.negative_prompt)
+    assert restored.step == run.step() == 5
+    list(fresh.run([restored]))
+    check_same(values(whole), values(restored))
+
+
+def test_a_checkpoint_that_lacks_something_is_a_key_error():
+    pipe = build()
+    tensors = pipe.prepare("a cube", 0).tensors()
+    for name in ("gaussians.sh0", "generator.times", "noise", "step", "stats.count"):
+        with pytest.raises(KeyError, match=name):
+            pipe.restore({key: value for key, value in tensors.items() if key != name}, "a cube", 0)
+
+
+def captured_loss(monkeypatch, asset_of, **settings):
+    """Gradients of the parameters after one step in which the distillation itself gives none."""
+    monkeypatch.setattr(pipeline, "sctd", lambda *arguments: torch.zeros_like(arguments[2]))
+    pipe = build(densify__every=1000, densify__reset_every=0, **settings)
+    asset = asset_of(pipe)
+    seen = {}
+
+    def keep(gaussians, config, step):
+        for name, value in gaussians.params.items():
+            seen[name] = None if value.grad is None else value.grad.clone()
+        return torch.zeros(())
+
+    monkeypatch.setattr(pipeline, "clip_gradients", keep)
+    before = {name: value.detach().clone() for name, value in asset.gaussians.params.items()}
+    advance(pipe, [asset], 1)
+    return before, seen
+
+
+OFF = {"loss__tv_rgb": 0.0, "loss__tv_disparity": 0.0, "loss__scale": 0.0}
+
+
+def test_the_scale_opacity_and_outside_terms_have_their_written_gradients(monkeypatch):
+    weights = {"loss__scale": 0.7, "loss__opacity": 0.6, "loss__outside": 0.5}
+    before, grad = captured_loss(
+        monkeypatch, lambda pipe: pipe.prepare("a cube", 0), init__radius=1.5, init__shape="box", **(OFF | weights)
+    )
+    n = len(before["means"])
+    torch.testing.assert_close(grad["log_scales"], 0.7 * before["log_scales"].exp() / (3 * n))
+    opacity = before["opacity_logits"].sigmoid()
+    ramp = 1 / 3  # first of three warm-up steps
+    torch.testing.assert_close(grad["opacity_logits"], 0.6 * ramp * opacity * (1 - opacity) / n)
+    length = before["means"].norm(dim=-1, keepdim=True)
+    assert (length > 1).any()
+    assert (length < 1).any()
+    expected = torch.where(length > 1, 0.5 * before["means"] / length / n, 0)
+    torch.testing.assert_close(grad["means"], expected)
+
+
+def test_without_weights_nothing_moves(monkeypatch):
+    _, grad = captured_loss(monkeypatch, lambda pipe: pipe.prepare("a cube", 0), **OFF)
+    for name, value in grad.items():
+        assert value is None or not value.any(), name
+
+
+@pytest.mark.parametrize("name", ["tv_rgb", "tv_disparity"])
+def test_total_variation_is_of_the_colours_or_of_the_disparity(monkeypatch, name):
+    pictures = []
+    real = losses.total_variation
+    monkeypatch.setattr(pipeline.losses, "total_variation", lambda image: pictures.append(image.shape) or real(image))
+    _, grad = captured_loss(
+        monkeypatch, lambda pipe: pipe.prepare("a cube", 0), **(OFF | {f"loss__{name}": 2.0}), init__opacity=0.8
+    )
+    assert pictures == [(2, 32, 32, 3 if name == "tv_rgb" else 1)]
+    assert grad["means"].abs().sum() > 0
+    assert (grad["sh0"] is not None and grad["sh0"].abs().sum() > 0) is (name == "tv_rgb")
+
+
+class Watching(AnalyticPrior):
+    """Keeps the images that it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = []
+
+    def encode_image(self, rgb, noise):
+        self.images.append(rgb.detach().clone())
+        return super().encode_image(rgb, noise)
+
+
+def first_images(**settings):
+    prior = Watching()
+    pipe = build(prior, camera__backgrounds={"gradient": 1.0}, **settings)
+    advance(pipe, [pipe.prepare("a cube", 0)], 1)
+    return prior.images[0]
+
+
+def test_flipped_steps_show_the_mirrored_picture():
+    plain = first_images(distill__flip_probability=0.0, distill__disparity_probability=0.0)
+    flipped = first_images(distill__flip_probability=1.0, distill__disparity_probability=0.0)
+    assert plain.shape == (2, 3, 32, 32)
+    assert torch.equal(flipped, plain.flip(-1))
+    assert not torch.equal(flipped, plain)
+
+
+def test_disparity_steps_show_grey_pictures_of_depth():
+    shown = first_images(distill__flip_probability=0.0, distill__disparity_probability=1.0, init__opacity=0.9)
+    assert shown.shape == (2, 3, 32, 32)
+    assert torch.equal(shown[:, 0], shown[:, 1])
+    assert torch.equal(shown[:, 0], shown[:, 2])
+    assert 0 <= shown.min() < 0.2 < 0.8 < shown.max() <= 1
+    assert shown[:, :, 12:20, 12:20].mean() > shown[:, :, :4, :4].mean()
+
+
+def test_about_as_many_steps_are_flipped_as_asked_for():
+    prior, plain = Watching(), Watching()
+    for seen, probability in ((prior, 0.25), (plain, 0.0)):
+        still = {f"optim__{name}_lr": (1e-12, 1e-12) for name in ("means", "quat", "scale", "opacity", "sh0")}
+        pipe = build(
+            seen, optim__steps=200, distill__flip_probability=probability, distill__disparity_probability=0.0,
+            densify__every=1000, densify__reset_every=0, camera__scale_noise=0.0, **still,
+        )  # fmt: skip
+        advance(pipe, [pipe.prepare("a cube", 0)], 200)
+    flipped = [not torch.allclose(one, two, atol=1e-4) for one, two in zip(prior.images, plain.images, strict=True)]
+    assert sum(flipped) == pytest.approx(50, abs=4 * math.sqrt(200 * 0.25 * 0.75))
+
+
+class Breaking(AnalyticPrior):
+    """Predicts noise that is not a number from the `after`-th call on."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.calls, self.after = 0, after
+
+    def predict_noise(self, latents, timesteps, text):
+        self.calls += 1
+        noise = super().predict_noise(latents, timesteps, text)
+        return noise * torch.nan if self.calls > self.after else noise
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_parameters():
+    counting = Breaking(10**9)
+    pipe = build(counting)
+    advance(pipe, [pipe.prepare("a cube", 0)], 4)
+    pipe = build(Breaking(counting.calls))
+    asset = pipe.prepare("a cube", 0)
+    run = pipe.run([asset])
+    for _ in range(4):
+        next(run)
+    before = values(asset)
+    with pytest.raises(Diverged, match=r"'a cube' is not finite in step 5 \(t=\d+, s=\d+, e=\d+\)") as caught:
+        next(run)
+    assert caught.value.exit_code == 7
+    assert "--set" in caught.value.hint
+    after = values(asset)
+    for name in before:
+        if not name.startswith("generator."):
+            assert torch.equal(before[name], after[name]), name
+    assert torch.isfinite(after["gaussians.means"]).all()
+
+
+def test_one_broken_asset_keeps_the_whole_batch_as_it_was():
+    pipe = build()
+    sound, broken = pipe.prepare("a cube", 0), pipe.prepare("a ball", 1)
+    with torch.no_grad():
+        broken.embeddings.phrases.fill_(torch.nan)
+    before = values(sound)
+    with pytest.raises(Diverged, match="'a ball'"):
+        advance(pipe, [sound, broken], 1)
+    check_same(
+        *({name: value for name, value in each.items() if "generator" not in name} for each in (before, values(sound)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "hint"), [(4, "--set camera.batch=2"), (3, "--set camera.batch=1"), (1, "--set camera.image_size=16")]
+)
+def test_running_out_of_memory_names_the_peak_and_a_cheaper_setting(monkeypatch, batch, hint):
+    class Greedy(AnalyticPrior):
+        def predict_noise(self, latents, timesteps, text):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
+
+    monkeypatch.setattr(pipeline, "peak_memory_gib", lambda device: 12.34)
+    pipe = build(Greedy(), camera__batch=batch)
+    with pytest.raises(OutOfMemory, match=r"memory of cpu .* 12\.3 GiB") as caught:
+        advance(pipe, [pipe.prepare("a cube", 0)], 1)
+    assert caught.value.exit_code == 5
+    assert caught.value.hint == hint
+
+
+def test_scales_are_kept_in_their_range():
+    pipe = build(optim__scale_range=(0.05, 0.06), optim__scale_lr=(1.0, 1.0))
+    asset = pipe.prepare("a cube", 0)
+    advance(pipe, [asset], 3)
+    scales = asset.gaussians.scales.detach()
+    assert scales.min() >= 0.05 * (1 - 1e-6)
+    assert scales.max() <= 0.06 * (1 + 1e-6)
+
+
+def test_higher_harmonics_are_optimised_too():
+    pipe = build(init__sh_degree=1)
+    asset = pipe.prepare("a cube", 0)
+    advance(pipe, [asset], 4)
+    assert asset.gaussians.params["shN"].detach().abs().sum() > 0
+    restored = pipe.restore(asset.tensors(), "a cube", 0)
+    advance(pipe, [asset], 3)
+    advance(pipe, [restored], 3)
+    check_same(values(asset), values(restored))
+
+
+def test_rendering_needs_no_prior():
+    asset = build().prepare("a cube", 0)
+    pipe = Pipeline(Config(), None, CPU)
+    picture = pipe.render(asset.gaussians, viewing(turntable_azimuths(3), torch.zeros(3), 24))
+    assert picture.rgb.shape == (3, 24, 24, 3)
+    assert not picture.rgb.requires_grad
+    assert picture.alpha[:, 12, 12].min() > picture.alpha[:, 0, 0].max()
+    with pytest.raises(RuntimeError, match="without a prior"):
+        pipe.prepare("a cube", 0)
+
+
+def test_prepare_refuses_prompts_and_starts():
+    pipe = build()
+    with pytest.raises(UsageProblem, match="empty"):
+        pipe.prepare("  ", 0)
+    with pytest.raises(UsageProblem, match="no start 'none'"):
+        build(init__shape="none").prepare("a cube", 0)
+
+
+def test_the_negative_prompt_is_the_prior_s_unless_another_is_given():
+    prior = AnalyticPrior()
+    pipe = build(prior)
+    own, other = pipe.embed("a cube"), pipe.embed("a cube", "fog")
+    torch.testing.assert_close(own.uncond.flatten(), prior.mean(prior.profile.negative_prompt).flatten())
+    torch.testing.assert_close(other.uncond.flatten(), prior.mean("fog").flatten())
+    assert not other.null.any()
+    assert torch.equal(own.phrases, other.phrases)
+
+
+def test_reports_are_frozen():
+    pipe = build()
+    (report,) = advance(pipe, [pipe.prepare("a cube", 0)], 1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.step = 9
+
+
+def test_every_group_of_parameters_has_an_optimiser():
+    asset = build().prepare("a cube", 0)
+    assert set(asset.optimizers) == set(asset.gaussians.params) == set(GROUPS)

@@ -1,0 +1,352 @@
+"""Settings: presets, the ways to change a setting, and every way to get one wrong."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segdream_cli.config import (
+    QUALITIES,
+    Config,
+    PriorProfile,
+    ViewPhrases,
+    parse_assignments,
+    preset,
+    read_toml,
+)
+from segdream_cli.errors import UsageProblem
+
+
+def refused(overrides: dict[str, Any]) -> UsageProblem:
+    with pytest.raises(UsageProblem) as caught:
+        Config().set(overrides)
+    return caught.value
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_every_preset_of_the_default_profile_builds(quality: str) -> None:
+    profile = PriorProfile()
+    config = preset(profile, quality)
+    for key, value in profile.presets[quality].items():
+        assert config.flat()[key] == value
+    assert Config().set(config.flat()) == config
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(UsageProblem, match=r"draft, standard, high, paper$"):
+        preset(PriorProfile(), "best")
+
+
+def test_presets_fit_their_schedules_to_their_steps() -> None:
+    config = preset(PriorProfile(presets={"tiny": {"optim.steps": 50, "densify.stop": 7}}), "tiny")
+    assert (config.optim.steps, config.distill.warmup_steps, config.densify.stop) == (50, 15, 7)
+
+
+def test_with_steps_scales_what_is_counted_in_steps_and_nothing_else() -> None:
+    before, after = Config().flat(), Config().with_steps(500).flat()
+    scaled = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    assert scaled == {
+        "optim.steps": (5000, 500),
+        "optim.clip_steps": (1000, 100),
+        "distill.warmup_steps": (1500, 150),
+        "camera.widen_every": (500, 50),
+        "densify.start": (100, 10),
+        "densify.every": (100, 10),
+        "densify.stop": (3000, 300),
+        "densify.prune_scale_after": (300, 30),
+        "densify.reset_every": (300, 30),
+    }
+
+
+@given(st.integers(1, 20_000))
+def test_with_steps_keeps_never_as_never_and_the_rest_alive(steps: int) -> None:
+    config = Config().set({"densify.reset_every": 0}).with_steps(steps)
+    assert config.optim.steps == steps
+    assert config.densify.reset_every == 0
+    assert min(config.densify.every, config.camera.widen_every, config.distill.warmup_steps) >= 1
+    assert Config().with_steps(5000) == Config()
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_a_run_without_steps_is_refused(steps: int) -> None:
+    with pytest.raises(UsageProblem, match=r"optim\.steps"):
+        Config().with_steps(steps)
+
+
+def test_flat_settings_round_trip_through_json() -> None:
+    config = Config().set({"distill.segments": 4, "camera.fill": [0.5, 0.75], "camera.backgrounds": {"white": 1.0}})
+    assert Config().set(json.loads(json.dumps(config.flat()))) == config
+    assert config != Config()
+    assert Config() == Config().set({})
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("distill.segmnts", "distill.segments"),
+        ("segments", "distill.segments"),
+        ("optim.t_tau", "distill.t_tau"),
+        ("camera.fov", "camera.fov_rad"),
+        ("", ""),
+        ("distill", "distill."),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
+    problem = refused({key: 1})
+    assert repr(key) in problem.message
+    assert nearest in (problem.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("distill.segments", 2.5),
+        ("distill.segments", "4"),
+        ("distill.segments", True),
+        ("distill.segments", None),
+        ("distill.guidance_scale", "high"),
+        ("distill.guidance_scale", float("nan")),
+        ("distill.guidance_scale", float("inf")),
+        ("distill.loss", "eq11"),
+        ("distill.loss", ["eq10"]),
+        ("distill.perp_neg", 1),
+        ("distill.perp_neg", "yes"),
+        ("camera.radius", 5),
+        ("camera.radius", [5]),
+        ("camera.radius", [5, 6, 7]),
+        ("camera.radius", [5, "6"]),
+        ("camera.backgrounds", ["black"]),
+        ("camera.backgrounds", {"blak": 1}),
+        ("camera.backgrounds", {"black": "much"}),
+        ("camera.backgrounds", {}),
+        ("camera.backgrounds", {"black": 0}),
+        ("camera.backgrounds", {"black": 2, "white": -1}),
+        ("densify.cap", "many"),
+        ("init.shape", 3),
+        ("prior.model", 3),
+        ("prior.dtype", "fp8"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_with_one_that_works(key: str, value: Any) -> None:
+    problem = refused({key: value})
+    assert key in problem.message
+    assert problem.exit_code == 2
+    Config().set(parse_assignments([example(problem)]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim.steps", 0),
+        ("camera.batch", 0),
+        ("camera.batch", -4),
+        ("camera.image_size", 0),
+        ("distill.segments", 0),
+        ("distill.min_gap", 0),
+        ("distill.s_margin", -1),
+        ("distill.warmup_steps", -1),
+        ("distill.t_min", -1),
+        ("distill.t_max", 1001),
+        ("distill.t_tau", -5),
+        ("distill.guidance_scale", -1.0),
+        ("distill.disparity_probability", 1.5),
+        ("distill.flip_probability", -0.1),
+        ("view.negative_weight", 0.5),
+        ("view.overhead_elevation_deg", 91),
+        ("camera.azimuth_deg", 200),
+        ("camera.elevation_deg", [-100, 10]),
+        ("camera.elevation_deg", [30, 10]),
+        ("camera.radius", [0, 5]),
+        ("camera.radius", [5, 4]),
+        ("camera.fov_rad", [0.3, 4]),
+        ("camera.fov_rad", [0.6, 0.3]),
+        ("camera.fill", [0.8, 0.5]),
+        ("init.count", 0),
+        ("init.sh_degree", 4),
+        ("init.sh_degree", -1),
+        ("init.opacity", 1.0),
+        ("init.gray", 2),
+        ("optim.means_lr", [0, 1e-3]),
+        ("optim.betas", [0.9, 1.0]),
+        ("optim.scale_range", [0.1, 0.01]),
+        ("densify.every", 0),
+        ("densify.cap", 0),
+        ("densify.reset_opacity", 0),
+        ("loss.scale", -1),
+        ("output.checkpoint_every", -1),
+        ("output.preview_size", 0),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_nearest_that_works(key: str, value: Any) -> None:
+    problem = refused({key: value})
+    assert key in problem.message
+    assert f"--set {key}=" in (problem.hint or "")
+    Config().set(parse_assignments([example(problem)]))
+
+
+def example(problem: UsageProblem) -> str:
+    """The assignment that a hint proposes, as a shell would hand it over; of alternatives the first."""
+    key, _, value = (problem.hint or "").removeprefix("--set ").partition("=")
+    return f"{key}={value.strip(chr(39)).partition('|')[0]}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"distill.t_min": 500},
+        {"distill.t_high": 990},
+        {"distill.t_high": 21},
+        {"distill.t_max": 400},
+        {"distill.t_min": 600, "distill.t_high": 500},
+    ],
+)
+def test_a_window_without_timesteps_is_refused(overrides: dict[str, Any]) -> None:
+    problem = refused(overrides)
+    assert "distill.t_min, t_high and t_max must rise" in problem.message
+    settings = re.findall(r"--set (\S+)", problem.hint or "")
+    assert Config().set(overrides | parse_assignments(settings)) == Config()
+
+
+def test_settings_that_only_fit_together_may_be_given_together() -> None:
+    config = Config().set({"distill.t_min": 550, "distill.t_high": 990, "distill.t_max": 999})
+    assert config.distill.t_min == 550
+
+
+def test_learning_rates_may_fall_or_rise() -> None:
+    assert Config().set({"optim.means_lr": [1e-3, 1e-2]}).optim.means_lr == (1e-3, 1e-2)
+
+
+def test_values_take_the_settings_type() -> None:
+    config = Config().set(
+        {"distill.guidance_scale": 10, "camera.radius": [3, 4], "densify.cap": "none", "distill.cross_weight": None}
+    )
+    assert isinstance(config.distill.guidance_scale, float)
+    assert config.camera.radius == (3.0, 4.0)
+    assert config.densify.cap is None
+
+
+def test_assignments_are_toml_and_else_text() -> None:
+    assert parse_assignments(
+        [
+            "distill.segments=4",
+            " distill.guidance_scale = 7.5 ",
+            "distill.perp_neg=true",
+            "camera.radius=[3, 4.5]",
+            "camera.backgrounds={black=1, white=2}",
+            'prior.model="a b"',
+            "prior.model=org/name=1",
+            "init.shape=C:\\a b.ply",
+            "densify.cap=",
+        ]
+    ) == {
+        "distill.segments": 4,
+        "distill.guidance_scale": 7.5,
+        "distill.perp_neg": True,
+        "camera.radius": [3, 4.5],
+        "camera.backgrounds": {"black": 1, "white": 2},
+        "prior.model": "org/name=1",
+        "init.shape": "C:\\a b.ply",
+        "densify.cap": "",
+    }
+
+
+def test_an_assignment_without_an_equals_sign() -> None:
+    with pytest.raises(UsageProblem, match=r"'distill\.segments' has no '='"):
+        parse_assignments(["distill.segments"])
+
+
+@pytest.mark.parametrize("text", ["1\nseed=2", "1\nvalue=2", "[1,\n2]\nx=3"])
+def test_an_assignment_is_one_value(text: str) -> None:
+    assert parse_assignments([f"init.shape={text}"])["init.shape"] == text
+
+
+def test_a_toml_file_is_read_by_section(tmp_path: Path) -> None:
+    path = tmp_path / "night run.toml"
+    path.write_text(
+        'distill.segments = 3\n[camera]\nradius = [3, 4]\nbackgrounds = {white = 1}\n[init]\nshape = "bøx"\n'
+    )
+    assert read_toml(path) == {
+        "distill.segments": 3,
+        "camera.radius": [3, 4],
+        "camera.backgrounds": {"white": 1},
+        "init.shape": "bøx",
+    }
+
+
+def test_a_runs_record_is_read_as_settings(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"prompt": "a dog", "config": Config().flat()}))
+    assert Config().set(read_toml(path)) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("broken.toml", b"distill.segments = \n"),
+        ("twice.toml", b"[init]\n[init]\n"),
+        ("latin1.toml", b'[init]\nshape = "b\xf8x"\n'),
+        ("broken.json", b"{"),
+        ("list.json", b"[1, 2]"),
+        ("other.json", b'{"a": 1}'),
+        ("number.json", b'{"config": 3}'),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageProblem, match="is not a configuration") as caught:
+        read_toml(tmp_path / name)
+    assert name in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match="No such file"):
+        read_toml(tmp_path / "none.toml")
+    with pytest.raises(UsageProblem, match="Is a directory"):
+        read_toml(tmp_path)
+
+
+def test_a_profile_from_json() -> None:
+    profile = PriorProfile.from_json(
+        {
+            "title": "toy",
+            "views": {"front": "from the front", "ring": ["n", "e"]},
+            "negative_prompt": "",
+            "vocabulary": {"objects": ["dog"], "attributes": ["red"]},
+            "presets": {"draft": {"optim.steps": 9}},
+        }
+    )
+    assert profile.views == ViewPhrases(front="from the front", ring=("n", "e"))
+    assert profile.vocabulary is not None
+    assert profile.vocabulary.objects == ("dog",)
+    assert preset(profile, "draft").optim.steps == 9
+    assert PriorProfile.from_json({}) == PriorProfile()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"colour": "red"}, "colour"),
+        ({"title": 3}, "title"),
+        ({"negative_prompt": None}, "negative_prompt"),
+        ({"views": {"up": "x"}}, "up"),
+        ({"views": {"front": 3}}, "front"),
+        ({"views": {"ring": "front"}}, "ring"),
+        ({"views": ["front"]}, "list"),
+        ({"vocabulary": {"attributes": ["red"]}}, "objects"),
+        ({"vocabulary": {"objects": "dog"}}, "objects"),
+        ({"vocabulary": {"objects": ["dog", 3]}}, "objects"),
+        ({"presets": {"draft": {"distill.segmnts": 3}}}, "draft"),
+        ({"presets": {"draft": {"camera.batch": 0}}}, "camera.batch"),
+        ({"presets": 3}, "int"),
+        ({"presets": {"draft": 3}}, "int"),
+    ],
+)
+def test_a_profile_that_is_wrong(data: dict[str, Any], says: str) -> None:
+    """AttributeError too, which the reader of the file takes for the same."""
+    with pytest.raises((KeyError, TypeError, AttributeError), match=says):
+        PriorProfile.from_json(data)

@@ -1,0 +1,97 @@
+"""The `paper` preset is the official release, number by number."""
+
+from typing import Any
+
+import pytest
+
+from segdream_cli.config import PriorProfile, preset
+
+OFFICIAL: dict[str, Any] = {
+    "optim.steps": 5000,
+    "camera.batch": 4,
+    "camera.image_size": None,
+    "camera.radius": [5.2, 5.5],
+    "camera.radius_floor": [3.5, 5.0],
+    "camera.radius_factor": 0.95,
+    "camera.fill": None,
+    "camera.fov_rad": [0.32, 0.60],
+    "camera.fov_limit_rad": [0.16, 0.60],
+    "camera.fov_factors": [0.75, 1.1],
+    "camera.elevation_deg": [-15.0, 45.0],
+    "camera.azimuth_deg": 180.0,
+    "camera.azimuth_factor": 1.5,
+    "camera.gamma": 1.0,
+    "camera.stratified": False,
+    "camera.widen_every": 500,
+    "camera.position_jitter": 0.025,
+    "camera.target_jitter": 0.05,
+    "camera.up_jitter": 0.01,
+    "camera.backgrounds": {"black": 0.67, "random": 0.33},
+    "camera.scale_noise": 0.112,
+    "distill.loss": "released",
+    "distill.approximate": True,
+    "distill.double_guidance": True,
+    "distill.guidance_scale": 7.5,
+    "distill.cross_weight": None,
+    "distill.perp_neg": False,
+    "distill.weight": "sigma_over_alpha",
+    "distill.grad_scale": 0.1,
+    "distill.segments": 5,
+    "distill.segmentation": "uniform",
+    "distill.t_min": 20,
+    "distill.t_max": 980,
+    "distill.t_tau": 150,
+    "distill.window": "sliding",
+    "distill.t_high": 500,
+    "distill.warmup_shift": 480,
+    "distill.warmup_steps": 1500,
+    "distill.min_gap": 80,
+    "distill.s_margin": 10,
+    "distill.fixed_noise": True,
+    "distill.noise_offset": 0.1,
+    "distill.noise_offset_perp_neg": 0.05,
+    "distill.disparity_probability": 0.2,
+    "distill.flip_probability": 0.5,
+    "view.blend": True,
+    "view.overhead_elevation_deg": None,
+    "view.negative_weight": -2.0,
+    "view.front_decay": 2.0,
+    "view.side_decay": 10.0,
+    "view.weight_floor": 1e-4,
+    "init.opacity": 0.1,
+    "init.sh_degree": 0,
+    "optim.means_lr": [1.6e-4 * 3.5, 1.6e-6 * 3.5],
+    "optim.sh0_lr": [5e-3, 3e-3],
+    "optim.shN_lr": [2.5e-4, 2.5e-4],
+    "optim.opacity_lr": [0.05, 0.05],
+    "optim.scale_lr": [5e-3, 1e-3],
+    "optim.quat_lr": [1e-3, 2e-4],
+    "optim.betas": [0.9, 0.999],
+    "optim.eps": 1e-15,
+    "optim.clip": [2.0, 8.0],
+    "optim.clip_steps": 1000,
+    "optim.scale_range": None,
+    "densify.start": 100,
+    "densify.every": 100,
+    "densify.stop": 3000,
+    "densify.grad_threshold": 7.5e-4,
+    "densify.clone_scale": 0.003 * 3.5,
+    "densify.prune_opacity": 0.005,
+    "densify.prune_scale": 0.1 * 3.5,
+    "densify.prune_scale_after": 300,
+    "densify.reset_every": 300,
+    "densify.reset_opacity": 0.01,
+    "densify.cap": None,
+    "densify.views": "last",
+    "loss.tv_rgb": 1.0,
+    "loss.tv_disparity": 1.0,
+    "loss.scale": 1.0,
+}
+"""peers.md sections 1.1, 2, 3 and 5."""
+
+
+def test_the_paper_preset_is_the_official_release() -> None:
+    flat = preset(PriorProfile(), "paper").flat()
+    for key, value in OFFICIAL.items():
+        wanted = pytest.approx(value) if isinstance(value, (float, list)) else value
+        assert flat[key] == wanted, key

@@ -1,0 +1,168 @@
+"""Files are written whole or not at all. A disk that fills up is /dev/full, where the kernel itself says so."""
+
+import errno
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segdream_cli import files
+from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
+from segdream_cli.files import check_output, replacing, write_problem
+from segdream_cli.images import write_png
+
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Every temporary file is a link to /dev/full."""
+
+    def mkstemp(dir=None, prefix="", suffix=""):
+        name = Path(dir) / f"{prefix}full{suffix}"
+        name.symlink_to("/dev/full")
+        return os.open("/dev/null", os.O_RDONLY), str(name)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+
+
+def test_a_new_file_appears_with_its_content_and_nothing_else(tmp_path):
+    path = tmp_path / "asset.ply"
+    with replacing(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".ply"
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_old_file_is_replaced_only_at_the_end(tmp_path):
+    path = tmp_path / "asset.ply"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("problem", [ValueError("bad"), KeyboardInterrupt(), OSError(errno.EIO, "broken")])
+def test_an_exception_leaves_nothing_and_keeps_the_old_file(tmp_path, problem):
+    path = tmp_path / "asset.ply"
+    path.write_text("old")
+    with pytest.raises((type(problem), UsageProblem)), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise problem
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_have_the_permissions_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "asset.ply") as temporary:
+            temporary.write_text("new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "asset.ply").stat().st_mode) == 0o640
+
+
+def test_a_file_name_may_be_as_long_as_the_system_allows(tmp_path):
+    for stem in ("x" * 251, "日" * 83):  # 255 and 253 bytes with the suffix
+        with replacing(tmp_path / f"{stem}.ply") as temporary:
+            temporary.write_text("new")
+        assert (tmp_path / f"{stem}.ply").read_text() == "new"
+
+
+def test_a_missing_folder_is_a_usage_problem(tmp_path):
+    with pytest.raises(UsageProblem, match=r"none/asset\.ply"), replacing(tmp_path / "none" / "asset.ply"):
+        pytest.fail("there is nowhere to write to")
+
+
+@needs_dev_full
+def test_a_full_disk_fails_with_1_and_leaves_nothing(tmp_path, full_disk):
+    text, picture = tmp_path / "run.json", tmp_path / "picture.png"
+    picture.write_bytes(b"old")
+    with pytest.raises(SegdreamError, match=r"disk is full.*run\.json") as caught, replacing(text) as temporary:
+        temporary.write_text(json.dumps(list(range(9999))))
+    assert caught.value.exit_code == 1
+    assert str(tmp_path) in caught.value.hint
+    with pytest.raises(SegdreamError, match=r"disk is full.*picture\.png"):
+        write_png(picture, np.zeros((300, 300, 3), np.float32))
+    assert picture.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.ENOSPC, 1, "disk is full"),
+        (errno.EDQUOT, 1, "disk is full"),
+        (errno.EACCES, 2, "Permission denied"),
+        (errno.EROFS, 2, "Read-only file system"),
+    ],
+)
+def test_system_failures_by_their_number(number, code, words):
+    problem = write_problem(OSError(number, os.strerror(number)), Path("my assets/bus.ply"))
+    assert problem.exit_code == code
+    assert words in problem.message
+    assert "my assets/bus.ply" in problem.message
+    assert problem.hint
+
+
+def test_a_free_output_passes_and_nothing_is_left(tmp_path):
+    check_output(tmp_path / "asset.ply", force=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_there_needs_force(tmp_path):
+    path = tmp_path / "asset.ply"
+    path.write_text("old")
+    with pytest.raises(OutputExists, match=r"asset\.ply exists") as caught:
+        check_output(path, force=False)
+    assert "--force" in caught.value.hint
+    check_output(path, force=True)
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_outputs_that_can_not_be_written(tmp_path, force):
+    (tmp_path / "file").write_text("")
+    cases = {
+        tmp_path: "is a folder",
+        tmp_path / "no such folder" / "asset.ply": "no such folder does not exist",
+        tmp_path / "file" / "asset.ply": "file does not exist",
+        tmp_path / ("x" * 300 + ".ply"): "File name too long",
+    }
+    for path, words in cases.items():
+        with pytest.raises(UsageProblem, match=words) as caught:
+            check_output(path, force=force)
+        assert caught.value.hint
+    with pytest.raises(UsageProblem) as caught:
+        check_output(tmp_path / "no such folder" / "asset.ply", force=force)
+    assert caught.value.hint == f"mkdir -p '{tmp_path}/no such folder'"
+
+
+def test_a_folder_that_takes_no_file_is_found_by_trying(tmp_path, monkeypatch):
+    """The tests may run as root, whom permission bits do not stop, so the attempt itself is refused."""
+
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UsageProblem, match=r"asset\.ply can't be written: Permission denied"):
+        check_output(tmp_path / "asset.ply", force=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UsageProblem, match="Permission denied"):
+            check_output(tmp_path / "asset.ply", force=False)
+    finally:
+        tmp_path.chmod(0o700)

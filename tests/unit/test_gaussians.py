@@ -1,0 +1,244 @@
+"""Gaussians: activations, spherical harmonics, learning rates, clipping, files and bounds."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import lpmv
+
+from segdream_cli.config import OptimConfig
+from segdream_cli.formats import Splats
+from segdream_cli.gaussians import (
+    GROUPS,
+    Gaussians,
+    bounds,
+    build_optimizers,
+    clip_gradients,
+    set_learning_rates,
+    sh_basis,
+)
+
+
+def random_gaussians(n=7, k=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    widths = {"means": (3,), "quats": (4,), "log_scales": (3,), "opacity_logits": (), "sh0": (3,), "shN": (k, 3)}
+    return Gaussians({name: torch.randn(n, *width, generator=generator) for name, width in widths.items()})
+
+
+def directions(n, seed=0):
+    vectors = torch.randn(1, n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def test_activations():
+    gaussians = random_gaussians()
+    for row in range(len(gaussians)):
+        for axis in range(3):
+            assert float(gaussians.scales[row, axis].detach()) == pytest.approx(
+                math.exp(float(gaussians.params["log_scales"][row, axis].detach()))
+            )
+        logit = float(gaussians.params["opacity_logits"][row].detach())
+        assert float(gaussians.opacities[row].detach()) == pytest.approx(1 / (1 + math.exp(-logit)))
+
+
+def test_parameters_are_leaves_of_float32_apart_from_what_they_were_made_of():
+    source = {name: value.detach().double() for name, value in random_gaussians().params.items()}
+    gaussians = Gaussians(source)
+    for name, parameter in gaussians.params.items():
+        assert parameter.is_leaf
+        assert parameter.requires_grad
+        assert parameter.dtype == torch.float32
+        assert parameter.shape == source[name].shape
+
+
+def test_base_colours_are_cut_off_below_only():
+    gaussians = random_gaussians(3, k=0)
+    with torch.no_grad():
+        gaussians.params["sh0"].copy_(torch.tensor([-9.0, 0.0, 9.0])[:, None].expand(3, 3))
+    colors = gaussians.colors(torch.zeros(2, 3)).detach()
+    expected = torch.tensor([0.0, 0.5, 0.5 + 9 * 0.28209479177387814])
+    torch.testing.assert_close(colors, expected[:, None].expand(3, 3))
+
+
+def test_view_dependent_colours_against_a_loop():
+    gaussians = random_gaussians(4, k=8)
+    cameras = torch.tensor([[0.0, 0.0, 5.0], [3.0, 1.0, -2.0]])
+    colors = gaussians.colors(cameras).detach()
+    assert colors.shape == (2, 4, 3)
+    for camera in range(2):
+        for row in range(4):
+            line = gaussians.means[row].detach() - cameras[camera]
+            basis = [reference(l, m, line.double()[None])[0] for l in (1, 2) for m in range(-l, l + 1)]
+            value = 0.5 + 0.28209479177387814 * gaussians.params["sh0"][row].detach()
+            for j in range(8):
+                value = value + float(basis[j]) * gaussians.params["shN"][row, j].detach()
+            torch.testing.assert_close(colors[camera, row], value.clamp_min(0), rtol=1e-4, atol=1e-5)
+
+
+def reference(l, m, vectors):
+    """A real spherical harmonic from scipy's associated Legendre functions.
+
+    scipy's P_l^m has the Condon-Shortley phase; the real functions of INRIA's code keep it for both signs of m.
+    """
+    x, y, z = (vectors / vectors.norm(dim=-1, keepdim=True)).unbind(-1)
+    phi, order = torch.atan2(y, x), abs(m)
+    norm = math.sqrt((2 * l + 1) / (4 * math.pi) * math.factorial(l - order) / math.factorial(l + order))
+    legendre = norm * torch.from_numpy(lpmv(order, l, z.numpy()))
+    if m == 0:
+        return legendre
+    return math.sqrt(2) * legendre * (torch.cos(m * phi) if m > 0 else torch.sin(-m * phi))
+
+
+@pytest.mark.parametrize("k", [3, 8, 15])
+def test_sh_basis_against_legendre_functions(k):
+    vectors = directions(50)
+    expected = [reference(l, m, vectors[0]) for l in (1, 2, 3) for m in range(-l, l + 1)]
+    torch.testing.assert_close(sh_basis(vectors, k)[0], torch.stack(expected[:k], -1))
+
+
+def test_sh_basis_has_the_signs_of_the_field():
+    """INRIA's code: -C1 y, C1 z, -C1 x first, and its table of constants for the degrees 2 and 3."""
+    vectors = directions(20, seed=1)
+    x, y, z = vectors[0].unbind(-1)
+    c1 = 0.4886025119029199
+    c2 = [1.0925484305920792, -1.0925484305920792, 0.31539156525252005, -1.0925484305920792, 0.5462742152960396]
+    c3 = [-0.5900435899266435, 2.890611442640554, -0.4570457994644658, 0.3731763325901154, -0.4570457994644658]
+    c3 += [1.445305721320277, -0.5900435899266435]
+    xx, yy, zz = x * x, y * y, z * z
+    expected = [-c1 * y, c1 * z, -c1 * x]
+    expected += [c2[0] * x * y, c2[1] * y * z, c2[2] * (2 * zz - xx - yy), c2[3] * x * z, c2[4] * (xx - yy)]
+    expected += [c3[0] * y * (3 * xx - yy), c3[1] * x * y * z, c3[2] * y * (4 * zz - xx - yy)]
+    expected += [c3[3] * z * (2 * zz - 3 * xx - 3 * yy), c3[4] * x * (4 * zz - xx - yy), c3[5] * z * (xx - yy)]
+    expected += [c3[6] * x * (xx - 3 * yy)]
+    torch.testing.assert_close(sh_basis(vectors, 15)[0], torch.stack(expected, -1))
+
+
+def test_sh_basis_is_orthonormal():
+    """Gauss-Legendre nodes in z and equal steps in azimuth integrate products up to degree 6 exactly."""
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(8))
+    phi = torch.arange(16, dtype=torch.float64) * 2 * math.pi / 16
+    z, ring = nodes[:, None].expand(8, 16), (1 - nodes**2).sqrt()[:, None]
+    vectors = torch.stack([ring * phi.cos(), ring * phi.sin(), z], -1).reshape(1, -1, 3)
+    basis = sh_basis(vectors, 15)[0]
+    measure = (weights[:, None] * 2 * math.pi / 16).expand(8, 16).reshape(-1, 1)
+    torch.testing.assert_close(basis.T @ (measure * basis), torch.eye(15, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close((measure * basis).sum(0), torch.zeros(15, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+RATES = {"means": (4.0, 1.0), "quats": (1e-3, 1e-5), "log_scales": (0.02, 0.08), "opacity_logits": (0.5, 0.5)} | {
+    "sh0": (9.0, 3.0),
+    "shN": (0.1, 0.01),
+}
+CONFIG = OptimConfig(
+    steps=100,
+    means_lr=RATES["means"],
+    quat_lr=RATES["quats"],
+    scale_lr=RATES["log_scales"],
+    opacity_lr=RATES["opacity_logits"],
+    sh0_lr=RATES["sh0"],
+    shN_lr=RATES["shN"],
+    betas=(0.8, 0.95),
+    eps=1e-9,
+    clip=(2.0, 8.0),
+    clip_steps=10,
+)
+
+
+@pytest.mark.parametrize("step", [0, 25, 50, 100, 130])
+def test_learning_rates_are_log_linear_between_start_and_end(step):
+    optimizers = build_optimizers(random_gaussians(), CONFIG)
+    set_learning_rates(optimizers, CONFIG, step)
+    for name, (start, end) in RATES.items():
+        share = min(step, 100) / 100
+        expected = math.exp((1 - share) * math.log(start) + share * math.log(end))
+        assert optimizers[name].param_groups[0]["lr"] == pytest.approx(expected), name
+
+
+def test_optimisers_take_their_settings_and_their_own_group():
+    gaussians = random_gaussians()
+    optimizers = build_optimizers(gaussians, CONFIG)
+    assert tuple(optimizers) == GROUPS
+    for name, optimizer in optimizers.items():
+        (group,) = optimizer.param_groups
+        assert group["params"] == [gaussians.params[name]]
+        assert (group["lr"], group["betas"], group["eps"]) == (RATES[name][0], (0.8, 0.95), 1e-9)
+
+
+@pytest.mark.parametrize(("step", "limit"), [(0, 2.0), (5, 5.0), (10, 8.0), (99, 8.0)])
+def test_each_tensor_is_clipped_by_itself(step, limit):
+    gaussians = random_gaussians()
+    norms = {"means": 100.0, "quats": 0.5, "log_scales": 7.9, "opacity_logits": 8.1, "sh0": 3.0, "shN": 0.0}
+    kept = {}
+    for name, norm in norms.items():
+        direction = torch.randn(gaussians.params[name].shape, generator=torch.Generator().manual_seed(1))
+        kept[name] = norm * direction / direction.norm()
+        gaussians.params[name].grad = kept[name].clone()
+    total = clip_gradients(gaussians, CONFIG, step)
+    assert float(total) == pytest.approx(math.sqrt(sum(norm**2 for norm in norms.values())))
+    for name, norm in norms.items():
+        expected = kept[name] * (min(norm, limit) / norm if norm else 1)
+        torch.testing.assert_close(gaussians.params[name].grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_group_without_gradient_does_not_count():
+    gaussians = random_gaussians()
+    gaussians.params["sh0"].grad = torch.full_like(gaussians.params["sh0"], 0.1)
+    assert float(clip_gradients(gaussians, CONFIG, 1)) == pytest.approx(0.1 * math.sqrt(21))
+
+
+@pytest.mark.parametrize("k", [0, 3, 15])
+def test_splats_round_trip(k):
+    gaussians = random_gaussians(k=k)
+    splats = gaussians.splats({"prompt": "a cube"})
+    assert isinstance(splats, Splats)
+    assert splats.provenance == {"prompt": "a cube"}
+    again = Gaussians.from_splats(splats)
+    for name in GROUPS:
+        assert torch.equal(again.params[name], gaussians.params[name])
+
+
+def test_to_makes_a_copy_whose_gradients_are_its_own():
+    gaussians = random_gaussians()
+    copy = gaussians.to(torch.device("cpu"))
+    copy.means.sum().backward()
+    assert gaussians.means.grad is None
+    assert torch.equal(copy.means, gaussians.means)
+
+
+def cloud(means, scale=0.01, logit=3.0):
+    n = len(means)
+    return Gaussians(
+        {
+            "means": means,
+            "quats": torch.tensor([1.0, 0, 0, 0]).repeat(n, 1),
+            "log_scales": torch.full((n, 3), math.log(scale)),
+            "opacity_logits": torch.full((n,), logit),
+            "sh0": torch.zeros(n, 3),
+            "shN": torch.zeros(n, 0, 3),
+        }
+    )
+
+
+def test_bounds_hold_a_ball_but_not_its_strays():
+    generator = torch.Generator().manual_seed(0)
+    shell = torch.nn.functional.normalize(torch.randn(4000, 3, generator=generator), dim=-1)
+    middle = torch.tensor([1.0, -2.0, 0.5])
+    means = torch.cat([middle + 0.7 * shell, torch.full((20, 3), 50.0)])
+    center, radius = bounds(cloud(means))
+    torch.testing.assert_close(center, middle, rtol=0, atol=0.02)
+    assert radius == pytest.approx(0.7 + 2 * 0.01, abs=0.03)
+
+
+def test_bounds_pass_over_what_can_not_be_seen():
+    ball = cloud(0.5 * torch.nn.functional.normalize(directions(500)[0].float(), dim=-1))
+    fog = cloud(directions(500)[0].float() * 9, logit=-6.0)
+    both = Gaussians({name: torch.cat([ball.params[name], fog.params[name]]) for name in GROUPS})
+    assert bounds(both)[1] == pytest.approx(bounds(ball)[1])
+    assert bounds(fog)[1] > 5
+
+
+def test_bounds_of_one_point_are_not_empty():
+    center, radius = bounds(cloud(torch.tensor([[1.0, 2.0, 3.0]]), scale=1e-7))
+    torch.testing.assert_close(center, torch.tensor([1.0, 2.0, 3.0]))
+    assert radius == pytest.approx(1e-3)
