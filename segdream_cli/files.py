@@ -11,6 +11,7 @@ from pathlib import Path
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 
 STEM_LENGTH = 32
+"""Characters of a file's name that its temporary twin takes over."""
 
 
 def check_output(path: Path, *, force: bool) -> None:

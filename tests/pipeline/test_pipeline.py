@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fakes import AnalyticPrior
-from segdream_cli import losses, pipeline
+from segdream_cli import losses, memory, pipeline
 from segdream_cli.cameras import turntable_azimuths, viewing
 from segdream_cli.config import Config
 from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
@@ -93,8 +93,8 @@ def test_the_prior_pulls_the_picture_towards_its_mean():
     advance(pipe, [asset], 60)
     after = asset.gaussians.colors(torch.zeros(1, 3)).detach().mean(0)
     goal = torch.tensor([0.9, 0.2, 0.6])
-    assert ((after - goal).abs() < (before - goal).abs()).all()
-    assert after[0] - after[1] > 0.2
+    assert torch.equal((after - before).sign(), (goal - before).sign())
+    assert after[0] - after[1] > 0.3
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])
@@ -231,7 +231,7 @@ def test_total_variation_is_of_the_colours_or_of_the_disparity(monkeypatch, name
     )
     assert pictures == [(2, 32, 32, 3 if name == "tv_rgb" else 1)]
     assert grad["means"].abs().sum() > 0
-    assert (grad["sh0"] is not None and grad["sh0"].abs().sum() > 0) is (name == "tv_rgb")
+    assert (grad["sh0"] is not None and bool(grad["sh0"].any())) is (name == "tv_rgb")
 
 
 class Watching(AnalyticPrior):
@@ -275,12 +275,12 @@ def test_about_as_many_steps_are_flipped_as_asked_for():
     for seen, probability in ((prior, 0.25), (plain, 0.0)):
         still = {f"optim__{name}_lr": (1e-12, 1e-12) for name in ("means", "quat", "scale", "opacity", "sh0")}
         pipe = build(
-            seen, optim__steps=200, distill__flip_probability=probability, distill__disparity_probability=0.0,
+            seen, optim__steps=100, distill__flip_probability=probability, distill__disparity_probability=0.0,
             densify__every=1000, densify__reset_every=0, camera__scale_noise=0.0, **still,
         )  # fmt: skip
-        advance(pipe, [pipe.prepare("a cube", 0)], 200)
+        advance(pipe, [pipe.prepare("a cube", 0)], 100)
     flipped = [not torch.allclose(one, two, atol=1e-4) for one, two in zip(prior.images, plain.images, strict=True)]
-    assert sum(flipped) == pytest.approx(50, abs=4 * math.sqrt(200 * 0.25 * 0.75))
+    assert sum(flipped) == pytest.approx(25, abs=4 * math.sqrt(100 * 0.25 * 0.75))
 
 
 class Breaking(AnalyticPrior):
@@ -330,20 +330,41 @@ def test_one_broken_asset_keeps_the_whole_batch_as_it_was():
     )
 
 
+class Greedy(AnalyticPrior):
+    """Fails as an allocation does."""
+
+    def __init__(self, problem):
+        super().__init__()
+        self.problem = problem
+
+    def predict_noise(self, latents, timesteps, text):
+        raise self.problem
+
+
 @pytest.mark.parametrize(
     ("batch", "hint"), [(4, "--set camera.batch=2"), (3, "--set camera.batch=1"), (1, "--set camera.image_size=16")]
 )
-def test_running_out_of_memory_names_the_peak_and_a_cheaper_setting(monkeypatch, batch, hint):
-    class Greedy(AnalyticPrior):
-        def predict_noise(self, latents, timesteps, text):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
-
-    monkeypatch.setattr(pipeline, "peak_memory_gib", lambda device: 12.34)
-    pipe = build(Greedy(), camera__batch=batch)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_names_the_peak_and_a_cheaper_setting(monkeypatch, batch, hint, problem):
+    monkeypatch.setattr(memory, "peak_memory_gib", lambda device: 12.34)
+    pipe = build(Greedy(problem), camera__batch=batch)
     with pytest.raises(OutOfMemory, match=r"memory of cpu .* 12\.3 GiB") as caught:
         advance(pipe, [pipe.prepare("a cube", 0)], 1)
     assert caught.value.exit_code == 5
     assert caught.value.hint == hint
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    pipe = build(Greedy(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        advance(pipe, [pipe.prepare("a cube", 0)], 1)
 
 
 def test_scales_are_kept_in_their_range():

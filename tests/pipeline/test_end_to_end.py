@@ -1,0 +1,114 @@
+"""The embedded prior makes an asset on the CPU, and it is the object that was asked for, not a ball of its colour.
+
+The reference is the procedural school bus that the prior was trained on, seen from four sides: see
+`tests/golden/make_masks.py`. The score is the overlap of silhouettes (intersection over union of soft masks) in the
+worst of the four views, after the best of a few scales and heights; no horizontal shift, no rotation.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segdream_cli import formats
+from segdream_cli.cameras import viewing
+from segdream_cli.cli import main
+from segdream_cli.config import Config
+from segdream_cli.gaussians import SH_C0, Gaussians
+from segdream_cli.pipeline import Pipeline
+
+DATA = Path(__file__).resolve().parent.parent / "data" / "school_bus.npz"
+STEPS = 160
+ENOUGH = 0.52
+"""Three seeds reach 0.59 to 0.66 after 120 steps; the best ball 0.43, a bus turned by 90 degrees 0.45."""
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Masks [4, 32, 32] and premultiplied colours [4, 32, 32, 3] at azimuth 0, 90, 180 and 270, in 0..1."""
+    with np.load(DATA) as data:
+        return data["mask"] / 255, data["color"] / 255
+
+
+@pytest.fixture(scope="module")
+def bus(tmp_path_factory):
+    """A yellow school bus, as the command line makes it."""
+    path = tmp_path_factory.mktemp("bus") / "bus.ply"
+    arguments = ["generate", "a yellow school bus", "-o", str(path), "--device", "cpu", "--prior", "mini", "--quiet"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--steps", str(STEPS)])
+    assert ended.value.code == 0
+    return Gaussians.from_splats(formats.read(path))
+
+
+def ball(radius, color):
+    """An opaque ball of one colour."""
+    n, generator = 3000, torch.Generator().manual_seed(0)
+    direction = torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
+    return Gaussians(
+        {
+            "means": radius * direction * torch.rand(n, 1, generator=generator) ** (1 / 3),
+            "quats": torch.tensor([1.0, 0, 0, 0]).repeat(n, 1),
+            "log_scales": torch.full((n, 3), 0.03).log(),
+            "opacity_logits": torch.full((n,), 3.0),
+            "sh0": ((torch.as_tensor(color).float() - 0.5) / SH_C0).repeat(n, 1),
+            "shN": torch.zeros(n, 0, 3),
+        }
+    )
+
+
+def best_views(gaussians, masks, turn_deg=0.0):
+    """The overlap [4] with the masks under the scale and height that suit the worst view best, and what is seen then."""
+    pipeline = Pipeline(Config(), None, torch.device("cpu"))
+    azimuths, elevations = torch.tensor([0.0, 90, 180, 270]) + turn_deg, torch.full((4,), 15.0)
+    best, seen = np.zeros(4), None
+    for extent, height in itertools.product((0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3), (-0.15, -0.1, -0.05, 0, 0.05, 0.1, 0.15)):
+        cameras = viewing(azimuths, elevations, masks.shape[-1], center=torch.tensor([0.0, height, 0.0]), extent=extent)
+        picture = pipeline.render(gaussians, cameras)
+        alpha = picture.alpha[..., 0].numpy()
+        overlap = np.minimum(alpha, masks).sum((1, 2)) / np.maximum(alpha, masks).sum((1, 2))
+        if overlap.min() > best.min():
+            best, seen = overlap, picture
+    return best, seen
+
+
+@pytest.mark.slow
+def test_the_bus_has_the_silhouette_of_a_bus(bus, reference):
+    overlap, _ = best_views(bus, reference[0])
+    assert overlap.min() > ENOUGH, overlap
+    turned, _ = best_views(bus, reference[0], turn_deg=90.0)
+    assert turned.min() < ENOUGH, turned
+
+
+@pytest.mark.slow
+def test_the_bus_has_the_colour_of_a_bus(bus, reference):
+    """Mean colour of what lies inside the masks; yellow is far more than this distance from the other colours."""
+    masks, colors = reference
+    _, picture = best_views(bus, masks)
+    inside = masks[..., None]
+    mean = (picture.rgb.numpy() * inside).sum((0, 1, 2)) / (picture.alpha.numpy() * inside).sum()
+    expected = colors.sum((0, 1, 2)) / masks.sum()
+    assert np.abs(mean - expected).max() < 0.22, (mean, expected)
+    red, green, blue = mean
+    assert min(red, green) > 1.5 * blue
+    assert abs(red - green) < 0.2
+
+
+def test_a_ball_of_the_right_colour_fails(reference):
+    masks, colors = reference
+    color = colors.sum((0, 1, 2)) / masks.sum()
+    for radius in (0.25, 0.35, 0.45, 0.55):
+        overlap, picture = best_views(ball(radius, color), masks)
+        assert picture is not None
+        assert 0.2 < overlap.min() < ENOUGH - 0.05, overlap
+
+
+def test_the_reference_passes_its_own_test(reference):
+    """The masks are of a bus: long from the side, narrow from the front, and mirror images left and right."""
+    masks, _ = reference
+    widths = [(mask.max(0) > 0.5).sum() for mask in masks]
+    assert min(widths[1], widths[3]) > 2 * max(widths[0], widths[2])
+    assert np.abs(masks[1] - masks[3][:, ::-1]).max() < 0.2
+    assert np.abs(masks[0] - masks[0][:, ::-1]).max() < 0.1
