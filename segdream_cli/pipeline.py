@@ -19,7 +19,7 @@ from torch import Tensor
 from segdream_cli import losses
 from segdream_cli.asset import AssetState, build_generators
 from segdream_cli.cameras import Cameras, sample_backgrounds, sample_cameras
-from segdream_cli.config import Config, PriorProfile
+from segdream_cli.config import Config
 from segdream_cli.densify import DensityStats, control_density
 from segdream_cli.distill.sctd import sctd
 from segdream_cli.errors import Diverged
@@ -27,6 +27,7 @@ from segdream_cli.gaussians import Gaussians, build_optimizers, clip_gradients, 
 from segdream_cli.guidance import Conditions
 from segdream_cli.initial import initial_gaussians
 from segdream_cli.memory import out_of_memory, peak_memory_gib
+from segdream_cli.profile import PriorProfile
 from segdream_cli.raster import Rendering, rasterize
 from segdream_cli.schedule import NoiseSchedule, Times, draw_times, trajectory_segments
 from segdream_cli.view_prompts import PromptEmbeddings, clean_prompt, phrase_texts, view_weights

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segdream_cli.config import ViewConfig, ViewPhrases, Vocabulary
+from segdream_cli.config import ViewConfig
 from segdream_cli.errors import UsageProblem
 from segdream_cli.guidance import Conditions
+from segdream_cli.profile import ViewPhrases, Vocabulary
 
 MAX_PROMPT = 1000
 FRONT, SIDE, BACK, OVERHEAD, RING = range(5)
@@ -135,10 +136,10 @@ def perp_neg_weights(azimuth_deg: Float[Tensor, " b"], config: ViewConfig) -> Fl
     a = (azimuth_deg.remainder(360) - 360 * (azimuth_deg.remainder(360) > 180)).abs()
     w, f, s = config.negative_weight, config.front_decay, config.side_decay
     r = 1 - a / 90
-    front = torch.where(r <= 0.8, w * torch.exp(-f * r), 0.0)
-    side = torch.where(r >= 0.2, w * torch.exp(-s * (1 - r)), 0.0)
+    front = torch.where(r <= config.front_until, w * torch.exp(-f * r), 0.0)
+    side = torch.where(r >= config.side_from, w * torch.exp(-s * (1 - r)), 0.0)
     r_back = 2 - a / 90
-    side_back = torch.where(r_back <= 0.8, w / 2 * torch.exp(-s * r_back), 0.0)
+    side_back = torch.where(r_back <= config.front_until, w / 2 * torch.exp(-s * r_back), 0.0)
     weights = torch.where(a < 90, torch.stack([front, side]), torch.stack([torch.full_like(a, w), side_back]))
     return torch.where(weights.abs() > config.weight_floor, weights, 0.0)
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdream_cli.config import AUTO, MINI, PROFILE_FILE, SD21, SD21_MODEL, PriorConfig, PriorProfile
+from segdream_cli.config import AUTO, MINI, SD21, SD21_MODEL, PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
+from segdream_cli.profile import PROFILE_FILE, PriorProfile
 
 PRIORS: Mapping[str, str] = {SD21: SD21_MODEL, MINI: str(Path(__file__).resolve().parent / "data" / "mini")}
 """The known priors, each with its Hub id or its folder."""

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from segdream_cli.config import AUTO, MINI, QUALITIES, SD21
+from segdream_cli.config import AUTO, MINI, SD21
+from segdream_cli.profile import QUALITIES
 
 Quality = StrEnum("Quality", {name: name for name in QUALITIES})  # type: ignore[misc]
 STANDARD: Quality = Quality("standard")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdream_cli.cli.output import Output
-from segdream_cli.config import AUTO, Config, PriorConfig, PriorProfile, parse_assignments, preset, read_toml
+from segdream_cli.config import AUTO, Config, PriorConfig
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
+from segdream_cli.profile import PriorProfile, preset
+from segdream_cli.settings import parse_assignments, read_toml
 
 if TYPE_CHECKING:
     import torch

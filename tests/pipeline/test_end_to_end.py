@@ -64,7 +64,9 @@ def best_views(gaussians, masks, turn_deg=0.0):
     pipeline = Pipeline(Config(), None, torch.device("cpu"))
     azimuths, elevations = torch.tensor([0.0, 90, 180, 270]) + turn_deg, torch.full((4,), 15.0)
     best, seen = np.zeros(4), None
-    for extent, height in itertools.product((0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3), (-0.15, -0.1, -0.05, 0, 0.05, 0.1, 0.15)):
+    for extent, height in itertools.product(
+        (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3), (-0.15, -0.1, -0.05, 0, 0.05, 0.1, 0.15)
+    ):
         cameras = viewing(azimuths, elevations, masks.shape[-1], center=torch.tensor([0.0, height, 0.0]), extent=extent)
         picture = pipeline.render(gaussians, cameras)
         alpha = picture.alpha[..., 0].numpy()

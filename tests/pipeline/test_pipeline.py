@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-
 from fakes import AnalyticPrior
+
 from segdream_cli import losses, memory, pipeline
 from segdream_cli.cameras import turntable_azimuths, viewing
 from segdream_cli.config import Config

@@ -101,7 +101,9 @@ def test_an_optimiser_without_state_yet_is_taken_along():
         assert optimizer.state[gaussians.params[name]]["exp_avg"].shape == gaussians.params[name].shape
 
 
-@pytest.mark.parametrize(("step", "fires"), [(29, False), (30, True), (31, False), (60, True), (90, False), (120, False)])
+@pytest.mark.parametrize(
+    ("step", "fires"), [(29, False), (30, True), (31, False), (60, True), (90, False), (120, False)]
+)
 def test_reset_fires_at_its_steps_and_zeroes_the_moments(step, fires):
     """90 is `stop`: nothing happens from there on."""
     config = DensifyConfig(start=1000, every=7, stop=90, reset_every=30, reset_opacity=0.2)
@@ -126,7 +128,9 @@ def test_no_reset_without_a_period():
     torch.testing.assert_close(gaussians.opacities, torch.tensor([0.9]))
 
 
-@pytest.mark.parametrize(("step", "grows"), [(20, False), (21, False), (30, True), (35, False), (40, True), (50, False)])
+@pytest.mark.parametrize(
+    ("step", "grows"), [(20, False), (21, False), (30, True), (35, False), (40, True), (50, False)]
+)
 def test_densification_happens_after_start_at_multiples_before_stop(step, grows):
     config = dataclasses.replace(EVERY_TEN, start=20, stop=50)
     gaussians, optimizers = scene([0.01, 0.01], [0.5, 0.5])

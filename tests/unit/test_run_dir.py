@@ -52,9 +52,7 @@ def run(tmp_path):
 
 
 def report(step):
-    return StepReport(
-        step=step, times=((9, 5, 1),), grad_norm=(0.5,), n_gaussians=(12,), seconds=0.1, memory_gib=1.5
-    )
+    return StepReport(step=step, times=((9, 5, 1),), grad_norm=(0.5,), n_gaussians=(12,), seconds=0.1, memory_gib=1.5)
 
 
 def test_the_folder_stands_beside_the_asset():

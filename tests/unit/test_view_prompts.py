@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segdream_cli.config import ViewConfig, ViewPhrases, Vocabulary
+from segdream_cli.config import ViewConfig
 from segdream_cli.errors import UsageProblem
+from segdream_cli.profile import ViewPhrases, Vocabulary
 from segdream_cli.view_prompts import (
     BACK,
     FRONT,

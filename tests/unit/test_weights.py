@@ -16,8 +16,9 @@ from checkpoints import build, edit_json, write_json
 from huggingface_hub import constants
 
 from segdream_cli import weights
-from segdream_cli.config import PROFILE_FILE, PriorConfig, PriorProfile
+from segdream_cli.config import PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
+from segdream_cli.profile import PROFILE_FILE, PriorProfile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REFUSALS: dict[str, tuple[int, dict[str, str]]] = {

@@ -1,0 +1,121 @@
+"""What distinguishes one diffusion prior from another: its words, its phrases for views, its presets."""
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self
+
+from segdream_cli.config import Config, OptimConfig
+from segdream_cli.errors import UsageProblem
+
+PROFILE_FILE = "segdream.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewPhrases:
+    """What a prior calls the directions an object is seen from."""
+
+    front: str = "front view"
+    side: str = "side view"
+    back: str = "back view"
+    overhead: str = "overhead view"
+    ring: tuple[str, ...] = ()
+    """Phrases of equally spaced azimuths from the front towards the object's left; empty: front, side, back, side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """The only phrases a prior understands."""
+
+    objects: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+    fillers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorProfile:
+    """What distinguishes one prior from another, read from `segdream.json` beside its `model_index.json`.
+
+    The defaults describe Stable Diffusion 2.1 and serve every folder without such a file.
+    """
+
+    title: str = "Stable Diffusion"
+    views: ViewPhrases = ViewPhrases()
+    negative_prompt: str = (
+        "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, low-resolution, oversaturation."
+    )
+    vocabulary: Vocabulary | None = None
+    """None: any text."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted settings that differ from the defaults in every preset."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PRESETS)
+    """Preset to the dotted settings that it changes on top of these."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Reads the content of a `segdream.json`.
+
+        Raises:
+            KeyError, TypeError: a field that does not exist or has the wrong type.
+        """
+        fields = dict(data)
+        for name in {"title", "negative_prompt"} & fields.keys():
+            if not isinstance(fields[name], str):
+                raise TypeError(f"{name} can't be {fields[name]!r}")
+        if "views" in fields:
+            fields["views"] = _texts(ViewPhrases, fields["views"])
+        if fields.get("vocabulary"):
+            fields["vocabulary"] = _texts(Vocabulary, fields["vocabulary"])
+        common = fields.get("settings", {})
+        for name, changes in fields.get("presets", {"settings": {}}).items():
+            try:
+                Config().set({**common, **changes})
+            except UsageProblem as problem:
+                raise TypeError(f"preset {name!r}: {problem.message}") from problem
+        return cls(**fields)
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "draft": {"optim.steps": 1200, "densify.cap": 100_000, "init.count": 40_000},
+        "standard": {"densify.cap": 200_000, "view.overhead_elevation_deg": 60.0},
+        "high": {
+            "optim.steps": 8000,
+            "densify.cap": 500_000,
+            "distill.perp_neg": True,
+            "view.overhead_elevation_deg": 60.0,
+        },
+        "paper": {},
+    }
+)
+"""Presets of Stable Diffusion; each is a change to the defaults, `paper` none at all."""
+
+QUALITIES = ("draft", "standard", "high", "paper")
+
+
+def preset(profile: PriorProfile, quality: str) -> Config:
+    """The configuration of a preset, its schedules fitted to its number of steps.
+
+    Raises:
+        UsageProblem: the prior has no such preset.
+    """
+    if quality not in profile.presets:
+        known = ", ".join(profile.presets)
+        raise UsageProblem(f"{profile.title} has no preset {quality!r}, only {known}", hint="--quality standard")
+    overrides = {**profile.settings, **profile.presets[quality]}
+    config = Config().with_steps(overrides.pop("optim.steps", OptimConfig().steps))
+    return config.set(overrides)
+
+
+def _texts(kind: Any, data: Mapping[str, Any]) -> Any:
+    """The dataclass `kind`, whose fields are texts and tuples of texts, from JSON.
+
+    Raises:
+        TypeError: a field that does not exist or is something else.
+    """
+    for key, value in data.items():
+        texts = [value] if typing.get_type_hints(kind).get(key) is str else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{key} can't be {value!r}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})

@@ -1,0 +1,174 @@
+"""How settings are read from text, and what their values may be."""
+
+import json
+import math
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from segdream_cli.errors import UsageProblem
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """What the numbers of a setting may be.
+
+    Args:
+        low, high: their limits.
+        rising: whether the first of a pair is the lower one.
+        steps: whether they are steps of a full run, which `with_steps` scales.
+    """
+
+    low: float
+    high: float = math.inf
+    rising: bool = False
+    steps: bool = False
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The dotted settings of a TOML file (or of a run's `run.json`, to repeat that run).
+
+    Raises:
+        UsageProblem: the file can't be read, or is neither.
+    """
+    import tomllib  # here, since reading the help needs none of it
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return dict(json.loads(text)["config"])
+        tables = tomllib.loads(text)
+    except OSError as problem:
+        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=f"ls -l {path}") from problem
+    except (ValueError, KeyError, TypeError) as problem:
+        raise UsageProblem(f"{path} is not a configuration: {problem}", hint="segdream generate --help") from problem
+    return dict(_flattened(tables))
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Dotted settings of `key=value` strings; a value is read as TOML, and as text where it is none.
+
+    Raises:
+        UsageProblem: an entry without an equals sign.
+    """
+    import tomllib
+
+    parsed: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageProblem(f"--set {assignment!r} has no '='", hint="--set distill.segments=4")
+        try:
+            (parsed[key.strip()],) = tomllib.loads(f"value = {text.strip()}").values()
+        except ValueError:  # not TOML, or more than one line of it
+            parsed[key.strip()] = text.strip()
+    return parsed
+
+
+def _flattened(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of each entry of a two-level TOML document."""
+    for section, table in tables.items():
+        if not isinstance(table, dict):
+            yield section, table
+            continue
+        yield from ((f"{section}.{name}", value) for name, value in table.items())
+
+
+def nearest(key: str, known: Mapping[str, Any]) -> str:
+    """What to type instead of an unknown key: the known one of the same name in another section, or the nearest."""
+    import difflib
+
+    by_name = [full for full in known if full.partition(".")[2] == key.rpartition(".")[2]]
+    close = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"--set {close[0]}=..."
+
+
+def checked(key: str, value: Any, annotation: Any) -> Any:
+    """`value` as the setting's type.
+
+    Raises:
+        UsageProblem: it can't be, or lies outside the setting's limits.
+    """
+    if typing.get_origin(annotation) is Annotated:
+        kind, limits = typing.get_args(annotation)
+        return _limited(key, checked(key, value, kind), limits)
+    for option in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
+        accepted, result = _accept(value, option)
+        if accepted:
+            return result
+    raise UsageProblem(f"{key} can't be {value!r}", hint=f"--set {key}={example(annotation)}")
+
+
+def _limited(key: str, value: Any, limits: Within) -> Any:
+    """`value`, a number, a pair of them or None, once it is known to lie within the limits.
+
+    Raises:
+        UsageProblem: it does not; the hint is the nearest value that does.
+    """
+    if value is None:
+        return None
+    numbers = list(value) if isinstance(value, tuple) else [value]
+    nearest = [min(max(number, limits.low), limits.high) for number in numbers]
+    if numbers != nearest:
+        named = (("at least", limits.low), ("at most", limits.high))
+        bounds = " and ".join(f"{word} {bound:g}" for word, bound in named if math.isfinite(bound))
+        raise UsageProblem(f"{key} can't be {_shown(numbers)}: it must be {bounds}", hint=_assignment(key, nearest))
+    if limits.rising and numbers != sorted(numbers):
+        raise UsageProblem(
+            f"{key} can't be {_shown(numbers)}: it goes from low to high", hint=_assignment(key, sorted(numbers))
+        )
+    return value
+
+
+def _shown(numbers: Sequence[float]) -> str:
+    texts = [f"{number:g}" if isinstance(number, float) else str(number) for number in numbers]
+    return texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
+
+
+def _assignment(key: str, numbers: Sequence[float]) -> str:
+    return f"--set {key}={_shown(numbers)}"
+
+
+def _is_union(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)
+
+
+def _accept(value: Any, kind: Any) -> tuple[bool, Any]:
+    """Whether `value` is of `kind`, and the value as that kind."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in arguments, value
+    if kind is type(None):
+        return value is None or value == "none", None
+    if origin is tuple:
+        numbers = isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(part) for part in value)
+        return numbers, tuple(map(float, value)) if numbers else None
+    if origin is Mapping:
+        weights = isinstance(value, Mapping) and all(
+            _accept(part, option)[0] for entry in value.items() for part, option in zip(entry, arguments, strict=True)
+        )
+        return weights, dict(value) if weights else None
+    if kind is float:
+        return _is_number(value), float(value) if _is_number(value) else None
+    return type(value) is kind, value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def example(annotation: Any) -> str:
+    """A value of the kind, as it is typed after `--set key=`."""
+    options = typing.get_args(annotation)
+    kind = (
+        next((option for option in options if option is not type(None)), annotation)
+        if _is_union(annotation)
+        else annotation
+    )
+    if typing.get_origin(kind) is Literal:
+        return "|".join(map(str, typing.get_args(kind)))
+    if Mapping in (kind, typing.get_origin(kind)):
+        return "'{black=0.67,random=0.33}'"
+    return {int: "10", float: "0.5", bool: "true", str: "name"}.get(kind, "[0.1,0.2]")
