@@ -20,9 +20,9 @@ from segdream_cli.gaussians import SH_C0, Gaussians
 from segdream_cli.pipeline import Pipeline
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "school_bus.npz"
-STEPS = 160
-ENOUGH = 0.52
-"""Three seeds reach 0.59 to 0.66 after 120 steps; the best ball 0.43, a bus turned by 90 degrees 0.45."""
+STEPS = 200
+ENOUGH = 0.55
+"""A bus reaches 0.69, after 120 steps 0.61 to 0.66; the best ball 0.49, a bus turned by 90 degrees 0.45."""
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_ball_of_the_right_colour_fails(reference):
     for radius in (0.25, 0.35, 0.45, 0.55):
         overlap, picture = best_views(ball(radius, color), masks)
         assert picture is not None
-        assert 0.2 < overlap.min() < ENOUGH - 0.05, overlap
+        assert 0.2 < overlap.min() < ENOUGH - 0.04, overlap
 
 
 def test_the_reference_passes_its_own_test(reference):

@@ -69,22 +69,24 @@ def test_view_dependent_colours_against_a_loop():
     for camera in range(2):
         for row in range(4):
             line = gaussians.means[row].detach() - cameras[camera]
-            basis = [reference(l, m, line.double()[None])[0] for l in (1, 2) for m in range(-l, l + 1)]
+            basis = [
+                reference(degree, m, line.double()[None])[0] for degree in (1, 2) for m in range(-degree, degree + 1)
+            ]
             value = 0.5 + 0.28209479177387814 * gaussians.params["sh0"][row].detach()
             for j in range(8):
                 value = value + float(basis[j]) * gaussians.params["shN"][row, j].detach()
             torch.testing.assert_close(colors[camera, row], value.clamp_min(0), rtol=1e-4, atol=1e-5)
 
 
-def reference(l, m, vectors):
+def reference(degree, m, vectors):
     """A real spherical harmonic from scipy's associated Legendre functions.
 
     scipy's P_l^m has the Condon-Shortley phase; the real functions of INRIA's code keep it for both signs of m.
     """
     x, y, z = (vectors / vectors.norm(dim=-1, keepdim=True)).unbind(-1)
     phi, order = torch.atan2(y, x), abs(m)
-    norm = math.sqrt((2 * l + 1) / (4 * math.pi) * math.factorial(l - order) / math.factorial(l + order))
-    legendre = norm * torch.from_numpy(lpmv(order, l, z.numpy()))
+    norm = math.sqrt((2 * degree + 1) / (4 * math.pi) * math.factorial(degree - order) / math.factorial(degree + order))
+    legendre = norm * torch.from_numpy(lpmv(order, degree, z.numpy()))
     if m == 0:
         return legendre
     return math.sqrt(2) * legendre * (torch.cos(m * phi) if m > 0 else torch.sin(-m * phi))
@@ -93,7 +95,7 @@ def reference(l, m, vectors):
 @pytest.mark.parametrize("k", [3, 8, 15])
 def test_sh_basis_against_legendre_functions(k):
     vectors = directions(50)
-    expected = [reference(l, m, vectors[0]) for l in (1, 2, 3) for m in range(-l, l + 1)]
+    expected = [reference(degree, m, vectors[0]) for degree in (1, 2, 3) for m in range(-degree, degree + 1)]
     torch.testing.assert_close(sh_basis(vectors, k)[0], torch.stack(expected[:k], -1))
 
 

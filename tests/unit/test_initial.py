@@ -117,5 +117,5 @@ def test_an_unknown_shape_names_the_known_ones():
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UsageProblem, match="none.ply"):
+    with pytest.raises(UsageProblem, match=r"none\.ply"):
         start(shape=str(tmp_path / "none.ply"))

@@ -1,0 +1,67 @@
+"""The command line without networks: a prior in closed form takes the place of the one that would be loaded."""
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+from commands import LAUNCHER, plain
+from fakes import AnalyticPrior
+
+from segdream_cli.cli import main
+from segdream_cli.diffusion import DiffusionPrior
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def prior(monkeypatch):
+    """Puts a prior in the place of the networks; called with another one, puts that there."""
+
+    def place(made=None):
+        def load(checkpoint, *_, **__):
+            return AnalyticPrior(profile=checkpoint.profile) if made is None else made(checkpoint.profile)
+
+        monkeypatch.setattr(DiffusionPrior, "load", load)
+
+    place()
+    return place
+
+
+@pytest.fixture
+def segdream(folder, prior, capsys, monkeypatch):
+    """Runs a command in this process."""
+    for name in ("SEGDREAM_DEBUG", "SEGDREAM_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return Outcome(ended.value.code, said.out, plain(said.err))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory):
+    """The arguments that start a process whose prior is in closed form, and slow enough to be interrupted."""
+    path = tmp_path_factory.mktemp("launcher") / "launch.py"
+    path.write_text(LAUNCHER)
+    return [sys.executable, str(path)]

@@ -1,0 +1,484 @@
+"""What can't work ends with its exit code, names the thing, says what to type next, and leaves nothing behind."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import BUS, SIX, TINY
+from plyfile import PlyData
+
+from fakes import AnalyticPrior
+from segdream_cli import formats
+from segdream_cli.config import SD21
+
+
+@pytest.fixture
+def refused(segdream, folder):
+    """Runs a command that must fail with `code`, say all of `words`, give a hint, and change no file."""
+
+    def run(code, words, *arguments):
+        before = contents(folder)
+        done = segdream(*arguments)
+        assert done.code == code, done.err
+        assert done.out == ""
+        for word in [words] if isinstance(words, str) else words:
+            assert word in done.err
+        assert "hint:" in done.err or "Try 'segdream" in done.err
+        assert contents(folder) == before
+        return done
+
+    return run
+
+
+def contents(folder):
+    """Every file below `folder` with its bytes, and every folder."""
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def generate(*arguments):
+    return ("generate", BUS, "-o", "bus.ply", *SIX, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "the prompt is empty"),
+        (" \t\n ", "the prompt is empty"),
+        ("bus " * 2500, "10,0"),
+        ("a yellow\x07 bus", r"control character '\x07'"),
+        ("a red ball\na blue ball", r"control character '\n'"),
+        ("a yellow skool bus", ["'skool'", "the nearest it knows", "school bus"]),
+        ("ein süßer Bus", ["'ein'", "'süßer'"]),
+        ("a \udcff bus", "control character"),
+        ("yellow", "names none"),
+        ("a red ball and a blue cube", "'and'"),
+        ("a red ball a blue cube", "ball and cube"),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "init"])
+def test_prompts(refused, command, prompt, words):
+    arguments = SIX if command == "generate" else TINY[:4]
+    done = refused(2, words, command, prompt, "-o", "bus.ply", *arguments)
+    assert "hint: " in done.err
+    if "know" in str(words):
+        assert "--list-words" in done.err
+
+
+def test_a_prompt_of_ten_thousand_characters_is_not_repeated(refused):
+    done = refused(2, "the prompt has 10,000 characters", "generate", "x" * 10_000, "-o", "bus.ply", *SIX)
+    assert len(done.err) < 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--quality", "ultra"), ["--quality", "ultra", "standard"]),
+        (("--prior", "sdxl"), ["--prior", "sdxl", SD21]),
+        (("--steps", "many"), ["--steps", "many"]),
+        (("--steps", "0"), ["--steps", "0"]),
+        (("--guidance-scale", "-1"), ["--guidance-scale", "-1"]),
+        (("--seed", "-3"), ["--seed", "-3"]),
+        (("--preview-every", "-1"), ["--preview-every"]),
+        (("--device", "tpu"), ["'tpu'", "--device cpu"]),
+        (("--device", "cuda:x"), "'cuda:x'"),
+        (("--no-such-option",), "--no-such-option"),
+        (("--seeds", "3-1"), ["--seeds", "3-1"]),
+        (("--seeds", "0-1"), ["bus.ply is one file", "bus-{seed}.ply"]),
+        (("--init", "spere"), ["'spere'", "sphere, box"]),
+        (("--init", "none.ply"), "none.ply"),
+    ],
+)
+def test_option_values(refused, arguments, words):
+    refused(2, words, *generate(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("distil.segments=4", ["'distil.segments'", "--set distill.segments="]),
+        ("segments=4", ["'segments'", "--set distill.segments="]),
+        ("optim.step=4", ["'optim.step'", "--set optim.steps="]),
+        ("distill.segments", "no '='"),
+        ("distill.segments=four", ["distill.segments", "'four'"]),
+        ("distill.segments=-1", ["distill.segments", "-1"]),
+        ("distill.segments=4.5", "distill.segments"),
+        ("optim.means_lr=[1]", "optim.means_lr"),
+        ("prior.dtype=fp8", ["prior.dtype", "fp8", "fp16"]),
+        ("distill.loss=mse", ["distill.loss", "eq10"]),
+        ("distill.t_min=990", ["t_min", "990"]),
+        ("loss.scale=nan", "loss.scale"),
+        ("distill.segments=900", "900 segments"),
+    ],
+)
+def test_settings(refused, assignment, words):
+    refused(2, words, *generate("--set", assignment))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[optim", "settings.toml is not a configuration"),
+        (b"\xff\xfe", "settings.toml is not a configuration"),
+        ("[optim]\nstep = 3\n", ["'optim.step'", "optim.steps"]),
+        ("steps = 3\n", "'steps'"),
+        ("[optim]\nsteps = 'x'\n", "optim.steps"),
+        ("[optim.steps]\nx = 1\n", "optim.steps"),
+        (None, "settings.toml can't be read"),
+    ],
+)
+def test_configuration_files(refused, folder, content, words):
+    path = folder / "settings.toml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(2, words, *generate("--config", "settings.toml"))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"config": 3}', "{", '{"config": {"optim.step": 3}}'])
+def test_records_that_are_no_configuration(refused, folder, content):
+    (folder / "run.json").write_text(content)
+    refused(2, "", *generate("--config", "run.json"))
+
+
+OUTPUTS = {
+    "generate": ("generate", BUS, *SIX),
+    "init": ("init", BUS, *TINY[:4]),
+    "render": ("render", "there.ply", "--view", "0,0", "--size", "16"),
+    "export": ("export", "there.ply"),
+}
+
+
+@pytest.fixture
+def there(segdream, folder):
+    """An asset, where a test wants one."""
+    segdream("init", BUS, "--count", "20", "-o", "there.ply", *TINY[:4])
+    return folder / "there.ply"
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_outputs(refused, there, folder, command, monkeypatch):
+    name = "bus.png" if command == "render" else "bus.ply"
+    run = OUTPUTS[command]
+    refused(2, ["no such", "mkdir -p 'no such/folder'"], *run, "-o", f"no such/folder/{name}")
+    (folder / name).mkdir()
+    refused(2, f"{name} is a folder", *run, "-o", name)
+    (folder / name).rmdir()
+    (folder / name).write_text("old")
+    refused(6, [f"{name} exists", "--force"], *run, "-o", name)
+    refused(2, "File name too long", *run, "-o", "x" * 300 + name)
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    refused(2, "can't be written: Permission denied", *run, "-o", f"new-{name}")
+
+
+@pytest.mark.parametrize("command", ["generate", "init", "export"])
+def test_unknown_suffixes(refused, there, command):
+    done = refused(2, ["bus.obj", ".splat", "bus.ply"], *OUTPUTS[command], "-o", "bus.obj")
+    assert "hint: " in done.err
+    refused(2, "bus", *OUTPUTS[command], "-o", "bus")
+
+
+def test_unknown_formats(refused, there):
+    refused(2, ["'spalt'", "--format splat"], "export", "there.ply", "-o", "a.splat", "--format", "spalt")
+    refused(2, ["the format points", "a.ply"], "export", "there.ply", "-o", "a.splat", "--format", "points")
+    refused(2, "give an ASSET", "export", "there.ply")
+    refused(2, ".mp4", "render", "there.ply", "-o", "a.avi")
+    refused(2, ["a.jpg", "-o a.png"], "render", "there.ply", "--view", "0,0", "-o", "a.jpg")
+    refused(2, "--view", "render", "there.ply", "--view", "up", "-o", "a.png")
+    refused(2, "--background", "render", "there.ply", "--background", "nocolour", "-o", "a.png")
+    refused(2, "no transparency", "render", "there.ply", "--background", "transparent", "-o", "a.mp4")
+    refused(2, "at a time", "render", "there.ply", "--view", "0,0", "--turntable")
+    refused(2, "--size", "render", "there.ply", "--size", "4", "--view", "0,0")
+
+
+def test_a_folder_in_the_place_of_the_run_folder(refused, folder):
+    (folder / "bus.run").mkdir()
+    (folder / "bus.run" / "thesis.txt").write_text("mine")
+    refused(6, "bus.run exists and is not a run folder", *generate())
+    refused(6, "bus.run exists and is not a run folder", *generate("--force"))
+
+
+def rewritten(change):
+    def write(path):
+        data = PlyData.read(str(path))
+        rows = np.array(data["vertex"].data)
+        rows = change(rows)
+        data["vertex"].data = rows
+        path.unlink()
+        data.write(str(path))
+
+    return write
+
+
+def with_nan(rows):
+    rows["x"][3] = np.nan
+    return rows
+
+
+def as_whole_numbers(rows):
+    kinds = [(name, "i4" if name == "opacity" else "f4") for name in rows.dtype.names]
+    return rows.astype(kinds)
+
+
+def replaced(old, new):
+    return lambda path: path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def as_text(path):
+    data = PlyData.read(str(path))
+    data.text = True
+    path.unlink()
+    data.write(str(path))
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[-3] = lines[-3].replace(b" ", b" many ", 1)
+    path.write_bytes(b"".join(lines))
+
+
+DAMAGES = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-50]), "truncated"),
+    "cut header": (lambda path: path.write_bytes(path.read_bytes()[:200]), "header has no end"),
+    "not a number": (rewritten(with_nan), "1 of 20 rows have a value that is not a finite number"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty"),
+    "no Gaussians": (replaced(b"vertex 20", b"vertex 0"), "zero Gaussians"),
+    "text": (as_text, "is damaged"),
+    "wrong type": (rewritten(as_whole_numbers), "opacity is of type int32"),
+    "unknown type": (replaced(b"float opacity", b"quark opacity"), "is damaged"),
+    "no PLY": (lambda path: path.write_bytes(b"solid cube\n"), "is not a PLY file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is not a file"),
+    "missing": (lambda path: path.unlink(), "No such file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_files_that_are_no_asset(refused, there, damage):
+    change, words = DAMAGES[damage]
+    change(there)
+    told = ["there.ply", words]
+    refused(2, told, "render", "there.ply", "--view", "0,0", "-o", "a.png")
+    refused(2, told, "export", "there.ply", "-o", "a.splat")
+    refused(2, told, *generate("--init", "there.ply"))
+    refused(2, told, "init", BUS, "--init", "there.ply", "-o", "a.ply", *TINY[:4])
+
+
+def test_there_is_no_cuda_where_it_is_asked_for(refused, there, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = [part for part in SIX if part not in ("--device", "cpu")]
+    told = ["CUDA was asked for", "--device cpu"]
+    refused(3, told, "generate", BUS, "-o", "bus.ply", *arguments, "--device", "cuda")
+    refused(3, told, "render", "there.ply", "--view", "0,0", "--device", "cuda:1")
+    monkeypatch.setenv("SEGDREAM_DEVICE", "cuda")
+    refused(3, told, "render", "there.ply", "--view", "0,0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refused(3, ["there is no cuda:7", "nvidia-smi"], "render", "there.ply", "--view", "0,0", "--device", "cuda:7")
+
+
+def test_weights_that_are_not_there_offline(refused, folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "empty"))
+    arguments = ("generate", BUS, "-o", "bus.ply", "--device", "cpu", "--offline")
+    refused(4, ["not in the local cache", "--prior"], *arguments, "--prior", SD21)
+    refused(4, ["somebody/something is not in the local cache"], *arguments, "--model", "somebody/something")
+    refused(4, "there is no folder ./nowhere", *arguments, "--model", "./nowhere")
+    (folder / "folder").mkdir()
+    refused(4, "not a Stable Diffusion checkpoint", *arguments, "--model", "folder")
+
+
+class Failing(AnalyticPrior):
+    """Works for two steps, then does what `fail` does."""
+
+    def __init__(self, profile, fail):
+        super().__init__(profile=profile)
+        self.calls, self.fail = 0, fail
+
+    def encode_image(self, rgb, noise):
+        self.calls += 1
+        return super().encode_image(rgb, noise)
+
+    def predict_noise(self, latents, timesteps, text):
+        noise = super().predict_noise(latents, timesteps, text)
+        return self.fail(noise) if self.calls > 2 else noise
+
+
+def out_of_memory(noise):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
+
+
+@pytest.mark.parametrize(
+    ("fail", "code", "words"),
+    [
+        (out_of_memory, 5, ["does not hold a step", "the peak was", "GiB", "--set camera.batch=1"]),
+        (lambda noise: noise * torch.nan, 7, ["is not finite in step 3", "t=", "--guidance-scale"]),
+    ],
+)
+def test_a_run_that_fails_keeps_its_checkpoint(segdream, prior, folder, fail, code, words):
+    prior(lambda profile: Failing(profile, fail))
+    done = segdream(*generate())
+    assert (done.code, done.out) == (code, "")
+    for word in [*words, "stopped after step 2 of 6; to go on: segdream generate --resume bus.run"]:
+        assert word in done.err
+    assert not (folder / "bus.ply").exists()
+    prior()
+    assert segdream("generate", "--resume", "bus.run").code == 0
+    assert np.isfinite(formats.read(folder / "bus.ply").means).all()
+    assert len((folder / "bus.run" / "events.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_list_tells_failures_of_runs_apart_from_the_rest(segdream, prior, folder):
+    prior(lambda profile: Failing(profile, out_of_memory))
+    (folder / "list.txt").write_text("a red ball\na blue ball\n")
+    done = segdream("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
+    assert done.code == 1
+    assert done.err.count("does not hold a step") == 2
+    assert "0 made, 0 there already, 2 failed" in done.err
+
+
+def fill_the_disk(monkeypatch, *suffixes):
+    """From now on, temporary files that end so are links to /dev/full."""
+    real = tempfile.mkstemp
+
+    def mkstemp(dir=None, prefix="", suffix=""):
+        if not suffix.endswith(suffixes):
+            return real(dir=dir, prefix=prefix, suffix=suffix)
+        name = Path(dir) / f"{prefix}full{suffix}"
+        name.symlink_to("/dev/full")
+        return os.open("/dev/null", os.O_RDONLY), str(name)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+
+
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@needs_dev_full
+def test_a_full_disk_at_the_end_loses_no_work(segdream, folder, monkeypatch):
+    segdream("generate", BUS, "-o", "whole.ply", *SIX)
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch, ".ply")
+        done = segdream(*generate())
+    assert (done.code, done.out) == (1, "")
+    for words in ("the disk is full: bus.ply was not written", "df -h", "--resume bus.run"):
+        assert words in done.err
+    assert sorted(path.name for path in folder.iterdir()) == ["bus.run", "whole.ply", "whole.run"]
+    assert segdream("generate", "--resume", "bus.run").code == 0
+    assert (folder / "bus.ply").read_bytes() == (folder / "whole.ply").read_bytes()
+
+
+@needs_dev_full
+@pytest.mark.parametrize("suffixes", [(".json",), (".safetensors",), (".json", ".safetensors", ".ply", ".png")])
+def test_a_full_disk_on_the_way(segdream, folder, monkeypatch, suffixes):
+    fill_the_disk(monkeypatch, *suffixes)
+    done = segdream(*generate("--set", "output.checkpoint_every=2"))
+    assert (done.code, done.out) == (1, "")
+    assert "the disk is full" in done.err
+    assert not (folder / "bus.ply").exists()
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+    if ".json" in suffixes:
+        assert not (folder / "bus.run").exists()
+
+
+@needs_dev_full
+@pytest.mark.parametrize("command", ["init", "render", "export"])
+def test_a_full_disk_elsewhere(refused, there, monkeypatch, command):
+    fill_the_disk(monkeypatch, ".ply", ".png", ".splat")
+    refused(1, "the disk is full", *OUTPUTS[command], "-o", "bus.png" if command == "render" else "bus.ply")
+
+
+@pytest.fixture
+def stopped(segdream, prior, folder):
+    """A run that failed after two steps and can be resumed."""
+    prior(lambda profile: Failing(profile, out_of_memory))
+    assert segdream(*generate()).code == 5
+    prior()
+    return folder / "bus.run"
+
+
+def test_resuming_what_is_no_run(refused, folder):
+    refused(2, "none.run is not a run folder", "generate", "--resume", "none.run")
+    (folder / "empty.run").mkdir()
+    refused(2, "empty.run is not a run folder", "generate", "--resume", "empty.run")
+    (folder / "file.run").write_text("")
+    refused(2, "file.run is not a run folder", "generate", "--resume", "file.run")
+
+
+def test_resuming_what_is_done(segdream, refused):
+    assert segdream(*generate()).code == 0
+    refused(6, ["bus.run is done: bus.ply is there", "segdream render bus.ply"], "generate", "--resume", "bus.run")
+
+
+def test_resuming_what_never_reached_a_checkpoint(segdream, refused, stopped):
+    (stopped / "checkpoint.safetensors").unlink()
+    done = refused(2, "bus.run has no checkpoint", "generate", "--resume", "bus.run")
+    hint = done.err.partition("hint: ")[2]
+    assert hint == "segdream generate 'a yellow school bus' --seed 0 --config bus.run/run.json -o bus.ply"
+    assert segdream("generate", BUS, "--seed", "0", "--config", "bus.run/run.json", "-o", "bus.ply").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--steps", "9"), "--steps"),
+        (("a red ball",), "PROMPT"),
+        (("-o", "other.ply"), "--output"),
+        (("--set", "loss.scale=1"), "--set"),
+        (("--seed", "0"), "--seed"),
+        (("--quality", "high", "--no-perp-neg"), "--quality, --perp-neg"),
+        (("--negative", "x"), "--negative"),
+        (("--prompts", "x.txt"), "--prompts"),
+        (("--config", "x.toml"), "--config"),
+    ],
+)
+def test_resuming_with_options_that_would_change_the_run(refused, stopped, arguments, named):
+    refused(2, [f"takes no {named}", "--resume"], "generate", "--resume", "bus.run", *arguments)
+
+
+@pytest.mark.parametrize("file", ["run.json", "checkpoint.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 200, "half"])
+def test_damaged_runs(refused, segdream, stopped, file, content):
+    path = stopped / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
+    refused(2, [f"bus.run/{file} is damaged", "--force"], "generate", "--resume", "bus.run")
+    again = segdream(*generate())
+    assert again.code in (2, 6)
+    assert segdream(*generate("--force")).code == 0
+
+
+def test_a_checkpoint_that_lacks_a_tensor(refused, stopped):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(stopped / "checkpoint.safetensors")
+    del tensors["gaussians.sh0"]
+    save_file(tensors, stopped / "checkpoint.safetensors")
+    refused(2, "checkpoint.safetensors is damaged", "generate", "--resume", "bus.run")
+
+
+def test_resuming_with_other_weights(refused, stopped):
+    text = (stopped / "run.json").read_text()
+    at = text.index('"digest"')
+    (stopped / "run.json").write_text(text[:at] + text[at:].replace(text[at + 11 : at + 15], "0000", 1))
+    refused(2, ["started with other weights", "--force"], "generate", "--resume", "bus.run")
+
+
+def test_an_unfinished_run_is_in_the_way(refused, stopped):
+    refused(6, ["bus.run holds an unfinished run at step 2", "--resume bus.run", "--force"], *generate())
+
+
+def test_lists(refused, folder):
+    listed = ("generate", "--out-dir", "assets", *SIX, "--prompts")
+    refused(2, "none.txt can't be read", *listed, "none.txt")
+    (folder / "empty.txt").write_text("# nothing\n\n")
+    refused(2, ["empty.txt holds no prompt", "#"], *listed, "empty.txt")
+    (folder / "binary.txt").write_bytes(b"\xff\xfe\x00a")
+    refused(2, "binary.txt is not UTF-8 text", *listed, "binary.txt")
+    refused(2, "can't be read", *listed, ".")
+    refused(2, "--prompts needs a folder", "generate", "--prompts", "empty.txt", *SIX)
+    refused(2, "neither a PROMPT nor -o", *listed, "empty.txt", "-o", "bus.ply")
+    refused(2, "give one PROMPT", "generate", "--out-dir", "assets", *SIX)
+    (folder / "assets").write_text("a file")
+    (folder / "list.txt").write_text("a red ball\n")
+    refused(2, "the folder assets can't be made", *listed, "list.txt")

@@ -1,0 +1,474 @@
+"""Every command in process, with a prior in closed form: what is written, what is said, and where."""
+
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from commands import BUS, SIX, TINY
+from fakes import AnalyticPrior
+from PIL import Image
+
+from segdream_cli import __version__, formats
+from segdream_cli.cli.jobs import parse_seeds, slug
+from segdream_cli.cli.render import parse_background, parse_view
+from segdream_cli.errors import UsageProblem
+
+
+def record(run):
+    return json.loads((Path(run) / "run.json").read_text())
+
+
+def test_generate_writes_the_asset_and_its_run_folder(segdream, folder):
+    done = segdream("generate", BUS, "-o", "bus.ply", "--seed", "5", *SIX)
+    assert (done.code, done.out) == (0, "bus.ply\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["bus.ply", "bus.run"]
+    assert sorted(path.name for path in (folder / "bus.run").iterdir()) == ["events.jsonl", "run.json"]
+    splats = formats.read(folder / "bus.ply")
+    assert 0 < len(splats) <= 60
+    assert np.isfinite(splats.means).all()
+    about = splats.provenance
+    assert (about["prompt"], about["seed"], about["steps"], about["method"]) == (BUS, 5, 6, "sctd")
+    assert about["generator"] == f"segdream {__version__}"
+    assert about["prior_digest"] == record("bus.run")["prior"]["digest"]
+
+
+def test_events_are_one_line_a_step(segdream):
+    segdream("generate", BUS, "-o", "bus.ply", *SIX)
+    lines = [json.loads(line) for line in Path("bus.run/events.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert set(lines[0]) == {"step", "times", "grad_norm", "n_gaussians", "seconds", "memory_gib"}
+
+
+def test_json_says_what_was_made_and_nothing_else(segdream):
+    done = segdream("generate", BUS, "-o", "bus.ply", "--json", *SIX)
+    (line,) = done.out.splitlines()
+    said = json.loads(line)
+    assert (said["event"], said["output"], said["prompt"], said["seed"]) == ("done", "bus.ply", BUS, 0)
+    assert (said["steps"], said["run"]) == (6, "bus.run")
+    assert said["gaussians"] == len(formats.read(Path("bus.ply")))
+
+
+def test_json_errors_are_lines_too(segdream):
+    done = segdream("generate", BUS, "-o", "none/bus.ply", "--json", *SIX)
+    said = json.loads(done.out)
+    assert (done.code, said["event"], said["exit_code"]) == (2, "error", 2)
+    assert "none" in said["message"]
+    assert said["hint"] == "mkdir -p none"
+
+
+def test_quiet_leaves_results_and_errors(segdream):
+    done = segdream("generate", BUS, "-o", "bus.ply", "--quiet", *SIX)
+    assert (done.out, done.err) == ("bus.ply\n", "")
+    again = segdream("generate", BUS, "-o", "bus.ply", "--quiet", *SIX)
+    assert again.err.startswith("error: bus.ply exists hint:")
+
+
+def test_the_prior_that_auto_takes_is_announced(segdream):
+    arguments = [part for part in SIX if part not in SIX[:2]]
+    done = segdream("generate", BUS, "-o", "bus.ply", *arguments)
+    assert done.code == 0
+    assert done.err.count("because there is no CUDA (--prior") == 1
+
+
+def test_the_name_of_the_asset_comes_from_the_prompt(segdream, folder):
+    assert segdream("generate", BUS, *SIX).out == "a_yellow_school_bus.ply\n"
+    assert (folder / "a_yellow_school_bus.run").is_dir()
+
+
+def test_previews_are_pictures_of_four_sides(segdream):
+    segdream("generate", BUS, "-o", "bus.ply", "--preview-every", "3", "--set", "output.preview_size=32", *SIX)
+    names = sorted(path.name for path in Path("bus.run").glob("*.png"))
+    assert names == ["preview-000003.png", "preview-000006.png"]
+    with Image.open(Path("bus.run") / names[0]) as picture:
+        assert (picture.format, picture.size) == ("PNG", (128, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "value"),
+    [
+        (("--steps", "3"), "optim.steps", 3),
+        (("--guidance-scale", "3.5", "--steps", "2"), "distill.guidance_scale", 3.5),
+        (("--perp-neg", "--steps", "2"), "distill.perp_neg", True),
+        (("--no-perp-neg", "--steps", "2"), "distill.perp_neg", False),
+        (("--init", "box", "--steps", "2"), "init.shape", "box"),
+        (("--preview-every", "9", "--steps", "2"), "output.preview_every", 9),
+        (("--set", "loss.scale=0.25", "--steps", "2"), "loss.scale", 0.25),
+        (("--set", "optim.steps=2"), "optim.steps", 2),
+        (("--steps", "3", "--set", "optim.steps=2"), "optim.steps", 2),
+        (("--set", "camera.fov_rad=[0.5,0.6]", "--steps", "2"), "camera.fov_rad", [0.5, 0.6]),
+    ],
+)
+def test_options_change_the_setting_they_name(segdream, arguments, key, value):
+    assert segdream("generate", BUS, "-o", "bus.ply", *TINY, *arguments).code == 0
+    assert record("bus.run")["config"][key] == value
+
+
+def test_options_change_the_result(segdream):
+    """One that parses and changes nothing would leave the same bytes."""
+    variants = [
+        (), ("--guidance-scale", "30"), ("--perp-neg",), ("--negative", "fog"), ("--init", "box"), ("--seed", "1"),
+        ("--set", "distill.loss=eq10"),
+    ]  # fmt: skip
+    seen = {}
+    for number, variant in enumerate(variants):
+        assert segdream("generate", BUS, "-o", f"{number}.ply", *SIX, *variant).code == 0
+        seen[formats.read(Path(f"{number}.ply")).means.tobytes()] = variant
+    assert len(seen) == len(variants)
+
+
+def test_quality_takes_another_preset(segdream):
+    for quality in ("draft", "high"):
+        arguments = ("--quality", quality, "--steps", "1", *TINY[:4])
+        assert segdream("generate", BUS, "-o", f"{quality}.ply", *arguments).code == 0
+        assert record(f"{quality}.run")["quality"] == quality
+    draft, high = (record(f"{quality}.run")["config"] for quality in ("draft", "high"))
+    assert draft["init.count"] < high["init.count"]
+
+
+def test_a_file_of_settings_gives_way_to_options_and_these_to_set(segdream):
+    Path("my settings.toml").write_text(
+        "[optim]\nsteps = 9\n[loss]\nscale = 0.5\ntv_rgb = 0.5\n[distill]\nsegments = 3\n"
+    )
+    arguments = ("--config", "my settings.toml", *SIX, "--set", "loss.scale=0.125")
+    assert segdream("generate", BUS, "-o", "bus.ply", *arguments).code == 0
+    config = record("bus.run")["config"]
+    assert (config["optim.steps"], config["distill.segments"]) == (6, 3)
+    assert (config["loss.scale"], config["loss.tv_rgb"]) == (0.125, 0.5)
+
+
+def test_the_record_of_a_run_repeats_it(segdream):
+    segdream("generate", BUS, "-o", "first.ply", "--seed", "4", *SIX)
+    segdream("generate", BUS, "-o", "second.ply", "--seed", "4", "--device", "cpu", "--config", "first.run/run.json")
+    assert Path("first.ply").read_bytes() == Path("second.ply").read_bytes()
+
+
+def test_force_replaces_asset_and_run(segdream):
+    segdream("generate", BUS, "-o", "bus.ply", *SIX)
+    before = Path("bus.ply").read_bytes()
+    assert segdream("generate", BUS, "-o", "bus.ply", "--seed", "1", "--force", *SIX).code == 0
+    assert Path("bus.ply").read_bytes() != before
+    assert record("bus.run")["seed"] == 1
+    assert len(Path("bus.run/events.jsonl").read_text().splitlines()) == 6
+
+
+def test_several_seeds_into_a_pattern_a_folder_and_names_of_their_own(segdream):
+    Path("my buses").mkdir()
+    short = (*TINY, "--steps", "2")
+    assert segdream("generate", BUS, "--seeds", "0-1", "-o", "bus-{seed}.ply", *short).out.split() == [
+        "bus-0.ply",
+        "bus-1.ply",
+    ]
+    assert segdream("generate", BUS, "--seeds", "1,7", "-o", "my buses", *short).out.splitlines() == [
+        "my buses/a_yellow_school_bus-1.ply",
+        "my buses/a_yellow_school_bus-7.ply",
+    ]
+    assert segdream("generate", BUS, "--seeds", "3", *short).out == "a_yellow_school_bus-3.ply\n"
+    same = formats.read(Path("bus-1.ply")), formats.read(Path("my buses/a_yellow_school_bus-1.ply"))
+    assert np.array_equal(same[0].means, same[1].means)
+    assert not np.array_equal(same[0].means[:1], formats.read(Path("bus-0.ply")).means[:1])
+
+
+def test_several_seeds_are_all_checked_before_the_first_is_made(segdream, folder):
+    (folder / "bus-1.ply").write_text("old")
+    done = segdream("generate", BUS, "--seeds", "0-2", "-o", "bus-{seed}.ply", *SIX)
+    assert (done.code, done.out) == (6, "")
+    assert [path.name for path in folder.iterdir()] == ["bus-1.ply"]
+
+
+def test_a_list_skips_the_finished_goes_on_after_a_failure_and_sums_up(segdream, folder):
+    (folder / "list.txt").write_text(
+        f"# mine\n\n{BUS}\r\n  a red ball  \nan unheard of thing\na blue cube\n{BUS}\n", encoding="utf-8-sig"
+    )
+    (folder / "assets").mkdir()
+    (folder / "assets" / "a_red_ball.ply").write_text("old")
+    done = segdream("generate", "--prompts", "list.txt", "--out-dir", "assets", "--json", *SIX)
+    assert done.code == 1
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["event"] for line in lines] == ["done", "error", "done"]
+    assert "unheard" in lines[1]["message"]
+    assert "2 made, 1 there already, 1 failed" in done.err
+    assert (folder / "assets" / "a_red_ball.ply").read_text() == "old"
+    names = sorted(path.name for path in (folder / "assets").glob("*.ply"))
+    assert names == ["a_blue_cube.ply", "a_red_ball.ply", "a_yellow_school_bus.ply"]
+    (folder / "list.txt").write_text(f"{BUS}\na red ball\n")
+    again = segdream("generate", "--prompts", "list.txt", "--out-dir", "assets", *SIX)
+    assert (again.code, again.out) == (0, "")
+    assert "0 made, 2 there already, 0 failed" in again.err
+
+
+def test_a_list_loads_the_prior_once(segdream, prior, folder):
+    loaded = []
+    prior(lambda profile: loaded.append(1) or AnalyticPrior(profile=profile))
+    (folder / "list.txt").write_text("a red ball\na blue ball\n")
+    assert segdream("generate", "--prompts", "list.txt", "--out-dir", "new/assets", *SIX).code == 0
+    assert loaded == [1]
+    assert len(list((folder / "new" / "assets").glob("*.ply"))) == 2
+
+
+def test_a_list_with_seeds(segdream, folder):
+    (folder / "list.txt").write_text("a red ball\n")
+    segdream("generate", "--prompts", "list.txt", "--out-dir", ".", "--seeds", "2-3", *SIX)
+    assert sorted(path.name for path in folder.glob("*.ply")) == ["a_red_ball-2.ply", "a_red_ball-3.ply"]
+
+
+def stdin_of(text, monkeypatch):
+    stream = SimpleNamespace(buffer=io.BytesIO(text.encode()))
+    monkeypatch.setattr(sys, "stdin", stream)
+    return stream.buffer
+
+
+def test_only_a_dash_reads_standard_input(segdream, monkeypatch):
+    stream = stdin_of("a red ball\na blue ball\n", monkeypatch)
+    assert segdream("generate", BUS, "-o", "bus.ply", *SIX).code == 0
+    assert stream.tell() == 0
+    done = segdream("generate", "--prompts", "-", "--out-dir", "assets", *SIX)
+    assert done.out.split() == ["assets/a_red_ball.ply", "assets/a_blue_ball.ply"]
+
+
+class Interrupted(AnalyticPrior):
+    """Sends this process signals when its noise is asked for the `call`-th time."""
+
+    def __init__(self, profile, call, *numbers):
+        super().__init__(profile=profile)
+        self.left, self.numbers = call, numbers
+
+    def predict_noise(self, latents, timesteps, text):
+        self.left -= 1
+        if self.left == 0:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+        return super().predict_noise(latents, timesteps, text)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_tells_how_to_go_on(segdream, prior, number, code):
+    segdream("generate", BUS, "-o", "whole.ply", *SIX)
+    prior(lambda profile: Interrupted(profile, 8, number))
+    Path("my runs").mkdir()
+    handler = signal.getsignal(number)
+    done = segdream("generate", BUS, "-o", "my runs/bus.ply", *SIX)
+    assert signal.getsignal(number) is handler
+    assert (done.code, done.out) == (code, "")
+    steps = len(Path("my runs/bus.run/events.jsonl").read_text().splitlines())
+    assert 1 <= steps < 6
+    assert f"stopped after step {steps} of 6; to go on: segdream generate --resume 'my runs/bus.run'" in done.err
+    assert not Path("my runs/bus.ply").exists()
+    prior()
+    again = segdream("generate", "--resume", "my runs/bus.run", "--device", "cpu")
+    assert (again.code, again.out) == (0, "my runs/bus.ply\n")
+    assert Path("my runs/bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+    lines = [json.loads(line)["step"] for line in Path("my runs/bus.run/events.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4, 5, 6]
+    assert not Path("my runs/bus.run/checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_leaves_at_once(segdream, prior, number, code):
+    prior(lambda profile: Interrupted(profile, 8, signal.SIGINT, number))
+    done = segdream("generate", BUS, "-o", "bus.ply", *SIX)
+    assert (done.code, done.out) == (code, "")
+    assert "to go on" not in done.err
+    assert not Path("bus.run/checkpoint.safetensors").exists()
+    assert not Path("bus.ply").exists()
+
+
+def interrupt(segdream, prior, *arguments, call=8):
+    prior(lambda profile: Interrupted(profile, call, signal.SIGINT))
+    assert segdream(*arguments).code == 130
+    prior()
+
+
+def test_resume_from_within_the_folder_writes_beside_it(segdream, prior, folder, monkeypatch):
+    interrupt(segdream, prior, "generate", BUS, "-o", "bus.ply", *SIX)
+    monkeypatch.chdir(folder / "bus.run")
+    assert segdream("generate", "--resume", ".").code == 0
+    assert (folder / "bus.ply").is_file()
+    assert not (folder / "bus.run" / "bus.ply").exists()
+
+
+def test_resume_replaces_an_asset_only_by_force(segdream, prior, folder):
+    (folder / "bus.ply").write_text("old")
+    interrupt(segdream, prior, "generate", BUS, "-o", "bus.ply", "--force", *SIX)
+    refused = segdream("generate", "--resume", "bus.run")
+    assert refused.code == 6
+    assert "bus.ply exists" in refused.err
+    assert (folder / "bus.ply").read_text() == "old"
+    assert segdream("generate", "--resume", "bus.run", "--force").code == 0
+    assert len(formats.read(folder / "bus.ply"))
+
+
+def test_a_list_goes_on_with_what_was_stopped(segdream, prior, folder):
+    (folder / "list.txt").write_text("a red ball\na blue ball\n")
+    arguments = ("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
+    interrupt(segdream, prior, *arguments)
+    done = segdream(*arguments)
+    assert done.code == 0
+    assert "continuing a_red_ball.run after step" in done.err
+    assert "2 made, 0 there already, 0 failed" in done.err
+    segdream("generate", "a red ball", "-o", "whole.ply", *SIX)
+    assert (folder / "whole.ply").read_bytes() == (folder / "a_red_ball.ply").read_bytes()
+
+
+def test_a_list_does_not_mix_in_a_run_with_other_settings(segdream, prior, folder):
+    (folder / "list.txt").write_text("a red ball\n")
+    interrupt(segdream, prior, "generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
+    done = segdream("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX, "--set", "loss.scale=9")
+    assert done.code == 1
+    assert "a_red_ball.run holds an unfinished run" in done.err
+
+
+def test_checkpoints_come_regularly_and_go_at_the_end(segdream, prior):
+    from segdream_cli.run_dir import RunDir
+
+    steps = []
+    real = RunDir.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDir, "save", lambda run, asset: (steps.append(asset.step), real(run, asset)) and None)
+        segdream("generate", BUS, "-o", "bus.ply", "--set", "output.checkpoint_every=2", *SIX)
+    assert steps == [2, 4, 6]
+    assert not Path("bus.run/checkpoint.safetensors").exists()
+
+
+def test_init_writes_a_start_that_generate_takes(segdream):
+    done = segdream("init", BUS, "--init", "box", "--count", "30", "--seed", "2", "-o", "cloud.ply", *TINY[:4])
+    assert (done.code, done.out) == (0, "cloud.ply\n")
+    start = formats.read(Path("cloud.ply"))
+    assert len(start) == 30
+    assert start.provenance["init"] == "box"
+    arguments = ("generate", BUS, "-o", "bus.ply", "--init", "cloud.ply", *TINY, "--steps", "1")
+    assert segdream(*arguments, "--set", "optim.means_lr=[1e-12,1e-12]").code == 0
+    np.testing.assert_allclose(formats.read(Path("bus.ply")).means, start.means, atol=1e-6)
+
+
+@pytest.fixture
+def asset(segdream):
+    """A small asset."""
+    segdream("init", BUS, "--count", "50", "-o", "bus.ply", *TINY[:4])
+    return Path("bus.ply")
+
+
+def test_render_a_view(segdream, asset):
+    done = segdream("render", asset, "--view", "45,20", "--size", "48", "-o", "my view.png", "--json")
+    said = json.loads(done.out)
+    assert (done.code, said["output"], said["kind"], said["size"]) == (0, "my view.png", "view", 48)
+    with Image.open("my view.png") as picture:
+        assert (picture.mode, picture.size) == ("RGB", (48, 48))
+        assert picture.getpixel((0, 0)) == (255, 255, 255)
+        assert picture.getpixel((24, 24)) != (255, 255, 255)
+
+
+@pytest.mark.parametrize("channel", ["rgb", "alpha", "depth", "normals"])
+def test_render_channels(segdream, asset, channel):
+    assert segdream("render", asset, "--view", "0,0", "--size", "32", "--channel", channel, "-o", "a.png").code == 0
+    with Image.open("a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert np.abs(pixels[16, 16] - pixels[0, 0]).max() > 5
+
+
+def test_render_a_transparent_view(segdream, asset):
+    segdream("render", asset, "--view", "0,0", "--size", "32", "--background", "transparent", "-o", "a.png")
+    with Image.open("a.png") as picture:
+        assert picture.mode == "RGBA"
+        assert picture.getpixel((0, 0))[3] == 0 < picture.getpixel((16, 16))[3]
+
+
+def test_render_sheet_frames_and_film(segdream, asset):
+    assert segdream("render", asset, "--contact-sheet", "--size", "32").out == "bus-sheet.png\n"
+    with Image.open("bus-sheet.png") as picture:
+        assert picture.size[0] == 128
+    assert segdream("render", asset, "--frames", "--n-frames", "3", "--size", "32", "-o", "turn").out == "turn\n"
+    assert sorted(path.name for path in Path("turn").iterdir()) == [f"frame-000{i}.png" for i in range(3)]
+    refused = segdream("render", asset, "--frames", "--n-frames", "3", "--size", "32", "-o", "turn")
+    assert refused.code == 6
+    done = segdream("render", asset, "--turntable", "--n-frames", "4", "--fps", "2", "--size", "32", "-o", "turn.gif")
+    assert done.code == 0
+    with Image.open("turn.gif") as film:
+        assert (film.n_frames, film.size) == (4, (32, 32))
+
+
+def test_export_to_several_files(segdream, asset):
+    done = segdream("export", asset, "-o", "a.splat", "-o", "b.ply", "--json")
+    assert [json.loads(line)["output"] for line in done.out.splitlines()] == ["a.splat", "b.ply"]
+    assert Path("a.splat").stat().st_size == 50 * 32
+    assert len(formats.read(Path("b.ply"))) == 50
+    assert segdream("export", asset, "-o", "c.ply", "--format", "ply-compact").code == 0
+    assert Path("c.ply").stat().st_size < Path("b.ply").stat().st_size
+
+
+def test_tables_and_words(segdream):
+    assert "splat" in segdream("export", "--formats").out
+    words = segdream("generate", "--list-words", *TINY[:4])
+    assert words.code == 0
+    assert "school bus" in words.out
+    assert "yellow" in words.out
+    assert segdream("--version").out == f"{__version__}\n"
+
+
+def test_help_of_every_command(segdream):
+    assert "Exit codes" in segdream("--help").out
+    for command in ("init", "generate", "render", "export", "doctor"):
+        done = segdream(command, "-h")
+        assert (done.code, done.err) == (0, "")
+        assert command in done.out
+
+
+def test_doctor_finds_what_the_main_job_needs(segdream):
+    done = segdream("doctor", "--json")
+    findings = {(line["name"], line["state"]): line for line in map(json.loads, done.out.splitlines())}
+    assert done.code == 0
+    assert {("python", "ok"), ("torch", "ok"), ("numba", "ok"), ("prior", "ok")} <= set(findings)
+
+
+def test_doctor_ends_with_3_where_no_asset_can_be_made(segdream, monkeypatch):
+    from segdream_cli import weights
+
+    monkeypatch.setattr(weights, "PRIORS", dict.fromkeys(weights.PRIORS, "/nowhere"))
+    done = segdream("doctor")
+    assert done.code == 3
+    assert "hint:" in done.out
+    assert "no asset can be made here: prior" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [3]), ("0-3", [0, 1, 2, 3]), ("5,1", [5, 1]), ("1, 4-5", [1, 4, 5]), ("7-7", [7])]
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,1", "-1", "0-99999", "1,,2", "1-", "0-2,2"])
+def test_seeds_that_are_none(text):
+    with pytest.raises(UsageProblem, match="--seeds"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A  yellow,school-bus!", "a_yellow_school_bus"),
+        ("Crème brûlée", "creme_brulee"),
+        ("東京 タワー", "東京_タワー"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("!!!", "asset"),
+        ("x " * 99, ("x_" * 30).rstrip("_")),
+    ],
+)
+def test_names_from_prompts(prompt, name):
+    assert slug(prompt) == name
+
+
+def test_views_and_backgrounds():
+    assert parse_view(" -45 , 20.5 ") == (-45.0, 20.5)
+    assert parse_background("#ff0080") == pytest.approx((1, 0, 128 / 255))
+    assert parse_background("transparent") is None
+    for text in ("45", "45,91", "a,b", "1.2.3,4", "inf,0", ""):
+        with pytest.raises(UsageProblem, match="--view"):
+            parse_view(text)
+    with pytest.raises(UsageProblem, match="--background"):
+        parse_background("nocolour")

@@ -1,0 +1,43 @@
+"""What the tests of the command line share: small runs, and a start for processes without networks."""
+
+import re
+from pathlib import Path
+
+from segdream_cli.config import MINI
+
+TESTS = Path(__file__).resolve().parent
+BUS = "a yellow school bus"
+TINY = (
+    "--prior",
+    MINI,
+    "--device",
+    "cpu",
+    "--set",
+    "init.count=40",
+    "--set",
+    "densify.cap=60",
+    "--set",
+    "camera.batch=2",
+)
+SIX = (*TINY, "--steps", "6")
+
+LAUNCHER = f"""
+import sys, time
+sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]
+from fakes import AnalyticPrior
+from segdream_cli.cli import main
+import segdream_cli.diffusion
+
+class Slow(AnalyticPrior):
+    def predict_noise(self, latents, timesteps, text):
+        time.sleep(0.01)
+        return super().predict_noise(latents, timesteps, text)
+
+segdream_cli.diffusion.DiffusionPrior.load = lambda checkpoint, *_, **__: Slow(profile=checkpoint.profile)
+main()
+"""
+
+
+def plain(text):
+    """Text without colours and the lines of boxes."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text).split())
