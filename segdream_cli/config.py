@@ -45,7 +45,7 @@ class PriorConfig:
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the networks; "auto" is fp16 on CUDA (release) and fp32 elsewhere."""
     cuda_graphs: bool = True
-    """On CUDA, replay the U-Net as CUDA graphs instead of launching its kernels one by one (ours)."""
+    """On CUDA, replay the networks as CUDA graphs instead of launching their kernels one by one (ours)."""
     sample_posterior: bool = True
     """Encode images to a draw from the autoencoder's posterior rather than to its mean (release)."""
 

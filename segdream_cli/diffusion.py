@@ -26,7 +26,7 @@ class DiffusionPrior:
         text: encodes prompts.
         scheduler: holds the noise schedule and the kind of prediction.
         profile: what the model calls views, which words it knows, and its presets.
-        cuda_graphs: replay `predict_noise` as a CUDA graph, one a shape, where no gradient is asked for.
+        cuda_graphs: replay `predict_noise` without a gradient, and `encode_image` with one, as CUDA graphs.
 
     Attributes:
         alphas_cumprod: cumulative product of alpha at timesteps 0..999, float64, on the CPU.
@@ -60,6 +60,7 @@ class DiffusionPrior:
         self._predicts_v = scheduler.config.prediction_type == "v_prediction"
         self._alphas = self.alphas_cumprod.sqrt().float().to(self.device)
         self._sigmas = (1 - self.alphas_cumprod).sqrt().float().to(self.device)
+        self._encoders: dict[torch.Size, Callable[..., Any]] = {}
         self._graphs = _GraphedCalls(self._unet) if cuda_graphs and self.device.type == "cuda" else None
 
     @classmethod
@@ -79,7 +80,7 @@ class DiffusionPrior:
             device: where the networks run.
             dtype: their arithmetic; "auto" is fp16 on CUDA and fp32 elsewhere.
             warn: receives one line when a prompt is longer than the text encoder reads.
-            cuda_graphs: replay the U-Net as CUDA graphs.
+            cuda_graphs: replay the networks as CUDA graphs.
 
         Raises:
             WeightsUnavailable: a file can't be read, a weight is missing, or the vocabulary does not fit.
@@ -111,11 +112,26 @@ class DiffusionPrior:
         Returns:
             float32 latents, (z - shift) * scale as the U-Net was trained on.
         """
-        posterior = self.vae.encode((2 * rgb - 1).to(self.dtype)).latent_dist
-        latents: Tensor = posterior.mean.float()
+        images = (2 * rgb - 1).to(self.dtype)
+        graphed = self._graphs is not None and images.requires_grad and torch.is_grad_enabled()
+        mean, std = self._graphed_posterior(images) if graphed else self._posterior(images)
+        latents: Tensor = mean.float()
         if noise is not None:
-            latents = latents + posterior.std.float() * noise
+            latents = latents + std.float() * noise
         return (latents - self._shift) * self._scale
+
+    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the unscaled latents of images in -1..1."""
+        posterior = self.vae.encode(images).latent_dist
+        return posterior.mean, posterior.std
+
+    def _graphed_posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as CUDA graphs of the forward and the backward pass, one pair a shape."""
+        if images.shape not in self._encoders:
+            sample = images.detach().clone().requires_grad_()
+            self._encoders[images.shape] = torch.cuda.make_graphed_callables(self._posterior, (sample,))
+        mean, std = self._encoders[images.shape](images)
+        return mean, std
 
     def decode(self, latents: Float[Tensor, "b c h8 w8"]) -> Float[Tensor, "b 3 h w"]:
         """Images of scaled latents, float32, about 0..1 and not clamped."""

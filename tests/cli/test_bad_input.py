@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from commands import BUS, SIX, TINY
-from plyfile import PlyData
-
 from fakes import AnalyticPrior
+from plyfile import PlyData, PlyElement
+
 from segdream_cli import formats
 from segdream_cli.config import SD21
 
@@ -47,7 +47,7 @@ def generate(*arguments):
     [
         ("", "the prompt is empty"),
         (" \t\n ", "the prompt is empty"),
-        ("bus " * 2500, "10,0"),
+        ("bus " * 2500, "9,999 characters"),
         ("a yellow\x07 bus", r"control character '\x07'"),
         ("a red ball\na blue ball", r"control character '\n'"),
         ("a yellow skool bus", ["'skool'", "the nearest it knows", "school bus"]),
@@ -77,11 +77,11 @@ def test_a_prompt_of_ten_thousand_characters_is_not_repeated(refused):
     [
         (("--quality", "ultra"), ["--quality", "ultra", "standard"]),
         (("--prior", "sdxl"), ["--prior", "sdxl", SD21]),
-        (("--steps", "many"), ["--steps", "many"]),
-        (("--steps", "0"), ["--steps", "0"]),
-        (("--guidance-scale", "-1"), ["--guidance-scale", "-1"]),
-        (("--seed", "-3"), ["--seed", "-3"]),
-        (("--preview-every", "-1"), ["--preview-every"]),
+        (("--steps", "many"), "--steps"),
+        (("--steps", "0"), "--steps"),
+        (("--guidance-scale", "-1"), "--guidance-scale"),
+        (("--seed", "-3"), "--seed"),
+        (("--preview-every", "-1"), "--preview-every"),
         (("--device", "tpu"), ["'tpu'", "--device cpu"]),
         (("--device", "cuda:x"), "'cuda:x'"),
         (("--no-such-option",), "--no-such-option"),
@@ -110,7 +110,7 @@ def test_option_values(refused, arguments, words):
         ("distill.loss=mse", ["distill.loss", "eq10"]),
         ("distill.t_min=990", ["t_min", "990"]),
         ("loss.scale=nan", "loss.scale"),
-        ("distill.segments=900", "900 segments"),
+        ("distill.segments=2000", "2000 segments"),
     ],
 )
 def test_settings(refused, assignment, words):
@@ -124,8 +124,8 @@ def test_settings(refused, assignment, words):
         (b"\xff\xfe", "settings.toml is not a configuration"),
         ("[optim]\nstep = 3\n", ["'optim.step'", "optim.steps"]),
         ("steps = 3\n", "'steps'"),
-        ("[optim]\nsteps = 'x'\n", "optim.steps"),
-        ("[optim.steps]\nx = 1\n", "optim.steps"),
+        ("[optim]\nclip = 'x'\n", "optim.clip"),
+        ("[optim.clip]\nx = 1\n", "optim.clip"),
         (None, "settings.toml can't be read"),
     ],
 )
@@ -205,12 +205,8 @@ def test_a_folder_in_the_place_of_the_run_folder(refused, folder):
 
 def rewritten(change):
     def write(path):
-        data = PlyData.read(str(path))
-        rows = np.array(data["vertex"].data)
-        rows = change(rows)
-        data["vertex"].data = rows
-        path.unlink()
-        data.write(str(path))
+        rows = np.array(PlyData.read(str(path))["vertex"].data)
+        PlyData([PlyElement.describe(change(rows), "vertex")]).write(str(path))
 
     return write
 

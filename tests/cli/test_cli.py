@@ -18,6 +18,7 @@ from segdream_cli import __version__, formats
 from segdream_cli.cli.jobs import parse_seeds, slug
 from segdream_cli.cli.render import parse_background, parse_view
 from segdream_cli.errors import UsageProblem
+from segdream_cli.run_dir import RunDir
 
 
 def record(run):
@@ -323,14 +324,16 @@ def test_a_list_does_not_mix_in_a_run_with_other_settings(segdream, prior, folde
     assert "a_red_ball.run holds an unfinished run" in done.err
 
 
-def test_checkpoints_come_regularly_and_go_at_the_end(segdream, prior):
-    from segdream_cli.run_dir import RunDir
+def test_checkpoints_come_regularly_and_go_at_the_end(segdream, monkeypatch):
+    steps, real = [], RunDir.save
 
-    steps = []
-    real = RunDir.save
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunDir, "save", lambda run, asset: (steps.append(asset.step), real(run, asset)) and None)
-        segdream("generate", BUS, "-o", "bus.ply", "--set", "output.checkpoint_every=2", *SIX)
+    def save(run, asset):
+        steps.append(asset.step)
+        real(run, asset)
+        assert run.step() == asset.step
+
+    monkeypatch.setattr(RunDir, "save", save)
+    assert segdream("generate", BUS, "-o", "bus.ply", "--set", "output.checkpoint_every=2", *SIX).code == 0
     assert steps == [2, 4, 6]
     assert not Path("bus.run/checkpoint.safetensors").exists()
 

@@ -67,7 +67,7 @@ def check_aligned(gaussians, optimizers, parents, fresh):
 
 
 def test_clone_split_and_prune_keep_parameters_and_moments_aligned():
-    """Row 0 stays, 1 is cloned, 2 is split, 3 is too faint, 4 too large; both of the last pull hard and are not grown."""
+    """Row 0 stays, 1 is cloned, 2 is split, 3 is too faint, for all its pull, and 4 too large."""
     gaussians, optimizers = scene([0.01, 0.02, 0.2, 0.02, 1.5], [0.5, 0.6, 0.7, 0.001, 0.8])
     stats = control(gaussians, optimizers, stats_of([0.5, 2.0, 3.0, 9.0, 0.1]))
     # what stays, then clones, then the two halves of each split

@@ -279,6 +279,28 @@ def test_cuda_graphs_give_the_eager_result_for_interleaved_shapes(folders: dict[
     assert latents.grad.abs().max() > 0
 
 
+@pytest.mark.gpu
+def test_the_graphed_encoder_and_its_gradient_are_the_eager_ones(folders: dict[str, Path]) -> None:
+    checkpoint = weights.resolve(
+        PriorConfig(model=str(folders["shipped"])), cuda=True, offline=True, announce=pytest.fail
+    )
+    graphed, eager = (
+        DiffusionPrior.load(checkpoint, "cuda", "fp32", warn=pytest.fail, cuda_graphs=graphs)
+        for graphs in (True, False)
+    )
+    for seed, batch in enumerate((2, 4, 2)):
+        noise, weight = (draw(batch, *graphed.latent_shape, seed=seed + k).cuda() for k in (10, 20))
+        found = []
+        for prior in (graphed, eager):
+            rgb = (draw(batch, 3, 64, 64, seed=seed) * 0.1 + 0.5).cuda().requires_grad_()
+            latents = prior.encode_image(rgb, noise)
+            (latents * weight).sum().backward()
+            assert rgb.grad is not None
+            found.append((latents.detach().clone(), rgb.grad.clone()))
+        for got, expected in zip(*found, strict=True):
+            assert (got - expected).norm() < 2e-3 * expected.norm()
+
+
 def test_loading_prints_nothing(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
     load(folders["shipped"])
     captured = capfd.readouterr()

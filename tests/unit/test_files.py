@@ -54,9 +54,14 @@ def test_an_old_file_is_replaced_only_at_the_end(tmp_path):
 def test_an_exception_leaves_nothing_and_keeps_the_old_file(tmp_path, problem):
     path = tmp_path / "asset.ply"
     path.write_text("old")
-    with pytest.raises((type(problem), UsageProblem)), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise problem
+
+    def fail():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise problem
+
+    with pytest.raises((type(problem), UsageProblem)):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

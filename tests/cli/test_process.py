@@ -1,0 +1,252 @@
+"""The command line as processes: signals, pipes, terminals, shells. A process costs seconds, so runs are shared."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import BUS, SIX, TINY
+
+from segdream_cli.config import MINI
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = [sys.executable, "-m", "segdream_cli"]
+ENDLESS = (*TINY, "--steps", "100000")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+LIMIT_S = 120
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and shells of POSIX")
+
+
+def run(command, folder, **options):
+    """The finished process of a command."""
+    given = {"capture_output": True, "text": True, "cwd": folder, "env": ENVIRONMENT, "timeout": LIMIT_S}
+    return subprocess.run([*command], check=False, **(given | options))
+
+
+class Started:
+    """A process that is under way, and its run folder."""
+
+    def __init__(self, command, folder, run_folder):
+        self.events = folder / run_folder / "events.jsonl"
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def steps(self):
+        return self.events.read_text().count("\n") if self.events.exists() else 0
+
+    def wait_for(self, steps):
+        """Returns once so many steps are done, or fails with what the process said."""
+        end = time.monotonic() + LIMIT_S
+        while self.steps() < steps:
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.process.kill()
+                pytest.fail(f"no {steps} steps: {self.process.communicate()}")
+            time.sleep(0.01)
+
+    def finish(self):
+        """Exit code, stdout and stderr."""
+        out, err = self.process.communicate(timeout=LIMIT_S)
+        return self.process.returncode, out, err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_prints_a_command_that_works(launcher, tmp_path, number, code):
+    folder = tmp_path / "meine Büsse 日本"
+    folder.mkdir()
+    started = Started([*launcher, "generate", BUS, "-o", "der gelbe.ply", *ENDLESS], folder, "der gelbe.run")
+    started.wait_for(3)
+    started.process.send_signal(number)
+    ended, out, err = started.finish()
+    assert (ended, out) == (code, "")
+    assert "Traceback" not in err
+    done = started.steps()
+    assert f"stopped after step {done} of 100000" in err
+    words = shlex.split(err.strip().splitlines()[-1])
+    assert words == ["segdream", "generate", "--resume", "der gelbe.run"]
+    assert sorted(path.name for path in folder.rglob("*")) == [
+        "checkpoint.safetensors", "der gelbe.run", "events.jsonl", "run.json",
+    ]  # fmt: skip
+    if number == signal.SIGTERM:
+        return  # to go on is the same after either
+    again = Started([*launcher, *words[1:]], folder, "der gelbe.run")
+    again.wait_for(done + 2)
+    again.process.send_signal(number)
+    ended, _, err = again.finish()
+    assert ended == code
+    assert f"continuing der gelbe.run after step {done} of 100000" in err
+    lines = [json.loads(line)["step"] for line in started.events.read_text().splitlines()]
+    assert lines == list(range(1, len(lines) + 1))
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    """A step that would take a minute, so that only the second signal can end the process."""
+    script = tmp_path / "slow.py"
+    tests = ROOT / "tests"
+    script.write_text(
+        f"""
+import sys, time
+sys.path[:0] = [{str(ROOT)!r}, {str(tests)!r}]
+from pathlib import Path
+from fakes import AnalyticPrior
+import segdream_cli.diffusion
+from segdream_cli.cli import main
+
+class Slow(AnalyticPrior):
+    def predict_noise(self, latents, timesteps, text):
+        if Path("bus.run/events.jsonl").exists():
+            Path("asleep").touch()
+            for _ in range(6000):
+                time.sleep(0.01)
+        return super().predict_noise(latents, timesteps, text)
+
+segdream_cli.diffusion.DiffusionPrior.load = lambda checkpoint, *_, **__: Slow(profile=checkpoint.profile)
+main()
+"""
+    )
+    started = Started([sys.executable, str(script), "generate", BUS, "-o", "bus.ply", *ENDLESS], tmp_path, "bus.run")
+    started.wait_for(1)
+    end = time.monotonic() + LIMIT_S
+    while not (tmp_path / "asleep").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    started.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert started.process.poll() is None  # the first one waits for the step
+    begin = time.monotonic()
+    started.process.send_signal(signal.SIGINT)
+    code, out, err = started.finish()
+    assert time.monotonic() - begin < 20
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+    assert not (tmp_path / "bus.run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_give_the_bits_of_an_uninterrupted_run(tmp_path):
+    """With the real networks: the checkpoint, not the process, holds everything the next step depends on."""
+    arguments = (
+        "generate", BUS, "--prior", MINI, "--device", "cpu", "--seed", "7", "--steps", "12", "--quiet",
+        "--set", "init.count=150", "--set", "densify.cap=200", "--set", "densify.start=1", "--set", "densify.every=4",
+        "--set", "output.checkpoint_every=5",
+    )  # fmt: skip
+    whole = run([*REAL, *arguments, "-o", "whole.ply"], tmp_path)
+    assert (whole.returncode, whole.stdout, whole.stderr) == (0, "whole.ply\n", "")
+    started = Started([*REAL, *arguments, "-o", "cut.ply"], tmp_path, "cut.run")
+    started.wait_for(6)
+    started.process.kill()
+    assert started.finish()[0] == -signal.SIGKILL
+    assert not (tmp_path / "cut.ply").exists()
+    resumed = run([*REAL, "generate", "--resume", "cut.run", "--device", "cpu"], tmp_path)
+    assert (resumed.returncode, resumed.stdout) == (0, "cut.ply\n")
+    assert "continuing cut.run after step" in resumed.stderr
+    assert (tmp_path / "cut.ply").read_bytes() == (tmp_path / "whole.ply").read_bytes()
+    events = [json.loads(line) for line in started.events.read_text().splitlines()]
+    assert [event["step"] for event in events] == list(range(1, 13))
+    assert events[-1]["n_gaussians"] == [200]
+
+
+def test_a_loop_that_reads_a_list_keeps_its_input(launcher, tmp_path):
+    """`generate PROMPT` must leave standard input to the shell's `read`; `--prompts -` is the one that takes it."""
+    (tmp_path / "list.txt").write_text("a red ball\na blue cube\n")
+    script = 'n=0; while read -r p; do n=$((n+1)); "$@" generate "$p" -o "asset $n.ply" $OPTIONS; done < list.txt'
+    options = " ".join(part for part in SIX)
+    looped = run(["sh", "-c", script, "sh", *launcher], tmp_path, env=ENVIRONMENT | {"OPTIONS": options})
+    assert (looped.returncode, looped.stdout) == (0, "asset 1.ply\nasset 2.ply\n")
+    assert "\x1b" not in looped.stderr  # neither colours nor a bar off a terminal
+    assert "6/6" not in looped.stderr
+    command = [*launcher, "generate", "--prompts", "-", "--out-dir", "all of them", "--json", *SIX]
+    piped = run(command, tmp_path, input="# a list\na thing unheard of\n")
+    assert piped.returncode == 1
+    assert [json.loads(line)["event"] for line in piped.stdout.splitlines()] == ["error"]
+    assert "0 made, 0 there already, 1 failed" in piped.stderr
+
+
+def test_a_reader_that_left_is_no_crash(tmp_path):
+    """Standard output is a pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = run(
+            [*REAL, "export", "--formats"], tmp_path, capture_output=False, stdout=writing, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(writing)
+    assert ended.returncode not in (0, -signal.SIGSEGV)
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
+def test_standard_output_may_be_closed(tmp_path):
+    ended = run(["sh", "-c", '"$@" --version >&-', "sh", *REAL], tmp_path)
+    assert "Traceback" not in ended.stderr
+
+
+def test_words_that_a_terminal_can_not_show(tmp_path):
+    """An ASCII-only terminal: a prompt and a path beyond it are shown in some way, and the exit code stays right."""
+    plain = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    command = [*REAL, "generate", "ein süßer 日本", "-o", "süß.ply", "--prior", MINI, "--device", "cpu"]
+    ended = run(command, tmp_path, env=plain)
+    assert ended.returncode == 2
+    assert "error: this prior does not know" in ended.stderr
+    cloud = [*REAL, "init", BUS, "--count", "9", "-o", "süß 日本.ply", "--prior", MINI, "--device", "cpu"]
+    ended = run(cloud, tmp_path, env=plain)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "süß 日本.ply").is_file()
+
+
+def on_a_terminal(command, folder, environment):
+    """What a command writes to a terminal, and its exit code."""
+    pty = pytest.importorskip("pty")
+    main, other = pty.openpty()
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=other, stdout=other, stderr=other)
+    os.close(other)
+    said = b""
+    while True:
+        try:
+            part = os.read(main, 65536)
+        except OSError:  # Linux's way to say that the other side is closed
+            break
+        if not part:
+            break
+        said += part
+    os.close(main)
+    return process.wait(timeout=LIMIT_S), said.decode()
+
+
+COLORS = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|9[0-7]|4[0-7])(?:;\d+)*m")
+
+
+def test_no_color_is_heeded(launcher, tmp_path):
+    environment = {key: value for key, value in ENVIRONMENT.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    environment["TERM"] = "xterm-256color"
+    wrong = [*REAL, "generate", "--steps", "x"]
+    code, said = on_a_terminal(wrong, tmp_path, environment)
+    assert code == 2
+    assert COLORS.search(said)
+    for command, ended in ((wrong, 2), ([*launcher, "generate", BUS, "-o", "b.ply", *SIX], 0)):
+        code, said = on_a_terminal(command, tmp_path, environment | {"NO_COLOR": "1"})
+        assert code == ended
+        assert not COLORS.search(said)
+    assert "6/6" in said  # the bar is there, in black and white
+
+
+def test_help_is_quick(tmp_path):
+    """At most twice what the libraries of the command line itself take; the best of three, on a busy machine."""
+
+    def best(command):
+        times = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            assert run(command, tmp_path).returncode == 0
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    libraries = best([sys.executable, "-c", "import typer, rich.console, rich.progress"])
+    assert best([*REAL, "--help"]) < 2 * libraries + 0.05
