@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # the shell closed it
-            setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(json="--json" in arguments)
     try:

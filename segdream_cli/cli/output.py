@@ -1,6 +1,7 @@
 """The one place that prints: results to stdout, everything else to stderr."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,10 @@ class Output:
         if self.json:
             self._line(event="done", output=str(result), **fields)
         else:
-            sys.stdout.write(f"{result}\n")
+            try:
+                sys.stdout.write(f"{result}\n")
+            except UnicodeEncodeError:  # a path beyond the terminal's encoding goes out as the bytes it has on disk
+                sys.stdout.buffer.write(os.fsencode(f"{result}\n"))
             sys.stdout.flush()
 
     def note(self, message: str) -> None:
