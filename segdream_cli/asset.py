@@ -52,6 +52,15 @@ class AssetState:
     generators: dict[str, torch.Generator]
     step: int = 0
 
+    def draws(self) -> dict[str, Tensor]:
+        """Where each random generator stands."""
+        return {purpose: generator.get_state() for purpose, generator in self.generators.items()}
+
+    def rewind(self, draws: Mapping[str, Tensor]) -> None:
+        """Sets the random generators back to where they stood."""
+        for purpose, generator in self.generators.items():
+            generator.set_state(draws[purpose])
+
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors, for a checkpoint; prompt, seed and embeddings are not among them."""
         named: dict[str, Tensor] = {"step": torch.tensor(self.step), "noise": self.noise}
@@ -60,7 +69,7 @@ class AssetState:
             named[f"gaussians.{group}"] = parameter.detach()
             for key, value in self.optimizers[group].state.get(parameter, {}).items():
                 named[f"adam.{group}.{key}"] = value
-        named |= {f"generator.{purpose}": generator.get_state() for purpose, generator in self.generators.items()}
+        named |= {f"generator.{purpose}": state for purpose, state in self.draws().items()}
         return named
 
     @classmethod

@@ -301,13 +301,10 @@ class Config:
         Raises:
             UsageProblem: an unknown key (with the nearest known one), or a value of the wrong kind or out of range.
         """
-        known = _settings()
         sections: dict[str, dict[str, Any]] = {}
-        for key, value in overrides.items():
+        for key, value in check_settings(overrides).items():
             section, _, name = key.partition(".")
-            if key not in known:
-                raise UsageProblem(f"there is no setting {key!r}", hint=nearest(key, known))
-            sections.setdefault(section, {})[name] = checked(key, value, known[key])
+            sections.setdefault(section, {})[name] = value
         changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
         config = dataclasses.replace(self, **changed)
         _check_together(config)
@@ -344,6 +341,19 @@ def _settings() -> dict[str, Any]:
         for section, part in Config().sections()
         for name, annotation in typing.get_type_hints(type(part), include_extras=True).items()
     }
+
+
+def check_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of dotted settings as their types, each looked at by itself.
+
+    Raises:
+        UsageProblem: an unknown key (with the nearest known one), or a value of the wrong kind or out of range.
+    """
+    known = _settings()
+    for key in overrides:
+        if key not in known:
+            raise UsageProblem(f"there is no setting {key!r}", hint=nearest(key, known))
+    return {key: checked(key, value, known[key]) for key, value in overrides.items()}
 
 
 def _check_together(config: Config) -> None:

@@ -107,10 +107,8 @@ def _grow_and_prune(
     faint = gaussians.opacities < config.prune_opacity
     huge = gaussians.scales.amax(-1) > config.prune_scale
     dead = faint | huge if step > config.prune_scale_after else faint
-    for mask in (
-        dead,
-        faint,
-    ):  # where none would be left, the huge ones stay: the faint have made room for their halves
+    # where none would be left, the huge ones stay: the faint have made room for their halves
+    for mask in (dead, faint):
         if mask.any() and not mask.all():
             _apply(gaussians, optimizers, ops.remove, mask=mask)
             break

@@ -1,5 +1,6 @@
 """A latent diffusion prior: images to latents, and noisy latents to the noise in them."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -128,6 +129,8 @@ class DiffusionPrior:
     def _graphed_posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The same as CUDA graphs of the forward and the backward pass, one pair a shape."""
         if images.shape not in self._encoders:
+            # the capture's stream differs from that of the Gaussians' gradients, which costs one wait a step
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
             sample = images.detach().clone().requires_grad_()
             self._encoders[images.shape] = torch.cuda.make_graphed_callables(self._posterior, (sample,))
         mean, std = self._encoders[images.shape](images)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +57,9 @@ def replacing(path: Path) -> Iterator[Path]:
         SegdreamError: the disk is full; UsageProblem: the folder can't be written.
     """
     temporary: Path | None = None
+    interruptible = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    if interruptible:  # the command line's way to leave at once would leave the temporary file behind
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         # a name of full length plus what mkstemp adds would be too long for the file system
         stem = f".{path.stem[:STEM_LENGTH]}."
@@ -73,6 +77,8 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _umask() -> int:

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from segdream_cli.config import OptimConfig
-from segdream_cli.formats import Splats
+from segdream_cli.formats import SH_C0, Splats
 
 GROUPS = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
-SH_C0 = 0.5 / math.sqrt(math.pi)
 Optimizers = dict[str, torch.optim.Adam]
 
 

@@ -12,8 +12,20 @@ from torch import Tensor
 
 from segdream_cli.config import InitConfig
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats import ply, points
-from segdream_cli.gaussians import SH_C0, Gaussians
+from segdream_cli.formats import SH_C0, ply, points
+from segdream_cli.gaussians import Gaussians
+
+
+def check_start(shape: str) -> None:
+    """Refuses a start that is neither a known shape nor named like a PLY file.
+
+    Raises:
+        UsageProblem: naming the known ones.
+    """
+    if shape not in SHAPES and Path(shape).suffix.lower() != ".ply":
+        raise UsageProblem(
+            f"there is no start {shape!r}", hint=f"--init {', '.join(SHAPES)} or the path of a .ply file"
+        )
 
 
 def initial_gaussians(config: InitConfig, generator: torch.Generator) -> Gaussians:
@@ -24,20 +36,16 @@ def initial_gaussians(config: InitConfig, generator: torch.Generator) -> Gaussia
     Raises:
         UsageProblem: an unknown shape, or a file that can't be used.
     """
+    check_start(config.shape)
     if config.shape in SHAPES:
-        means = SHAPES[config.shape](config, generator)
-        colors = torch.full_like(means, config.gray)
-    elif Path(config.shape).suffix.lower() == ".ply":
+        means, rgb = SHAPES[config.shape](config, generator), None
+    else:
         path = Path(config.shape)
         if ply.holds_gaussians(path):
             return Gaussians.from_splats(ply.read(path))
-        xyz, rgb = points.read(path)
-        means = torch.from_numpy(xyz)
-        colors = torch.full_like(means, config.gray) if rgb is None else torch.from_numpy(rgb)
-    else:
-        raise UsageProblem(
-            f"there is no start {config.shape!r}", hint=f"--init {', '.join(SHAPES)} or the path of a .ply file"
-        )
+        xyz, found = points.read(path)
+        means, rgb = torch.from_numpy(xyz), None if found is None else torch.from_numpy(found)
+    colors = torch.full_like(means, config.gray) if rgb is None else rgb
     return round_gaussians(means, colors, config, generator)
 
 

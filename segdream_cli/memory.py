@@ -37,7 +37,7 @@ def out_of_memory(device: torch.device, doing: str, hint: str) -> Iterator[None]
     except (RuntimeError, MemoryError) as problem:
         # torch has a class of its own for CUDA only; its allocator for the CPU raises RuntimeError
         if isinstance(problem, RuntimeError) and not (
-            isinstance(problem, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(problem)
+            isinstance(problem, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(problem)
         ):
             raise
         peak = peak_memory_gib(device)

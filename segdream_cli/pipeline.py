@@ -22,7 +22,7 @@ from segdream_cli.cameras import Cameras, sample_backgrounds, sample_cameras
 from segdream_cli.config import Config
 from segdream_cli.densify import DensityStats, control_density
 from segdream_cli.distill.sctd import sctd
-from segdream_cli.errors import Diverged
+from segdream_cli.errors import Diverged, UsageProblem
 from segdream_cli.gaussians import Gaussians, build_optimizers, clip_gradients, set_learning_rates
 from segdream_cli.guidance import Conditions
 from segdream_cli.initial import initial_gaussians
@@ -30,7 +30,7 @@ from segdream_cli.memory import out_of_memory, peak_memory_gib
 from segdream_cli.profile import PriorProfile
 from segdream_cli.raster import Rendering, rasterize
 from segdream_cli.schedule import NoiseSchedule, Times, draw_times, trajectory_segments
-from segdream_cli.view_prompts import PromptEmbeddings, clean_prompt, phrase_texts, view_weights
+from segdream_cli.view_prompts import PromptEmbeddings, clean_negative, clean_prompt, phrase_texts, view_weights
 
 
 class Prior(Protocol):
@@ -126,11 +126,17 @@ class Pipeline:
         """An asset before its first step.
 
         Raises:
-            UsageProblem: the prompt or the start can't be used.
+            UsageProblem: the prompt, the start or the size of the renders can't be used.
         """
         generators = build_generators(seed)
         embeddings = self.embed(prompt, negative_prompt)
         gaussians = initial_gaussians(self.config.init, generators["init"]).to(self.device)
+        cap = self.config.densify.cap
+        if cap is not None and len(gaussians) > cap:
+            raise UsageProblem(
+                f"the start has {len(gaussians):,} Gaussians, more than the limit of {cap:,}",
+                hint=f"--set densify.cap={len(gaussians)}",
+            )
         return AssetState(
             prompt=prompt,
             seed=seed,
@@ -155,7 +161,9 @@ class Pipeline:
         """The prompt from every side, the negative prompt and the empty text, encoded together."""
         profile = self.prior.profile
         text = clean_prompt(prompt, profile.vocabulary)
-        negative = profile.negative_prompt if negative_prompt is None else negative_prompt
+        negative = profile.negative_prompt
+        if negative_prompt is not None:
+            negative = clean_negative(negative_prompt, profile.vocabulary)
         encoded = self.prior.encode_text([*phrase_texts(text, profile.views), negative, ""])
         return PromptEmbeddings(phrases=encoded[:-2], uncond=encoded[-2], null=encoded[-1])
 
@@ -171,8 +179,14 @@ class Pipeline:
         """
         while assets[0].step < self.config.optim.steps:
             begin = time.perf_counter()
-            with out_of_memory(self.device, "a step", self._cheaper()):
-                times, norms = self._step(assets)
+            drawn = [asset.draws() for asset in assets]
+            try:
+                with out_of_memory(self.device, "a step", self._cheaper()):
+                    times, norms = self._step(assets)
+            except BaseException:
+                for asset, states in zip(assets, drawn, strict=True):
+                    asset.rewind(states)
+                raise
             yield StepReport(
                 step=assets[0].step,
                 times=times,
@@ -291,7 +305,7 @@ class Pipeline:
                 t, s, e = part.times
                 raise Diverged(
                     f"the gradient of {asset.prompt!r} is not finite in step {asset.step + 1} (t={t}, s={s}, e={e})",
-                    hint="--set prior.dtype=fp32, or a smaller --guidance-scale",
+                    hint="start over with --force and a smaller --guidance-scale, or with --set prior.dtype=fp32",
                 )
 
     def _update(self, asset: AssetState, views: _Views) -> None:
@@ -312,13 +326,28 @@ class Pipeline:
         )
         asset.step = step
 
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        """Views, channels, height and width of the latents of an asset's renders.
+
+        Raises:
+            UsageProblem: the renders' size does not divide into latents.
+        """
+        channels, side, _ = self.prior.latent_shape
+        factor = self.prior.image_size // side
+        if self.image_size % factor:
+            fitting = max(1, round(self.image_size / factor)) * factor
+            raise UsageProblem(
+                f"camera.image_size can't be {self.image_size}: the prior's latents take {factor} pixels each",
+                hint=f"--set camera.image_size={fitting}",
+            )
+        return self.config.camera.batch, channels, self.image_size // factor, self.image_size // factor
+
     def _draw_noise(self, generator: torch.Generator) -> Float[Tensor, "v c h w"]:
         """ε*: Gaussian noise for each view of a step, with a constant added to each channel (release)."""
-        v, (c, h, w) = self.config.camera.batch, self.prior.latent_shape
-        distill = self.config.distill
+        shape, distill = self._latent_shape(), self.config.distill
         offset = distill.noise_offset_perp_neg if distill.perp_neg else distill.noise_offset
-        noise = torch.randn(v, c, h, w, generator=generator)
-        return (noise + offset * torch.randn(1, c, 1, 1, generator=generator)).to(self.device)
+        noise = torch.randn(shape, generator=generator)
+        return (noise + offset * torch.randn(1, shape[1], 1, 1, generator=generator)).to(self.device)
 
     def _step_noise(self, asset: AssetState) -> Float[Tensor, "v c h w"]:
         return asset.noise if self.config.distill.fixed_noise else self._draw_noise(asset.generators["noise"])
@@ -326,7 +355,7 @@ class Pipeline:
     def _posterior_noise(self, assets: Sequence[AssetState]) -> Float[Tensor, "b c h w"] | None:
         if not self.config.prior.sample_posterior:
             return None
-        shape = (self.config.camera.batch, *self.prior.latent_shape)
+        shape = self._latent_shape()
         return torch.cat([torch.randn(shape, generator=asset.generators["posterior"]) for asset in assets]).to(
             self.device
         )

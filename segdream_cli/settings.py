@@ -94,7 +94,8 @@ def checked(key: str, value: Any, annotation: Any) -> Any:
     if typing.get_origin(annotation) is Annotated:
         kind, limits = typing.get_args(annotation)
         return _limited(key, checked(key, value, kind), limits)
-    for option in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
+    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    for option in sorted(options, key=lambda kind: kind is not type(None)):  # "none" is nothing before it is a text
         accepted, result = _accept(value, option)
         if accepted:
             return result

@@ -19,6 +19,7 @@ from segdream_cli.guidance import Conditions
 from segdream_cli.profile import ViewPhrases, Vocabulary
 
 MAX_PROMPT = 1000
+WORDS_HINT = "segdream generate --list-words"
 FRONT, SIDE, BACK, OVERHEAD, RING = range(5)
 
 
@@ -29,48 +30,70 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
     knows, in lower case and without punctuation, since it has seen nothing else.
 
     Raises:
-        UsageProblem: it is empty, absurdly long, holds control characters, or words the prior does not know.
+        UsageProblem: it is empty, absurdly long, holds control characters or words the prior does not know, or, for
+            a prior with a vocabulary, does not name exactly one object.
     """
-    text = prompt.strip()
+    text = _checked_text(prompt, "prompt")
     if not text:
         raise UsageProblem("the prompt is empty", hint='segdream generate "a yellow school bus" -o bus.ply')
+    if vocabulary is None:
+        return text
+    phrases = _known_phrases(text, vocabulary)
+    objects = [phrase for phrase in phrases if phrase in vocabulary.objects]
+    if len(objects) != 1:
+        named = " and ".join(objects) or "none"
+        raise UsageProblem(f"this prior draws one object at a time, and {text!r} names {named}", hint=WORDS_HINT)
+    return " ".join(phrases)
+
+
+def clean_negative(negative: str, vocabulary: Vocabulary | None) -> str:
+    """The negative prompt as the prior is to read it, which may be empty and may name any number of objects.
+
+    Raises:
+        UsageProblem: it is absurdly long, or holds control characters or words the prior does not know.
+    """
+    text = _checked_text(negative, "negative prompt")
+    return text if vocabulary is None else " ".join(_known_phrases(text, vocabulary))
+
+
+def _checked_text(text: str, name: str) -> str:
+    """The text without the space around it.
+
+    Raises:
+        UsageProblem: it is absurdly long or holds control characters.
+    """
+    text = text.strip()
     if len(text) > MAX_PROMPT:
         raise UsageProblem(
-            f"the prompt has {len(text):,} characters, and no prior reads more than {MAX_PROMPT:,}",
+            f"the {name} has {len(text):,} characters, and no prior reads more than {MAX_PROMPT:,}",
             hint="describe one object in a sentence",
         )
     odd = next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), None)
     if odd is not None:
         raise UsageProblem(
-            f"the prompt holds the control character {odd!r}", hint="put each prompt on a line of its own"
+            f"the {name} holds the control character {odd!r}", hint="put each prompt on a line of its own"
         )
-    return text if vocabulary is None else " ".join(_known_phrases(text, vocabulary))
+    return text
 
 
-def _known_phrases(prompt: str, vocabulary: Vocabulary) -> list[str]:
-    """The phrases of a prompt that is made of known ones with exactly one object among them, in their order.
+def _known_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
+    """The known phrases that make up a text, in their order.
 
     Raises:
-        UsageProblem: naming the unknown words and the nearest known phrases, or the missing object.
+        UsageProblem: naming the words that belong to none, and the nearest known phrases.
     """
-    hint = "segdream generate --list-words"
     phrases = sorted((*vocabulary.objects, *vocabulary.attributes, *vocabulary.fillers), key=len, reverse=True)
     known = re.compile(r"\b(?:" + "|".join(map(re.escape, phrases)) + r")\b")
-    text = " ".join(prompt.lower().split())
+    text = " ".join(text.lower().split())
     unknown = re.findall(r"\w+", known.sub(" ", text))
     if unknown:
         words = ", ".join(map(repr, dict.fromkeys(unknown)))
         near = dict.fromkeys(phrase for word in unknown for phrase in _nearest(word, phrases))
         raise UsageProblem(
             f"this prior does not know {words}" + (f"; the nearest it knows: {', '.join(near)}" if near else ""),
-            hint=hint,
+            hint=WORDS_HINT,
         )
-    found = known.findall(text)
-    objects = [phrase for phrase in found if phrase in vocabulary.objects]
-    if len(objects) != 1:
-        named = " and ".join(objects) or "none"
-        raise UsageProblem(f"this prior draws one object at a time, and {prompt!r} names {named}", hint=hint)
-    return found
+    return known.findall(text)
 
 
 def _nearest(word: str, phrases: Sequence[str]) -> list[str]:

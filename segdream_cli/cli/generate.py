@@ -177,7 +177,7 @@ def _run_all(jobs: list[Job], negative: str | None, request: Request, sink: Outp
     for job in jobs:
         session.check(job, force=force)
     for job in jobs:
-        session.make(job, force=force)
+        session.make(job)
 
 
 def _run_list(jobs: list[Job], negative: str | None, request: Request, sink: Output, *, force: bool) -> None:

@@ -41,6 +41,12 @@ class Output:
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()
 
+    def skipped(self, output: Path, message: str) -> None:
+        """A result that is there already: a note, or with `json` an object."""
+        if self.json:
+            self._line(event="skipped", output=str(output))
+        self.note(message)
+
     def error(self, problem: SegdreamError) -> None:
         """Why a command, or one of its items, failed, and what to do next."""
         if self.json:

@@ -21,14 +21,16 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.progress import RunProgress
 from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_pipeline
 from segdream_cli.cli.stopping import StopRequest
-from segdream_cli.config import Config
+from segdream_cli.config import AUTO, Config
 from segdream_cli.errors import Diverged, OutOfMemory, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.files import check_output
 from segdream_cli.images import contact_sheet, write_png
+from segdream_cli.initial import check_start
+from segdream_cli.memory import peak_memory_gib
 from segdream_cli.pipeline import Pipeline
 from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
 from segdream_cli.schedule import trajectory_segments
-from segdream_cli.view_prompts import clean_prompt
+from segdream_cli.view_prompts import clean_negative, clean_prompt
 from segdream_cli.weights import Checkpoint
 
 METHOD = "sctd"
@@ -65,7 +67,13 @@ class Session:
         device = choose_device(request.device)
         checkpoint = open_checkpoint(request, device, sink)
         config = request.resolve(checkpoint.profile)
-        trajectory_segments(config.distill)  # refuses what would otherwise fail in the first step
+        model = config.prior.model
+        if model is not None and Path(model).expanduser().is_dir():  # so that the run can be resumed from elsewhere
+            config = config.set({"prior.model": str(Path(model).expanduser().resolve())})
+        trajectory_segments(config.distill)  # these two refuse what would otherwise fail late
+        check_start(config.init.shape)
+        if negative is not None:
+            clean_negative(negative, checkpoint.profile.vocabulary)
         return cls(config, checkpoint, device, request.quality, sink, negative)
 
     @cached_property
@@ -85,14 +93,13 @@ class Session:
         check_output(job.output, force=force)
         RunDir.beside(job.output).check_free(force=force)
 
-    def make(self, job: Job, *, force: bool) -> None:
-        """Makes one asset from the start.
+    def make(self, job: Job) -> None:
+        """Makes one asset, which has been checked, from the start.
 
         Raises:
             typer.Exit: a signal stopped the run; it has been saved.
             SegdreamError: the run failed.
         """
-        self.check(job, force=force)
         asset = self.pipeline.prepare(job.prompt, job.seed, self.negative)
         run = RunDir.beside(job.output)
         run.create(self._record(job))
@@ -103,8 +110,8 @@ class Session:
         record = run.record()
         if record.prior["digest"] != self.checkpoint.digest:
             raise UsageProblem(
-                f"{run.path} was started with other weights of {record.prior['name']}",
-                hint="run the generate command again with --force",
+                f"{run.path} was started on {record.device} with other weights of {record.prior['name']}",
+                hint=f"add --device {record.device}, or start over: segdream generate ... --force",
             )
         tensors = run.load()
         try:
@@ -125,15 +132,17 @@ class Session:
         for number, job in enumerate(jobs, 1):
             if job.output.exists() and not force:
                 skipped += 1
-                self.sink.note(f"[{number}/{len(jobs)}] {job.output} is there")
+                self.sink.skipped(job.output, f"[{number}/{len(jobs)}] {job.output} is there")
                 continue
+            self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
             self.sink.note(f"[{number}/{len(jobs)}] {job.prompt}")
             try:
                 run = RunDir.beside(job.output)
                 if not force and run.unfinished() and self._same_run(run, job):
                     self.resume(run)
                 else:
-                    self.make(job, force=force)
+                    self.check(job, force=force)
+                    self.make(job)
                 made += 1
             except SegdreamError as problem:
                 failed += 1
@@ -151,7 +160,7 @@ class Session:
             quality=self.quality,
             config=self.config.flat(),
             prior={"name": self.checkpoint.name, "digest": self.checkpoint.digest},
-            device=self.device.type,
+            device=str(self.device),
             versions=installed_versions(),
         )
 
@@ -173,22 +182,19 @@ class Session:
                         run.append_event(report)
                     if options.preview_every and report.step % options.preview_every == 0:
                         self._preview(asset, run)
-                    if stop.received or (options.checkpoint_every and report.step % options.checkpoint_every == 0):
-                        run.save(asset)
                     if stop.received:
                         break
+                    if options.checkpoint_every and report.step % options.checkpoint_every == 0:
+                        run.save(asset)
+                if asset.step < self.config.optim.steps:
+                    run.save(asset)
+                    self._tell_how_to_go_on(asset, run)
+                    raise typer.Exit(stop.exit_code)
+                formats.write(output, asset.gaussians.splats(self.provenance(asset.prompt, asset.seed)))
             except SegdreamError as problem:
                 self._keep(asset, run, problem)
                 raise
-        if stop.received:
-            self._tell_how_to_go_on(asset, run)
-            raise typer.Exit(stop.exit_code)
-        try:
-            formats.write(output, asset.gaussians.splats(self.provenance(asset.prompt, asset.seed)))
-        except SegdreamError as problem:
-            self._keep(asset, run, problem)
-            raise
-        run.finish()
+            run.finish()
         seconds = time.monotonic() - begin
         self.sink.result(
             output,
@@ -198,6 +204,7 @@ class Session:
             gaussians=len(asset.gaussians),
             steps=asset.step - first,
             seconds=round(seconds, 3),
+            memory_gib=round(peak_memory_gib(self.device), 3),
             run=str(run.path),
         )
 
@@ -248,16 +255,20 @@ def resume(path: Path, request: Request, sink: Output, *, force: bool) -> None:
     output = path.parent / record.output
     if not run.unfinished():
         if output.exists():
-            raise OutputExists(f"{path} is done: {output} is there", hint=f"segdream render {output} --turntable")
+            raise OutputExists(
+                f"{path} is done: {output} is there", hint=f"segdream render {quote(str(output))} --turntable"
+            )
         raise UsageProblem(
             f"{path} has no checkpoint: the run was stopped before its first one",
-            hint=f"segdream generate {quote(record.prompt)} --seed {record.seed} "
-            f"--config {quote(str(path / 'run.json'))} -o {quote(str(output))}",
+            hint=f"segdream generate {quote(record.prompt)} --seed {record.seed} --quality {record.quality} "
+            + (f"--negative {quote(record.negative_prompt)} " if record.negative_prompt is not None else "")
+            + f"--config {quote(str(path / 'run.json'))} -o {quote(str(output))}",
         )
     check_output(output, force=force)
     config = run.config()
     kept = {key: value for key, value in request.options.items() if key == "output.preview_every" and value is not None}
-    device = choose_device(request.device)
+    # another device has other arithmetic and may have other weight files
+    device = choose_device(record.device if request.device == AUTO else request.device)
     settings = config.flat()
     if config.prior.model is None:
         settings["prior.name"] = record.prior["name"]  # "auto" may stand for another on this machine

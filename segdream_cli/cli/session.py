@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdream_cli.cli.output import Output
-from segdream_cli.config import AUTO, Config, PriorConfig
+from segdream_cli.config import AUTO, Config, PriorConfig, check_settings
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
 from segdream_cli.profile import PriorProfile, preset
 from segdream_cli.settings import parse_assignments, read_toml
@@ -38,26 +38,32 @@ class Request:
     device: str = AUTO
     offline: bool = False
 
-    def overrides(self) -> dict[str, Any]:
-        """Every setting that differs from the preset: file < options < assignments.
+    def _overrides(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings of the file, and those of the command line, where assignments win over options.
 
         Raises:
             UsageProblem: an unknown setting or a value that does not fit.
         """
         given = {key: value for key, value in self.options.items() if value is not None}
-        found = (read_toml(self.file) if self.file else {}) | given | parse_assignments(self.assignments)
-        Config().set(found)
-        return found
+        file = read_toml(self.file) if self.file else {}
+        return check_settings(file), check_settings(given | parse_assignments(self.assignments))
 
     def prior(self) -> PriorConfig:
         """Which prior is asked for."""
-        return Config().set(self.overrides()).prior
+        file, line = self._overrides()
+        return PriorConfig(
+            **{key.removeprefix("prior."): value for key, value in (file | line).items() if key.startswith("prior.")}
+        )
 
     def resolve(self, profile: PriorProfile) -> Config:
-        """The configuration for a prior; a length other than the preset's stretches its schedules."""
-        overrides = self.overrides()
+        """The configuration for a prior: preset < file < command line.
+
+        Each that names another number of steps stretches the schedules of those below it.
+        """
         config = preset(profile, self.quality)
-        return config.with_steps(overrides.get("optim.steps", config.optim.steps)).set(overrides)
+        for overrides in self._overrides():
+            config = config.with_steps(overrides.get("optim.steps", config.optim.steps)).set(overrides)
+        return config
 
 
 def choose_device(name: str) -> "torch.device":
@@ -81,7 +87,10 @@ def choose_device(name: str) -> "torch.device":
         raise EnvironmentProblem(
             f"there is no {name}, only {torch.cuda.device_count()} CUDA devices", hint="nvidia-smi -L"
         )
-    return torch.device(name)
+    device = torch.device(name)
+    if kind == "cuda" and index:
+        torch.cuda.set_device(device)  # streams, graphs and libraries take the current device, not the tensors'
+    return device
 
 
 def open_checkpoint(request: Request, device: "torch.device", output: Output) -> "Checkpoint":
@@ -106,7 +115,7 @@ def open_pipeline(config: Config, checkpoint: "Checkpoint", device: "torch.devic
     from segdream_cli.memory import out_of_memory
     from segdream_cli.pipeline import Pipeline
 
-    with out_of_memory(device, "the prior", "--set prior.dtype=fp16, or --device cpu"):
+    with out_of_memory(device, "the prior", "nvidia-smi  # close what fills the GPU, or add --device cpu"):
         prior = DiffusionPrior.load(
             checkpoint, device, config.prior.dtype, warn=output.note, cuda_graphs=config.prior.cuda_graphs
         )

@@ -33,7 +33,7 @@ def write(path: Path, splats: Splats) -> None:
     rows["rgba"][:, 3] = np.rint(opacities * 255)
     rows["quats"] = np.clip(np.rint(turned.quats * 128 + 128), 0, 255)
     with replacing(path) as temporary:
-        rows[order].tofile(temporary)
+        temporary.write_bytes(rows[order].tobytes())  # tofile hides that the disk is full
 
 
 def read(path: Path) -> Splats:

@@ -1,0 +1,61 @@
+"""The whole pipeline on CUDA, with the shipped prior."""
+
+import pytest
+import torch
+
+from segdream_cli import weights
+from segdream_cli.config import MINI, Config, PriorConfig
+from segdream_cli.diffusion import DiffusionPrior
+from segdream_cli.pipeline import Pipeline
+from segdream_cli.profile import preset
+
+pytestmark = pytest.mark.gpu
+
+PROMPT = "a red car"
+
+
+def build(device: str, *, graphs: bool = True, **settings: object) -> Pipeline:
+    checkpoint = weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=pytest.fail)
+    prior = DiffusionPrior.load(checkpoint, device, "fp32", warn=pytest.fail, cuda_graphs=graphs)
+    config: Config = preset(checkpoint.profile, "draft").with_steps(40)
+    return Pipeline(
+        config.set({name.replace("__", "."): value for name, value in settings.items()}), prior, torch.device(device)
+    )
+
+
+def norms(pipeline: Pipeline, steps: int) -> list[float]:
+    run = pipeline.run([pipeline.prepare(PROMPT, 0)])
+    return [next(run).grad_norm[0] for _ in range(steps)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"distill__perp_neg": True}, {"distill__loss": "eq10", "distill__approximate": False}],
+    ids=["guidance", "perp-neg", "exact"],
+)
+def test_cuda_with_graphs_takes_the_steps_of_cuda_without_and_of_the_cpu(settings: dict[str, object]) -> None:
+    """The first gradients agree closely; later ones drift apart, since Adam divides by their size."""
+    graphed, eager, cpu = (
+        norms(build(device, graphs=graphs, **settings), 4)
+        for device, graphs in (("cuda", True), ("cuda", False), ("cpu", False))
+    )
+    assert graphed[0] == pytest.approx(eager[0], rel=5e-3)
+    assert graphed[0] == pytest.approx(cpu[0], rel=5e-3)
+    assert graphed == pytest.approx(eager, rel=5e-2)
+    assert graphed == pytest.approx(cpu, rel=5e-2)
+
+
+@pytest.mark.parametrize(("here", "there"), [("cuda", "cuda"), ("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_checkpoint_goes_on_where_it_was_on_any_device(here: str, there: str) -> None:
+    first, second = build(here), build(there)
+    asset = first.prepare(PROMPT, 0)
+    run = first.run([asset])
+    for _ in range(3):
+        next(run)
+    tensors = {name: value.detach().cpu().clone() for name, value in asset.tensors().items()}
+    restored = second.restore(tensors, PROMPT, 0)
+    assert restored.step == 3
+    assert all(parameter.device.type == there for parameter in restored.gaussians.params.values())
+    expected, found = next(run), next(second.run([restored]))
+    assert found.times == expected.times
+    assert found.grad_norm[0] == pytest.approx(expected.grad_norm[0], rel=1e-2)
