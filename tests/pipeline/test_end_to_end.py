@@ -15,15 +15,15 @@ import torch
 from segdream_cli import formats
 from segdream_cli.cameras import viewing
 from segdream_cli.cli import main
-from segdream_cli.config import Config
+from segdream_cli.config import MINI, Config
 from segdream_cli.gaussians import SH_C0, Gaussians
 from segdream_cli.pipeline import Pipeline
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "school_bus.npz"
-STEPS = 200
+STEPS = 140
 EXTENTS, HEIGHTS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3), (-0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15)
-ENOUGH = 0.55
-"""A bus reaches 0.69, after 120 steps 0.61 to 0.66; the best ball 0.49, a bus turned by 90 degrees 0.45."""
+ENOUGH = 0.6
+"""A bus reaches 0.77; the best ball 0.49, a bus turned by 90 degrees 0.45."""
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,10 @@ def reference():
 def bus(tmp_path_factory):
     """A yellow school bus, as the command line makes it."""
     path = tmp_path_factory.mktemp("bus") / "bus.ply"
-    arguments = ["generate", "a yellow school bus", "-o", str(path), "--device", "cpu", "--prior", "mini", "--quiet"]
+    arguments = ["generate", "a yellow school bus", "-o", str(path), "--device", "cpu", "--prior", MINI, "--quiet"]
+    cost = ["--quality", "draft", "--steps", str(STEPS), "--set", "camera.batch=2", "--set", "init.count=1500"]
     with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--steps", str(STEPS)])
+        main([*arguments, *cost, "--set", "densify.cap=1500"])
     assert ended.value.code == 0
     return Gaussians.from_splats(formats.read(path))
 
@@ -103,7 +104,7 @@ def test_a_ball_of_the_right_colour_fails(reference):
     for radius in (0.25, 0.35, 0.45, 0.55):
         overlap, picture = best_views(ball(radius, color), masks)
         assert picture is not None
-        assert 0.2 < overlap.min() < ENOUGH - 0.04, overlap
+        assert 0.2 < overlap.min() < ENOUGH - 0.08, overlap
 
 
 def test_the_reference_passes_its_own_test(reference):

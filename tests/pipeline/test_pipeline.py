@@ -87,7 +87,7 @@ def test_the_prior_pulls_the_picture_towards_its_mean():
         prior, optim__steps=60, densify__every=1000, densify__reset_every=0, loss__scale=0.0, loss__tv_rgb=0.0,
         loss__tv_disparity=0.0, distill__disparity_probability=0.0, distill__guidance_scale=1.0,
         camera__scale_noise=0.0,
-        init__opacity=0.9, init__radius=0.8, init__count=200, optim__sh0_lr=(0.05, 0.05),
+        init__opacity=0.9, init__radius=0.8, init__count=200, densify__cap=200, optim__sh0_lr=(0.05, 0.05),
     )  # fmt: skip
     asset = pipe.prepare("red", 0)
     before = asset.gaussians.colors(torch.zeros(1, 3)).detach().mean(0)

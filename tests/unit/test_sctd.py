@@ -13,7 +13,7 @@ from sctd_reference import Literal, Row
 from torch import Tensor
 
 from segdream_cli.config import DistillConfig
-from segdream_cli.distill import sctd
+from segdream_cli.distill.sctd import sctd
 from segdream_cli.guidance import Conditions
 from segdream_cli.schedule import NoiseSchedule, Times
 
