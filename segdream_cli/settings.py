@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 from segdream_cli.errors import UsageProblem
@@ -41,7 +42,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             return dict(json.loads(text)["config"])
         tables = tomllib.loads(text)
     except OSError as problem:
-        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=f"ls -l {path}") from problem
+        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=f"ls -l {quote(str(path))}") from problem
     except (ValueError, KeyError, TypeError) as problem:
         raise UsageProblem(f"{path} is not a configuration: {problem}", hint="segdream generate --help") from problem
     return dict(_flattened(tables))

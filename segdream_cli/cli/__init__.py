@@ -1,6 +1,7 @@
 """The command line: one file a command, and the one place where errors become words and exit codes."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(json="--json" in arguments)
+    # Python's own way to interrupt ends in a traceback while a library is being imported
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         app(args=arguments, prog_name="segdream")
     except SegdreamError as problem:
@@ -65,4 +68,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         # whoever read our output is gone; keep the interpreter's exit from tripping over the same pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    finally:
+        signal.signal(signal.SIGINT, before)
     sys.exit(0)

@@ -12,7 +12,6 @@ from segdream_cli.cli.output import Output
 from segdream_cli.errors import EnvironmentProblem, SegdreamError
 
 LOW_DISK_GIB = 1.0
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,8 @@ def _python() -> Iterator[Finding]:
 
 def _torch() -> Iterator[Finding]:
     import torch
+
+    from segdream_cli.memory import GIB
 
     yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
@@ -145,6 +146,8 @@ def _ffmpeg() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
+    from segdream_cli.memory import GIB
+
     free = shutil.disk_usage(Path.cwd()).free / GIB
     low = free < LOW_DISK_GIB
     yield Finding("disk", "absent" if low else "ok", f"{free:.1f} GiB free here", "df -h ." if low else None)

@@ -104,9 +104,14 @@ def generate(
         _list_words(request, sink)
         return
     if resume is not None:
-        _refuse_others(context)
+        others = set(context.params) - RESUME_TAKES
+        shared.refuse_given(
+            context, others, "can't be changed: --resume keeps the run's own settings", "segdream generate --resume RUN"
+        )
         _resume(resume, request, sink, force=force)
         return
+    if seeds is not None:
+        shared.refuse_given(context, {"seed"}, "has no place beside --seeds", "--seeds 0-3, or --seed 1")
     several = parse_seeds(seeds) if seeds is not None else [seed]
     if prompts is not None:
         if prompt is not None or output is not None:
@@ -126,27 +131,6 @@ def generate(
 
 
 RESUME_TAKES = {"resume", "device", "offline", "preview_every", "force", "json", "quiet"}
-
-
-def _refuse_others(context: typer.Context) -> None:
-    """A resumed run keeps its settings.
-
-    Raises:
-        UsageProblem: an option was given that would change them.
-    """
-    given = [
-        name
-        for name in context.params
-        if name not in RESUME_TAKES and (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    ]
-    if given:
-        named = {
-            item.name: item.opts[-1] if item.opts[0].startswith("-") else "PROMPT" for item in context.command.params
-        }
-        names = ", ".join(named[str(name)] for name in given)
-        raise UsageProblem(
-            f"--resume keeps the run's own settings, so it takes no {names}", hint="segdream generate --resume RUN"
-        )
 
 
 def _list_words(request: Request, sink: Output) -> None:

@@ -24,7 +24,6 @@ def init(
     model: shared.ModelOption = None,
     config: shared.ConfigOption = None,
     assignments: shared.SetOption = None,
-    device: shared.DeviceOption = AUTO,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -49,7 +48,7 @@ def init(
         assignments=tuple(assignments or ()),
         file=config,
     )
-    profile = profile_of(request.prior(), cuda=choose_device(device).type == "cuda")
+    profile = profile_of(request.prior(), cuda=choose_device(AUTO).type == "cuda")
     settings = request.resolve(profile).init
     text = clean_prompt(prompt, profile.vocabulary)
     path = output or Path(f"{slug(prompt)}-init.ply")

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from segdream_cli.errors import UsageProblem
 
@@ -92,9 +93,9 @@ def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, wit
         text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         lines = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
     except OSError as problem:
-        raise UsageProblem(f"{source} can't be read: {problem.strerror}", hint=f"ls -l {source}") from problem
+        raise UsageProblem(f"{source} can't be read: {problem.strerror}", hint=f"ls -l {quote(source)}") from problem
     except UnicodeDecodeError as problem:
-        raise UsageProblem(f"{source} is not UTF-8 text", hint=f"file {source}") from problem
+        raise UsageProblem(f"{source} is not UTF-8 text", hint=f"file {quote(source)}") from problem
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise UsageProblem(f"{source} holds no prompt", hint="one prompt a line; lines that begin with # are comments")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from segdream_cli.config import AUTO, MINI, SD21
+from segdream_cli.errors import UsageProblem
 from segdream_cli.profile import QUALITIES
 
 Quality = StrEnum("Quality", {name: name for name in QUALITIES})  # type: ignore[misc]
@@ -14,6 +15,28 @@ STANDARD: Quality = Quality("standard")
 PriorName = StrEnum("PriorName", {name: name for name in (AUTO, SD21, MINI)})  # type: ignore[misc]
 
 PROMPT, QUALITY, RUN, HARDWARE, OUTPUT = "Prompt", "Quality", "Run", "Hardware and weights", "Output"
+
+
+def refuse_given(context: typer.Context, names: set[str], reason: str, hint: str) -> None:
+    """Refuses options that would change nothing.
+
+    Args:
+        context: the command's.
+        names: the parameters to look for.
+        reason: why they have no place, as the end of a sentence that begins with their names.
+        hint: what to type instead.
+
+    Raises:
+        UsageProblem: one of them was given on the command line.
+    """
+    given = []
+    for item in context.command.params:
+        source = context.get_parameter_source(str(item.name))
+        if item.name in names and source is not None and source.name == "COMMANDLINE":
+            given.append(item.opts[-1] if item.opts[0].startswith("-") else "PROMPT")
+    if given:
+        raise UsageProblem(f"{', '.join(given)} {reason}", hint=hint)
+
 
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)]
 ForceOption = Annotated[bool, typer.Option("-f", "--force", help="Replace what is there.", rich_help_panel=OUTPUT)]

@@ -2,10 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from shlex import quote
+from typing import Annotated
 
 import typer
 
@@ -14,16 +14,19 @@ from segdream_cli.cli.output import Output
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 
-if TYPE_CHECKING:
-    from segdream_cli.cameras import Cameras
-    from segdream_cli.gaussians import Gaussians
-    from segdream_cli.pipeline import Pipeline
-
 Channel = StrEnum("Channel", ["rgb", "alpha", "depth", "normals"])
 TURNTABLE, SHEET, STILL, FRAMES = "turntable", "contact sheet", "view", "frames"
+UNUSED = {
+    TURNTABLE: set[str](),
+    FRAMES: {"fps"},
+    SHEET: {"fps", "n_frames"},
+    STILL: {"fps", "n_frames", "elevation"},
+}
+"""Parameters without a meaning for a kind of picture."""
 
 
 def render(
+    context: typer.Context,
     asset: Annotated[Path, typer.Argument(help="Asset to show.")],
     output: shared.OutputOption = None,
     turntable: Annotated[
@@ -53,16 +56,21 @@ def render(
     """
     kinds = {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames}
     asked = [kind for kind, given in kinds.items() if given] or [TURNTABLE]
+    hint = f"segdream render {quote(str(asset))} --turntable"
     if len(asked) > 1:
-        raise UsageProblem(f"one of {' and '.join(asked)} at a time", hint=f"segdream render {asset} --turntable")
+        raise UsageProblem(f"one of {' and '.join(asked)} at a time", hint=hint)
     kind = asked[0]
+    idle = UNUSED[kind] if channel == Channel.rgb else UNUSED[kind] | {"background"}
+    shared.refuse_given(context, idle, f"changes nothing in a {kind} of {channel}", hint)
     angles = parse_view(view) if view is not None else (0.0, elevation)
     color = parse_background(background)
     if color is None and kind in (TURNTABLE, SHEET):
         raise UsageProblem(f"a {kind} has no transparency", hint="--frames or --view with --background transparent")
     path = output or default_output(asset, kind)
     check_target(path, kind, force=force)
-    shot = _Shot.load(asset, device, size, channel, color)
+    from segdream_cli.cli.shot import Shot
+
+    shot = Shot.load(asset, device, size, str(channel), color)
     if kind == TURNTABLE:
         shot.film(path, n_frames, fps, elevation)
     elif kind == FRAMES:
@@ -71,7 +79,13 @@ def render(
         shot.sheet(path, elevation)
     else:
         shot.still(path, *angles)
-    Output(json=json, quiet=quiet).result(path, asset=str(asset), kind=kind, size=size)
+    sink = Output(json=json, quiet=quiet)
+    about = {"asset": str(asset), "kind": kind, "channel": str(channel), "size": size}
+    if channel == Channel.depth and kind in (STILL, FRAMES):
+        near, far = shot.depth_range()
+        sink.note(f"grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}; 0 is nothing")
+        about |= {"near": near, "far": far}
+    sink.result(path, **about)
 
 
 def parse_view(text: str) -> tuple[float, float]:
@@ -123,108 +137,11 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
     from segdream_cli.video import check_suffix
 
     if kind == FRAMES:
-        check_output(path / "frame", force=True) if path.is_dir() else check_output(path, force=False)
-        if path.is_dir() and any(path.glob("frame-*.png")) and not force:
-            check_output(next(path.glob("frame-*.png")), force=False)
+        there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
+        check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
         return
     if kind == TURNTABLE:
         check_suffix(path)
     elif path.suffix.lower() != ".png":
         raise UsageProblem(f"a {kind} is a PNG file, and {path} is not named so", hint=f"-o {path.with_suffix('.png')}")
     check_output(path, force=force)
-
-
-class _Shot:
-    """An asset in front of a camera, and what is done with the pictures."""
-
-    def __init__(
-        self, pipeline: "Pipeline", gaussians: "Gaussians", size: int, channel: str, color: tuple[float, ...] | None
-    ) -> None:
-        from segdream_cli.gaussians import bounds
-
-        self.pipeline, self.gaussians, self.size = pipeline, gaussians, size
-        self.channel, self.color = channel, color
-        self.center, self.extent = bounds(gaussians)
-
-    @classmethod
-    def load(cls, asset: Path, device: str, size: int, channel: str, color: tuple[float, ...] | None) -> "_Shot":
-        """Reads the asset; errors as `formats.read`."""
-        from segdream_cli import formats
-        from segdream_cli.cli.session import choose_device
-        from segdream_cli.config import Config
-        from segdream_cli.gaussians import Gaussians
-        from segdream_cli.pipeline import Pipeline
-
-        splats = formats.read(asset)
-        chosen = choose_device(device)
-        return cls(Pipeline(Config(), None, chosen), Gaussians.from_splats(splats).to(chosen), size, channel, color)
-
-    def film(self, path: Path, n: int, fps: float, elevation: float) -> None:
-        """Writes a turn as a film."""
-        from segdream_cli.images import to_uint8
-        from segdream_cli.video import write_video
-
-        write_video(path, (to_uint8(picture) for picture in self._turn(n, elevation)), fps)
-
-    def frames(self, folder: Path, n: int, elevation: float) -> None:
-        """Writes a turn as numbered pictures."""
-        from segdream_cli.images import write_png
-
-        folder.mkdir(exist_ok=True)
-        for number, picture in enumerate(self._turn(n, elevation)):
-            write_png(folder / f"frame-{number:04d}.png", picture)
-
-    def sheet(self, path: Path, elevation: float) -> None:
-        """Writes eight sides as one picture."""
-        from segdream_cli.images import contact_sheet, write_png
-
-        names = ["front", "front left", "left", "back left", "back", "back right", "right", "front right"]
-        write_png(path, contact_sheet(list(self._turn(8, elevation)), columns=4, labels=names))
-
-    def still(self, path: Path, azimuth: float, elevation: float) -> None:
-        """Writes one picture."""
-        import torch
-
-        from segdream_cli.images import write_png
-
-        write_png(path, self._picture(self._cameras(torch.tensor([azimuth]), elevation)))
-
-    def _turn(self, n: int, elevation: float) -> Iterator[Any]:
-        """The pictures of a turn, one at a time."""
-        from segdream_cli.cameras import turntable_azimuths
-
-        for azimuth in turntable_azimuths(n):
-            yield self._picture(self._cameras(azimuth[None], elevation))
-
-    def _cameras(self, azimuth_deg: Any, elevation: float) -> "Cameras":
-        import torch
-
-        from segdream_cli.cameras import viewing
-
-        return viewing(
-            azimuth_deg, torch.full_like(azimuth_deg, elevation), self.size, center=self.center, extent=self.extent
-        )
-
-    def _picture(self, cameras: "Cameras") -> Any:
-        """One camera's view as an array of floats or 16-bit depths."""
-        import torch
-
-        from segdream_cli.images import depth_preview, normals_to_rgb, straight_alpha
-        from segdream_cli.raster import normals_from_depth
-
-        rendering = self.pipeline.render(self.gaussians, cameras)
-        alpha = rendering.alpha[0, ..., 0].cpu().numpy()
-        if self.channel == "alpha":
-            return alpha[..., None].repeat(3, axis=2)
-        if self.channel == "normals":
-            cameras = cameras.to(self.pipeline.device)
-            normals = normals_from_depth(rendering.expected_depth(), cameras.viewmats, cameras.Ks)
-            return normals_to_rgb(normals[0].cpu().numpy())
-        if self.channel == "depth":
-            distance = float((cameras.positions[0].cpu() - self.center).norm())
-            depth = rendering.expected_depth()[0, ..., 0].cpu().numpy()
-            picture = depth_preview(depth, alpha, distance - self.extent, distance + self.extent)
-            return picture if picture.ndim == 3 else picture[..., None].repeat(3, axis=2)
-        if self.color is None:
-            return straight_alpha(rendering.rgb[0].cpu().numpy(), alpha)
-        return rendering.over(torch.tensor(self.color, device=self.pipeline.device))[0].cpu().numpy()

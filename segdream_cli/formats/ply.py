@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -264,14 +265,16 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise UsageProblem(f"{path} is not a file", hint=f"ls -l {path}")
+            raise UsageProblem(f"{path} is not a file", hint=f"ls -l {quote(str(path))}")
         with path.open("rb") as stream:
             if not stream.read(1):
                 raise UsageProblem(f"{path} is empty", hint=ANOTHER_FILE)
             stream.seek(0)
             yield stream
     except OSError as problem:
-        raise UsageProblem(f"{path} can't be read: {problem.strerror or problem}", hint=f"ls -l {path}") from problem
+        raise UsageProblem(
+            f"{path} can't be read: {problem.strerror or problem}", hint=f"ls -l {quote(str(path))}"
+        ) from problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -411,7 +411,10 @@ def test_resuming_what_never_reached_a_checkpoint(segdream, refused, stopped):
     (stopped / "checkpoint.safetensors").unlink()
     done = refused(2, "bus.run has no checkpoint", "generate", "--resume", "bus.run")
     hint = done.err.partition("hint: ")[2]
-    assert hint == "segdream generate 'a yellow school bus' --seed 0 --config bus.run/run.json -o bus.ply"
+    assert (
+        hint
+        == "segdream generate 'a yellow school bus' --seed 0 --quality standard --config bus.run/run.json -o bus.ply"
+    )
     assert segdream("generate", BUS, "--seed", "0", "--config", "bus.run/run.json", "-o", "bus.ply").code == 0
 
 
@@ -457,7 +460,7 @@ def test_resuming_with_other_weights(refused, stopped):
     text = (stopped / "run.json").read_text()
     at = text.index('"digest"')
     (stopped / "run.json").write_text(text[:at] + text[at:].replace(text[at + 11 : at + 15], "0000", 1))
-    refused(2, ["started with other weights", "--force"], "generate", "--resume", "bus.run")
+    refused(2, ["bus.run was started on cpu with other weights", "--force"], "generate", "--resume", "bus.run")
 
 
 def test_an_unfinished_run_is_in_the_way(refused, stopped):

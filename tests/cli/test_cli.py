@@ -113,7 +113,7 @@ def test_options_change_the_setting_they_name(segdream, arguments, key, value):
 def test_options_change_the_result(segdream):
     """One that parses and changes nothing would leave the same bytes."""
     variants = [
-        (), ("--guidance-scale", "30"), ("--perp-neg",), ("--negative", "fog"), ("--init", "box"), ("--seed", "1"),
+        (), ("--guidance-scale", "30"), ("--perp-neg",), ("--negative", "a red ball"), ("--init", "box"), ("--seed", "1"),
         ("--set", "distill.loss=eq10"),
     ]  # fmt: skip
     seen = {}
@@ -191,8 +191,8 @@ def test_a_list_skips_the_finished_goes_on_after_a_failure_and_sums_up(segdream,
     done = segdream("generate", "--prompts", "list.txt", "--out-dir", "assets", "--json", *SIX)
     assert done.code == 1
     lines = [json.loads(line) for line in done.out.splitlines()]
-    assert [line["event"] for line in lines] == ["done", "error", "done"]
-    assert "unheard" in lines[1]["message"]
+    assert [line["event"] for line in lines] == ["done", "skipped", "error", "done"]
+    assert "unheard" in lines[2]["message"]
     assert "2 made, 1 there already, 1 failed" in done.err
     assert (folder / "assets" / "a_red_ball.ply").read_text() == "old"
     names = sorted(path.name for path in (folder / "assets").glob("*.ply"))
