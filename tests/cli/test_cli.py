@@ -113,8 +113,8 @@ def test_options_change_the_setting_they_name(segdream, arguments, key, value):
 def test_options_change_the_result(segdream):
     """One that parses and changes nothing would leave the same bytes."""
     variants = [
-        (), ("--guidance-scale", "30"), ("--perp-neg",), ("--negative", "a red ball"), ("--init", "box"), ("--seed", "1"),
-        ("--set", "distill.loss=eq10"),
+        (), ("--guidance-scale", "30"), ("--perp-neg",), ("--negative", "a red ball"), ("--init", "box"),
+        ("--seed", "1"), ("--set", "distill.loss=eq10"),
     ]  # fmt: skip
     seen = {}
     for number, variant in enumerate(variants):
@@ -339,7 +339,7 @@ def test_checkpoints_come_regularly_and_go_at_the_end(segdream, monkeypatch):
 
 
 def test_init_writes_a_start_that_generate_takes(segdream):
-    done = segdream("init", BUS, "--init", "box", "--count", "30", "--seed", "2", "-o", "cloud.ply", *TINY[:4])
+    done = segdream("init", BUS, "--init", "box", "--count", "30", "--seed", "2", "-o", "cloud.ply", *TINY[:2])
     assert (done.code, done.out) == (0, "cloud.ply\n")
     start = formats.read(Path("cloud.ply"))
     assert len(start) == 30
@@ -352,7 +352,7 @@ def test_init_writes_a_start_that_generate_takes(segdream):
 @pytest.fixture
 def asset(segdream):
     """A small asset."""
-    segdream("init", BUS, "--count", "50", "-o", "bus.ply", *TINY[:4])
+    segdream("init", BUS, "--count", "50", "-o", "bus.ply", *TINY[:2])
     return Path("bus.ply")
 
 

@@ -195,7 +195,7 @@ def test_words_that_a_terminal_can_not_show(tmp_path):
     ended = run(command, tmp_path, env=plain)
     assert ended.returncode == 2
     assert "error: this prior does not know" in ended.stderr
-    cloud = [*REAL, "init", BUS, "--count", "9", "-o", "süß 日本.ply", "--prior", MINI, "--device", "cpu"]
+    cloud = [*REAL, "init", BUS, "--count", "9", "-o", "süß 日本.ply", "--prior", MINI]
     ended = run(cloud, tmp_path, env=plain)
     assert (ended.returncode, ended.stdout) == (0, "süß 日本.ply\n"), ended.stderr
     assert (tmp_path / "süß 日本.ply").is_file()
