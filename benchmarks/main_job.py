@@ -7,7 +7,6 @@ The first, uncounted run fills the caches (bytecode, compiled rasteriser), which
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,13 +20,13 @@ PROMPT = "a yellow school bus"
 
 
 def run_once(folder: Path, arguments: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, seconds of the loop, and peak memory in GiB of one run of the command."""
+    """Wall seconds, seconds of the loop, and peak memory in GiB (of the process, or of the device) of one run."""
     command = [sys.executable, "-m", "segdream_cli", "generate", PROMPT, "-o", str(folder / "bus.ply"), "--force"]
     begin = time.perf_counter()
     done = subprocess.run([*command, "--json", *arguments], capture_output=True, text=True, check=True)
     wall = time.perf_counter() - begin
     result = json.loads(done.stdout.splitlines()[-1])
-    return wall, result["seconds"], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return wall, result["seconds"], result["memory_gib"]
 
 
 def main() -> None:

@@ -37,15 +37,16 @@ def main() -> None:
         "generate", "--prompts", str(options.prompts), "--out-dir", str(options.out_dir), "--quality", options.quality,
         "--seed", options.seed, *prior, *options.rest,
     )  # fmt: skip
+    for event in events:
+        if event["event"] in ("done", "skipped"):
+            segdream("render", str(event["output"]), "--contact-sheet", "--force")
+            segdream("render", str(event["output"]), "--turntable", "--force")
     made = [event for event in events if event["event"] == "done"]
     for event in made:
-        asset = str(event["output"])
-        segdream("render", asset, "--contact-sheet", "--force")
-        segdream("render", asset, "--turntable", "--force")
         per_step = 1e3 * float(str(event["seconds"])) / max(1, int(str(event["steps"])))
         print(f"{event['prompt']}: {event['seconds']} s, {per_step:.0f} ms a step, {event['gaussians']} Gaussians")
     if not made:
-        sys.exit("no asset was made")
+        sys.exit("no asset was made by this call")
     seconds = statistics.median(float(str(event["seconds"])) for event in made)
     failed = sum(event["event"] == "error" for event in events)
     print("\n| prior | quality | assets | failed | median s an asset |\n| --- | --- | --- | --- | --- |")
