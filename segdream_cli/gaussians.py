@@ -155,15 +155,15 @@ def _rates(config: OptimConfig) -> list[tuple[float, float]]:
 def bounds(gaussians: Gaussians) -> tuple[Float[Tensor, " 3"], float]:
     """Centre and radius of the sphere that holds an asset but for stray Gaussians.
 
-    The centre is that of the box between the 1st and the 99th percentile of the visible centres; the radius is the
-    98th percentile of the distance that a visible Gaussian reaches with two standard deviations.
+    The centre is that of the box between the quantiles 0.005 and 0.995 of the visible centres; the radius is the
+    quantile 0.995 of the distance that a visible Gaussian reaches with two standard deviations.
     """
     visible = gaussians.opacities > 0.1
     if not visible.any():
         visible = torch.ones_like(visible)
     means = gaussians.means[visible].cpu()
     reach = 2 * gaussians.scales[visible].cpu().amax(-1)
-    low, high = np.quantile(means.numpy(), [0.01, 0.99], axis=0)
+    low, high = np.quantile(means.numpy(), [0.005, 0.995], axis=0)
     center = torch.from_numpy((low + high) / 2).float()
-    radius = np.quantile(((means - center).norm(dim=-1) + reach).numpy(), 0.98)
+    radius = np.quantile(((means - center).norm(dim=-1) + reach).numpy(), 0.995)
     return center, max(float(radius), 1e-3)
