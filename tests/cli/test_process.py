@@ -235,18 +235,3 @@ def test_no_color_is_heeded(launcher, tmp_path):
         assert code == ended
         assert not COLORS.search(said)
     assert "6/6" in said  # the bar is there, in black and white
-
-
-def test_help_is_quick(tmp_path):
-    """At most twice what the libraries of the command line itself take; the best of three, on a busy machine."""
-
-    def best(command):
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            assert run(command, tmp_path).returncode == 0
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
-    libraries = best([sys.executable, "-c", "import typer, rich.console, rich.progress"])
-    assert best([*REAL, "--help"]) < 2 * libraries + 0.05
