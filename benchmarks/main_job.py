@@ -35,9 +35,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--record", action="store_true", help="keep the figures in results.json")
-    parser.add_argument("rest", nargs="*", help="further arguments of segdream generate, after --")
-    options = parser.parse_args()
-    arguments = ["--device", options.device, "--prior", "mini", *options.rest]
+    options, rest = parser.parse_known_args()  # what is not known here is for segdream generate
+    arguments = ["--device", options.device, "--prior", "mini", *rest]
     with tempfile.TemporaryDirectory() as name:
         run_once(Path(name), [*arguments, "--steps", "2"])
         measured = [run_once(Path(name), arguments) for _ in range(options.runs)]

@@ -30,12 +30,11 @@ def main() -> None:
     parser.add_argument("--out-dir", type=Path, default=Path("real"))
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--seed", default="0")
-    parser.add_argument("rest", nargs="*", help="further arguments of segdream generate, such as --model, after --")
-    options = parser.parse_args()
-    prior = [] if "--model" in options.rest else ["--prior", SD21]
+    options, rest = parser.parse_known_args()  # what is not known here is for segdream generate
+    prior = [] if "--model" in rest else ["--prior", SD21]
     events = segdream(
         "generate", "--prompts", str(options.prompts), "--out-dir", str(options.out_dir), "--quality", options.quality,
-        "--seed", options.seed, *prior, *options.rest,
+        "--seed", options.seed, *prior, *rest,
     )  # fmt: skip
     for event in events:
         if event["event"] in ("done", "skipped"):
