@@ -176,7 +176,10 @@ class Pipeline:
         Raises:
             Diverged: a gradient is not finite; the assets are as they were before the step.
             OutOfMemory: the device's memory does not hold a step.
+            ValueError: the assets are not at the same step.
         """
+        if len({asset.step for asset in assets}) != 1:
+            raise ValueError("the assets of a run must be at the same step")
         while assets[0].step < self.config.optim.steps:
             begin = time.perf_counter()
             drawn = [asset.draws() for asset in assets]
