@@ -93,7 +93,7 @@ class DistillConfig:
     """Weight over t: sigma_t / alpha_t (release), or b(t) of Eq. 8 with omega(t) = sigma_t^2."""
     grad_scale: Amount = 0.1
     """Factor on the gradient of the latents (release: lambda_guidance)."""
-    segments: Count = 5
+    segments: Annotated[int, Within(1, 1000)] = 5
     """Number of sub-trajectories N_s (release, paper)."""
     segmentation: Literal["uniform", "full", "mono"] = "uniform"
     """Equal parts of [t_min, t_max] (release), of [0, T] (paper), or monotonically increasing ones."""
@@ -131,7 +131,7 @@ class DistillConfig:
 class CameraConfig:
     """Random cameras on an orbit about the object, and what is behind it (release: dataset_readers.py)."""
 
-    batch: Count = 4
+    batch: Annotated[int, Within(1, 1000)] = 4
     """Views a step (release)."""
     image_size: Annotated[int | None, Within(8)] = None
     """Side of the square renders in pixels; none is what the prior was trained at (release: 512)."""
@@ -179,7 +179,7 @@ class InitConfig:
 
     shape: str = "sphere"
     """sphere, box, or the path of a PLY file."""
-    count: Count = 100_000
+    count: Annotated[int, Within(1, 10_000_000)] = 100_000
     """Number of Gaussians of a geometric start (release)."""
     radius: Annotated[float, Within(0.001)] = 0.5
     """Radius of the sphere, half side of the box (release)."""

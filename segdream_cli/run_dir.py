@@ -175,7 +175,8 @@ class RunDir:
                 )
             record = _checked(data)
         except OSError as problem:
-            raise UsageProblem(f"{self.path} is not a run folder: {problem.strerror}", hint="ls -d *.run") from problem
+            reason = "it has no run.json" if self.path.is_dir() else problem.strerror
+            raise UsageProblem(f"{self.path} is not a run folder: {reason}", hint="ls -d *.run") from problem
         except (ValueError, KeyError, TypeError) as problem:
             raise UsageProblem(
                 f"{self.path / 'run.json'} is damaged: {problem}", hint="start over with --force"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.errors import EnvironmentProblem, SegdreamError
+from segdream_cli.errors import EnvironmentProblem, SegdreamError, WeightsUnavailable
 
 LOW_DISK_GIB = 1.0
 
@@ -132,11 +132,12 @@ def _downloaded_prior() -> Iterator[Finding]:
     from segdream_cli.config import SD21, PriorConfig
     from segdream_cli.weights import resolve
 
-    def look() -> str:
+    try:
         checkpoint = resolve(PriorConfig(name=SD21), cuda=False, offline=True, announce=lambda _: None)
-        return f"{checkpoint.name} in {checkpoint.folder}"
-
-    yield _guarded("prior", look, needed=False)
+        yield Finding("prior", "ok", f"{checkpoint.name} in {checkpoint.folder}")
+    except WeightsUnavailable as problem:
+        hint = f"generate with --prior {SD21} downloads what is missing"
+        yield Finding("prior", "absent", f"{SD21}: {problem.message.partition(', and')[0]}", hint)
 
 
 def _ffmpeg() -> Iterator[Finding]:

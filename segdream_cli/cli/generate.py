@@ -1,6 +1,7 @@
 """`segdream generate`: from a prompt, or a list of them, to assets."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -104,10 +105,8 @@ def generate(
         _list_words(request, sink)
         return
     if resume is not None:
-        others = set(context.params) - RESUME_TAKES
-        shared.refuse_given(
-            context, others, "can't be changed: --resume keeps the run's own settings", "segdream generate --resume RUN"
-        )
+        others, hint = set(context.params) - RESUME_TAKES, f"segdream generate --resume {quote(str(resume))}"
+        shared.refuse_given(context, others, "can't be changed: --resume keeps the run's own settings", hint)
         _resume(resume, request, sink, force=force)
         return
     if seeds is not None:

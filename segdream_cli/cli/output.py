@@ -47,6 +47,12 @@ class Output:
             self._line(event="skipped", output=str(output))
         self.note(message)
 
+    def stopped(self, run: Path, step: int, message: str) -> None:
+        """A run that was saved before its end: a note, and with `json` an object."""
+        if self.json:
+            self._line(event="stopped", run=str(run), step=step)
+        self.note(message)
+
     def error(self, problem: SegdreamError) -> None:
         """Why a command, or one of its items, failed, and what to do next."""
         if self.json:

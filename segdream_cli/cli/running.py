@@ -89,8 +89,8 @@ class Session:
             OutputExists: the asset or an unfinished run of it is there.
         """
         clean_prompt(job.prompt, self.checkpoint.profile.vocabulary)
-        formats.format_of(job.output)
         check_output(job.output, force=force)
+        formats.format_of(job.output)
         RunDir.beside(job.output).check_free(force=force)
 
     def make(self, job: Job) -> None:
@@ -147,6 +147,9 @@ class Session:
             except SegdreamError as problem:
                 failed += 1
                 self.sink.error(problem)
+            except typer.Exit:
+                self.sink.note("or the same command again, which goes on with the whole list")
+                raise
         self.sink.note(f"{made} made, {skipped} there already, {failed} failed")
         if failed:
             raise typer.Exit(1)
@@ -213,11 +216,15 @@ class Session:
         if isinstance(problem, (Diverged, OutOfMemory)) or isinstance(problem.__cause__, OSError):
             with suppress(SegdreamError):  # of two errors, the first is the one to show
                 run.save(asset)
-        if run.unfinished():
+        if run.unfinished() and isinstance(problem, Diverged):  # going on would meet the same step again
+            self.sink.note(f"kept as it was after step {asset.step}: {run.path}")
+        elif run.unfinished():
             self._tell_how_to_go_on(asset, run)
 
     def _tell_how_to_go_on(self, asset: AssetState, run: RunDir) -> None:
-        self.sink.note(f"stopped after step {asset.step} of {self.config.optim.steps}; to go on:")
+        self.sink.stopped(
+            run.path, asset.step, f"stopped after step {asset.step} of {self.config.optim.steps}; to go on:"
+        )
         self.sink.note(f"  {run.resume_command()}")
 
     def provenance(self, prompt: str, seed: int) -> dict[str, object]:

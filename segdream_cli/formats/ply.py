@@ -37,7 +37,7 @@ HEADER_LIMIT = 1 << 20
 """Bytes in which a header must end."""
 SIGNATURE = "segdream "
 """What our one header comment starts with; JSON follows."""
-ANOTHER_FILE = 'give another file, or make one: segdream generate "a red apple" -o apple.ply'
+ANOTHER_FILE = 'give another file, or make one: segdream generate "a red mushroom" -o mushroom.ply'
 
 
 _PRINTABLE = bytes(code if 32 <= code < 127 or code in b"\t\r\n" else ord("?") for code in range(256))
