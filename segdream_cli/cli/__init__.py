@@ -64,10 +64,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(problem.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # whoever read our output is gone; keep the interpreter's exit from tripping over the same pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     finally:
         signal.signal(signal.SIGINT, before)
     sys.exit(0)

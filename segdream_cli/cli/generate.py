@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from segdream_cli.cli import options as shared
-from segdream_cli.cli.jobs import Job, jobs_of_list, jobs_of_prompt, parse_seeds
+from segdream_cli.cli.jobs import jobs_of_list, jobs_of_prompt, parse_seeds
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.session import Request
 from segdream_cli.config import AUTO
@@ -107,7 +107,9 @@ def generate(
     if resume is not None:
         others, hint = set(context.params) - RESUME_TAKES, f"segdream generate --resume {quote(str(resume))}"
         shared.refuse_given(context, others, "can't be changed: --resume keeps the run's own settings", hint)
-        _resume(resume, request, sink, force=force)
+        from segdream_cli.cli.running import resume as continue_run
+
+        continue_run(resume, request, sink, force=force)
         return
     if seeds is not None:
         shared.refuse_given(context, {"seed"}, "has no place beside --seeds", "--seeds 0-3, or --seed 1")
@@ -118,15 +120,18 @@ def generate(
                 "--prompts takes neither a PROMPT nor -o", hint="segdream generate --prompts list.txt --out-dir assets"
             )
         jobs = jobs_of_list(prompts, out_dir, several, with_seed=seeds is not None)
-        _run_list(jobs, negative, request, sink, force=force)
-        return
-    if prompt is None or out_dir is not None:
+    elif prompt is None or out_dir is not None:
         raise UsageProblem(
             "give one PROMPT, or a list with --prompts and --out-dir",
             hint='segdream generate "a yellow school bus" -o bus.ply',
         )
-    jobs = jobs_of_prompt(prompt, output, several if seeds is not None else None, seed)
-    _run_all(jobs, negative, request, sink, force=force)
+    else:
+        jobs = jobs_of_prompt(prompt, output, several if seeds is not None else None, seed)
+    from segdream_cli.cli.running import Session  # heavy: a mistake above is answered without it
+
+    session = Session.open(request, sink, negative)
+    make = session.make_all if prompts is None else session.make_list
+    make(jobs, force=force)
 
 
 RESUME_TAKES = {"resume", "device", "offline", "preview_every", "force", "json", "quiet"}
@@ -143,28 +148,3 @@ def _list_words(request: Request, sink: Output) -> None:
         return
     for kind in ("objects", "attributes", "fillers"):
         sink.result(f"{kind}: " + ", ".join(getattr(profile.vocabulary, kind)))
-
-
-def _resume(path: Path, request: Request, sink: Output, *, force: bool) -> None:
-    """Continues a run folder."""
-    from segdream_cli.cli.running import resume
-
-    resume(path, request, sink, force=force)
-
-
-def _run_all(jobs: list[Job], negative: str | None, request: Request, sink: Output, *, force: bool) -> None:
-    """Makes assets that must all be possible before the first is begun."""
-    from segdream_cli.cli.running import Session
-
-    session = Session.open(request, sink, negative)
-    for job in jobs:
-        session.check(job, force=force)
-    for job in jobs:
-        session.make(job)
-
-
-def _run_list(jobs: list[Job], negative: str | None, request: Request, sink: Output, *, force: bool) -> None:
-    """Makes the assets of a list."""
-    from segdream_cli.cli.running import Session
-
-    Session.open(request, sink, negative).make_list(jobs, force=force)

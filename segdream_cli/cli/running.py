@@ -122,6 +122,13 @@ class Session:
         self.sink.note(f"continuing {run.path} after step {asset.step} of {self.config.optim.steps}")
         self._follow(asset, run, run.path.parent / record.output)
 
+    def make_all(self, jobs: Sequence[Job], *, force: bool) -> None:
+        """Makes assets that must all be possible before the first is begun; raises as `check` and `make`."""
+        for job in jobs:
+            self.check(job, force=force)
+        for job in jobs:
+            self.make(job)
+
     def make_list(self, jobs: Sequence[Job], *, force: bool) -> None:
         """Makes what is not there yet, continues what was stopped, and goes on after a failure.
 
