@@ -83,7 +83,7 @@ class _Views:
     cameras: Cameras
     rendering: Rendering
     rgb: Float[Tensor, "v h w 3"]
-    disparity: Float[Tensor, "v h w 1"]
+    disparity: Float[Tensor, "v h w 1"] | None
     images: Float[Tensor, "v 3 h w"]
     times: tuple[int, int, int]
 
@@ -247,9 +247,12 @@ class Pipeline:
             scales = (scales * (1 + config.camera.scale_noise * noise)).clamp_min(0)
         rendering = self._rasterize(asset.gaussians, cameras, scales)
         rgb = rendering.over(background)
-        disparity = losses.disparity(rendering.depth, rendering.alpha, cameras.Ks[:, 0, 0] / cameras.size)
-        as_disparity, flip = torch.rand(2, generator=augment).tolist()
-        images = disparity.expand(-1, -1, -1, 3) if as_disparity < config.distill.disparity_probability else rgb
+        draw, flip = torch.rand(2, generator=augment).tolist()
+        distil_disparity = draw < config.distill.disparity_probability
+        disparity = None
+        if distil_disparity or config.loss.tv_disparity:
+            disparity = losses.disparity(rendering.depth, rendering.alpha, cameras.Ks[:, 0, 0] / cameras.size)
+        images = disparity.expand(-1, -1, -1, 3) if distil_disparity and disparity is not None else rgb
         if flip < config.distill.flip_probability:
             images = images.flip(2)
         return _Views(cameras, rendering, rgb, disparity, images.permute(0, 3, 1, 2), times)
@@ -290,7 +293,7 @@ class Pipeline:
         total = gaussians.means.new_zeros(())
         if weights.tv_rgb:
             total = total + weights.tv_rgb * losses.total_variation(views.rgb)
-        if weights.tv_disparity:
+        if weights.tv_disparity and views.disparity is not None:
             total = total + weights.tv_disparity * losses.total_variation(views.disparity)
         if weights.scale:
             total = total + weights.scale * gaussians.scales.mean()
