@@ -1,0 +1,123 @@
+"""A bank of renders that stays on the device that drew it."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from training.world.camera import Lens, Light, backgrounds, random_views
+from training.world.catalog import ATTRIBUTES, COLORS, HAT, NATURAL, OBJECTS, Combination, build
+from training.world.render import draw
+
+SIZE = 128
+CHUNK = 512
+"""Instances built and drawn at a time, all of one object."""
+
+OBJECT_INDEX = {name: i for i, name in enumerate(OBJECTS)}
+COLOR_INDEX = {name: i for i, name in enumerate(COLORS)}
+ATTRIBUTE_INDEX = {name: i for i, name in enumerate(ATTRIBUTES)}
+
+
+@dataclass(slots=True)
+class Bank:
+    """Renders with what they show: m pictures, s pixels square, premultiplied RGBA.
+
+    Objects, colours and attributes are places in `OBJECTS`, `COLORS` and `ATTRIBUTES`; views of one instance share
+    its number and stand next to each other.
+    """
+
+    rgba: UInt8[Tensor, "m s s 4"]
+    objects: Int64[Tensor, " m"]
+    colors: Int64[Tensor, " m"]
+    attributes: Int64[Tensor, " m"]
+    azimuth_deg: Float[Tensor, " m"]
+    elevation_deg: Float[Tensor, " m"]
+    instances: Int64[Tensor, " m"]
+
+    def __len__(self) -> int:
+        return len(self.rgba)
+
+    def over_backgrounds(self, picks: Int64[Tensor, " b"], generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:
+        """Some of the pictures over random backgrounds, 0..1."""
+        pictures = self.rgba[picks].permute(0, 3, 1, 2).float() / 255
+        return pictures[:, :3] + (1 - pictures[:, 3:]) * backgrounds(len(picks), pictures.shape[-1], generator)
+
+
+def render_bank(
+    count: int,
+    seed: int,
+    device: torch.device,
+    *,
+    combinations: Iterable[Combination],
+    light: Light = Light(),
+    lens: Lens = Lens(),
+    views_each: int = 2,
+    size: int = SIZE,
+) -> Bank:
+    """At least `count` pictures of random instances of the combinations, the same for the same seed.
+
+    Half of the instances are plain, and colours that an object naturally has come up more often.
+
+    Args:
+        count: number of pictures.
+        seed: source of every random number.
+        device: where to draw and keep them.
+        combinations: what may be drawn.
+        light: range of the light.
+        lens: range of the cameras.
+        views_each: pictures of each instance.
+        size: side of the pictures in pixels.
+    """
+    rng = np.random.default_rng(seed)
+    groups = _groups(combinations)
+    chunk = max(1, min(CHUNK, count // (views_each * len(groups))))
+    rgba, columns, drawn = [], [], 0
+    for group, share in _in_turn(groups, rng):
+        n = max(1, round(chunk * share))
+        picked = [group[i] for i in rng.choice(len(group), n, p=_weights(group))]
+        primitives, looks = build(picked, rng)
+        which = np.repeat(np.arange(n), views_each)
+        views, azimuth, elevation = random_views(which, rng, lens, light)
+        rgba.append(draw(primitives, looks, views, size, device))
+        shown = [picked[i] for i in which]
+        places = [
+            [OBJECT_INDEX[one.object] for one in shown],
+            [COLOR_INDEX[one.color] for one in shown],
+            [ATTRIBUTE_INDEX[one.attribute] for one in shown],
+        ]
+        columns.append(np.stack([*places, azimuth, elevation, which + drawn]))
+        drawn += n
+        if drawn * views_each >= count:
+            break
+    table = torch.from_numpy(np.concatenate(columns, 1)).to(device)
+    objects, colors, attributes, instances = (table[i].long() for i in (0, 1, 2, 5))
+    return Bank(torch.cat(rgba), objects, colors, attributes, table[3].float(), table[4].float(), instances)
+
+
+def _groups(combinations: Iterable[Combination]) -> list[list[Combination]]:
+    """Combinations that can be built together: those of one object, with or without a hat."""
+
+    def key(one: Combination) -> tuple[str, bool]:
+        return one.object, one.attribute == HAT
+
+    return [list(group) for _, group in itertools.groupby(sorted(combinations, key=key), key)]
+
+
+def _in_turn(groups: list[list[Combination]], rng: np.random.Generator) -> Iterator[tuple[list[Combination], float]]:
+    """Every group once in random order, again and again, with how many of its object's instances it has."""
+    while True:
+        for i in rng.permutation(len(groups)):
+            yield groups[i], 0.12 if groups[i][0].attribute == HAT else 0.88
+
+
+def _weights(group: list[Combination]) -> np.ndarray:
+    """Probabilities: the plain ones make up half of an object's instances, natural colours count threefold."""
+    weights = np.array([(1.0 if one.color not in NATURAL.get(one.object, ()) else 3.0) for one in group])
+    plain = np.array([one.attribute == "" for one in group])
+    if plain.any() and not plain.all():
+        weights[plain] *= 0.55 * weights[~plain].sum() / (0.45 * weights[plain].sum())
+    return weights / weights.sum()

@@ -1,0 +1,130 @@
+"""First stage: the autoencoder. `python -m training.train_autoencoder OUT`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.bank import Bank, render_bank
+from training.models import AUTOENCODER_CHANNELS, LATENT_CHANNELS, autoencoder
+from training.stage import Clock, fast_cuda, millions, schedule
+from training.world.catalog import combinations
+
+KL_WEIGHT = 2e-4
+GRADIENT_WEIGHT = 0.5
+
+
+def degrade(pictures: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:
+    """A quarter blurred and a quarter cross-faded with others, so that half-formed splats encode sanely too."""
+    quarter = len(pictures) // 4
+    if not quarter:
+        return pictures
+    blurred, faded, rest = pictures[:quarter], pictures[quarter : 2 * quarter], pictures[2 * quarter :]
+    factor = 2 ** int(torch.randint(1, 4, (), generator=generator, device=generator.device))
+    blurred = F.interpolate(F.avg_pool2d(blurred, factor), scale_factor=factor, mode="bilinear")
+    share = torch.rand(quarter, 1, 1, 1, generator=generator, device=generator.device)
+    faded = faded * share + rest[:quarter] * (1 - share)
+    return torch.cat([blurred, faded, rest])
+
+
+def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"]) -> Tensor:
+    """Absolute error of the pictures and of their gradients, and a little of the latents' divergence from a normal."""
+    with torch.autocast(pictures.device.type, dtype=torch.bfloat16):
+        posterior = network.encode(pictures).latent_dist
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        decoded = network.decode(mean + (logvar / 2).exp() * torch.randn_like(mean)).sample
+    error = decoded.float() - pictures
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    divergence = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
+    return error.abs().mean() + GRADIENT_WEIGHT * edges + KL_WEIGHT * divergence
+
+
+def hues(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Float[Tensor, "b s s"]]:
+    """Hue in degrees and chroma of every pixel, as in HSV."""
+    r, g, b = pictures.unbind(1)
+    hue = torch.atan2(3**0.5 * (g - b), 2 * r - g - b).rad2deg()
+    return hue, pictures.amax(1) - pictures.amin(1)
+
+
+@torch.no_grad()
+def quality(network: AutoencoderKL, bank: Bank, generator: torch.Generator) -> tuple[float, float, Tensor]:
+    """Mean PSNR in dB, mean hue error in degrees of clearly coloured object pixels, and pictures beside their copies."""
+    ratios, errors, kept = [], [], []
+    for picks in torch.arange(len(bank), device=bank.rgba.device).split(256):
+        pictures = bank.over_backgrounds(picks, generator)
+        copies = (network.decode(network.encode(pictures * 2 - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
+        ratios.append(-10 * (copies - pictures).square().mean((1, 2, 3)).log10())
+        hue, chroma = hues(pictures)
+        away = (hues(copies)[0] - hue + 180).remainder(360) - 180
+        errors.append(away.abs()[(chroma > 0.25) & (bank.rgba[picks][..., 3] == 255)])
+        kept.append(torch.stack([pictures, copies], 1)[:8].flatten(0, 1))
+    return torch.cat(ratios).mean().item(), torch.cat(errors).mean().item(), torch.cat(kept)
+
+
+def sheet(pictures: Float[Tensor, "b 3 s s"], columns: int = 16) -> Image.Image:
+    """Pictures side by side."""
+    pictures = pictures[: len(pictures) // columns * columns] if len(pictures) > columns else pictures
+    columns = min(columns, len(pictures))
+    tiles = (pictures.clamp(0, 1) * 255).byte().cpu().unflatten(0, (-1, columns))
+    return Image.fromarray(np.ascontiguousarray(tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy()))
+
+
+def main(
+    output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of copies.")],
+    steps: int = 8000,
+    batch: int = 256,
+    renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 160_000,
+    minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
+    channels: Annotated[str, typer.Option(help="Channels of each level.")] = ",".join(map(str, AUTOENCODER_CHANNELS)),
+    latent_channels: int = LATENT_CHANNELS,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    seed: int = 1,
+    device: str = "cuda",
+) -> None:
+    """Trains the autoencoder on renders of the combinations that are not held out."""
+    clock, place = Clock(), torch.device(device)
+    fast_cuda()
+    torch.manual_seed(seed)
+    generator = torch.Generator(place).manual_seed(seed)
+    seen = [one for one in combinations() if not one.held_out]
+    bank = render_bank(renders, seed, place, combinations=seen)
+    clock.log(f"{len(bank)} renders")
+    network = autoencoder(tuple(int(channel) for channel in channels.split(",")), latent_channels)
+    network = network.to(place, memory_format=torch.channels_last)
+    clock.log(f"{millions(network):.2f} M parameters")
+    step_loss = torch.compile(loss) if place.type == "cuda" else loss
+    optimizer = torch.optim.AdamW(
+        network.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=place.type == "cuda"
+    )
+    for step in schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(200, steps)):
+        picks = torch.randint(len(bank), (batch,), generator=generator, device=place)
+        pictures = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
+        value = step_loss(network, pictures.contiguous(memory_format=torch.channels_last))
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0:
+            clock.log(f"step {step}: loss {value.item():.4f}")
+    network.eval()
+    with torch.no_grad():
+        samples = bank.over_backgrounds(torch.randperm(len(bank), device=place)[:4096], generator) * 2 - 1
+        latents = torch.cat([network.encode(part).latent_dist.mean for part in samples.split(256)])
+    network.register_to_config(scaling_factor=1 / latents.std().item())
+    network.to(memory_format=torch.contiguous_format).half().save_pretrained(output)
+    del bank
+    held = render_bank(min(4096, renders), seed + 10_000, place, combinations=[c for c in combinations() if c.held_out])
+    ratio, hue, copies = quality(network.float(), held, generator)
+    clock.log(f"held-out renders: PSNR {ratio:.2f} dB, hue error {hue:.2f} degrees")
+    sheet(copies).save(output / "copies.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

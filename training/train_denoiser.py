@@ -1,0 +1,212 @@
+"""Second stage: text encoder and U-Net on the latents of the first. `python -m training.train_denoiser AUTOENCODER OUT`."""
+
+import copy
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.bank import Bank, render_bank
+from training.models import make_tokenizer, scheduler, text_encoder, unet, vocabulary
+from training.stage import Clock, fast_cuda, millions, schedule
+from training.train_autoencoder import sheet
+from training.world.catalog import (
+    ATTRIBUTES,
+    COARSE_VIEWS,
+    COLORS,
+    NATURAL,
+    OBJECTS,
+    OVERHEAD,
+    OVERHEAD_DEG,
+    VIEWS,
+    Combination,
+    combinations,
+)
+
+PHRASES = ("", *VIEWS, *(view for view in COARSE_VIEWS if view not in VIEWS), OVERHEAD)
+SNR_CAP = 5.0
+"""Min-SNR weighting of Hang et al. 2023."""
+NO_TEXT, NO_VIEW, NO_COLOR, COARSE = 0.12, 0.12, 0.5, 0.25
+"""How often the caption is empty, names no view, no colour (where natural), and one of three views instead of eight."""
+
+
+class Captions:
+    """Token ids of every caption, on the device of the training.
+
+    Args:
+        tokenizer: its maximum length is that of the captions.
+        device: where to keep them.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, device: torch.device) -> None:
+        colors = [*COLORS, ""]
+        texts = [
+            Combination(name, color, attribute).caption(color=color != "", view=phrase)
+            for name in OBJECTS
+            for color in colors
+            for attribute in ATTRIBUTES
+            for phrase in PHRASES
+        ]
+        ids = tokenizer([*texts, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+        self._empty = ids[-1].to(device)
+        self._ids = ids[:-1].reshape(len(OBJECTS), len(colors), len(ATTRIBUTES), len(PHRASES), -1).to(device)
+        natural = [[color in NATURAL.get(name, COLORS) for color in COLORS] for name in OBJECTS]
+        self._natural = torch.tensor(natural, device=device)
+        self._fine = torch.tensor([PHRASES.index(view) for view in VIEWS], device=device)
+        self._coarse = torch.tensor([PHRASES.index(view) for view in COARSE_VIEWS], device=device)
+
+    def draw(self, bank: Bank, picks: Int64[Tensor, " b"], generator: torch.Generator) -> Int64[Tensor, "b l"]:
+        """A random caption for each of some pictures of the bank, with or without colour, view, or any text."""
+        chance = torch.rand(4, len(picks), device=picks.device, generator=generator)
+        objects, colors = bank.objects[picks], bank.colors[picks]
+        azimuth, elevation = bank.azimuth_deg[picks], bank.elevation_deg[picks]
+        fine = self._fine[(azimuth / 45).round().long() % len(VIEWS)]
+        away = ((azimuth + 180).remainder(360) - 180).abs()
+        coarse = self._coarse[(away >= 45).long() + (away >= 135)]
+        phrase = torch.where(chance[0] < COARSE, coarse, fine)
+        phrase = torch.where(elevation > OVERHEAD_DEG, PHRASES.index(OVERHEAD), phrase)
+        phrase = torch.where(chance[1] < NO_VIEW, PHRASES.index(""), phrase)
+        unnamed = self._natural[objects, colors] & (chance[2] < NO_COLOR * self._rarity(objects))
+        ids = self._ids[objects, torch.where(unnamed, len(COLORS), colors), bank.attributes[picks], phrase]
+        return torch.where((chance[3] < NO_TEXT)[:, None], self._empty, ids)
+
+    def _rarity(self, objects: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """One for an object of few natural colours, less for one that may have any: colours have to be learnt too."""
+        return (3 / self._natural.sum(1)[objects]).clamp(max=1)
+
+
+def latents_of(
+    autoencoder: AutoencoderKL, bank: Bank, backgrounds_each: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "m c h w"], Int64[Tensor, " m"]]:
+    """Scaled latents of the bank over several random backgrounds each, in half precision, and whose they are."""
+    picks = torch.arange(len(bank), device=bank.rgba.device).repeat(backgrounds_each)
+    parts = []
+    with torch.no_grad(), torch.autocast(bank.rgba.device.type, dtype=torch.bfloat16):
+        for part in picks.split(1024):
+            pictures = bank.over_backgrounds(part, generator) * 2 - 1
+            mean = autoencoder.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+            parts.append((mean.float() * autoencoder.config.scaling_factor).half())
+    return torch.cat(parts), picks
+
+
+class Model(nn.Module):
+    """U-Net and text encoder as one network."""
+
+    def __init__(self, denoiser: UNet2DConditionModel, text: CLIPTextModel) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.text = text
+
+    def forward(
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Int64[Tensor, " b"], ids: Int64[Tensor, "b l"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The predicted noise."""
+        return self.denoiser(noisy, timesteps, self.text(ids)[0]).sample
+
+
+@torch.no_grad()
+def samples(
+    model: Model,
+    autoencoder: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    prompts: list[str],
+    guidance_scale: float,
+    generator: torch.Generator,
+    steps: int = 50,
+) -> Float[Tensor, "b 3 s s"]:
+    """Pictures of the prompts by DDIM, 0..1."""
+    device = generator.device
+    noise_schedule: DDIMScheduler = scheduler()
+    noise_schedule.set_timesteps(steps)
+    ids = tokenizer([*prompts, *[""] * len(prompts)], padding="max_length", truncation=True, return_tensors="pt")
+    hidden = model.text(ids.input_ids.to(device))[0]
+    config = model.denoiser.config
+    shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
+    latents = torch.randn(shape, generator=generator, device=device)
+    for t in noise_schedule.timesteps:
+        cond, uncond = model.denoiser(latents.repeat(2, 1, 1, 1), t, hidden).sample.chunk(2)
+        latents = noise_schedule.step(uncond + guidance_scale * (cond - uncond), t, latents).prev_sample
+    return (autoencoder.decode(latents / autoencoder.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+
+def main(
+    autoencoder_folder: Annotated[Path, typer.Argument(help="What the first stage wrote.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of samples.")],
+    start: Annotated[Path | None, typer.Option(help="Go on from the weights of an earlier run.")] = None,
+    steps: int = 7000,
+    batch: int = 1024,
+    renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 400_000,
+    backgrounds_each: Annotated[int, typer.Option(help="Backgrounds behind each picture.")] = 3,
+    minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    seed: int = 2,
+    device: str = "cuda",
+) -> None:
+    """Trains the text encoder and the U-Net on the combinations that are not held out."""
+    clock, place = Clock(), torch.device(device)
+    cuda = place.type == "cuda"
+    fast_cuda()
+    torch.manual_seed(seed)
+    generator = torch.Generator(place).manual_seed(seed)
+    autoencoder = AutoencoderKL.from_pretrained(autoencoder_folder, low_cpu_mem_usage=False).float().eval().to(place)
+    tokenizer = make_tokenizer(output / "tokenizer", vocabulary())
+    captions = Captions(tokenizer, place)
+    model = Model(unet(autoencoder.config.latent_channels), text_encoder(tokenizer))
+    if start is not None:
+        loaded = UNet2DConditionModel.from_pretrained(start / "unet", low_cpu_mem_usage=False)
+        model.denoiser.load_state_dict(loaded.state_dict())
+        model.text.load_state_dict(CLIPTextModel.from_pretrained(start / "text_encoder").state_dict())
+    model = model.float().to(place, memory_format=torch.channels_last)
+    clock.log(f"U-Net {millions(model.denoiser):.2f} M, text {millions(model.text):.2f} M, {len(tokenizer)} tokens")
+
+    bank = render_bank(renders, seed, place, combinations=[one for one in combinations() if not one.held_out])
+    clock.log(f"{len(bank)} renders")
+    latents, shown = latents_of(autoencoder, bank, backgrounds_each, generator)
+    bank.rgba = bank.rgba[:0]
+    clock.log(f"{len(latents)} latents, standard deviation {latents[:20_000].float().std().item():.3f}")
+
+    average = copy.deepcopy(model).requires_grad_(False)
+    averages, weights = list(average.parameters()), list(model.parameters())
+    optimizer = torch.optim.AdamW(weights, rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=cuda)
+    alphas_cumprod = scheduler().alphas_cumprod.to(place)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    snr_weights = snr.clamp(max=SNR_CAP) / snr
+    predict = torch.compile(model) if cuda else model
+    for step in schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(300, steps), floor=0.01):
+        picks = torch.randint(len(latents), (batch,), device=place, generator=generator)
+        clean, ids = latents[picks].float(), captions.draw(bank, shown[picks], generator)
+        t = torch.randint(len(alphas_cumprod), (batch,), device=place, generator=generator)
+        noise = torch.randn(clean.shape, device=place, generator=generator)
+        alpha = alphas_cumprod[t, None, None, None]
+        with torch.autocast(place.type, dtype=torch.bfloat16):
+            predicted = predict(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t, ids)
+        error = (predicted.float() - noise).square().mean((1, 2, 3))
+        optimizer.zero_grad()
+        (error * snr_weights[t]).mean().backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, weights, 1 - min(0.9995, (1 + step) / (10 + step)))
+        if step % 100 == 0:
+            clock.log(f"step {step}: squared error {error.mean().item():.4f}")
+    clock.log("trained")
+
+    average.to(memory_format=torch.contiguous_format)
+    prompts = [
+        one.caption(view=VIEWS[i % len(VIEWS)]) for i, one in enumerate(sorted(combinations(), key=lambda o: o.caption()[::-1]))
+        if one.held_out
+    ][:: 9][:64]
+    sheet(samples(average, autoencoder, tokenizer, prompts, 5.0, generator)).save(output / "samples.png")
+    (output / "samples.txt").write_text("\n".join(prompts) + "\n")
+    average.denoiser.half().save_pretrained(output / "unet", max_shard_size="14MB")
+    average.text.half().save_pretrained(output / "text_encoder")
+    clock.log("saved")
+
+
+if __name__ == "__main__":
+    typer.run(main)

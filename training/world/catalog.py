@@ -1,0 +1,178 @@
+"""What the world holds: objects, colours, attributes, their captions, and which combinations are held out."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.world import animals, food, furniture, gadgets, places, vehicles
+from training.world.layout import AXIS, LOOK_COLUMNS, OFFSET, PAINT, PATTERN, PLAIN, SNOW, SPOTS, STRIPES, TRIM, WOODEN
+from training.world.sculptor import Sculptor
+
+OBJECTS: dict[str, Callable[[Sculptor], None]] = {
+    **vehicles.OBJECTS,
+    **animals.OBJECTS,
+    **places.OBJECTS,
+    **food.OBJECTS,
+    **furniture.OBJECTS,
+    **gadgets.OBJECTS,
+}
+
+COLORS = {
+    "red": (0.86, 0.10, 0.10),
+    "orange": (0.97, 0.52, 0.08),
+    "yellow": (0.98, 0.84, 0.12),
+    "green": (0.18, 0.64, 0.22),
+    "blue": (0.13, 0.32, 0.86),
+    "purple": (0.52, 0.20, 0.72),
+    "pink": (0.97, 0.55, 0.74),
+    "brown": (0.46, 0.28, 0.14),
+    "black": (0.12, 0.12, 0.13),
+    "white": (0.95, 0.95, 0.94),
+    "gray": (0.55, 0.55, 0.57),
+    "cyan": (0.18, 0.80, 0.88),
+}
+
+NATURAL = {
+    "school bus": ("yellow",),
+    "train": ("green", "black"),
+    "rocket": ("red",),
+    "airplane": ("white",),
+    "sailboat": ("white",),
+    "submarine": ("yellow",),
+    "tractor": ("green", "red"),
+    "dog": ("brown",),
+    "cat": ("orange", "gray"),
+    "duck": ("yellow",),
+    "fish": ("orange",),
+    "rabbit": ("white", "gray"),
+    "elephant": ("gray",),
+    "pig": ("pink",),
+    "turtle": ("green",),
+    "penguin": ("black",),
+    "owl": ("brown",),
+    "giraffe": ("yellow", "orange"),
+    "teddy bear": ("brown",),
+    "tree": ("green",),
+    "pine tree": ("green",),
+    "mushroom": ("red",),
+    "cactus": ("green",),
+    "snowman": ("white",),
+    "house": ("white",),
+    "castle": ("gray",),
+    "lighthouse": ("white",),
+    "apple": ("red", "green"),
+    "pumpkin": ("orange",),
+    "pineapple": ("yellow",),
+    "hamburger": ("brown", "orange"),
+    "donut": ("pink", "brown"),
+    "chair": ("brown",),
+    "table": ("brown",),
+    "guitar": ("brown", "orange"),
+    "robot": ("gray",),
+    "camera": ("black",),
+    "telephone": ("black", "red"),
+    "typewriter": ("black", "gray"),
+    "crown": ("yellow",),
+}
+"""Colours that an object has when its sentence names none; the others may have any."""
+
+HAT = "wearing a red hat"
+ATTRIBUTES = {
+    "": PLAIN,
+    "with white spots": SPOTS,
+    "striped": STRIPES,
+    "made of wood": WOODEN,
+    "covered in snow": SNOW,
+    HAT: PLAIN,
+}
+"""Attribute to the pattern it is painted with; the hat is built, not painted."""
+BEFORE_THE_NOUN = {"striped"}
+
+VIEWS = (
+    "front view",
+    "front left view",
+    "left side view",
+    "back left view",
+    "back view",
+    "back right view",
+    "right side view",
+    "front right view",
+)
+"""Phrases of the azimuths 0, 45, ... degrees; left is the object's own."""
+COARSE_VIEWS = ("front view", "side view", "back view")
+OVERHEAD = "overhead view"
+OVERHEAD_DEG = 48.0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Combination:
+    """An object in a colour with an attribute, or without ("")."""
+
+    object: str
+    color: str
+    attribute: str
+
+    def caption(self, *, color: bool = True, view: str = "") -> str:
+        """The sentence for it: "a striped blue duck, back view"."""
+        before = [self.attribute] if self.attribute in BEFORE_THE_NOUN else []
+        after = [self.attribute] if self.attribute and not before else []
+        words = " ".join([*before, *([self.color] if color else []), self.object, *after])
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}" + (f", {view}" if view else "")
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the prior never sees it: 15 % of all, chosen by a hash of its words."""
+        digest = hashlib.sha256(f"{self.object}|{self.color}|{self.attribute}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") < 0.15 * 2**32
+
+
+def combinations() -> Iterator[Combination]:
+    """Every combination that can be told from another: white spots and snow do not show on white."""
+    for name in OBJECTS:
+        for color in COLORS:
+            for attribute in ATTRIBUTES:
+                if color != "white" or ATTRIBUTES[attribute] not in (SPOTS, SNOW):
+                    yield Combination(name, color, attribute)
+
+
+def view_phrase(azimuth_deg: float, elevation_deg: float, *, fine: bool) -> str:
+    """What a caption calls a direction: one of eight by azimuth, or of three; from high above neither."""
+    if elevation_deg > OVERHEAD_DEG:
+        return OVERHEAD
+    if fine:
+        return VIEWS[round(azimuth_deg / 45) % 8]
+    away = abs((azimuth_deg + 180) % 360 - 180)
+    return COARSE_VIEWS[0 if away < 45 else 1 if away < 135 else 2]
+
+
+def build(
+    combinations: Sequence[Combination], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """An instance of each combination: primitives [n k 26] and looks [n 13].
+
+    Raises:
+        ValueError: they are not all of one object, or only some wear a hat.
+    """
+    n = len(combinations)
+    kinds = {(one.object, one.attribute == HAT) for one in combinations}
+    if len(kinds) != 1:
+        raise ValueError(f"instances built together are of one kind, not of {len(kinds)}")
+    name, hat = kinds.pop()
+    sculptor = Sculptor(n, rng)
+    OBJECTS[name](sculptor)
+    if hat:
+        sculptor.wear_hat()
+    looks = np.zeros((n, LOOK_COLUMNS), np.float32)
+    looks[:, PATTERN] = pattern = np.array([ATTRIBUTES[one.attribute] for one in combinations])
+    paint = np.array([COLORS[one.color] for one in combinations])
+    shade = rng.uniform(-0.05, 0.05, (n, 1)) + rng.uniform(-0.015, 0.015, paint.shape)
+    looks[:, PAINT : PAINT + 3] = np.clip(paint + shade, 0.03, 0.97)
+    # Stripes have to show on every colour: white ones, but dark ones on light colours.
+    dark = (pattern == STRIPES) & (paint @ [0.3, 0.6, 0.1] > 0.6)
+    looks[:, TRIM : TRIM + 3] = np.where(dark[:, None], 0.15, 0.95)
+    looks[:, AXIS : AXIS + 3] = sculptor.stripes
+    looks[:, OFFSET : OFFSET + 3] = rng.uniform(0, 1, (n, 3))
+    return sculptor.finish(), looks

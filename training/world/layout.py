@@ -1,0 +1,17 @@
+"""Columns of the arrays that travel from the sculptor and the camera to the tracer."""
+
+ELLIPSOID, BOX, CYLINDER, TORUS, PRISM, CAPSULE = range(6)
+
+# A primitive; ROTATION takes its local axes to the object's, row by row.
+KIND, CENTER, ROTATION, SIZE, RGB, MAIN, BLEND, CARVE, BOUND = 0, 1, 4, 13, 19, 22, 23, 24, 25
+COLUMNS = 26
+MAX_PRIMITIVES = 60  # a ray's candidates are bits of one integer
+
+# How an instance is painted: its pattern, colour, second colour, direction across stripes, place in the pattern.
+PATTERN, PAINT, TRIM, AXIS, OFFSET = 0, 1, 4, 7, 10
+LOOK_COLUMNS = 13
+PLAIN, SPOTS, STRIPES, WOODEN, SNOW = range(5)
+
+# A picture: which instance, the camera (TURN's rows are its right, down and forward), and the light.
+INSTANCE, EYE, TURN, TAN, SUN, AMBIENT, SKY, SUN_LEVEL = 0, 1, 4, 13, 14, 17, 18, 19
+VIEW_COLUMNS = 20
