@@ -26,9 +26,10 @@ class ViewPhrases:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """The only phrases a prior understands."""
+    """The only phrases a prior understands: one object in a prompt, with at most one colour and one attribute."""
 
     objects: tuple[str, ...]
+    colors: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     fillers: tuple[str, ...] = ()
 

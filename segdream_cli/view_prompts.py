@@ -3,7 +3,9 @@
 Shapes: b views, p phrases in the order of `phrase_texts`, l tokens of width d.
 """
 
+import dataclasses
 import difflib
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -31,7 +33,7 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
 
     Raises:
         UsageProblem: it is empty, absurdly long, holds control characters or words the prior does not know, or, for
-            a prior with a vocabulary, does not name exactly one object.
+            a prior with a vocabulary, does not name exactly one object, or two colours or attributes.
     """
     text = _checked_text(prompt, "prompt")
     if not text:
@@ -39,10 +41,15 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
     if vocabulary is None:
         return text
     phrases = _known_phrases(text, vocabulary)
-    objects = [phrase for phrase in phrases if phrase in vocabulary.objects]
-    if len(objects) != 1:
-        named = " and ".join(objects) or "none"
-        raise UsageProblem(f"this prior draws one object at a time, and {text!r} names {named}", hint=WORDS_HINT)
+    for kind, known, fewest in (
+        ("object", vocabulary.objects, 1),
+        ("colour", vocabulary.colors, 0),
+        ("attribute", vocabulary.attributes, 0),
+    ):
+        named = [phrase for phrase in phrases if phrase in known]
+        if not fewest <= len(named) <= 1:
+            names = " and ".join(named) or "none"
+            raise UsageProblem(f"this prior draws one {kind} at a time, and {text!r} names {names}", hint=WORDS_HINT)
     return " ".join(phrases)
 
 
@@ -82,7 +89,7 @@ def _known_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
     Raises:
         UsageProblem: naming the words that belong to none, and the nearest known phrases.
     """
-    phrases = sorted((*vocabulary.objects, *vocabulary.attributes, *vocabulary.fillers), key=len, reverse=True)
+    phrases = sorted(itertools.chain(*dataclasses.astuple(vocabulary)), key=len, reverse=True)
     known = re.compile(r"\b(?:" + "|".join(map(re.escape, phrases)) + r")\b")
     text = " ".join(text.lower().split())
     unknown = re.findall(r"\w+", known.sub(" ", text))

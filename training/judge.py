@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from jaxtyping import Float, Int64
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -120,7 +121,7 @@ class Judge(nn.Module):
         try:
             about = json.loads((path / ABOUT_FILE).read_text(encoding="utf-8"))
             weights = load_file(path / WEIGHTS_FILE)
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, SafetensorError) as problem:
             raise WeightsUnavailable(f"the judge in {path} can't be read: {problem}", hint=again) from problem
         if other := [name for name, names in NAMES.items() if about.get(name) != names]:
             raise WeightsUnavailable(f"the judge in {path} knows other {' and '.join(other)}", hint=again)

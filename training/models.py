@@ -18,7 +18,9 @@ AUTOENCODER_CHANNELS = (16, 32, 64, 128)
 LATENT_CHANNELS = 8
 
 
-def autoencoder(channels: tuple[int, ...] = AUTOENCODER_CHANNELS, latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
+def autoencoder(
+    channels: tuple[int, ...] = AUTOENCODER_CHANNELS, latent_channels: int = LATENT_CHANNELS
+) -> AutoencoderKL:
     """An autoencoder of 128 px pictures whose latents are 16 px square for four levels."""
     return AutoencoderKL(
         latent_channels=latent_channels,

@@ -28,7 +28,7 @@ def schedule(
     """Counts the steps, setting the learning rate of each: a linear warm-up, then a cosine down to `floor`.
 
     The cosine follows whichever is further, the steps or the clock, so that a slow machine finishes a shorter training
-    in time instead of being cut off; the log says so.
+    in time instead of being cut off. The log then says how many steps it took.
 
     Args:
         optimizer: its groups' present rates are the peak.
@@ -43,7 +43,7 @@ def schedule(
     for step in range(steps):
         done = max(step / steps, (clock() - started) / max(limit_s - started, 1e-3))
         if done >= 1:
-            clock.log(f"out of time after {step} of {steps} steps: not the training that the model card describes")
+            clock.log(f"the clock, not the steps, was the limit: {step} of {steps}")
             return
         factor = min(1, (step + 1) / warmup) * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):

@@ -29,6 +29,7 @@ from training.world.catalog import (
 )
 
 PHRASES = ("", *VIEWS, *(view for view in COARSE_VIEWS if view not in VIEWS), OVERHEAD)
+SAMPLES = 64
 SNR_CAP = 5.0
 """Min-SNR weighting of Hang et al. 2023."""
 NO_TEXT, NO_VIEW, NO_COLOR, COARSE = 0.12, 0.12, 0.5, 0.25
@@ -46,7 +47,8 @@ class Captions:
     def __init__(self, tokenizer: CLIPTokenizer, device: torch.device) -> None:
         colors = [*COLORS, ""]
         texts = [
-            Combination(name, color, attribute).caption(color=color != "", view=phrase)
+            Combination(name, color, attribute).caption(view=phrase, named_color=color != "", color_first=color_first)
+            for color_first in (False, True)
             for name in OBJECTS
             for color in colors
             for attribute in ATTRIBUTES
@@ -54,7 +56,7 @@ class Captions:
         ]
         ids = tokenizer([*texts, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
         self._empty = ids[-1].to(device)
-        self._ids = ids[:-1].reshape(len(OBJECTS), len(colors), len(ATTRIBUTES), len(PHRASES), -1).to(device)
+        self._ids = ids[:-1].reshape(2, len(OBJECTS), len(colors), len(ATTRIBUTES), len(PHRASES), -1).to(device)
         natural = [[color in NATURAL.get(name, COLORS) for color in COLORS] for name in OBJECTS]
         self._natural = torch.tensor(natural, device=device)
         self._fine = torch.tensor([PHRASES.index(view) for view in VIEWS], device=device)
@@ -62,7 +64,7 @@ class Captions:
 
     def draw(self, bank: Bank, picks: Int64[Tensor, " b"], generator: torch.Generator) -> Int64[Tensor, "b l"]:
         """A random caption for each of some pictures of the bank, with or without colour, view, or any text."""
-        chance = torch.rand(4, len(picks), device=picks.device, generator=generator)
+        chance = torch.rand(5, len(picks), device=picks.device, generator=generator)
         objects, colors = bank.objects[picks], bank.colors[picks]
         azimuth, elevation = bank.azimuth_deg[picks], bank.elevation_deg[picks]
         fine = self._fine[(azimuth / 45).round().long() % len(VIEWS)]
@@ -72,7 +74,8 @@ class Captions:
         phrase = torch.where(elevation > OVERHEAD_DEG, PHRASES.index(OVERHEAD), phrase)
         phrase = torch.where(chance[1] < NO_VIEW, PHRASES.index(""), phrase)
         unnamed = self._natural[objects, colors] & (chance[2] < NO_COLOR * self._rarity(objects))
-        ids = self._ids[objects, torch.where(unnamed, len(COLORS), colors), bank.attributes[picks], phrase]
+        order = (chance[4] < 0.5).long()
+        ids = self._ids[order, objects, torch.where(unnamed, len(COLORS), colors), bank.attributes[picks], phrase]
         return torch.where((chance[3] < NO_TEXT)[:, None], self._empty, ids)
 
     def _rarity(self, objects: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -95,18 +98,12 @@ def latents_of(
 
 
 class Model(nn.Module):
-    """U-Net and text encoder as one network."""
+    """U-Net and text encoder, trained, averaged and saved together."""
 
     def __init__(self, denoiser: UNet2DConditionModel, text: CLIPTextModel) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.text = text
-
-    def forward(
-        self, noisy: Float[Tensor, "b c h w"], timesteps: Int64[Tensor, " b"], ids: Int64[Tensor, "b l"]
-    ) -> Float[Tensor, "b c h w"]:
-        """The predicted noise."""
-        return self.denoiser(noisy, timesteps, self.text(ids)[0]).sample
 
 
 @torch.no_grad()
@@ -138,10 +135,10 @@ def main(
     autoencoder_folder: Annotated[Path, typer.Argument(help="What the first stage wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of samples.")],
     start: Annotated[Path | None, typer.Option(help="Go on from the weights of an earlier run.")] = None,
-    steps: int = 7000,
-    batch: int = 1024,
-    renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 400_000,
-    backgrounds_each: Annotated[int, typer.Option(help="Backgrounds behind each picture.")] = 3,
+    steps: int = 12_000,
+    batch: int = 512,
+    renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 240_000,
+    backgrounds_each: Annotated[int, typer.Option(help="Backgrounds behind each picture.")] = 4,
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     seed: int = 2,
@@ -176,7 +173,8 @@ def main(
     alphas_cumprod = scheduler().alphas_cumprod.to(place)
     snr = alphas_cumprod / (1 - alphas_cumprod)
     snr_weights = snr.clamp(max=SNR_CAP) / snr
-    predict = torch.compile(model) if cuda else model
+    denoise = torch.compile(model.denoiser) if cuda else model.denoiser
+    recent = torch.zeros((), device=place)
     for step in schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(300, steps), floor=0.01):
         picks = torch.randint(len(latents), (batch,), device=place, generator=generator)
         clean, ids = latents[picks].float(), captions.draw(bank, shown[picks], generator)
@@ -184,7 +182,7 @@ def main(
         noise = torch.randn(clean.shape, device=place, generator=generator)
         alpha = alphas_cumprod[t, None, None, None]
         with torch.autocast(place.type, dtype=torch.bfloat16):
-            predicted = predict(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t, ids)
+            predicted = denoise(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t, model.text(ids)[0]).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         optimizer.zero_grad()
         (error * snr_weights[t]).mean().backward()
@@ -192,15 +190,15 @@ def main(
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - min(0.9995, (1 + step) / (10 + step)))
-        if step % 100 == 0:
+        recent.lerp_(error.detach().mean(), 0.01)
+        if step % 1000 == 0:
             clock.log(f"step {step}: squared error {error.mean().item():.4f}")
-    clock.log("trained")
+    clock.log(f"{step + 1} steps, mean squared error of the last hundred or so {recent.item():.5f}")
 
     average.to(memory_format=torch.contiguous_format)
-    prompts = [
-        one.caption(view=VIEWS[i % len(VIEWS)]) for i, one in enumerate(sorted(combinations(), key=lambda o: o.caption()[::-1]))
-        if one.held_out
-    ][:: 9][:64]
+    held_out = [one for one in combinations() if one.held_out]
+    prompts = [one.caption(view=VIEWS[i % len(VIEWS)]) for i, one in enumerate(held_out[:: len(held_out) // SAMPLES])]
+    prompts = prompts[:SAMPLES]
     sheet(samples(average, autoencoder, tokenizer, prompts, 5.0, generator)).save(output / "samples.png")
     (output / "samples.txt").write_text("\n".join(prompts) + "\n")
     average.denoiser.half().save_pretrained(output / "unet", max_shard_size="14MB")

@@ -1,5 +1,6 @@
 """`segdream generate`: from a prompt, or a list of them, to assets."""
 
+import dataclasses
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -146,5 +147,5 @@ def _list_words(request: Request, sink: Output) -> None:
     if profile.vocabulary is None:
         sink.note(f"{profile.title} takes any text")
         return
-    for kind in ("objects", "attributes", "fillers"):
-        sink.result(f"{kind}: " + ", ".join(getattr(profile.vocabulary, kind)))
+    for kind, phrases in dataclasses.asdict(profile.vocabulary).items():
+        sink.result(f"{kind}: " + ", ".join(phrases))

@@ -26,7 +26,8 @@ from segdream_cli.view_prompts import (
 
 WORDS = Vocabulary(
     objects=("school bus", "ice cream cone", "car", "dog", "ice"),
-    attributes=("yellow", "red"),
+    colors=("yellow", "red"),
+    attributes=("striped", "wearing a red hat"),
     fillers=("a", "an", "and"),
 )
 RING_OF_8 = tuple(f"view {i}" for i in range(8))
@@ -191,7 +192,8 @@ def test_conditions_blend_embeddings_as_a_loop_does() -> None:
         ("a yellow school bus", "a yellow school bus"),
         ("  a yellow school bus\n", "a yellow school bus"),
         ("A Yellow SCHOOL Bus", "a yellow school bus"),
-        ("a yellow, red school bus!", "a yellow red school bus"),
+        ("a red, striped school bus!", "a red striped school bus"),
+        ("a yellow dog wearing a red hat", "a yellow dog wearing a red hat"),
         ("a  yellow school   bus", "a yellow school bus"),
         ("an ice cream cone", "an ice cream cone"),
         ("ice", "ice"),
@@ -245,6 +247,9 @@ def test_unusable_prompts_are_refused(prompt: str, says: str, vocabulary: Vocabu
         ("a school-bus", "'school', 'bus'; the nearest it knows: school bus"),
         ("a yellow car and a dog", "names car and dog"),
         ("dog dog", "names dog and dog"),
+        ("a yellow red dog", "one colour at a time, and 'a yellow red dog' names yellow and red"),
+        ("a striped dog wearing a red hat", "one attribute at a time"),
+        ("a dog wearing a hat", "'wearing', 'hat'; the nearest it knows: wearing a red hat"),
         ("a yellow", "names none"),
         ("🚌", "names none"),
     ],

@@ -45,7 +45,9 @@ def random_views(
     sine = np.sin(np.arctan(tan) * rng.uniform(*lens.fill, m))
     views = look_at(instances, azimuth, elevation, tan, 1 / sine)
     around, height = rng.uniform(0, 2 * np.pi, m), rng.uniform(0.5, 1.2, m)
-    views[:, SUN : SUN + 3] = np.stack([np.cos(height) * np.sin(around), np.sin(height), np.cos(height) * np.cos(around)], -1)
+    views[:, SUN : SUN + 3] = np.stack(
+        [np.cos(height) * np.sin(around), np.sin(height), np.cos(height) * np.cos(around)], -1
+    )
     for column, bounds in ((AMBIENT, light.ambient), (SKY, light.sky), (SUN_LEVEL, light.sun)):
         views[:, column] = rng.uniform(*bounds, m)
     return views, azimuth, elevation

@@ -115,11 +115,12 @@ class Combination:
     color: str
     attribute: str
 
-    def caption(self, *, color: bool = True, view: str = "") -> str:
-        """The sentence for it: "a striped blue duck, back view"."""
+    def caption(self, *, view: str = "", named_color: bool = True, color_first: bool = False) -> str:
+        """The sentence for it: "a striped blue duck, back view", or with `color_first` "a blue striped duck, back view"."""
+        color = [self.color] if named_color else []
         before = [self.attribute] if self.attribute in BEFORE_THE_NOUN else []
         after = [self.attribute] if self.attribute and not before else []
-        words = " ".join([*before, *([self.color] if color else []), self.object, *after])
+        words = " ".join([*(color + before if color_first else before + color), self.object, *after])
         return f"{'an' if words[0] in 'aeiou' else 'a'} {words}" + (f", {view}" if view else "")
 
     @property
@@ -176,3 +177,10 @@ def build(
     looks[:, AXIS : AXIS + 3] = sculptor.stripes
     looks[:, OFFSET : OFFSET + 3] = rng.uniform(0, 1, (n, 3))
     return sculptor.finish(), looks
+
+
+if __name__ == "__main__":
+    print("# Combinations that the embedded prior never saw in training: the prompts of its tests.")
+    for held in combinations():
+        if held.held_out:
+            print(held.caption())

@@ -12,7 +12,25 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.world.layout import (BLEND, BOUND, BOX, CAPSULE, CARVE, CENTER, COLUMNS, CYLINDER, ELLIPSOID, KIND, MAIN, MAX_PRIMITIVES, PRISM, RGB, ROTATION, SIZE, TORUS)
+from training.world.layout import (
+    BLEND,
+    BOUND,
+    BOX,
+    CAPSULE,
+    CARVE,
+    CENTER,
+    COLUMNS,
+    CYLINDER,
+    ELLIPSOID,
+    KIND,
+    MAIN,
+    MAX_PRIMITIVES,
+    PRISM,
+    RGB,
+    ROTATION,
+    SIZE,
+    TORUS,
+)
 
 Array = NDArray[np.float64]
 Scalar = float | Array
@@ -131,7 +149,12 @@ class Sculptor:
         self._add(PRISM, center, (bottom, top, half_height, half_depth, rounding), color, **how)
 
     def capsule(
-        self, start: Vector, end: Vector, radius: Scalar, end_radius: Scalar | None = None, color: Color = None,
+        self,
+        start: Vector,
+        end: Vector,
+        radius: Scalar,
+        end_radius: Scalar | None = None,
+        color: Color = None,
         **how: object,
     ) -> None:
         """A limb from one ball to another; the smaller ball must not lie inside the larger one."""

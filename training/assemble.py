@@ -1,0 +1,46 @@
+"""Puts the stages' weights together as one checkpoint: `python -m training.assemble AUTOENCODER DENOISER CHECKPOINT`."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.models import MAX_TOKENS, scheduler
+
+LIMIT_MB = 30.0
+
+
+def main(
+    autoencoder: Annotated[Path, typer.Argument(help="What the first stage wrote.")],
+    denoiser: Annotated[Path, typer.Argument(help="What the second stage wrote.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder to replace; its segdream.json stays.")],
+) -> None:
+    """Writes a checkpoint in Stable Diffusion's layout, in half precision."""
+    for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler"):
+        shutil.rmtree(checkpoint / part, ignore_errors=True)
+    tokens = denoiser / "tokenizer"
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(autoencoder, low_cpu_mem_usage=False).half(),
+        text_encoder=CLIPTextModel.from_pretrained(denoiser / "text_encoder", dtype=torch.float16),
+        tokenizer=CLIPTokenizer(str(tokens / "vocab.json"), str(tokens / "merges.txt"), model_max_length=MAX_TOKENS),
+        unet=UNet2DConditionModel.from_pretrained(denoiser / "unet", low_cpu_mem_usage=False).half(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(checkpoint)
+    for name in ("vocab.json", "merges.txt"):  # transformers 5 writes tokenizer.json only
+        shutil.copy(tokens / name, checkpoint / "tokenizer" / name)
+    for file in checkpoint.rglob("*.safetensors"):
+        file.chmod(0o644)
+    size = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")) / 1e6
+    print(f"{size:.1f} MB of weights in {checkpoint}, of {LIMIT_MB:.0f} at most")
+
+
+if __name__ == "__main__":
+    typer.run(main)
