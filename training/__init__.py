@@ -1,0 +1,1 @@
+"""How the embedded prior was made: its world, its training, its judge."""

@@ -1,4 +1,4 @@
-"""Puts the stages' weights together as one checkpoint: `python -m training.assemble AUTOENCODER DENOISER CHECKPOINT`."""
+"""Last step: the stages' weights as one checkpoint, `python -m training.assemble AUTOENCODER DENOISER CHECKPOINT`."""
 
 import shutil
 from pathlib import Path

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.world.camera import Lens, Light, backgrounds, random_views
@@ -14,6 +15,7 @@ from training.world.catalog import ATTRIBUTES, COLORS, HAT, NATURAL, OBJECTS, Co
 from training.world.render import draw
 
 SIZE = 128
+LIGHT, LENS = Light(), Lens()
 CHUNK = 512
 """Instances built and drawn at a time, all of one object."""
 
@@ -53,8 +55,8 @@ def render_bank(
     device: torch.device,
     *,
     combinations: Iterable[Combination],
-    light: Light = Light(),
-    lens: Lens = Lens(),
+    light: Light = LIGHT,
+    lens: Lens = LENS,
     views_each: int = 2,
     size: int = SIZE,
 ) -> Bank:
@@ -114,10 +116,10 @@ def _in_turn(groups: list[list[Combination]], rng: np.random.Generator) -> Itera
             yield groups[i], 0.12 if groups[i][0].attribute == HAT else 0.88
 
 
-def _weights(group: list[Combination]) -> np.ndarray:
+def _weights(group: list[Combination]) -> NDArray[np.float64]:
     """Probabilities: the plain ones make up half of an object's instances, natural colours count threefold."""
     weights = np.array([(1.0 if one.color not in NATURAL.get(one.object, ()) else 3.0) for one in group])
     plain = np.array([one.attribute == "" for one in group])
     if plain.any() and not plain.all():
         weights[plain] *= 0.55 * weights[~plain].sum() / (0.45 * weights[plain].sum())
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())

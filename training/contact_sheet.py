@@ -1,4 +1,4 @@
-"""Draws objects of the world from four sides, plain and with each attribute: `python -m training.contact_sheet --help`."""
+"""Draws objects of the world from all sides and with each attribute: `python -m training.contact_sheet --help`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from training.world.catalog import COARSE_VIEWS, COLORS, OBJECTS, OVERHEAD, VIEWS, combinations
+from training.world.catalog import COARSE_VIEWS, COLORS, OVERHEAD, VIEWS, combinations
 
 TEXT_WIDTH = 192
 MAX_TOKENS = 20

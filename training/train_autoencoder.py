@@ -36,9 +36,9 @@ def degrade(pictures: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> F
 
 
 def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"]) -> Tensor:
-    """Absolute error of the pictures, their gradients and their colours over 8 px, and a little of the latents' divergence.
+    """Absolute errors of pictures, gradients and colours over 8 px, and a little of the latents' divergence.
 
-    The colours get a term of their own since edges would otherwise be learnt first, and wrong hues cost a pixel little.
+    Colours get a term of their own since a wrong hue costs a pixel little: they would be learnt last.
     """
     with torch.autocast(pictures.device.type, dtype=torch.bfloat16):
         posterior = network.encode(pictures).latent_dist
@@ -48,7 +48,8 @@ def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"]) -> Tensor:
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     divergence = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
     colors = F.avg_pool2d(error, 8).abs().mean()
-    return error.abs().mean() + GRADIENT_WEIGHT * edges + COLOR_WEIGHT * colors + KL_WEIGHT * divergence
+    total: Tensor = error.abs().mean() + GRADIENT_WEIGHT * edges + COLOR_WEIGHT * colors + KL_WEIGHT * divergence
+    return total
 
 
 def hues(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Float[Tensor, "b s s"]]:
@@ -60,7 +61,7 @@ def hues(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Fl
 
 @torch.no_grad()
 def quality(network: AutoencoderKL, bank: Bank, generator: torch.Generator) -> tuple[float, float, Tensor]:
-    """Mean PSNR in dB, mean hue error in degrees of clearly coloured object pixels, and pictures beside their copies."""
+    """Mean PSNR in dB, mean hue error in degrees of clearly coloured objects' pixels, and pictures beside copies."""
     ratios, errors, kept = [], [], []
     for picks in torch.arange(len(bank), device=bank.rgba.device).split(256):
         pictures = bank.over_backgrounds(picks, generator)

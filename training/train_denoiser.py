@@ -1,6 +1,8 @@
-"""Second stage: text encoder and U-Net on the latents of the first. `python -m training.train_denoiser AUTOENCODER OUT`."""
+"""Second stage: text encoder and U-Net on latents. `python -m training.train_denoiser AUTOENCODER OUT`."""
 
 import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +32,7 @@ from training.world.catalog import (
 
 PHRASES = ("", *VIEWS, *(view for view in COARSE_VIEWS if view not in VIEWS), OVERHEAD)
 SAMPLES = 64
+AVERAGE = 0.9995
 SNR_CAP = 5.0
 """Min-SNR weighting of Hang et al. 2023."""
 NO_TEXT, NO_VIEW, NO_COLOR, COARSE = 0.12, 0.12, 0.5, 0.25
@@ -131,6 +134,73 @@ def samples(
     return (autoencoder.decode(latents / autoencoder.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
 
+@dataclass(slots=True)
+class Data:
+    """What the U-Net learns from: latents of the bank's pictures, which picture each shows, and their captions."""
+
+    latents: Float[Tensor, "m c h w"]
+    shown: Int64[Tensor, " m"]
+    bank: Bank
+    captions: Captions
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, "b l"]]:
+        """Random latents with a random caption of each."""
+        picks = torch.randint(len(self.latents), (batch,), device=self.latents.device, generator=generator)
+        return self.latents[picks].float(), self.captions.draw(self.bank, self.shown[picks], generator)
+
+
+def fit(
+    model: Model,
+    data: Data,
+    counted: Iterable[int],
+    optimizer: torch.optim.Optimizer,
+    batch: int,
+    generator: torch.Generator,
+    clock: Clock,
+) -> Model:
+    """Trains the model for the counted steps and returns the exponential average of its weights."""
+    place = data.latents.device
+    average = copy.deepcopy(model).requires_grad_(False)
+    averages, weights = list(average.parameters()), list(model.parameters())
+    alphas_cumprod = scheduler().alphas_cumprod.to(place)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    snr_weights = snr.clamp(max=SNR_CAP) / snr
+    denoise = torch.compile(model.denoiser) if place.type == "cuda" else model.denoiser
+    recent = torch.zeros((), device=place)
+    for step in counted:
+        clean, ids = data.draw(batch, generator)
+        t = torch.randint(len(alphas_cumprod), (batch,), device=place, generator=generator)
+        noise = torch.randn(clean.shape, device=place, generator=generator)
+        alpha = alphas_cumprod[t, None, None, None]
+        with torch.autocast(place.type, dtype=torch.bfloat16):
+            predicted = denoise(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t, model.text(ids)[0]).sample
+        error = (predicted.float() - noise).square().mean((1, 2, 3))
+        optimizer.zero_grad()
+        (error * snr_weights[t]).mean().backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, weights, 1 - min(AVERAGE, (1 + step) / (10 + step)))
+        recent.lerp_(error.detach().mean(), 0.01)
+        if step % 1000 == 0:
+            clock.log(f"step {step}: squared error {error.mean().item():.4f}")
+    clock.log(f"{step + 1} steps, mean squared error of the last hundred or so {recent.item():.5f}")
+    return average.to(memory_format=torch.contiguous_format)
+
+
+def load(folder: Path, model: Model) -> None:
+    """Fills the model with weights that an earlier run saved."""
+    denoiser = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+    model.denoiser.load_state_dict(denoiser.state_dict())
+    model.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict())
+
+
+def save(folder: Path, model: Model) -> None:
+    """Writes the model in half precision, in files of at most 15 MB."""
+    model.denoiser.half().save_pretrained(folder / "unet", max_shard_size="14MB")
+    model.text.half().save_pretrained(folder / "text_encoder")
+
+
 def main(
     autoencoder_folder: Annotated[Path, typer.Argument(help="What the first stage wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of samples.")],
@@ -146,63 +216,32 @@ def main(
 ) -> None:
     """Trains the text encoder and the U-Net on the combinations that are not held out."""
     clock, place = Clock(), torch.device(device)
-    cuda = place.type == "cuda"
     fast_cuda()
     torch.manual_seed(seed)
     generator = torch.Generator(place).manual_seed(seed)
     autoencoder = AutoencoderKL.from_pretrained(autoencoder_folder, low_cpu_mem_usage=False).float().eval().to(place)
     tokenizer = make_tokenizer(output / "tokenizer", vocabulary())
-    captions = Captions(tokenizer, place)
     model = Model(unet(autoencoder.config.latent_channels), text_encoder(tokenizer))
     if start is not None:
-        loaded = UNet2DConditionModel.from_pretrained(start / "unet", low_cpu_mem_usage=False)
-        model.denoiser.load_state_dict(loaded.state_dict())
-        model.text.load_state_dict(CLIPTextModel.from_pretrained(start / "text_encoder").state_dict())
-    model = model.float().to(place, memory_format=torch.channels_last)
+        load(start, model)
+    model = model.float().to(place).to(memory_format=torch.channels_last)
     clock.log(f"U-Net {millions(model.denoiser):.2f} M, text {millions(model.text):.2f} M, {len(tokenizer)} tokens")
-
     bank = render_bank(renders, seed, place, combinations=[one for one in combinations() if not one.held_out])
     clock.log(f"{len(bank)} renders")
     latents, shown = latents_of(autoencoder, bank, backgrounds_each, generator)
-    bank.rgba = bank.rgba[:0]
+    bank.rgba = bank.rgba[:0].clone()
     clock.log(f"{len(latents)} latents, standard deviation {latents[:20_000].float().std().item():.3f}")
-
-    average = copy.deepcopy(model).requires_grad_(False)
-    averages, weights = list(average.parameters()), list(model.parameters())
-    optimizer = torch.optim.AdamW(weights, rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=cuda)
-    alphas_cumprod = scheduler().alphas_cumprod.to(place)
-    snr = alphas_cumprod / (1 - alphas_cumprod)
-    snr_weights = snr.clamp(max=SNR_CAP) / snr
-    denoise = torch.compile(model.denoiser) if cuda else model.denoiser
-    recent = torch.zeros((), device=place)
-    for step in schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(300, steps), floor=0.01):
-        picks = torch.randint(len(latents), (batch,), device=place, generator=generator)
-        clean, ids = latents[picks].float(), captions.draw(bank, shown[picks], generator)
-        t = torch.randint(len(alphas_cumprod), (batch,), device=place, generator=generator)
-        noise = torch.randn(clean.shape, device=place, generator=generator)
-        alpha = alphas_cumprod[t, None, None, None]
-        with torch.autocast(place.type, dtype=torch.bfloat16):
-            predicted = denoise(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t, model.text(ids)[0]).sample
-        error = (predicted.float() - noise).square().mean((1, 2, 3))
-        optimizer.zero_grad()
-        (error * snr_weights[t]).mean().backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, weights, 1 - min(0.9995, (1 + step) / (10 + step)))
-        recent.lerp_(error.detach().mean(), 0.01)
-        if step % 1000 == 0:
-            clock.log(f"step {step}: squared error {error.mean().item():.4f}")
-    clock.log(f"{step + 1} steps, mean squared error of the last hundred or so {recent.item():.5f}")
-
-    average.to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=place.type == "cuda"
+    )
+    counted = schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(300, steps), floor=0.01)
+    data = Data(latents, shown, bank, Captions(tokenizer, place))
+    average = fit(model, data, counted, optimizer, batch, generator, clock)
     held_out = [one for one in combinations() if one.held_out]
     prompts = [one.caption(view=VIEWS[i % len(VIEWS)]) for i, one in enumerate(held_out[:: len(held_out) // SAMPLES])]
-    prompts = prompts[:SAMPLES]
-    sheet(samples(average, autoencoder, tokenizer, prompts, 5.0, generator)).save(output / "samples.png")
-    (output / "samples.txt").write_text("\n".join(prompts) + "\n")
-    average.denoiser.half().save_pretrained(output / "unet", max_shard_size="14MB")
-    average.text.half().save_pretrained(output / "text_encoder")
+    sheet(samples(average, autoencoder, tokenizer, prompts[:SAMPLES], 5.0, generator)).save(output / "samples.png")
+    (output / "samples.txt").write_text("\n".join(prompts[:SAMPLES]) + "\n")
+    save(output, average)
     clock.log("saved")
 
 

@@ -28,7 +28,7 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Lens:
-    """Where cameras are: angles in degrees, field of view in radians, share of the half picture that the unit sphere fills."""
+    """Where cameras are: elevation in degrees, field of view in radians, share of it that the unit sphere fills."""
 
     elevation_deg: Bounds = (-15.0, 65.0)
     fov_rad: Bounds = (0.56, 0.84)
@@ -36,7 +36,7 @@ class Lens:
 
 
 def random_views(
-    instances: NDArray[np.intp], rng: np.random.Generator, lens: Lens = Lens(), light: Light = Light()
+    instances: NDArray[np.intp], rng: np.random.Generator, lens: Lens, light: Light
 ) -> tuple[NDArray[np.float32], Array, Array]:
     """Views of the instances from all around, with their azimuths and elevations in degrees, each [m]."""
     m = len(instances)
@@ -73,7 +73,7 @@ def look_at(
 
 
 def backgrounds(m: int, size: int, generator: torch.Generator) -> Float[Tensor, "m 3 s s"]:
-    """What is behind the objects, 0..1: white, one colour, or a gradient between two, a third of each and half of all pale."""
+    """What is behind the objects, 0..1: white, one colour or a gradient between two, half of them pale."""
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(*shape, device=generator.device, generator=generator)

@@ -116,7 +116,7 @@ class Combination:
     attribute: str
 
     def caption(self, *, view: str = "", named_color: bool = True, color_first: bool = False) -> str:
-        """The sentence for it: "a striped blue duck, back view", or with `color_first` "a blue striped duck, back view"."""
+        """The sentence for it: "a striped blue duck, back view"; `color_first`: "a blue striped duck, back view"."""
         color = [self.color] if named_color else []
         before = [self.attribute] if self.attribute in BEFORE_THE_NOUN else []
         after = [self.attribute] if self.attribute and not before else []

@@ -80,8 +80,8 @@ def clock(o: Sculptor) -> None:
         x, y = math.sin(math.radians(angle)), math.cos(math.radians(angle))
         o.box((x * (r - 0.24), y * (r - 0.24), d + 0.03), (0.03, 0.055, 0.02), BLACK, 0.01, turn=about_z(-angle))
     for angle, length, thick in ((minute, r - 0.28, 0.035), (hour, r - 0.36, 0.045)):
-        x, y = np.sin(np.radians(angle)), np.cos(np.radians(angle))
-        o.capsule((0, 0, d + 0.05), (x * length, y * length, d + 0.05), thick, color=BLACK)
+        across, up = length * np.sin(np.radians(angle)), length * np.cos(np.radians(angle))
+        o.capsule((0, 0, d + 0.05), (across, up, d + 0.05), thick, color=BLACK)
     _disc(o, (0, 0, d + 0.06), 0.07, 0.04, BLACK)
     for side in (1, -1):
         lean = about_z(-side * spread)
@@ -151,11 +151,13 @@ def typewriter(o: Sculptor) -> None:
     o.prism((0, 0.3, 0.05), 0.6, 0.1, 0.14, w - 0.02, rounding=0.05, turn=about_y(90), blend=0.05)
     turn = about_x(24)
     for row in range(3):
-        y, z = 0.25 + 0.09 * row, 0.52 - 0.17 * row
+        rise, z = 0.25 + 0.09 * row, 0.52 - 0.17 * row
         count = 6 - row % 2
-        o.box((0, y, z), (w * 0.68, 0.06, 0.085), STEEL, turn=turn)
+        o.box((0, rise, z), (w * 0.68, 0.06, 0.085), STEEL, turn=turn)
         for k in range(count):
-            o.cylinder(((k - (count - 1) / 2) * w * 0.225, y + 0.07, z), 0.062, 0.05, WHITE, turn=turn, rounding=0.02)
+            o.cylinder(
+                ((k - (count - 1) / 2) * w * 0.225, rise + 0.07, z), 0.062, 0.05, WHITE, turn=turn, rounding=0.02
+            )
     o.box((0, 0.22, 0.64), (w * 0.4, 0.05, 0.04), WHITE, turn=turn)
     y = 2 * h + 0.15
     _rod(o, (0, y, -0.3), 0.12, w + 0.02, BLACK)

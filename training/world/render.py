@@ -8,7 +8,6 @@ occlusion, so that colours stay the colours of the prompt.
 Shapes: m pictures, n instances, k primitives of each, s pixels square.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -19,7 +18,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.world.tracer import pixel_program
+from training.world.tracer import pixel
 
 Floats = NDArray[np.float32]
 
@@ -51,9 +50,7 @@ def draw(primitives: Floats, looks: Floats, views: Floats, size: int, device: to
 
 
 @cache
-def _cpu_kernel() -> Callable[..., None]:
-    pixel = pixel_program(numba.njit(error_model="numpy", fastmath=True))
-
+def _cpu_kernel() -> Any:
     @numba.njit(parallel=True, error_model="numpy")
     def kernel(primitives: Any, looks: Any, views: Any, pictures: Any) -> None:
         size = pictures.shape[1]
@@ -65,10 +62,8 @@ def _cpu_kernel() -> Callable[..., None]:
 
 
 @cache
-def _cuda_kernel() -> Callable[..., Any]:
+def _cuda_kernel() -> Any:
     from numba import cuda
-
-    pixel = pixel_program(cuda.jit(device=True, fastmath=True))
 
     @cuda.jit(fastmath=True)
     def kernel(primitives: Any, looks: Any, views: Any, pictures: Any) -> None:

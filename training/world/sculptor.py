@@ -8,6 +8,7 @@ Shapes: n instances, k primitives of each, f columns of a primitive's record.
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,20 @@ def _rotation(degrees: Scalar, axis: int) -> Array:
     return matrix
 
 
+class Placement(TypedDict, total=False):
+    """What any primitive may be told besides its shape and colour.
+
+    Attributes:
+        turn: rotation [3 3] or [n 3 3] about its centre.
+        blend: width over which it melts into what was built before it.
+        carve: take it away from what was built before it instead.
+    """
+
+    turn: Array
+    blend: Scalar
+    carve: bool
+
+
 class Sculptor:
     """Builds n instances of one kind of object at once.
 
@@ -99,11 +114,13 @@ class Sculptor:
         shift = self.rng.uniform(-spread, spread, (self.n, 1)) + self.rng.uniform(-spread, spread, (self.n, 3)) / 2
         return np.clip(np.asarray(rgb) + shift, 0.03, 0.98)
 
-    def ellipsoid(self, center: Vector, radii: Scalar | Vector, color: Color = None, **how: object) -> None:
+    def ellipsoid(self, center: Vector, radii: Scalar | Vector, color: Color = None, **how: Unpack[Placement]) -> None:
         """An ellipsoid with half axes along x, y, z (one number: a ball)."""
         self._add(ELLIPSOID, center, radii if isinstance(radii, tuple) else (radii,) * 3, color, **how)
 
-    def box(self, center: Vector, half: Vector, color: Color = None, rounding: Scalar = 0.02, **how: object) -> None:
+    def box(
+        self, center: Vector, half: Vector, color: Color = None, rounding: Scalar = 0.02, **how: Unpack[Placement]
+    ) -> None:
         """A box with half sides; `rounding` is the radius of its edges, inside the box."""
         self._add(BOX, center, (*half, rounding), color, **how)
 
@@ -117,17 +134,24 @@ class Sculptor:
         top: Scalar | None = None,
         wall: Scalar = 10.0,
         rounding: Scalar = 0.01,
-        **how: object,
+        **how: Unpack[Placement],
     ) -> None:
         """A cylinder or frustum along y: `radius` at the bottom, `top` at the top (0: a cone), hollow with a `wall`.
 
-        `rounding` is the radius of its edges, and has to stay below its half height and its radii, but for a cone's tip.
+        `rounding` is the radius of its edges, and stays below its half height and radii, but for a cone's tip.
         """
         size = (radius, radius if top is None else top, half_height, wall, rounding)
         self._add(CYLINDER, center, size, color, **how)
 
     def torus(
-        self, center: Vector, ring: Scalar, tube: Scalar, color: Color = None, *, arc: Scalar = 360.0, **how: object
+        self,
+        center: Vector,
+        ring: Scalar,
+        tube: Scalar,
+        color: Color = None,
+        *,
+        arc: Scalar = 360.0,
+        **how: Unpack[Placement],
     ) -> None:
         """A ring lying flat about y, `tube` thick; `arc` degrees of it, centred on +z."""
         half = np.asarray(arc, float) * math.pi / 360
@@ -143,7 +167,7 @@ class Sculptor:
         color: Color = None,
         *,
         rounding: Scalar = 0.01,
-        **how: object,
+        **how: Unpack[Placement],
     ) -> None:
         """A trapezoid in x and y, half as wide as `bottom` and `top` say (0: a triangle), drawn out along z."""
         self._add(PRISM, center, (bottom, top, half_height, half_depth, rounding), color, **how)
@@ -155,7 +179,7 @@ class Sculptor:
         radius: Scalar,
         end_radius: Scalar | None = None,
         color: Color = None,
-        **how: object,
+        **how: Unpack[Placement],
     ) -> None:
         """A limb from one ball to another; the smaller ball must not lie inside the larger one."""
         a, b = self._vector(start), self._vector(end)
@@ -164,9 +188,9 @@ class Sculptor:
         side = np.cross(up, np.where(np.abs(up[:, 2:]) < 0.9, [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]))
         side /= np.linalg.norm(side, axis=-1, keepdims=True)
         turn = np.stack([side, up, np.cross(side, up)], -1)
-        center = tuple((a[:, i]) for i in range(3))
         size = (radius, radius if end_radius is None else end_radius, length)
-        self._add(CAPSULE, center, size, color, turn=turn, **how)  # type: ignore[arg-type]
+        how["turn"] = turn
+        self._add(CAPSULE, (a[:, 0], a[:, 1], a[:, 2]), size, color, **how)
 
     def crown(self, center: Vector, radius: Scalar, turn: Array | None = None) -> None:
         """Where a hat would sit: the middle of its brim, and the radius of the head there."""
@@ -221,38 +245,19 @@ class Sculptor:
         records[:, :, [BLEND, BOUND]] *= scale[:, None, None]
         return records.astype(np.float32)
 
-    def _add(
-        self,
-        kind: int,
-        center: Vector,
-        size: Sequence[Scalar],
-        color: Color,
-        turn: Array | None = None,
-        blend: Scalar = 0.0,
-        carve: bool = False,
-    ) -> None:
-        """Adds a primitive.
-
-        Args:
-            kind: one of the six kinds.
-            center: its middle, for a capsule its start.
-            size: up to six numbers, whose meaning depends on the kind.
-            color: none for the colour that the prompt names.
-            turn: rotation [3 3] or [n 3 3] about its centre.
-            blend: width over which it melts into what was built before it.
-            carve: take it away from what was built before it instead.
-        """
+    def _add(self, kind: int, center: Vector, size: Sequence[Scalar], color: Color, **how: Unpack[Placement]) -> None:
+        """Adds a primitive; its centre is its middle, for a capsule its start, its size up to six numbers."""
         record = np.zeros((self.n, COLUMNS))
         record[:, KIND] = kind
         record[:, CENTER : CENTER + 3] = self._vector(center)
-        rotation = np.broadcast_to(np.eye(3) if turn is None else turn, (self.n, 3, 3))
+        rotation = np.broadcast_to(how.get("turn", np.eye(3)), (self.n, 3, 3))
         record[:, ROTATION : ROTATION + 9] = rotation.reshape(self.n, 9)
         for i, value in enumerate(size):
             record[:, SIZE + i] = value
         record[:, RGB : RGB + 3] = 0 if color is None else color
         record[:, MAIN] = color is None
-        record[:, BLEND] = blend
-        record[:, CARVE] = carve
+        record[:, BLEND] = how.get("blend", 0)
+        record[:, CARVE] = how.get("carve", False)
         record[:, BOUND] = _bound(kind, record[:, SIZE : SIZE + 6])
         self._records.append(record)
 
@@ -265,23 +270,23 @@ class Sculptor:
 
 def _bound(kind: int, size: Array) -> Array:
     """Radius of the ball about a primitive's centre that holds it, [n]."""
-    if kind == ELLIPSOID:
-        return size[:, :3].max(-1)
-    if kind == BOX:
-        return np.linalg.norm(size[:, :3], axis=-1)
-    if kind == CYLINDER:
-        return np.hypot(size[:, :2].max(-1), size[:, 2])
-    if kind == TORUS:
-        return size[:, 0] + size[:, 1]
-    if kind == PRISM:
-        return np.sqrt(size[:, :2].max(-1) ** 2 + size[:, 2] ** 2 + size[:, 3] ** 2)
-    return np.maximum(size[:, 0], size[:, 2] + size[:, 1])
+    wide = size[:, :2].max(-1)
+    bounds = {
+        ELLIPSOID: size[:, :3].max(-1),
+        BOX: np.linalg.norm(size[:, :3], axis=-1),
+        CYLINDER: np.hypot(wide, size[:, 2]),
+        TORUS: size[:, 0] + size[:, 1],
+        PRISM: np.hypot(np.hypot(wide, size[:, 2]), size[:, 3]),
+        CAPSULE: np.maximum(size[:, 0], size[:, 2] + size[:, 1]),
+    }
+    return np.asarray(bounds[kind])
 
 
 def _middles(records: Array) -> Array:
     """Middles of the primitives' boxes, [n k 3]: a capsule's lies half way along it."""
     along = np.where(records[:, :, KIND] == CAPSULE, records[:, :, SIZE + 2] / 2, 0)
-    return records[:, :, CENTER : CENTER + 3] + along[..., None] * records[:, :, ROTATION + 1 : ROTATION + 9 : 3]
+    up = records[:, :, ROTATION + 1 : ROTATION + 9 : 3]
+    return np.asarray(records[:, :, CENTER : CENTER + 3] + along[..., None] * up)
 
 
 def _extents(records: Array) -> Array:
@@ -299,4 +304,4 @@ def _extents(records: Array) -> Array:
         elif kind[k] == CAPSULE:
             local[:, k] = np.stack([wide[:, k], size[:, k, 2] / 2 + wide[:, k], wide[:, k]], -1)
     rotation = np.abs(records[:, :, ROTATION : ROTATION + 9]).reshape(*records.shape[:2], 3, 3)
-    return (rotation @ local[..., None])[..., 0]
+    return np.asarray((rotation @ local[..., None])[..., 0])

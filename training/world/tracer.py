@@ -1,8 +1,14 @@
-"""The scalar program behind `render.draw`: what one pixel of one picture looks like."""
+"""The scalar program behind `render.draw`: what one pixel of one picture looks like.
+
+Its functions are numba's, which compiles them for the CPU and, called from a CUDA kernel, for the GPU. They take a
+primitive (`part`) or all of an instance (`parts`), its `look` and a picture's `view`, whose columns `layout` names.
+"""
 
 import math
-from collections.abc import Callable
-from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
 
 from training.world.layout import (
     AMBIENT,
@@ -43,206 +49,215 @@ STEPS = 128
 FAR = 1e3
 HIT = 5e-4
 
-Jit = Callable[[Callable[..., Any]], Callable[..., Any]]
+Floats = NDArray[np.float32]
+Rgb = tuple[float, float, float]
+
+_program = numba.njit(error_model="numpy", fastmath=True)
 
 
-def pixel_program(jit: Jit) -> Callable[..., None]:
-    """The function `(primitives, looks, views, picture, row, column, pictures)`, compiled by `jit`, which writes a pixel."""
-
-    @jit
-    def distance(part, px, py, pz):
-        """Signed distance of a point to one primitive; for an ellipsoid a close bound."""
-        dx, dy, dz = px - part[CENTER], py - part[CENTER + 1], pz - part[CENTER + 2]
-        x = part[ROTATION] * dx + part[ROTATION + 3] * dy + part[ROTATION + 6] * dz
-        y = part[ROTATION + 1] * dx + part[ROTATION + 4] * dy + part[ROTATION + 7] * dz
-        z = part[ROTATION + 2] * dx + part[ROTATION + 5] * dy + part[ROTATION + 8] * dz
-        a, b, c = part[SIZE], part[SIZE + 1], part[SIZE + 2]
-        kind = int(part[KIND])
-        if kind == ELLIPSOID:
-            x, y, z = x / a, y / b, z / c
-            unit = math.sqrt(x * x + y * y + z * z)
-            x, y, z = x / a, y / b, z / c
-            return unit * (unit - 1) / max(math.sqrt(x * x + y * y + z * z), 1e-6)
-        if kind == BOX:
-            edge = part[SIZE + 3]
-            x, y, z = abs(x) - a + edge, abs(y) - b + edge, abs(z) - c + edge
-            outside = math.sqrt(max(x, 0.0) ** 2 + max(y, 0.0) ** 2 + max(z, 0.0) ** 2)
-            return outside + min(max(x, max(y, z)), 0.0) - edge
-        if kind == CYLINDER:
-            wall, edge = part[SIZE + 3], part[SIZE + 4]
-            slope = (b - a) / (2 * c)
-            across = math.sqrt(x * x + z * z) - (a + b) / 2 - slope * y
-            across = max(across + edge, -across - wall + edge) / math.sqrt(1 + slope * slope)
-            along = abs(y) - c + edge
-            return math.sqrt(max(across, 0.0) ** 2 + max(along, 0.0) ** 2) + min(max(across, along), 0.0) - edge
-        if kind == TORUS:
-            sine, cosine = part[SIZE + 2], part[SIZE + 3]
-            x = abs(x)
-            flat = math.sqrt(x * x + z * z)
-            near = flat if cosine * x <= sine * z else x * sine + z * cosine
-            return math.sqrt(max(x * x + y * y + z * z + a * a - 2 * a * near, 0.0)) - b
-        if kind == PRISM:
-            depth, edge = part[SIZE + 3], part[SIZE + 4]
-            slope = (b - a) / (2 * c)
-            across = (abs(x) - (a + b) / 2 - slope * y) / math.sqrt(1 + slope * slope) + edge
-            up, along = abs(y) - c + edge, abs(z) - depth + edge
-            outside = math.sqrt(max(across, 0.0) ** 2 + max(up, 0.0) ** 2 + max(along, 0.0) ** 2)
-            return outside + min(max(across, max(up, along)), 0.0) - edge
-        slope = (a - b) / c
-        cosine = math.sqrt(max(1 - slope * slope, 0.0))
+@_program
+def distance(part: Floats, px: float, py: float, pz: float) -> float:
+    """Signed distance of a point to one primitive; for an ellipsoid a close bound."""
+    dx, dy, dz = px - part[CENTER], py - part[CENTER + 1], pz - part[CENTER + 2]
+    x = part[ROTATION] * dx + part[ROTATION + 3] * dy + part[ROTATION + 6] * dz
+    y = part[ROTATION + 1] * dx + part[ROTATION + 4] * dy + part[ROTATION + 7] * dz
+    z = part[ROTATION + 2] * dx + part[ROTATION + 5] * dy + part[ROTATION + 8] * dz
+    a, b, c = part[SIZE], part[SIZE + 1], part[SIZE + 2]
+    kind = int(part[KIND])
+    if kind == ELLIPSOID:
+        x, y, z = x / a, y / b, z / c
+        unit = math.sqrt(x * x + y * y + z * z)
+        x, y, z = x / a, y / b, z / c
+        return unit * (unit - 1) / max(math.sqrt(x * x + y * y + z * z), 1e-6)
+    if kind == BOX:
+        edge = part[SIZE + 3]
+        x, y, z = abs(x) - a + edge, abs(y) - b + edge, abs(z) - c + edge
+        outside = math.sqrt(max(x, 0.0) ** 2 + max(y, 0.0) ** 2 + max(z, 0.0) ** 2)
+        return outside + min(max(x, max(y, z)), 0.0) - edge
+    if kind == CYLINDER:
+        wall, edge = part[SIZE + 3], part[SIZE + 4]
+        slope = (b - a) / (2 * c)
+        across = math.sqrt(x * x + z * z) - (a + b) / 2 - slope * y
+        across = max(across + edge, -across - wall + edge) / math.sqrt(1 + slope * slope)
+        along = abs(y) - c + edge
+        return math.sqrt(max(across, 0.0) ** 2 + max(along, 0.0) ** 2) + min(max(across, along), 0.0) - edge
+    if kind == TORUS:
+        sine, cosine = part[SIZE + 2], part[SIZE + 3]
+        x = abs(x)
         flat = math.sqrt(x * x + z * z)
-        k = y * cosine - flat * slope
-        if k < 0:
-            return math.sqrt(flat * flat + y * y) - a
-        if k > cosine * c:
-            return math.sqrt(flat * flat + (y - c) ** 2) - b
-        return flat * cosine + y * slope - a
+        near = flat if cosine * x <= sine * z else x * sine + z * cosine
+        return math.sqrt(max(x * x + y * y + z * z + a * a - 2 * a * near, 0.0)) - b
+    if kind == PRISM:
+        depth, edge = part[SIZE + 3], part[SIZE + 4]
+        slope = (b - a) / (2 * c)
+        across = (abs(x) - (a + b) / 2 - slope * y) / math.sqrt(1 + slope * slope) + edge
+        up, along = abs(y) - c + edge, abs(z) - depth + edge
+        outside = math.sqrt(max(across, 0.0) ** 2 + max(up, 0.0) ** 2 + max(along, 0.0) ** 2)
+        return outside + min(max(across, max(up, along)), 0.0) - edge
+    slope = (a - b) / c
+    cosine = math.sqrt(max(1 - slope * slope, 0.0))
+    flat = math.sqrt(x * x + z * z)
+    k = y * cosine - flat * slope
+    if k < 0:
+        return math.sqrt(flat * flat + y * y) - a
+    if k > cosine * c:
+        return math.sqrt(flat * flat + (y - c) ** 2) - b
+    return flat * cosine + y * slope - a
 
-    @jit
-    def field(parts, chosen, x, y, z):
-        """Distance to the object, and the primitive whose surface is nearest."""
-        best, nearest = FAR, 0
-        raw = FAR
-        i = 0
-        while chosen:
-            if chosen & 1:
-                d = distance(parts[i], x, y, z)
-                if parts[i, CARVE] > 0:
-                    if -d > best:
-                        best, raw, nearest = -d, -d, i
-                else:
-                    if d < raw:
-                        raw, nearest = d, i
-                    k = parts[i, BLEND]
-                    melt = max(k - abs(best - d), 0.0)
-                    best = min(best, d)
-                    if k > 0:
-                        best -= melt * melt / (4 * k)
-            chosen >>= 1
-            i += 1
-        return best, nearest
 
-    @jit
-    def candidates(parts, ox, oy, oz, dx, dy, dz, margin):
-        """Bits of the primitives whose bounding balls a ray meets."""
-        chosen = 0
-        for i in range(len(parts)):
-            x, y, z = parts[i, CENTER] - ox, parts[i, CENTER + 1] - oy, parts[i, CENTER + 2] - oz
-            along = x * dx + y * dy + z * dz
-            reach = parts[i, BOUND] + parts[i, BLEND] + margin
-            if x * x + y * y + z * z - along * along < reach * reach:
-                chosen |= 1 << i
-        return chosen
+@_program
+def field(parts: Floats, chosen: int, x: float, y: float, z: float) -> tuple[float, int]:
+    """Distance to the object, and the primitive whose surface is nearest."""
+    best, nearest = FAR, 0
+    raw = FAR
+    i = 0
+    while chosen:
+        if chosen & 1:
+            d = distance(parts[i], x, y, z)
+            if parts[i, CARVE] > 0:
+                if -d > best:
+                    best, raw, nearest = -d, -d, i
+            else:
+                if d < raw:
+                    raw, nearest = d, i
+                k = parts[i, BLEND]
+                melt = max(k - abs(best - d), 0.0)
+                best = min(best, d)
+                if k > 0:
+                    best -= melt * melt / (4 * k)
+        chosen >>= 1
+        i += 1
+    return best, nearest
 
-    @jit
-    def paint(part, look, ny, x, y, z):
-        """Colour of a surface point before light."""
-        r, g, b = part[RGB], part[RGB + 1], part[RGB + 2]
-        main = part[MAIN] > 0
-        if main:
-            r, g, b = look[PAINT], look[PAINT + 1], look[PAINT + 2]
-        pattern = int(look[PATTERN])
-        tr, tg, tb = look[TRIM], look[TRIM + 1], look[TRIM + 2]
-        ox, oy, oz = look[OFFSET], look[OFFSET + 1], look[OFFSET + 2]
-        share = 0.0
-        if pattern == SPOTS and main:
-            # The nearest point of a body-centred cubic lattice: spots are where a surface cuts its balls.
-            qx, qy, qz = x / 0.36 + ox, y / 0.36 + oy, z / 0.36 + oz
-            for half in range(2):
-                fx, fy, fz = qx + 0.5 * half, qy + 0.5 * half, qz + 0.5 * half
-                fx, fy, fz = fx - math.floor(fx) - 0.5, fy - math.floor(fy) - 0.5, fz - math.floor(fz) - 0.5
-                if fx * fx + fy * fy + fz * fz < 0.098:
-                    share = 1.0
-        elif pattern == STRIPES and main:
-            phase = (x * look[AXIS] + y * look[AXIS + 1] + z * look[AXIS + 2]) / 0.3 + ox
-            if phase - math.floor(phase) < 0.45:
+
+@_program
+def candidates(parts: Floats, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, margin: float) -> int:
+    """Bits of the primitives whose bounding balls a ray meets."""
+    chosen = 0
+    for i in range(len(parts)):
+        x, y, z = parts[i, CENTER] - ox, parts[i, CENTER + 1] - oy, parts[i, CENTER + 2] - oz
+        along = x * dx + y * dy + z * dz
+        reach = parts[i, BOUND] + parts[i, BLEND] + margin
+        if x * x + y * y + z * z - along * along < reach * reach:
+            chosen |= 1 << i
+    return chosen
+
+
+@_program
+def paint(part: Floats, look: Floats, ny: float, x: float, y: float, z: float) -> Rgb:
+    """Colour of a surface point before light."""
+    r, g, b = part[RGB], part[RGB + 1], part[RGB + 2]
+    main = part[MAIN] > 0
+    if main:
+        r, g, b = look[PAINT], look[PAINT + 1], look[PAINT + 2]
+    pattern = int(look[PATTERN])
+    tr, tg, tb = look[TRIM], look[TRIM + 1], look[TRIM + 2]
+    ox, oy, oz = look[OFFSET], look[OFFSET + 1], look[OFFSET + 2]
+    share = 0.0
+    if pattern == SPOTS and main:
+        # The nearest point of a body-centred cubic lattice: spots are where a surface cuts its balls.
+        qx, qy, qz = x / 0.36 + ox, y / 0.36 + oy, z / 0.36 + oz
+        for half in range(2):
+            fx, fy, fz = qx + 0.5 * half, qy + 0.5 * half, qz + 0.5 * half
+            fx, fy, fz = fx - math.floor(fx) - 0.5, fy - math.floor(fy) - 0.5, fz - math.floor(fz) - 0.5
+            if fx * fx + fy * fy + fz * fz < 0.098:
                 share = 1.0
-        elif pattern == WOODEN:
-            if not main:
-                # Everything is of wood: other parts keep how light they are, not their hue.
-                light = 0.35 + 0.65 * (0.3 * r + 0.6 * g + 0.1 * b)
-                r, g, b = 0.72 * light, 0.5 * light, 0.29 * light
-            bend = 0.05 * math.sin(4 * y + 6 * ox) + 0.03 * math.sin(9 * y + 6 * oz)
-            ring = math.sqrt((x + bend + 1.2 * oy - 0.6) ** 2 + (z + bend + 0.4) ** 2) / 0.085
-            ring -= math.floor(ring)
-            share = ring * ring
-            tr, tg, tb = 0.6 * r, 0.56 * g, 0.52 * b
-        elif pattern == SNOW:
-            share = min(max((ny - 0.45) / 0.12, 0.0), 1.0)
-            tr, tg, tb = 0.9, 0.93, 0.98
-        return r + share * (tr - r), g + share * (tg - g), b + share * (tb - b)
+    elif pattern == STRIPES and main:
+        phase = (x * look[AXIS] + y * look[AXIS + 1] + z * look[AXIS + 2]) / 0.3 + ox
+        if phase - math.floor(phase) < 0.45:
+            share = 1.0
+    elif pattern == WOODEN:
+        if not main:
+            # Everything is of wood: other parts keep how light they are, not their hue.
+            light = 0.35 + 0.65 * (0.3 * r + 0.6 * g + 0.1 * b)
+            r, g, b = 0.72 * light, 0.5 * light, 0.29 * light
+        bend = 0.05 * math.sin(4 * y + 6 * ox) + 0.03 * math.sin(9 * y + 6 * oz)
+        ring = math.sqrt((x + bend + 1.2 * oy - 0.6) ** 2 + (z + bend + 0.4) ** 2) / 0.085
+        ring -= math.floor(ring)
+        share = ring * ring
+        tr, tg, tb = 0.6 * r, 0.56 * g, 0.52 * b
+    elif pattern == SNOW:
+        share = min(max((ny - 0.45) / 0.12, 0.0), 1.0)
+        tr, tg, tb = 0.9, 0.93, 0.98
+    return r + share * (tr - r), g + share * (tg - g), b + share * (tb - b)
 
-    @jit
-    def lit(parts, every, look, view, nearest, x, y, z):
-        """Colour of a surface point in the light of a picture."""
-        nx, ny, nz = 0.0, 0.0, 0.0
-        for corner in range(4):  # a tetrahedron's corners: four evaluations make a gradient
-            cx, cy, cz = (1.0, -1.0, -1.0, 1.0)[corner], (-1.0, -1.0, 1.0, 1.0)[corner], (-1.0, 1.0, -1.0, 1.0)[corner]
-            d, _ = field(parts, every, x + 0.006 * cx, y + 0.006 * cy, z + 0.006 * cz)
-            nx, ny, nz = nx + cx * d, ny + cy * d, nz + cz * d
-        length = max(math.sqrt(nx * nx + ny * ny + nz * nz), 1e-9)
-        nx, ny, nz = nx / length, ny / length, nz / length
-        near, _ = field(parts, every, x + 0.06 * nx, y + 0.06 * ny, z + 0.06 * nz)
-        wide, _ = field(parts, every, x + 0.16 * nx, y + 0.16 * ny, z + 0.16 * nz)
-        open_sky = (min(max(near / 0.06, 0.0), 1.0) + min(max(wide / 0.16, 0.0), 1.0)) / 2
-        sun = max(nx * view[SUN] + ny * view[SUN + 1] + nz * view[SUN + 2], 0.0)
-        light = (view[AMBIENT] + view[SKY] * ny + view[SUN_LEVEL] * sun) * (0.75 + 0.25 * open_sky)
-        r, g, b = paint(parts[nearest], look, ny, x, y, z)
-        return min(r * light, 1.0), min(g * light, 1.0), min(b * light, 1.0)
 
-    @jit
-    def ray(parts, look, view, dx, dy, dz, footprint):
-        """Colour and coverage along one ray."""
-        ox, oy, oz = view[EYE], view[EYE + 1], view[EYE + 2]
-        middle = -(ox * dx + oy * dy + oz * dz)
-        reach = 1.05 * 1.05 - (ox * ox + oy * oy + oz * oz - middle * middle)
-        if reach <= 0:
-            return 0.0, 0.0, 0.0, 0.0
-        reach = math.sqrt(reach)
-        blur = footprint * middle
-        chosen = candidates(parts, ox, oy, oz, dx, dy, dz, blur)
-        if chosen == 0:
-            return 0.0, 0.0, 0.0, 0.0
-        t, end = middle - reach, middle + reach
-        closest, place, nearest = FAR, t, 0
-        for _ in range(STEPS):
-            d, i = field(parts, chosen, ox + dx * t, oy + dy * t, oz + dz * t)
-            if d < closest:
-                closest, place, nearest = d, t, i
-            if d < HIT:
-                closest = 0.0
-                break
-            t += max(0.92 * d, 1e-3)
-            if t > end:
-                break
-        cover = min(max(1 - closest / blur, 0.0), 1.0)
-        if cover == 0:
-            return 0.0, 0.0, 0.0, 0.0
-        every = (1 << len(parts)) - 1
-        r, g, b = lit(parts, every, look, view, nearest, ox + dx * place, oy + dy * place, oz + dz * place)
-        return r * cover, g * cover, b * cover, cover
+@_program
+def lit(parts: Floats, every: int, look: Floats, view: Floats, nearest: int, x: float, y: float, z: float) -> Rgb:
+    """Colour of a surface point in the light of a picture."""
+    nx, ny, nz = 0.0, 0.0, 0.0
+    for corner in range(4):  # a tetrahedron's corners: four evaluations make a gradient
+        cx, cy, cz = (1.0, -1.0, -1.0, 1.0)[corner], (-1.0, -1.0, 1.0, 1.0)[corner], (-1.0, 1.0, -1.0, 1.0)[corner]
+        d, _ = field(parts, every, x + 0.006 * cx, y + 0.006 * cy, z + 0.006 * cz)
+        nx, ny, nz = nx + cx * d, ny + cy * d, nz + cz * d
+    length = max(math.sqrt(nx * nx + ny * ny + nz * nz), 1e-9)
+    nx, ny, nz = nx / length, ny / length, nz / length
+    near, _ = field(parts, every, x + 0.06 * nx, y + 0.06 * ny, z + 0.06 * nz)
+    wide, _ = field(parts, every, x + 0.16 * nx, y + 0.16 * ny, z + 0.16 * nz)
+    open_sky = (min(max(near / 0.06, 0.0), 1.0) + min(max(wide / 0.16, 0.0), 1.0)) / 2
+    sun = max(nx * view[SUN] + ny * view[SUN + 1] + nz * view[SUN + 2], 0.0)
+    light = (view[AMBIENT] + view[SKY] * ny + view[SUN_LEVEL] * sun) * (0.75 + 0.25 * open_sky)
+    r, g, b = paint(parts[nearest], look, ny, x, y, z)
+    return min(r * light, 1.0), min(g * light, 1.0), min(b * light, 1.0)
 
-    @jit
-    def pixel(primitives, looks, views, m, row, column, pictures):
-        view = views[m]
-        instance = int(view[INSTANCE])
-        parts, look = primitives[instance], looks[instance]
-        size = pictures.shape[1]
-        red, green, blue, alpha = 0.0, 0.0, 0.0, 0.0
-        for j in range(RAYS):
-            for i in range(RAYS):
-                u = ((column + (i + 0.5) / RAYS) * 2 / size - 1) * view[TAN]
-                v = ((row + (j + 0.5) / RAYS) * 2 / size - 1) * view[TAN]
-                length = math.sqrt(u * u + v * v + 1)
-                dx = (view[TURN] * u + view[TURN + 3] * v + view[TURN + 6]) / length
-                dy = (view[TURN + 1] * u + view[TURN + 4] * v + view[TURN + 7]) / length
-                dz = (view[TURN + 2] * u + view[TURN + 5] * v + view[TURN + 8]) / length
-                r, g, b, a = ray(parts, look, view, dx, dy, dz, view[TAN] / (size * RAYS))
-                red, green, blue, alpha = red + r, green + g, blue + b, alpha + a
-        scale = 255 / (RAYS * RAYS)
-        pictures[m, row, column, 0] = int(red * scale + 0.5)
-        pictures[m, row, column, 1] = int(green * scale + 0.5)
-        pictures[m, row, column, 2] = int(blue * scale + 0.5)
-        pictures[m, row, column, 3] = int(alpha * scale + 0.5)
 
-    return pixel
+@_program
+def ray(
+    parts: Floats, look: Floats, view: Floats, dx: float, dy: float, dz: float, footprint: float
+) -> tuple[float, float, float, float]:
+    """Colour and coverage along one ray."""
+    ox, oy, oz = view[EYE], view[EYE + 1], view[EYE + 2]
+    middle = -(ox * dx + oy * dy + oz * dz)
+    reach = 1.05 * 1.05 - (ox * ox + oy * oy + oz * oz - middle * middle)
+    if reach <= 0:
+        return 0.0, 0.0, 0.0, 0.0
+    reach = math.sqrt(reach)
+    blur = footprint * middle
+    chosen = candidates(parts, ox, oy, oz, dx, dy, dz, blur)
+    if chosen == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    t, end = middle - reach, middle + reach
+    closest, place, nearest = FAR, t, 0
+    for _ in range(STEPS):
+        d, i = field(parts, chosen, ox + dx * t, oy + dy * t, oz + dz * t)
+        if d < closest:
+            closest, place, nearest = d, t, i
+        if d < HIT:
+            closest = 0.0
+            break
+        t += max(0.92 * d, 1e-3)
+        if t > end:
+            break
+    cover = min(max(1 - closest / blur, 0.0), 1.0)
+    if cover == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    every = (1 << len(parts)) - 1
+    r, g, b = lit(parts, every, look, view, nearest, ox + dx * place, oy + dy * place, oz + dz * place)
+    return r * cover, g * cover, b * cover, cover
+
+
+@_program
+def pixel(
+    primitives: Floats, looks: Floats, views: Floats, m: int, row: int, column: int, pictures: NDArray[np.uint8]
+) -> None:
+    """Writes one pixel of picture `m`: the mean of its rays, premultiplied RGBA."""
+    view = views[m]
+    instance = int(view[INSTANCE])
+    parts, look = primitives[instance], looks[instance]
+    size = pictures.shape[1]
+    red, green, blue, alpha = 0.0, 0.0, 0.0, 0.0
+    for j in range(RAYS):
+        for i in range(RAYS):
+            u = ((column + (i + 0.5) / RAYS) * 2 / size - 1) * view[TAN]
+            v = ((row + (j + 0.5) / RAYS) * 2 / size - 1) * view[TAN]
+            length = math.sqrt(u * u + v * v + 1)
+            dx = (view[TURN] * u + view[TURN + 3] * v + view[TURN + 6]) / length
+            dy = (view[TURN + 1] * u + view[TURN + 4] * v + view[TURN + 7]) / length
+            dz = (view[TURN + 2] * u + view[TURN + 5] * v + view[TURN + 8]) / length
+            r, g, b, a = ray(parts, look, view, dx, dy, dz, view[TAN] / (size * RAYS))
+            red, green, blue, alpha = red + r, green + g, blue + b, alpha + a
+    scale = 255 / (RAYS * RAYS)
+    pictures[m, row, column, 0] = int(red * scale + 0.5)
+    pictures[m, row, column, 1] = int(green * scale + 0.5)
+    pictures[m, row, column, 2] = int(blue * scale + 0.5)
+    pictures[m, row, column, 3] = int(alpha * scale + 0.5)
