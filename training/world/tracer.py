@@ -57,7 +57,7 @@ _program = numba.njit(error_model="numpy", fastmath=True)
 
 @_program
 def distance(part: Floats, px: float, py: float, pz: float) -> float:
-    """Signed distance of a point to one primitive; for an ellipsoid a close bound."""
+    """Signed distance of a point to one primitive; for ellipsoids, frustums and prisms an estimate, close near them."""
     dx, dy, dz = px - part[CENTER], py - part[CENTER + 1], pz - part[CENTER + 2]
     x = part[ROTATION] * dx + part[ROTATION + 3] * dy + part[ROTATION + 6] * dz
     y = part[ROTATION + 1] * dx + part[ROTATION + 4] * dy + part[ROTATION + 7] * dz

@@ -1,0 +1,169 @@
+"""The training stages end to end on a few pictures: what they save is a checkpoint that the package loads."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from segdream_cli import weights
+from segdream_cli.config import PriorConfig
+from segdream_cli.diffusion import DiffusionPrior
+from segdream_cli.errors import WeightsUnavailable
+from training import assemble, train_autoencoder, train_denoiser
+from training.bank import render_bank
+from training.judge import ABOUT_FILE, Judge
+from training.models import make_tokenizer, vocabulary
+from training.stage import Clock, schedule
+from training.world.catalog import COLORS, NATURAL, OBJECTS, OVERHEAD, VIEWS, Combination
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    autoencoder, denoiser, again, whole = (folder / name for name in ("ae", "denoiser", "again", "whole"))
+    train_autoencoder.main(autoencoder, steps=2, batch=8, renders=62, channels="8,8,16,16", device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_denoiser, "SAMPLES", 1)
+        train_denoiser.main(autoencoder, denoiser, steps=2, batch=4, renders=62, backgrounds_each=1, device="cpu")
+        train_denoiser.main(
+            autoencoder, again, start=denoiser, steps=1, batch=4, renders=62, backgrounds_each=1, rate=0.0, device="cpu"
+        )
+    whole.mkdir()
+    shutil.copy(Path(weights.__file__).parent / "data" / "mini" / "segdream.json", whole)
+    assemble.main(autoencoder, again, whole)
+    return whole
+
+
+def test_what_the_stages_save_loads_as_a_prior(checkpoint: Path) -> None:
+    found = weights.resolve(PriorConfig(model=str(checkpoint)), cuda=False, offline=True, announce=lambda _: None)
+    prior = DiffusionPrior.load(found, CPU, "auto", warn=pytest.fail)
+    assert prior.image_size == 128
+    assert prior.latent_shape == (8, 16, 16)
+    text = prior.encode_text(["a striped blue ice cream cone, front left view"])
+    noisy = torch.randn(1, 8, 16, 16)
+    assert prior.predict_noise(noisy, torch.tensor([500]), text).isfinite().all()
+
+
+def test_a_second_run_goes_on_from_the_weights_of_the_first(checkpoint: Path) -> None:
+    first = train_denoiser.Model(train_denoiser.unet(8), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
+    second = train_denoiser.Model(train_denoiser.unet(8), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
+    train_denoiser.load(checkpoint.parent / "denoiser", first)
+    train_denoiser.load(checkpoint.parent / "again", second)  # a run at rate zero
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_files_of_a_stage_are_at_most_15_mb(checkpoint: Path) -> None:
+    saved = [*(checkpoint.parent / "ae").rglob("*"), *(checkpoint.parent / "denoiser").rglob("*")]
+    assert max(file.stat().st_size for file in saved) < 15e6
+    assert sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")) < 30e6
+
+
+def _tokenizer(folder: Path):
+    return make_tokenizer(folder / "tokens", vocabulary())
+
+
+def test_captions_say_what_the_pictures_show(tmp_path: Path) -> None:
+    wanted = [Combination(name, color, "striped") for name in ("duck", "school bus") for color in ("blue", "yellow")]
+    bank = render_bank(400, 0, CPU, combinations=wanted, size=8)
+    tokenizer = _tokenizer(tmp_path)
+    captions = train_denoiser.Captions(tokenizer, CPU)
+    picks = torch.arange(len(bank))
+    texts = tokenizer.batch_decode(
+        captions.draw(bank, picks, torch.Generator().manual_seed(0)), skip_special_tokens=True
+    )
+    seen = {"empty": 0, "unnamed": 0, "view": 0}
+    for i, text in enumerate(texts):
+        if not text:
+            seen["empty"] += 1
+            continue
+        name, color = list(OBJECTS)[bank.objects[i]], list(COLORS)[bank.colors[i]]
+        assert name in text
+        assert "striped" in text
+        if color not in text:
+            seen["unnamed"] += 1
+            assert color in NATURAL[name]
+        assert not any(other in text for other in COLORS if other != color)
+        view = text.partition(",")[2].strip()
+        if view:
+            seen["view"] += 1
+            assert (view == OVERHEAD) == (bank.elevation_deg[i] > 48)
+        if view in VIEWS and view not in ("front view", "back view"):
+            away = (bank.azimuth_deg[i] - 45 * VIEWS.index(view) + 180) % 360 - 180
+            assert abs(away) <= 22.5
+        if view in ("front view", "back view"):
+            away = (bank.azimuth_deg[i] - (180 if view == "back view" else 0) + 180) % 360 - 180
+            assert abs(away) <= 45
+    n = len(texts)
+    assert 0.05 < seen["empty"] / n < 0.2
+    assert 0.05 < seen["unnamed"] / n < 0.5
+    assert seen["view"] / n > 0.6
+
+
+def test_hues_are_those_of_the_colour_wheel() -> None:
+    pictures = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5]])[:, :, None, None]
+    hue, chroma = train_autoencoder.hues(pictures)
+    assert hue.flatten()[:4].remainder(360).tolist() == pytest.approx([0, 60, 120, 240], abs=1e-4)
+    assert chroma.flatten().tolist() == [1, 1, 1, 1, 0]
+
+
+def test_degraded_pictures_are_blurred_or_mixed_in_their_first_quarter() -> None:
+    pictures = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    spoilt = train_autoencoder.degrade(pictures, torch.Generator().manual_seed(1))
+    assert torch.equal(spoilt[4:], pictures[4:])
+    assert (F.avg_pool2d(spoilt[:2], 8) - F.avg_pool2d(pictures[:2], 8)).abs().max() < 0.1
+    assert (spoilt[:2].diff(dim=-1).abs().mean() < 0.7 * pictures[:2].diff(dim=-1).abs().mean()).item()
+    for mixed, own, other in zip(spoilt[2:4], pictures[2:4], pictures[4:6], strict=True):
+        share = ((mixed - other) / (own - other)).median()
+        torch.testing.assert_close(mixed, share * own + (1 - share) * other, atol=1e-4, rtol=0)
+
+
+def test_the_rate_warms_up_and_follows_a_cosine_to_its_floor() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    rates = []
+    for _ in schedule(optimizer, 100, Clock(), 1e6, warmup=10, floor=0.1):
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(0.2, rel=0.01)
+    assert rates[50] == pytest.approx(2 * (0.1 + 0.9 * 0.5), rel=0.01)
+    assert rates[-1] == pytest.approx(0.2, rel=0.02)
+
+
+class SlowClock(Clock):
+    """A tenth of the time passes at every look."""
+
+    looks = -1
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return 1.0 * self.looks
+
+
+def test_out_of_time_the_rate_has_come_down_too(capsys: pytest.CaptureFixture[str]) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    rates = [optimizer.param_groups[0]["lr"] for _ in schedule(optimizer, 1000, SlowClock(), 10.0, warmup=1)]
+    assert len(rates) == 9
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.02 + 0.98 * (1 + math.cos(0.9 * math.pi)) / 2)
+    assert "9 of 1000" in capsys.readouterr().out
+
+
+def test_a_judge_of_other_words_is_refused(tmp_path: Path) -> None:
+    judge = Judge()
+    judge.save(tmp_path, {"azimuth_accuracy": {"duck": 0.9}})
+    loaded = Judge.load(tmp_path, "cpu")
+    pictures = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(
+        loaded.verdict(pictures).objects, judge.eval().verdict(pictures).objects, atol=1e-2, rtol=0
+    )
+    assert loaded.azimuth_accuracy == {"duck": 0.9}
+    about = json.loads((tmp_path / ABOUT_FILE).read_text(encoding="utf-8"))
+    about["objects"][0] = "zeppelin"
+    (tmp_path / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(WeightsUnavailable, match="other objects"):
+        Judge.load(tmp_path, "cpu")

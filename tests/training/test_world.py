@@ -1,0 +1,261 @@
+"""The procedural world: distances against sampled surfaces, pictures against projection by hand, captions, the bank."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+from training.bank import render_bank
+from training.models import MAX_TOKENS, make_tokenizer, vocabulary
+from training.world.camera import backgrounds, look_at
+from training.world.catalog import ATTRIBUTES, COLORS, HAT, OBJECTS, OVERHEAD, Combination, build, combinations
+from training.world.layout import LOOK_COLUMNS, PAINT
+from training.world.render import draw
+from training.world.sculptor import Sculptor, about_x, about_y, about_z
+from training.world.tracer import distance, field
+
+CPU = torch.device("cpu")
+ONE = np.array([0])
+
+
+def records(make) -> np.ndarray:
+    """Primitives of one instance before it is scaled."""
+    sculptor = Sculptor(1, np.random.default_rng(0))
+    make(sculptor)
+    return np.stack(sculptor._records, 1)[0].astype(np.float32)
+
+
+def angles(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return rng.uniform(0, 2 * np.pi, n), rng.uniform(-1, 1, n)
+
+
+def ball_surface(radius: float, n: int, rng: np.random.Generator) -> np.ndarray:
+    around, height = angles(n, rng)
+    flat = np.sqrt(1 - height**2)
+    return radius * np.stack([flat * np.cos(around), height, flat * np.sin(around)], -1)
+
+
+def box_surface(half: tuple[float, float, float], n: int, rng: np.random.Generator) -> np.ndarray:
+    points = rng.uniform(-1, 1, (n, 3))
+    face = rng.integers(3, size=n)
+    points[np.arange(n), face] = np.sign(points[np.arange(n), face])
+    return points * half
+
+
+def torus_surface(ring: float, tube: float, n: int, rng: np.random.Generator) -> np.ndarray:
+    a, b = rng.uniform(0, 2 * np.pi, (2, n))
+    return np.stack(
+        [(ring + tube * np.cos(b)) * np.cos(a), tube * np.sin(b), (ring + tube * np.cos(b)) * np.sin(a)], -1
+    )
+
+
+def frustum_surface(bottom: float, top: float, half: float, n: int, rng: np.random.Generator) -> np.ndarray:
+    around, height = angles(n, rng)
+    radius = (bottom + top) / 2 + (top - bottom) / 2 * height
+    height = height * half
+    caps = n // 3
+    radius[:caps] = bottom * np.sqrt(rng.uniform(0, 1, caps))
+    height[:caps] = -half
+    radius[caps : 2 * caps] = top * np.sqrt(rng.uniform(0, 1, caps))
+    height[caps : 2 * caps] = half
+    return np.stack([radius * np.cos(around), height, radius * np.sin(around)], -1)
+
+
+SURFACES = {
+    "ball": (lambda o: o.ellipsoid((0, 0, 0), 0.6), lambda n, rng: ball_surface(0.6, n, rng)),
+    "box": (
+        lambda o: o.box((0, 0, 0), (0.3, 0.5, 0.7), rounding=0.0),
+        lambda n, rng: box_surface((0.3, 0.5, 0.7), n, rng),
+    ),
+    "torus": (lambda o: o.torus((0, 0, 0), 0.6, 0.2), lambda n, rng: torus_surface(0.6, 0.2, n, rng)),
+    "frustum": (
+        lambda o: o.cylinder((0, 0, 0), 0.6, 0.4, top=0.3, rounding=0.0),
+        lambda n, rng: frustum_surface(0.6, 0.3, 0.4, n, rng),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_distances_are_those_to_a_sampled_surface(name: str) -> None:
+    rng = np.random.default_rng(1)
+    make, surface = SURFACES[name]
+    part = records(make)[0]
+    sampled = cKDTree(surface(300_000, rng))
+    points = rng.uniform(-1, 1, (300, 3))
+    nearest, _ = sampled.query(points)
+    traced = np.array([distance(part, *point) for point in points])
+    # Far away a frustum's estimate may be too long, which the tracer's shorter steps make up for.
+    assert (np.abs(traced) < 1.25 * nearest + 0.01).all()
+    np.testing.assert_allclose(np.abs(traced)[nearest < 0.15], nearest[nearest < 0.15], atol=0.03)
+
+
+def test_a_capsule_is_the_union_of_the_balls_along_it() -> None:
+    part = records(lambda o: o.capsule((-0.4, 0.1, 0.2), (0.5, 0.3, -0.1), 0.3, 0.1))[0]
+    a, b = np.array([-0.4, 0.1, 0.2]), np.array([0.5, 0.3, -0.1])
+    share = np.linspace(0, 1, 4001)[:, None]
+    centers, radii = a + share * (b - a), 0.3 - 0.2 * share[:, 0]
+    points = np.random.default_rng(2).uniform(-1, 1, (200, 3))
+    wanted = (np.linalg.norm(points[:, None] - centers, axis=-1) - radii).min(1)
+    outside = wanted > 0
+    traced = np.array([distance(part, *point) for point in points])
+    np.testing.assert_allclose(traced[outside], wanted[outside], atol=1e-4)
+    assert (traced[~outside] <= 1e-4).all()
+
+
+def test_a_prism_is_where_its_planes_say() -> None:
+    part = records(lambda o: o.prism((0, 0, 0), 0.8, 0.2, 0.5, 0.3, rounding=0.0))[0]
+    points = np.random.default_rng(3).uniform(-1, 1, (2000, 3))
+    x, y, z = points.T
+    width = 0.5 - 0.6 * y  # 0.8 at y = -0.5, 0.2 at y = 0.5
+    inside = (np.abs(y) < 0.5) & (np.abs(z) < 0.3) & (np.abs(x) < width)
+    traced = np.array([distance(part, *point) for point in points])
+    assert ((traced < 0) == inside).all()
+
+
+def test_carving_takes_away_and_blending_adds() -> None:
+    def make(o: Sculptor, blend: float) -> None:
+        o.ellipsoid((-0.3, 0, 0), 0.4)
+        o.ellipsoid((0.3, 0, 0), 0.4, blend=blend)
+        o.box((0, 0.5, 0), (0.1, 0.5, 0.5), carve=True)
+
+    sharp, soft = (records(lambda o, blend=blend: make(o, blend)) for blend in (0.0, 0.3))
+    assert field(sharp, 7, 0.0, -0.32, 0.0)[0] > 0 > field(soft, 7, 0.0, -0.32, 0.0)[0]
+    assert field(sharp, 3, 0.0, 0.1, 0.0)[0] < 0 < field(sharp, 7, 0.0, 0.1, 0.0)[0]
+    assert field(sharp, 7, -0.101, 0.1, 0.0)[1] == 2  # the cut has the carving part's colour
+
+
+@pytest.mark.parametrize(
+    ("turn", "start", "end"),
+    [(about_x, (0, 1, 0), (0, 0, 1)), (about_y, (0, 0, 1), (1, 0, 0)), (about_z, (1, 0, 0), (0, 1, 0))],
+)
+def test_rotations_are_right_handed(turn, start, end) -> None:
+    np.testing.assert_allclose(turn(90.0) @ start, end, atol=1e-12)
+    assert np.linalg.det(turn(33.0)) == pytest.approx(1)
+
+
+def ball(radius: float, rgb: tuple[float, float, float] | None, place=(0.0, 0.0, 0.0)) -> np.ndarray:
+    return records(lambda o: o.ellipsoid(place, radius, rgb))[None]
+
+
+def test_a_ball_covers_the_disc_of_its_tangent_cone() -> None:
+    views = look_at(ONE, np.array([40.0]), np.array([20.0]), np.array([0.4]), np.array([3.0]))
+    picture = draw(ball(0.7, (1, 0, 0)), np.zeros((1, LOOK_COLUMNS), np.float32), views, 128, CPU)[0]
+    radius = math.tan(math.asin(0.7 / 3)) / 0.4  # in half pictures
+    assert picture[..., 3].float().mean() / 255 == pytest.approx(math.pi * radius**2 / 4, rel=0.02)
+    assert (picture[..., 1:3] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "place", "row", "column"),
+    [
+        (0, 0, (0.5, 0, 0), 32, 48),  # from the front, the object's left is on the right
+        (90, 0, (0, 0, 0.5), 32, 16),  # from its left, the front is on the left
+        (180, 0, (0.5, 0, 0), 32, 16),
+        (0, 0, (0, 0.5, 0), 16, 32),
+        (0, 90, (0, 0, 0.5), 48, 32),  # from above, the front points down
+    ],
+)
+def test_cameras_look_from_where_they_say(azimuth, elevation, place, row, column) -> None:
+    views = look_at(ONE, np.array([azimuth]), np.array([elevation]), np.array([0.1]), np.array([10.0]))
+    picture = draw(ball(0.1, (1, 1, 1), place), np.zeros((1, LOOK_COLUMNS), np.float32), views, 64, CPU)[0, ..., 3]
+    y, x = (picture > 128).nonzero().float().mean(0) + 0.5
+    assert (y.item(), x.item()) == pytest.approx((row, column), abs=1)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_every_object_fits_the_unit_sphere_with_and_without_a_hat(name: str) -> None:
+    rng = np.random.default_rng(5)
+    directions = ball_surface(1.06, 400, rng)
+    for attribute in ("", HAT):
+        primitives, _ = build([Combination(name, "blue", attribute)] * 2, rng)
+        assert np.isfinite(primitives).all()
+        every = (1 << primitives.shape[1]) - 1
+        assert min(field(parts, every, *point)[0] for parts in primitives for point in directions) > 0
+
+
+def test_the_named_colour_is_what_most_of_an_object_shows() -> None:
+    magenta, shares = np.array([1.0, 0.0, 1.0]), {}
+    for name in OBJECTS:
+        primitives, looks = build([Combination(name, "blue", "")], np.random.default_rng(6))
+        looks[:, PAINT : PAINT + 3] = magenta
+        azimuths = np.array([20.0, 110.0, 200.0, 290.0])
+        views = look_at(np.zeros(4, int), azimuths, np.full(4, 15.0), np.full(4, 0.35), np.full(4, 3.2))
+        pictures = draw(primitives, looks, views, 64, CPU).float()
+        seen = pictures[..., 3] > 250
+        main = (pictures[..., 1] < 30) & (pictures[..., 0] > 100) & (pictures[..., 2] > 100)
+        shares[name] = (main & seen).sum().item() / seen.sum().item()
+    assert {name: share for name, share in shares.items() if share < 0.35} == {}
+    assert np.mean(list(shares.values())) > 0.65
+
+
+def test_held_out_prompts_are_listed_and_nothing_is_only_held_out() -> None:
+    path = Path(__file__).parents[2] / "training" / "heldout.txt"
+    listed = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    every = list(combinations())
+    held = [one for one in every if one.held_out]
+    assert listed == [one.caption() for one in held]
+    assert len(held) / len(every) == pytest.approx(0.15, abs=0.01)
+    seen = [one for one in every if not one.held_out]
+    assert {one.object for one in seen} == {one.object for one in held} == set(OBJECTS)
+    assert {one.color for one in seen} == {one.color for one in held} == set(COLORS)
+    assert {one.attribute for one in seen} == {one.attribute for one in held} == set(ATTRIBUTES)
+    assert len(OBJECTS) >= 48
+    assert len(COLORS) >= 12
+
+
+@pytest.mark.parametrize(
+    ("combination", "how", "caption"),
+    [
+        (Combination("duck", "blue", "striped"), {"view": "back view"}, "a striped blue duck, back view"),
+        (Combination("duck", "blue", "striped"), {"color_first": True}, "a blue striped duck"),
+        (Combination("owl", "orange", ""), {}, "an orange owl"),
+        (Combination("owl", "red", ""), {"named_color": False}, "an owl"),
+        (Combination("dog", "brown", HAT), {}, "a brown dog wearing a red hat"),
+        (
+            Combination("car", "red", "with white spots"),
+            {"view": OVERHEAD},
+            "a red car with white spots, overhead view",
+        ),
+    ],
+)
+def test_captions(combination: Combination, how: dict[str, object], caption: str) -> None:
+    assert combination.caption(**how) == caption
+
+
+def test_every_caption_is_one_token_a_word_and_fits(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path, vocabulary())
+    longest = max((one.caption(view="front right view") for one in combinations()), key=lambda text: text.count(" "))
+    words = longest.replace(",", " ,").split()
+    ids = tokenizer(longest).input_ids
+    assert [tokenizer.convert_ids_to_tokens(i).removesuffix("</w>") for i in ids[1:-1]] == words
+    assert len(ids) <= MAX_TOKENS
+
+
+def test_a_bank_is_the_same_for_the_same_seed_and_shows_what_it_says() -> None:
+    wanted = [Combination("ball", color, "") for color in ("red", "green", "blue", "white", "black")]
+    bank, again, other = (render_bank(20, seed, CPU, combinations=wanted, size=32) for seed in (1, 1, 2))
+    assert torch.equal(bank.rgba, again.rgba)
+    assert not torch.equal(bank.rgba, other.rgba)
+    assert len(bank) == len(bank.azimuth_deg) >= 20
+    assert bank.instances.tolist() == [i // 2 for i in range(len(bank))]
+    alpha = bank.rgba[..., 3:].float()
+    seen = (bank.rgba[..., :3] * (alpha > 250)).sum((1, 2)) / (alpha > 250).sum((1, 2)) / 255
+    table = torch.tensor(list(COLORS.values()))
+    assert (torch.cdist(seen.float(), table).argmin(1) == bank.colors).float().mean() > 0.85
+
+
+def test_pictures_over_backgrounds_stay_in_range() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank = render_bank(8, 1, CPU, combinations=[Combination("mug", "red", "")], size=32)
+    pictures = bank.over_backgrounds(torch.arange(8), generator)
+    assert pictures.shape == (8, 3, 32, 32)
+    assert pictures.min() >= 0
+    assert pictures.max() <= 1
+    behind = backgrounds(300, 8, generator)
+    white = (behind == 1).all(1).all(1).all(1).float().mean()
+    plain = (behind.amax((2, 3)) == behind.amin((2, 3))).all(1).float().mean()
+    assert 0.15 < white < 0.35
+    assert 0.45 < plain < 0.75
