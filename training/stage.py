@@ -1,8 +1,8 @@
-"""What the training stages share: their clock, their learning rate, their log."""
+"""What the training stages share: their clock, their optimiser and learning rate, and steps replayed as CUDA graphs."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ def schedule(
         warmup: steps of the warm-up.
         floor: last rate, as a share of the peak.
     """
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    peaks = [float(group["lr"]) for group in optimizer.param_groups]
     started = clock()
     for step in range(steps):
         done = max(step / steps, (clock() - started) / max(limit_s - started, 1e-3))
@@ -48,8 +48,60 @@ def schedule(
             return
         factor = min(1, (step + 1) / warmup) * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(peak * factor)
+            else:
+                group["lr"] = peak * factor
         yield step
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter], rate: float, *, weight_decay: float, device: torch.device
+) -> torch.optim.AdamW:
+    """AdamW whose step a CUDA graph can hold: there its rate is a tensor that the replayed step reads."""
+    parameters, betas = list(parameters), (0.9, 0.99)
+    if device.type == "cpu":
+        return torch.optim.AdamW(parameters, rate, betas=betas, weight_decay=weight_decay)
+    peak = torch.tensor(rate, device=device)
+    return torch.optim.AdamW(parameters, peak, betas=betas, weight_decay=weight_decay, fused=True, capturable=True)
+
+
+class Replayed:
+    """A step that is called a few times and from then on replayed as a CUDA graph; on the CPU it is always called.
+
+    These networks are small: launched kernel by kernel, a step takes several times as long as its kernels do.
+
+    Args:
+        step: reads and writes the same tensors every time, and never waits for the device.
+        generator: the one that the step draws from, besides the device's default one.
+        calls: how often it is called before it is captured.
+    """
+
+    def __init__(self, step: Callable[[], None], generator: torch.Generator, calls: int = 3) -> None:
+        self._step = step
+        self._generator = generator
+        self._left = calls
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream = torch.cuda.Stream(generator.device) if generator.device.type == "cuda" else None
+
+    def __call__(self) -> None:
+        """Takes the step."""
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._stream is None:
+            self._step()
+        elif self._left:
+            self._left -= 1
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._step()
+            torch.cuda.current_stream().wait_stream(self._stream)
+        else:
+            self._graph = torch.cuda.CUDAGraph()
+            self._graph.register_generator_state(self._generator)
+            with torch.cuda.graph(self._graph, stream=self._stream):
+                self._step()
+            self._graph.replay()
 
 
 def fast_cuda() -> None:

@@ -1,5 +1,6 @@
 """First stage: the autoencoder. `python -m training.train_autoencoder OUT`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from training.bank import Bank, render_bank
 from training.models import AUTOENCODER_CHANNELS, LATENT_CHANNELS, autoencoder
-from training.stage import Clock, fast_cuda, millions, schedule
+from training.stage import Clock, Replayed, adamw, fast_cuda, millions, schedule
 from training.world.catalog import combinations
 
 KL_WEIGHT = 2e-4
@@ -28,11 +29,13 @@ def degrade(pictures: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> F
     if not part:
         return pictures
     blurred, faded, rest = pictures[:part], pictures[part : 2 * part], pictures[2 * part :]
-    factor = 2 ** int(torch.randint(1, 4, (), generator=generator, device=generator.device))
-    blurred = F.interpolate(F.avg_pool2d(blurred, factor), scale_factor=factor, mode="bilinear")
+    strengths = zip((2, 4, 8), blurred.tensor_split(3), strict=True)
+    blurs = [
+        F.interpolate(F.avg_pool2d(some, n), scale_factor=n, mode="bilinear") for n, some in strengths if len(some)
+    ]
     share = torch.rand(part, 1, 1, 1, generator=generator, device=generator.device)
     faded = faded * share + rest[:part] * (1 - share)
-    return torch.cat([blurred, faded, rest])
+    return torch.cat([*blurs, faded, rest])
 
 
 def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"]) -> Tensor:
@@ -82,6 +85,36 @@ def sheet(pictures: Float[Tensor, "b 3 s s"], columns: int = 16) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy()))
 
 
+def fit(
+    network: AutoencoderKL,
+    bank: Bank,
+    counted: Iterable[int],
+    optimizer: torch.optim.Optimizer,
+    batch: int,
+    generator: torch.Generator,
+    clock: Clock,
+) -> None:
+    """Trains the network for the counted steps."""
+    place = bank.rgba.device
+    recent = torch.zeros((), device=place)
+
+    def step() -> None:
+        picks = torch.randint(len(bank), (batch,), generator=generator, device=place)
+        pictures = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
+        value = loss(network, pictures.contiguous(memory_format=torch.channels_last))
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        recent.lerp_(value.detach(), 0.01)
+
+    replayed = Replayed(step, generator)
+    for count in counted:
+        replayed()
+        if count % 1000 == 0:
+            clock.log(f"step {count}: loss {recent.item():.4f}")
+
+
 def main(
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of copies.")],
     steps: int = 13_000,
@@ -105,27 +138,15 @@ def main(
     network = autoencoder(tuple(int(channel) for channel in channels.split(",")), latent_channels)
     network = network.to(place, memory_format=torch.channels_last)
     clock.log(f"{millions(network):.2f} M parameters")
-    step_loss = torch.compile(loss) if place.type == "cuda" else loss
-    optimizer = torch.optim.AdamW(
-        network.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=place.type == "cuda"
-    )
-    for step in schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(200, steps)):
-        picks = torch.randint(len(bank), (batch,), generator=generator, device=place)
-        pictures = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
-        value = step_loss(network, pictures.contiguous(memory_format=torch.channels_last))
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        if step % 1000 == 0:
-            clock.log(f"step {step}: loss {value.item():.4f}")
+    optimizer = adamw(network.parameters(), rate, weight_decay=1e-4, device=place)
+    counted = schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(200, steps))
+    fit(network, bank, counted, optimizer, batch, generator, clock)
     network.eval()
     with torch.no_grad():
         samples = bank.over_backgrounds(torch.randperm(len(bank), device=place)[:4096], generator) * 2 - 1
         latents = torch.cat([network.encode(part).latent_dist.mean for part in samples.split(256)])
     network.register_to_config(scaling_factor=1 / latents.std().item())
     network.to(memory_format=torch.contiguous_format).half().save_pretrained(output)
-    del bank
     held = render_bank(min(4096, renders), seed + 10_000, place, combinations=[c for c in combinations() if c.held_out])
     ratio, hue, copies = quality(network.float(), held, generator)
     clock.log(f"held-out renders: PSNR {ratio:.2f} dB, hue error {hue:.2f} degrees")

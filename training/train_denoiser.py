@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.bank import Bank, render_bank
 from training.models import make_tokenizer, scheduler, text_encoder, unet, vocabulary
-from training.stage import Clock, fast_cuda, millions, schedule
+from training.stage import Clock, Replayed, adamw, fast_cuda, millions, schedule
 from training.train_autoencoder import sheet
 from training.world.catalog import (
     ATTRIBUTES,
@@ -165,26 +165,31 @@ def fit(
     alphas_cumprod = scheduler().alphas_cumprod.to(place)
     snr = alphas_cumprod / (1 - alphas_cumprod)
     snr_weights = snr.clamp(max=SNR_CAP) / snr
-    denoise = torch.compile(model.denoiser) if place.type == "cuda" else model.denoiser
     recent = torch.zeros((), device=place)
-    for step in counted:
+
+    def step() -> None:
         clean, ids = data.draw(batch, generator)
         t = torch.randint(len(alphas_cumprod), (batch,), device=place, generator=generator)
         noise = torch.randn(clean.shape, device=place, generator=generator)
         alpha = alphas_cumprod[t, None, None, None]
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with torch.autocast(place.type, dtype=torch.bfloat16):
-            predicted = denoise(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t, model.text(ids)[0]).sample
+            predicted = model.denoiser(noisy, t, model.text(ids)[0]).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         optimizer.zero_grad()
         (error * snr_weights[t]).mean().backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, weights, 1 - min(AVERAGE, (1 + step) / (10 + step)))
         recent.lerp_(error.detach().mean(), 0.01)
-        if step % 1000 == 0:
-            clock.log(f"step {step}: squared error {error.mean().item():.4f}")
-    clock.log(f"{step + 1} steps, mean squared error of the last hundred or so {recent.item():.5f}")
+
+    replayed = Replayed(step, generator)
+    for count in counted:
+        replayed()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, weights, 1 - min(AVERAGE, (1 + count) / (10 + count)))
+        if count % 1000 == 0:
+            clock.log(f"step {count}: squared error {recent.item():.4f}")
+    clock.log(f"{count + 1} steps, mean squared error of the last hundred or so {recent.item():.5f}")
     return average.to(memory_format=torch.contiguous_format)
 
 
@@ -206,11 +211,11 @@ def main(
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of samples.")],
     start: Annotated[Path | None, typer.Option(help="Go on from the weights of an earlier run.")] = None,
     steps: int = 12_000,
-    batch: int = 512,
+    batch: int = 1024,
     renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 240_000,
     backgrounds_each: Annotated[int, typer.Option(help="Backgrounds behind each picture.")] = 4,
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
-    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
     seed: int = 2,
     device: str = "cuda",
 ) -> None:
@@ -231,9 +236,7 @@ def main(
     latents, shown = latents_of(autoencoder, bank, backgrounds_each, generator)
     bank.rgba = bank.rgba[:0].clone()
     clock.log(f"{len(latents)} latents, standard deviation {latents[:20_000].float().std().item():.3f}")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=place.type == "cuda"
-    )
+    optimizer = adamw(model.parameters(), rate, weight_decay=1e-2, device=place)
     counted = schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(300, steps), floor=0.01)
     data = Data(latents, shown, bank, Captions(tokenizer, place))
     average = fit(model, data, counted, optimizer, batch, generator, clock)

@@ -16,7 +16,7 @@ from segdream_cli.errors import WeightsUnavailable
 from training import assemble, train_autoencoder, train_denoiser
 from training.bank import render_bank
 from training.judge import ABOUT_FILE, Judge
-from training.models import make_tokenizer, vocabulary
+from training.models import LATENT_CHANNELS, make_tokenizer, vocabulary
 from training.stage import Clock, schedule
 from training.world.catalog import COLORS, NATURAL, OBJECTS, OVERHEAD, VIEWS, Combination
 
@@ -44,15 +44,15 @@ def test_what_the_stages_save_loads_as_a_prior(checkpoint: Path) -> None:
     found = weights.resolve(PriorConfig(model=str(checkpoint)), cuda=False, offline=True, announce=lambda _: None)
     prior = DiffusionPrior.load(found, CPU, "auto", warn=pytest.fail)
     assert prior.image_size == 128
-    assert prior.latent_shape == (8, 16, 16)
+    assert prior.latent_shape == (LATENT_CHANNELS, 16, 16)
     text = prior.encode_text(["a striped blue ice cream cone, front left view"])
-    noisy = torch.randn(1, 8, 16, 16)
+    noisy = torch.randn(1, LATENT_CHANNELS, 16, 16)
     assert prior.predict_noise(noisy, torch.tensor([500]), text).isfinite().all()
 
 
 def test_a_second_run_goes_on_from_the_weights_of_the_first(checkpoint: Path) -> None:
-    first = train_denoiser.Model(train_denoiser.unet(8), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
-    second = train_denoiser.Model(train_denoiser.unet(8), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
+    first = train_denoiser.Model(train_denoiser.unet(), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
+    second = train_denoiser.Model(train_denoiser.unet(), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
     train_denoiser.load(checkpoint.parent / "denoiser", first)
     train_denoiser.load(checkpoint.parent / "again", second)  # a run at rate zero
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
