@@ -20,7 +20,7 @@ from training.world.catalog import combinations
 
 KL_WEIGHT = 2e-4
 GRADIENT_WEIGHT = 0.5
-COLOR_WEIGHT = 1.0
+COLOR_WEIGHT = 2.0
 
 
 def degrade(pictures: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:

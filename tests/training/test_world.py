@@ -13,7 +13,7 @@ from training.models import MAX_TOKENS, make_tokenizer, vocabulary
 from training.world.camera import backgrounds, look_at
 from training.world.catalog import ATTRIBUTES, COLORS, HAT, OBJECTS, OVERHEAD, Combination, build, combinations
 from training.world.layout import LOOK_COLUMNS, PAINT
-from training.world.render import draw
+from training.world.render import draw, sample_surface
 from training.world.sculptor import Sculptor, about_x, about_y, about_z
 from training.world.tracer import distance, field
 
@@ -259,3 +259,23 @@ def test_pictures_over_backgrounds_stay_in_range() -> None:
     plain = (behind.amax((2, 3)) == behind.amin((2, 3))).all(1).float().mean()
     assert 0.15 < white < 0.35
     assert 0.45 < plain < 0.75
+
+
+def test_surface_points_lie_on_the_surface_spread_by_area() -> None:
+    half = np.array([0.2, 0.3, 0.5])
+    parts = records(lambda o: o.box((0.1, 0.0, -0.1), tuple(half), (0.2, 0.4, 0.6), rounding=0.0))[None]
+    looks = np.zeros((1, LOOK_COLUMNS), np.float32)
+    points, colors = sample_surface(parts, looks, 6000, torch.Generator().manual_seed(0))
+    offset = np.abs(points[0].numpy() - [0.1, 0.0, -0.1]) / half
+    np.testing.assert_allclose(offset.max(1), 1, atol=0.01)
+    areas = np.array([half[1] * half[2], half[0] * half[2], half[0] * half[1]])
+    shares = np.bincount(offset.argmax(1), minlength=3) / 6000
+    np.testing.assert_allclose(shares, areas / areas.sum(), atol=0.02)
+    torch.testing.assert_close(colors[0], torch.tensor([0.2, 0.4, 0.6]).expand(6000, 3))
+
+
+def test_surface_points_of_a_thin_object_are_never_empty() -> None:
+    parts = records(lambda o: o.capsule((0, -0.9, 0), (0, 0.9, 0), 0.01))[None]
+    points, _ = sample_surface(parts, np.zeros((1, LOOK_COLUMNS), np.float32), 500, torch.Generator().manual_seed(0))
+    assert (points[0, :, :2:2].norm(dim=-1) < 0.02).all()
+    assert points.shape == (1, 500, 3)

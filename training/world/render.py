@@ -8,19 +8,22 @@ occlusion, so that colours stay the colours of the prompt.
 Shapes: m pictures, n instances, k primitives of each, s pixels square.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.world.tracer import pixel
+from training.world.tracer import pixel, touch
 
 Floats = NDArray[np.float32]
+BLOCK = 128
+"""CUDA threads of a block."""
 
 
 def draw(primitives: Floats, looks: Floats, views: Floats, size: int, device: torch.device) -> UInt8[Tensor, "m s s 4"]:
@@ -34,23 +37,52 @@ def draw(primitives: Floats, looks: Floats, views: Floats, size: int, device: to
         device: where to draw.
     """
     pictures = torch.empty(len(views), size, size, 4, dtype=torch.uint8, device=device)
-    arrays = primitives, looks, views
-    if device.type == "cpu":
-        _cpu_kernel()(*arrays, pictures.numpy())
-        return pictures
-    from numba import cuda
-
-    threads = 128
-    with cuda.gpus[device.index or 0]:
-        on_device = [cuda.as_cuda_array(torch.from_numpy(array).to(device)) for array in arrays]
-        torch.cuda.synchronize(device)
-        _cuda_kernel()[-(-len(views) * size * size // threads), threads](*on_device, cuda.as_cuda_array(pictures))
-        cuda.synchronize()
+    _launch(_pixels_cpu, _pixels_cuda, pictures[..., 0].numel(), (primitives, looks, views), pictures)
     return pictures
 
 
+def sample_surface(
+    primitives: Floats, looks: Floats, n: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "i n 3"], Float[Tensor, "i n 3"]]:
+    """Points spread evenly over what is seen of each instance from outside, and their unlit colours in 0..1.
+
+    Args:
+        primitives: what `Sculptor.finish` returns, [i k 26].
+        looks: how each instance is painted, [i 13].
+        n: points of each.
+        generator: source of the chords; its device is where they are followed and where the points stay.
+    """
+    chords = 16 * n
+    chances = torch.rand(len(primitives), chords, 4, generator=generator, device=generator.device)
+    found = torch.empty(len(primitives), chords, 7, device=generator.device)
+    _launch(_chords_cpu, _chords_cuda, found[..., 0].numel(), (primitives, looks), chances, found)
+    # The first n hits; an instance so thin that fewer chords meet it gives some of its points twice.
+    order = found[..., 0].argsort(dim=1, descending=True, stable=True)[:, :n]
+    hits = found[..., 0].sum(1, keepdim=True).long().clamp(1, n)
+    order = order.gather(1, torch.arange(n, device=order.device) % hits)
+    points = found.gather(1, order[..., None].expand(-1, -1, 7))
+    return points[..., 1:4], points[..., 4:7]
+
+
+def _launch(
+    on_cpu: Callable[[], Any], on_cuda: Callable[[], Any], threads: int, scene: tuple[Floats, ...], *tensors: Tensor
+) -> None:
+    """Runs a kernel over the scene's arrays and the tensors, on the tensors' device."""
+    device = tensors[0].device
+    if device.type == "cpu":
+        on_cpu()(*scene, *(tensor.numpy() for tensor in tensors))
+        return
+    from numba import cuda
+
+    with cuda.gpus[device.index or 0]:
+        arrays = [cuda.as_cuda_array(torch.from_numpy(array).to(device)) for array in scene]
+        torch.cuda.synchronize(device)
+        on_cuda()[-(-threads // BLOCK), BLOCK](*arrays, *map(cuda.as_cuda_array, tensors))
+        cuda.synchronize()
+
+
 @cache
-def _cpu_kernel() -> Any:
+def _pixels_cpu() -> Any:
     @numba.njit(parallel=True, error_model="numpy")
     def kernel(primitives: Any, looks: Any, views: Any, pictures: Any) -> None:
         size = pictures.shape[1]
@@ -62,7 +94,7 @@ def _cpu_kernel() -> Any:
 
 
 @cache
-def _cuda_kernel() -> Any:
+def _pixels_cuda() -> Any:
     from numba import cuda
 
     @cuda.jit(fastmath=True)
@@ -71,5 +103,30 @@ def _cuda_kernel() -> Any:
         i = cuda.grid(1)
         if i < len(views) * size * size:
             pixel(primitives, looks, views, i // (size * size), i // size % size, i % size, pictures)
+
+    return kernel
+
+
+@cache
+def _chords_cpu() -> Any:
+    @numba.njit(parallel=True, error_model="numpy")
+    def kernel(primitives: Any, looks: Any, chances: Any, found: Any) -> None:
+        n = chances.shape[1]
+        for i in numba.prange(len(primitives) * n):
+            touch(primitives, looks, chances[i // n, i % n], i // n, found[i // n, i % n])
+
+    return kernel
+
+
+@cache
+def _chords_cuda() -> Any:
+    from numba import cuda
+
+    @cuda.jit(fastmath=True)
+    def kernel(primitives: Any, looks: Any, chances: Any, found: Any) -> None:
+        n = chances.shape[1]
+        i = cuda.grid(1)
+        if i < len(primitives) * n:
+            touch(primitives, looks, chances[i // n, i % n], i // n, found[i // n, i % n])
 
     return kernel

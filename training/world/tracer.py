@@ -183,15 +183,21 @@ def paint(part: Floats, look: Floats, ny: float, x: float, y: float, z: float) -
 
 
 @_program
-def lit(parts: Floats, every: int, look: Floats, view: Floats, nearest: int, x: float, y: float, z: float) -> Rgb:
-    """Colour of a surface point in the light of a picture."""
+def normal(parts: Floats, every: int, x: float, y: float, z: float) -> Rgb:
+    """Unit gradient of the distance, from its values at a tetrahedron's corners."""
     nx, ny, nz = 0.0, 0.0, 0.0
-    for corner in range(4):  # a tetrahedron's corners: four evaluations make a gradient
+    for corner in range(4):
         cx, cy, cz = (1.0, -1.0, -1.0, 1.0)[corner], (-1.0, -1.0, 1.0, 1.0)[corner], (-1.0, 1.0, -1.0, 1.0)[corner]
         d, _ = field(parts, every, x + 0.006 * cx, y + 0.006 * cy, z + 0.006 * cz)
         nx, ny, nz = nx + cx * d, ny + cy * d, nz + cz * d
     length = max(math.sqrt(nx * nx + ny * ny + nz * nz), 1e-9)
-    nx, ny, nz = nx / length, ny / length, nz / length
+    return nx / length, ny / length, nz / length
+
+
+@_program
+def lit(parts: Floats, every: int, look: Floats, view: Floats, nearest: int, x: float, y: float, z: float) -> Rgb:
+    """Colour of a surface point in the light of a picture."""
+    nx, ny, nz = normal(parts, every, x, y, z)
     near, _ = field(parts, every, x + 0.06 * nx, y + 0.06 * ny, z + 0.06 * nz)
     wide, _ = field(parts, every, x + 0.16 * nx, y + 0.16 * ny, z + 0.16 * nz)
     open_sky = (min(max(near / 0.06, 0.0), 1.0) + min(max(wide / 0.16, 0.0), 1.0)) / 2
@@ -199,6 +205,24 @@ def lit(parts: Floats, every: int, look: Floats, view: Floats, nearest: int, x: 
     light = (view[AMBIENT] + view[SKY] * ny + view[SUN_LEVEL] * sun) * (0.75 + 0.25 * open_sky)
     r, g, b = paint(parts[nearest], look, ny, x, y, z)
     return min(r * light, 1.0), min(g * light, 1.0), min(b * light, 1.0)
+
+
+@_program
+def march(
+    parts: Floats, chosen: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, t: float, end: float
+) -> tuple[float, float, int]:
+    """Closest approach of a ray between `t` and `end`, 0 for a hit; where along it, and to which primitive."""
+    closest, place, nearest = FAR, t, 0
+    for _ in range(STEPS):
+        d, i = field(parts, chosen, ox + dx * t, oy + dy * t, oz + dz * t)
+        if d < closest:
+            closest, place, nearest = d, t, i
+        if d < HIT:
+            return 0.0, place, nearest
+        t += max(0.92 * d, 1e-3)
+        if t > end:
+            break
+    return closest, place, nearest
 
 
 @_program
@@ -216,18 +240,7 @@ def ray(
     chosen = candidates(parts, ox, oy, oz, dx, dy, dz, blur)
     if chosen == 0:
         return 0.0, 0.0, 0.0, 0.0
-    t, end = middle - reach, middle + reach
-    closest, place, nearest = FAR, t, 0
-    for _ in range(STEPS):
-        d, i = field(parts, chosen, ox + dx * t, oy + dy * t, oz + dz * t)
-        if d < closest:
-            closest, place, nearest = d, t, i
-        if d < HIT:
-            closest = 0.0
-            break
-        t += max(0.92 * d, 1e-3)
-        if t > end:
-            break
+    closest, place, nearest = march(parts, chosen, ox, oy, oz, dx, dy, dz, middle - reach, middle + reach)
     cover = min(max(1 - closest / blur, 0.0), 1.0)
     if cover == 0:
         return 0.0, 0.0, 0.0, 0.0
@@ -261,3 +274,35 @@ def pixel(
     pictures[m, row, column, 1] = int(green * scale + 0.5)
     pictures[m, row, column, 2] = int(blue * scale + 0.5)
     pictures[m, row, column, 3] = int(alpha * scale + 0.5)
+
+
+@_program
+def touch(primitives: Floats, looks: Floats, chances: Floats, m: int, found: Floats) -> None:
+    """Follows one random chord of the unit sphere and writes where it meets instance `m`: 1 x y z r g b, or 0s.
+
+    First hits of chords that are uniform in direction and offset are spread evenly over the surface that is seen
+    from outside (Cauchy and Crofton). `chances` are four numbers in 0..1, the colour is unlit.
+    """
+    parts, look = primitives[m], looks[m]
+    dz = 2 * chances[0] - 1
+    flat = math.sqrt(max(1 - dz * dz, 0.0))
+    dx, dy = flat * math.cos(2 * math.pi * chances[1]), flat * math.sin(2 * math.pi * chances[1])
+    side = math.copysign(1.0, dz)  # two directions across the chord, as in Duff et al. 2017
+    a = -1 / (side + dz)
+    ux, uy, uz = 1 + side * dx * dx * a, side * dx * dy * a, -side * dx
+    vx, vy, vz = dx * dy * a, side + dy * dy * a, -dy
+    u = 1.05 * math.sqrt(chances[2]) * math.cos(2 * math.pi * chances[3])
+    v = 1.05 * math.sqrt(chances[2]) * math.sin(2 * math.pi * chances[3])
+    ox, oy, oz = ux * u + vx * v - 2 * dx, uy * u + vy * v - 2 * dy, uz * u + vz * v - 2 * dz
+    found[0] = 0
+    chosen = candidates(parts, ox, oy, oz, dx, dy, dz, 0.0)
+    if chosen == 0:
+        return
+    closest, place, nearest = march(parts, chosen, ox, oy, oz, dx, dy, dz, 0.9, 3.1)
+    if closest > 0:
+        return
+    x, y, z = ox + dx * place, oy + dy * place, oz + dz * place
+    _, ny, _ = normal(parts, (1 << len(parts)) - 1, x, y, z)
+    r, g, b = paint(parts[nearest], look, ny, x, y, z)
+    found[0], found[1], found[2], found[3] = 1, x, y, z
+    found[4], found[5], found[6] = r, g, b
