@@ -1,12 +1,13 @@
 """CLIP tokenizers and text encoders, loaded from local folders."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from segdream_cli.errors import WeightsUnavailable
@@ -82,3 +83,70 @@ class TextEncoder:
         ).input_ids
         embeddings: Tensor = self.network(ids.to(next(self.network.parameters()).device))[0]
         return embeddings
+
+
+class TextVector:
+    """One vector of unit length for a whole text, as Point-E is conditioned on.
+
+    Args:
+        encoder: around a `CLIPTextModelWithProjection` the vector is the projected feature of the end token, around a
+            `CLIPTextModel` the feature itself.
+    """
+
+    CLIP = "openai/clip-vit-large-patch14"
+    """The Hub id of the official Point-E's text encoder."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, *, warn: Callable[[str], None]) -> "TextVector":
+        """Loads tokenizer and text encoder of a CLIP checkpoint, the whole of it or its text half, in float32.
+
+        Args:
+            folder: laid out as `CLIP` is on the Hub.
+            device: where the encoder runs.
+            warn: receives one line when a text is longer than the encoder reads.
+
+        Raises:
+            WeightsUnavailable: a file can't be read, a weight is missing, or the vocabulary does not fit.
+        """
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        hint = f"--point-e-dir with the files of {cls.CLIP}, or --init sphere"
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            network, info = CLIPTextModelWithProjection.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        except MemoryError:
+            raise
+        except Exception as problem:  # the Rust parts of the library raise bare Exceptions
+            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+            raise WeightsUnavailable(f"the text encoder in {folder} can't be read: {reason}", hint=hint) from problem
+        lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ()))
+        if lacking:
+            raise WeightsUnavailable(
+                f"the text encoder in {folder} lacks {len(lacking)} weights, the first is {lacking[0]}", hint=hint
+            )
+        if len(tokenizer) != network.config.vocab_size:
+            raise WeightsUnavailable(
+                f"the tokenizer in {folder} has {len(tokenizer)} tokens, its text encoder {network.config.vocab_size}",
+                hint=hint,
+            )
+        return cls(TextEncoder(tokenizer, network.to(device), warn=warn))
+
+    @torch.no_grad()
+    def encode(self, text: str) -> Float[Tensor, " d"]:
+        """The vector of a text, float32 on the encoder's device. A text over the limit is cut, and warned of."""
+        encoder, text = self._encoder, text.translate(_STRAIGHT)
+        if cut := encoder.cut_off(text):
+            encoder._warn(f"Point-E reads {encoder.limit - 2} tokens of a text; not read: {cut!r}")
+        ids = encoder.tokenizer(text, max_length=encoder.limit, truncation=True, return_tensors="pt").input_ids
+        output = encoder.network(ids.to(next(encoder.network.parameters()).device))
+        pooled: Tensor = output.text_embeds if "text_embeds" in output else output.pooler_output
+        return torch.nn.functional.normalize(pooled[0].float(), dim=0)
+
+
+_STRAIGHT = str.maketrans("‘’“”", "''\"\"")
+"""Curly quotes to straight ones: CLIP's own tokenizer, which Point-E was trained with, straightens them first."""

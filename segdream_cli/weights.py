@@ -5,7 +5,6 @@ error, and an unreachable Hub with a wait of minutes. So they only ever see a lo
 """
 
 import hashlib
-import importlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdream_cli import hub
 from segdream_cli.config import AUTO, MINI, SD21, SD21_MODEL, PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
+from segdream_cli.hub import HubFiles
 from segdream_cli.profile import PROFILE_FILE, PriorProfile
 
 PRIORS: Mapping[str, str] = {SD21: SD21_MODEL, MINI: str(Path(__file__).resolve().parent / "data" / "mini")}
@@ -89,11 +90,11 @@ def resolve(prior: PriorConfig, *, cuda: bool, offline: bool, announce: Callable
         reason, other = ("CUDA is present", MINI) if cuda else ("there is no CUDA", SD21)
         announce(f"prior {chosen}, because {reason} (--prior {other} to change it)")
     model = prior.model or PRIORS[chosen]
-    half = prior.dtype == "fp16" or (prior.dtype == "auto" and cuda)
+    half = _computes_in_half(prior, cuda=cuda)
     folder = Path(model).expanduser()
     if not folder.is_dir():
         _refuse_paths(model, folder)
-        folder = _from_hub(model, prior.revision, half=half, offline=offline, announce=announce)
+        folder = _whole(model, prior.revision) or _download(model, prior.revision, half, offline, announce)
     return _verified(folder, prior.model or chosen, half=half)
 
 
@@ -117,7 +118,7 @@ def reading(checkpoint: Checkpoint, part: str) -> Iterator[None]:
         raise
     except Exception as problem:  # the Rust parts of the libraries raise bare Exceptions
         raise WeightsUnavailable(
-            f"the {part} of {checkpoint.name} can't be read: {_reason(problem)}", hint=_ELSEWHERE
+            f"the {part} of {checkpoint.name} can't be read: {hub.reason(problem)}", hint=_ELSEWHERE
         ) from problem
 
 
@@ -149,97 +150,45 @@ def _refuse_paths(model: str, folder: Path) -> None:
         raise WeightsUnavailable(f"there is no folder {model}", hint=f"ls {folder.parent}, or {_ELSEWHERE}")
 
 
-def _from_hub(model: str, revision: str | None, *, half: bool, offline: bool, announce: Callable[[str], None]) -> Path:
-    """The cached snapshot of a Hub model, completed by a download if it is not whole."""
-    from huggingface_hub import is_offline_mode, snapshot_download
+def pending(prior: PriorConfig, *, cuda: bool) -> HubFiles | None:
+    """What `resolve` would download from the Hub; none if all of it is on this machine.
 
-    offline = offline or is_offline_mode()
-    with _translated(model, revision):
-        folder = _cached(model, revision)
-        if folder is not None and not _absent(_names(folder)):
-            return folder
-        if offline:
-            raise WeightsUnavailable(
-                f"{model} is {'only in part' if folder else 'not'} in the local cache, and going online is not allowed",
-                hint=f"leave out --offline and HF_HUB_OFFLINE once, or {_ELSEWHERE}",
-            )
-        with _no_bars():
-            patterns = [*_SMALL, *_weight_files(None), *_weight_files(_HALF)]
-            listing = snapshot_download(model, revision=revision, allow_patterns=patterns, dry_run=True)
-            small = snapshot_download(model, revision=revision, allow_patterns=list(_SMALL))
-        names = {file.filename for file in listing}
-        _check_present(names, model)
-        _check_architecture(Path(small), model)  # before gigabytes are fetched for nothing
-        wanted = _files(names, _variant(names, half=half))
-        size = sum(file.file_size or 0 for file in listing if file.will_download and file.filename in wanted)
-        announce(f"downloading {model}, {_duration(size)}, to {Path(small).parent.parent}")
-        return Path(snapshot_download(model, revision=revision, allow_patterns=sorted(wanted)))
-
-
-def _cached(model: str, revision: str | None) -> Path | None:
-    """The snapshot folder of a model in the Hub's cache, whole or not."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=[_INDEX], local_files_only=True))
-    except LocalEntryNotFoundError:
+    Raises:
+        UsageProblem: the prior's name is unknown.
+        WeightsUnavailable: the Hub is out of reach, or what it has can't be used.
+    """
+    model = prior.model or PRIORS[choose(prior.name, cuda=cuda)]
+    if Path(model).expanduser().is_dir() or _whole(model, prior.revision):
         return None
+    return _from_hub(model, prior.revision, half=_computes_in_half(prior, cuda=cuda))
 
 
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Hides the Hub's progress bars: they are for the one long download only."""
-    utils: Any = importlib.import_module("huggingface_hub.utils")  # its type hints lack the three functions
-    hidden = utils.are_progress_bars_disabled()
-    utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not hidden:
-            utils.enable_progress_bars()
+def _computes_in_half(prior: PriorConfig, *, cuda: bool) -> bool:
+    return prior.dtype == "fp16" or (prior.dtype == "auto" and cuda)
 
 
-@contextmanager
-def _translated(model: str, revision: str | None) -> Iterator[None]:
-    """Turns whatever the Hub's client raises into `WeightsUnavailable`."""
-    try:
-        yield
-    except WeightsUnavailable:
-        raise
-    except Exception as problem:  # its HTTP library, whose errors pass through, changes between versions
-        message, hint = _hub_problem(problem, model, revision)
-        raise WeightsUnavailable(message, hint=hint) from problem
+def _whole(model: str, revision: str | None) -> Path | None:
+    """The cached snapshot of a Hub model, if it lacks nothing."""
+    folder = hub.cached_folder(model, revision, _INDEX, _ELSEWHERE)
+    return folder if folder is not None and not _absent(_names(folder)) else None
 
 
-def _hub_problem(problem: Exception, model: str, revision: str | None) -> tuple[str, str]:
-    """The sentence and the hint for an exception of the Hub's client."""
-    from huggingface_hub import errors
-
-    if isinstance(problem, (errors.DryRunError, errors.LocalEntryNotFoundError)):
-        problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
-    match problem:
-        case errors.HFValidationError():
-            return f"{model!r} is neither a folder nor a Hub id", _ELSEWHERE
-        case errors.GatedRepoError():
-            page = f"https://huggingface.co/{model}"
-            return f"{model} is gated: its owner asks for an agreement", f"agree at {page}, then: hf auth login"
-        case errors.RepositoryNotFoundError():
-            return f"the Hub has no {model}, or it is private", f"{_ELSEWHERE}; for a private one: hf auth login"
-        case errors.RevisionNotFoundError():
-            return f"{model} has no revision {revision!r}", "--set prior.revision=main"
-        case errors.HfHubHTTPError() if problem.response.status_code in (401, 403):
-            return f"the Hub refused the access token for {model}", "hf auth login, or: unset HF_TOKEN"
-        case errors.HfHubHTTPError():
-            return f"the Hub answered {problem.response.status_code} for {model}", f"try again later, or {_ELSEWHERE}"
-        case OSError() if problem.errno is not None:
-            return f"{model} can't be stored: {problem.strerror}", "HF_HOME=/a/larger/disk segdream ..."
-    return f"{model} can't be downloaded, the Hub is out of reach: {_reason(problem)}", _ELSEWHERE
+def _download(model: str, revision: str | None, half: bool, offline: bool, announce: Callable[[str], None]) -> Path:
+    """The snapshot of a Hub model, completed by a download."""
+    if hub.is_offline(offline):
+        partly = hub.cached_folder(model, revision, _INDEX, _ELSEWHERE) is not None
+        raise hub.not_cached(model, partly=partly, elsewhere=_ELSEWHERE)
+    return _from_hub(model, revision, half=half).fetch(announce)
 
 
-def _reason(problem: Exception) -> str:
-    """The first line of what an exception says."""
-    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+def _from_hub(model: str, revision: str | None, *, half: bool) -> HubFiles:
+    """The files of a Hub model that make a checkpoint; its small ones are in the cache afterwards."""
+    patterns = [*_SMALL, *_weight_files(None), *_weight_files(_HALF)]
+    listed = hub.listing(model, revision, patterns, _ELSEWHERE)
+    folder = hub.small_files(model, revision, _SMALL, _ELSEWHERE)
+    _check_present(listed, model)
+    _check_architecture(folder, model)  # before gigabytes are fetched for nothing
+    return hub.wanted_files(model, revision, listed, _files(listed, _variant(listed, half=half)), _ELSEWHERE)
 
 
 def _weight_files(variant: str | None) -> list[str]:
@@ -375,7 +324,7 @@ def _check_safetensors(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as problem:
         raise WeightsUnavailable(
-            f"{path} is not a whole safetensors file: {_reason(problem)}",
+            f"{path} is not a whole safetensors file: {hub.reason(problem)}",
             hint=f"rm {path.resolve()}  # then download or copy it again",
         ) from problem
 
@@ -392,9 +341,3 @@ def _digest(folder: Path, files: list[str]) -> str:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
         total.update(f"{name} {content}\n".encode())
     return total.hexdigest()
-
-
-def _duration(size: int) -> str:
-    """A download's size and time in words."""
-    text = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-    return f"{text} ({max(1, round(size / 12.5e6))} s at 100 Mbit/s)"
