@@ -177,8 +177,24 @@ class CameraConfig:
 class InitConfig:
     """The first Gaussians (release: gaussian_model.py)."""
 
-    shape: str = "sphere"
-    """sphere, box, or the path of a PLY file."""
+    shape: str = "point-e"
+    """point-e (release), sphere, box, or the path of a PLY file."""
+    point_e: str | None = None
+    """Folder with Point-E's official checkpoints; none is the prior's own Point-E, or the download cache."""
+    prompt: str | None = None
+    """What Point-E is to make where simpler words suit it better than the prompt; none is the prompt."""
+    color: Literal["gray", "points"] = "gray"
+    """Grey, or the colours of Point-E's points (release: grey)."""
+    points: Annotated[int | None, Within(1)] = None
+    """How many of Point-E's points are used; none is all of them (release)."""
+    copies: Count = 20
+    """Gaussians about each of Point-E's points (release: 100,000 / 5,000)."""
+    spread: Amount = 0.05
+    """Radius of the ball about a point in which its Gaussians lie (release)."""
+    scale: Annotated[float, Within(0.001)] = 1.0
+    """Factor on Point-E's cloud, whose half side is about 0.5 (release)."""
+    lift: float = 0.15
+    """How far Point-E's cloud is raised (release)."""
     count: Annotated[int, Within(1, 10_000_000)] = 100_000
     """Number of Gaussians of a geometric start (release)."""
     radius: Annotated[float, Within(0.001)] = 0.5

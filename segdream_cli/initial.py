@@ -1,8 +1,10 @@
-"""The first Gaussians of a run: a ball, a box, or what a PLY file holds.
+"""The first Gaussians of a run: about the points of Point-E, a ball, a box, or what a PLY file holds.
 
-A new kind of start is one more function from an `InitConfig` to points, beside `_ball` and `_box`.
+A new geometric start is one more function from an `InitConfig` to points, beside `_ball` and `_box`.
 """
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +16,9 @@ from segdream_cli.config import InitConfig
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import SH_C0, ply, points
 from segdream_cli.gaussians import Gaussians
+from segdream_cli.pointe.model import PointCloud
+
+POINT_E = "point-e"
 
 
 def check_start(shape: str) -> None:
@@ -22,22 +27,32 @@ def check_start(shape: str) -> None:
     Raises:
         UsageProblem: naming the known ones.
     """
-    if shape not in SHAPES and Path(shape).suffix.lower() != ".ply":
-        raise UsageProblem(
-            f"there is no start {shape!r}", hint=f"--init {', '.join(SHAPES)} or the path of a .ply file"
-        )
+    known = (POINT_E, *SHAPES)
+    if shape not in known and Path(shape).suffix.lower() != ".ply":
+        raise UsageProblem(f"there is no start {shape!r}", hint=f"--init {', '.join(known)} or the path of a .ply file")
 
 
-def initial_gaussians(config: InitConfig, generator: torch.Generator) -> Gaussians:
+def initial_gaussians(
+    config: InitConfig, generator: torch.Generator, cloud: Callable[[], PointCloud] | None = None
+) -> Gaussians:
     """Gaussians to start from.
 
     A PLY of Gaussians is taken as it is; a PLY of points gives each point a round Gaussian with the point's colour.
+
+    Args:
+        config: what to start from.
+        generator: of everything random but Point-E's noise.
+        cloud: makes Point-E's cloud, for a start from it.
 
     Raises:
         UsageProblem: an unknown shape, or a file that can't be used.
     """
     check_start(config.shape)
-    if config.shape in SHAPES:
+    if config.shape == POINT_E:
+        if cloud is None:
+            raise ValueError("a start from Point-E needs its cloud")
+        means, rgb = about_points(cloud(), config, generator)
+    elif config.shape in SHAPES:
         means, rgb = SHAPES[config.shape](config, generator), None
     else:
         path = Path(config.shape)
@@ -47,6 +62,26 @@ def initial_gaussians(config: InitConfig, generator: torch.Generator) -> Gaussia
         means, rgb = torch.from_numpy(xyz), None if found is None else torch.from_numpy(found)
     colors = torch.full_like(means, config.gray) if rgb is None else rgb
     return round_gaussians(means, colors, config, generator)
+
+
+def about_points(
+    cloud: PointCloud, config: InitConfig, generator: torch.Generator
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"] | None]:
+    """`copies` places about each point of a cloud, the same about all, and their colours unless they are to be grey.
+
+    Radius, polar angle and azimuth of a place are each uniform, so that most are near the point (release).
+    """
+    points, colors = config.scale * cloud.points, cloud.colors
+    points[:, 1] += config.lift
+    if config.points is not None and config.points < len(points):
+        kept = torch.randperm(len(points), generator=generator)[: config.points]
+        points, colors = points[kept], colors[kept]
+    radius, polar, azimuth = torch.rand(3, config.copies, generator=generator)
+    radius, polar, azimuth = config.spread * radius, math.pi * polar, 2 * math.pi * azimuth
+    flat = radius * polar.sin()
+    offsets = torch.stack([flat * azimuth.cos(), radius * polar.cos(), flat * azimuth.sin()], -1)
+    means = (points[:, None] + offsets).flatten(0, 1)
+    return means, colors.repeat_interleave(config.copies, 0) if config.color == "points" else None
 
 
 def round_gaussians(

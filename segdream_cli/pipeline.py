@@ -7,9 +7,9 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -27,6 +27,7 @@ from segdream_cli.gaussians import Gaussians, build_optimizers, clip_gradients, 
 from segdream_cli.guidance import Conditions
 from segdream_cli.initial import initial_gaussians
 from segdream_cli.memory import out_of_memory, peak_memory_gib
+from segdream_cli.pointe.model import PointCloud
 from segdream_cli.profile import PriorProfile
 from segdream_cli.raster import Rendering, rasterize
 from segdream_cli.schedule import NoiseSchedule, Times, draw_times, trajectory_segments
@@ -95,12 +96,20 @@ class Pipeline:
         config: all settings.
         prior: the diffusion model; None serves for rendering only.
         device: where Gaussians and prior live.
+        clouds: makes the cloud of a prompt and a seed, for a start from Point-E.
     """
 
-    def __init__(self, config: Config, prior: Prior | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        prior: Prior | None,
+        device: torch.device,
+        clouds: Callable[[str, int], PointCloud] | None = None,
+    ) -> None:
         self.config = config
         self.device = device
         self._prior = prior
+        self._clouds = clouds
 
     @property
     def prior(self) -> Prior:
@@ -130,7 +139,9 @@ class Pipeline:
         """
         generators = build_generators(seed)
         embeddings = self.embed(prompt, negative_prompt)
-        gaussians = initial_gaussians(self.config.init, generators["init"]).to(self.device)
+        words = clean_prompt(self.config.init.prompt or prompt, self.prior.profile.vocabulary)
+        cloud = None if self._clouds is None else partial(self._clouds, words, seed)
+        gaussians = initial_gaussians(self.config.init, generators["init"], cloud).to(self.device)
         cap = self.config.densify.cap
         if cap is not None and len(gaussians) > cap:
             raise UsageProblem(

@@ -48,6 +48,8 @@ class PriorProfile:
     )
     vocabulary: Vocabulary | None = None
     """None: any text."""
+    point_e: str | None = None
+    """Sub-folder with a Point-E of its own, which reads texts with the prior's encoder; none: the official one."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Dotted settings that differ from the defaults in every preset."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PRESETS)
@@ -61,7 +63,7 @@ class PriorProfile:
             KeyError, TypeError: a field that does not exist or has the wrong type.
         """
         fields = dict(data)
-        for name in {"title", "negative_prompt"} & fields.keys():
+        for name in {"title", "negative_prompt", "point_e"} & fields.keys():
             if not isinstance(fields[name], str):
                 raise TypeError(f"{name} can't be {fields[name]!r}")
         if "views" in fields:
@@ -79,7 +81,7 @@ class PriorProfile:
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "draft": {"optim.steps": 1200, "densify.cap": 100_000, "init.count": 40_000},
+        "draft": {"optim.steps": 1200, "densify.cap": 100_000, "init.copies": 10, "init.count": 40_000},
         "standard": {"densify.cap": 200_000, "view.overhead_elevation_deg": 60.0},
         "high": {
             "optim.steps": 8000,

@@ -93,9 +93,6 @@ class TextVector:
             `CLIPTextModel` the feature itself.
     """
 
-    CLIP = "openai/clip-vit-large-patch14"
-    """The Hub id of the official Point-E's text encoder."""
-
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
 
@@ -104,7 +101,7 @@ class TextVector:
         """Loads tokenizer and text encoder of a CLIP checkpoint, the whole of it or its text half, in float32.
 
         Args:
-            folder: laid out as `CLIP` is on the Hub.
+            folder: with the files of a CLIP repository of the Hub; see `pointe.clip.resolve_clip`.
             device: where the encoder runs.
             warn: receives one line when a text is longer than the encoder reads.
 
@@ -113,7 +110,7 @@ class TextVector:
         """
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        hint = f"--point-e-dir with the files of {cls.CLIP}, or --init sphere"
+        hint = "--point-e-dir with a folder clip-vit-large-patch14 in it, or --init sphere"
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             network, info = CLIPTextModelWithProjection.from_pretrained(

@@ -184,8 +184,8 @@ def _download(model: str, revision: str | None, half: bool, offline: bool, annou
 def _from_hub(model: str, revision: str | None, *, half: bool) -> HubFiles:
     """The files of a Hub model that make a checkpoint; its small ones are in the cache afterwards."""
     patterns = [*_SMALL, *_weight_files(None), *_weight_files(_HALF)]
-    listed = hub.listing(model, revision, patterns, _ELSEWHERE)
     folder = hub.small_files(model, revision, _SMALL, _ELSEWHERE)
+    listed = hub.listing(model, revision, patterns, _ELSEWHERE)
     _check_present(listed, model)
     _check_architecture(folder, model)  # before gigabytes are fetched for nothing
     return hub.wanted_files(model, revision, listed, _files(listed, _variant(listed, half=half)), _ELSEWHERE)

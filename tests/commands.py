@@ -12,6 +12,8 @@ TINY = (
     MINI,
     "--device",
     "cpu",
+    "--init",
+    "sphere",
     "--set",
     "init.count=40",
     "--set",

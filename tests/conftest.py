@@ -24,6 +24,7 @@ CHECKED = (
     "raster",
     "diffusion",
     "text",
+    "pointe",
 )
 
 

@@ -15,11 +15,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [file.relative_to(PACKAGE).with_suffix("").as_posix() for file in FILES]
 
 LAYERS = {
-    0: ("__init__", "errors", "settings", "config", "profile", "files", "memory"),
+    0: ("__init__", "errors", "settings", "config", "profile", "files", "memory", "download"),
     1: ("schedule", "guidance", "distill", "view_prompts", "cameras", "losses"),
-    2: ("gaussians", "densify", "diffusion", "text", "weights", "initial", "raster", "formats"),
+    2: ("gaussians", "densify", "diffusion", "text", "hub", "weights", "pointe", "initial", "raster", "formats"),
     3: ("asset", "pipeline"),
-    4: ("run_dir", "images", "video"),
+    4: ("run_dir", "images", "video", "page"),
     5: ("cli", "__main__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
@@ -34,7 +34,8 @@ HEAVY = {
     "scipy": ("initial",),
     "typer": ("cli/*",),
     "rich": ("cli/*",),
-    "huggingface_hub": ("weights",),
+    "huggingface_hub": ("hub",),
+    "filelock": ("pointe/checkpoint",),
 }
 
 

@@ -75,14 +75,9 @@ def render_bank(
         size: side of the pictures in pixels.
     """
     rng = np.random.default_rng(seed)
-    groups = _groups(combinations)
-    chunk = max(1, min(CHUNK, count // (views_each * len(groups))))
     rgba, columns, drawn = [], [], 0
-    for group, share in _in_turn(groups, rng):
-        n = max(1, round(chunk * share))
-        picked = [group[i] for i in rng.choice(len(group), n, p=_weights(group))]
-        primitives, looks = build(picked, rng)
-        which = np.repeat(np.arange(n), views_each)
+    for picked, primitives, looks in random_instances(combinations, rng, count // views_each):
+        which = np.repeat(np.arange(len(picked)), views_each)
         views, azimuth, elevation = random_views(which, rng, lens, light)
         rgba.append(draw(primitives, looks, views, size, device))
         shown = [picked[i] for i in which]
@@ -92,12 +87,26 @@ def render_bank(
             [ATTRIBUTE_INDEX[one.attribute] for one in shown],
         ]
         columns.append(np.stack([*places, azimuth, elevation, which + drawn]))
-        drawn += n
+        drawn += len(picked)
         if drawn * views_each >= count:
             break
     table = torch.from_numpy(np.concatenate(columns, 1)).to(device)
     objects, colors, attributes, instances = (table[i].long() for i in (0, 1, 2, 5))
     return Bank(torch.cat(rgba), objects, colors, attributes, table[3].float(), table[4].float(), instances)
+
+
+def random_instances(
+    combinations: Iterable[Combination], rng: np.random.Generator, count: int
+) -> Iterator[tuple[list[Combination], NDArray[np.float32], NDArray[np.float32]]]:
+    """Random instances without end, some of one object at a time: what they show, primitives and looks.
+
+    A chunk is no larger than lets `count` instances show every object.
+    """
+    groups = _groups(combinations)
+    chunk = max(1, min(CHUNK, count // len(groups)))
+    for group, share in _in_turn(groups, rng):
+        picked = [group[i] for i in rng.choice(len(group), max(1, round(chunk * share)), p=_weights(group))]
+        yield picked, *build(picked, rng)
 
 
 def _groups(combinations: Iterable[Combination]) -> list[list[Combination]]:

@@ -48,6 +48,10 @@ def generate(
         typer.Option("--list-words", help="Show the words the prior knows and exit.", rich_help_panel=shared.PROMPT),
     ] = False,
     init: shared.InitOption = None,
+    init_prompt: shared.InitPromptOption = None,
+    init_color: shared.InitColorOption = None,
+    init_points: shared.InitPointsOption = None,
+    init_scale: shared.InitScaleOption = None,
     quality: shared.QualityOption = shared.STANDARD,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Optimisation steps.", rich_help_panel=shared.QUALITY)
@@ -65,6 +69,7 @@ def generate(
     prior: shared.PriorOption = None,
     model: shared.ModelOption = None,
     device: shared.DeviceOption = AUTO,
+    point_e_dir: shared.PointEDirOption = None,
     offline: shared.OfflineOption = False,
     preview_every: Annotated[
         int | None,
@@ -91,7 +96,7 @@ def generate(
         options={
             "prior.name": prior and str(prior),
             "prior.model": model,
-            "init.shape": init,
+            **shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
             "optim.steps": steps,
             "distill.guidance_scale": guidance_scale,
             "distill.perp_neg": perp_neg,

@@ -1,27 +1,41 @@
 """`segdream init`: the first Gaussians of a run, as a file to look at, change, or start from."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.session import Request, choose_device
+from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds
 from segdream_cli.config import AUTO
 
 
 def init(
     prompt: Annotated[str, typer.Argument(help="What it is to become.")],
     output: shared.OutputOption = None,
+    preview: Annotated[
+        bool,
+        typer.Option("--preview", help="Write a picture from four sides beside it.", rich_help_panel=shared.OUTPUT),
+    ] = False,
     init: shared.InitOption = None,
+    init_prompt: shared.InitPromptOption = None,
+    init_color: shared.InitColorOption = None,
+    init_points: shared.InitPointsOption = None,
+    init_scale: shared.InitScaleOption = None,
     count: Annotated[
         int | None,
-        typer.Option("--count", min=1, max=10_000_000, help="Number of Gaussians.", rich_help_panel=shared.QUALITY),
+        typer.Option(
+            "--count", min=1, max=10_000_000, help="Gaussians of a sphere or box.", rich_help_panel=shared.START
+        ),
     ] = None,
     seed: shared.SeedOption = 0,
     quality: shared.QualityOption = shared.STANDARD,
     prior: shared.PriorOption = None,
     model: shared.ModelOption = None,
+    point_e_dir: shared.PointEDirOption = None,
+    device: shared.DeviceOption = AUTO,
+    offline: shared.OfflineOption = False,
     config: shared.ConfigOption = None,
     assignments: shared.SetOption = None,
     force: shared.ForceOption = False,
@@ -30,33 +44,47 @@ def init(
 ) -> None:
     """Write the start of a run as a PLY that generate --init takes.
 
-    segdream init "a yellow school bus" --init box -o cloud.ply
+    segdream init "a yellow school bus" --init point-e --preview -o cloud.ply
     """
-    from pathlib import Path
-
     from segdream_cli import __version__, formats
     from segdream_cli.asset import build_generators
     from segdream_cli.cli.jobs import slug
     from segdream_cli.files import check_output
-    from segdream_cli.initial import initial_gaussians
+    from segdream_cli.initial import check_start, initial_gaussians
     from segdream_cli.view_prompts import clean_prompt
     from segdream_cli.weights import profile_of
 
+    start = shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir)
     request = Request(
         quality=str(quality),
-        options={"prior.name": prior and str(prior), "prior.model": model, "init.shape": init, "init.count": count},
+        options={"prior.name": prior and str(prior), "prior.model": model, "init.count": count, **start},
         assignments=tuple(assignments or ()),
         file=config,
+        device=device,
+        offline=offline,
     )
-    profile = profile_of(request.prior(), cuda=choose_device(AUTO).type == "cuda")
+    sink, place = Output(json=json, quiet=quiet), choose_device(device)
+    profile = profile_of(request.prior(), cuda=place.type == "cuda")
     settings = request.resolve(profile).init
     text = clean_prompt(prompt, profile.vocabulary)
+    words = clean_prompt(settings.prompt or prompt, profile.vocabulary)
     path = output or Path(f"{slug(prompt)}-init.ply")
+    picture = path.with_suffix(".png")
+    check_start(settings.shape)
     formats.check_format(path, None)
-    check_output(path, force=force)
-    gaussians = initial_gaussians(settings, build_generators(seed)["init"])
-    provenance = {"generator": f"segdream {__version__}", "prompt": text, "seed": seed, "init": settings.shape}
+    for file in [path, picture] if preview else [path]:
+        check_output(file, force=force)
+    clouds = open_clouds(
+        settings, profile.point_e, lambda: open_checkpoint(request, place, sink), place, sink, offline=offline
+    )
+    cloud = None if clouds is None else lambda: clouds(words, seed)
+    gaussians = initial_gaussians(settings, build_generators(seed)["init"], cloud)
+    origin = settings.shape if clouds is None else f"Point-E's cloud of {words!r}"
+    provenance = {"generator": f"segdream {__version__}", "prompt": text, "seed": seed, "init": origin}
     formats.write(path, gaussians.splats(provenance))
-    sink = Output(json=json, quiet=quiet)
-    sink.note(f"{len(gaussians):,} Gaussians from {settings.shape}")
+    if preview:
+        from segdream_cli.cli.shot import Shot
+
+        Shot.load(path, device, size=256, channel="rgb", color=(1.0, 1.0, 1.0)).sheet(picture, elevation=15.0)
+    sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; a picture of them is {picture}" if preview else ""))
     sink.result(path, prompt=text, seed=seed, gaussians=len(gaussians), init=settings.shape)

@@ -14,7 +14,7 @@ Quality = StrEnum("Quality", {name: name for name in QUALITIES})  # type: ignore
 STANDARD: Quality = Quality("standard")
 PriorName = StrEnum("PriorName", {name: name for name in (AUTO, SD21, MINI)})  # type: ignore[misc]
 
-PROMPT, QUALITY, RUN, HARDWARE, OUTPUT = "Prompt", "Quality", "Run", "Hardware and weights", "Output"
+PROMPT, START, QUALITY, RUN, HARDWARE, OUTPUT = "Prompt", "Start", "Quality", "Run", "Hardware and weights", "Output"
 
 
 def refuse_given(context: typer.Context, names: set[str], reason: str, hint: str) -> None:
@@ -36,6 +36,25 @@ def refuse_given(context: typer.Context, names: set[str], reason: str, hint: str
             given.append(item.opts[-1] if item.opts[0].startswith("-") else "PROMPT")
     if given:
         raise UsageProblem(f"{', '.join(given)} {reason}", hint=hint)
+
+
+def start_settings(
+    shape: str | None,
+    prompt: str | None,
+    color: str | None,
+    points: int | None,
+    scale: float | None,
+    folder: Path | None,
+) -> dict[str, object]:
+    """The settings that the options of a run's start stand for."""
+    return {
+        "init.shape": shape,
+        "init.prompt": prompt,
+        "init.color": color and str(color),
+        "init.points": points,
+        "init.scale": scale,
+        "init.point_e": folder and str(folder.expanduser().resolve()),
+    }
 
 
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)]
@@ -61,7 +80,26 @@ DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.", envvar="SEGDREAM_DEVICE", rich_help_panel=HARDWARE)
 ]
 InitOption = Annotated[
-    str | None, typer.Option("--init", help="Start: sphere, box or a .ply file.", rich_help_panel=QUALITY)
+    str | None, typer.Option("--init", help="Start: point-e, sphere, box or a .ply file.", rich_help_panel=START)
+]
+InitPromptOption = Annotated[
+    str | None,
+    typer.Option("--init-prompt", help="Simpler words for Point-E than the prompt's.", rich_help_panel=START),
+]
+InitColor = StrEnum("InitColor", {name: name for name in ("gray", "points")})  # type: ignore[misc]
+InitColorOption = Annotated[
+    InitColor | None,
+    typer.Option("--init-color", help="Grey, or the colours of Point-E's points.", rich_help_panel=START),
+]
+InitPointsOption = Annotated[
+    int | None, typer.Option("--init-points", min=1, help="How many of Point-E's points to use.", rich_help_panel=START)
+]
+InitScaleOption = Annotated[
+    float | None, typer.Option("--init-scale", min=0.001, help="Factor on Point-E's cloud.", rich_help_panel=START)
+]
+PointEDirOption = Annotated[
+    Path | None,
+    typer.Option("--point-e-dir", help="Folder with Point-E's official checkpoints.", rich_help_panel=HARDWARE),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file of settings, or a run.json.", rich_help_panel=QUALITY)

@@ -19,7 +19,7 @@ from segdream_cli.cameras import turntable_azimuths, viewing
 from segdream_cli.cli.jobs import Job
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.progress import RunProgress
-from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_pipeline
+from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
 from segdream_cli.cli.stopping import StopRequest
 from segdream_cli.config import AUTO, Config
 from segdream_cli.errors import Diverged, OutOfMemory, OutputExists, SegdreamError, UsageProblem
@@ -28,6 +28,7 @@ from segdream_cli.images import contact_sheet, write_png
 from segdream_cli.initial import check_start
 from segdream_cli.memory import peak_memory_gib
 from segdream_cli.pipeline import Pipeline
+from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
 from segdream_cli.schedule import trajectory_segments
 from segdream_cli.view_prompts import clean_negative, clean_prompt
@@ -48,6 +49,7 @@ class Session:
         quality: the preset's name.
         sink: where results and words go.
         negative: negative prompt in place of the prior's own.
+        clouds: makes the clouds of a start from Point-E; a run that goes on needs none.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class Session:
     quality: str
     sink: Output
     negative: str | None
+    clouds: Clouds | None = None
 
     @classmethod
     def open(cls, request: Request, sink: Output, negative: str | None) -> Self:
@@ -74,12 +77,15 @@ class Session:
         check_start(config.init.shape)
         if negative is not None:
             clean_negative(negative, checkpoint.profile.vocabulary)
-        return cls(config, checkpoint, device, request.quality, sink, negative)
+        clouds = open_clouds(
+            config.init, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=request.offline
+        )
+        return cls(config, checkpoint, device, request.quality, sink, negative, clouds)
 
     @cached_property
     def pipeline(self) -> Pipeline:
         """The pipeline with its prior."""
-        return open_pipeline(self.config, self.checkpoint, self.device, self.sink)
+        return open_pipeline(self.config, self.checkpoint, self.device, self.sink, self.clouds)
 
     def check(self, job: Job, *, force: bool) -> None:
         """Refuses a job that can't end well, before any work.

@@ -1,6 +1,6 @@
 """From options to a pipeline: the device, the prior, the configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ from segdream_cli.settings import parse_assignments, read_toml
 if TYPE_CHECKING:
     import torch
 
+    from segdream_cli.config import InitConfig
     from segdream_cli.pipeline import Pipeline
+    from segdream_cli.pointe.clouds import Clouds
     from segdream_cli.weights import Checkpoint
 
 
@@ -104,8 +106,71 @@ def open_checkpoint(request: Request, device: "torch.device", output: Output) ->
     return weights.resolve(request.prior(), cuda=device.type == "cuda", offline=request.offline, announce=output.note)
 
 
-def open_pipeline(config: Config, checkpoint: "Checkpoint", device: "torch.device", output: Output) -> "Pipeline":
-    """The pipeline with its prior loaded.
+def open_clouds(
+    init: "InitConfig",
+    point_e: str | None,
+    checkpoint: "Callable[[], Checkpoint]",
+    device: "torch.device",
+    output: Output,
+    *,
+    offline: bool,
+) -> "Clouds | None":
+    """Point-E for a start from it: the prior's own or the official one, its files found and verified but not loaded.
+
+    Args:
+        init: what a run starts from.
+        point_e: the prior's folder with a Point-E of its own, if it has one.
+        checkpoint: finds the prior's files, which are needed only then.
+        device: where Point-E runs.
+        output: receives sizes, hashes and the time it takes.
+        offline: never ask the network.
+
+    Raises:
+        WeightsUnavailable: a file can't be had.
+    """
+    import torch
+
+    from segdream_cli.cli.download_bar import DownloadBar
+    from segdream_cli.initial import POINT_E
+    from segdream_cli.pointe.checkpoint import open_point_e, resolve_point_e
+    from segdream_cli.pointe.clip import resolve_clip
+    from segdream_cli.pointe.clouds import Clouds
+    from segdream_cli.pointe.model import PointE
+    from segdream_cli.text import TextEncoder, TextVector
+
+    if init.shape != POINT_E:
+        return None
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    if point_e is not None and init.point_e is None:
+        own = checkpoint()
+        files = open_point_e(own.folder / point_e / "model.safetensors", origin=own.name)
+        digest = f"{files.digest} {own.digest}"
+
+        def text_vector() -> TextVector:
+            return TextVector(TextEncoder.load(own, device, torch.float32, warn=output.note))
+    else:
+        folder = None if init.point_e is None else Path(init.point_e)
+        with DownloadBar("point-e", output) as bar:
+            files = resolve_point_e(folder, offline=offline, announce=output.note, progress=bar.update)
+        clip = resolve_clip(folder, offline=offline, announce=output.note)
+        digest = files.digest
+
+        def text_vector() -> TextVector:
+            return TextVector.load(clip, device, warn=output.note)
+
+    return Clouds(
+        digest, device, lambda: (PointE.load(files, device, dtype), text_vector().encode), announce=output.note
+    )
+
+
+def open_pipeline(
+    config: Config,
+    checkpoint: "Checkpoint",
+    device: "torch.device",
+    output: Output,
+    clouds: "Clouds | None" = None,
+) -> "Pipeline":
+    """The pipeline with its prior loaded, and with what makes the clouds of a start from Point-E.
 
     Raises:
         WeightsUnavailable: the files can't be loaded.
@@ -119,4 +184,4 @@ def open_pipeline(config: Config, checkpoint: "Checkpoint", device: "torch.devic
         prior = DiffusionPrior.load(
             checkpoint, device, config.prior.dtype, warn=output.note, cuda_graphs=config.prior.cuda_graphs
         )
-    return Pipeline(config, prior, device)
+    return Pipeline(config, prior, device, clouds)

@@ -344,7 +344,7 @@ def test_init_writes_a_start_that_generate_takes(segdream):
     start = formats.read(Path("cloud.ply"))
     assert len(start) == 30
     assert start.provenance["init"] == "box"
-    arguments = ("generate", BUS, "-o", "bus.ply", "--init", "cloud.ply", *TINY, "--steps", "1")
+    arguments = ("generate", BUS, "-o", "bus.ply", *TINY, "--init", "cloud.ply", "--steps", "1")
     assert segdream(*arguments, "--set", "optim.means_lr=[1e-12,1e-12]").code == 0
     np.testing.assert_allclose(formats.read(Path("bus.ply")).means, start.means, atol=1e-6)
 

@@ -18,6 +18,7 @@ from segdream_cli.run_dir import RunDir, RunRecord
 CPU = torch.device("cpu")
 SMALL = {
     "optim.steps": 10,
+    "init.shape": "sphere",
     "init.count": 40,
     "camera.batch": 2,
     "camera.image_size": 32,

@@ -15,7 +15,7 @@ from segdream_cli.initial import initial_gaussians, neighbour_distance, round_ga
 
 
 def start(seed=0, **settings):
-    return initial_gaussians(InitConfig(**settings), torch.Generator().manual_seed(seed))
+    return initial_gaussians(InitConfig(**{"shape": "sphere"} | settings), torch.Generator().manual_seed(seed))
 
 
 def test_sphere_fills_a_ball_evenly():

@@ -1,95 +1,21 @@
 """Finding, downloading and verifying a prior, against a loopback server that answers as the Hub does."""
 
-import hashlib
-import json
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import build, edit_json, write_json
+from hub_server import COMMIT, Hub, point_to, serving
 from huggingface_hub import constants
 
 from segdream_cli import weights
 from segdream_cli.config import PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.profile import PROFILE_FILE, PriorProfile
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REFUSALS: dict[str, tuple[int, dict[str, str]]] = {
-    "org/gone": (404, {"X-Error-Code": "RepoNotFound"}),
-    "org/gated": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model org/gated is restricted"}),
-    "org/token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
-    "org/down": (503, {}),
-}
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Serves the folders in `models`, refuses the rest."""
-
-    models: dict[str, Path]
-    requests: list[str]
-
-    def do_GET(self) -> None:
-        self.requests.append(f"{self.command} {self.path}")
-        path, _, _ = self.path.partition("?")
-        parts = path.strip("/").split("/")
-        api = parts[:2] == ["api", "models"]
-        name, rest = ("/".join(parts[2:4]), parts[4:]) if api else ("/".join(parts[:2]), parts[2:])
-        if name in REFUSALS:
-            status, headers = REFUSALS[name]
-            return self._answer(status, b"{}", headers)
-        if rest[:1] == ["revision"] and rest[1] not in ("main", COMMIT):
-            return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        folder = self.models[name]
-        if api:
-            return self._answer(200, json.dumps(self._listing(name, folder, rest)).encode())
-        file = folder.joinpath(*rest[2:])
-        return self._answer(200, file.read_bytes(), {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET
-
-    def _listing(self, name: str, folder: Path, rest: list[str]) -> Any:
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        if rest[:1] == ["tree"]:
-            return [_entry(folder, path) for path in files]
-        siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
-        return {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False}
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def _oid(path: Path) -> str:
-    """The name of a file's content: SHA-256 for large files, Git's SHA-1 (here of the content alone) for others."""
-    content = path.read_bytes()
-    large = path.suffix == ".safetensors"
-    return hashlib.sha256(content).hexdigest() if large else hashlib.sha1(content).hexdigest()
-
-
-def _entry(folder: Path, path: Path) -> dict[str, Any]:
-    entry = {
-        "type": "file",
-        "path": path.relative_to(folder).as_posix(),
-        "size": path.stat().st_size,
-        "oid": _oid(path),
-    }
-    if path.suffix == ".safetensors":
-        entry["lfs"] = {"oid": _oid(path), "size": path.stat().st_size, "pointerSize": 130}
-    return entry
 
 
 @pytest.fixture(scope="module")
@@ -104,19 +30,9 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    handler = type("Handler", (Hub,), {"models": {"org/tiny": tiny}, "requests": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    _point_to(f"http://127.0.0.1:{server.server_port}", tmp_path / "cache", monkeypatch)
-    yield handler
-    server.shutdown()
-    server.server_close()
-
-
-def _point_to(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    with serving({"org/tiny": tiny}) as (handler, address):
+        point_to(address, tmp_path / "cache", monkeypatch)
+        yield handler
 
 
 def resolve(
@@ -265,7 +181,7 @@ def test_without_a_network_it_fails_at_once_and_never_switches_the_prior(
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    _point_to(f"http://127.0.0.1:{port}", tmp_path / "cache", monkeypatch)
+    point_to(f"http://127.0.0.1:{port}", tmp_path / "cache", monkeypatch)
     began = time.monotonic()
     with pytest.raises(WeightsUnavailable, match=r"out of reach: .*refused") as caught:
         weights.resolve(PriorConfig(), cuda=True, offline=False, announce=lambda _: None)

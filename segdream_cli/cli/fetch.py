@@ -1,0 +1,132 @@
+"""`segdream fetch`: downloads weights ahead of offline work."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segdream_cli.cli import options as shared
+from segdream_cli.cli.output import Output
+from segdream_cli.config import AUTO, SD21
+from segdream_cli.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from segdream_cli.download import Progress
+    from segdream_cli.hub import HubFiles
+
+POINT_E = "point-e"
+Fetchable = StrEnum("Fetchable", {name: name for name in (SD21, POINT_E)})  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    """Weights that can be fetched.
+
+    Args:
+        name: what it is asked for by.
+        title: what it is.
+        missing: bytes to download.
+        fetch: downloads what is missing, reporting progress.
+        check: looks at all of it without the network, and returns where it is.
+    """
+
+    name: str
+    title: str
+    missing: int
+    fetch: "Callable[[Progress], object]"
+    check: Callable[[], Path]
+
+
+def fetch(
+    weights: Annotated[list[Fetchable], typer.Argument(help="What to download.", show_default=False)],
+    offline: Annotated[bool, typer.Option("--offline", hidden=True)] = False,
+    json: shared.JsonOption = False,
+    quiet: shared.QuietOption = False,
+) -> None:
+    """Download weights ahead, for work without a network.
+
+    segdream fetch sd21 point-e
+    """
+    from segdream_cli.cli.download_bar import DownloadBar
+    from segdream_cli.download import download_in_words
+
+    sink = Output(json=json, quiet=quiet)
+    _refuse_offline(offline)
+    items = [item for name in dict.fromkeys(weights) for item in _ITEMS[str(name)](sink)]
+    for item in items:
+        state = download_in_words(item.missing) if item.missing else "complete in the cache"
+        sink.note(f"{item.name}: {item.title}: {state}")
+    for item in items:
+        if item.missing:
+            with DownloadBar(item.name, sink) as bar:
+                item.fetch(bar.update)
+        folder = item.check()
+        sink.result(folder, name=item.name, title=item.title, downloaded=item.missing)
+
+
+def _refuse_offline(offline: bool) -> None:
+    """Refuses to go online against the user's word."""
+    from segdream_cli.hub import is_offline
+
+    if offline:
+        raise UsageProblem("fetch goes online, --offline has no place here", hint="leave out --offline")
+    if is_offline(False):
+        raise UsageProblem(
+            "fetch goes online, and HF_HUB_OFFLINE forbids it", hint="env -u HF_HUB_OFFLINE segdream fetch ..."
+        )
+
+
+def _stable_diffusion(sink: Output) -> Iterator[_Item]:
+    """The networks of Stable Diffusion, in the precision that this machine would use."""
+    from segdream_cli.cli.session import choose_device
+    from segdream_cli.config import SD21_MODEL, PriorConfig
+    from segdream_cli.weights import pending, resolve
+
+    prior = PriorConfig(name=SD21)
+    cuda = choose_device(AUTO).type == "cuda"
+    yield _of_hub(
+        SD21,
+        SD21_MODEL,
+        pending(prior, cuda=cuda),
+        lambda: resolve(prior, cuda=cuda, offline=True, announce=_silent).folder,
+    )
+
+
+def _point_e(sink: Output) -> Iterator[_Item]:
+    """Point-E's two stages, and the text encoder that they need."""
+    from segdream_cli.pointe import checkpoint, clip
+
+    missing = checkpoint.missing_files()
+    yield _Item(
+        name=POINT_E,
+        title=" and ".join(file.name for file in missing or checkpoint.PUBLISHED),
+        missing=sum(file.size for file in missing),
+        fetch=lambda progress: checkpoint.resolve_point_e(None, offline=False, announce=sink.note, progress=progress),
+        check=lambda: checkpoint.resolve_point_e(None, offline=True, announce=_silent).base.parent,
+    )
+    yield _of_hub(
+        POINT_E,
+        f"its text encoder {clip.MODEL}",
+        clip.pending_clip(),
+        lambda: clip.resolve_clip(None, offline=True, announce=_silent),
+    )
+
+
+def _of_hub(name: str, title: str, files: "HubFiles | None", check: Callable[[], Path]) -> _Item:
+    """An item that lies on the Hub, or in its cache if there are no files to fetch."""
+
+    def download(progress: "Progress") -> None:
+        if files is not None:
+            files.fetch(_silent, progress)
+
+    return _Item(name=name, title=title, missing=files.missing if files else 0, fetch=download, check=check)
+
+
+def _silent(_: str) -> None:
+    """Says nothing: the command has said it before."""
+
+
+_ITEMS: dict[str, Callable[[Output], Iterator[_Item]]] = {SD21: _stable_diffusion, POINT_E: _point_e}

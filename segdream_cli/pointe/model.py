@@ -1,0 +1,161 @@
+"""Point-E as the rest of the program sees it: a text vector in, a coloured point cloud in our frame out."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.pointe.checkpoint import PointECheckpoint, read_state
+from segdream_cli.pointe.sampler import Denoiser, sample
+from segdream_cli.pointe.transformer import (
+    CHANNEL_BIASES,
+    CHANNEL_SCALES,
+    CHANNELS,
+    PointTransformer,
+    PointTransformerConfig,
+    infer_config,
+)
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PointCloud:
+    """Coloured points in the inner frame, float32 on the CPU; the base stage's come first."""
+
+    points: Float[Tensor, "n 3"]
+    """Right-handed, y up, the object faces +Z, about -0.5..0.5."""
+    colors: Float[Tensor, "n 3"]
+    """0..1."""
+
+
+class PointE:
+    """A base stage that makes points from a text vector, and optionally one that adds points to those.
+
+    Args:
+        base: conditioned on a text vector.
+        upsample: conditioned on the points of `base`.
+    """
+
+    def __init__(self, base: PointTransformer, upsample: PointTransformer | None = None) -> None:
+        self.stages = (base,) if upsample is None else (base, upsample)
+
+    @classmethod
+    def load(cls, checkpoint: PointECheckpoint, device: torch.device, dtype: torch.dtype) -> "PointE":
+        """Loads a verified checkpoint.
+
+        A `config.json` beside the base stage describes it; without one it is the official one's.
+
+        Args:
+            checkpoint: where the stages' safetensors are.
+            device: where the networks run.
+            dtype: of their matrix products; see `PointTransformer.compute_in`.
+
+        Raises:
+            WeightsUnavailable: a file can't be read, or does not hold what it should.
+        """
+        states = [read_state(path) for path in (checkpoint.base, checkpoint.upsample) if path is not None]
+        configs = [infer_config(state) for state in states[1:]]
+        described = checkpoint.base.with_name(CONFIG_FILE)
+        configs.insert(0, _read_config(described) if described.is_file() else infer_config(states[0]))
+        for config, place in zip(configs, ("text", "points"), strict=False):
+            if config.condition != place:
+                raise WeightsUnavailable(
+                    f"{checkpoint.base} and {checkpoint.upsample} are not the base and the upsampling stage of Point-E",
+                    hint="--point-e-dir with base_40m_textvec.pt and upsample_40m.pt",
+                )
+        networks = (
+            PointTransformer.from_state(config, state).compute_in(dtype).to(device)
+            for config, state in zip(configs, states, strict=True)
+        )
+        return cls(*networks)
+
+    @property
+    def text_width(self) -> int:
+        """Length of the text vector."""
+        return self.stages[0].config.text_width
+
+    @property
+    def count(self) -> int:
+        """Points of a cloud."""
+        return sum(network.config.points for network in self.stages)
+
+    @property
+    def evaluations(self) -> tuple[int, ...]:
+        """How often `sample` calls the network of each stage."""
+        return tuple(network.config.sampling.evaluations for network in self.stages)
+
+    @torch.no_grad()
+    def evaluate(self, stage: int) -> None:
+        """Calls a stage's network once, as `sample` does `evaluations[stage]` times, so that a caller can time it."""
+        network = self.stages[stage]
+        config, weight = network.config, network.input_proj.weight
+        shape = (config.text_width,) if config.condition == "text" else (config.low_points, CHANNELS)
+        denoise = Denoiser(network, weight.new_zeros(1, *shape))
+        denoise(weight.new_zeros(config.points, CHANNELS), config.sampling.sigma_max)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        text_vector: Float[Tensor, " d"],
+        generator: torch.Generator,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PointCloud:
+        """Makes a cloud.
+
+        Args:
+            text_vector: of unit length, `text_width` numbers; see `text.TextVector`.
+            generator: of all noise; the numbers are drawn on its own device, so that one of the CPU starts every
+                device alike.
+            progress: receives how many evaluations of the networks are done, and how many there are.
+        """
+        done, total = 0, sum(self.evaluations)
+
+        def called() -> None:
+            nonlocal done
+            done += 1
+            if progress:
+                progress(done, total)
+
+        weight = self.stages[0].input_proj.weight
+        given = text_vector.to(weight)
+        cloud = weight.new_empty(0, CHANNELS)
+        for network in self.stages:
+            config = network.config
+            noise = torch.randn(
+                config.sampling.draws, config.points, CHANNELS, generator=generator, device=generator.device
+            )
+            made = sample(Denoiser(network, given[None], called), noise.to(weight), config.sampling)
+            cloud = given = torch.cat([cloud, to_world(made)])
+        xyz, rgb = cloud.float().cpu().split(3, dim=-1)
+        return PointCloud(to_inner_frame(xyz), (rgb / 255).clamp(0, 1))
+
+
+def to_world(points: Float[Tensor, "n 6"]) -> Float[Tensor, "n 6"]:
+    """From the networks' units to Point-E's own: xyz in about -0.5..0.5, colours in about 0..255."""
+    return (points - points.new_tensor(CHANNEL_BIASES)) / points.new_tensor(CHANNEL_SCALES)
+
+
+def to_inner_frame(xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """A quarter turn about X: Point-E's clouds are z up and, as a rule, face -y; ours are y up and face +Z.
+
+    The clouds it was trained on are Blender's imports, which are right-handed and put a front at -y; the corgi in the
+    release's examples looks at -y, and other users of Point-E turn it as if it did. The start code of the Gaussian
+    releases negates y instead: that brings the face to their first camera, but mirrors the object.
+    """
+    x, y, z = xyz.unbind(-1)
+    return torch.stack([x, z, -y], dim=-1)
+
+
+def _read_config(path: Path) -> PointTransformerConfig:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise WeightsUnavailable(f"{path} can't be read: {problem}", hint="--init sphere") from problem
+    return PointTransformerConfig.from_json(data)

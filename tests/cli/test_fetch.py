@@ -1,0 +1,180 @@
+"""`segdream fetch`: what is said, downloaded and left behind, against servers on the loopback interface."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import build
+from file_server import running
+from hub_server import point_to, serving
+from safetensors.torch import save_file
+
+from segdream_cli import download, weights
+from segdream_cli.cli import download_bar
+from segdream_cli.config import SD21, SD21_MODEL, PriorConfig
+from segdream_cli.pointe import checkpoint, clip, transformer
+
+BASE = transformer.PointTransformerConfig(points=8, width=16, layers=1, heads=2, text_width=12)
+STAGES = {
+    "base_40m_textvec.pt": BASE,
+    "upsample_40m.pt": replace(BASE, condition="points", low_points=8, grid_tokens=4, grid_width=6),
+}
+CLIP_SIZE = 3_000_000
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    for name in ("config.json", "tokenizer_config.json", "vocab.json", "tokenizer.json"):
+        (folder / name).write_text(json.dumps({"file": name}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    values = np.random.default_rng(0).standard_normal(CLIP_SIZE // 4, np.float32)
+    save_file({"weight": torch.from_numpy(values)}, folder / "model.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(bytes(100))
+    return folder
+
+
+@pytest.fixture
+def online(tiny, clip_folder, folder, monkeypatch):
+    """The two servers; small networks stand for the official ones."""
+    monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(transformer, "BASE", STAGES["base_40m_textvec.pt"])
+    monkeypatch.setattr(transformer, "UPSAMPLE", STAGES["upsample_40m.pt"])
+    with serving({SD21_MODEL: tiny, clip.MODEL: clip_folder}) as (hub, address), running() as server:
+        point_to(address, folder / "hub", monkeypatch)
+        monkeypatch.setenv(checkpoint.ADDRESS_VARIABLE, server.address)
+        published = []
+        for name, config in STAGES.items():
+            torch.save(transformer.PointTransformer(config).state_dict(), folder / name)
+            server.files[f"/{name}"] = content = (folder / name).read_bytes()
+            (folder / name).unlink()
+            published.append(
+                checkpoint.Published(name=name, condition=config.condition, size=len(content), sha256=None)
+            )
+        monkeypatch.setattr(checkpoint, "PUBLISHED", tuple(published))
+        server.hub = hub
+        yield server
+
+
+def test_everything_is_listed_downloaded_and_then_used_without_a_network(segdream, online, folder):
+    done = segdream("fetch", SD21, "point-e")
+    assert done.code == 0
+    words = (f"{SD21}: {SD21_MODEL}: ", "upsample_40m.pt: 0.", f"text encoder {clip.MODEL}: 3.0 MB (1 s", "downloading")
+    places = [done.err.index(part) for part in words]
+    assert places == sorted(places)
+    assert "SHA-256" in done.err
+    assert "Fetching" not in done.err  # the Hub's own bars
+    stable, point_e, text = map(Path, done.out.splitlines())
+
+    for remote in (online.requests, online.hub.requests):
+        remote.clear()
+    assert weights.resolve(PriorConfig(name=SD21), cuda=False, offline=True, announce=print).folder == stable
+    assert checkpoint.resolve_point_e(None, offline=True, announce=print).base.parent == point_e
+    assert clip.resolve_clip(None, offline=True, announce=print) == text
+    assert not (text / "pytorch_model.bin").exists()
+    again = segdream("fetch", SD21, "point-e")
+    assert (again.code, again.out) == (0, done.out)
+    assert again.err.count("complete in the cache") == 3
+    assert online.requests == online.hub.requests == []
+
+
+def test_json_has_a_line_for_each(segdream, online):
+    done = segdream("fetch", "point-e", "--json", "--quiet")
+    files, text = map(json.loads, done.out.splitlines())
+    assert (files["event"], files["name"], files["title"]) == ("done", "point-e", " and ".join(STAGES))
+    assert files["downloaded"] == sum(len(content) for content in online.files.values())
+    assert text["downloaded"] - CLIP_SIZE < 1000
+    assert Path(text["output"]).is_dir()
+    assert done.err == ""
+    assert [json.loads(line)["downloaded"] for line in segdream("fetch", "point-e", "--json").out.splitlines()] == [
+        0,
+        0,
+    ]
+
+
+def test_bytes_are_reported_for_every_download(segdream, online, monkeypatch):
+    told = {}
+    monkeypatch.setattr(
+        download_bar.DownloadBar, "update", lambda bar, *report: told.setdefault(bar, []).append(report)
+    )
+    segdream("fetch", SD21, "point-e", "point-e")
+    assert len(told) == 3
+    for reports in told.values():
+        totals = {total for _, total in reports}
+        assert len(totals) == 1
+        done = [one for one, _ in reports]
+        assert done == sorted(done)
+        assert done[-1] == totals.pop()
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(segdream, online, monkeypatch):
+    monkeypatch.setattr(download_bar, "LINE_EVERY_S", 0.0)
+    assert "point-e: 0.1 MB of 0.1 MB" in segdream("fetch", "point-e").err
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_offline_makes_no_sense(segdream, online, by_environment, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", by_environment)
+    done = segdream("fetch", "point-e", *(() if by_environment else ("--offline",)))
+    assert (done.code, done.out) == (2, "")
+    assert ("HF_HUB_OFFLINE" if by_environment else "--offline") in done.err
+    assert "hint:" in done.err
+    assert online.requests == online.hub.requests == []
+
+
+@pytest.mark.parametrize("arguments", [("sd22",), (), ("--json",)])
+def test_what_to_fetch_is_to_be_named(segdream, arguments):
+    done = segdream("fetch", *arguments)
+    assert done.code == 2
+    assert "point-e" in done.err + done.out or "weights" in done.err
+
+
+def test_an_address_out_of_reach_is_said_and_leaves_nothing(segdream, online, folder, monkeypatch):
+    online.files.clear()
+    done = segdream("fetch", "point-e", "--json")
+    assert done.code == 4
+    assert "base_40m_textvec.pt answered 404" in done.err
+    assert "--point-e-dir /path/to/folder, or --init sphere" in done.err
+    assert json.loads(done.out)["exit_code"] == 4
+    assert [path.name for path in (folder / "cache").rglob("*") if path.is_file()] in ([], [".lock"])
+
+
+def test_a_hub_out_of_reach_is_said_before_anything_is_downloaded(segdream, online, folder, monkeypatch):
+    point_to("http://127.0.0.1:9", folder / "hub", monkeypatch)
+    done = segdream("fetch", "point-e")
+    assert done.code == 4
+    assert "the Hub is out of reach" in done.err
+    assert online.requests == []
+
+
+def test_a_disk_without_room_for_the_hubs_files_is_said(segdream, online, monkeypatch):
+    usage = download.shutil.disk_usage("/")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    done = segdream("fetch", "point-e")
+    assert done.code == 4
+    assert "1.0 MB free, and 3.0 MB are needed" in done.err
+    assert "HF_HOME=" in done.err
+
+
+def test_a_clip_folder_beside_the_weights_is_preferred_and_looked_at(online, folder, clip_folder):
+    own = folder / "mine" / "clip-vit-large-patch14"
+    own.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json", "vocab.json"):
+        (own / name).write_bytes((clip_folder / name).read_bytes())
+    with pytest.raises(download.WeightsUnavailable, match=r"has no merges\.txt"):
+        clip.resolve_clip(folder / "mine", offline=True, announce=print)
+    (own / "merges.txt").write_text("")
+    assert clip.resolve_clip(folder / "mine", offline=True, announce=print) == own
+    with pytest.raises(download.WeightsUnavailable, match="is not in the local cache"):
+        clip.resolve_clip(None, offline=True, announce=print)
+    assert online.hub.requests == []

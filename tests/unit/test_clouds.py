@@ -1,0 +1,131 @@
+"""Clouds of Point-E: made once, kept, made anew when the file is damaged; and Gaussians about their points."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from segdream_cli.config import InitConfig
+from segdream_cli.gaussians import SH_C0
+from segdream_cli.initial import about_points, initial_gaussians
+from segdream_cli.pointe import clouds as module
+from segdream_cli.pointe.clouds import Clouds
+from segdream_cli.pointe.model import PointCloud, PointE
+from segdream_cli.pointe.schedule import Sampling
+from segdream_cli.pointe.transformer import PointTransformer, PointTransformerConfig
+
+CONFIG = PointTransformerConfig(
+    points=16, width=16, layers=1, heads=2, text_width=8, sampling=Sampling(steps=2, sigma_max=2.0)
+)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEGDREAM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def build(said: list[str], loads: list[int], digest: str = "digest") -> Clouds:
+    def load():
+        loads.append(1)
+        torch.manual_seed(0)
+        network = PointTransformer(CONFIG).eval().requires_grad_(False)
+        torch.nn.init.normal_(network.output_proj.weight, std=0.1)
+        generator = torch.Generator().manual_seed(1)
+        words = {text: torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0) for text in ("a", "b")}
+        return PointE(network), words.__getitem__
+
+    return Clouds(digest, torch.device("cpu"), load, announce=said.append)
+
+
+def test_a_cloud_is_made_once_and_kept(cache: Path) -> None:
+    said: list[str] = []
+    loads: list[int] = []
+    first = build(said, loads)("a", 0)
+    assert first.points.shape == first.colors.shape == (16, 3)
+    assert loads == [1]
+    assert said == []
+    again = build(said, loads)("a", 0)
+    assert loads == [1]
+    assert "cache" in said[0]
+    assert torch.equal(first.points, again.points)
+    assert torch.equal(first.colors, again.colors)
+
+
+def test_text_seed_and_weights_each_make_another_cloud(cache: Path) -> None:
+    loads: list[int] = []
+    clouds = build([], loads)
+    made = [clouds("a", 0), clouds("b", 0), clouds("a", 1)]
+    assert loads == [1]
+    assert not torch.equal(made[0].points, made[1].points)
+    assert not torch.equal(made[0].points, made[2].points)
+    build([], loads, digest="other")("a", 0)
+    assert loads == [1, 1]
+    assert len(list((cache / "clouds").iterdir())) == 4
+
+
+def test_a_damaged_file_is_made_anew_and_no_cache_is_no_failure(cache: Path) -> None:
+    loads: list[int] = []
+    cloud = build([], loads)("a", 0)
+    (kept,) = (cache / "clouds").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-9])
+    assert torch.equal(build([], loads)("a", 0).points, cloud.points)
+    assert loads == [1, 1]
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.write_text("in the way")
+    assert torch.equal(build([], loads)("a", 0).points, cloud.points)
+
+
+def test_a_long_wait_is_announced_before_it_begins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module, "_estimate_s", lambda point_e: 1830.0)
+    build(said, [])("a", 0)
+    assert said == ["Point-E takes about 30 min on this processor, 3 calls of its networks"]
+
+
+def cloud_of(n: int) -> PointCloud:
+    generator = torch.Generator().manual_seed(2)
+    return PointCloud(torch.rand(n, 3, generator=generator) - 0.5, torch.rand(n, 3, generator=generator))
+
+
+def test_gaussians_lie_about_the_points_the_same_way_about_each() -> None:
+    cloud = cloud_of(50)
+    config = InitConfig(copies=20, spread=0.05, scale=2.0, lift=0.15)
+    means, colors = about_points(cloud, config, torch.Generator().manual_seed(0))
+    assert colors is None
+    offsets = means.reshape(50, 20, 3) - (2 * cloud.points + torch.tensor([0, 0.15, 0]))[:, None]
+    torch.testing.assert_close(offsets, offsets[:1].expand(50, -1, -1), atol=1e-6, rtol=0)
+    assert offsets.norm(dim=-1).max() <= 0.05 + 1e-6
+
+
+def test_places_about_a_point_have_uniform_radius_and_angles() -> None:
+    config = InitConfig(copies=20_000, spread=1.0, scale=1.0, lift=0.0)
+    cloud = PointCloud(torch.zeros(1, 3), torch.zeros(1, 3))
+    means, _ = about_points(cloud, config, torch.Generator().manual_seed(0))
+    radius = means.norm(dim=-1)
+    polar = (means[:, 1] / radius).acos()
+    azimuth = torch.atan2(means[:, 2], means[:, 0]).remainder(2 * math.pi)
+    for values, top in ((radius, 1.0), (polar, math.pi), (azimuth, 2 * math.pi)):
+        counts = torch.histc(values, 10, 0, top) / len(values)
+        torch.testing.assert_close(counts, torch.full((10,), 0.1), atol=0.01, rtol=0)
+
+
+def test_colours_points_and_the_rest_follow_the_settings() -> None:
+    cloud = cloud_of(40)
+    config = InitConfig(copies=3, points=10, color="points", opacity=0.1, spread=0.0, lift=0.0)
+    gaussians = initial_gaussians(config, torch.Generator().manual_seed(0), lambda: cloud)
+    assert len(gaussians) == 30
+    place = torch.cdist(gaussians.means.detach(), cloud.points).argmin(1)
+    assert len(place.unique()) == 10
+    torch.testing.assert_close(0.5 + SH_C0 * gaussians.params["sh0"].detach(), cloud.colors[place])
+    torch.testing.assert_close(gaussians.opacities.detach(), torch.full((30,), 0.1))
+    gray = initial_gaussians(InitConfig(copies=2), torch.Generator(), lambda: cloud)
+    assert len(gray) == 80
+    torch.testing.assert_close(0.5 + SH_C0 * gray.params["sh0"].detach(), torch.full((80, 3), 0.498))
+
+
+def test_a_start_from_point_e_needs_its_cloud() -> None:
+    with pytest.raises(ValueError, match="cloud"):
+        initial_gaussians(InitConfig(), torch.Generator())

@@ -1,0 +1,343 @@
+"""Downloading one file, from a real server on the loopback interface that misbehaves on demand."""
+
+import hashlib
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from file_server import FileServer, running
+
+from segdream_cli import download as module
+from segdream_cli.download import cache_folder, check_space, download
+from segdream_cli.errors import WeightsUnavailable
+
+HINT = "type this"
+CONTENT = np.random.default_rng(0).bytes(300_000)
+OTHER = np.random.default_rng(1).bytes(300_000)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    monkeypatch.setattr(module, "DELAYS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(module, "PIECE", 2**15)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with running() as server:
+        server.files["/model.pt"] = CONTENT
+        yield server
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "model.pt"
+
+
+def fetch(server: FileServer, target: Path, **options: Any) -> str:
+    return download(f"{server.address}/model.pt", target, hint=HINT, **options)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def left(target: Path) -> set[str]:
+    return {path.name for path in target.parent.glob("*")} if target.parent.is_dir() else set()
+
+
+def cut(**options: Any) -> Any:
+    """An answer of the server's that is not quite what it should be."""
+    return lambda handler: handler.send_file(**options)
+
+
+def page(status: int, text: str = "") -> Any:
+    return lambda handler: handler.send_page(status, text)
+
+
+def refuses(server: FileServer, target: Path, words: str, **options: Any) -> WeightsUnavailable:
+    with pytest.raises(WeightsUnavailable, match=words) as caught:
+        fetch(server, target, **options)
+    assert caught.value.exit_code == 4
+    assert not target.exists()
+    return caught.value
+
+
+def test_a_file_arrives_whole_with_its_hash_and_nothing_beside_it(server: FileServer, target: Path) -> None:
+    told: list[tuple[int, int]] = []
+    found = fetch(
+        server, target, size=len(CONTENT), sha256=sha256(CONTENT), progress=lambda *report: told.append(report)
+    )
+    assert target.read_bytes() == CONTENT
+    assert found == sha256(CONTENT)
+    assert left(target) == {"model.pt"}
+    done = [one for one, _ in told]
+    assert (done[0], done[-1]) == (0, len(CONTENT))
+    assert done == sorted(done)
+    assert len(done) > 5
+    assert {total for _, total in told} == {len(CONTENT)}
+
+
+def test_a_broken_connection_is_gone_on_with(server: FileServer, target: Path) -> None:
+    server.script = [cut(body=100_000), cut(body=50_000), cut(body=1)]
+    told: list[int] = []
+    fetch(server, target, progress=lambda done, _: told.append(done))
+    assert target.read_bytes() == CONTENT
+    assert server.ranges() == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
+    assert told == sorted(told)
+
+
+def test_many_breaks_do_not_end_it_while_the_file_grows(server: FileServer, target: Path) -> None:
+    server.script = [cut(body=2**15) for _ in range(8)]
+    fetch(server, target)
+    assert target.read_bytes() == CONTENT
+    assert len(server.requests) == 9
+
+
+def test_what_has_come_is_kept_for_the_next_call(server: FileServer, target: Path) -> None:
+    server.script = [cut(body=100_000)] + [cut(body=10) for _ in range(4)]
+    error = refuses(server, target, "ended after 100,040 of 300,000 bytes")
+    assert error.hint == HINT
+    assert left(target) == {"model.pt.part", "model.pt.part.json"}
+    server.requests.clear()
+    fetch(server, target)
+    assert server.ranges() == ["bytes=100040-"]
+    assert target.read_bytes() == CONTENT
+    assert left(target) == {"model.pt"}
+
+
+def test_a_silent_server_is_asked_again(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+    server.script = [cut(body=100_000, pause=1.0), lambda _: time.sleep(1.0)]
+    began = time.monotonic()
+    fetch(server, target)
+    assert time.monotonic() - began < 0.9
+    assert target.read_bytes() == CONTENT
+    assert server.ranges() == [None, "bytes=98304-", "bytes=98304-"]
+
+
+@pytest.mark.parametrize("if_range", [True, False])
+def test_a_file_that_changed_between_two_attempts_is_fetched_anew(
+    server: FileServer, target: Path, if_range: bool
+) -> None:
+    def change(handler: Any) -> None:
+        server.files["/model.pt"] = OTHER
+        handler.send_file(if_range=if_range)
+
+    server.script = [cut(body=100_000), change]
+    fetch(server, target)
+    assert target.read_bytes() == OTHER
+    assert server.ranges()[1] == "bytes=100000-"
+
+
+def test_a_file_that_shrank_between_two_attempts_is_fetched_anew(server: FileServer, target: Path) -> None:
+    def shrink(handler: Any) -> None:
+        server.files["/model.pt"] = OTHER[:500]
+        handler.send_file(if_range=False)
+
+    server.script = [cut(body=100_000), shrink]
+    fetch(server, target)
+    assert target.read_bytes() == OTHER[:500]
+    assert server.ranges() == [None, "bytes=100000-", None]
+
+
+@pytest.mark.parametrize("first", [{"etag": None}, {"etag": "weak"}])
+def test_without_a_promise_of_the_same_bytes_nothing_is_gone_on_with(
+    server: FileServer, target: Path, first: dict[str, Any]
+) -> None:
+    server.script = [cut(body=100_000, **first)]
+    fetch(server, target)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges() == [None, None]
+
+
+def test_a_server_without_ranges_sends_it_all_again(server: FileServer, target: Path) -> None:
+    server.script = [cut(body=100_000, ranges=False), cut(ranges=False)]
+    fetch(server, target)
+    assert target.read_bytes() == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_a_part_of_another_address_is_not_gone_on_with(server: FileServer, target: Path) -> None:
+    server.files["/other.pt"] = OTHER
+    server.script = [cut(body=100_000)] + [cut(body=0) for _ in range(4)]
+    refuses(server, target, "ended after")
+    server.requests.clear()
+    download(f"{server.address}/other.pt", target, hint=HINT)
+    assert server.ranges() == [None]
+    assert target.read_bytes() == OTHER
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"url": 3}', '{"url": 1, "etag": 2, "size": 3, "more": 4}'])
+def test_a_damaged_record_of_a_part_is_passed_over(server: FileServer, target: Path, record: str) -> None:
+    target.parent.mkdir()
+    target.with_name("model.pt.part").write_bytes(OTHER[:1000])
+    target.with_name("model.pt.part.json").write_text(record)
+    fetch(server, target)
+    assert target.read_bytes() == CONTENT
+    assert left(target) == {"model.pt"}
+
+
+def test_a_whole_part_needs_no_request(server: FileServer, target: Path) -> None:
+    target.parent.mkdir()
+    target.with_name("model.pt.part").write_bytes(CONTENT)
+    fields = {"url": f"{server.address}/model.pt", "etag": '"x"', "size": len(CONTENT)}
+    target.with_name("model.pt.part.json").write_text(json.dumps(fields))
+    assert fetch(server, target, sha256=sha256(CONTENT)) == sha256(CONTENT)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_refusal_ends_it_at_once_and_its_page_is_not_saved(server: FileServer, target: Path, status: int) -> None:
+    server.script = [page(status, "<html>no</html>")]
+    error = refuses(server, target, f"model.pt answered {status}")
+    assert error.hint == HINT
+    assert len(server.requests) == 1
+    assert left(target) == set()
+
+
+def test_a_web_page_with_status_200_is_not_saved(server: FileServer, target: Path) -> None:
+    server.script = [page(200, "<html>Please sign in</html>")]
+    refuses(server, target, "a web page in place of the file")
+    assert left(target) == set()
+
+
+@pytest.mark.parametrize("status", [204, 206])
+def test_another_success_is_no_file(server: FileServer, target: Path, status: int) -> None:
+    server.script = [page(status) for _ in range(4)]
+    refuses(server, target, "answered 204|another part of the file")
+    assert left(target) == set()
+
+
+def test_another_length_than_the_known_one_is_refused_before_it_comes(server: FileServer, target: Path) -> None:
+    told: list[int] = []
+    refuses(
+        server,
+        target,
+        "has 300,000 bytes, and not the expected 299,999",
+        size=299_999,
+        progress=lambda done, _: told.append(done),
+    )
+    assert told == []
+    assert left(target) == set()
+
+
+def test_an_unstated_length_is_taken_only_where_it_is_known(server: FileServer, target: Path) -> None:
+    server.script = [cut(length=False)]
+    refuses(server, target, "does not say how long")
+    server.script = [cut(length=False)]
+    fetch(server, target, size=len(CONTENT))
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_busy_server_is_asked_again_a_few_times(server: FileServer, target: Path) -> None:
+    server.script = [page(503), page(429), page(500)]
+    fetch(server, target)
+    assert target.read_bytes() == CONTENT
+    target.unlink()
+    server.requests.clear()
+    server.script = [page(503) for _ in range(9)]
+    refuses(server, target, "can't be downloaded: the server answered 503")
+    assert len(server.requests) == 4
+
+
+def test_no_server_is_said_at_once(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DELAYS_S", (9.0, 9.0, 9.0))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/model.pt"
+    began = time.monotonic()
+    with pytest.raises(WeightsUnavailable, match=r"out of reach: Connection refused") as caught:
+        download(url, target, hint=HINT)
+    assert time.monotonic() - began < 2
+    assert caught.value.hint == HINT
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "nonsense", "", "http://", "http://a b/c", "http://[::1/x"])
+def test_what_is_no_http_address_is_refused(target: Path, url: str) -> None:
+    with pytest.raises(WeightsUnavailable, match=r"is not an http address|out of reach"):
+        download(url, target, hint=HINT)
+    assert not target.exists()
+
+
+def test_another_hash_is_refused_with_both(server: FileServer, target: Path) -> None:
+    error = refuses(server, target, sha256(CONTENT), sha256=sha256(OTHER))
+    assert sha256(OTHER) in error.message
+    assert error.hint == HINT
+    assert left(target) == set()
+    assert len(server.requests) == 1
+
+
+def test_a_part_that_was_tampered_with_is_fetched_anew(server: FileServer, target: Path) -> None:
+    server.script = [cut(body=100_000)] + [cut(body=0) for _ in range(4)]
+    refuses(server, target, "ended after")
+    target.with_name("model.pt.part").write_bytes(OTHER[:100_000])
+    assert fetch(server, target, sha256=sha256(CONTENT)) == sha256(CONTENT)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_disk_without_room_is_said_before_the_download(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=299_999))
+    error = refuses(server, target, "0.3 MB free, and 0.3 MB are needed")
+    assert "SEGDREAM_CACHE=" in str(error.hint)
+    assert not target.with_name("model.pt.part").exists()
+
+
+def test_only_what_is_missing_needs_room(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.script = [cut(body=100_000)] + [cut(body=0) for _ in range(4)]
+    refuses(server, target, "ended after")
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=200_000))
+    fetch(server, target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_disk_that_fills_up_is_said(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_receive", full)
+    error = refuses(server, target, "cache can't be written: No space left on device")
+    assert "SEGDREAM_CACHE=" in str(error.hint)
+    assert len(server.requests) == 1
+
+
+def test_a_cache_that_can_not_be_written_is_said(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    error = refuses(server, tmp_path / "file" / "model.pt", "file can't be written: ")
+    assert "SEGDREAM_CACHE=" in str(error.hint)
+    assert server.requests == []
+
+
+def test_room_is_looked_for_where_a_folder_will_be(tmp_path: Path) -> None:
+    check_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(WeightsUnavailable, match="GB are needed") as caught:
+        check_space(tmp_path / "not" / "yet", 10**18, variable="HF_HOME")
+    assert "HF_HOME=" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SEGDREAM_CACHE": "/a/b", "XDG_CACHE_HOME": "/c"}, "/a/b"),
+        ({"SEGDREAM_CACHE": "~/b"}, "/home/me/b"),
+        ({"SEGDREAM_CACHE": "", "XDG_CACHE_HOME": "/c"}, "/c/segdream"),
+        ({"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/segdream"),
+        ({"XDG_CACHE_HOME": ""}, "/home/me/.cache/segdream"),
+        ({}, "/home/me/.cache/segdream"),
+    ],
+)
+def test_the_cache_is_where_the_environment_says(
+    environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SEGDREAM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/me", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(expected)
