@@ -1,12 +1,13 @@
 """Pictures: PNG files, contact sheets, and depth and normals as colours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from segdream_cli.errors import SegdreamError
 from segdream_cli.files import replacing
@@ -19,15 +20,23 @@ DEPTH_STEPS = 65534
 """Steps between near and far in a 16-bit depth picture; 0 is kept for "nothing there"."""
 
 
-def write_png(path: Path, image: Array) -> None:
+def write_png(path: Path, image: Array, about: Mapping[str, str] | None = None) -> None:
     """Writes a picture [h, w], [h, w, 3] or [h, w, 4]: floats in 0..1, bytes, or 16-bit grey; RGBA is straight alpha.
+
+    Args:
+        path: the file.
+        image: the picture.
+        about: text to keep in the file under each key.
 
     Raises:
         SegdreamError: a value is not finite, or the disk is full; UsageProblem: the folder can't be written.
     """
     pixels = np.ascontiguousarray(image if image.dtype in (np.uint8, np.uint16) else to_uint8(image))
+    info = PngInfo()
+    for key, text in (about or {}).items():
+        info.add_text(key, text)
     with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
 
 
 def to_uint8(image: Array) -> Bytes:
@@ -54,6 +63,55 @@ def straight_alpha(rgb: Array, alpha: Array) -> NDArray[np.float32]:
     return np.concatenate([colour, opacity], axis=2).astype(np.float32)
 
 
+def spread_colours(rgba: Bytes) -> Bytes:
+    """Gives what is wholly transparent in [h, w, 4] the mean colour of its surroundings.
+
+    Nothing of it shows, but codecs mix the colours of neighbours: black behind the rim would darken the rim. The
+    means are those of the smallest square of 2, 4, 8 ... pixels that holds something ("push-pull").
+    """
+    weight = rgba[..., 3:].astype(np.float32)
+    levels = [(rgba[..., :3] * weight, weight)]
+    while max(levels[-1][0].shape[:2]) > 1:
+        levels.append((_quartered(levels[-1][0]), _quartered(levels[-1][1])))
+    colour = np.zeros((1, 1, 3), np.float32)
+    for summed, weight in reversed(levels):
+        height, width, _ = summed.shape
+        colour = np.repeat(np.repeat(colour, 2, axis=0), 2, axis=1)[:height, :width]
+        colour = np.where(weight > 0, summed / np.maximum(weight, 1), colour)
+    return np.where(rgba[..., 3:] > 0, rgba, np.dstack([to_uint8(colour / 255), rgba[..., 3:]]))
+
+
+def caption_strip(captions: Sequence[str], width: int, paper: Sequence[float] | None) -> Bytes:
+    """A strip to stand above pictures of `width` that are side by side, each caption over its picture.
+
+    Args:
+        captions: one a picture; those too long are cut and end in an ellipsis.
+        width: of each picture in pixels.
+        paper: colour behind the words in 0..1, or None for transparency.
+
+    Returns:
+        Bytes [h, len(captions) * width, 3], or 4 channels without paper; h is even.
+    """
+    font, height = _font(width)
+    height += height % 2
+    dark = paper is not None and 0.2126 * paper[0] + 0.7152 * paper[1] + 0.0722 * paper[2] < 0.5
+    size = (len(captions) * width, height)
+    if paper is None:
+        strip = Image.new("RGBA", size)
+    else:
+        red, green, blue = (round(255 * value) for value in paper)
+        strip = Image.new("RGB", size, (red, green, blue))
+    draw = ImageDraw.Draw(strip)
+    for i, caption in enumerate(captions):
+        text = _fitted(caption, font, width - 8)
+        left = i * width + (width - font.getlength(text)) / 2
+        if paper is None:  # to be read on whatever comes behind it
+            draw.text((left, 3), text, fill=PAPER, font=font, stroke_width=1, stroke_fill=INK)
+        else:
+            draw.text((left, 3), text, fill=PAPER if dark else INK, font=font)
+    return np.asarray(strip)
+
+
 def contact_sheet(images: Sequence[Array], columns: int, labels: Sequence[str] | None = None) -> Bytes:
     """Pictures of one size [h, w, 3], row by row on white, each with its label above it.
 
@@ -74,8 +132,7 @@ def contact_sheet(images: Sequence[Array], columns: int, labels: Sequence[str] |
     height, width, _ = tiles[0].shape
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    font = ImageFont.load_default(size=float(np.clip(width // 16, 10, 24)))
-    strip = 0 if labels is None else int(font.getbbox("Ag")[3]) + 6
+    font, strip = _font(width) if labels is not None else (None, 0)
     sheet = Image.new("RGB", (columns * width, rows * (height + strip)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, tile in enumerate(tiles):
@@ -109,6 +166,20 @@ def normals_to_rgb(normals: Array) -> Bytes:
 def _between(depth: Array, near: float, far: float) -> Array:
     # where nothing is drawn, depth over alpha may be 0 / 0
     return np.clip((np.nan_to_num(depth, nan=far, posinf=far) - near) / (far - near), 0, 1)
+
+
+def _quartered(values: Array) -> Array:
+    """Sums over squares of two by two pixels of [h, w, c], zeros beyond an odd rim."""
+    height, width, channels = values.shape
+    even = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)))
+    summed: Array = even.reshape(-(-height // 2), 2, -(-width // 2), 2, channels).sum(axis=(1, 3))
+    return summed
+
+
+def _font(width: int) -> tuple[Any, int]:
+    """The font for labels of pictures of `width`, and the height of a strip of them."""
+    font = ImageFont.load_default(size=float(np.clip(width // 16, 10, 24)))
+    return font, int(font.getbbox("Ag")[3]) + 6
 
 
 def _fitted(text: str, font: Any, width: int) -> str:

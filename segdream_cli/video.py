@@ -1,11 +1,11 @@
-"""Films: frames streamed through ffmpeg to MP4, GIF or animated WebP."""
+"""Films: frames streamed through ffmpeg to MP4, WebM, GIF or animated WebP."""
 
 import difflib
 import itertools
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
 
 import imageio_ffmpeg
@@ -14,50 +14,59 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.files import replacing
+from segdream_cli.images import spread_colours
 
 Frame = NDArray[np.uint8]
 
 # Without the matrix ffmpeg converts by BT.601, and players that expect BT.709 show other colours.
-_BT709 = (
+_TO_BT709 = (
     "scale=in_range=full:out_color_matrix=bt709:out_range=limited:flags=bicubic+accurate_rnd+full_chroma_int,"
-    "format=yuv420p,"
+    "format={pix_fmt},"
     "setparams=range=limited:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 )
-_PALETTE = "split[frames][counted];[counted]palettegen[palette];[frames][palette]paletteuse=dither=bayer:bayer_scale=4"
+_TAGS = ("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv")
+_COUNT = "split[kept][counted];[counted]palettegen[palette]"
+_PALETTE = "paletteuse=dither=bayer:bayer_scale=4:alpha_threshold=128"
 
 
-def _mp4(fps: float) -> list[str]:
+def _mp4(fps: float, alpha: bool) -> list[str]:
     """H.264 that plays everywhere: High profile, 4:2:0, a closed group of pictures every 2 s, index in front."""
     codec = ["-c:v", "libx264", "-profile:v", "high", "-preset", "medium", "-crf", "18", "-g", str(round(2 * fps))]
-    tags = ["-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv"]
-    return ["-vf", _BT709, *codec, *tags, "-fps_mode", "cfr", "-movflags", "+faststart", "-f", "mp4"]
+    pictures = ["-vf", _TO_BT709.format(pix_fmt="yuv420p")]
+    return [*pictures, *codec, *_TAGS, "-fps_mode", "cfr", "-movflags", "+faststart", "-f", "mp4"]
 
 
-def _gif(fps: float) -> list[str]:
-    """A GIF with one palette for the whole film, repeated for ever."""
-    return ["-filter_complex", _PALETTE, "-loop", "0", "-f", "gif"]
+def _webm(fps: float, alpha: bool) -> list[str]:
+    """VP9, with alpha as a second picture in every packet; the encoder refuses its hidden frames beside alpha."""
+    codec = ["-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", "-g", str(round(2 * fps))]
+    speed = ["-deadline", "good", "-cpu-used", "4", "-row-mt", "1", "-auto-alt-ref", "0" if alpha else "1"]
+    pictures = ["-vf", _TO_BT709.format(pix_fmt="yuva420p" if alpha else "yuv420p")]
+    return [*pictures, *codec, *speed, *_TAGS, "-fps_mode", "cfr", "-f", "webm"]
 
 
-def _webp(fps: float) -> list[str]:
+def _webp(fps: float, alpha: bool) -> list[str]:
     """An animated WebP, repeated for ever; libwebp itself does the conversion from RGB."""
     return ["-c:v", "libwebp_anim", "-pix_fmt", "bgra", "-quality", "80", "-loop", "0", "-f", "webp"]
 
 
-ENCODINGS = {".mp4": _mp4, ".gif": _gif, ".webp": _webp}
-"""Suffix -> ffmpeg's output options at a frame rate."""
+ENCODINGS = {".mp4": _mp4, ".webm": _webm, ".webp": _webp}
+"""Suffix -> ffmpeg's output options at a frame rate, of what one pass can write."""
+SUFFIXES = (*ENCODINGS, ".gif")
+WITH_ALPHA = (".webm", ".webp", ".gif")
+"""Suffixes of films that may be transparent, a GIF by whole pixels only."""
 
 
 def check_suffix(path: Path) -> None:
     """Refuses a film of an unknown kind, before its frames are rendered.
 
     Raises:
-        UsageProblem: the suffix is not one of `ENCODINGS`.
+        UsageProblem: the suffix is not one of `SUFFIXES`.
     """
     suffix = path.suffix.lower()
-    if suffix not in ENCODINGS:
-        nearest = difflib.get_close_matches(suffix, ENCODINGS, n=1, cutoff=0.1)
+    if suffix not in SUFFIXES:
+        nearest = difflib.get_close_matches(suffix, SUFFIXES, n=1, cutoff=0.1)
         raise UsageProblem(
-            f"{path} names no known kind of film; known are {', '.join(ENCODINGS)}",
+            f"{path} names no known kind of film; known are {', '.join(SUFFIXES)}",
             hint=f"-o {path.with_suffix(nearest[0] if nearest else '.mp4')}",
         )
 
@@ -77,20 +86,22 @@ def ffmpeg_version() -> str:
 
 
 def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
-    """Encodes frames as they come, at a constant rate; no more than one is held here.
+    """Encodes frames as they come, at a constant rate; no more than one is held here, and few by ffmpeg.
 
-    ffmpeg itself holds the frames of a GIF until the last one, when it knows the colours of them all.
+    The colours of a GIF are known after its last frame, so that its frames wait in a lossless file beside it.
 
     Args:
-        path: .mp4 (H.264 High, yuv420p, BT.709, CRF 18; an odd side is padded by its edge pixels), .gif or .webp.
-        frames: bytes [h, w, 3], all of one size, at least one.
+        path: .mp4 (H.264 High, CRF 18) or .webm (VP9), both 4:2:0 and BT.709, an odd side padded by its edge pixels;
+            .gif or .webp.
+        frames: bytes [h, w, 3], or [h, w, 4] with straight alpha for a suffix in `WITH_ALPHA`; all of one size, at
+            least one.
         fps: frames a second, above 0; a GIF rounds each frame's time to 1/100 s.
 
     Raises:
         UsageProblem: the suffix is not known, or the folder can't be written.
         EnvironmentProblem: ffmpeg is missing or fails.
         SegdreamError: the disk is full.
-        ValueError: there are no frames, they differ in size, or they are not bytes.
+        ValueError: there are no frames, they differ in size, they are not bytes, or the film can't be transparent.
     """
     check_suffix(path)
     suffix = path.suffix.lower()
@@ -98,15 +109,38 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
     first = next(rest, None)
     if first is None:
         raise ValueError("a film needs at least one frame")
-    step = 2 if suffix == ".mp4" else 1  # 4:2:0 halves the sides
+    alpha = first.shape[-1] == 4
+    if alpha and suffix not in WITH_ALPHA:
+        raise ValueError(f"a {suffix} film has no transparency")
+    step = 2 if suffix in (".mp4", ".webm") else 1  # 4:2:0 halves the sides
     height, width = (-(-side // step) * step for side in first.shape[:2])
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps:.10g}"]
-    options = [*source, "-i", "pipe:0", "-an", *ENCODINGS[suffix](fps)]
-    with replacing(path) as temporary, _Encoder([*options, f"file:{temporary}"], path) as encoder:
-        for frame in itertools.chain([first], rest):
-            if frame.shape != first.shape or frame.dtype != np.uint8:
-                raise ValueError(f"a frame {frame.shape} {frame.dtype} in a film of {first.shape} uint8")
-            encoder.write(_padded(frame, height, width))
+    pixels = ["-pix_fmt", "rgba" if alpha else "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps:.10g}"]
+    source = ["-f", "rawvideo", *pixels, "-i", "pipe:0", "-an"]
+
+    def feed(options: list[str]) -> None:
+        with _Encoder(options, path) as encoder:
+            for frame in itertools.chain([first], rest):
+                if frame.shape != first.shape or frame.dtype != np.uint8:
+                    raise ValueError(f"a frame {frame.shape} {frame.dtype} in a film of {first.shape} uint8")
+                shown = spread_colours(frame) if alpha and suffix == ".webm" else frame
+                encoder.write(_padded(shown, height, width))
+
+    with replacing(path) as temporary:
+        if suffix == ".gif":
+            _write_gif(path, temporary, source, feed)
+        else:
+            feed([*source, *ENCODINGS[suffix](fps, alpha), f"file:{temporary}"])
+
+
+def _write_gif(path: Path, temporary: Path, source: list[str], feed: Callable[[list[str]], None]) -> None:
+    """Two passes: `feed` fills a lossless file and counts the colours, then every frame gets the one palette."""
+    with TemporaryDirectory(dir=path.parent, prefix=".segdream-") as folder:
+        kept, palette = (f"file:{Path(folder, name)}" for name in ("frames.nut", "palette.png"))
+        lossless = ["-map", "[kept]", "-c:v", "ffv1", "-f", "nut", kept]
+        feed([*source, "-filter_complex", _COUNT, *lossless, "-map", "[palette]", "-update", "1", palette])
+        coloured = ["-filter_complex", _PALETTE, "-loop", "0", "-f", "gif", f"file:{temporary}"]
+        with _Encoder(["-i", kept, "-i", palette, *coloured], path):
+            pass
 
 
 def _padded(frame: Frame, height: int, width: int) -> Frame:

@@ -74,11 +74,12 @@ class Captions:
         away = ((azimuth + 180).remainder(360) - 180).abs()
         coarse = self._coarse[(away >= 45).long() + (away >= 135)]
         phrase = torch.where(chance[0] < COARSE, coarse, fine)
-        phrase = torch.where(elevation > OVERHEAD_DEG, PHRASES.index(OVERHEAD), phrase)
-        phrase = torch.where(chance[1] < NO_VIEW, PHRASES.index(""), phrase)
+        # masked_fill, not where: a number in place of a tensor would be copied to the device, which no graph can hold
+        phrase = phrase.masked_fill(elevation > OVERHEAD_DEG, PHRASES.index(OVERHEAD))
+        phrase = phrase.masked_fill(chance[1] < NO_VIEW, PHRASES.index(""))
         unnamed = self._natural[objects, colors] & (chance[2] < NO_COLOR * self._rarity(objects))
         order = (chance[4] < 0.5).long()
-        ids = self._ids[order, objects, torch.where(unnamed, len(COLORS), colors), bank.attributes[picks], phrase]
+        ids = self._ids[order, objects, colors.masked_fill(unnamed, len(COLORS)), bank.attributes[picks], phrase]
         return torch.where((chance[3] < NO_TEXT)[:, None], self._empty, ids)
 
     def _rarity(self, objects: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
