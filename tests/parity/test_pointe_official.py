@@ -56,6 +56,7 @@ def networks() -> list[Any]:
             for key, parameter in network.named_parameters():
                 if key.endswith("bias") or ".ln_" in key or key.startswith("ln_"):
                     torch.nn.init.normal_(parameter, mean=float("ln" in key and key.endswith("weight")), std=0.1)
+            # a prediction's rounding grows with it, and is multiplied by the noise level, up to 160
             torch.nn.init.normal_(network.output_proj.weight, std=0.01)
             made.append(network.requires_grad_(False))
     return made
