@@ -1,6 +1,8 @@
-"""Pictures: PNG files, contact sheets, and depth and normals as colours."""
+"""Pictures: PNG files, contact sheets, captions, and depth and normals as colours."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
 PAPER, INK = (255, 255, 255), (32, 32, 32)
+SYSTEM_FONTS = "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"
 DEPTH_STEPS = 65534
 """Steps between near and far in a 16-bit depth picture; 0 is kept for "nothing there"."""
 
@@ -92,8 +95,7 @@ def caption_strip(captions: Sequence[str], width: int, paper: Sequence[float] | 
     Returns:
         Bytes [h, len(captions) * width, 3], or 4 channels without paper; h is even.
     """
-    font, height = _font(width)
-    height += height % 2
+    height = _strip_height(width) + _strip_height(width) % 2
     dark = paper is not None and 0.2126 * paper[0] + 0.7152 * paper[1] + 0.0722 * paper[2] < 0.5
     size = (len(captions) * width, height)
     if paper is None:
@@ -103,7 +105,7 @@ def caption_strip(captions: Sequence[str], width: int, paper: Sequence[float] | 
         strip = Image.new("RGB", size, (red, green, blue))
     draw = ImageDraw.Draw(strip)
     for i, caption in enumerate(captions):
-        text = _fitted(caption, font, width - 8)
+        text, font = _lettered(caption, width)
         left = i * width + (width - font.getlength(text)) / 2
         if paper is None:  # to be read on whatever comes behind it
             draw.text((left, 3), text, fill=PAPER, font=font, stroke_width=1, stroke_fill=INK)
@@ -132,13 +134,14 @@ def contact_sheet(images: Sequence[Array], columns: int, labels: Sequence[str] |
     height, width, _ = tiles[0].shape
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    font, strip = _font(width) if labels is not None else (None, 0)
+    strip = 0 if labels is None else _strip_height(width)
     sheet = Image.new("RGB", (columns * width, rows * (height + strip)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, tile in enumerate(tiles):
         left, top = i % columns * width, i // columns * (height + strip)
         if labels is not None:
-            draw.text((left + 4, top + 3), _fitted(labels[i], font, width - 8), fill=INK, font=font)
+            text, font = _lettered(labels[i], width)
+            draw.text((left + 4, top + 3), text, fill=INK, font=font)
         sheet.paste(Image.fromarray(tile), (left, top + strip))
     return np.asarray(sheet)
 
@@ -176,15 +179,37 @@ def _quartered(values: Array) -> Array:
     return summed
 
 
-def _font(width: int) -> tuple[Any, int]:
-    """The font for labels of pictures of `width`, and the height of a strip of them."""
-    font = ImageFont.load_default(size=float(np.clip(width // 16, 10, 24)))
-    return font, int(font.getbbox("Ag")[3]) + 6
+def _letter_size(width: int) -> float:
+    """Size of the letters on a picture of `width`."""
+    return float(np.clip(width // 16, 10, 24))
+
+
+def _strip_height(width: int) -> int:
+    """Height of a strip of labels for pictures of `width`."""
+    return int(ImageFont.load_default(size=_letter_size(width)).getbbox("Ag")[3]) + 6
+
+
+def _lettered(text: str, width: int) -> tuple[str, Any]:
+    """A label as it fits a picture of `width`, and the font that has its letters.
+
+    Pillow's own font, the same everywhere, knows ASCII only; other letters take a font of the system, or where there
+    is none lose their accents.
+    """
+    text, size = " ".join(text.split()), _letter_size(width)
+    font: Any = ImageFont.load_default(size=size)
+    if not text.isascii():
+        for name in SYSTEM_FONTS:
+            with suppress(OSError):
+                font = ImageFont.truetype(name, size * 0.85)  # they stand higher in their line than Pillow's
+                break
+        else:
+            letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+            text = "".join(letters).encode("ascii", "replace").decode()
+    return _fitted(text, font, width - 8), font
 
 
 def _fitted(text: str, font: Any, width: int) -> str:
     """`text`, or as much of its start as fits `width` pixels with an ellipsis."""
-    text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

@@ -25,7 +25,8 @@ _TO_BT709 = (
     "setparams=range=limited:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 )
 _TAGS = ("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv")
-_COUNT = "split[kept][counted];[counted]palettegen[palette]"
+# Some of a picture's pixels tell its colours; counting them all takes longer than the rest, and memory for each shade.
+_COUNT = "split[kept][all];[all]scale=w='min(iw,96)':h='min(ih,96)':flags=neighbor[some];[some]palettegen[palette]"
 _PALETTE = "paletteuse=dither=bayer:bayer_scale=4:alpha_threshold=128"
 
 

@@ -1,7 +1,8 @@
-"""`segdream render`: films and pictures of an asset."""
+"""`segdream render`: films and pictures of assets."""
 
 import math
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -15,77 +16,194 @@ from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 
 Channel = StrEnum("Channel", ["rgb", "alpha", "depth", "normals"])
-TURNTABLE, SHEET, STILL, FRAMES = "turntable", "contact sheet", "view", "frames"
+TURNTABLE, SHEET, STILL, FRAMES, FILM = "turntable", "contact sheet", "view", "frames", "camera path"
 UNUSED = {
     TURNTABLE: set[str](),
     FRAMES: {"fps"},
     SHEET: {"fps", "n_frames"},
     STILL: {"fps", "n_frames", "elevation"},
+    FILM: {"elevation"},
 }
 """Parameters without a meaning for a kind of picture."""
+
+LEAST_SIDE, MOST_SIDE, MOST_SAMPLES, MOST_WIDTH = 16, 4096, 8192, 16382
+PLAYERS_END = 4096, 2304
+"""Sides in pixels of the largest H.264 picture that common hardware decodes (level 5.1)."""
+COUNTED_FRAMES, FPS = 120, 30.0
 
 
 def render(
     context: typer.Context,
-    asset: Annotated[Path, typer.Argument(help="Asset to show.")],
+    assets: Annotated[list[Path], typer.Argument(metavar="ASSET", help="Asset to show; several go side by side.")],
     output: shared.OutputOption = None,
     turntable: Annotated[
-        bool, typer.Option("--turntable", help="A film of one turn (.mp4, .gif, .webp); the default.")
+        bool, typer.Option("--turntable", help="A film of one turn (.mp4, .webm, .gif, .webp); the default.")
     ] = False,
+    camera_path: Annotated[
+        Path | None, typer.Option("--camera-path", help="A film, or --frames, from the cameras of a JSON file.")
+    ] = None,
     view: Annotated[str | None, typer.Option("--view", help="A picture from AZIMUTH,ELEVATION in degrees.")] = None,
     sheet: Annotated[bool, typer.Option("--contact-sheet", help="One picture of eight sides.")] = False,
     frames: Annotated[bool, typer.Option("--frames", help="The turn as numbered PNG files; -o is a folder.")] = False,
     channel: Annotated[Channel, typer.Option("--channel", help="What to show.")] = Channel.rgb,
-    size: Annotated[int, typer.Option("--size", min=16, max=4096, help="Side of the picture in pixels.")] = 512,
-    n_frames: Annotated[int, typer.Option("--n-frames", min=2, max=3600, help="Pictures in a turn.")] = 120,
-    fps: Annotated[float, typer.Option("--fps", min=1, max=120, help="Frames a second.")] = 30.0,
+    size: Annotated[
+        str, typer.Option("--size", help="Side of an asset's picture in pixels, or WIDTHxHEIGHT; 16 to 4096.")
+    ] = "512",
+    supersample: Annotated[
+        int, typer.Option("--supersample", min=1, max=4, help="Side of the square of samples in a pixel.")
+    ] = 1,
+    n_frames: Annotated[
+        int | None,
+        typer.Option(
+            "--n-frames", min=2, max=3600, show_default=f"{COUNTED_FRAMES}, or the path's", help="Pictures in a film."
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", min=1, max=120, show_default=f"{FPS:g}, or the path's", help="Frames a second."),
+    ] = None,
     elevation: Annotated[float, typer.Option("--elevation", min=-90, max=90, help="Degrees above the horizon.")] = 15.0,
     background: Annotated[
-        str, typer.Option("--background", help="white, black, #rrggbb, or transparent for a PNG.")
+        str,
+        typer.Option("--background", help="white, black, #rrggbb, or transparent for .png, .webm, .webp and .gif."),
     ] = "white",
+    caption: Annotated[
+        list[str] | None,
+        typer.Option("--caption", help="Words above an asset, once for each; several have their names if not given."),
+    ] = None,
     device: shared.DeviceOption = AUTO,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Make a film or pictures of an asset.
+    """Make a film or pictures of assets.
 
     segdream render bus.ply --turntable -o turn.mp4
 
     segdream render bus.ply --view 45,20 -o bus.png
+
+    segdream render bus.spz car.glb --background transparent -o both.webm
+
+    segdream render bus.ply --camera-path flight.json -o flight.mp4
+
+    A camera path is JSON. Each frame has a position, and if wanted more:
+
+    {"fps": 30, "frames": [{"position": [0, 1, 3], "target": [0, 0, 0],
+    "up": [0, 1, 0], "fov": 40, "roll": 0}], "loop": true}
+
+    Paths of nerfstudio, splat-transform, INRIA (cameras.json) and NeRF or
+    Blender (transforms.json) are read as well. With --n-frames a smooth
+    curve leads through the cameras, a closed one if "loop" is true.
     """
-    kinds = {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames}
-    asked = [kind for kind, given in kinds.items() if given] or [TURNTABLE]
-    hint = f"segdream render {quote(str(asset))} --turntable"
-    if len(asked) > 1:
-        raise UsageProblem(f"one of {' and '.join(asked)} at a time", hint=hint)
-    kind = asked[0]
-    idle = UNUSED[kind] if channel == Channel.rgb else UNUSED[kind] | {"background"}
+    hint = f"segdream render {' '.join(quote(str(asset)) for asset in assets)} --turntable"
+    flying = camera_path is not None
+    kind = chosen_kind(
+        {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames, FILM: flying}, hint
+    )
+    idle = idle_parameters(kind, channel, flying=flying)
     shared.refuse_given(context, idle, f"changes nothing in a {kind} of {channel}", hint)
     angles = parse_view(view) if view is not None else (0.0, elevation)
-    color = parse_background(background)
-    if color is None and kind in (TURNTABLE, SHEET):
-        raise UsageProblem(f"a {kind} has no transparency", hint="--frames or --view with --background transparent")
-    path = output or default_output(asset, kind)
+    color, sides = parse_background(background), parse_size(size, supersample)
+    captions = chosen_captions(caption, assets)
+    check_width(kind, sides[0] * len(assets), len(assets))
+    path = output or default_output(assets, kind, transparent=color is None)
+    check_transparency(path, kind, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     check_target(path, kind, force=force)
+    from segdream_cli.cli.camera_path import read_camera_path
     from segdream_cli.cli.shot import Shot
 
-    shot = Shot.load(asset, device, size, str(channel), color)
-    if kind == TURNTABLE:
-        shot.film(path, n_frames, fps, elevation)
-    elif kind == FRAMES:
-        shot.frames(path, n_frames, elevation)
-    elif kind == SHEET:
-        shot.sheet(path, elevation)
-    else:
-        shot.still(path, *angles)
+    flight = read_camera_path(camera_path, n_frames) if camera_path is not None else None
+    shot = Shot.load(
+        assets[0], device, sides, str(channel), color, beside=assets[1:], supersample=supersample, captions=captions
+    )
     sink = Output(json=json, quiet=quiet)
-    about = {"asset": str(asset), "kind": kind, "channel": str(channel), "size": size}
+    about: dict[str, object] = {"asset": str(assets[0]), "kind": kind, "channel": str(channel)}
+    about |= {"size": sides[0] if sides[0] == sides[1] else list(sides)}
+    about |= {"assets": [str(asset) for asset in assets]} if len(assets) > 1 else {}
+    if kind == SHEET:
+        shot.sheet(path, elevation)
+        return sink.result(path, **about)
+    if flight is not None:
+        move = shot.follow(flight.viewmats, flight.fov_rad)
+    else:
+        move = shot.view(*angles) if kind == STILL else shot.turn(n_frames or COUNTED_FRAMES, elevation)
+    about |= {"frames": len(move[0])} if kind != STILL else {}
+    if kind == STILL:
+        shot.still(path, move)
+    elif kind == FRAMES:
+        shot.frames(path, move)
+    else:
+        about["fps"] = rate = fps or (flight and flight.fps) or FPS
+        note_players(sink, path, sides, len(assets))
+        shot.film(path, move, rate)
     if channel == Channel.depth and kind in (STILL, FRAMES):
-        near, far = shot.depth_range()
+        near, far = shot.depth_range(move)
         sink.note(f"grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}; 0 is nothing")
         about |= {"near": near, "far": far}
     sink.result(path, **about)
+
+
+def chosen_kind(asked: dict[str, bool], hint: str) -> str:
+    """What is to be made, given which kinds were asked for.
+
+    Raises:
+        UsageProblem: there are several that do not go together.
+    """
+    kinds = [kind for kind, given in asked.items() if given] or [TURNTABLE]
+    if kinds == [FRAMES, FILM]:
+        return FRAMES
+    if len(kinds) > 1:
+        raise UsageProblem(f"one of {' and '.join(kinds)} at a time", hint=hint)
+    return kinds[0]
+
+
+def idle_parameters(kind: str, channel: str, *, flying: bool) -> set[str]:
+    """Parameters that would change nothing."""
+    idle = UNUSED[kind] | ({"elevation"} if flying else set())
+    if channel != Channel.rgb:
+        idle |= {"background"}
+    if channel == Channel.depth and kind in (STILL, FRAMES):
+        idle |= {"caption"}  # words are no depths
+    return idle
+
+
+def chosen_captions(given: Sequence[str] | None, assets: Sequence[Path]) -> list[str]:
+    """A caption an asset: those given, else the names of several assets, else none.
+
+    Raises:
+        UsageProblem: their number is not that of the assets.
+    """
+    if given:
+        if len(given) != len(assets):
+            raise UsageProblem(
+                f"{len(given)} captions for {len(assets)} assets", hint='one --caption for each, --caption "" for none'
+            )
+        return list(given)
+    if len(assets) == 1:
+        return []
+    names = [asset.stem for asset in assets]
+    return names if len(set(names)) == len(names) else [str(asset) for asset in assets]
+
+
+def parse_size(text: str, supersample: int = 1) -> tuple[int, int]:
+    """Width and height of `SIDE` or `WIDTHxHEIGHT`.
+
+    Raises:
+        UsageProblem: the text is something else, a side is out of range, or there are too many samples along one.
+    """
+    match = re.fullmatch(r"\s*(\d{1,6})(?:\s*[xX×]\s*(\d{1,6}))?\s*", text)
+    width, height = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(LEAST_SIDE <= side <= MOST_SIDE for side in (width, height)):
+        raise UsageProblem(
+            f"--size {text!r} is not a side, or WIDTHxHEIGHT, of {LEAST_SIDE} to {MOST_SIDE} pixels",
+            hint="--size 512, or --size 1280x720",
+        )
+    if max(width, height) * supersample > MOST_SAMPLES:
+        raise UsageProblem(
+            f"--size {text} with --supersample {supersample} has more than {MOST_SAMPLES} samples along a side",
+            hint=f"--supersample {MOST_SAMPLES // max(width, height)}",
+        )
+    return width, height
 
 
 def parse_view(text: str) -> tuple[float, float]:
@@ -121,10 +239,50 @@ def parse_background(text: str) -> tuple[float, float, float] | None:
     return red / 255, green / 255, blue / 255
 
 
-def default_output(asset: Path, kind: str) -> Path:
-    """Where a picture goes that was given no name: beside the asset."""
-    endings = {TURNTABLE: ".mp4", SHEET: "-sheet.png", STILL: "-view.png", FRAMES: "-frames"}
-    return asset.with_name(asset.stem + endings[kind])
+def default_output(assets: Sequence[Path], kind: str, *, transparent: bool) -> Path:
+    """Where a picture goes that was given no name: beside the first asset."""
+    film = ".webm" if transparent else ".mp4"
+    endings = {TURNTABLE: film, FILM: f"-path{film}", SHEET: "-sheet.png", STILL: "-view.png", FRAMES: "-frames"}
+    others = "-side-by-side" if len(assets) > 1 else ""
+    return assets[0].with_name(assets[0].stem + others + endings[kind])
+
+
+def check_width(kind: str, width: int, count: int) -> None:
+    """Refuses pictures side by side that no film holds.
+
+    Raises:
+        UsageProblem: they are wider than encoders can write.
+    """
+    if kind != SHEET and width > MOST_WIDTH:
+        raise UsageProblem(
+            f"{count} pictures side by side are {width} pixels wide, and {MOST_WIDTH} is the most",
+            hint=f"--size {MOST_WIDTH // count}",
+        )
+
+
+def check_transparency(path: Path, kind: str, color: Sequence[float] | None) -> None:
+    """Refuses a transparent background where the file has no place for it.
+
+    Raises:
+        UsageProblem: there is none.
+    """
+    from segdream_cli.video import SUFFIXES, WITH_ALPHA
+
+    if color is not None:
+        return
+    if kind == SHEET:
+        raise UsageProblem(f"a {kind} has no transparency", hint="--frames or --view with --background transparent")
+    suffix = path.suffix.lower()
+    if kind in (TURNTABLE, FILM) and suffix in SUFFIXES and suffix not in WITH_ALPHA:
+        raise UsageProblem(f"a {suffix} film has no transparency", hint=f"-o {path.with_suffix('.webm')}")
+
+
+def note_players(sink: Output, path: Path, sides: tuple[int, int], count: int) -> None:
+    """Says so where a film is larger than common players take."""
+    width, height = sides[0] * count, sides[1]
+    if path.suffix.lower() == ".mp4" and (width > PLAYERS_END[0] or height > PLAYERS_END[1]):
+        most = "x".join(str(side) for side in PLAYERS_END)
+        sink.note(f"many players stop at {most} pixels, and this film has {width}x{height}: --size makes it smaller")
 
 
 def check_target(path: Path, kind: str, *, force: bool) -> None:
@@ -140,7 +298,7 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
         there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
         check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
         return
-    if kind == TURNTABLE:
+    if kind in (TURNTABLE, FILM):
         check_suffix(path)
     elif path.suffix.lower() != ".png":
         raise UsageProblem(f"a {kind} is a PNG file, and {path} is not named so", hint=f"-o {path.with_suffix('.png')}")

@@ -106,9 +106,13 @@ class Shot:
 
     def turn(self, n: int, elevation: float) -> Move:
         """`n` views all around each asset, from its front on, so that the next would be the first again."""
-        return self.views(turntable_azimuths(n), elevation)
+        return self._orbit(turntable_azimuths(n), elevation)
 
-    def views(self, azimuth_deg: Float[Tensor, " c"], elevation: float) -> Move:
+    def view(self, azimuth: float, elevation: float) -> Move:
+        """One view of each asset, from angles in degrees."""
+        return self._orbit(torch.tensor([azimuth]), elevation)
+
+    def _orbit(self, azimuth_deg: Float[Tensor, " c"], elevation: float) -> Move:
         """A view of each asset from every azimuth, far enough away to see it whole."""
         elevations = torch.full_like(azimuth_deg, elevation)
         side = min(self.width, self.height)
@@ -133,22 +137,21 @@ class Shot:
         near = min(float(z.min()) - subject.extent for z, subject in zip(middles, self.subjects, strict=True))
         far = max(float(z.max()) + subject.extent for z, subject in zip(middles, self.subjects, strict=True))
         near = max(near, NEAREST)
-        return near, max(far, 2 * near)
+        return near, max(far, near + NEAREST)
 
     def film(self, path: Path, move: Move, fps: float) -> None:
         """Writes a move as a film."""
-        write_video(path, (to_uint8(picture) for picture in self._pictures(move, precise=False)), fps)
+        write_video(path, (to_uint8(picture) for picture in self.pictures(move, precise=False)), fps)
 
     def frames(self, folder: Path, move: Move) -> None:
         """Writes a move as numbered pictures, depth in 16 bits."""
         folder.mkdir(exist_ok=True)
-        for number, picture in enumerate(self._pictures(move, precise=True)):
+        for number, picture in enumerate(self.pictures(move, precise=True)):
             write_png(folder / f"frame-{number:04d}.png", picture, self._about(move))
 
-    def still(self, path: Path, azimuth: float, elevation: float) -> None:
-        """Writes one picture, depth in 16 bits."""
-        move = self.views(torch.tensor([azimuth]), elevation)
-        (picture,) = self._pictures(move, precise=True)
+    def still(self, path: Path, move: Move) -> None:
+        """Writes a move of one view as a picture, depth in 16 bits."""
+        (picture,) = self.pictures(move, precise=True)
         write_png(path, picture, self._about(move))
 
     def sheet(self, path: Path, elevation: float) -> None:
@@ -172,7 +175,7 @@ class Shot:
         rule = "depth = near + (value - 1) / 65534 * (far - near) along the camera's axis; 0 is nothing"
         return {"near": repr(near), "far": repr(far), "Description": rule}
 
-    def _pictures(self, move: Move, *, precise: bool) -> Iterator[Picture]:
+    def pictures(self, move: Move, *, precise: bool) -> Iterator[Picture]:
         """The pictures of a move, one at a time, with all assets and their captions."""
         planes = self.depth_range(move)
         strips = []

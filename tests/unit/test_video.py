@@ -1,7 +1,9 @@
 """Films: what players need, colours that come back, and nothing half-written."""
 
+import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
+from segdream_cli.images import spread_colours
 from segdream_cli.video import check_suffix, write_video
 
 FLAT = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (250, 200, 20), (12, 120, 130), (255, 255, 255), (0, 0, 0), (90, 90, 90)]
@@ -41,8 +44,8 @@ def described(path: Path) -> str:
     return ffmpeg("-i", str(path)).stderr.decode()
 
 
-def decoded(path: Path, pix_fmt: str) -> np.ndarray:
-    done = ffmpeg("-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", pix_fmt, "-")
+def decoded(path: Path, pix_fmt: str, *decoder: str) -> np.ndarray:
+    done = ffmpeg("-v", "error", *decoder, "-i", str(path), "-f", "rawvideo", "-pix_fmt", pix_fmt, "-")
     assert done.returncode == 0, done.stderr
     return np.frombuffer(done.stdout, np.uint8)
 
@@ -127,8 +130,154 @@ def test_animations_have_all_frames_and_repeat(tmp_path: Path, suffix: str) -> N
     assert np.abs(back[20, 13] - (200, 30, 30)).max() < 20
 
 
+def clear(frames: int, height: int = 48, width: int = 64) -> Iterator[np.ndarray]:
+    """A moving opaque square with a half-transparent one below it, and nothing (black) around them."""
+    for i in range(frames):
+        frame = np.zeros((height, width, 4), np.uint8)
+        frame[8:24, i + 4 : i + 20] = (200, 30, 30, 255)
+        frame[24:40, i + 4 : i + 20] = (20, 160, 40, 128)
+        yield frame
+
+
+ALPHA_MODE = b"\x53\xc0\x81\x01"  # Matroska's AlphaMode, one byte, 1
+
+
+def test_webm_is_vp9_in_bt709(tmp_path: Path) -> None:
+    path = tmp_path / "turn.webm"
+    frame = bars()
+    write_video(path, [frame] * 5, fps=24)
+    about = described(path)
+    assert re.search(r"Video: vp9 .*yuv420p\(tv, bt709[,)]", about), about
+    assert "24 fps" in about
+    assert ALPHA_MODE not in path.read_bytes()
+    back = decoded(path, "rgb24").reshape(5, *frame.shape)[2]
+    assert np.abs(back[32, np.arange(len(FLAT)) * 32 + 16].astype(int) - FLAT).max() <= 4
+
+
+def test_webm_keeps_alpha_and_the_colours_of_rims(tmp_path: Path) -> None:
+    path = tmp_path / "turn.webm"
+    frames = list(clear(9))
+    write_video(path, frames, fps=10)
+    assert ALPHA_MODE in path.read_bytes()
+    back = decoded(path, "rgba", "-c:v", "libvpx-vp9").reshape(9, 48, 64, 4).astype(int)
+    for frame, shown in zip(frames, back, strict=True):
+        assert np.abs(shown[..., 3] - frame[..., 3]).mean() < 2
+        seen = frame[..., 3] > 0
+        # black around the squares would leak into these colours: half as bright at the rim
+        assert np.abs(shown - frame)[seen][:, :3].mean() < 6
+    assert np.abs(back[4, 16, 16] - (200, 30, 30, 255)).max() <= 8
+    assert np.abs(back[4, 32, 16] - (20, 160, 40, 128)).max() <= 8
+
+
+@pytest.mark.parametrize(("suffix", "half"), [(".webp", 128), (".gif", 255)])
+def test_animations_keep_alpha(tmp_path: Path, suffix: str, half: int) -> None:
+    """Squares that move on must not stay where they were."""
+    path = tmp_path / f"turn{suffix}"
+    write_video(path, clear(9), fps=10)
+    with Image.open(path) as film:
+        assert film.n_frames == 9  # type: ignore[attr-defined]
+        film.seek(7)
+        back = np.asarray(film.convert("RGBA")).astype(int)
+    assert back[16, 6, 3] == back[32, 6, 3] == back[4, 40, 3] == 0
+    assert np.abs(back[16, 20] - (200, 30, 30, 255)).max() <= 20
+    assert np.abs(back[32, 20] - (20, 160, 40, half)).max() <= 20
+
+
+def test_mp4_has_no_alpha(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no transparency"):
+        write_video(tmp_path / "a.mp4", clear(2), fps=10)
+
+
+def test_spread_colours_is_the_mean_of_the_smallest_square() -> None:
+    rng = np.random.default_rng(3)
+    frame = rng.integers(0, 256, (13, 9, 4), dtype=np.uint8)
+    frame[rng.random((13, 9)) < 0.85] = 0
+    frame[..., 3] = np.where(frame[..., 3] > 0, np.maximum(frame[..., 3], 1), 0)
+    spread = spread_colours(frame)
+    np.testing.assert_array_equal(spread[..., 3], frame[..., 3])
+    for row, column in np.ndindex(13, 9):
+        side = 1
+        while not (block := squared(frame, row, column, side))[..., 3].any():
+            side *= 2
+        weights = block[..., 3:].astype(float)
+        mean = (block[..., :3] * weights).sum((0, 1)) / weights.sum()
+        np.testing.assert_allclose(spread[row, column, :3], mean, atol=0.51)
+
+
+def squared(frame: np.ndarray, row: int, column: int, side: int) -> np.ndarray:
+    top, left = row // side * side, column // side * side
+    return frame[top : top + side, left : left + side]
+
+
+def test_spread_colours_of_nothing() -> None:
+    assert (spread_colours(np.zeros((5, 6, 4), np.uint8)) == 0).all()
+
+
+PEAKS = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from segdream_cli.video import write_video
+
+def frames(n):
+    noise = np.random.default_rng(0).integers(0, 256, (320, 640, 3), dtype=np.uint8)
+    for i in range(n):
+        yield np.roll(noise, i, axis=1)[:, :320]
+
+write_video(Path(sys.argv[1]), frames(int(sys.argv[2])), 30)
+print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_memory_does_not_grow_with_the_film(tmp_path: Path, suffix: str) -> None:
+    """Neither here nor in ffmpeg: 192 frames more are 59 MB of bytes."""
+    peaks = []
+    for n in (48, 240):
+        command = [sys.executable, "-c", PEAKS, str(tmp_path / f"{n}{suffix}"), str(n)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append([int(word) / 1024 for word in done.stdout.split()])
+    (here, there), (here_long, there_long) = peaks
+    assert here_long - here < 12
+    assert there_long - there < 25
+
+
+def probed(path: Path) -> dict[str, str]:
+    """What ffprobe of the system, another build than the encoder's, says of the first stream."""
+    program = shutil.which("ffprobe")
+    if program is None:
+        pytest.skip("no ffprobe on the PATH (apt-get install ffmpeg): only imageio-ffmpeg's own reading was checked")
+    entries = "stream=codec_name,profile,pix_fmt,width,height,color_range,color_space,color_transfer,color_primaries"
+    entries += ",r_frame_rate,nb_read_frames,codec_type:stream_tags=alpha_mode"
+    command = [program, "-v", "error", "-count_frames", "-show_entries", entries, "-of", "json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (stream,) = json.loads(done.stdout)["streams"]
+    return {**stream, **stream.pop("tags", {})}
+
+
+@pytest.mark.parametrize("size", [(48, 64), (47, 63)])
+@pytest.mark.parametrize(
+    ("suffix", "alpha", "codec", "profile"),
+    [(".mp4", False, "h264", "High"), (".webm", False, "vp9", "Profile 0"), (".webm", True, "vp9", "Profile 0")],
+)
+def test_ffprobe_agrees(
+    tmp_path: Path, suffix: str, alpha: bool, codec: str, profile: str, size: tuple[int, int]
+) -> None:
+    path = tmp_path / f"turn{suffix}"
+    write_video(path, (clear if alpha else moving)(11, *size), fps=25)
+    said = probed(path)
+    expected = {
+        "codec_type": "video", "codec_name": codec, "profile": profile, "pix_fmt": "yuv420p", "width": 64,
+        "height": 48, "color_range": "tv", "color_space": "bt709", "color_transfer": "bt709",
+        "color_primaries": "bt709", "r_frame_rate": "25/1", "nb_read_frames": "11",
+    }  # fmt: skip
+    assert {key: said[key] for key in expected} == expected
+    assert (said.get("alpha_mode") or said.get("ALPHA_MODE")) == ("1" if alpha else None)
+
+
 def test_a_single_odd_frame_of_one_pixel(tmp_path: Path) -> None:
-    for suffix in (".mp4", ".gif", ".webp"):
+    for suffix in (".mp4", ".webm", ".gif", ".webp"):
         path = tmp_path / f"dot{suffix}"
         write_video(path, [np.zeros((1, 1, 3), np.uint8)], fps=30)
         assert "Video:" in described(path)
@@ -175,10 +324,10 @@ def test_frames_of_two_sizes_and_no_frames_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("a.mpeg", ".mp4"), ("a.gift", ".gif"), ("a", ".mp4"), ("a.webm", ".webp")]
+    ("name", "nearest"), [("a.mpeg", ".mp4"), ("a.gift", ".gif"), ("a", ".mp4"), ("a.webb", ".webp")]
 )
 def test_unknown_suffix(tmp_path: Path, name: str, nearest: str) -> None:
-    with pytest.raises(UsageProblem, match=r"\.mp4, \.gif, \.webp") as caught:
+    with pytest.raises(UsageProblem, match=r"\.mp4, \.webm, \.webp, \.gif") as caught:
         write_video(tmp_path / name, moving(1), fps=30)
     assert caught.value.hint == f"-o {tmp_path / 'a'}{nearest}"
     with pytest.raises(UsageProblem):
@@ -197,6 +346,16 @@ def test_ffmpeg_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(EnvironmentProblem, match="can't be started") as caught:
         write_video(tmp_path / "a.mp4", moving(2), fps=30)
     assert "imageio-ffmpeg" in str(caught.value.hint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_when_the_frames_of_a_gif_fail(tmp_path: Path) -> None:
+    def failing() -> Iterator[np.ndarray]:
+        yield from moving(3)
+        raise RuntimeError("out of views")
+
+    with pytest.raises(RuntimeError, match="out of views"):
+        write_video(tmp_path / "a.gif", failing(), fps=30)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,412 @@
+"""`segdream render`: films, pictures side by side, camera paths, depth that can be measured, and what is refused."""
+
+import json
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segdream_cli import formats
+from segdream_cli.cameras import VIEW_FILL, VIEW_FOV_DEG, orbit, viewing
+from segdream_cli.cli.camera_path import read_camera_path
+from segdream_cli.cli.render import parse_size
+from segdream_cli.cli.shot import Shot
+from segdream_cli.formats import Splats
+from segdream_cli.gaussians import Gaussians, bounds
+from segdream_cli.raster import rasterize
+
+
+def shell(seed: int, n: int = 400) -> Splats:
+    """An opaque ellipsoid of random colours in 0..1, with three axes that differ."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(n, 3))
+    means *= np.array([0.3, 0.5, 0.8]) / np.linalg.norm(means, axis=1, keepdims=True)
+    values = {
+        "means": means, "quats": rng.normal(size=(n, 4)), "log_scales": np.full((n, 3), -2.8),
+        "opacity_logits": np.full(n, 4.0), "sh0": rng.uniform(-1.7, 1.7, (n, 3)), "shN": np.zeros((n, 0, 3)),
+    }  # fmt: skip
+    return Splats(**{name: value.astype(np.float32) for name, value in values.items()})
+
+
+@pytest.fixture
+def asset(folder):
+    formats.write(folder / "one.ply", shell(1))
+    return "one.ply"
+
+
+@pytest.fixture
+def other(folder):
+    formats.write(folder / "two.splat", shell(2))
+    return "two.splat"
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
+
+
+def view(segdream, asset, output, *options, angles="0,0", size="48"):
+    done = segdream("render", asset, f"--view={angles}", "--size", size, "-o", output, "--force", *options)
+    assert done.code == 0, done.err
+    return pixels(output)
+
+
+READABLE = [name for name, row in formats.FORMATS.items() if row.readable]
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_every_format_that_is_read(segdream, folder, asset, name):
+    path = f"asset{formats.FORMATS[name].suffix}"
+    formats.write(folder / path, shell(1), name)
+    shown, expected = view(segdream, path, "a.png", angles="30,10"), view(segdream, asset, "b.png", angles="30,10")
+    assert np.abs(shown - expected).mean() < 2
+    assert np.ptp(expected) > 100
+    assert segdream("render", path, "--n-frames", "2", "--size", "32", "-o", "a.webp").code == 0
+
+
+def test_the_picture_after_the_last_of_a_turn_is_the_first(segdream, asset):
+    assert segdream("render", asset, "--frames", "--n-frames", "6", "--size", "48", "-o", "turn").code == 0
+    frames = [pixels(f"turn/frame-{i:04d}.png") for i in range(6)]
+    assert not Path("turn/frame-0006.png").exists()
+    for i in range(7):
+        shown = view(segdream, asset, "a.png", angles=f"{i * 60},15")
+        assert np.abs(shown - frames[i % 6]).max() <= 2
+    assert min(np.abs(frames[i] - frames[i - 1]).mean() for i in range(6)) > 5
+
+
+def test_a_transparent_film_is_a_webm(segdream, asset):
+    done = segdream("render", asset, "--background", "transparent", "--n-frames", "4", "--size", "48")
+    assert (done.code, done.out) == (0, "one.webm\n")
+    assert b"\x53\xc0\x81\x01" in Path("one.webm").read_bytes()  # AlphaMode 1
+    refused = segdream("render", asset, "--background", "transparent", "-o", "a.mp4")
+    assert (refused.code, "no transparency" in refused.err, "a.webm" in refused.err) == (2, True, True)
+
+
+def test_ffprobe_counts_the_frames_of_a_film_with_captions(segdream, asset, other):
+    probe = shutil.which("ffprobe")
+    if probe is None:
+        pytest.skip("no ffprobe on the PATH (apt-get install ffmpeg)")
+    done = segdream("render", asset, other, "--n-frames", "5", "--fps", "12", "--size", "51x33", "-o", "a.mp4")
+    assert done.code == 0
+    entries = "stream=codec_name,profile,pix_fmt,color_space,width,height,r_frame_rate,nb_read_frames"
+    command = [probe, "-v", "error", "-count_frames", "-show_entries", entries, "-of", "json", "a.mp4"]
+    (said,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["streams"]
+    assert (said["codec_name"], said["profile"], said["pix_fmt"]) == ("h264", "High", "yuv420p")
+    assert (said["color_space"], said["r_frame_rate"], said["nb_read_frames"]) == ("bt709", "12/1", "5")
+    assert said["width"] == 102
+    assert said["height"] % 2 == 0
+
+
+def test_assets_side_by_side_with_their_names(segdream, asset, other):
+    left, right = view(segdream, asset, "a.png", size="96"), view(segdream, other, "b.png", size="96")
+    assert segdream("render", asset, other, "--view", "0,0", "--size", "96").out == "one-side-by-side-view.png\n"
+    both = pixels("one-side-by-side-view.png")
+    strip = len(both) - 96
+    np.testing.assert_array_equal(both[strip:], np.concatenate([left, right], axis=1))
+    assert strip > 8
+    inked = (both[:strip] < 128).any(axis=2)
+    assert inked[:, :96].sum() > 10
+    assert inked[:, 96:].sum() > 10
+    assert (inked[:, :96] != inked[:, 96:]).any()
+
+
+@pytest.mark.parametrize(
+    "options", [("--background", "transparent"), ("--channel", "normals"), ("--background", "#123")]
+)
+def test_captions_are_read_on_any_background(segdream, asset, other, options):
+    names = ("--caption", "a yellow bus", "--caption", "größer 日本")
+    done = segdream("render", asset, other, "--view", "0,0", "--size", "96", *names, *options, "-o", "a.png")
+    assert done.code == 0
+    both = pixels("a.png")
+    strip = both[: len(both) - 96]
+    assert both.shape[1:] == (192, 4 if "transparent" in options else 3)
+    for half in (strip[:, :96], strip[:, 96:]):
+        assert np.ptp(half[..., :3]) > 90
+
+
+def test_empty_captions_leave_no_strip(segdream, asset, other):
+    both = view(segdream, asset, "a.png", other, "--caption", "", "--caption", "")
+    assert both.shape == (48, 96, 3)
+    one = view(segdream, asset, "a.png", "--caption", "a bus")
+    assert one.shape[0] > 56
+
+
+def test_a_sheet_of_two_has_a_row_for_each(segdream, asset, other):
+    assert segdream("render", asset, other, "--contact-sheet", "--size", "32", "-o", "a.png").code == 0
+    sheet = pixels("a.png")
+    strip = len(sheet) // 2 - 32
+    assert sheet.shape[1] == 8 * 32
+    for row, file in enumerate((asset, other)):
+        shown = view(segdream, file, "b.png", angles="90,15", size="32")
+        top = row * (32 + strip) + strip
+        np.testing.assert_array_equal(sheet[top : top + 32, 64:96], shown)
+
+
+def test_supersampled_pixels_are_means(segdream, asset):
+    large = view(segdream, asset, "a.png", size="144", angles="20,30")
+    small = view(segdream, asset, "b.png", "--supersample", "3", angles="20,30")
+    np.testing.assert_allclose(small, large.reshape(48, 3, 48, 3, 3).mean(axis=(1, 3)), atol=1)
+    assert np.abs(small - view(segdream, asset, "c.png", angles="20,30")).mean() > 0.3
+
+
+@pytest.mark.parametrize("channel", ["normals", "alpha", "depth"])
+def test_supersampled_channels(segdream, asset, channel):
+    fine = view(segdream, asset, "a.png", "--supersample", "2", "--channel", channel, size="64")
+    plain = view(segdream, asset, "b.png", "--channel", channel, size="64")
+    steps = 65534 if channel == "depth" else 255
+    inside = np.s_[24:40, 28:36]
+    assert np.abs(fine[inside] - plain[inside]).mean() < 0.1 * steps
+    if channel == "normals":
+        lengths = np.linalg.norm(fine[inside] / 255 * 2 - 1, axis=-1)
+        np.testing.assert_allclose(lengths, 1, atol=0.02)
+
+
+def test_wide_and_high_pictures_show_the_whole_asset(segdream, asset):
+    square = view(segdream, asset, "a.png", size="64", angles="40,10")
+    wide = view(segdream, asset, "b.png", size="128x64", angles="40,10")
+    high = view(segdream, asset, "c.png", size="64x100", angles="40,10")
+    assert (wide.shape, high.shape) == ((64, 128, 3), (100, 64, 3))
+    np.testing.assert_allclose(wide[:, 32:96], square, atol=1)
+    np.testing.assert_allclose(high[18:82], square, atol=1)
+
+
+def test_depth_in_16_bits_has_one_range_for_all_frames(segdream, asset):
+    done = segdream(
+        "render", asset, "--frames", "--n-frames", "4", "--size", "40", "--channel", "depth", "-o", "d", "--json"
+    )
+    said = json.loads(done.out)
+    gaussians = Gaussians.from_splats(formats.read(Path(asset)))
+    center, extent = bounds(gaussians)
+    for i in range(4):
+        with Image.open(f"d/frame-{i:04d}.png") as picture:
+            assert (float(picture.info["near"]), float(picture.info["far"])) == (said["near"], said["far"])
+            values = np.asarray(picture)
+        assert values.dtype == np.uint16
+        cameras = viewing(torch.tensor([90.0 * i]), torch.tensor([15.0]), 40, center=center, extent=extent)
+        colors = gaussians.colors(cameras.positions)
+        shape = gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities
+        seen = rasterize(*shape, colors, cameras.viewmats, cameras.Ks, 40, 40)
+        solid = (seen.alpha > 0.5)[0, ..., 0].numpy()
+        np.testing.assert_array_equal(values > 0, solid)
+        back = said["near"] + (values[solid] - 1.0) / 65534 * (said["far"] - said["near"])
+        expected = seen.expected_depth()[0, ..., 0].detach().numpy()[solid]
+        np.testing.assert_allclose(back, expected, atol=2 * (said["far"] - said["near"]) / 65534)
+
+
+def test_depth_side_by_side_shares_its_range_and_has_no_words(segdream, asset, other):
+    both = view(segdream, asset, "a.png", other, "--channel", "depth")
+    assert (both.shape, both.max() > 255) == ((48, 96), True)
+    refused = segdream("render", asset, "--view", "0,0", "--channel", "depth", "--caption", "a", "-o", "b.png")
+    assert (refused.code, "--caption changes nothing" in refused.err) == (2, True)
+
+
+def poses():
+    """Reference cameras that no symmetry hides a wrong sign of."""
+    return orbit(torch.tensor([25.0, 140.0]), torch.tensor([30.0, -20.0]), torch.tensor([3.0, 2.0]),
+                 torch.tensor([0.7, 0.7]), 64, up_tilt=torch.tensor([[0.2, 0.1, -0.1]] * 2))  # fmt: skip
+
+
+def described(kind):
+    """The reference cameras in the words of each kind of file."""
+    fov = 0.7
+    files = []
+    for viewmat in poses().viewmats.double().numpy():
+        rotation, position = viewmat[:3, :3].T, -viewmat[:3, :3].T @ viewmat[:3, 3]  # columns: right, down, forward
+        turn = {"ours": np.eye(3), "splat-transform": np.diag([-1, 1, -1])}.get(kind, np.diag([1, -1, -1]))
+        if kind == "blender":  # y up to z up, as glTF importers turn it
+            turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])
+        rotation, position = turn @ rotation, turn @ position
+        opengl = np.eye(4)
+        opengl[:3, :3], opengl[:3, 3] = rotation * (1, -1, -1), position
+        files.append(
+            {
+                "ours": {"position": position, "target": position + rotation[:, 2], "up": -rotation[:, 1]},
+                "splat-transform": {"position": position, "target": position + rotation[:, 2], "up": -rotation[:, 1]},
+                "nerfstudio": {"camera_to_world": opengl.ravel(), "fov": math.degrees(fov), "aspect": 1},
+                "nerf": {"transform_matrix": opengl, "file_path": "x"},
+                "blender": {"transform_matrix": opengl * 1.0},
+                "inria": {"position": position, "rotation": rotation, "height": 64, "width": 64,
+                          "fy": 32 / math.tan(fov / 2), "fx": 1, "id": 0},
+            }[kind]
+        )  # fmt: skip
+    degrees = math.degrees(fov)
+    return {
+        "ours": {"frames": [{**file, "fov": degrees} for file in files], "fps": 24},
+        "splat-transform": {"frames": [{**file, "fov": degrees} for file in files], "frameRate": 24},
+        "nerfstudio": {"camera_path": files, "fps": 24, "render_height": 64, "keyframes": []},
+        "nerf": {"frames": files, "fl_y": 64 / 2 / math.tan(fov / 2), "h": 64, "w": 64},
+        "blender": {"frames": files, "camera_angle_x": fov, "world": "z-up"},
+        "inria": files,
+    }[kind]
+
+
+def written(content, path="path.json"):
+    Path(path).write_text(json.dumps(content, default=lambda array: array.tolist()))
+    return Path(path)
+
+
+@pytest.mark.parametrize("kind", ["ours", "splat-transform", "nerfstudio", "nerf", "blender", "inria"])
+def test_camera_paths_of_every_tool_are_the_same_cameras(folder, kind):
+    found = read_camera_path(written(described(kind)))
+    torch.testing.assert_close(found.viewmats, poses().viewmats, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.fov_rad, torch.tensor([0.7, 0.7]))
+    assert found.fps == (24 if kind in ("ours", "splat-transform", "nerfstudio") else None)
+
+
+def test_a_camera_path_shows_what_a_view_shows(segdream, asset):
+    center, extent = bounds(Gaussians.from_splats(formats.read(Path(asset))))
+    away = extent / (VIEW_FILL * math.sin(math.radians(VIEW_FOV_DEG) / 2))
+    target = center.tolist()
+    keys = [[target[0], target[1], target[2] + away], [target[0] + away, target[1], target[2]]]
+    written({"frames": [{"position": key, "target": target, "fov": VIEW_FOV_DEG} for key in keys]})
+    done = segdream("render", asset, "--camera-path", "path.json", "--frames", "--size", "48", "-o", "flight")
+    assert (done.code, done.out) == (0, "flight\n")
+    for i, angles in enumerate(("0,0", "90,0")):
+        np.testing.assert_allclose(
+            pixels(f"flight/frame-{i:04d}.png"), view(segdream, asset, "a.png", angles=angles), atol=2
+        )
+    done = segdream("render", asset, "--camera-path", "path.json", "--n-frames", "7", "--size", "32", "--json")
+    said = json.loads(done.out)
+    assert (said["output"], said["frames"], said["fps"], said["kind"]) == ("one-path.mp4", 7, 30, "camera path")
+
+
+def test_roll_turns_the_picture_against_the_camera(segdream, asset):
+    key = {"position": [0, 0, 3], "target": [0, 0, 0]}
+    written({"frames": [key, {**key, "roll": 90}]})
+    segdream("render", asset, "--camera-path", "path.json", "--frames", "--size", "48", "-o", "flight")
+    plain, rolled = (pixels(f"flight/frame-000{i}.png") for i in range(2))
+    np.testing.assert_allclose(rolled, np.rot90(plain, 1), atol=2)
+
+
+def square(loop):
+    places = [[0, 0, 3], [3, 0.5, 0], [0, 0, -3], [-3, -0.5, 0]]
+    frames = [{"position": place, "fov": fov} for place, fov in zip(places, (30, 40, 50, 40), strict=True)]
+    return {"frames": frames, "loop": loop, "fps": 25}
+
+
+def test_a_smooth_path_leads_through_its_cameras(folder):
+    path = written(square(False))
+    keys, smooth = read_camera_path(path), read_camera_path(path, 31)
+    torch.testing.assert_close(smooth.viewmats[::10], keys.viewmats, atol=1e-5, rtol=0)
+    torch.testing.assert_close(smooth.fov_rad[::10], keys.fov_rad)
+    assert smooth.fps == 25
+    ahead = smooth.viewmats[:, 2, 3]  # the target is the origin: its depth is the camera's distance
+    assert ((ahead > 2.2) & (ahead < 3.2)).all()
+
+
+def test_a_closed_path_goes_on_where_it_began(folder):
+    path = written(square(True))
+    smooth, twice = read_camera_path(path, 40), read_camera_path(path, 80)
+    torch.testing.assert_close(smooth.viewmats[::10], read_camera_path(path).viewmats, atol=1e-5, rtol=0)
+    torch.testing.assert_close(twice.viewmats[::2], smooth.viewmats)
+    steps = (smooth.viewmats - smooth.viewmats.roll(1, 0)).flatten(1).norm(dim=1)
+    assert steps[0] < 1.5 * steps[1:].max()
+    assert steps.min() > 0.02
+
+
+ONE = {"position": [0, 0, 3]}
+NESTED = "[" * 100_000
+BAD_PATHS = {
+    "no file": (None, "no-such.json can't be read"),
+    "not JSON": ("{", "is not JSON"),
+    "not text": (b"\xff\xfe\x00", "is not JSON"),
+    "too deep": (NESTED, "is not JSON"),
+    "no frames": ({"cameras": []}, "no list of frames"),
+    "frames are numbers": ({"frames": [1, 2]}, "no list of frames"),
+    "a number": (7, "no list of frames"),
+    "empty": ({"frames": []}, "0 frames"),
+    "no position": ({"frames": [{}]}, "position in frame 0 that is not 3 numbers"),
+    "two numbers": ({"frames": [ONE, {"position": [0, 1]}]}, "position in frame 1 that is not 3 numbers"),
+    "words": ({"frames": [{"position": ["0", "0", "3"]}]}, "position in frame 0"),
+    "ragged": ({"frames": [{"position": [[0, 0], 3]}]}, "position in frame 0"),
+    "NaN": ('{"frames": [{"position": [0, NaN, 3]}]}', "position in frame 0"),
+    "far": ({"frames": [{"position": [0, 0, 1e30]}]}, "position in frame 0"),
+    "huge": ('{"frames": [{"position": [0, 0, 1%s]}]}' % ("0" * 400), "position in frame 0"),
+    "at the target": ({"frames": [{"position": [0, 0, 0]}]}, "its position at its target in frame 0"),
+    "along up": ({"frames": [{"position": [0, 3, 0]}]}, "along its up direction in frame 0"),
+    "fov": ({"frames": [{**ONE, "fov": 190}]}, "field of view in frame 0"),
+    "no fov": ({"frames": [{**ONE, "fov": 0}]}, "field of view in frame 0"),
+    "fov is a word": ({"frames": [{**ONE, "fov": "wide"}]}, "fov in frame 0 that is not a number"),
+    "a focal length of 0": ({"frames": [{**ONE, "fy": 0, "height": 9}]}, "field of view in frame 0"),
+    "fps": ({"frames": [ONE], "fps": 0}, "fps 0"),
+    "fps is a list": ({"frames": [ONE], "fps": [30, 1]}, "fps that is not a number"),
+    "world": ({"frames": [ONE], "world": "x-up"}, "y-up, ply, playcanvas, z-up"),
+    "world is a list": ({"frames": [ONE], "world": []}, "known are y-up"),
+    "matrix": ({"camera_path": [{"camera_to_world": [1, 2, 3]}]}, "camera matrix in frame 0 that is not 16 numbers"),
+    "a mirror": ({"frames": [{"transform_matrix": np.diag([-1, 1, 1, 1])}]}, "no rotation"),
+    "zeros": ({"frames": [{"transform_matrix": np.zeros((4, 4))}]}, "no rotation"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_PATHS)
+def test_camera_paths_that_cannot_be_right(segdream, asset, folder, case):
+    content, words = BAD_PATHS[case]
+    name = "no-such.json" if content is None else "path.json"
+    if isinstance(content, (str, bytes)):
+        Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    elif content is not None:
+        written(content)
+    before = sorted(folder.iterdir())
+    done = segdream("render", asset, "--camera-path", name, "--size", "32", "-o", "a.mp4")
+    assert (done.code, words in done.err) == (2, True), done.err
+    assert "hint: " in done.err
+    assert len(done.err) < 500
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--size", "12x512"), "--size '12x512'"),
+        (("--size", "5000"), "--size '5000'"),
+        (("--size", "big"), "--size 'big'"),
+        (("--size", "4096", "--supersample", "4"), "8192 samples"),
+        (("--supersample", "9"), "--supersample"),
+        (("--caption", "a", "--caption", "b"), "2 captions for 1 assets"),
+        (("--camera-path", "p.json", "--view", "0,0"), "at a time"),
+        (("--camera-path", "p.json", "--contact-sheet"), "at a time"),
+        (("--camera-path", "p.json", "--turntable"), "at a time"),
+        (("--camera-path", "p.json", "--elevation", "3"), "--elevation changes nothing"),
+        (("--camera-path", "p.json", "--frames", "--elevation", "3"), "--elevation changes nothing"),
+        (("--camera-path", "p.json", "--frames", "--fps", "3"), "--fps changes nothing"),
+        (("--contact-sheet", "--background", "transparent"), "no transparency"),
+        (("one.ply",) * 4 + ("--size", "4096"), "16382 is the most"),
+    ],
+)
+def test_options_that_do_not_go_together(segdream, asset, options, words):
+    done = segdream("render", asset, *options)
+    assert (done.code, words in done.err) == (2, True), done.err
+
+
+def test_sizes():
+    assert parse_size("512") == (512, 512)
+    assert parse_size(" 1280 x 720 ") == (1280, 720)
+
+
+def test_depth_planes_follow_the_cameras(folder, asset):
+    shot = Shot.load(Path(asset), "cpu", 32, "depth", None)
+    subject = shot.subjects[0]
+    near, far = shot.depth_range(shot.turn(5, 20.0))
+    distance = subject.extent / (VIEW_FILL * math.sin(math.radians(VIEW_FOV_DEG) / 2))
+    assert (near, far) == pytest.approx((distance - subject.extent, distance + subject.extent), rel=1e-4)
+    written({"frames": [{"position": [0, 0, 2]}, {"position": [0, 0, 5]}, {"position": [0.0, 0, 0.1]}]})
+    path = read_camera_path(Path("path.json"))
+    near, far = shot.depth_range(shot.follow(path.viewmats, path.fov_rad))
+    assert near == pytest.approx(0.01)
+    assert far == pytest.approx(5 - float(subject.center[2]) + subject.extent, rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channel", ["rgb", "depth", "normals"])
+def test_cuda_shows_the_same(segdream, asset, channel):
+    options = ("--channel", channel, "--supersample", "2")
+    found, expected = (
+        view(segdream, asset, f"{device}.png", *options, "--device", device, size="64") for device in ("cuda", "cpu")
+    )
+    assert np.abs(found - expected).mean() < 0.01 * expected.max()
+    assert segdream("render", asset, asset, "--n-frames", "3", "--size", "64", "--device", "cuda").code == 0
