@@ -475,3 +475,20 @@ def test_views_and_backgrounds():
             parse_view(text)
     with pytest.raises(UsageProblem, match="--background"):
         parse_background("nocolour")
+
+
+def test_export_writes_a_mesh(segdream):
+    pytest.importorskip("xatlas")
+    assert segdream("generate", BUS, "-o", "bus.ply", *SIX).code == 0
+    done = segdream(
+        "export", "bus.ply", "--format", "mesh", "-o", "bus.glb", "--faces", "500", "--opacity", "0.2", "--json"
+    )
+    (event,) = map(json.loads, done.out.splitlines())
+    assert event["triangles"] > 100
+    assert Path("bus.glb").read_bytes()[:4] == b"glTF"
+    assert segdream("export", "bus.ply", "--format", "mesh", "-o", "bus.stl").code == 2
+    Path("bus.mtl").write_text("mine")
+    refused = segdream("export", "bus.ply", "-o", "bus.obj", "--faces", "500")
+    assert refused.code == 6
+    assert Path("bus.mtl").read_text() == "mine"
+    assert not Path("bus.obj").exists()

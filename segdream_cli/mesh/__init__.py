@@ -1,0 +1,257 @@
+"""From Gaussians to a closed, textured triangle mesh: extract, and write as .glb or .obj.
+
+A point belongs to the solid if it is hidden from every side: whatever straight line leads to it from outside passes
+an opacity of at least one half. That is the surface that pictures of the asset show, it fills the inside of a shell,
+and it has no holes (the opacity field of Yu et al., https://arxiv.org/abs/2404.10772, on a grid). The texture is
+what pictures from all around show of that surface. Everything stays in the inner frame, which is glTF's: y up, the
+front faces +Z.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segdream_cli import __version__
+from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
+from segdream_cli.files import replacing
+from segdream_cli.formats import Splats
+from segdream_cli.formats.ply import require_finite
+from segdream_cli.gaussians import Gaussians, bounds
+from segdream_cli.mesh.solid import Field, opacity_field
+from segdream_cli.mesh.texture import bake
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+
+SUFFIXES = (".glb", ".obj")
+ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
+FIRST_LOOK = 64
+"""Resolution of the grid that finds where the solid is."""
+MARGIN = 1.25
+"""Half side of its box, in radii of the asset."""
+CARE = 3
+"""Aggressiveness of the simplification, 0 to 10; from 7 on it tears a mesh in three."""
+CRUMB = 0.02
+"""Parts with less than this share of the largest part's volume are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Triangles with one texture, in the inner frame; vertices repeat along the seams of the texture."""
+
+    vertices: Floats
+    """[v, 3]."""
+    normals: Floats
+    """Unit, outward and smooth across seams, [v, 3]."""
+    uvs: Floats
+    """In 0..1, v growing upwards from the last row of the texture, [v, 2]."""
+    faces: Indices
+    """Counter-clockwise seen from outside, [f, 3]."""
+    texture: Bytes
+    """sRGB as pictures of the asset show it, light included, [h, w, 3]."""
+    watertight: bool
+    """Whether every edge belongs to two triangles, once the seams are closed."""
+    components: int
+    """Parts that do not touch."""
+    coverage: float
+    """Share of the surface that some picture shows; the rest of the texture is filled in from around it."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def extract(
+    splats: Splats,
+    *,
+    resolution: int = 192,
+    faces: int = 20_000,
+    texture_size: int = 1024,
+    opacity: float = 0.5,
+    device: torch.device | None = None,
+) -> Mesh:
+    """The surface that pictures of `splats` show, as triangles with a texture.
+
+    Args:
+        splats: the asset.
+        resolution: cells of the grid along the longest side of the solid; detail below a cell is lost.
+        faces: triangles aimed at; there are more where fewer would tear the surface.
+        texture_size: side of the texture in pixels.
+        opacity: what a straight line from outside must have passed at the surface; less keeps fainter and thinner
+            parts and makes all of it thicker.
+        device: where the pictures for the texture are rendered; the CPU if not given.
+
+    Raises:
+        EnvironmentProblem: a library of the extra "mesh" is missing.
+        SegdreamError: there are no Gaussians, some are not finite, or nowhere are they opaque enough for a surface.
+    """
+    libraries = {name: _library(name) for name in ("skimage.measure", "trimesh", "fast_simplification", "xatlas")}
+    require_finite(splats)
+    solid, level = _solid(splats, resolution, opacity)
+    vertices, triangles, _, _ = libraries["skimage.measure"].marching_cubes(
+        solid.values, level, spacing=(solid.step,) * 3, gradient_direction="ascent", allow_degenerate=False
+    )
+    closed = _fewer(libraries, (vertices + solid.origin).astype(np.float32), triangles, faces)
+    kept, corners, uvs = _unwrapped(libraries["xatlas"], closed, texture_size)
+    texture, coverage = bake(splats, closed, corners, uvs, texture_size, solid.step, device or torch.device("cpu"))
+    return Mesh(
+        vertices=np.asarray(closed.vertices, np.float32)[kept],
+        normals=np.asarray(closed.vertex_normals, np.float32)[kept],
+        uvs=uvs,
+        faces=corners,
+        texture=texture,
+        watertight=bool(closed.is_watertight and closed.is_winding_consistent),
+        components=int(closed.body_count),
+        coverage=coverage,
+        provenance=dict(splats.provenance),
+    )
+
+
+def write(path: Path, mesh: Mesh) -> None:
+    """Writes binary glTF 2.0 with the texture in it, or an .obj with an .mtl and a .png of its name beside it.
+
+    The material of a .glb is unlit (KHR_materials_unlit), since the texture holds the light already.
+
+    Raises:
+        EnvironmentProblem: a library of the extra "mesh" is missing.
+        UsageProblem: the suffix is neither .glb nor .obj, or the folder can't be written.
+        SegdreamError: the disk is full.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UsageProblem(f"{path} names no mesh format; known are {', '.join(SUFFIXES)}", hint=f"{path.stem}.glb")
+    for each, content in (_glb(path, mesh) if suffix == ".glb" else _obj(path, mesh)).items():
+        with replacing(each) as temporary:
+            temporary.write_bytes(content)
+
+
+def _library(name: str) -> Any:
+    """A module of the extra "mesh", which is imported here only.
+
+    Raises:
+        EnvironmentProblem: it is missing.
+    """
+    try:
+        return import_module(name)
+    except ImportError as problem:
+        raise EnvironmentProblem(
+            f"meshes need the library {name.partition('.')[0]}, which is missing: {problem}",
+            hint='pip install "segdream[mesh]"',
+        ) from problem
+
+
+def _solid(splats: Splats, resolution: int, opacity: float) -> tuple[Field, float]:
+    """The opacity field around the solid, with all parts of it but crumbs, and its value at the surface.
+
+    The value is what a line has passed half way through something that hides by `opacity` as a whole, so that the
+    outline of the mesh is where pictures are that opaque.
+    """
+    level = 1 - math.sqrt(1 - opacity)
+    center, radius = bounds(Gaussians.from_splats(splats))
+    low, high = center.numpy() + np.float32(MARGIN * radius) * np.array([[-1], [1]], np.float32)
+    first = _without_crumbs(opacity_field(splats, low, high, FIRST_LOOK), level)
+    nodes = np.argwhere(first.values > level)
+    if not len(nodes):
+        raise SegdreamError(
+            f"nowhere does the asset hide what is behind it by {opacity:.0%}, so it has no surface there",
+            hint=f"--opacity {opacity / 2:g}",
+        )
+    ends = np.stack([nodes.min(axis=0) - 2, nodes.max(axis=0) + 2]).astype(np.float32)
+    low = first.origin + np.float32(first.step) * ends[0]
+    high = first.origin + np.float32(first.step) * ends[1]
+    return _without_crumbs(opacity_field(splats, low, high, resolution), level), level
+
+
+def _without_crumbs(solid: Field, level: float) -> Field:
+    """The field without small parts and without hollows that are closed all around."""
+    label = _library("skimage.measure").label
+    parts = label(solid.values > level)
+    sizes = np.bincount(parts.ravel())
+    small = sizes < CRUMB * sizes[1:].max(initial=0)
+    small[0] = False
+    values = np.where(small[parts], np.float32(0), solid.values)
+    outside = label(values <= level, connectivity=1)
+    hollow = (outside != outside[0, 0, 0]) & (outside > 0)
+    return Field(np.where(hollow, np.float32(1), values), solid.origin, solid.step)
+
+
+def _fewer(libraries: Mapping[str, Any], points: Floats, triangles: Indices, faces: int) -> Any:
+    """A closed trimesh with about `faces` triangles, or as many more as it takes to keep it closed."""
+    count = faces
+    while True:
+        if count < len(triangles):
+            kept = libraries["fast_simplification"].simplify(points, triangles, target_count=count, agg=CARE)
+        else:
+            kept = points, triangles
+        fewer = libraries["trimesh"].Trimesh(*kept, process=False)
+        if count >= len(triangles) or (fewer.is_watertight and fewer.is_winding_consistent):
+            return fewer
+        count *= 2
+
+
+def _unwrapped(xatlas: Any, closed: Any, size: int) -> tuple[Indices, Indices, Floats]:
+    """For each vertex with its place in the texture the vertex of `closed` it is; the faces in them; the places."""
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(np.asarray(closed.vertices, np.float32), np.asarray(closed.faces, np.uint32))
+    packing = xatlas.PackOptions()
+    packing.resolution, packing.padding = size, 2
+    atlas.generate(pack_options=packing)
+    kept, corners, uvs = atlas[0]
+    return kept.astype(np.int64), corners.astype(np.int64), uvs.astype(np.float32)
+
+
+def _textured(mesh: Mesh) -> Any:
+    trimesh, visual = _library("trimesh"), _library("trimesh.visual")
+    material = visual.material.PBRMaterial(
+        name="baked", baseColorTexture=_picture(mesh.texture), metallicFactor=0.0, roughnessFactor=1.0
+    )
+    textures = visual.TextureVisuals(uv=mesh.uvs, material=material)
+    return trimesh.Trimesh(
+        mesh.vertices, mesh.faces, vertex_normals=mesh.normals, visual=textures, process=False, validate=False
+    )
+
+
+def _picture(texture: Bytes) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(texture)
+
+
+def _glb(path: Path, mesh: Mesh) -> dict[Path, bytes]:
+    def finished(tree: dict[str, Any]) -> None:
+        tree["asset"] = {"version": "2.0", "generator": f"segdream {__version__}"}
+        if mesh.provenance:
+            tree["asset"]["extras"] = {"segdream": mesh.provenance}
+        tree["extensionsUsed"] = sorted({*tree.get("extensionsUsed", ()), "KHR_materials_unlit"})
+        (primitive,) = tree["meshes"][0]["primitives"]
+        for each in (primitive["indices"], *primitive["attributes"].values()):
+            view = tree["bufferViews"][tree["accessors"][each]["bufferView"]]
+            view["target"] = ELEMENT_ARRAY_BUFFER if each == primitive["indices"] else ARRAY_BUFFER
+        for material in tree["materials"]:
+            material.setdefault("extensions", {})["KHR_materials_unlit"] = {}
+
+    scene = _library("trimesh").Scene({"asset": _textured(mesh)})
+    content: bytes = _library("trimesh.exchange.gltf").export_glb(
+        scene, include_normals=True, tree_postprocessor=finished
+    )
+    return {path: content}
+
+
+def _obj(path: Path, mesh: Mesh) -> dict[Path, bytes]:
+    """The texture and the material first, so that an .obj that is there has what it names."""
+    image, material = path.with_suffix(".png"), path.with_suffix(".mtl")
+    png = io.BytesIO()
+    _picture(mesh.texture).save(png, format="PNG")
+    lines = [f"# segdream {__version__}", f"mtllib {material.name}", "usemtl baked"]
+    lines += ["v {:.6g} {:.6g} {:.6g}".format(*row) for row in mesh.vertices.tolist()]
+    lines += ["vt {:.6g} {:.6g}".format(*row) for row in mesh.uvs.tolist()]
+    lines += ["vn {:.4g} {:.4g} {:.4g}".format(*row) for row in mesh.normals.tolist()]
+    lines += ["f {0}/{0}/{0} {1}/{1}/{1} {2}/{2}/{2}".format(*row) for row in (mesh.faces + 1).tolist()]
+    shading = f"newmtl baked\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {image.name}\n"
+    return {image: png.getvalue(), material: shading.encode(), path: "\n".join([*lines, ""]).encode()}

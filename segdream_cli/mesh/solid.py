@@ -1,0 +1,166 @@
+"""How hidden each point of space is: the opacity that any straight line from outside passes before it, on a grid."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdream_cli.formats import Splats
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+REACH = 3.0
+"""Standard deviations after which a Gaussian ends."""
+NARROWEST = 0.5
+"""Standard deviation in grid steps to which Gaussians are widened, so that their sums on the grid are right to 1.5%."""
+COARSE_FROM = 1.5
+"""Standard deviation in steps of a coarser grid from which on Gaussians go there, to be interpolated linearly."""
+LEVELS = 4
+MOST_OPAQUE = 0.999
+GLIMPSES = 2
+"""Of the 26 directions as many may see a point that is hidden: through chinks, which Gaussians leave at random."""
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Values at the nodes `origin + step * (i, j, k)`."""
+
+    values: Floats
+    origin: Floats
+    step: float
+
+
+def opacity_field(splats: Splats, low: Floats, high: Floats, resolution: int) -> Field:
+    """The least opacity that a straight line from outside has passed when it gets to each node of a box.
+
+    Args:
+        splats: the asset.
+        low: lowest corner of the box.
+        high: its highest corner.
+        resolution: steps along its longest side.
+    """
+    density = _density(splats, low, high, resolution)
+    least = np.full((GLIMPSES + 1, *density.values.shape), np.inf, np.float32)
+    for direction in itertools.product((-1, 0, 1), repeat=3):
+        if any(direction):
+            _pass_through(density, direction, least)
+    return Field(-np.expm1(-least[-1]), density.origin, density.step)
+
+
+def ragged(counts: Indices, chunk: int = CHUNK) -> Iterator[tuple[Indices, Indices]]:
+    """For each i in turn `counts[i]` pairs (i, 0), (i, 1), ..., in arrays of about `chunk` pairs."""
+    ends = np.cumsum(counts)
+    first = 0
+    while first < len(counts):
+        done = ends[first - 1] if first else 0
+        last = max(int(np.searchsorted(ends, done + chunk, side="right")), first + 1)
+        part = counts[first:last]
+        owner = np.repeat(np.arange(first, last), part)
+        yield owner, np.arange(len(owner)) - np.repeat(ends[first:last] - part - done, part)
+        first = last
+
+
+def _pass_through(density: Field, direction: tuple[int, ...], least: Floats) -> None:
+    """Sorts into `least`, rising from 0 on, the optical depth of the lines along `direction` up to each node."""
+    axis = next(i for i in range(3) if direction[i])
+    values, ranks = np.moveaxis(density.values, axis, 0), np.moveaxis(least, axis + 1, 0)
+    if direction[axis] < 0:
+        values, ranks = values[::-1], ranks[::-1]
+    shifts = [direction[i] for i in range(3) if i != axis]
+    to = tuple(slice(max(s, 0), n + min(s, 0)) for s, n in zip(shifts, values.shape[1:], strict=True))
+    come = tuple(slice(max(-s, 0), n + min(-s, 0)) for s, n in zip(shifts, values.shape[1:], strict=True))
+    half = np.float32(density.step * np.linalg.norm(direction) / 2)
+    depth = np.zeros_like(values[0])  # up to the middle between the node before and this one
+    for k in range(len(values)):
+        here = half * values[k]  # trapezoidal rule
+        rest = depth + here
+        for rank in ranks[k]:
+            rank[:], rest = np.minimum(rank, rest), np.maximum(rank, rest)
+        passed = depth + 2 * here
+        depth = np.zeros_like(depth)
+        depth[to] = passed[come]
+
+
+def _density(splats: Splats, low: Floats, high: Floats, resolution: int) -> Field:
+    """Extinction a unit length at the nodes of a box, with at least one empty layer of nodes around."""
+    step = float((high - low).max() / resolution)
+    block = 2 ** (LEVELS - 1)
+    cells = (np.ceil((high - low) / step / block) * block).astype(int)
+    origin = (low + high) / 2 - step * cells / 2
+    scales, peaks = _sampled(splats, step)
+    widths = np.log2(scales.min(axis=1) / (COARSE_FROM * step))
+    level = np.clip(np.floor(widths), 0, LEVELS - 1)
+    values = np.zeros(cells // block + 1, np.float32)
+    for each in reversed(range(LEVELS)):
+        if each < LEVELS - 1:
+            values = _doubled(values)
+        chosen = level == each
+        _splat(
+            values, origin, step * 2**each, splats.means[chosen], splats.quats[chosen], scales[chosen], peaks[chosen]
+        )
+    return Field(np.pad(values[1:-1, 1:-1, 1:-1], 1), origin.astype(np.float32), step)
+
+
+def _sampled(splats: Splats, step: float) -> tuple[Floats, Floats]:
+    """Scales that a grid can hold, and the extinction at the centre that gives each Gaussian the opacity it has.
+
+    Face on, the extinction along a line through the centre adds up to -ln(1 - opacity). What the least width of a
+    grid adds to the area of the face is taken off the extinction.
+    """
+    true = np.sort(np.exp(splats.log_scales), axis=1)
+    held = np.maximum(true, np.float32(NARROWEST * step))
+    opacities = np.minimum(1 / (1 + np.exp(-splats.opacity_logits)), MOST_OPAQUE)
+    area = (true[:, 1:] / held[:, 1:]).prod(axis=1)
+    peaks = -np.log1p(-opacities) * area / (np.sqrt(2 * np.pi) * held[:, 0])
+    return np.maximum(np.exp(splats.log_scales), np.float32(NARROWEST * step)), peaks.astype(np.float32)
+
+
+def _doubled(coarse: Floats) -> Floats:
+    """The same field on a grid with a node between every two, linearly interpolated."""
+    for axis in range(3):
+        moved = np.moveaxis(coarse, axis, 0)
+        fine = np.empty((2 * len(moved) - 1, *moved.shape[1:]), np.float32)
+        fine[::2] = moved
+        fine[1::2] = (moved[1:] + moved[:-1]) / 2
+        coarse = np.moveaxis(fine, 0, axis)
+    return np.ascontiguousarray(coarse)
+
+
+def _splat(
+    values: Floats, origin: Floats, step: float, means: Floats, quats: Floats, scales: Floats, peaks: Floats
+) -> None:
+    """Adds Gaussians to the nodes in their boxes."""
+    turns = rotations(quats)
+    whiten = turns.transpose(0, 2, 1) / scales[:, :, None]  # [n, 3, 3], x -> the Gaussian's own axes and units
+    reach = REACH * np.sqrt(((turns * scales[:, None, :]) ** 2).sum(axis=2))
+    size = np.array(values.shape)
+    first = np.clip(np.ceil((means - reach - origin) / step), 0, size).astype(np.int64)
+    last = np.clip(np.floor((means + reach - origin) / step) + 1, first, size).astype(np.int64)
+    sides = last - first
+    flat = values.reshape(-1)
+    place = (first * step + origin - means).astype(np.float32)
+    for owner, number in ragged(sides.prod(axis=1)):
+        depth, rows = sides[owner, 2], sides[owner, 1]
+        line, k = np.divmod(number, depth)
+        i, j = np.divmod(line, rows)
+        offsets = place[owner] + np.float32(step) * np.stack([i, j, k], axis=1).astype(np.float32)
+        squares = (np.einsum("eab,eb->ea", whiten[owner], offsets) ** 2).sum(axis=1)
+        corner = first[owner]
+        node = ((corner[:, 0] + i) * size[1] + corner[:, 1] + j) * size[2] + corner[:, 2] + k
+        near = squares < REACH**2
+        np.add.at(flat, node[near], (peaks[owner] * np.exp(-squares / 2))[near])
+
+
+def rotations(quats: Floats) -> Floats:
+    """Rotation matrices [n, 3, 3] of unit quaternions wxyz."""
+    w, x, y, z = quats.T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2).astype(np.float32)

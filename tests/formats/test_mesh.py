@@ -1,0 +1,319 @@
+"""Meshes: known solids, sides and handedness, the texture beside pictures, files in other people's readers."""
+
+import dataclasses
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from segdream_cli import mesh
+from segdream_cli.cameras import viewing
+from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
+from segdream_cli.formats import SH_C0, Splats
+from segdream_cli.gaussians import Gaussians
+from segdream_cli.mesh import Mesh
+from segdream_cli.raster import rasterize
+
+LIBRARIES = ("skimage", "trimesh", "xatlas", "fast_simplification")
+RED, BLUE, GREEN, WHITE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9), (0.1, 0.8, 0.2), (0.95, 0.95, 0.95)
+SMALL = {"resolution": 64, "faces": 3000, "texture_size": 256}
+
+
+@pytest.fixture(scope="module")
+def trimesh():
+    for name in LIBRARIES:
+        pytest.importorskip(name, reason=f'the extra "mesh" is not installed: {name} is missing')
+    return pytest.importorskip("trimesh")
+
+
+def balls(means, colours, sigma=0.02, opacity=0.9) -> Splats:
+    n = len(means)
+    return Splats(
+        means=np.asarray(means, np.float32),
+        quats=np.tile(np.float32([1, 0, 0, 0]), (n, 1)),
+        log_scales=np.full((n, 3), np.log(sigma), np.float32),
+        opacity_logits=np.full(n, np.log(opacity / (1 - opacity)), np.float32),
+        sh0=((np.asarray(colours) - 0.5) / SH_C0).astype(np.float32),
+        shN=np.zeros((n, 0, 3), np.float32),
+    )
+
+
+def shell(radius: float, n: int = 4000, sigma: float = 0.02) -> Splats:
+    """A sphere about (0.1, 0, -0.1), evenly covered (Fibonacci's spiral); red where x is above 0.1, blue elsewhere."""
+    height = 1 - (np.arange(n) + 0.5) * 2 / n
+    turn = np.arange(n) * np.pi * (3 - np.sqrt(5))
+    flat = np.sqrt(1 - height**2)
+    directions = np.stack([flat * np.cos(turn), height, flat * np.sin(turn)], axis=1)
+    colours = np.where(directions[:, :1] > 0, RED, BLUE)
+    return balls(radius * directions + [0.1, 0, -0.1], colours, sigma)
+
+
+def boxes(*parts) -> Splats:
+    """Boxes (low corner, high corner, colour) filled with a lattice of Gaussians."""
+    means, colours = [], []
+    for low, high, colour in parts:
+        axes = [np.arange(a, b + 1e-6, 0.03) for a, b in zip(low, high, strict=True)]
+        lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        means.append(lattice)
+        colours.append(np.tile(colour, (len(lattice), 1)))
+    return balls(np.concatenate(means), np.concatenate(colours), sigma=0.018)
+
+
+CHIRAL = (
+    ((-0.3, -0.6, -0.09), (-0.12, 0.6, 0.09), WHITE),
+    ((-0.12, 0.42, -0.09), (0.4, 0.6, 0.09), RED),
+    ((-0.12, 0.0, -0.09), (0.2, 0.15, 0.09), GREEN),
+    ((-0.3, -0.6, 0.09), (-0.12, -0.42, 0.5), BLUE),
+)
+"""The letter F as seen from +Z, with a foot towards the viewer."""
+
+
+@pytest.fixture(scope="module")
+def letter(trimesh) -> Mesh:
+    return mesh.extract(boxes(*CHIRAL), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def ball(trimesh) -> Mesh:
+    return mesh.extract(shell(0.6), **SMALL)
+
+
+def welded(trimesh, one: Mesh):
+    return trimesh.Trimesh(one.vertices, one.faces, process=False).process(merge_tex=True, merge_norm=True)
+
+
+def texels(one: Mesh, uv: np.ndarray) -> np.ndarray:
+    """Colours 0..1 at places of the texture."""
+    size = len(one.texture)
+    row, column = np.floor(np.stack([1 - uv[:, 1], uv[:, 0]]) * size).astype(int).clip(0, size - 1)
+    return one.texture[row, column] / 255
+
+
+def texels_near(one: Mesh, points: np.ndarray) -> np.ndarray:
+    """Colours 0..1 at the vertices nearest to `points`."""
+    nearest = [np.linalg.norm(one.vertices - point, axis=1).argmin() for point in points]
+    return texels(one, one.uvs[nearest])
+
+
+def test_a_shell_becomes_a_closed_ball_of_its_size(trimesh, ball: Mesh) -> None:
+    """One sphere, not one inside another; the surface lies within two standard deviations outside."""
+    closed = welded(trimesh, ball)
+    assert ball.watertight
+    assert closed.is_watertight
+    assert closed.is_winding_consistent
+    assert (ball.components, closed.body_count, closed.euler_number) == (1, 1, 2)
+    assert len(closed.faces) == SMALL["faces"]
+    distance = np.linalg.norm(closed.vertices - [0.1, 0, -0.1], axis=1)
+    assert distance.min() > 0.6
+    assert distance.max() < 0.65
+    least, most = 4 / 3 * np.pi * np.array([0.6, 0.64]) ** 3
+    assert least < closed.volume < most  # positive: the triangles face outwards
+    assert ball.coverage > 0.99
+
+
+def test_normals_point_outwards_and_have_unit_length(ball: Mesh) -> None:
+    outwards = ball.vertices - np.float32([0.1, 0, -0.1])
+    outwards /= np.linalg.norm(outwards, axis=1, keepdims=True)
+    assert np.einsum("vd,vd->v", outwards, ball.normals).min() > 0.9
+    np.testing.assert_allclose(np.linalg.norm(ball.normals, axis=1), 1, atol=1e-5)
+
+
+def test_the_silhouette_is_where_pictures_are_half_opaque(trimesh, ball: Mesh) -> None:
+    """Along the edge of the picture of a shell: the radius at which the rasteriser's alpha is one half."""
+    gaussians = Gaussians.from_splats(shell(0.6))
+    size = 400
+    # from so far away that lines of sight are all but parallel
+    viewmats, Ks = torch.eye(4)[None], torch.zeros(1, 3, 3)
+    viewmats[0, :3, 3] = torch.tensor([-0.1, 0, 100.1])
+    Ks[0, 0, 0] = Ks[0, 1, 1] = 100 * size / 2
+    Ks[0, :2, 2], Ks[0, 2, 2] = size / 2, 1
+    with torch.no_grad():
+        seen = rasterize(
+            gaussians.means, gaussians.params["quats"], gaussians.scales, gaussians.opacities,
+            gaussians.colors(torch.zeros(1, 3)), viewmats, Ks, size, size,
+        )  # fmt: skip
+    area = (seen.alpha > 0.5).sum().item() / (size / 2) ** 2
+    pictured = np.sqrt(area / np.pi)
+    solid = (3 / (4 * np.pi) * welded(trimesh, ball).volume) ** (1 / 3)
+    assert abs(solid - pictured) < 0.02  # a cell of the grid
+
+
+def test_colours_are_on_their_side(ball: Mesh) -> None:
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(200, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = directions[np.abs(directions[:, 0]) > 0.15]
+    found = texels_near(ball, 0.62 * directions + [0.1, 0, -0.1])
+    np.testing.assert_allclose(found, np.where(directions[:, :1] > 0, RED, BLUE), atol=0.03)
+
+
+def test_a_letter_keeps_its_handedness_and_its_colours(trimesh, letter: Mesh) -> None:
+    """The arms of the F lie towards +x, its foot towards +z; neither is mirrored or turned."""
+    closed = welded(trimesh, letter)
+    assert closed.is_watertight
+    np.testing.assert_allclose(closed.bounds, [[-0.3, -0.6, -0.09], [0.4, 0.6, 0.5]], atol=0.05)
+    for low, high, colour in CHIRAL:
+        centre = (np.array(low) + high) / 2
+        assert contains(letter, centre)
+        front = centre + np.array([0, 0, (high[2] - low[2]) / 2])
+        np.testing.assert_allclose(texels_near(letter, front[None])[0], colour, atol=0.05)
+    for empty in ((0.2, -0.5, 0.4), (-0.2, -0.5, -0.4), (0.2, -0.5, 0), (-0.2, 0.5, 0.4), (0.35, 0.08, 0)):
+        assert not contains(letter, empty)
+
+
+def crossings(one: Mesh, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances [r, f], infinite where a ray misses a triangle; barycentric weights [r, f, 3] (Möller, Trumbore)."""
+    a, b, c = one.vertices[one.faces].astype(float).transpose(1, 0, 2)
+    across = np.cross(rays[:, None], (c - a)[None])
+    determinant = np.einsum("fd,rfd->rf", b - a, across)
+    away = origin - a
+    with np.errstate(divide="ignore", invalid="ignore"):
+        second = np.einsum("fd,rfd->rf", away, across) / determinant
+        third = rays @ np.cross(away, b - a).T / determinant
+        distance = np.einsum("fd,fd->f", c - a, np.cross(away, b - a)) / determinant
+    met = (second >= 0) & (third >= 0) & (second + third <= 1) & (distance > 0)
+    return np.where(met, distance, np.inf), np.stack([1 - second - third, second, third], axis=-1)
+
+
+def contains(one: Mesh, point) -> bool:
+    """Whether a ray from the point in some direction leaves the mesh an odd number of times."""
+    distance, _ = crossings(one, np.asarray(point), np.array([[0.28, 0.53, 0.8]]))
+    return bool(np.isfinite(distance).sum() % 2)
+
+
+def drawn(one: Mesh, cameras, view: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of the mesh and where it is, by casting a ray through each pixel."""
+    size = cameras.size
+    viewmat, K = cameras.viewmats[view].double().numpy(), cameras.Ks[view].double().numpy()
+    eye = -viewmat[:3, :3].T @ viewmat[:3, 3]
+    picture, hit = np.zeros((size, size, 3)), np.zeros((size, size), bool)
+    column = np.arange(size) + 0.5
+    for row in range(size):
+        inside = np.stack([(column - K[0, 2]) / K[0, 0], np.full(size, (row + 0.5 - K[1, 2]) / K[1, 1])], axis=1)
+        distance, weights = crossings(one, eye, np.concatenate([inside, np.ones((size, 1))], axis=1) @ viewmat[:3, :3])
+        nearest = distance.argmin(axis=1)
+        hit[row] = np.isfinite(distance.min(axis=1))
+        triangle, share = nearest[hit[row]], weights[np.flatnonzero(hit[row]), nearest[hit[row]]]
+        picture[row, hit[row]] = texels(one, np.einsum("tc,tcd->td", share, one.uvs[one.faces[triangle]]))
+    return picture, hit
+
+
+def test_pictures_of_the_mesh_are_those_of_the_gaussians(letter: Mesh) -> None:
+    """From cameras of which none baked the texture, with the ray caster above as the renderer of the mesh."""
+    gaussians = Gaussians.from_splats(boxes(*CHIRAL))
+    cameras = viewing(torch.tensor([20.0, 130.0, 250.0]), torch.tensor([10.0, 35.0, -20.0]), 96, extent=0.75)
+    with torch.no_grad():
+        seen = rasterize(
+            gaussians.means, gaussians.params["quats"], gaussians.scales, gaussians.opacities,
+            gaussians.colors(cameras.positions), cameras.viewmats, cameras.Ks, 96, 96,
+        )  # fmt: skip
+    for view in range(3):
+        picture, hit = drawn(letter, cameras, view)
+        alpha = seen.alpha[view, :, :, 0].numpy()
+        opaque = alpha > 0.5
+        assert (hit & opaque).sum() / (hit | opaque).sum() > 0.93
+        error = (picture - (seen.rgb[view] / seen.alpha[view].clamp_min(1e-6)).numpy())[hit & (alpha > 0.95)]
+        assert -10 * np.log10((error**2).mean()) > 22
+
+
+def test_a_turned_gaussian_lies_as_it_is_turned(trimesh) -> None:
+    """The long axis and the flat one are where scipy's rotation puts them."""
+    turn = Rotation.from_euler("zyx", [40, 25, 65], degrees=True)
+    one = dataclasses.replace(
+        balls([[0, 0, 0]], [RED], opacity=0.99),
+        quats=turn.as_quat(scalar_first=True)[None].astype(np.float32),
+        log_scales=np.log([[0.3, 0.15, 0.07]]).astype(np.float32),
+    )
+    spread, axes = np.linalg.eigh(np.cov(mesh.extract(one, **SMALL).vertices.T))
+    assert np.abs(axes[:, 2] @ turn.apply([1, 0, 0])) > 0.99
+    assert np.abs(axes[:, 0] @ turn.apply([0, 0, 1])) > 0.99
+    assert spread[2] > 4 * spread[0]
+
+
+def test_dust_is_left_out_and_parts_are_kept(trimesh) -> None:
+    splats = boxes(((-0.5, -0.2, -0.2), (-0.2, 0.2, 0.2), RED), ((0.2, -0.2, -0.2), (0.5, 0.2, 0.2), BLUE))
+    dust = balls([[0, 0.9, 0]], [WHITE], sigma=0.03, opacity=0.99)
+    both = {
+        item.name: np.concatenate([getattr(splats, item.name), getattr(dust, item.name)])
+        for item in dataclasses.fields(Splats)[:6]
+    }
+    one = mesh.extract(Splats(**both), **SMALL)
+    assert (one.components, one.watertight) == (2, True)
+    assert one.vertices[:, 1].max() < 0.3
+
+
+def test_faint_gaussians_have_no_surface(trimesh) -> None:
+    faint = balls([[0, 0, 0], [0.5, 0, 0]], [RED, BLUE], opacity=0.2)
+    with pytest.raises(SegdreamError, match="no surface") as caught:
+        mesh.extract(faint, **SMALL)
+    assert caught.value.exit_code == 1
+    assert "0.25" in (caught.value.hint or "")
+
+
+def test_other_libraries_missing(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "xatlas", None)
+    for name in set(LIBRARIES) - {"xatlas"}:  # present or not, the first that is missing is named
+        monkeypatch.setitem(sys.modules, name, sys.modules.get(name, type(sys)(name)))
+    monkeypatch.setitem(sys.modules, "skimage.measure", type(sys)("skimage.measure"))
+    with pytest.raises(EnvironmentProblem, match="xatlas") as caught:
+        mesh.extract(shell(0.5, 10), **SMALL)
+    assert caught.value.exit_code == 3
+    assert caught.value.hint == 'pip install "segdream[mesh]"'
+
+
+def test_glb_comes_back(trimesh, tmp_path: Path, letter: Mesh) -> None:
+    path = tmp_path / "f.glb"
+    mesh.write(path, dataclasses.replace(letter, provenance={"prompt": "a letter “F”", "seed": 1}))
+    scene = trimesh.load_scene(path)
+    (back,) = scene.dump()
+    np.testing.assert_array_equal(back.vertices.astype(np.float32), letter.vertices)
+    np.testing.assert_array_equal(back.faces, letter.faces)
+    np.testing.assert_allclose(back.visual.uv, letter.uvs, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(back.visual.material.baseColorTexture.convert("RGB")), letter.texture)
+    length = struct.unpack_from("<I", path.read_bytes(), 12)[0]
+    document = json.loads(path.read_bytes()[20 : 20 + length])
+    assert document["extensionsUsed"] == ["KHR_materials_unlit"]
+    assert document["materials"][0]["extensions"] == {"KHR_materials_unlit": {}}
+    assert document["asset"]["extras"] == {"segdream": {"prompt": "a letter “F”", "seed": 1}}
+
+
+def test_obj_comes_back(trimesh, tmp_path: Path, letter: Mesh) -> None:
+    mesh.write(tmp_path / "a letter.obj", letter)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a letter.mtl", "a letter.obj", "a letter.png"]
+    back = trimesh.load_mesh(tmp_path / "a letter.obj", process=False, maintain_order=True)
+    np.testing.assert_allclose(back.vertices[back.faces], letter.vertices[letter.faces], atol=2e-6)
+    np.testing.assert_allclose(back.visual.uv[back.faces], letter.uvs[letter.faces], atol=2e-6)
+    np.testing.assert_array_equal(np.asarray(back.visual.material.image.convert("RGB")), letter.texture)
+
+
+def test_a_suffix_that_is_no_mesh(tmp_path: Path, ball: Mesh) -> None:
+    with pytest.raises(UsageProblem, match="no mesh format"):
+        mesh.write(tmp_path / "a.stl", ball)
+
+
+def test_the_same_every_time(trimesh, letter: Mesh) -> None:
+    again = mesh.extract(boxes(*CHIRAL), **SMALL)
+    np.testing.assert_array_equal(again.vertices, letter.vertices)
+    np.testing.assert_array_equal(again.texture, letter.texture)
+
+
+def test_khronos_validator(tmp_path: Path, letter: Mesh, node_modules: Path) -> None:
+    if not (node_modules / "gltf-validator").exists():
+        pytest.skip(f"{node_modules / 'gltf-validator'} is missing: npm install gltf-validator")
+    path = tmp_path / "f.glb"
+    mesh.write(path, dataclasses.replace(letter, provenance={"prompt": "F"}))
+    script = (
+        "const v = require(process.argv[1]), fs = require('fs');"
+        "v.validateBytes(new Uint8Array(fs.readFileSync(process.argv[2])))"
+        ".then(r => console.log(JSON.stringify(r.issues)))"
+    )
+    command = ["node", "-e", script, str(node_modules / "gltf-validator"), str(path)]
+    command[0] = str(node_modules / ".bin" / "node")
+    issues = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+    assert (issues["numErrors"], issues["numWarnings"], issues["messages"]) == (0, 0, [])
