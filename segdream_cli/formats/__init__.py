@@ -137,6 +137,14 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "ply": Format(".ply", "Gaussians as every viewer reads them, padded to SH degree 3", "ply"),
         "ply-compact": Format(".ply", "the same without the padding", "ply", {"pad_sh": False}),
+        "compressed-ply": Format(
+            ".compressed.ply", "a quarter of a compact PLY and less, for SuperSplat", "compressed"
+        ),
+        "spz": Format(".spz", "about a tenth of a PLY, for web viewers", "spz"),
+        "spz4": Format(".spz", "the same with zstandard, for newer readers", "spz", {"version": 4}),
+        "sog": Format(".sog", "the smallest for many Gaussians, for PlayCanvas", "sog"),
+        "glb": Format(".glb", "glTF with KHR_gaussian_splatting", "glb"),
+        "html": Format(".html", "one page with its viewer, works offline", "page", readable=False),
         "splat": Format(".splat", "32 bytes a Gaussian, colours without view dependence", "splat"),
         "points": Format(".ply", "a coloured point cloud for mesh tools", "points", readable=False),
     }
@@ -155,7 +163,7 @@ def format_of(path: Path) -> str:
     if fitting:
         return max(fitting, key=lambda key: len(FORMATS[key].suffix))
     known = list(dict.fromkeys(row.suffix for row in FORMATS.values()))
-    nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.1) or known
+    nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
     raise UsageProblem(
         f"{path} names no known asset format; known are {', '.join(known)}",
         hint=f"name the file {path.stem or 'asset'}{nearest[0]}",
@@ -168,7 +176,13 @@ def read(path: Path) -> Splats:
     Raises:
         UsageProblem: the suffix is not known, or the file can't be read as that format.
     """
-    return FORMATS[format_of(path)].read(path)
+    row = FORMATS[format_of(path)]
+    if not row.readable:
+        known = ", ".join(dict.fromkeys(other.suffix for other in FORMATS.values() if other.readable))
+        raise UsageProblem(
+            f"{path} can't be read: {row.suffix} files are only written", hint=f"give the asset as one of {known}"
+        )
+    return row.read(path)
 
 
 def check_format(path: Path, format: str | None = None) -> str:

@@ -157,7 +157,7 @@ def splats_of(path: Path, vertices: "Vertices") -> Splats:
         opacity_logits=vertices.floats(OPACITY)[:, 0],
         sh0=vertices.floats(SH0),
         shN=_without_padding(vertices.floats(rest_names(len(rest)))),
-        provenance=_provenance(vertices.comments),
+        provenance=provenance_of(vertices.comments),
     )
     refuse_not_finite(path, not_finite(splats), len(splats))
     return from_ply_frame(tidied(splats))
@@ -179,7 +179,7 @@ def _require(path: Path, names: Sequence[str]) -> None:
     if PACKED in names:
         raise UsageProblem(
             f"{path} is a compressed PLY, whose Gaussians are packed",
-            hint=f"npx @playcanvas/splat-transform {path} unpacked.ply",
+            hint=f"mv {path} {path.with_suffix('.compressed.ply')}",
         )
     if not is_asset(names) and set(MEANS) <= set(names):
         raise UsageProblem(f"{path} holds points, not Gaussians", hint=f"segdream generate PROMPT --init {path}")
@@ -196,7 +196,7 @@ def _without_padding(rest: Float32s) -> Float32s:
     return np.ascontiguousarray(by_channel[:, :, :k].transpose(0, 2, 1))
 
 
-def _provenance(comments: Sequence[str]) -> dict[str, Any]:
+def provenance_of(comments: Sequence[str]) -> dict[str, Any]:
     """What a comment of ours says; other tools' comments, and damaged ones, say nothing."""
     for comment in comments:
         if comment.startswith(SIGNATURE):

@@ -179,7 +179,7 @@ def test_outputs(refused, there, folder, command, monkeypatch):
 
 @pytest.mark.parametrize("command", ["generate", "init", "export"])
 def test_unknown_suffixes(refused, there, command):
-    done = refused(2, ["bus.obj", ".splat", "bus.ply"], *OUTPUTS[command], "-o", "bus.obj")
+    done = refused(2, ["bus.xyz", ".splat", "bus.ply"], *OUTPUTS[command], "-o", "bus.xyz")
     assert "hint: " in done.err
     refused(2, "bus", *OUTPUTS[command], "-o", "bus")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial import KDTree
 
 from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
@@ -123,7 +124,7 @@ def test_format_of_a_name() -> None:
     assert formats.format_of(Path("a.ply")) == "ply"
     assert formats.format_of(Path("A B.SPLAT")) == "splat"
     for name, hint in (("cat.plyy", "cat.ply"), ("cat.spalt", "cat.splat"), ("cat", "cat.ply")):
-        with pytest.raises(UsageProblem, match=r"\.ply, \.splat") as caught:
+        with pytest.raises(UsageProblem, match=r"\.ply, .*\.splat") as caught:
             formats.format_of(Path(name))
         assert caught.value.hint == f"name the file {hint}"
 
@@ -135,17 +136,19 @@ def test_each_format_is_written_and_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"a{row.suffix}"
     formats.write(path, splats, format=name)
     if not row.readable:
-        with pytest.raises(UsageProblem, match="holds points, not Gaussians"):
+        with pytest.raises(UsageProblem, match=r"holds points, not Gaussians|only written"):
             formats.read(path)
         return
     back = formats.read(path)
     assert len(back) == 40
-    centres = {tuple(np.round(mean, 4)) for mean in back.means}
-    assert centres == {tuple(np.round(mean, 4)) for mean in splats.means}
+    # Each centre has its partner, in another order perhaps, within the coarsest format's rounding.
+    distance, partner = KDTree(splats.means).query(back.means)
+    assert distance.max() < 2e-3 * np.ptp(splats.means)
+    assert len(set(partner)) == 40
 
 
 def test_write_refuses_unknown_formats_and_wrong_suffixes(tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="known are ply, ply-compact, splat, points") as caught:
+    with pytest.raises(UsageProblem, match=r"known are ply, ply-compact, .*, splat, points") as caught:
         formats.write(tmp_path / "a.ply", random_splats(), format="ply_compact")
     assert caught.value.hint == "--format ply-compact"
     with pytest.raises(UsageProblem, match=r"written to \.splat files") as caught:

@@ -1,0 +1,130 @@
+"""One asset as one HTML file: a viewer that needs neither network nor installation around the asset's Gaussians.
+
+The viewer is `data/viewer/`, as people wrote it. The Gaussians are SPZ version 3 in base64, which a browser inflates
+by itself. The page's Content-Security-Policy names the hashes of its own script and style and allows no connection,
+so nothing that a prompt or another tool's file puts into the page can run or call home.
+"""
+
+import base64
+import hashlib
+import html
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from segdream_cli.files import replacing
+from segdream_cli.formats import Float32s, Splats, spz
+from segdream_cli.formats.ply import require_finite
+
+SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
+POLICY = (
+    "default-src 'none'; script-src '{script}'; style-src '{style}'; worker-src blob:; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+LABELS = {
+    "prompt": "Prompt",
+    "seed": "Seed",
+    "prior": "Prior",
+    "method": "Method",
+    "quality": "Quality",
+    "steps": "Steps",
+    "generator": "Made with",
+}
+"""What the page tells of an asset's provenance, and how it calls it."""
+TEXT_LIMIT = 2000
+"""Characters of a value that are shown: a file of another tool may hold anything."""
+
+
+def write(path: Path, splats: Splats, *, title: str | None = None) -> None:
+    """Writes a page that shows `splats`; what SPZ has no room for is rounded as in `formats.spz.write`.
+
+    Args:
+        path: the file, replaced as a whole.
+        splats: the asset; its provenance fills the page's information panel.
+        title: the page's heading; None is the prompt or, without one, the name of the file.
+
+    Raises:
+        SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
+        UsageProblem: the centres reach too far for SPZ, or the folder can't be written.
+    """
+    content = document(splats, title or _text(splats.provenance.get("prompt") or path.stem))
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def document(splats: Splats, title: str) -> bytes:
+    """The page as UTF-8; errors as in `write`."""
+    require_finite(splats)
+    payload = _payload(splats)
+    center, extent = framing(splats)
+    template, style, script = _viewer()
+    page = Template(template).substitute(
+        policy=POLICY.format(script=_digest(script), style=_digest(style)),
+        title=html.escape(title),
+        center=" ".join(f"{value:.6g}" for value in center),
+        extent=f"{extent:.6g}",
+        facts="\n".join(_rows(facts(splats, len(payload)))),
+        style=style,
+        payload=base64.b64encode(payload).decode("ascii"),
+        script=script,
+    )
+    return page.encode("utf-8", "replace")  # a prompt may hold half a surrogate pair
+
+
+def framing(splats: Splats) -> tuple[Float32s, float]:
+    """Centre and radius of the sphere that the page frames, by the rule of `gaussians.bounds`."""
+    visible = splats.opacity_logits > np.log(0.1 / 0.9)
+    if not visible.any():
+        visible = np.ones(len(splats), bool)
+    means, reach = splats.means[visible], 2 * np.exp(splats.log_scales[visible].max(axis=1))
+    low, high = np.quantile(means, [0.005, 0.995], axis=0)
+    center = ((low + high) / 2).astype(np.float32)
+    radius = np.quantile(np.linalg.norm(means - center, axis=1) + reach, 0.995)
+    return center, max(float(radius), 1e-3)
+
+
+def facts(splats: Splats, size: int) -> Mapping[str, str]:
+    """What the information panel says: label -> text, not escaped; `size` is that of the payload in bytes."""
+    known = {label: splats.provenance.get(key) for key, label in LABELS.items()}
+    told = {label: _text(value) for label, value in known.items() if value not in (None, "")}
+    degree = (0, 3, 8, 15).index(splats.shN.shape[1])
+    told["Gaussians"] = f"{len(splats):,}" + (f", spherical harmonics of degree {degree}" if degree else "")
+    told["Size"] = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    return told
+
+
+def _rows(told: Mapping[str, str]) -> Iterator[str]:
+    for label, text in told.items():
+        yield f'      <dt>{label}</dt><dd dir="auto">{html.escape(text)}</dd>'
+
+
+def _text(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
+
+
+def _payload(splats: Splats) -> bytes:
+    with TemporaryDirectory(prefix="segdream-") as folder:
+        file = Path(folder) / "payload.spz"
+        spz.write(file, splats)
+        return file.read_bytes()
+
+
+@cache
+def _viewer() -> tuple[str, str, str]:
+    """Template, style sheet and script of the viewer."""
+    folder = files("segdream_cli") / "data" / "viewer"
+    template, style, *scripts = (
+        (folder / name).read_text(encoding="utf-8") for name in ("viewer.html", "viewer.css", *SCRIPTS)
+    )
+    return template, style, '"use strict";\n' + "\n".join(scripts)
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,389 @@
+"""The `.sog` bundle of PlayCanvas, version 2: a zip of lossless WebP pictures and `meta.json`.
+
+Pixel i of every picture is Gaussian i, in Morton order. Positions take 16 bits an axis, rotations a byte for each of
+the three smaller components; scales and colours are indices into codebooks of 256 values, and the higher spherical
+harmonics of a Gaussian are one entry of a palette, whose values are indices into a codebook as well. The
+specification is PlayCanvas's manual, "The SOG Format"; its text says y up, but every tool stores the PLY frame.
+"""
+
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segdream_cli import __version__
+from segdream_cli.errors import UsageProblem
+from segdream_cli.files import replacing
+from segdream_cli.formats import Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.formats.palette import CODES, Indices, clusters, codebook
+from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
+
+Bytes = NDArray[np.uint8]
+
+PALETTE_LIMIT = 1 << 16
+"""Labels are 16 bits."""
+PALETTE_COLUMNS = 64
+"""Entries in a row of the palette's picture; each takes a pixel a coefficient."""
+BANDS = (0, 3, 8, 15)
+"""Coefficients up to each degree."""
+
+META = "meta.json"
+META_LIMIT = 1 << 20
+"""Bytes; a real one takes some 15,000."""
+SMALL_COUNT = 1 << 20
+"""As many Gaussians a file of any size may hold; a larger number needs as many bytes."""
+SMALL_PICTURE = 1 << 16
+"""Pixels that a picture may have beyond four a Gaussian."""
+
+_SMALLER = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+"""wxyz component that is largest -> the other three."""
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
+
+
+def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
+    """Writes a bundle, in the PLY frame.
+
+    Rows go in Morton order; opacities and quaternions are rounded to bytes, positions to 1/65535 of the logarithm of
+    the asset's extent. Clamps as in `ply.write`. Provenance goes into `meta.json`.
+
+    Args:
+        path: the file, replaced as a whole.
+        splats: the asset.
+        palette: entries for the higher spherical harmonics, 1..65536; by default, as in PlayCanvas's own writer, the
+            largest power of two that is no more than there are Gaussians. Fewer make a smaller file.
+
+    Raises:
+        SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
+        UsageProblem: the folder can't be written, or `palette` is out of range.
+    """
+    require_finite(splats)
+    if palette is not None and not 1 <= palette <= PALETTE_LIMIT:
+        raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}", hint="leave it out")
+    turned = to_ply_frame(tidied(splats))
+    turned = _rows(turned, morton_order(turned.means))
+    meta: dict[str, Any] = {"version": 2, "asset": {"generator": f"segdream {__version__}"}, "count": len(splats)}
+    if splats.provenance:
+        text = json.dumps(dict(splats.provenance))
+        meta["asset"]["extras"] = {"segdream": json.loads(text, parse_constant=lambda _: None)}  # players know no NaN
+    with ThreadPoolExecutor() as pool:  # libwebp works outside the interpreter's lock
+        pictures = {name: pool.submit(_webp, pixels) for name, pixels in _pictures(turned, meta, palette)}
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
+        for name, picture in pictures.items():
+            bundle.writestr(zipfile.ZipInfo(name), picture.result())
+        bundle.writestr(zipfile.ZipInfo(META), json.dumps(meta, allow_nan=False))
+
+
+def _rows(splats: Splats, rows: Indices) -> Splats:
+    names = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
+    return Splats(**{name: getattr(splats, name)[rows] for name in names})
+
+
+def _pictures(splats: Splats, meta: dict[str, Any], palette: int | None) -> list[tuple[str, Bytes]]:
+    """File name -> pixels [h, w, 3 or 4]; what the reader needs besides is added to `meta`."""
+    logs = np.sign(splats.means) * np.log1p(np.abs(splats.means, dtype=np.float64))
+    low, high = logs.min(axis=0), logs.max(axis=0)
+    steps = np.rint((logs - low) / np.where(high > low, high - low, 1) * 65535).astype(np.uint16)
+    scales, scale_bytes = codebook(splats.log_scales)
+    colours, colour_bytes = codebook(splats.sh0)
+    alphas = np.rint(255 / (1 + np.exp(-splats.opacity_logits))).astype(np.uint8)
+    meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]}
+    meta["scales"] = {"codebook": _short(scales), "files": ["scales.webp"]}
+    meta["quats"] = {"files": ["quats.webp"]}
+    meta["sh0"] = {"codebook": _short(colours), "files": ["sh0.webp"]}
+    found = [
+        ("means_l.webp", _square(steps & 255)),
+        ("means_u.webp", _square(steps >> 8)),
+        ("scales.webp", _square(scale_bytes)),
+        ("quats.webp", _square(_packed_quats(splats.quats))),
+        ("sh0.webp", _square(np.concatenate([colour_bytes, alphas[:, None]], axis=1))),
+    ]
+    n, k, _ = splats.shN.shape
+    if not k:
+        return found
+    entries, labels = clusters(splats.shN.reshape(n, 3 * k), palette or min(PALETTE_LIMIT, 1 << n.bit_length() - 1))
+    values, value_bytes = codebook(entries)
+    sheet = np.zeros((-(-len(entries) // PALETTE_COLUMNS), PALETTE_COLUMNS * k, 3), np.uint8)
+    sheet.reshape(-1, k, 3)[: len(entries)] = value_bytes.reshape(-1, k, 3)
+    label_bytes = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=1)
+    meta["shN"] = {
+        "count": len(entries),
+        "bands": BANDS.index(k),
+        "codebook": _short(values),
+        "files": ["shN_centroids.webp", "shN_labels.webp"],
+    }
+    return [*found, ("shN_centroids.webp", sheet), ("shN_labels.webp", _square(label_bytes))]
+
+
+def _short(values: Float32s) -> list[float]:
+    """Float32 values as JSON spells them in the fewest digits."""
+    return [float(str(value)) for value in values]
+
+
+def _packed_quats(quats: Float32s) -> Bytes:
+    """[n, 4] wxyz to the three smaller components and 252 + the index of the largest, which is made positive."""
+    largest = np.argmax(np.abs(quats), axis=1)
+    sign = np.where(np.take_along_axis(quats, largest[:, None], axis=1) < 0, -1, 1)
+    smaller = np.take_along_axis(quats, _SMALLER[largest], axis=1) * sign  # within +-sqrt(1/2)
+    levels = np.clip(np.rint((smaller * np.sqrt(0.5) + 0.5) * 255), 0, 255)
+    return np.concatenate([levels, 252 + largest[:, None]], axis=1).astype(np.uint8)
+
+
+def _square(rows: NDArray[Any]) -> Bytes:
+    """[n, c] as a nearly square picture whose sides are multiples of four, filled up with zeros."""
+    n, channels = rows.shape
+    width = 4 * int(np.ceil(np.sqrt(n) / 4))
+    height = 4 * -(-n // (4 * width))
+    pixels = np.zeros((height * width, channels), np.uint8)
+    pixels[:n] = rows
+    return pixels.reshape(height, width, channels)
+
+
+def _webp(pixels: Bytes) -> bytes:
+    stream = io.BytesIO()
+    # exact keeps colours under an alpha of zero; more effort saves 0.2 % of the bytes in three times as long
+    Image.fromarray(pixels).save(stream, "WEBP", lossless=True, exact=True, quality=20, method=1)
+    return stream.getvalue()
+
+
+def read(path: Path) -> Splats:
+    """The Gaussians of a bundle, in the inner frame, within its quantisation; memory stays in proportion to the file.
+
+    Raises:
+        UsageProblem: the file can't be opened, is no version 2 bundle, is damaged, or claims more than it can hold.
+    """
+    with opened(path) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        try:
+            bundle = zipfile.ZipFile(stream)
+        except _DAMAGED as problem:
+            raise UsageProblem(f"{path} is no .sog file: {problem}", hint=ANOTHER_FILE) from problem
+        with bundle:
+            source = _Source(path, size, bundle)
+            meta = source.meta()
+            splats = _decoded(source, meta)
+    refuse_not_finite(path, not_finite(splats), len(splats))
+    return from_ply_frame(tidied(splats))
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A bundle that may lie about everything."""
+
+    path: Path
+    size: int
+    bundle: zipfile.ZipFile
+
+    def damaged(self, reason: str) -> UsageProblem:
+        return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
+
+    def member(self, name: str, limit: int) -> bytes:
+        """The content of a member of at most `limit` bytes."""
+        try:
+            info = self.bundle.getinfo(name)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise self.damaged(f"{name} is compressed in a way that is not allowed")
+            if info.file_size > limit:
+                raise self.damaged(f"{name} claims {info.file_size} bytes, more than the {limit} that are allowed")
+            return self.bundle.read(info)
+        except KeyError as problem:
+            raise self.damaged(f"there is no {name[:80]!r} in it") from problem
+        except _DAMAGED as problem:
+            raise self.damaged(f"{name} can't be unpacked: {problem}") from problem
+
+    def meta(self) -> "_Meta":
+        """What `meta.json` says, after a look at the names of all members."""
+        for name in self.bundle.namelist():
+            if name.startswith(("/", "\\")) or ".." in name or ":" in name:
+                raise self.damaged(f"the name {name[:80]!r} leads out of the bundle")
+        try:
+            found = json.loads(self.member(META, META_LIMIT))
+        except (ValueError, RecursionError) as problem:
+            raise self.damaged(f"{META} is no JSON: {problem}") from problem
+        meta = _Meta(self, found if isinstance(found, dict) else {}, META)
+        if meta.values.get("version") != 2:
+            raise UsageProblem(
+                f"{self.path} is of version {str(meta.values.get('version', 1))[:20]}, and only version 2 can be read",
+                hint=f"npx @playcanvas/splat-transform {self.path} asset.ply",
+            )
+        return meta
+
+    def picture(self, name: str, fits: Callable[[int, int], bool]) -> Bytes:
+        """The pixels of a lossless WebP, [h, w, 4], whose width and height are looked at before it is decoded."""
+        content = self.member(name, self.size + META_LIMIT)
+        shape = _webp_shape(content)
+        if shape is None:
+            raise self.damaged(f"{name} is no lossless WebP picture")
+        if not fits(*shape):
+            raise self.damaged(f"{name} has {shape[0]} x {shape[1]} pixels, which do not go with {META}")
+        try:
+            with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
+                pixels = np.asarray(image.convert("RGBA"))
+        except (*_DAMAGED, SyntaxError, Image.DecompressionBombError) as problem:
+            raise self.damaged(f"{name} can't be decoded: {problem}") from problem
+        if pixels.shape[1::-1] != shape:
+            raise self.damaged(f"{name} is not of the size that it claims")
+        return pixels
+
+
+def _webp_shape(content: bytes) -> tuple[int, int] | None:
+    """Width and height as the head of a WebP gives them, or None if its picture is not a single lossless one."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
+        return None
+    start, canvas = 12, None
+    while start + 8 <= len(content):
+        kind, size = struct.unpack_from("<4sI", content, start)
+        chunk = content[start + 8 : start + 18]
+        if kind == b"VP8X" and len(chunk) == 10:
+            canvas = int.from_bytes(chunk[4:7], "little") + 1, int.from_bytes(chunk[7:10], "little") + 1
+        elif kind == b"VP8L":
+            bits = int.from_bytes(chunk[1:5], "little")
+            return canvas or ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        elif kind in (b"VP8 ", b"ANMF"):
+            return None
+        start += 8 + size + size % 2
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Meta:
+    """An object of `meta.json` whose entries are checked when they are asked for."""
+
+    source: _Source
+    values: Mapping[str, Any]
+    name: str
+
+    def part(self, key: str) -> "_Meta":
+        found = self.values.get(key)
+        if not isinstance(found, dict):
+            raise self.source.damaged(f"{self.name} has no {key}")
+        return _Meta(self.source, found, key)
+
+    def whole(self, key: str, limit: int) -> int:
+        """A whole number in 1..limit."""
+        found = self.values.get(key)
+        if type(found) is not int or found < 1:
+            raise self.source.damaged(f"the {key} of {self.name} is no whole number above zero")
+        if found > limit:
+            raise self.source.damaged(
+                f"the {key} of {self.name}, {str(found)[:20]}, is more than the {limit} that it may be here"
+            )
+        return found
+
+    def numbers(self, key: str, count: int) -> NDArray[np.float64]:
+        """`count` finite numbers."""
+        found = self.values.get(key)
+        if not isinstance(found, list) or len(found) != count or {type(value) for value in found} - {int, float}:
+            raise self.source.damaged(f"the {key} of {self.name} is no list of {count} numbers")
+        try:
+            values = np.array(found, np.float64)
+        except OverflowError:
+            values = np.array([np.nan])
+        if not np.isfinite(values).all():
+            raise self.source.damaged(f"the {key} of {self.name} has a value that is not a finite number")
+        return values
+
+    def codebook(self) -> Float32s:
+        """256 values; a first one of null, by an early writer, is filled in as PlayCanvas's player does."""
+        found = self.values.get("codebook")
+        if isinstance(found, list) and found[:1] == [None]:
+            later = _Meta(self.source, {"codebook": found[1:]}, self.name).numbers("codebook", CODES - 1)
+            return np.concatenate([[later[0] + (later[0] - later[-1]) / 255], later]).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return self.numbers("codebook", CODES).astype(np.float32)
+
+    def pictures(self, *fits: Callable[[int, int], bool]) -> list[Bytes]:
+        """The pictures of this part as [w h, 4] rows, one for each test of width and height."""
+        files = self.values.get("files")
+        if not isinstance(files, list) or len(files) != len(fits) or not all(isinstance(name, str) for name in files):
+            raise self.source.damaged(f"the files of {self.name} are no list of {len(fits)} names")
+        return [self.source.picture(*each).reshape(-1, 4) for each in zip(files, fits, strict=True)]
+
+
+def _decoded(source: _Source, meta: _Meta) -> Splats:
+    """The Gaussians in the PLY frame; values that overflow are left for the caller to find."""
+    count = meta.whole("count", max(SMALL_COUNT, source.size))
+
+    def fits(width: int, height: int) -> bool:
+        return count <= width * height <= 4 * count + SMALL_PICTURE
+
+    low, high = (meta.part("means").numbers(key, 3) for key in ("mins", "maxs"))
+    fine, coarse = (pixels[:count, :3] for pixels in meta.part("means").pictures(fits, fits))
+    scales, quats, colours = (meta.part(key).pictures(fits)[0][:count] for key in ("scales", "quats", "sh0"))
+    opacities = colours[:, 3] / np.float32(255)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        logs = low + (high - low) * ((coarse * np.uint16(256) + fine) / 65535)
+        return Splats(
+            means=(np.sign(logs) * np.expm1(np.abs(logs))).astype(np.float32),
+            quats=_unpacked_quats(source, quats),
+            log_scales=meta.part("scales").codebook()[scales[:, :3]],
+            opacity_logits=np.clip(np.log(opacities) - np.log1p(-opacities), -1e3, 1e3),
+            sh0=meta.part("sh0").codebook()[colours[:, :3]],
+            shN=_unpacked_rest(meta.part("shN"), count, fits)
+            if "shN" in meta.values
+            else np.zeros((count, 0, 3), "f4"),
+            provenance=_provenance(meta),
+        )
+
+
+def _unpacked_quats(source: _Source, packed: Bytes) -> Float32s:
+    """The inverse of `_packed_quats`."""
+    if (packed[:, 3] < 252).any():
+        raise source.damaged("a rotation does not say which of its components is the largest")
+    largest = packed[:, 3].astype(np.intp) - 252
+    smaller = (packed[:, :3] / np.float32(255) - np.float32(0.5)) * np.float32(np.sqrt(2))
+    quats = np.empty((len(packed), 4), np.float32)
+    np.put_along_axis(quats, _SMALLER[largest], smaller, axis=1)
+    rest = np.sqrt(np.maximum(0, 1 - np.einsum("nq,nq->n", smaller, smaller)))
+    np.put_along_axis(quats, largest[:, None], rest[:, None], axis=1)
+    return quats
+
+
+def _unpacked_rest(meta: _Meta, count: int, fits: Callable[[int, int], bool]) -> Float32s:
+    """The higher spherical harmonics, [count, k, 3]."""
+    k = BANDS[meta.whole("bands", 3)]
+
+    def holds(width: int, height: int) -> bool:
+        return width == PALETTE_COLUMNS * k and PALETTE_COLUMNS * height <= PALETTE_LIMIT
+
+    sheet, label_bytes = meta.pictures(holds, fits)
+    labels = label_bytes[:count, 0] + label_bytes[:count, 1] * np.uint16(256)
+    entries = min(meta.whole("count", PALETTE_LIMIT), len(sheet) // k)  # some writers round the number up
+    if labels.max() >= entries:
+        raise meta.source.damaged(f"a Gaussian has entry {labels.max()} of a palette of {entries}")
+    palette: Float32s = meta.codebook()[sheet[:, :3]].reshape(-1, k, 3)
+    return palette[labels]
+
+
+def _provenance(meta: _Meta) -> Mapping[str, Any]:
+    """What a writer of ours noted; whatever else stands there says nothing."""
+    found: Any = meta.values
+    for key in ("asset", "extras", "segdream"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def morton_order(means: Float32s) -> Indices:
+    """The rows of `means` [n, 3] along the Z-curve through their bounding box, 21 bits an axis."""
+    low = means.min(axis=0)
+    extent = np.maximum((means.max(axis=0) - low).astype(np.float64), np.finfo(np.float64).tiny)
+    cells = ((means - low) / extent * ((1 << 21) - 1)).astype(np.uint64)
+    for shift, mask in (
+        (32, 0x1F00000000FFFF),
+        (16, 0x1F0000FF0000FF),
+        (8, 0x100F00F00F00F00F),
+        (4, 0x10C30C30C30C30C3),
+        (2, 0x1249249249249249),
+    ):
+        cells = (cells | cells << np.uint64(shift)) & np.uint64(mask)
+    return np.argsort(cells @ np.array([1, 2, 4], np.uint64), kind="stable")
