@@ -64,7 +64,7 @@ def three() -> Splats:
 
 
 NODE_MODULES = "SEGDREAM_NODE_MODULES"
-"""Names the folder that `npm install node@22 @playcanvas/splat-transform @adobe/spz` made, for the slow tests."""
+"""Names the folder that `npm install node@22 @playcanvas/splat-transform @adobe/spz gltf-validator three` made, for the slow tests."""
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,8 @@ def node_modules() -> Path:
     folder = Path(os.environ.get(NODE_MODULES, "node_modules")).resolve()
     if not (folder / ".bin" / "node").exists():
         pytest.skip(
-            f"{folder / '.bin' / 'node'} is missing: npm install node@22 @playcanvas/splat-transform @adobe/spz, "
+            f"{folder / '.bin' / 'node'} is missing: npm install node@22 "
+            "@playcanvas/splat-transform @adobe/spz gltf-validator three, "
             f"and point {NODE_MODULES} to its node_modules"
         )
     return folder
