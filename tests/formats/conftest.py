@@ -64,7 +64,7 @@ def three() -> Splats:
 
 
 NODE_MODULES = "SEGDREAM_NODE_MODULES"
-"""Names the folder that `npm install node@22 @playcanvas/splat-transform @adobe/spz gltf-validator three` made, for the slow tests."""
+"""Names the folder that npm installed the tools of `node_modules` into, for the slow tests."""
 
 
 @pytest.fixture(scope="session")
