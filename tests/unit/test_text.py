@@ -87,7 +87,16 @@ def test_each_word_the_shipped_prior_knows_is_one_token_of_its_vocabulary() -> N
     known, views = checkpoint.profile.vocabulary, checkpoint.profile.views
     assert known is not None
     assert (len(known.objects), len(known.colors)) == (26, 12)
-    phrases = [*known.objects, *known.colors, *known.attributes, *known.fillers, *views.ring, views.side, views.back, views.overhead]
+    phrases = [
+        *known.objects,
+        *known.colors,
+        *known.attributes,
+        *known.fillers,
+        *views.ring,
+        views.side,
+        views.back,
+        views.overhead,
+    ]
     tokens = json.loads((checkpoint.folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
     assert {word for phrase in phrases for word in phrase.split() if f"{word}</w>" not in tokens} == set()
 
