@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
 
+AVERAGE = 0.9995
+"""Decay of the weights' exponential average."""
+
 
 class Clock:
     """Seconds since the start, and lines that begin with them."""
@@ -102,6 +105,52 @@ class Replayed:
             with torch.cuda.graph(self._graph, stream=self._stream):
                 self._step()
             self._graph.replay()
+
+
+def fit(
+    network: nn.Module,
+    objective: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+    optimizer: torch.optim.Optimizer,
+    counted: Iterable[int],
+    generator: torch.Generator,
+    clock: Clock,
+    *,
+    shows: str,
+    average: nn.Module | None = None,
+) -> str:
+    """Trains a network for the counted steps, and returns a line about how that went.
+
+    Args:
+        network: its gradient is clipped to norm 1.
+        objective: draws a batch, and returns what to minimise and what to show of it, each a scalar; see `Replayed`.
+        optimizer: of the network.
+        counted: what `schedule` yields.
+        generator: the one that `objective` draws from.
+        clock: logs what is shown now and then, as a mean of about the last hundred steps.
+        shows: what that is called.
+        average: receives the exponential average of the network's weights.
+    """
+    weights = list(network.parameters())
+    recent = torch.zeros((), device=generator.device)
+
+    def step() -> None:
+        loss, shown = objective()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        recent.lerp_(shown.detach(), 0.01)
+
+    replayed, averages, taken = Replayed(step, generator), list(average.parameters()) if average else [], 0
+    for count in counted:
+        replayed()
+        taken = count + 1
+        if averages:
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, weights, 1 - min(AVERAGE, (1 + count) / (10 + count)))
+        if count % 1000 == 0:
+            clock.log(f"step {count}: {shows} {recent.item():.4f}")
+    return f"{taken} steps, mean {shows} of the last hundred or so {recent.item():.5f}"
 
 
 def fast_cuda() -> None:

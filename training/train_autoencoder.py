@@ -1,6 +1,5 @@
 """First stage: the autoencoder. `python -m training.train_autoencoder OUT`."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +9,12 @@ import typer
 from diffusers import AutoencoderKL
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from training.bank import Bank, render_bank
 from training.models import AUTOENCODER_CHANNELS, LATENT_CHANNELS, autoencoder
-from training.stage import Clock, Replayed, adamw, fast_cuda, millions, schedule
+from training.stage import Clock, adamw, fast_cuda, fit, millions, schedule
 from training.world.catalog import combinations
 
 KL_WEIGHT = 2e-4
@@ -85,36 +84,6 @@ def sheet(pictures: Float[Tensor, "b 3 s s"], columns: int = 16) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy()))
 
 
-def fit(
-    network: AutoencoderKL,
-    bank: Bank,
-    counted: Iterable[int],
-    optimizer: torch.optim.Optimizer,
-    batch: int,
-    generator: torch.Generator,
-    clock: Clock,
-) -> None:
-    """Trains the network for the counted steps."""
-    place = bank.rgba.device
-    recent = torch.zeros((), device=place)
-
-    def step() -> None:
-        picks = torch.randint(len(bank), (batch,), generator=generator, device=place)
-        pictures = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
-        value = loss(network, pictures.contiguous(memory_format=torch.channels_last))
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        recent.lerp_(value.detach(), 0.01)
-
-    replayed = Replayed(step, generator)
-    for count in counted:
-        replayed()
-        if count % 1000 == 0:
-            clock.log(f"step {count}: loss {recent.item():.4f}")
-
-
 def main(
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of copies.")],
     steps: int = 13_000,
@@ -140,7 +109,14 @@ def main(
     clock.log(f"{millions(network):.2f} M parameters")
     optimizer = adamw(network.parameters(), rate, weight_decay=1e-4, device=place)
     counted = schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(200, steps))
-    fit(network, bank, counted, optimizer, batch, generator, clock)
+
+    def objective() -> tuple[Tensor, Tensor]:
+        picks = torch.randint(len(bank), (batch,), generator=generator, device=place)
+        pictures = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
+        value = loss(network, pictures.contiguous(memory_format=torch.channels_last))
+        return value, value
+
+    fit(network, objective, optimizer, counted, generator, clock, shows="loss")
     network.eval()
     with torch.no_grad():
         samples = bank.over_backgrounds(torch.randperm(len(bank), device=place)[:4096], generator) * 2 - 1

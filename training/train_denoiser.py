@@ -1,7 +1,7 @@
 """Second stage: text encoder and U-Net on latents. `python -m training.train_denoiser AUTOENCODER OUT`."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.bank import Bank, render_bank
 from training.models import make_tokenizer, scheduler, text_encoder, unet, vocabulary
-from training.stage import Clock, Replayed, adamw, fast_cuda, millions, schedule
+from training.stage import Clock, adamw, fast_cuda, fit, millions, schedule
 from training.train_autoencoder import sheet
 from training.world.catalog import (
     ATTRIBUTES,
@@ -32,7 +32,6 @@ from training.world.catalog import (
 
 PHRASES = ("", *VIEWS, *(view for view in COARSE_VIEWS if view not in VIEWS), OVERHEAD)
 SAMPLES = 64
-AVERAGE = 0.9995
 SNR_CAP = 5.0
 """Min-SNR weighting of Hang et al. 2023."""
 NO_TEXT, NO_VIEW, NO_COLOR, COARSE = 0.12, 0.12, 0.5, 0.25
@@ -150,25 +149,14 @@ class Data:
         return self.latents[picks].float(), self.captions.draw(self.bank, self.shown[picks], generator)
 
 
-def fit(
-    model: Model,
-    data: Data,
-    counted: Iterable[int],
-    optimizer: torch.optim.Optimizer,
-    batch: int,
-    generator: torch.Generator,
-    clock: Clock,
-) -> Model:
-    """Trains the model for the counted steps and returns the exponential average of its weights."""
+def objective(model: Model, data: Data, batch: int, generator: torch.Generator) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What to minimise, the squared error of the predicted noise under min-SNR weights, and the error itself."""
     place = data.latents.device
-    average = copy.deepcopy(model).requires_grad_(False)
-    averages, weights = list(average.parameters()), list(model.parameters())
     alphas_cumprod = scheduler().alphas_cumprod.to(place)
     snr = alphas_cumprod / (1 - alphas_cumprod)
     snr_weights = snr.clamp(max=SNR_CAP) / snr
-    recent = torch.zeros((), device=place)
 
-    def step() -> None:
+    def draw() -> tuple[Tensor, Tensor]:
         clean, ids = data.draw(batch, generator)
         t = torch.randint(len(alphas_cumprod), (batch,), device=place, generator=generator)
         noise = torch.randn(clean.shape, device=place, generator=generator)
@@ -177,21 +165,9 @@ def fit(
         with torch.autocast(place.type, dtype=torch.bfloat16):
             predicted = model.denoiser(noisy, t, model.text(ids)[0]).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
-        optimizer.zero_grad()
-        (error * snr_weights[t]).mean().backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        recent.lerp_(error.detach().mean(), 0.01)
+        return (error * snr_weights[t]).mean(), error.mean()
 
-    replayed = Replayed(step, generator)
-    for count in counted:
-        replayed()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, weights, 1 - min(AVERAGE, (1 + count) / (10 + count)))
-        if count % 1000 == 0:
-            clock.log(f"step {count}: squared error {recent.item():.4f}")
-    clock.log(f"{count + 1} steps, mean squared error of the last hundred or so {recent.item():.5f}")
-    return average.to(memory_format=torch.contiguous_format)
+    return draw
 
 
 def load(folder: Path, model: Model) -> None:
@@ -240,7 +216,10 @@ def main(
     optimizer = adamw(model.parameters(), rate, weight_decay=1e-2, device=place)
     counted = schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(300, steps), floor=0.01)
     data = Data(latents, shown, bank, Captions(tokenizer, place))
-    average = fit(model, data, counted, optimizer, batch, generator, clock)
+    average = copy.deepcopy(model).requires_grad_(False)
+    learn = objective(model, data, batch, generator)
+    clock.log(fit(model, learn, optimizer, counted, generator, clock, shows="squared error", average=average))
+    average = average.to(memory_format=torch.contiguous_format)
     held_out = [one for one in combinations() if one.held_out]
     prompts = [one.caption(view=VIEWS[i % len(VIEWS)]) for i, one in enumerate(held_out[:: len(held_out) // SAMPLES])]
     sheet(samples(average, autoencoder, tokenizer, prompts[:SAMPLES], 5.0, generator)).save(output / "samples.png")

@@ -5,7 +5,7 @@ It learns surface points of the world, conditioned on the prior's own text encod
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ from segdream_cli.pointe.schedule import TIMESTEPS, Sampling, alphas_cumprod
 from segdream_cli.pointe.transformer import CHANNELS, PointTransformer, PointTransformerConfig
 from training.bank import random_instances
 from training.models import TEXT_WIDTH
-from training.stage import Clock, Replayed, adamw, fast_cuda, millions, schedule
+from training.stage import Clock, adamw, fast_cuda, fit, millions, schedule
 from training.world.catalog import combinations
 from training.world.render import sample_surface
 
@@ -35,7 +35,6 @@ CONFIG = PointTransformerConfig(
     sampling=Sampling(steps=16, churn=1.0, guidance_scale=3.0),
 )
 NO_TEXT = 0.1
-AVERAGE = 0.9995
 STORED = 2 * CONFIG.points
 """Points kept of each instance, of which a step draws half."""
 
@@ -83,23 +82,14 @@ def make_clouds(count: int, seed: int, checkpoint: Path, device: torch.device) -
     return Clouds(torch.cat(points), texts, torch.tensor(shown, device=device))
 
 
-def fit(
-    network: PointTransformer,
-    clouds: Clouds,
-    counted: Iterable[int],
-    optimizer: torch.optim.Optimizer,
-    batch: int,
-    generator: torch.Generator,
-    clock: Clock,
-) -> PointTransformer:
-    """Trains the network to predict the noise, and returns the exponential average of its weights."""
+def objective(
+    network: PointTransformer, clouds: Clouds, batch: int, generator: torch.Generator
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The squared error of the noise that the network predicts in random points of random clouds."""
     place = generator.device
-    average = copy.deepcopy(network).requires_grad_(False)
-    averages, weights = list(average.parameters()), list(network.parameters())
     alphas = alphas_cumprod(network.config.schedule).float().to(place)
-    recent = torch.zeros((), device=place)
 
-    def step() -> None:
+    def draw() -> tuple[Tensor, Tensor]:
         picks = torch.randint(len(clouds.points), (batch,), device=place, generator=generator)
         order = torch.rand(STORED, device=place, generator=generator).argsort()[: network.config.points]
         clean = clouds.points[picks][:, order].float()
@@ -112,21 +102,9 @@ def fit(
             noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
             predicted = network(noisy, t, network.embed(texts))[..., :CHANNELS]
         error = (predicted.float() - noise).square().mean()
-        optimizer.zero_grad()
-        error.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        recent.lerp_(error.detach(), 0.01)
+        return error, error
 
-    replayed = Replayed(step, generator)
-    for count in counted:
-        replayed()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, weights, 1 - min(AVERAGE, (1 + count) / (10 + count)))
-        if count % 1000 == 0:
-            clock.log(f"step {count}: squared error {recent.item():.4f}")
-    clock.log(f"{count + 1} steps, mean squared error of the last hundred or so {recent.item():.5f}")
-    return average
+    return draw
 
 
 def main(
@@ -150,7 +128,9 @@ def main(
     clock.log(f"{len(clouds.points)} clouds, {millions(network):.2f} M parameters")
     optimizer = adamw(network.parameters(), rate, weight_decay=1e-2, device=place)
     counted = schedule(optimizer, steps, clock, minutes * 60 - 10, warmup=min(500, steps), floor=0.01)
-    average = fit(network, clouds, counted, optimizer, batch, generator, clock)
+    average = copy.deepcopy(network).requires_grad_(False)
+    learn = objective(network, clouds, batch, generator)
+    clock.log(fit(network, learn, optimizer, counted, generator, clock, shows="squared error", average=average))
     output.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous().cpu() for name, value in average.state_dict().items()}
     save_file(weights, output / "model.safetensors")
