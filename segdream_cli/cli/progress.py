@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from segdream_cli.cli.output import Output
 
@@ -16,34 +16,27 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 30.0
 
 
-class RunProgress:
-    """Shows the reports of one asset's run, as a context manager.
+class LiveBar:
+    """A bar on a terminal while its context lasts; elsewhere it says when a line is due.
 
     Args:
-        title: what is being made.
-        total: number of steps.
-        done: steps done before this start.
         output: where lines go; its `quiet` silences the bar too.
+        columns: what follows the title and the bar.
     """
 
-    def __init__(self, title: str, total: int, done: int, output: Output) -> None:
-        self.total, self.done, self.output = total, done, output
-        self.begin = self.last_line = time.monotonic()
-        self.first = done
+    def __init__(self, output: Output, *columns: ProgressColumn) -> None:
+        self.output = output
+        self.last_line = time.monotonic()
         console = Console(stderr=True)
-        hidden = output.quiet or not console.is_terminal or bool(os.environ.get("SEGDREAM_NO_PROGRESS"))
         self.lines = not output.quiet and not console.is_terminal
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            *columns,
             console=console,
-            disable=hidden,
+            disable=output.quiet or not console.is_terminal or bool(os.environ.get("SEGDREAM_NO_PROGRESS")),
             transient=True,
         )
-        self.task = self.bar.add_task(title, total=total, completed=done, detail="")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -54,12 +47,35 @@ class RunProgress:
     ) -> None:
         self.bar.stop()
 
+    def line_due(self) -> bool:
+        """Whether it is time for a line, which then is taken as written."""
+        now = time.monotonic()
+        due = self.lines and now - self.last_line >= LINE_EVERY_S
+        if due:
+            self.last_line = now
+        return due
+
+
+class RunProgress(LiveBar):
+    """Shows the reports of one asset's run, as a context manager.
+
+    Args:
+        title: what is being made.
+        total: number of steps.
+        done: steps done before this start.
+        output: where lines go; its `quiet` silences the bar too.
+    """
+
+    def __init__(self, title: str, total: int, done: int, output: Output) -> None:
+        super().__init__(output, MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"))
+        self.total, self.first = total, done
+        self.begin = self.last_line
+        self.task = self.bar.add_task(title, total=total, completed=done, detail="")
+
     def update(self, report: "StepReport") -> None:
         """Shows one step."""
         detail = f"{report.n_gaussians[0]:,} Gaussians  gradient {report.grad_norm[0]:.2g}  {report.memory_gib:.1f} GiB"
         self.bar.update(self.task, completed=report.step, detail=detail)
-        now = time.monotonic()
-        if self.lines and now - self.last_line >= LINE_EVERY_S:
-            self.last_line = now
-            left = (now - self.begin) / max(1, report.step - self.first) * (self.total - report.step)
+        if self.line_due():
+            left = (self.last_line - self.begin) / max(1, report.step - self.first) * (self.total - report.step)
             self.output.note(f"step {report.step}/{self.total}  {left:.0f} s left  {detail}")

@@ -13,7 +13,7 @@ from hub_server import point_to, serving
 from safetensors.torch import save_file
 
 from segdream_cli import download, weights
-from segdream_cli.cli import download_bar
+from segdream_cli.cli import download_bar, progress
 from segdream_cli.config import SD21, SD21_MODEL, PriorConfig
 from segdream_cli.pointe import checkpoint, clip, transformer
 
@@ -118,7 +118,7 @@ def test_bytes_are_reported_for_every_download(segdream, online, monkeypatch):
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(segdream, online, monkeypatch):
-    monkeypatch.setattr(download_bar, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     assert "point-e: 0.1 MB of 0.1 MB" in segdream("fetch", "point-e").err
 
 
