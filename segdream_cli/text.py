@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from segdream_cli import hub
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.weights import Checkpoint, check_keys, reading
 
@@ -119,8 +120,8 @@ class TextVector:
         except MemoryError:
             raise
         except Exception as problem:  # the Rust parts of the library raise bare Exceptions
-            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-            raise WeightsUnavailable(f"the text encoder in {folder} can't be read: {reason}", hint=hint) from problem
+            said = f"the text encoder in {folder} can't be read: {hub.reason(problem)}"
+            raise WeightsUnavailable(said, hint=hint) from problem
         lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ()))
         if lacking:
             raise WeightsUnavailable(

@@ -15,6 +15,7 @@ from typing import Any
 
 from segdream_cli import hub
 from segdream_cli.config import AUTO, MINI, SD21, SD21_MODEL, PriorConfig
+from segdream_cli.download import file_sha256
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.hub import HubFiles
 from segdream_cli.profile import PROFILE_FILE, PriorProfile
@@ -337,7 +338,6 @@ def _digest(folder: Path, files: list[str]) -> str:
         if path.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", path.name):
             content = path.name
         else:
-            with path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            content = file_sha256(path)
         total.update(f"{name} {content}\n".encode())
     return total.hexdigest()

@@ -128,18 +128,19 @@ def open_clouds(
     Raises:
         WeightsUnavailable: a file can't be had.
     """
+    from segdream_cli.initial import POINT_E
+
+    if init.shape != POINT_E:
+        return None
     import torch
 
     from segdream_cli.cli.download_bar import DownloadBar
-    from segdream_cli.initial import POINT_E
     from segdream_cli.pointe.checkpoint import open_point_e, resolve_point_e
     from segdream_cli.pointe.clip import resolve_clip
     from segdream_cli.pointe.clouds import Clouds
     from segdream_cli.pointe.model import PointE
     from segdream_cli.text import TextEncoder, TextVector
 
-    if init.shape != POINT_E:
-        return None
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     if point_e is not None and init.point_e is None:
         own = checkpoint()
