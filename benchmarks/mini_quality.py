@@ -384,11 +384,11 @@ def save_assets(folder: Path, assets: Sequence[AssetState]) -> None:
 def record_all(scores: Scores, samples: Scores | None, device: str) -> None:
     """Keeps the figures in results.json."""
     figures = scores.figures()
-    for name in ("object", "color", "attribute", "view"):
-        record(f"mini_{name}_accuracy", figures[name], "share", device)
-    record("mini_floater_share", figures["floaters"], "share", device)
+    for name, key in (("object", "object"), ("colour", "color"), ("attribute", "attribute"), ("view", "view")):
+        record(f"mini_heldout_{name}", figures[key], "share", device)
+    record("mini_heldout_floaters", figures["floaters"], "share", device)
     if samples is not None:
-        record("mini_sharpness_ratio", scores.ratio(samples, "gradient"), "ratio", device)
+        record("mini_heldout_gradient", scores.ratio(samples, "gradient"), "ratio", device)
 
 
 if __name__ == "__main__":

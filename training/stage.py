@@ -3,10 +3,12 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
+P, T = ParamSpec("P"), TypeVar("T")
 AVERAGE = 0.9995
 """Decay of the weights' exponential average."""
 
@@ -158,6 +160,11 @@ def fast_cuda() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
+
+
+def fused(function: Callable[P, T], device: torch.device) -> Callable[P, T]:
+    """The function through torch's compiler, where there is CUDA; it fuses the normalisations, half of a step's time."""
+    return torch.compile(function, dynamic=False) if device.type == "cuda" else function
 
 
 def millions(network: nn.Module) -> float:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from training.bank import Bank, render_bank
 from training.models import AUTOENCODER_CHANNELS, LATENT_CHANNELS, autoencoder
-from training.stage import Clock, adamw, fast_cuda, fit, millions, schedule
+from training.stage import Clock, adamw, fast_cuda, fit, fused, millions, schedule
 from training.world.catalog import combinations
 
 KL_WEIGHT = 2e-4
@@ -86,8 +86,9 @@ def sheet(pictures: Float[Tensor, "b 3 s s"], columns: int = 16) -> Image.Image:
 
 def main(
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of copies.")],
-    steps: int = 13_000,
-    batch: int = 128,
+    start: Annotated[Path | None, typer.Option(help="Go on from the weights of an earlier run.")] = None,
+    steps: int = 30_000,
+    batch: int = 64,
     renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 120_000,
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
     channels: Annotated[str, typer.Option(help="Channels of each level.")] = ",".join(map(str, AUTOENCODER_CHANNELS)),
@@ -105,15 +106,18 @@ def main(
     bank = render_bank(renders, seed, place, combinations=seen)
     clock.log(f"{len(bank)} renders")
     network = autoencoder(tuple(int(channel) for channel in channels.split(",")), latent_channels)
+    if start is not None:
+        network.load_state_dict(AutoencoderKL.from_pretrained(start, low_cpu_mem_usage=False).state_dict())
     network = network.to(place, memory_format=torch.channels_last)
     clock.log(f"{millions(network):.2f} M parameters")
     optimizer = adamw(network.parameters(), rate, weight_decay=1e-4, device=place)
     counted = schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(200, steps))
+    measured = fused(loss, place)
 
     def objective() -> tuple[Tensor, Tensor]:
         picks = torch.randint(len(bank), (batch,), generator=generator, device=place)
         pictures = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
-        value = loss(network, pictures.contiguous(memory_format=torch.channels_last))
+        value = measured(network, pictures.contiguous(memory_format=torch.channels_last))
         return value, value
 
     fit(network, objective, optimizer, counted, generator, clock, shows="loss")

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.bank import Bank, render_bank
 from training.models import make_tokenizer, scheduler, text_encoder, unet, vocabulary
-from training.stage import Clock, adamw, fast_cuda, fit, millions, schedule
+from training.stage import Clock, adamw, fast_cuda, fit, fused, millions, schedule
 from training.train_autoencoder import sheet
 from training.world.catalog import (
     ATTRIBUTES,
@@ -155,6 +155,7 @@ def objective(model: Model, data: Data, batch: int, generator: torch.Generator) 
     alphas_cumprod = scheduler().alphas_cumprod.to(place)
     snr = alphas_cumprod / (1 - alphas_cumprod)
     snr_weights = snr.clamp(max=SNR_CAP) / snr
+    predict = fused(lambda noisy, t, ids: model.denoiser(noisy, t, model.text(ids)[0]).sample, place)
 
     def draw() -> tuple[Tensor, Tensor]:
         clean, ids = data.draw(batch, generator)
@@ -163,7 +164,7 @@ def objective(model: Model, data: Data, batch: int, generator: torch.Generator) 
         alpha = alphas_cumprod[t, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with torch.autocast(place.type, dtype=torch.bfloat16):
-            predicted = model.denoiser(noisy, t, model.text(ids)[0]).sample
+            predicted = predict(noisy, t, ids)
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         return (error * snr_weights[t]).mean(), error.mean()
 
@@ -187,12 +188,12 @@ def main(
     autoencoder_folder: Annotated[Path, typer.Argument(help="What the first stage wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of samples.")],
     start: Annotated[Path | None, typer.Option(help="Go on from the weights of an earlier run.")] = None,
-    steps: int = 12_000,
-    batch: int = 1024,
-    renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 240_000,
+    steps: int = 40_000,
+    batch: int = 512,
+    renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 200_000,
     backgrounds_each: Annotated[int, typer.Option(help="Backgrounds behind each picture.")] = 4,
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
-    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.2e-3,
     seed: int = 2,
     device: str = "cuda",
 ) -> None:
