@@ -22,7 +22,7 @@ from segdream_cli.pointe.schedule import TIMESTEPS, Sampling, alphas_cumprod
 from segdream_cli.pointe.transformer import CHANNELS, PointTransformer, PointTransformerConfig
 from training.bank import random_instances
 from training.models import TEXT_WIDTH
-from training.stage import Clock, adamw, fast_cuda, fit, millions, schedule
+from training.stage import Clock, adamw, fast_cuda, fit, fused, millions, schedule
 from training.world.catalog import combinations
 from training.world.render import sample_surface
 
@@ -88,6 +88,7 @@ def objective(
     """The squared error of the noise that the network predicts in random points of random clouds."""
     place = generator.device
     alphas = alphas_cumprod(network.config.schedule).float().to(place)
+    predict = fused(lambda noisy, t, texts: network(noisy, t, network.embed(texts))[..., :CHANNELS], place)
 
     def draw() -> tuple[Tensor, Tensor]:
         picks = torch.randint(len(clouds.points), (batch,), device=place, generator=generator)
@@ -100,7 +101,7 @@ def objective(
         alpha = alphas[t, None, None]
         with torch.autocast(place.type, dtype=torch.bfloat16):
             noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-            predicted = network(noisy, t, network.embed(texts))[..., :CHANNELS]
+            predicted = predict(noisy, t, texts)
         error = (predicted.float() - noise).square().mean()
         return error, error
 
