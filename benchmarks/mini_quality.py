@@ -41,7 +41,7 @@ from segdream_cli.view_prompts import clean_prompt, view_weights
 from training.judge import NAMES, Judge
 from training.world.catalog import Combination, combinations
 
-Array = NDArray[Any]
+Array = np.ndarray
 
 JUDGE = Path(__file__).with_name("judge")
 VIEWS, ELEVATION_DEG, SIZE = 8, 15.0, 128
