@@ -8,7 +8,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -82,6 +82,11 @@ class StepReport:
     n_gaussians: tuple[int, ...]
     seconds: float
     memory_gib: float
+
+    def of(self, place: int) -> "StepReport":
+        """The part of one asset."""
+        one = slice(place, place + 1)
+        return replace(self, times=self.times[one], grad_norm=self.grad_norm[one], n_gaussians=self.n_gaussians[one])
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,13 +369,8 @@ class Pipeline:
         """ε*: Gaussian noise for each view of a step, with a constant added to each channel of an asset (release)."""
         shape, distill = self._latent_shape(), self.config.distill
         offset = distill.noise_offset_perp_neg if distill.perp_neg else distill.noise_offset
-        drawn = [
-            (torch.randn(shape, generator=generator), torch.randn(1, shape[1], 1, 1, generator=generator))
-            for generator in generators
-        ]
-        noise, constants = (
-            torch.stack(parts) for parts in zip(*drawn, strict=True)
-        )  # [a, v, c, h, w], [a, 1, c, 1, 1]
+        noise = torch.stack([torch.randn(shape, generator=each) for each in generators])  # [a, v, c, h, w]
+        constants = torch.stack([torch.randn(1, shape[1], 1, 1, generator=each) for each in generators])
         return (noise + offset * constants).flatten(0, 1).to(self.device, non_blocking=True)
 
     def _step_noise(self, assets: Sequence[AssetState]) -> Float[Tensor, "b c h w"]:
