@@ -53,7 +53,7 @@ def now(device: torch.device) -> float:
 
 
 def measure(pipeline: Pipeline, count: int) -> tuple[float, float]:
-    """Seconds for each of `count` assets from prompt to last step, and milliseconds of a step but for the first ones."""
+    """Seconds for each of `count` assets from prompt to last step, and milliseconds of a later step."""
     begin, steps = now(pipeline.device), pipeline.config.optim.steps
     run = pipeline.run(prepared(pipeline, count))
     warm_up = min(WARM_UP, steps // 2)

@@ -80,7 +80,7 @@ def rasterize(
     if n < WARP and math.prod(means.shape[:-2]) > 1:
         raise ValueError(f"gsplat needs at least {WARP} Gaussians in each of several sets, not {n}")
     unturned = (quats == 0).all(-1, keepdim=True)  # gsplat would divide by their norm
-    identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=quats.device, dtype=quats.dtype)
+    identity = torch.eye(1, 4, device=quats.device, dtype=quats.dtype)  # made there: a copy from the host would wait
     picture, alpha, info = _rasterization()(
         means,
         torch.where(unturned, identity, quats),
