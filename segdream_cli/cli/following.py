@@ -65,12 +65,13 @@ class Follower:
             typer.Exit: a signal stopped them; they have been saved.
             SegdreamError: what ends them all; they have been saved if that was possible.
         """
-        left, failures, begin = list(growing), list[SegdreamError](), time.monotonic()
-        if not left:
-            return failures
-        steps, first = self.pipeline.config.optim.steps, left[0]
-        title = f"{first.output.name} and {len(left) - 1} more" if len(left) > 1 else first.output.name
-        with StopRequest() as stop, RunProgress(title, steps, first.first, self.sink) as progress:
+        if not growing:
+            return []
+        left, begin = list(growing), time.monotonic()
+        failures: list[SegdreamError] = []
+        title = left[0].output.name + (f" and {len(left) - 1} more" if len(left) > 1 else "")
+        shown = RunProgress(title, self.pipeline.config.optim.steps, left[0].first, self.sink)
+        with StopRequest() as stop, shown as progress:
             while left:
                 try:
                     self._advance(left, stop, progress)
@@ -79,10 +80,11 @@ class Follower:
                     broken = left.pop(problem.place)
                     self._keep(broken, problem)
                     failures.append(problem)
-                except SegdreamError as problem:
-                    for each in left:
-                        self._keep(each, problem)
-                    for failure in failures:
+                except (SegdreamError, typer.Exit) as end:
+                    if isinstance(end, SegdreamError):
+                        for each in left:
+                            self._keep(each, end)
+                    for failure in failures:  # nobody would hear of them
                         self.sink.error(failure)
                     raise
             done = [each for each in left if self._write(each, failures)]

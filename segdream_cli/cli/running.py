@@ -122,7 +122,8 @@ class Session:
             typer.Exit: with 1 if any failed, or a signal's code.
             OutOfMemory: several at once do not fit.
         """
-        tally, waiting = Counter[str](), dict[int, list[Callable[[], Growing]]]()
+        tally: Counter[str] = Counter()
+        waiting: dict[int, list[Callable[[], Growing]]] = {}
         for number, job in enumerate(jobs, 1):
             if job.output.exists() and not force:
                 tally["skipped"] += 1
@@ -156,22 +157,19 @@ class Session:
     def _make_together(self, begins: Sequence[Callable[[], Growing]], tally: Counter[str]) -> None:
         """Makes assets of a list that are at the same step, and counts and shows those that fail."""
         growing: list[Growing] = []
-        failures: list[SegdreamError] = []
         for begin in begins:
             try:
                 growing.append(begin())
             except SegdreamError as problem:
-                failures.append(problem)
+                self.sink.error(problem)
         made = 0
         try:
-            failures += (stopped := self._follower.follow(growing))
-            made = len(growing) - len(stopped)
-        except OutOfMemory as problem:
-            if len(growing) > 1:  # nor would the next ones fit
-                raise
-            failures.append(problem)
+            failures = self._follower.follow(growing)
+            made = len(growing) - len(failures)
         except SegdreamError as problem:
-            failures.append(problem)
+            if isinstance(problem, OutOfMemory) and len(growing) > 1:  # nor would the next ones fit
+                raise
+            failures = [problem]
         except typer.Exit:
             self.sink.note("or the same command again, which goes on with the whole list")
             raise

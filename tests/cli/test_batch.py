@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import edit_weights
 from commands import SIX
 from fakes import AnalyticPrior
 from test_cli import Interrupted
@@ -122,6 +123,33 @@ def test_one_that_diverges_leaves_the_others_to_go_on(segdream, prior, listed, f
     for place in (0, 2):
         found = formats.read(folder / f"{NAMES[place]}.ply")
         np.testing.assert_allclose(found.means, whole[place].means, rtol=1e-4, atol=1e-5)
+
+
+class PoisonedAndInterrupted(Poisoned, Interrupted):
+    """Both."""
+
+
+def test_of_one_that_diverged_before_a_signal_came_one_hears_all_the_same(segdream, prior, listed, folder):
+    prior(lambda profile: PoisonedAndInterrupted(profile, 14, signal.SIGINT))
+    done = segdream(*listed, "--batch", "3")
+    assert done.code == 130
+    assert "'a blue ball' is not finite in step 1" in done.err
+    for name in (NAMES[0], NAMES[2]):
+        assert RunDir(folder / f"{name}.run").step() > 0
+        assert f"segdream generate --resume {name}.run" in done.err
+
+
+def test_one_that_can_not_be_taken_up_again_leaves_the_others_to_go_on(segdream, prior, listed, folder):
+    """A checkpoint of the right step, but without its Gaussians."""
+    prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
+    assert segdream(*listed, "--batch", "3").code == 130
+    prior()
+    checkpoint = folder / "a_blue_ball.run" / "checkpoint.safetensors"
+    edit_weights(checkpoint, drop="gaussians.means")
+    done = segdream(*listed, "--batch", "3")
+    assert (done.code, done.out.split()) == (1, ["a_red_ball.ply", "a_green_ball.ply"])
+    assert "2 made, 0 there already, 1 failed" in done.err
+    assert "damaged" in done.err
 
 
 def test_several_seeds_at_once(segdream, prior, sizes, folder):
