@@ -37,7 +37,7 @@ from segdream_cli.files import replacing
 from segdream_cli.images import contact_sheet
 from segdream_cli.pipeline import Pipeline
 from segdream_cli.schedule import NoiseSchedule
-from segdream_cli.view_prompts import clean_prompt, view_weights
+from segdream_cli.view_prompts import clean_prompt, conditions, view_weights
 from training.judge import NAMES, Judge
 from training.world.catalog import Combination, combinations
 
@@ -171,12 +171,13 @@ def sample(
     schedule = NoiseSchedule(prior.alphas_cumprod)
     generator = torch.Generator().manual_seed(seed)
     azimuths, elevations = turntable_azimuths(VIEWS), torch.full((VIEWS,), ELEVATION_DEG)
-    weights = view_weights(azimuths, elevations, prior.profile.views, config.view, perp_neg=False)
     pictures: list[Tensor] = []
     for start in range(0, len(prompts), prompts_at_once):
         part = prompts[start : start + prompts_at_once]
-        conditions = [pipeline.embed(prompt).conditions(weights) for prompt in part]
-        text = torch.cat([*(one.positive for one in conditions), *(one.uncond for one in conditions)])
+        seen = azimuths.repeat(len(part)), elevations.repeat(len(part))
+        weights = view_weights(*seen, prior.profile.views, config.view, perp_neg=False)
+        texts = conditions([pipeline.embed(prompt) for prompt in part], weights)
+        text = torch.cat([texts.positive, texts.uncond])
         b = len(part) * VIEWS
         latents = torch.randn(b, *prior.latent_shape, generator=generator).to(pipeline.device)
         stride = len(prior.alphas_cumprod) // DDIM_STEPS
