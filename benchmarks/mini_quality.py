@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import typer
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
@@ -41,7 +40,7 @@ from segdream_cli.view_prompts import clean_prompt, conditions, view_weights
 from training.judge import NAMES, Judge
 from training.world.catalog import Combination, combinations
 
-Array = np.ndarray
+Array = np.ndarray  # NDArray[Any] is a type alias from NumPy 2.5 on, which jaxtyping does not take
 
 JUDGE = Path(__file__).with_name("judge")
 VIEWS, ELEVATION_DEG, SIZE = 8, 15.0, 128

@@ -32,7 +32,7 @@ CONFIG = PointTransformerConfig(
     layers=6,
     heads=5,
     text_width=TEXT_WIDTH,
-    sampling=Sampling(steps=16, churn=1.0, guidance_scale=3.0),
+    sampling=Sampling(steps=16, churn=1.0, guidance_scale=2.0),
 )
 NO_TEXT = 0.1
 STORED = 2 * CONFIG.points
@@ -49,12 +49,12 @@ class Clouds:
 
 
 def text_vectors(checkpoint: Path, texts: list[str], device: torch.device) -> Float[Tensor, "c d"]:
-    """The prior's text vectors: its encoder's last state at the end of the text, of unit length."""
+    """The prior's text vectors, of unit length: the mean of its encoder's states, as `segdream_cli.text.TextVector`."""
     tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32).eval().to(device)
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     with torch.no_grad():
-        pooled = torch.cat([encoder(part).pooler_output for part in ids.split(1024)])
+        pooled = torch.cat([encoder(part).last_hidden_state.mean(1) for part in ids.split(1024)])
     return nn.functional.normalize(pooled, dim=-1)
 
 
