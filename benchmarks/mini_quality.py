@@ -28,7 +28,7 @@ from segdream_cli import formats
 from segdream_cli.asset import AssetState
 from segdream_cli.cameras import turntable_azimuths, viewing
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_pipeline
+from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
 from segdream_cli.config import AUTO, MINI
 from segdream_cli.diffusion import DiffusionPrior
 from segdream_cli.errors import UsageProblem
@@ -125,6 +125,16 @@ def choose(pool: Iterable[Combination], count: int, seed: int) -> list[Combinati
             left.remove(best)
             chosen.append(best)
     return chosen
+
+
+def opened(quality: str, assignments: Sequence[str], place: torch.device, model: Path | None = None) -> Pipeline:
+    """The embedded prior, or a checkpoint like it, with a preset and changes to it."""
+    options = {"prior.name": MINI, "prior.model": model and str(model)}
+    request = Request(quality=quality, options=options, assignments=tuple(assignments), device=str(place))
+    checkpoint = open_checkpoint(request, place, Output())
+    config = request.resolve(checkpoint.profile)
+    clouds = open_clouds(config.init, checkpoint.profile.point_e, lambda: checkpoint, place, Output(), offline=True)
+    return open_pipeline(config, checkpoint, place, Output(), clouds)
 
 
 def distil(pipeline: Pipeline, prompts: Sequence[str], seed: int, batch: int = 24) -> list[AssetState]:
@@ -338,11 +348,8 @@ def main(
     """Distils assets, judges them, and prints the tables."""
     if smoke:
         count, quality, assignments = 2, "draft", ["optim.steps=5", *(assignments or [])]
-    options = {"prior.name": MINI, "prior.model": model and str(model)}
-    request = Request(quality=quality, options=options, assignments=tuple(assignments or ()), device=device)
     place = choose_device(device)
-    checkpoint = open_checkpoint(request, place, Output())
-    pipeline = open_pipeline(request.resolve(checkpoint.profile), checkpoint, place, Output())
+    pipeline = opened(quality, assignments or (), place, model)
     reader = Judge().eval().to(place) if smoke and not judge.exists() else Judge.load(judge, place)
     pool = [one for one in combinations() if one.held_out == (combos != "training")]
     shown = choose(known_to(pipeline, pool) if smoke else pool, count, seed)
