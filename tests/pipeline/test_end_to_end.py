@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 AZIMUTHS_DEG, ELEVATION_DEG, SIZE, SHARPER, BUSES = (0.0, 90.0, 180.0, 270.0), 15.0, 32, 2, 48
 STEPS = 140
 EXTENTS, HEIGHTS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3), (-0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15)
-ENOUGH = 0.6
-"""A bus reaches 0.77; the best ball 0.49, a bus turned by 90 degrees 0.45."""
+ENOUGH = 0.75
+"""A bus reaches 0.87; the best ball 0.63, a bus turned by 90 degrees 0.48."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_the_bus_has_the_colour_of_a_bus(bus, reference):
 def test_a_ball_of_the_right_colour_fails(reference):
     masks, colors = reference
     color = colors.sum((0, 1, 2)) / masks.sum()
-    for radius in (0.25, 0.35, 0.45, 0.55):
+    for radius in (0.25, 0.35, 0.45, 0.55, 0.65):
         overlap, picture = best_views(ball(radius, color), masks)
         assert picture is not None
         assert 0.2 < overlap.min() < ENOUGH - 0.08, overlap
@@ -122,6 +122,6 @@ def test_the_reference_passes_its_own_test(reference):
     """The masks are of a bus: long from the side, narrow from the front, and mirror images left and right."""
     masks, _ = reference
     widths = [(mask.max(0) > 0.5).sum() for mask in masks]
-    assert min(widths[1], widths[3]) > 2 * max(widths[0], widths[2])
-    assert np.abs(masks[1] - masks[3][:, ::-1]).max() < 0.2
-    assert np.abs(masks[0] - masks[0][:, ::-1]).max() < 0.1
+    assert min(widths[1], widths[3]) > 1.7 * max(widths[0], widths[2])
+    assert np.abs(masks[1] - masks[3][:, ::-1]).mean() < 0.02
+    assert np.abs(masks[0] - masks[0][:, ::-1]).mean() < 0.03
