@@ -46,9 +46,10 @@ def main() -> None:
     wall, loop, peak = (statistics.median(column) for column in zip(*measured, strict=True))
     print(f"| median | {wall:.1f} | {loop:.1f} | {peak:.2f} |")
     if options.record:
-        record("main_job_wall_s", wall, "s", options.device)
-        record("main_job_loop_s", loop, "s", options.device)
-        record("main_job_peak_gib", peak, "GiB", options.device)
+        prefix = "mini_cpu" if options.device == "cpu" else "mini_gpu_process"  # mini_gpu_seconds is batch.py's
+        record(f"{prefix}_seconds", wall, "s", options.device)
+        record(f"{prefix}_loop_seconds", loop, "s", options.device)
+        record(f"{prefix}_peak_gib", peak, "GiB", options.device)
 
 
 if __name__ == "__main__":
