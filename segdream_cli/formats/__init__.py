@@ -25,6 +25,8 @@ Float32s = NDArray[np.float32]
 
 SH_C0 = 0.28209479177387814
 """Value of the degree-0 spherical harmonic: a colour is 0.5 + SH_C0 * sh0."""
+BANDS = (0, 3, 8, 15)
+"""Coefficients beyond the first, up to each degree of spherical harmonics."""
 LOG_SCALE_LIMIT = 20.0
 OPACITY_LOGIT_LIMIT = 15.0
 
@@ -58,11 +60,16 @@ class Splats:
     def __post_init__(self) -> None:
         n, k = len(self.means), self.shN.shape[1]
         shapes = [getattr(self, item.name).shape for item in dataclasses.fields(self)[:6]]
-        if shapes != [(n, 3), (n, 4), (n, 3), (n,), (n, 3), (n, k, 3)] or k not in (0, 3, 8, 15):
+        if shapes != [(n, 3), (n, 4), (n, 3), (n,), (n, 3), (n, k, 3)] or k not in BANDS:
             raise ValueError(f"shapes that do not make Gaussians: {shapes}")
 
     def __len__(self) -> int:
         return len(self.means)
+
+    def taken(self, rows: NDArray[np.intp]) -> "Splats":
+        """The Gaussians with these indices, in their order."""
+        arrays = [item.name for item in dataclasses.fields(self)[:6]]
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in arrays})
 
 
 def to_ply_frame(splats: Splats) -> Splats:
@@ -158,16 +165,25 @@ def format_of(path: Path) -> str:
     Raises:
         UsageProblem: there is none; the message lists the known suffixes.
     """
-    name = path.name.lower()
-    fitting = [key for key, row in FORMATS.items() if name.endswith(row.suffix)]
-    if fitting:
-        return max(fitting, key=lambda key: len(FORMATS[key].suffix))
-    known = list(dict.fromkeys(row.suffix for row in FORMATS.values()))
+    for key in FORMATS:
+        if goes_with(path, key):
+            return key
+    known = _suffixes()
     nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
     raise UsageProblem(
         f"{path} names no known asset format; known are {', '.join(known)}",
         hint=f"name the file {path.stem or 'asset'}{nearest[0]}",
     )
+
+
+def goes_with(path: Path, name: str) -> bool:
+    """Whether a file of that name may be of the format `name`; the longest suffix counts, as in `.compressed.ply`."""
+    found = [suffix for suffix in _suffixes() if path.name.lower().endswith(suffix)]
+    return bool(found) and FORMATS[name].suffix == max(found, key=len)
+
+
+def _suffixes() -> list[str]:
+    return list(dict.fromkeys(row.suffix for row in FORMATS.values()))
 
 
 def read(path: Path) -> Splats:
@@ -198,7 +214,7 @@ def check_format(path: Path, format: str | None = None) -> str:
             f"there is no format {name!r}; known are {', '.join(FORMATS)}", hint=f"--format {nearest[0]}"
         )
     suffix = FORMATS[name].suffix
-    if not path.name.lower().endswith(suffix):
+    if not goes_with(path, name):
         raise UsageProblem(
             f"the format {name} is written to {suffix} files, not to {path.name}",
             hint=f"-o {path.with_suffix(suffix)}",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.files import replacing
-from segdream_cli.formats import SH_C0, Float32s, Splats, not_finite, tidied
+from segdream_cli.formats import BANDS, SH_C0, Float32s, Splats, not_finite, tidied
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
 from segdream_cli.formats.similarity import Float64s, moved
 
@@ -27,7 +27,6 @@ EXTENSION = "KHR_gaussian_splatting"
 ROTATION, SCALE, OPACITY = (f"{EXTENSION}:{name}" for name in ("ROTATION", "SCALE", "OPACITY"))
 SH0 = f"{EXTENSION}:SH_DEGREE_0_COEF_0"
 REST = tuple(f"{EXTENSION}:SH_DEGREE_{degree}_COEF_{i}" for degree in (1, 2, 3) for i in range(2 * degree + 1))
-BANDS = (0, 3, 8, 15)
 
 MAGIC, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 SIZE_LIMIT = 1 << 32

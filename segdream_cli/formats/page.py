@@ -16,10 +16,9 @@ from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from segdream_cli.files import replacing
-from segdream_cli.formats import Float32s, Splats, spz
+from segdream_cli.formats import BANDS, Splats, spz
+from segdream_cli.formats.edits import framing
 from segdream_cli.formats.ply import require_finite
 
 SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
@@ -77,23 +76,11 @@ def document(splats: Splats, title: str) -> bytes:
     return page.encode("utf-8", "replace")  # a prompt may hold half a surrogate pair
 
 
-def framing(splats: Splats) -> tuple[Float32s, float]:
-    """Centre and radius of the sphere that the page frames, by the rule of `gaussians.bounds`."""
-    visible = splats.opacity_logits > np.log(0.1 / 0.9)
-    if not visible.any():
-        visible = np.ones(len(splats), bool)
-    means, reach = splats.means[visible], 2 * np.exp(splats.log_scales[visible].max(axis=1))
-    low, high = np.quantile(means, [0.005, 0.995], axis=0)
-    center = ((low + high) / 2).astype(np.float32)
-    radius = np.quantile(np.linalg.norm(means - center, axis=1) + reach, 0.995)
-    return center, max(float(radius), 1e-3)
-
-
 def facts(splats: Splats, size: int) -> Mapping[str, str]:
     """What the information panel says: label -> text, not escaped; `size` is that of the payload in bytes."""
     known = {label: splats.provenance.get(key) for key, label in LABELS.items()}
     told = {label: _text(value) for label, value in known.items() if value not in (None, "")}
-    degree = (0, 3, 8, 15).index(splats.shN.shape[1])
+    degree = BANDS.index(splats.shN.shape[1])
     told["Gaussians"] = f"{len(splats):,}" + (f", spherical harmonics of degree {degree}" if degree else "")
     told["Size"] = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
     return told

@@ -24,7 +24,7 @@ from PIL import Image
 from segdream_cli import __version__
 from segdream_cli.errors import UsageProblem
 from segdream_cli.files import replacing
-from segdream_cli.formats import Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.formats import BANDS, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
 from segdream_cli.formats.palette import CODES, Indices, clusters, codebook
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
 
@@ -34,8 +34,6 @@ PALETTE_LIMIT = 1 << 16
 """Labels are 16 bits."""
 PALETTE_COLUMNS = 64
 """Entries in a row of the palette's picture; each takes a pixel a coefficient."""
-BANDS = (0, 3, 8, 15)
-"""Coefficients up to each degree."""
 
 META = "meta.json"
 META_LIMIT = 1 << 20
@@ -70,7 +68,7 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     if palette is not None and not 1 <= palette <= PALETTE_LIMIT:
         raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}", hint="leave it out")
     turned = to_ply_frame(tidied(splats))
-    turned = _rows(turned, morton_order(turned.means))
+    turned = turned.taken(morton_order(turned.means))
     meta: dict[str, Any] = {"version": 2, "asset": {"generator": f"segdream {__version__}"}, "count": len(splats)}
     if splats.provenance:
         text = json.dumps(dict(splats.provenance))
@@ -81,11 +79,6 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
         for name, picture in pictures.items():
             bundle.writestr(zipfile.ZipInfo(name), picture.result())
         bundle.writestr(zipfile.ZipInfo(META), json.dumps(meta, allow_nan=False))
-
-
-def _rows(splats: Splats, rows: Indices) -> Splats:
-    names = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
-    return Splats(**{name: getattr(splats, name)[rows] for name in names})
 
 
 def _pictures(splats: Splats, meta: dict[str, Any], palette: int | None) -> list[tuple[str, Bytes]]:

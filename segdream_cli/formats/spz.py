@@ -161,7 +161,7 @@ def _checked_bits(splats: Splats, wanted: int | None) -> int:
     """The number of fractional bits to write with, after the check that the centres fit."""
     reach = float(np.abs(splats.means).max())
     if wanted is not None and wanted not in FRACTIONAL_BITS:
-        raise UsageProblem(f"SPZ is written with 12, 16 or 20 fractional bits, not {wanted}", hint="--format spz")
+        raise UsageProblem(f"SPZ is written with 12, 16 or 20 fractional bits, not {wanted}", hint="--spz-bits 16")
     for bits in (16, 12, 8, 4, 0) if wanted is None else (wanted,):
         if reach * 2**bits <= 2**23 - 1:
             return bits
@@ -169,7 +169,7 @@ def _checked_bits(splats: Splats, wanted: int | None) -> int:
     raise UsageProblem(
         f"the centres reach {reach:.4g} units from the origin, and SPZ with {bits} fractional bits ends at "
         f"{2 ** (23 - bits)}",
-        hint="--format spz" if reach < 2**11 else "--format ply",
+        hint="--spz-bits 12" if reach < 2**11 else "--format ply",
     )
 
 

@@ -197,6 +197,46 @@ def test_unknown_formats(refused, there):
     refused(2, "--size", "render", "there.ply", "--size", "4", "--view", "0,0")
 
 
+EDITS = [
+    ("--crop", "1,2,3", "neither a box"),
+    ("--crop", "1,0,0,0,1,1", "neither a box"),
+    ("--crop", "nan", "neither a box"),
+    ("--crop", "-1", "neither a box"),
+    ("--crop", "", "neither a box"),
+    ("--crop", "0,0,0,1,1,inf", "neither a box"),
+    ("--crop", "50,50,50,51,51,51", "no Gaussian has its centre in the box"),
+    ("--rotate", "90", "not X,Y,Z"),
+    ("--rotate", "0,90,up", "not X,Y,Z"),
+    ("--rotate", "0,nan,0", "not X,Y,Z"),
+    ("--prune-opacity", "1", "no Gaussian has an opacity of 1"),
+    ("--spz-bits", "13", "12, 16 or 20"),
+    ("--spz-bits", "20", "--spz-bits"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "told"), EDITS)
+def test_edits_that_cannot_be(refused, there, folder, option, value, told):
+    name = "a.spz" if value == "13" else "a.splat"
+    assert "hint: " in refused(2, told, "export", "there.ply", "-o", name, option, value).err
+    assert sorted(path.name for path in folder.iterdir()) == ["there.ply"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--scale", "0"),
+        ("--scale", "-1"),
+        ("--scale", "nan"),
+        ("--sh", "4"),
+        ("--max-gaussians", "0"),
+        ("--faces", "500"),
+    ],
+)
+def test_edits_out_of_range(refused, there, folder, arguments):
+    refused(2, arguments[0], "export", "there.ply", "-o", "a.splat", *arguments)
+    assert sorted(path.name for path in folder.iterdir()) == ["there.ply"]
+
+
 def test_a_folder_in_the_place_of_the_run_folder(refused, folder):
     (folder / "bus.run").mkdir()
     (folder / "bus.run" / "thesis.txt").write_text("mine")

@@ -93,3 +93,16 @@ def splat_transform(node_modules: Path) -> Callable[..., None]:
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture
+def segdream_export() -> Callable[..., None]:
+    """Runs `segdream export` in this process."""
+    from segdream_cli.cli import main
+
+    def run(*arguments: object) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(["export", "--force", *map(str, arguments)])
+        assert ended.value.code == 0
+
+    return run
