@@ -161,7 +161,7 @@ def test_write_refuses(tmp_path: Path, three: Splats) -> None:
         UsageProblem, match="12 units from the origin, and SPZ with 20 fractional bits ends at 8"
     ) as caught:
         spz.write(path, far, fractional_bits=20)
-    assert caught.value.hint == "--format spz"
+    assert caught.value.hint == "--spz-bits 12"
     with pytest.raises(UsageProblem, match="ends at 8388608"):
         spz.write(path, dataclasses.replace(three, means=three.means * 2**25))
     with pytest.raises(UsageProblem, match="not 13"):
