@@ -21,6 +21,7 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.progress import RunProgress
 from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
 from segdream_cli.cli.stopping import StopRequest
+from segdream_cli.cli.view import Watch
 from segdream_cli.config import AUTO, Config
 from segdream_cli.errors import Diverged, OutOfMemory, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.files import check_output
@@ -50,6 +51,7 @@ class Session:
         sink: where results and words go.
         negative: negative prompt in place of the prior's own.
         clouds: makes the clouds of a start from Point-E; a run that goes on needs none.
+        watch: the page on which the assets are shown while they are being made.
     """
 
     config: Config
@@ -59,6 +61,7 @@ class Session:
     sink: Output
     negative: str | None
     clouds: Clouds | None = None
+    watch: Watch | None = None
 
     @classmethod
     def open(cls, request: Request, sink: Output, negative: str | None) -> Self:
@@ -192,8 +195,10 @@ class Session:
         progress = RunProgress(output.name, self.config.optim.steps, asset.step, self.sink)
         with StopRequest() as stop, progress:
             try:
+                self._show(asset)
                 for report in self.pipeline.run([asset]):
                     progress.update(report)
+                    self._show(asset)
                     if report.step % event_every == 0:
                         run.append_event(report)
                     if options.preview_every and report.step % options.preview_every == 0:
@@ -253,6 +258,13 @@ class Session:
             "steps": self.config.optim.steps,
         }
 
+    def _show(self, asset: AssetState) -> None:
+        """Lets whoever watches see the asset as it is now."""
+        if self.watch is None:
+            return
+        so_far = self.provenance(asset.prompt, asset.seed)
+        self.watch.show(lambda: asset.gaussians.splats({**so_far, "steps": asset.step}), asset.prompt)
+
     def _preview(self, asset: AssetState, run: RunDir) -> None:
         """Saves a picture of the asset from four sides."""
         cameras = viewing(turntable_azimuths(4), torch.full((4,), 15.0), self.config.output.preview_size)
@@ -261,7 +273,7 @@ class Session:
         write_png(run.path / f"preview-{asset.step:06d}.png", sheet)
 
 
-def resume(path: Path, request: Request, sink: Output, *, force: bool) -> None:
+def resume(path: Path, request: Request, sink: Output, *, force: bool, watch: Watch | None = None) -> None:
     """Continues the run in `path` with the settings it was started with.
 
     Raises:
@@ -294,4 +306,5 @@ def resume(path: Path, request: Request, sink: Output, *, force: bool) -> None:
         settings["prior.name"] = record.prior["name"]  # "auto" may stand for another on this machine
     prior = Request(quality=record.quality, options=settings, offline=request.offline)
     checkpoint = open_checkpoint(prior, device, sink)
-    Session(config.set(kept), checkpoint, device, record.quality, sink, record.negative_prompt).resume(run)
+    session = Session(config.set(kept), checkpoint, device, record.quality, sink, record.negative_prompt, watch=watch)
+    session.resume(run)

@@ -188,6 +188,7 @@ def test_unknown_formats(refused, there):
     refused(2, ["'spalt'", "--format splat"], "export", "there.ply", "-o", "a.splat", "--format", "spalt")
     refused(2, ["the format points", "a.ply"], "export", "there.ply", "-o", "a.splat", "--format", "points")
     refused(2, "give an ASSET", "export", "there.ply")
+    refused(2, "--no-browser is about", *generate("--no-browser"))
     refused(2, ".mp4", "render", "there.ply", "-o", "a.avi")
     refused(2, ["a.jpg", "-o a.png"], "render", "there.ply", "--view", "0,0", "-o", "a.jpg")
     refused(2, "--view", "render", "there.ply", "--view", "up", "-o", "a.png")
@@ -298,6 +299,7 @@ def test_files_that_are_no_asset(refused, there, damage):
     told = ["there.ply", words]
     refused(2, told, "render", "there.ply", "--view", "0,0", "-o", "a.png")
     refused(2, told, "export", "there.ply", "-o", "a.splat")
+    refused(2, told, "view", "there.ply", "--no-browser")
     refused(2, told, *generate("--init", "there.ply"))
     refused(2, told, "init", BUS, "--init", "there.ply", "-o", "a.ply", *TINY[:2])
 

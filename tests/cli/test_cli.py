@@ -435,7 +435,7 @@ def test_tables_and_words(segdream):
 
 def test_help_of_every_command(segdream):
     assert "Exit codes" in segdream("--help").out
-    for command in ("init", "generate", "render", "export", "doctor"):
+    for command in ("init", "generate", "render", "view", "export", "doctor"):
         done = segdream(command, "-h")
         assert (done.code, done.err) == (0, "")
         assert command in done.out
