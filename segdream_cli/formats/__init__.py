@@ -9,7 +9,7 @@ A new format is a file here with `read(path)` and `write(path, splats)`, and a r
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -117,6 +117,17 @@ def not_finite(splats: Splats) -> NDArray[np.intp]:
     return np.flatnonzero(bad)
 
 
+def joined(parts: Sequence[Splats], provenance: Mapping[str, Any]) -> Splats:
+    """One asset of several, with spherical harmonics of the highest degree among them."""
+    if len(parts) == 1:
+        return dataclasses.replace(parts[0], provenance=provenance)
+    k = max(part.shN.shape[1] for part in parts)
+    padded = [np.pad(part.shN, ((0, 0), (0, k - part.shN.shape[1]), (0, 0))) for part in parts]
+    names = ("means", "quats", "log_scales", "opacity_logits", "sh0")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Splats(**arrays, shN=np.concatenate(padded), provenance=provenance)
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """A row of `FORMATS`; the file behind it is imported when it is used, so that showing the table costs nothing."""
@@ -151,6 +162,9 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "spz4": Format(".spz", "the same with zstandard, for newer readers", "spz", {"version": 4}),
         "sog": Format(".sog", "the smallest for many Gaussians, for PlayCanvas", "sog"),
         "glb": Format(".glb", "glTF with KHR_gaussian_splatting", "glb"),
+        "usdz": Format(
+            ".usdz", "OpenUSD's ParticleField, for Omniverse, Houdini and Apple; needs the extra usd", "usd"
+        ),
         "html": Format(".html", "one page with its viewer, works offline", "page", readable=False),
         "splat": Format(".splat", "32 bytes a Gaussian, colours without view dependence", "splat"),
         "points": Format(".ply", "a coloured point cloud for mesh tools", "points", readable=False),

@@ -5,7 +5,6 @@ opacities stand after their activations, quaternions as xyzw; the spherical harm
 A viewer without the extension shows a cloud of points in COLOR_0, which is linear where ours are sRGB.
 """
 
-import dataclasses
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.files import replacing
-from segdream_cli.formats import BANDS, SH_C0, Float32s, Splats, not_finite, tidied
+from segdream_cli.formats import BANDS, SH_C0, Float32s, Splats, joined, not_finite, tidied
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
 from segdream_cli.formats.similarity import Float64s, moved
 
@@ -156,20 +155,9 @@ def read(path: Path) -> Splats:
         parts.append(part)
     if not parts:
         raise UsageProblem(f"{path} holds no Gaussians: no primitive of its scene has {EXTENSION}", hint=ANOTHER_FILE)
-    splats = _joined(parts, glb.provenance())
+    splats = joined(parts, glb.provenance())
     refuse_not_finite(path, not_finite(splats), len(splats))
     return tidied(splats)
-
-
-def _joined(parts: list[Splats], provenance: Mapping[str, Any]) -> Splats:
-    """One asset of several, with spherical harmonics of the highest degree among them."""
-    if len(parts) == 1:
-        return dataclasses.replace(parts[0], provenance=provenance)
-    k = max(part.shN.shape[1] for part in parts)
-    padded = [np.pad(part.shN, ((0, 0), (0, k - part.shN.shape[1]), (0, 0))) for part in parts]
-    names = ("means", "quats", "log_scales", "opacity_logits", "sh0")
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Splats(**joined, shN=np.concatenate(padded), provenance=provenance)
 
 
 def _chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:

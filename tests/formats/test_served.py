@@ -170,7 +170,7 @@ def test_open_page_shows_the_asset_grow(chiral: Splats, tab: Browser, capsys: py
         wait_for(lambda: watch.show(lambda: blue, "<b>grown") or tab.run("return segdream.viewer.stats.edition") > 1)
         assert tab.run("return segdream.viewer.scene.count") == 400
         title, heading, told = tab.run(
-            "return [document.title, document.querySelector('h1').textContent, document.querySelector('dl').textContent]"
+            "return [document.title, ...['h1', 'dl'].map((name) => document.querySelector(name).textContent)]"
         )
         assert title == heading == "<b>grown"
         assert "400" in told
