@@ -74,17 +74,22 @@ class Splats:
 
 def to_ply_frame(splats: Splats) -> Splats:
     """The same asset after half a turn about X: (x, y, z) -> (x, -y, -z), spherical harmonics included."""
-    k = splats.shN.shape[1]
-    return dataclasses.replace(
-        splats,
-        means=splats.means * np.array([1, -1, -1], np.float32),
-        quats=splats.quats * np.array([1, 1, -1, -1], np.float32),
-        shN=splats.shN * _HALF_TURN_SIGNS[:k, None],
-    )
+    return _turned(splats, *(np.empty(each.shape, np.float32) for each in (splats.means, splats.quats, splats.shN)))
 
 
-from_ply_frame = to_ply_frame
-"""The way back: half a turn undoes itself."""
+def from_ply_frame(splats: Splats) -> Splats:
+    """The way back, which is half a turn as well, in place: for a reader, whose arrays are new and large."""
+    return _turned(splats, splats.means, splats.quats, np.ascontiguousarray(splats.shN))
+
+
+def _turned(splats: Splats, means: Float32s, quats: Float32s, shN: Float32s) -> Splats:
+    """Half a turn about X, with its results in these arrays, of which `shN` is contiguous."""
+    n, k, _ = splats.shN.shape
+    signs = np.repeat(_HALF_TURN_SIGNS[:k], 3)
+    np.multiply(splats.means, np.array([1, -1, -1], np.float32), out=means)
+    np.multiply(splats.quats, np.array([1, 1, -1, -1], np.float32), out=quats)
+    np.multiply(splats.shN.reshape(n, 3 * k), signs, out=shN.reshape(n, 3 * k))
+    return dataclasses.replace(splats, means=means, quats=quats, shN=shN)
 
 
 def tidied(splats: Splats) -> Splats:

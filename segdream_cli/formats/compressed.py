@@ -39,8 +39,6 @@ BITS_3 = (11, 10, 11)
 BITS_4 = (8, 8, 8, 8)
 TYPES = {"float": "<f4", "float32": "<f4", "uint": "<u4", "uint32": "<u4", "uchar": "u1", "uint8": "u1"}
 ROOT_2 = np.float32(np.sqrt(2))
-_SH_BYTES = ((np.arange(256, dtype=np.float32) + np.float32(0.5)) / 32 - 4).astype(np.float32)
-_SH_BYTES[[0, 255]] = (-4, 4)
 
 
 def write(path: Path, splats: Splats) -> None:
@@ -209,12 +207,19 @@ def _unpacked_harmonics(path: Path, rows: NDArray[np.void] | None, n: int) -> Fl
             f"{path} has {len(names)} properties of spherical harmonics, not 0, 9, 24 or 45", hint=ANOTHER_FILE
         )
     k = len(names) // 3
-    columns = [names.index(f"f_rest_{channel * k + i}") for i in range(k) for channel in range(3)]
-    values = np.empty((n, 3 * k), np.float32)
+    order = [names.index(name) for name in rest_names(len(names))]
     table = rows.view(np.uint8).reshape(n, -1)
+    if order != sorted(order):
+        table = table[:, order]
+    values = np.empty((n, k, 3), np.float32)
     for start in range(0, n, 4096):
-        values[start : start + 4096] = _SH_BYTES[table[start : start + 4096][:, columns]]
-    return values.reshape(n, k, 3)
+        stored = table[start : start + 4096].reshape(-1, 3, k).transpose(0, 2, 1)
+        block = values[start : start + 4096]
+        np.multiply(stored, np.float32(1 / 32), out=block)
+        block -= np.float32(4 - 1 / 64)
+        block[stored == 0] = -4
+        block[stored == 255] = 4
+    return values
 
 
 def _elements(path: Path, content: bytes) -> tuple[Mapping[str, NDArray[np.void]], list[str]]:

@@ -141,9 +141,7 @@ def read(path: Path) -> Splats:
     else:
         raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
     k = COEFFICIENTS[header.degree]
-    harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :15].astype(np.float32)
-    harmonics -= 128
-    harmonics /= 128
+    harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :15]
     splats = tidied(
         Splats(
             means=_unpacked_means(blocks["means"], header.fractional_bits),
@@ -151,7 +149,7 @@ def read(path: Path) -> Splats:
             log_scales=_BYTE_SCALES[blocks["scales"].reshape(-1, 3)],
             opacity_logits=BYTE_LOGITS[blocks["alphas"]],
             sh0=_BYTE_COLOURS[blocks["colours"].reshape(-1, 3)],
-            shN=harmonics,
+            shN=_unpacked_harmonics(harmonics),
         )
     )
     return splats if _frame(path, header, extensions) == RUB else from_ply_frame(splats)
@@ -219,6 +217,15 @@ def _packed_harmonics(shN: Float32s) -> Bytes:
         values &= -step
         packed[start : start + 4096] = np.clip(values, 0, 255, out=values)
     return packed.reshape(-1)
+
+
+def _unpacked_harmonics(packed: Bytes) -> Float32s:
+    values = np.empty(packed.shape, np.float32)
+    for start in range(0, len(packed), 4096):
+        block = values[start : start + 4096]
+        np.subtract(packed[start : start + 4096], np.float32(128), out=block)
+        block /= 128
+    return values
 
 
 def _gzip_file(header: _Header, blocks: Sequence[Bytes]) -> Iterator[bytes]:
