@@ -24,7 +24,7 @@ from segdream_cli.formats.ply import (
     require_finite,
     rest_names,
 )
-from segdream_cli.formats.spz import BYTE_LOGITS, UInt32s
+from segdream_cli.formats.spz_values import BYTE_LOGITS, UInt32s
 
 CHUNK = 256
 BOUNDS = tuple(

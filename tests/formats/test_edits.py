@@ -158,3 +158,16 @@ def test_any_format_to_any_other(
     assert len(set(nearest.tolist())) > 390
     np.testing.assert_allclose(found.sh0[nearest].mean(axis=0), start.sh0.mean(axis=0), atol=0.02)
     assert found.shN.shape[1] == (0 if "splat" in (source, target) else 15)
+
+
+@pytest.mark.parametrize("format", [name for name in READABLE if name != "splat"])  # a .splat is rows and nothing else
+def test_provenance_survives(segdream_export: Callable[..., None], chiral: Splats, tmp_path: Path, format: str) -> None:
+    about = {"prompt": "a “bus”, 東京\n<b>", "seed": 3, "prior": "some", "nested": {"a": [1, None]}}
+    first, second = tmp_path / "a.ply", tmp_path / f"b{FORMATS[format].suffix}"
+    formats.write(first, replace(chiral, provenance=about))
+    segdream_export(first, "-o", second, "--format", format, "--scale", "2", "--sh", "0")
+    assert formats.read(second).provenance == about
+    segdream_export(second, "-o", tmp_path / "c.html")
+    told = (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert "<dt>Seed</dt>" in told
+    assert "a “bus”, 東京 &lt;b&gt;" in told
