@@ -69,7 +69,7 @@ class Splats:
     def taken(self, rows: NDArray[np.intp]) -> "Splats":
         """The Gaussians with these indices, in their order."""
         arrays = [item.name for item in dataclasses.fields(self)[:6]]
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in arrays})
+        return dataclasses.replace(self, **{name: getattr(self, name).take(rows, axis=0) for name in arrays})
 
 
 def to_ply_frame(splats: Splats) -> Splats:
@@ -99,10 +99,9 @@ def tidied(splats: Splats) -> Splats:
     identity; those that are unit to float precision keep their bits.
     """
     lengths = np.sqrt(np.einsum("nq,nq->n", splats.quats, splats.quats, dtype=np.float64))
-    off = np.abs(lengths - 1) > 1e-6
-    quats = splats.quats.copy()
     with np.errstate(divide="ignore", invalid="ignore"):
-        quats[off] = quats[off] / lengths[off, None]
+        factors = np.where(np.abs(lengths - 1) > 1e-6, 1 / lengths, 1)
+        quats = (splats.quats * factors[:, None]).astype(np.float32)
     quats[lengths == 0] = (1, 0, 0, 0)
     return dataclasses.replace(
         splats,
