@@ -185,20 +185,20 @@ def main() -> None:
     options = parser.parse_args()
     names = [name for name in FORMATS if not options.only or name in options.only]
     fast, slow = [name for name in names if name not in SLOW], [name for name in names if name in SLOW]
-    figures: dict[str, float] = {}
     with TemporaryDirectory() as temporary, splat_transform() as theirs:
         folder = Path(temporary)
-        figures |= measure(options.count, 0, names, options.runs, folder, theirs)
+        jobs = [lambda: measure(options.count, 0, names, options.runs, folder, theirs)]
         if fast:
-            figures |= measure(options.count, 15, fast, options.runs, folder, theirs)
-        if slow:
-            figures |= measure(options.small, 15, slow, 1, folder, theirs)
+            jobs.append(lambda: measure(options.count, 15, fast, options.runs, folder, theirs))
         if not options.only:
-            figures |= measure_viewer(folder)
-    if options.record:
-        for metric, value in figures.items():
-            unit = "1" if metric.endswith(("faster", "numpy")) else "ms" if metric.endswith("_ms") else "s"
-            record(f"formats_{metric}", value, unit, "cpu")
+            jobs.append(lambda: measure_viewer(folder))
+        if slow:
+            jobs.append(lambda: measure(options.small, 15, slow, 1, folder, theirs))
+        for job in jobs:
+            for metric, value in job().items():
+                unit = "1" if metric.endswith(("faster", "numpy")) else "ms" if metric.endswith("_ms") else "s"
+                if options.record:
+                    record(f"formats_{metric}", value, unit, "cpu")
 
 
 if __name__ == "__main__":
