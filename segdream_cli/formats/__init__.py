@@ -9,7 +9,7 @@ A new format is a file here with `read(path)` and `write(path, splats)`, and a r
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -68,8 +68,15 @@ class Splats:
 
     def taken(self, rows: NDArray[np.intp]) -> "Splats":
         """The Gaussians with these indices, in their order."""
-        arrays = [item.name for item in dataclasses.fields(self)[:6]]
-        return dataclasses.replace(self, **{name: getattr(self, name).take(rows, axis=0) for name in arrays})
+        return self._each(lambda values: values.take(rows, axis=0))
+
+    def part(self, rows: slice) -> "Splats":
+        """Some of the Gaussians, in the same memory."""
+        return self._each(lambda values: values[rows])
+
+    def _each(self, change: Callable[[Float32s], Float32s]) -> "Splats":
+        arrays: dict[str, Any] = {item.name: change(getattr(self, item.name)) for item in dataclasses.fields(self)[:6]}
+        return dataclasses.replace(self, **arrays)
 
 
 def to_ply_frame(splats: Splats) -> Splats:
@@ -99,10 +106,12 @@ def tidied(splats: Splats) -> Splats:
     identity; those that are unit to float precision keep their bits.
     """
     lengths = np.sqrt(np.einsum("nq,nq->n", splats.quats, splats.quats, dtype=np.float64))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factors = np.where(np.abs(lengths - 1) > 1e-6, 1 / lengths, 1)
-        quats = (splats.quats * factors[:, None]).astype(np.float32)
-    quats[lengths == 0] = (1, 0, 0, 0)
+    off = np.abs(lengths - 1) > 1e-6
+    quats = splats.quats
+    if off.any():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            quats = (quats * np.where(off, 1 / lengths, 1)[:, None]).astype(np.float32)
+        quats[lengths == 0] = (1, 0, 0, 0)
     return dataclasses.replace(
         splats,
         quats=quats,
