@@ -120,7 +120,8 @@ def read(path: Path) -> Splats:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         done = subprocess.run(command, capture_output=True, check=False, env=environment)
         if done.returncode:
-            said = done.stdout.decode("utf-8", "replace").strip() or "is damaged: the library could not read it"
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()  # the library's own words come first
+            said = lines[-1] if done.returncode == 1 and lines else "is damaged: the library could not read it"
             raise UsageProblem(f"{path} {said}", hint=ANOTHER_FILE)
         with np.load(target, allow_pickle=False) as found:
             arrays = dict(found)
@@ -247,6 +248,4 @@ class _Pxr:
 
 
 if __name__ == "__main__":
-    wrong = _read_here(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
-    sys.stdout.write(wrong)
-    sys.exit(2 if wrong else 0)
+    sys.exit(_read_here(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])) or 0)
