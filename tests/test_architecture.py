@@ -19,7 +19,7 @@ LAYERS = {
     1: ("schedule", "guidance", "distill", "view_prompts", "cameras", "losses"),
     2: ("gaussians", "densify", "diffusion", "text", "hub", "weights", "pointe", "initial", "raster", "formats"),
     3: ("asset", "pipeline"),
-    4: ("run_dir", "images", "video", "mesh"),
+    4: ("run_dir", "images", "video", "mesh", "serve"),
     5: ("cli", "__main__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from segdream_cli.cli import doctor, export, fetch, generate, init, render
+from segdream_cli.cli import doctor, export, fetch, generate, init, render, view
 from segdream_cli.cli.output import Output
 from segdream_cli.errors import SegdreamError
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init.init, generate.generate, render.render, export.export, fetch.fetch, doctor.doctor):
+for command in (init.init, generate.generate, render.render, view.view, export.export, fetch.fetch, doctor.doctor):
     app.command(no_args_is_help=command is not doctor.doctor)(command)
 
 

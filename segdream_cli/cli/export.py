@@ -1,7 +1,11 @@
-"""`segdream export`: an asset in another format, or as a mesh."""
+"""`segdream export`: an asset in other formats, changed on the way if asked for, or as a mesh."""
 
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from typing import Annotated, Any
 
 import typer
 
@@ -10,10 +14,15 @@ from segdream_cli.cli.output import Output
 from segdream_cli.errors import UsageProblem
 
 MESH = "mesh"
-MESH_PANEL = "Mesh"
+MESH_SUFFIXES = (".glb", ".obj")
+EDIT_PANEL, MESH_PANEL = "Changes on the way, in this order", "Mesh"
+MESH_OPTIONS = ("faces", "texture_size", "opacity")
+LARGEST = 1e6
+"""A factor or length; the square of its inverse is still a float of 32 bits."""
 
 
 def export(
+    context: typer.Context,
     asset: Annotated[Path | None, typer.Argument(help="Asset to convert.")] = None,
     outputs: Annotated[
         list[Path] | None,
@@ -21,9 +30,59 @@ def export(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option("--format", help="Format where the suffix leaves a choice.", rich_help_panel=shared.OUTPUT),
+        typer.Option(
+            "--format", help="Format of the outputs whose suffix leaves a choice.", rich_help_panel=shared.OUTPUT
+        ),
     ] = None,
     formats: Annotated[bool, typer.Option("--formats", help="Show the known formats and exit.")] = False,
+    prune_opacity: Annotated[
+        float | None,
+        typer.Option(
+            "--prune-opacity", min=0, max=1, help="Drop Gaussians of less opacity.", rich_help_panel=EDIT_PANEL
+        ),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            "--crop",
+            help="Keep centres in a box x0,y0,z0,x1,y1,z1, or within a radius of the origin; y is up, +Z the front.",
+            rich_help_panel=EDIT_PANEL,
+        ),
+    ] = None,
+    max_gaussians: Annotated[
+        int | None,
+        typer.Option("--max-gaussians", min=1, help="Keep those that cover most.", rich_help_panel=EDIT_PANEL),
+    ] = None,
+    center: Annotated[
+        bool, typer.Option("--center", help="Put the asset's middle at the origin.", rich_help_panel=EDIT_PANEL)
+    ] = False,
+    rotate: Annotated[
+        str | None,
+        typer.Option(
+            "--rotate", help="Degrees X,Y,Z: about x, then y, then z, at the origin.", rich_help_panel=EDIT_PANEL
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            "--scale", min=1 / LARGEST, max=LARGEST, help="Factor on all lengths.", rich_help_panel=EDIT_PANEL
+        ),
+    ] = None,
+    sh: Annotated[
+        int | None,
+        typer.Option(
+            "--sh", min=0, max=3, help="Drop spherical harmonics above this degree.", rich_help_panel=EDIT_PANEL
+        ),
+    ] = None,
+    spz_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--spz-bits",
+            help="Fractional bits of centres in .spz: 12, 16 or 20.",
+            show_default="16, or fewer for a large asset",
+            rich_help_panel=shared.OUTPUT,
+        ),
+    ] = None,
     faces: Annotated[
         int, typer.Option("--faces", min=100, max=10_000_000, help="Triangles of a mesh.", rich_help_panel=MESH_PANEL)
     ] = 20_000,
@@ -43,60 +102,137 @@ def export(
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Convert an asset.
+    """Convert an asset, and change it on the way.
 
-    segdream export bus.ply -o bus.splat
+    segdream export bus.ply -o bus.splat -o bus.spz -o bus.html
+
+    segdream export scan.spz --crop 0.8 --center --rotate 0,90,0 -o toy.glb
 
     segdream export bus.ply --format points -o cloud.ply
 
     segdream export bus.ply --format mesh -o bus.glb
     """
     from segdream_cli.files import check_output
-    from segdream_cli.formats import FORMATS, read, write
+    from segdream_cli.formats import read
+    from segdream_cli.formats.edits import Edits, edited
 
     sink = Output(json=json, quiet=quiet)
     if formats:
-        for name, row in FORMATS.items():
-            sink.result(f"{name:14} {row.suffix:15} {row.description}")
-        sink.result(f"{MESH:14} {'.glb .obj':15} triangles with a texture, for engines and printers")
-        return
+        return list_formats(sink)
     if asset is None or not outputs:
         raise UsageProblem("give an ASSET and at least one -o", hint="segdream export bus.ply -o bus.splat")
-    files = {path: _files(path, format) for path in outputs}
-    for path in outputs:
-        for file in files[path]:
-            check_output(file, force=force)
-    splats = read(asset)
-    if any(_is_mesh(path, format) for path in outputs):
-        from segdream_cli import mesh
-    for path in outputs:
-        facts: dict[str, object]
-        if _is_mesh(path, format):
-            made = mesh.extract(splats, faces=faces, texture_size=texture_size, opacity=opacity)
-            mesh.write(path, made)
-            facts = {"triangles": len(made.faces), "watertight": made.watertight}
-        else:
-            write(path, splats, format)
-            facts = {"gaussians": len(splats)}
-        sink.result(path, asset=str(asset), bytes=sum(file.stat().st_size for file in files[path]), **facts)
+    names = chosen_formats(outputs, format)
+    if MESH not in names:
+        hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
+        shared.refuse_given(context, set(MESH_OPTIONS), "are about meshes, and none is asked for", hint)
+    if spz_bits is not None and not any(name.startswith("spz") for name in names):
+        raise UsageProblem("--spz-bits is about .spz files, and none is asked for", hint=f"-o {asset.stem}.spz")
+    edits = Edits(
+        prune_opacity=prune_opacity,
+        crop=None if crop is None else parse_crop(crop),
+        max_gaussians=max_gaussians,
+        center=center,
+        rotate=None if rotate is None else parse_angles(rotate),
+        scale=scale,
+        sh=sh,
+    )
+    files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
+    for file in chain(*files):
+        check_output(file, force=force)
+    splats = edited(read(asset), edits)
+    mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
+    for path, name, written in zip(outputs, names, files, strict=True):
+        options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
+        facts = _write(path, splats, name, options)
+        sink.result(path, asset=str(asset), bytes=sum(file.stat().st_size for file in written), **facts)
 
 
-def _is_mesh(path: Path, format: str | None) -> bool:
-    return format == MESH or (format is None and path.suffix.lower() == ".obj")
+def list_formats(sink: Output) -> None:
+    """Prints the table of formats."""
+    from segdream_cli.formats import FORMATS
+
+    for name, row in FORMATS.items():
+        sink.result(f"{name:14} {row.suffix:15} {row.description}")
+    sink.result(f"{MESH:14} {'.glb .obj':15} triangles with a texture, for engines and printers")
 
 
-def _files(path: Path, format: str | None) -> list[Path]:
-    """What will be written for an output.
+def chosen_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
+    """The format of each output: the one named where the suffix is of it, else the one that the suffix stands for.
 
     Raises:
-        UsageProblem: the format is not known, or does not go with the suffix.
+        UsageProblem: a suffix or the format is not known, or the format goes with none of the outputs.
     """
-    from segdream_cli.formats import check_format
+    from segdream_cli.formats import FORMATS, check_format, goes_with
 
-    if not _is_mesh(path, format):
-        check_format(path, format)
-        return [path]
-    suffix = path.suffix.lower()
-    if suffix not in (".glb", ".obj"):
-        raise UsageProblem(f"a mesh is written to .glb or .obj files, not to {path.name}", hint=f"-o {path.stem}.glb")
-    return [path, path.with_suffix(".mtl"), path.with_suffix(".png")] if suffix == ".obj" else [path]
+    by_suffix = [MESH if path.suffix.lower() == ".obj" else check_format(path) for path in outputs]
+    if format is None:
+        return by_suffix
+    if format == MESH:
+        fitting = [path.suffix.lower() in MESH_SUFFIXES for path in outputs]
+    else:
+        fitting = [format in FORMATS and goes_with(path, format) for path in outputs]
+    if not any(fitting) and format == MESH:
+        raise UsageProblem(
+            f"a mesh is written to .glb or .obj files, not to {outputs[0].name}", hint=f"-o {outputs[0].stem}.glb"
+        )
+    if not any(fitting):
+        check_format(outputs[0], format)  # says why
+    return [format if fits else other for fits, other in zip(fitting, by_suffix, strict=True)]
+
+
+def parse_crop(text: str) -> list[float]:
+    """The six numbers of a box, its lower corner first, or the radius of a ball.
+
+    Raises:
+        UsageProblem: the text is neither.
+    """
+    values = _numbers(text)
+    if len(values) == 1 and 0 < values[0] <= LARGEST:
+        return values
+    if len(values) == 6 and all(low <= high for low, high in zip(values[:3], values[3:], strict=True)):
+        return values
+    raise UsageProblem(
+        f"--crop {text!r} is neither a box, its lower corner first, nor a radius",
+        hint="--crop -1,-0.5,-1,1,1,1 or --crop 0.8",
+    )
+
+
+def parse_angles(text: str) -> list[float]:
+    """Three angles in degrees.
+
+    Raises:
+        UsageProblem: the text is something else.
+    """
+    values = _numbers(text)
+    if len(values) != 3:
+        raise UsageProblem(f"--rotate {text!r} is not X,Y,Z in degrees", hint="--rotate 0,90,0")
+    return values
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers of a list with commas; none if one of them is no finite number of a sensible size."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+    return values if all(math.isfinite(value) and abs(value) <= LARGEST for value in values) else []
+
+
+def _files(path: Path, name: str) -> list[Path]:
+    """What will be written for an output."""
+    textured = name == MESH and path.suffix.lower() == ".obj"
+    return [path, path.with_suffix(".mtl"), path.with_suffix(".png")] if textured else [path]
+
+
+def _write(path: Path, splats: Any, name: str, options: Mapping[str, Any]) -> dict[str, object]:
+    """Writes an output, and returns what there is to say of it."""
+    if name != MESH:
+        from segdream_cli.formats import write
+
+        write(path, splats, name, **options)
+        return {"gaussians": len(splats)}
+    from segdream_cli import mesh
+
+    made = mesh.extract(splats, **options)
+    mesh.write(path, made)
+    return {"triangles": len(made.faces), "watertight": made.watertight}

@@ -15,7 +15,9 @@ from segdream_cli.cameras import turntable_azimuths, viewing
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.progress import RunProgress
 from segdream_cli.cli.stopping import StopRequest
+from segdream_cli.cli.view import Watch
 from segdream_cli.errors import Diverged, OutOfMemory, SegdreamError
+from segdream_cli.formats import Splats
 from segdream_cli.images import contact_sheet, write_png
 from segdream_cli.memory import peak_memory_gib
 from segdream_cli.pipeline import Pipeline
@@ -49,11 +51,13 @@ class Follower:
         pipeline: what optimises them.
         sink: where results and words go.
         origin: where they come from, for their files.
+        watch: the page on which one of them, the first, is shown while it grows.
     """
 
     pipeline: Pipeline
     sink: Output
     origin: Mapping[str, object]
+    watch: Watch | None = None
 
     def follow(self, growing: Sequence[Growing]) -> list[SegdreamError]:
         """Runs assets at the same step together to their end and writes them.
@@ -97,8 +101,10 @@ class Follower:
         """Takes steps until the last or until a signal comes, then saves and leaves."""
         options, steps = self.pipeline.config.output, self.pipeline.config.optim.steps
         event_every = CUDA_EVENT_EVERY if self.pipeline.device.type == "cuda" else 1
+        self._show(growing[0])
         for report in self.pipeline.run([each.asset for each in growing]):
             progress.update(report)
+            self._show(growing[0])
             for place, each in enumerate(growing):
                 if report.step % event_every == 0:
                     each.run.append_event(report.of(place))
@@ -116,9 +122,8 @@ class Follower:
 
     def _write(self, each: Growing, failures: list[SegdreamError]) -> bool:
         """Writes a finished asset; whether that worked."""
-        origin = {**self.origin, "prompt": each.asset.prompt, "seed": each.asset.seed}
         try:
-            formats.write(each.output, each.asset.gaussians.splats(origin))
+            formats.write(each.output, self._splats(each))
             each.run.finish()
         except SegdreamError as problem:
             self._keep(each, problem)
@@ -154,6 +159,16 @@ class Follower:
         step, steps = each.asset.step, self.pipeline.config.optim.steps
         self.sink.stopped(each.run.path, step, f"stopped after step {step} of {steps}; to go on:")
         self.sink.note(f"  {each.run.resume_command()}")
+
+    def _splats(self, each: Growing) -> Splats:
+        """An asset as it is now, with where it comes from."""
+        asset = each.asset
+        return asset.gaussians.splats({**self.origin, "prompt": asset.prompt, "seed": asset.seed, "steps": asset.step})
+
+    def _show(self, each: Growing) -> None:
+        """Lets whoever watches see the asset as it is now."""
+        if self.watch is not None:
+            self.watch.show(lambda: self._splats(each), each.asset.prompt)
 
     def _preview(self, each: Growing) -> None:
         """Saves a picture of the asset from four sides."""

@@ -1,6 +1,7 @@
 """`segdream generate`: from a prompt, or a list of them, to assets."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -11,6 +12,7 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli.jobs import jobs_of_list, jobs_of_prompt, parse_seeds
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.session import Request
+from segdream_cli.cli.view import Watch
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 
@@ -86,6 +88,10 @@ def generate(
             "--preview-every", min=0, help="Steps between two pictures in the run folder.", rich_help_panel=shared.RUN
         ),
     ] = None,
+    view: Annotated[
+        bool, typer.Option("--view", help="Show it in the browser while it is being made.", rich_help_panel=shared.RUN)
+    ] = False,
+    no_browser: shared.NoBrowserOption = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Continue this run folder.", rich_help_panel=shared.RUN)
     ] = None,
@@ -119,12 +125,16 @@ def generate(
     if list_words:
         _list_words(request, sink)
         return
+    if no_browser and not view:
+        raise UsageProblem("--no-browser is about the page of --view", hint="--view --no-browser")
+    watching = Watch(sink, no_browser=no_browser) if view else nullcontext()
     if resume is not None:
         others, hint = set(context.params) - RESUME_TAKES, f"segdream generate --resume {quote(str(resume))}"
         shared.refuse_given(context, others, "can't be changed: --resume keeps the run's own settings", hint)
         from segdream_cli.cli.running import resume as continue_run
 
-        continue_run(resume, request, sink, force=force)
+        with watching as watch:
+            continue_run(resume, request, sink, force=force, watch=watch)
         return
     if seeds is not None:
         shared.refuse_given(context, {"seed"}, "has no place beside --seeds", "--seeds 0-3, or --seed 1")
@@ -148,10 +158,11 @@ def generate(
 
     session = Session.open(request, sink, negative, batch)
     make = session.make_all if prompts is None else session.make_list
-    make(jobs, force=force)
+    with watching as session.watch:
+        make(jobs, force=force)
 
 
-RESUME_TAKES = {"resume", "device", "offline", "preview_every", "force", "json", "quiet"}
+RESUME_TAKES = {"resume", "device", "offline", "preview_every", "view", "no_browser", "force", "json", "quiet"}
 
 
 def _list_words(request: Request, sink: Output) -> None:

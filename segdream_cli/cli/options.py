@@ -63,6 +63,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Results as JSON, one a
 QuietOption = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print results and errors only.", rich_help_panel=OUTPUT)
 ]
+NoBrowserOption = Annotated[
+    bool, typer.Option("--no-browser", help="Print the page's address only.", rich_help_panel=OUTPUT)
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random numbers.", rich_help_panel=PROMPT)]
 QualityOption = Annotated[Quality, typer.Option("--quality", help="Preset.", rich_help_panel=QUALITY)]
 PriorOption = Annotated[

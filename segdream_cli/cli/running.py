@@ -17,6 +17,7 @@ from segdream_cli.cli.following import Follower, Growing
 from segdream_cli.cli.jobs import Job
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
+from segdream_cli.cli.view import Watch
 from segdream_cli.config import AUTO, Config
 from segdream_cli.errors import OutOfMemory, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.files import check_output
@@ -44,6 +45,7 @@ class Session:
         negative: negative prompt in place of the prior's own.
         batch: how many assets are made at once.
         clouds: makes the clouds of a start from Point-E; a run that goes on needs none.
+        watch: the page on which the assets are shown while they are being made.
     """
 
     config: Config
@@ -54,6 +56,7 @@ class Session:
     negative: str | None
     batch: int = 1
     clouds: Clouds | None = None
+    watch: Watch | None = None
 
     @classmethod
     def open(cls, request: Request, sink: Output, negative: str | None, batch: int | None = None) -> Self:
@@ -227,9 +230,8 @@ class Session:
             "prior": self.checkpoint.name,
             "prior_digest": self.checkpoint.digest,
             "quality": self.quality,
-            "steps": self.config.optim.steps,
         }
-        return Follower(self.pipeline, self.sink, origin)
+        return Follower(self.pipeline, self.sink, origin, self.watch)
 
     def _record(self, job: Job) -> RunRecord:
         return RunRecord(
@@ -250,7 +252,7 @@ class Session:
         return dataclasses.replace(record, versions=wanted.versions, device=wanted.device) == wanted
 
 
-def resume(path: Path, request: Request, sink: Output, *, force: bool) -> None:
+def resume(path: Path, request: Request, sink: Output, *, force: bool, watch: Watch | None = None) -> None:
     """Continues the run in `path` with the settings it was started with.
 
     Raises:
@@ -283,4 +285,5 @@ def resume(path: Path, request: Request, sink: Output, *, force: bool) -> None:
         settings["prior.name"] = record.prior["name"]  # "auto" may stand for another on this machine
     prior = Request(quality=record.quality, options=settings, offline=request.offline)
     checkpoint = open_checkpoint(prior, device, sink)
-    Session(config.set(kept), checkpoint, device, record.quality, sink, record.negative_prompt).resume(run)
+    session = Session(config.set(kept), checkpoint, device, record.quality, sink, record.negative_prompt, watch=watch)
+    session.resume(run)

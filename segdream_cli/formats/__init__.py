@@ -9,7 +9,7 @@ A new format is a file here with `read(path)` and `write(path, splats)`, and a r
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +25,8 @@ Float32s = NDArray[np.float32]
 
 SH_C0 = 0.28209479177387814
 """Value of the degree-0 spherical harmonic: a colour is 0.5 + SH_C0 * sh0."""
+BANDS = (0, 3, 8, 15)
+"""Coefficients beyond the first, up to each degree of spherical harmonics."""
 LOG_SCALE_LIMIT = 20.0
 OPACITY_LOGIT_LIMIT = 15.0
 
@@ -58,26 +60,43 @@ class Splats:
     def __post_init__(self) -> None:
         n, k = len(self.means), self.shN.shape[1]
         shapes = [getattr(self, item.name).shape for item in dataclasses.fields(self)[:6]]
-        if shapes != [(n, 3), (n, 4), (n, 3), (n,), (n, 3), (n, k, 3)] or k not in (0, 3, 8, 15):
+        if shapes != [(n, 3), (n, 4), (n, 3), (n,), (n, 3), (n, k, 3)] or k not in BANDS:
             raise ValueError(f"shapes that do not make Gaussians: {shapes}")
 
     def __len__(self) -> int:
         return len(self.means)
 
+    def taken(self, rows: NDArray[np.intp]) -> "Splats":
+        """The Gaussians with these indices, in their order."""
+        return self._each(lambda values: values.take(rows, axis=0))
+
+    def part(self, rows: slice) -> "Splats":
+        """Some of the Gaussians, in the same memory."""
+        return self._each(lambda values: values[rows])
+
+    def _each(self, change: Callable[[Float32s], Float32s]) -> "Splats":
+        arrays: dict[str, Any] = {item.name: change(getattr(self, item.name)) for item in dataclasses.fields(self)[:6]}
+        return dataclasses.replace(self, **arrays)
+
 
 def to_ply_frame(splats: Splats) -> Splats:
     """The same asset after half a turn about X: (x, y, z) -> (x, -y, -z), spherical harmonics included."""
-    k = splats.shN.shape[1]
-    return dataclasses.replace(
-        splats,
-        means=splats.means * np.array([1, -1, -1], np.float32),
-        quats=splats.quats * np.array([1, 1, -1, -1], np.float32),
-        shN=splats.shN * _HALF_TURN_SIGNS[:k, None],
-    )
+    return _turned(splats, *(np.empty(each.shape, np.float32) for each in (splats.means, splats.quats, splats.shN)))
 
 
-from_ply_frame = to_ply_frame
-"""The way back: half a turn undoes itself."""
+def from_ply_frame(splats: Splats) -> Splats:
+    """The way back, which is half a turn as well, in place: for a reader, whose arrays are new and large."""
+    return _turned(splats, splats.means, splats.quats, np.ascontiguousarray(splats.shN))
+
+
+def _turned(splats: Splats, means: Float32s, quats: Float32s, shN: Float32s) -> Splats:
+    """Half a turn about X, with its results in these arrays, of which `shN` is contiguous."""
+    n, k, _ = splats.shN.shape
+    signs = np.repeat(_HALF_TURN_SIGNS[:k], 3)
+    np.multiply(splats.means, np.array([1, -1, -1], np.float32), out=means)
+    np.multiply(splats.quats, np.array([1, 1, -1, -1], np.float32), out=quats)
+    np.multiply(splats.shN.reshape(n, 3 * k), signs, out=shN.reshape(n, 3 * k))
+    return dataclasses.replace(splats, means=means, quats=quats, shN=shN)
 
 
 def tidied(splats: Splats) -> Splats:
@@ -88,10 +107,11 @@ def tidied(splats: Splats) -> Splats:
     """
     lengths = np.sqrt(np.einsum("nq,nq->n", splats.quats, splats.quats, dtype=np.float64))
     off = np.abs(lengths - 1) > 1e-6
-    quats = splats.quats.copy()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        quats[off] = quats[off] / lengths[off, None]
-    quats[lengths == 0] = (1, 0, 0, 0)
+    quats = splats.quats
+    if off.any():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            quats = (quats * np.where(off, 1 / lengths, 1)[:, None]).astype(np.float32)
+        quats[lengths == 0] = (1, 0, 0, 0)
     return dataclasses.replace(
         splats,
         quats=quats,
@@ -108,6 +128,17 @@ def not_finite(splats: Splats) -> NDArray[np.intp]:
         if not finite.all():
             bad |= ~finite.reshape(len(splats), -1).all(axis=1)
     return np.flatnonzero(bad)
+
+
+def joined(parts: Sequence[Splats], provenance: Mapping[str, Any]) -> Splats:
+    """One asset of several, with spherical harmonics of the highest degree among them."""
+    if len(parts) == 1:
+        return dataclasses.replace(parts[0], provenance=provenance)
+    k = max(part.shN.shape[1] for part in parts)
+    padded = [np.pad(part.shN, ((0, 0), (0, k - part.shN.shape[1]), (0, 0))) for part in parts]
+    names = ("means", "quats", "log_scales", "opacity_logits", "sh0")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Splats(**arrays, shN=np.concatenate(padded), provenance=provenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +175,9 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "spz4": Format(".spz", "the same with zstandard, for newer readers", "spz", {"version": 4}),
         "sog": Format(".sog", "the smallest for many Gaussians, for PlayCanvas", "sog"),
         "glb": Format(".glb", "glTF with KHR_gaussian_splatting", "glb"),
+        "usdz": Format(
+            ".usdz", "OpenUSD's ParticleField, for Omniverse, Houdini and Apple; needs the extra usd", "usd"
+        ),
         "html": Format(".html", "one page with its viewer, works offline", "page", readable=False),
         "splat": Format(".splat", "32 bytes a Gaussian, colours without view dependence", "splat"),
         "points": Format(".ply", "a coloured point cloud for mesh tools", "points", readable=False),
@@ -158,16 +192,25 @@ def format_of(path: Path) -> str:
     Raises:
         UsageProblem: there is none; the message lists the known suffixes.
     """
-    name = path.name.lower()
-    fitting = [key for key, row in FORMATS.items() if name.endswith(row.suffix)]
-    if fitting:
-        return max(fitting, key=lambda key: len(FORMATS[key].suffix))
-    known = list(dict.fromkeys(row.suffix for row in FORMATS.values()))
+    for key in FORMATS:
+        if goes_with(path, key):
+            return key
+    known = _suffixes()
     nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
     raise UsageProblem(
         f"{path} names no known asset format; known are {', '.join(known)}",
         hint=f"name the file {path.stem or 'asset'}{nearest[0]}",
     )
+
+
+def goes_with(path: Path, name: str) -> bool:
+    """Whether a file of that name may be of the format `name`; the longest suffix counts, as in `.compressed.ply`."""
+    found = [suffix for suffix in _suffixes() if path.name.lower().endswith(suffix)]
+    return bool(found) and FORMATS[name].suffix == max(found, key=len)
+
+
+def _suffixes() -> list[str]:
+    return list(dict.fromkeys(row.suffix for row in FORMATS.values()))
 
 
 def read(path: Path) -> Splats:
@@ -198,7 +241,7 @@ def check_format(path: Path, format: str | None = None) -> str:
             f"there is no format {name!r}; known are {', '.join(FORMATS)}", hint=f"--format {nearest[0]}"
         )
     suffix = FORMATS[name].suffix
-    if not path.name.lower().endswith(suffix):
+    if not goes_with(path, name):
         raise UsageProblem(
             f"the format {name} is written to {suffix} files, not to {path.name}",
             hint=f"-o {path.with_suffix(suffix)}",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from segdream_cli.errors import UsageProblem
 from segdream_cli.files import replacing
 from segdream_cli.formats import SH_C0, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.ply import (
     ANOTHER_FILE,
     HEADER_LIMIT,
@@ -24,7 +25,7 @@ from segdream_cli.formats.ply import (
     require_finite,
     rest_names,
 )
-from segdream_cli.formats.spz import BYTE_LOGITS, UInt32s
+from segdream_cli.formats.spz_values import BYTE_LOGITS, UInt32s
 
 CHUNK = 256
 BOUNDS = tuple(
@@ -39,8 +40,6 @@ BITS_3 = (11, 10, 11)
 BITS_4 = (8, 8, 8, 8)
 TYPES = {"float": "<f4", "float32": "<f4", "uint": "<u4", "uint32": "<u4", "uchar": "u1", "uint8": "u1"}
 ROOT_2 = np.float32(np.sqrt(2))
-_SH_BYTES = ((np.arange(256, dtype=np.float32) + np.float32(0.5)) / 32 - 4).astype(np.float32)
-_SH_BYTES[[0, 255]] = (-4, 4)
 
 
 def write(path: Path, splats: Splats) -> None:
@@ -57,7 +56,7 @@ def write(path: Path, splats: Splats) -> None:
     require_finite(splats)
     turned = to_ply_frame(tidied(splats))
     n, k, _ = turned.shN.shape
-    order = z_order(turned.means)
+    order = along_z_curve(turned.means)
     bounds, vertices = _packed(turned, order)
     elements = [("chunk", len(bounds), "float", [name for names in BOUNDS for name in names])]
     elements += [("vertex", n, "uint", list(PACKED))]
@@ -68,7 +67,9 @@ def write(path: Path, splats: Splats) -> None:
         header += [f"element {name} {count}", *(f"property {kind} {each}" for each in properties)]
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write("\n".join([*header, "end_header", ""]).encode("ascii"))
-        stream.writelines([bounds.tobytes(), vertices.tobytes(), _packed_harmonics(turned.shN)[order].tobytes()])
+        stream.writelines(
+            [bounds.tobytes(), vertices.tobytes(), _packed_harmonics(turned.shN).take(order, axis=0).tobytes()]
+        )
 
 
 def read(path: Path) -> Splats:
@@ -104,25 +105,6 @@ def read(path: Path) -> Splats:
     return from_ply_frame(tidied(splats))
 
 
-def z_order(means: Float32s) -> NDArray[np.intp]:
-    """The order of centres [n, 3] along a Z-curve (Morton 1966) through their bounds, 21 bits an axis."""
-    least = means.min(axis=0).astype(np.float64)
-    extent = np.maximum(means.max(axis=0) - least, np.finfo(np.float64).tiny)
-    code = np.zeros(len(means), np.uint64)
-    for axis in range(3):
-        bits = ((means[:, axis] - least[axis]) / extent[axis] * (2**21 - 1)).astype(np.uint64)
-        for shift, mask in (
-            (32, 0x1F00000000FFFF),
-            (16, 0x1F0000FF0000FF),
-            (8, 0x100F00F00F00F00F),
-            (4, 0x10C30C30C30C30C3),
-            (2, 0x1249249249249249),
-        ):
-            bits = (bits | (bits << np.uint64(shift))) & np.uint64(mask)
-        code |= bits << np.uint64(axis)
-    return np.argsort(code, kind="stable")
-
-
 def _packed(splats: Splats, order: NDArray[np.intp]) -> tuple[Float32s, UInt32s]:
     """The chunks' bounds, [chunks, 18], and the packed vertices, [n, 4], of Gaussians taken in this order."""
     n = len(order)
@@ -131,7 +113,9 @@ def _packed(splats: Splats, order: NDArray[np.intp]) -> tuple[Float32s, UInt32s]
     bounds = []
     units = []
     for values in (splats.means, splats.log_scales, colours):
-        halves = values[filled] / 2  # [chunks, 256, 3]; the difference of two whole ones can be too large for a float
+        halves = (
+            values.take(filled, axis=0) / 2
+        )  # [chunks, 256, 3]; the difference of two whole ones can be too large for a float
         least, greatest = halves.min(axis=1, keepdims=True), halves.max(axis=1, keepdims=True)
         extent = np.where(greatest > least, greatest - least, 1)
         units.append(((halves - least) / extent).reshape(-1, 3)[:n])
@@ -139,7 +123,7 @@ def _packed(splats: Splats, order: NDArray[np.intp]) -> tuple[Float32s, UInt32s]
     opacities = 1 / (1 + np.exp(-splats.opacity_logits[order]))
     vertices = np.empty((n, 4), "<u4")
     vertices[:, 0] = _packed_units(units[0], BITS_3)
-    vertices[:, 1] = _packed_quats(splats.quats[order])
+    vertices[:, 1] = _packed_quats(splats.quats.take(order, axis=0))
     vertices[:, 2] = _packed_units(units[1], BITS_3)
     vertices[:, 3] = _packed_units(np.concatenate([units[2], opacities[:, None]], axis=1), BITS_4)
     return np.concatenate(bounds, axis=1).astype("<f4"), vertices
@@ -209,12 +193,19 @@ def _unpacked_harmonics(path: Path, rows: NDArray[np.void] | None, n: int) -> Fl
             f"{path} has {len(names)} properties of spherical harmonics, not 0, 9, 24 or 45", hint=ANOTHER_FILE
         )
     k = len(names) // 3
-    columns = [names.index(f"f_rest_{channel * k + i}") for i in range(k) for channel in range(3)]
-    values = np.empty((n, 3 * k), np.float32)
+    order = [names.index(name) for name in rest_names(len(names))]
     table = rows.view(np.uint8).reshape(n, -1)
+    if order != sorted(order):
+        table = table[:, order]
+    values = np.empty((n, k, 3), np.float32)
     for start in range(0, n, 4096):
-        values[start : start + 4096] = _SH_BYTES[table[start : start + 4096][:, columns]]
-    return values.reshape(n, k, 3)
+        stored = table[start : start + 4096].reshape(-1, 3, k).transpose(0, 2, 1)
+        block = values[start : start + 4096]
+        np.multiply(stored, np.float32(1 / 32), out=block)
+        block -= np.float32(4 - 1 / 64)
+        block[stored == 0] = -4
+        block[stored == 255] = 4
+    return values
 
 
 def _elements(path: Path, content: bytes) -> tuple[Mapping[str, NDArray[np.void]], list[str]]:

@@ -5,7 +5,6 @@ opacities stand after their activations, quaternions as xyzw; the spherical harm
 A viewer without the extension shows a cloud of points in COLOR_0, which is linear where ours are sRGB.
 """
 
-import dataclasses
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.files import replacing
-from segdream_cli.formats import SH_C0, Float32s, Splats, not_finite, tidied
+from segdream_cli.formats import BANDS, SH_C0, Float32s, Splats, joined, not_finite, tidied
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
 from segdream_cli.formats.similarity import Float64s, moved
 
@@ -27,7 +26,6 @@ EXTENSION = "KHR_gaussian_splatting"
 ROTATION, SCALE, OPACITY = (f"{EXTENSION}:{name}" for name in ("ROTATION", "SCALE", "OPACITY"))
 SH0 = f"{EXTENSION}:SH_DEGREE_0_COEF_0"
 REST = tuple(f"{EXTENSION}:SH_DEGREE_{degree}_COEF_{i}" for degree in (1, 2, 3) for i in range(2 * degree + 1))
-BANDS = (0, 3, 8, 15)
 
 MAGIC, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 SIZE_LIMIT = 1 << 32
@@ -157,20 +155,9 @@ def read(path: Path) -> Splats:
         parts.append(part)
     if not parts:
         raise UsageProblem(f"{path} holds no Gaussians: no primitive of its scene has {EXTENSION}", hint=ANOTHER_FILE)
-    splats = _joined(parts, glb.provenance())
+    splats = joined(parts, glb.provenance())
     refuse_not_finite(path, not_finite(splats), len(splats))
     return tidied(splats)
-
-
-def _joined(parts: list[Splats], provenance: Mapping[str, Any]) -> Splats:
-    """One asset of several, with spherical harmonics of the highest degree among them."""
-    if len(parts) == 1:
-        return dataclasses.replace(parts[0], provenance=provenance)
-    k = max(part.shN.shape[1] for part in parts)
-    padded = [np.pad(part.shN, ((0, 0), (0, k - part.shN.shape[1]), (0, 0))) for part in parts]
-    names = ("means", "quats", "log_scales", "opacity_logits", "sh0")
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Splats(**joined, shN=np.concatenate(padded), provenance=provenance)
 
 
 def _chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:

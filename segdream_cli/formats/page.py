@@ -2,7 +2,8 @@
 
 The viewer is `data/viewer/`, as people wrote it. The Gaussians are SPZ version 3 in base64, which a browser inflates
 by itself. The page's Content-Security-Policy names the hashes of its own script and style and allows no connection,
-so nothing that a prompt or another tool's file puts into the page can run or call home.
+so nothing that a prompt or another tool's file puts into the page can run or call home. A page that is served while
+its asset is being made may ask its own server for newer Gaussians, and nobody else.
 """
 
 import base64
@@ -16,10 +17,9 @@ from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from segdream_cli.files import replacing
-from segdream_cli.formats import Float32s, Splats, spz
+from segdream_cli.formats import BANDS, Splats, spz
+from segdream_cli.formats.edits import framing
 from segdream_cli.formats.ply import require_finite
 
 SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
@@ -27,6 +27,7 @@ POLICY = (
     "default-src 'none'; script-src '{script}'; style-src '{style}'; worker-src blob:; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
+LIVE_POLICY = f"{POLICY}; connect-src 'self'"
 LABELS = {
     "prompt": "Prompt",
     "seed": "Seed",
@@ -53,22 +54,28 @@ def write(path: Path, splats: Splats, *, title: str | None = None) -> None:
         SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
         UsageProblem: the centres reach too far for SPZ, or the folder can't be written.
     """
-    content = document(splats, title or _text(splats.provenance.get("prompt") or path.stem))
+    content = document(splats, title or title_of(splats, path.stem))
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def document(splats: Splats, title: str) -> bytes:
-    """The page as UTF-8; errors as in `write`."""
-    require_finite(splats)
+def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
+    """The page as UTF-8; errors as in `write`.
+
+    Args:
+        splats: the asset.
+        title: its heading.
+        newer: path on the page's server that it asks for an `edition`, or nothing.
+    """
     payload = _payload(splats)
     center, extent = framing(splats)
     template, style, script = _viewer()
     page = Template(template).substitute(
-        policy=POLICY.format(script=_digest(script), style=_digest(style)),
+        policy=(LIVE_POLICY if newer else POLICY).format(script=_digest(script), style=_digest(style)),
         title=html.escape(title),
         center=" ".join(f"{value:.6g}" for value in center),
         extent=f"{extent:.6g}",
+        newer=html.escape(newer),
         facts="\n".join(_rows(facts(splats, len(payload)))),
         style=style,
         payload=base64.b64encode(payload).decode("ascii"),
@@ -77,23 +84,23 @@ def document(splats: Splats, title: str) -> bytes:
     return page.encode("utf-8", "replace")  # a prompt may hold half a surrogate pair
 
 
-def framing(splats: Splats) -> tuple[Float32s, float]:
-    """Centre and radius of the sphere that the page frames, by the rule of `gaussians.bounds`."""
-    visible = splats.opacity_logits > np.log(0.1 / 0.9)
-    if not visible.any():
-        visible = np.ones(len(splats), bool)
-    means, reach = splats.means[visible], 2 * np.exp(splats.log_scales[visible].max(axis=1))
-    low, high = np.quantile(means, [0.005, 0.995], axis=0)
-    center = ((low + high) / 2).astype(np.float32)
-    radius = np.quantile(np.linalg.norm(means - center, axis=1) + reach, 0.995)
-    return center, max(float(radius), 1e-3)
+def edition(splats: Splats, title: str) -> Mapping[str, Any]:
+    """What an open page needs to show another asset, as JSON values; errors as in `write`."""
+    payload = _payload(splats)
+    told = facts(splats, len(payload))
+    return {"title": title, "facts": dict(told), "payload": base64.b64encode(payload).decode("ascii")}
+
+
+def title_of(splats: Splats, name: str) -> str:
+    """The heading of an asset's page: its prompt or, without one, `name`."""
+    return _text(splats.provenance.get("prompt") or name)
 
 
 def facts(splats: Splats, size: int) -> Mapping[str, str]:
     """What the information panel says: label -> text, not escaped; `size` is that of the payload in bytes."""
     known = {label: splats.provenance.get(key) for key, label in LABELS.items()}
     told = {label: _text(value) for label, value in known.items() if value not in (None, "")}
-    degree = (0, 3, 8, 15).index(splats.shN.shape[1])
+    degree = BANDS.index(splats.shN.shape[1])
     told["Gaussians"] = f"{len(splats):,}" + (f", spherical harmonics of degree {degree}" if degree else "")
     told["Size"] = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
     return told
@@ -110,6 +117,7 @@ def _text(value: Any) -> str:
 
 
 def _payload(splats: Splats) -> bytes:
+    require_finite(splats)
     with TemporaryDirectory(prefix="segdream-") as folder:
         file = Path(folder) / "payload.spz"
         spz.write(file, splats)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError
+from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError, PlyProperty
 
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.files import replacing
@@ -88,20 +88,30 @@ def write(path: Path, splats: Splats, *, pad_sh: bool = True) -> None:
         UsageProblem: the folder can't be written.
     """
     require_finite(splats)
-    turned = to_ply_frame(tidied(splats))
-    n, k, _ = turned.shN.shape
+    n, k, _ = splats.shN.shape
     channel = max(REST_COUNTS) // 3 if pad_sh else k
     names = (*MEANS, *NORMALS, *SH0, *rest_names(3 * channel), *OPACITY, *LOG_SCALES, *QUATS)
-    table = np.zeros((n, len(names)), "<f4")
-    table[:, 0:3] = turned.means
-    table[:, 6:9] = turned.sh0
+    element = PlyElement("vertex", [PlyProperty(name, "f4") for name in names], n)
+    header = PlyData([element], byte_order="<", comments=provenance_comments(splats)).header
+    table = np.zeros((CACHED_ROWS, len(names)), "<f4")
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(f"{header}\n".encode("ascii"))
+        for start in range(0, n, CACHED_ROWS):  # a block stays in the cache from step to step
+            part = splats.part(slice(start, start + CACHED_ROWS))
+            stream.write(_filled(table[: len(part)], to_ply_frame(tidied(part)), channel).data)
+
+
+def _filled(table: Float32s, splats: Splats, channel: int) -> Float32s:
+    """The table with the values of as many Gaussians, in columns as in the file."""
+    k = splats.shN.shape[1]
+    table[:, 0:3] = splats.means
+    table[:, 6:9] = splats.sh0
     for rgb in range(3):
-        table[:, 9 + rgb * channel :][:, :k] = turned.shN[:, :, rgb]
-    table[:, -8] = turned.opacity_logits
-    table[:, -7:-4] = turned.log_scales
-    table[:, -4:] = turned.quats
-    rows = table.view([(name, "<f4") for name in names])[:, 0]
-    save(path, rows, provenance_comments(splats))
+        table[:, 9 + rgb * channel :][:, :k] = splats.shN[:, :, rgb]
+    table[:, -8] = splats.opacity_logits
+    table[:, -7:-4] = splats.log_scales
+    table[:, -4:] = splats.quats
+    return table
 
 
 def save(path: Path, rows: NDArray[np.void], comments: Sequence[str]) -> None:

@@ -24,9 +24,11 @@ from PIL import Image
 from segdream_cli import __version__
 from segdream_cli.errors import UsageProblem
 from segdream_cli.files import replacing
-from segdream_cli.formats import Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
-from segdream_cli.formats.palette import CODES, Indices, clusters, codebook
+from segdream_cli.formats import BANDS, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.formats.ordering import along_z_curve
+from segdream_cli.formats.palette import CODES, clusters, codebook
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
+from segdream_cli.formats.spz_values import BYTE_LOGITS
 
 Bytes = NDArray[np.uint8]
 
@@ -34,8 +36,6 @@ PALETTE_LIMIT = 1 << 16
 """Labels are 16 bits."""
 PALETTE_COLUMNS = 64
 """Entries in a row of the palette's picture; each takes a pixel a coefficient."""
-BANDS = (0, 3, 8, 15)
-"""Coefficients up to each degree."""
 
 META = "meta.json"
 META_LIMIT = 1 << 20
@@ -70,7 +70,7 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     if palette is not None and not 1 <= palette <= PALETTE_LIMIT:
         raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}", hint="leave it out")
     turned = to_ply_frame(tidied(splats))
-    turned = _rows(turned, morton_order(turned.means))
+    turned = turned.taken(along_z_curve(turned.means))
     meta: dict[str, Any] = {"version": 2, "asset": {"generator": f"segdream {__version__}"}, "count": len(splats)}
     if splats.provenance:
         text = json.dumps(dict(splats.provenance))
@@ -81,11 +81,6 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
         for name, picture in pictures.items():
             bundle.writestr(zipfile.ZipInfo(name), picture.result())
         bundle.writestr(zipfile.ZipInfo(META), json.dumps(meta, allow_nan=False))
-
-
-def _rows(splats: Splats, rows: Indices) -> Splats:
-    names = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
-    return Splats(**{name: getattr(splats, name)[rows] for name in names})
 
 
 def _pictures(splats: Splats, meta: dict[str, Any], palette: int | None) -> list[tuple[str, Bytes]]:
@@ -320,14 +315,15 @@ def _decoded(source: _Source, meta: _Meta) -> Splats:
     low, high = (meta.part("means").numbers(key, 3) for key in ("mins", "maxs"))
     fine, coarse = (pixels[:count, :3] for pixels in meta.part("means").pictures(fits, fits))
     scales, quats, colours = (meta.part(key).pictures(fits)[0][:count] for key in ("scales", "quats", "sh0"))
-    opacities = colours[:, 3] / np.float32(255)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        logs = low + (high - low) * ((coarse * np.uint16(256) + fine) / 65535)
+    with np.errstate(over="ignore", invalid="ignore"):
+        levels = low + (high - low) * (np.arange(1 << 16) / 65535)[:, None]  # all that an axis can hold
+        places = (np.sign(levels) * np.expm1(np.abs(levels))).astype(np.float32)
+        steps = coarse * np.uint16(256) + fine
         return Splats(
-            means=(np.sign(logs) * np.expm1(np.abs(logs))).astype(np.float32),
+            means=np.stack([places[steps[:, axis], axis] for axis in range(3)], axis=1),
             quats=_unpacked_quats(source, quats),
             log_scales=meta.part("scales").codebook()[scales[:, :3]],
-            opacity_logits=np.clip(np.log(opacities) - np.log1p(-opacities), -1e3, 1e3),
+            opacity_logits=BYTE_LOGITS[colours[:, 3]],
             sh0=meta.part("sh0").codebook()[colours[:, :3]],
             shN=_unpacked_rest(meta.part("shN"), count, fits)
             if "shN" in meta.values
@@ -362,7 +358,7 @@ def _unpacked_rest(meta: _Meta, count: int, fits: Callable[[int, int], bool]) ->
     if labels.max() >= entries:
         raise meta.source.damaged(f"a Gaussian has entry {labels.max()} of a palette of {entries}")
     palette: Float32s = meta.codebook()[sheet[:, :3]].reshape(-1, k, 3)
-    return palette[labels]
+    return palette.take(labels, axis=0)
 
 
 def _provenance(meta: _Meta) -> Mapping[str, Any]:
@@ -371,19 +367,3 @@ def _provenance(meta: _Meta) -> Mapping[str, Any]:
     for key in ("asset", "extras", "segdream"):
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}
-
-
-def morton_order(means: Float32s) -> Indices:
-    """The rows of `means` [n, 3] along the Z-curve through their bounding box, 21 bits an axis."""
-    low = means.min(axis=0)
-    extent = np.maximum((means.max(axis=0) - low).astype(np.float64), np.finfo(np.float64).tiny)
-    cells = ((means - low) / extent * ((1 << 21) - 1)).astype(np.uint64)
-    for shift, mask in (
-        (32, 0x1F00000000FFFF),
-        (16, 0x1F0000FF0000FF),
-        (8, 0x100F00F00F00F00F),
-        (4, 0x10C30C30C30C30C3),
-        (2, 0x1249249249249249),
-    ):
-        cells = (cells | cells << np.uint64(shift)) & np.uint64(mask)
-    return np.argsort(cells @ np.array([1, 2, 4], np.uint64), kind="stable")

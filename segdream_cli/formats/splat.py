@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.files import replacing
 from segdream_cli.formats import SH_C0, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.formats.ordering import falling
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
+from segdream_cli.formats.spz_values import BYTE_LOGITS
 
 ROW = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
+BLOCK = 1 << 14
+"""Rows at a time, which stay in the cache from step to step."""
 
 
 def write(path: Path, splats: Splats) -> None:
@@ -24,16 +29,23 @@ def write(path: Path, splats: Splats) -> None:
     """
     require_finite(splats)
     turned = to_ply_frame(tidied(splats))
-    opacities = 1 / (1 + np.exp(-turned.opacity_logits))
-    order = np.argsort(-(turned.log_scales.sum(axis=1) + np.log(opacities)), kind="stable")
     rows = np.empty(len(splats), ROW)
-    rows["means"] = turned.means
-    rows["scales"] = np.exp(turned.log_scales)
-    rows["rgba"][:, :3] = np.rint(np.clip(0.5 + SH_C0 * turned.sh0, 0, 1) * 255)
-    rows["rgba"][:, 3] = np.rint(opacities * 255)
-    rows["quats"] = np.clip(np.rint(turned.quats * 128 + 128), 0, 255)
-    with replacing(path) as temporary:
-        temporary.write_bytes(rows[order].tobytes())  # tofile hides that the disk is full
+    for start in range(0, len(rows), BLOCK):
+        _fill(rows[start : start + BLOCK], turned, slice(start, start + BLOCK))
+    volumes = turned.log_scales.sum(axis=1) - np.logaddexp(0, -turned.opacity_logits)
+    order = falling(volumes)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        for start in range(0, len(rows), BLOCK):  # tofile hides that the disk is full
+            stream.write(rows.take(order[start : start + BLOCK]).tobytes())
+
+
+def _fill(rows: NDArray[np.void], splats: Splats, part: slice) -> None:
+    """Puts a part of the Gaussians into rows."""
+    rows["means"] = splats.means[part]
+    rows["scales"] = np.exp(splats.log_scales[part])
+    rows["rgba"][:, :3] = np.rint(np.clip(np.float32(0.5) + np.float32(SH_C0) * splats.sh0[part], 0, 1) * 255)
+    rows["rgba"][:, 3] = np.rint(255 / (1 + np.exp(-splats.opacity_logits[part])))
+    rows["quats"] = np.clip(np.rint(splats.quats[part] * 128 + 128), 0, 255)
 
 
 def read(path: Path) -> Splats:
@@ -50,16 +62,14 @@ def read(path: Path) -> Splats:
             hint=ANOTHER_FILE,
         )
     rows = np.frombuffer(content, ROW)
-    opacities = rows["rgba"][:, 3] / np.float32(255)
-    with np.errstate(divide="ignore", invalid="ignore"):  # the clamps see to byte 0 and 255, and to a scale of zero
+    with np.errstate(divide="ignore", invalid="ignore"):  # the clamp sees to a scale of zero
         log_scales = np.maximum(np.log(rows["scales"]), -1e3)
-        logits = np.clip(np.log(opacities) - np.log1p(-opacities), -1e3, 1e3)
     splats = Splats(
         means=rows["means"].astype(np.float32),
-        quats=((rows["quats"] - 128.0) / 128).astype(np.float32),
+        quats=((rows["quats"] - np.float32(128)) / 128).astype(np.float32),
         log_scales=log_scales.astype(np.float32),
-        opacity_logits=logits.astype(np.float32),
-        sh0=((rows["rgba"][:, :3] / np.float32(255) - 0.5) / SH_C0).astype(np.float32),
+        opacity_logits=BYTE_LOGITS[rows["rgba"][:, 3]],
+        sh0=((rows["rgba"][:, :3] / np.float32(255) - np.float32(0.5)) / np.float32(SH_C0)).astype(np.float32),
         shN=np.zeros((len(rows), 0, 3), np.float32),
     )
     refuse_not_finite(path, not_finite(splats), len(splats))

@@ -16,17 +16,23 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
 from segdream_cli.files import replacing
-from segdream_cli.formats import OPACITY_LOGIT_LIMIT, Float32s, Splats, from_ply_frame, tidied, to_ply_frame
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, require_finite
+from segdream_cli.formats import Splats, from_ply_frame, tidied, to_ply_frame
+from segdream_cli.formats.ply import ANOTHER_FILE, opened, provenance_comments, provenance_of, require_finite
+from segdream_cli.formats.spz_values import (
+    BYTE_COLOURS,
+    BYTE_LOGITS,
+    BYTE_SCALES,
+    Bytes,
+    packed_blocks,
+    unpacked_harmonics,
+    unpacked_means,
+    unpacked_quats,
+)
 
-Bytes = NDArray[np.uint8]
-UInt32s = NDArray[np.uint32]
-
-MAGIC = b"NGSP"
+MAGIC, GZIP = b"NGSP", b"\x1f\x8b"
 HEADER = struct.Struct("<4sIIBBBB")
 """Magic, version, count, SH degree, fractional bits, flags, number of streams (0 before version 4)."""
 HEADER_4 = struct.Struct("<4sIIBBBBI12x")
@@ -36,14 +42,17 @@ STREAM = struct.Struct("<QQ")
 HAS_EXTENSIONS = 2
 COORDINATE_SYSTEM = 0xADBE0003
 """An extension of Adobe's: the frame that the file stands in."""
+PROVENANCE = 0x5E6D0001
+"""Our own extension: the comment that a .ply carries, in ASCII."""
+NOTE_LIMIT = 1 << 15
+"""Bytes of it; longer ones are left out."""
+GZIP_COMMENT = 16
+"""A flag of gzip's header: after its ten bytes follows a text that ends with a zero."""
 RUB, RDF = 4, 6
 """y up, which is the inner frame; and the PLY frame."""
 
 FRACTIONAL_BITS = (12, 16, 20)
 """Those to choose from: steps of 2.4e-4, 1.5e-5 and 9.5e-7 of a unit, out to 2048, 128 and 8 units."""
-COLOUR_SCALE = 0.15
-HALF_ROOT = np.float32(np.sqrt(0.5))
-"""No component of a unit quaternion but the largest is larger."""
 COEFFICIENTS = (0, 3, 8, 15, 24)
 """Higher spherical harmonics by degree; those of degree 4 are read over."""
 
@@ -58,15 +67,6 @@ STRATEGIES = (zlib.Z_RLE, zlib.Z_FILTERED, zlib.Z_DEFAULT_STRATEGY)
 ZSTANDARD_LEVELS = (1, 12)
 SAMPLE = 1 << 16
 """Bytes of an attribute that choose among them: noise comes out smaller, and much faster, if few repeats are sought."""
-
-_EVERY_BYTE = np.arange(256, dtype=np.float64)
-with np.errstate(divide="ignore"):
-    BYTE_LOGITS: Float32s = np.clip(
-        np.log(_EVERY_BYTE / 255) - np.log1p(-_EVERY_BYTE / 255), -OPACITY_LOGIT_LIMIT, OPACITY_LOGIT_LIMIT
-    ).astype(np.float32)
-"""Opacity logit of each byte of opacity."""
-_BYTE_SCALES = (_EVERY_BYTE / 16 - 10).astype(np.float32)
-_BYTE_COLOURS = ((_EVERY_BYTE / 255 - 0.5) / COLOUR_SCALE).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,8 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
 
     Centres are rounded to 2^-fractional_bits. Log-scales become bytes in steps of 1/16 from -10 to 5.94, opacities in
     steps of 1/255, sh0 in steps of 0.026 within ±3.33. Of the higher spherical harmonics within ±1, degree 1 keeps 5
-    bits, the others 4, as in the official library. Provenance is dropped.
+    bits, the others 4, as in the official library. Provenance goes where readers pass over it: into the comment of
+    the gzip member, or into an extension of version 4.
 
     Args:
         path: the file, replaced as a whole.
@@ -114,10 +115,12 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
         raise UsageProblem(f"SPZ is written in version 3 or 4, not {version}", hint="--format spz")
     bits = _checked_bits(splats, fractional_bits)
     turned = to_ply_frame(tidied(splats))
-    blocks = [block for block in _blocks(turned, bits) if block.size]
-    streams = len(blocks) if version == 4 else 0
-    header = _Header(version, len(splats), COEFFICIENTS.index(splats.shN.shape[1]), bits, streams=streams)
-    parts = _zstandard_file(header, blocks) if version == 4 else _gzip_file(header, blocks)
+    blocks = [block for block in packed_blocks(turned, bits) if block.size]
+    note = "".join(provenance_comments(splats)).encode("ascii")
+    note = note if len(note) <= NOTE_LIMIT else b""
+    streams, flags = (len(blocks), HAS_EXTENSIONS if note else 0) if version == 4 else (0, 0)
+    header = _Header(version, len(splats), COEFFICIENTS.index(splats.shN.shape[1]), bits, flags, streams)
+    parts = (_zstandard_file if version == 4 else _gzip_file)(header, blocks, note)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.writelines(parts)
 
@@ -136,32 +139,33 @@ def read(path: Path) -> Splats:
         content = stream.read()
     if content[:4] == MAGIC:
         header, blocks, extensions = _zstandard_blocks(path, content)
-    elif content[:2] == b"\x1f\x8b":
+    elif content[:2] == GZIP:
         header, blocks, extensions = _gzip_blocks(path, content)
     else:
         raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
     k = COEFFICIENTS[header.degree]
-    harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :15].astype(np.float32)
-    harmonics -= 128
-    harmonics /= 128
+    harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :15]
+    records = _records(header, extensions)
+    frame = _frame(path, records)
     splats = tidied(
         Splats(
-            means=_unpacked_means(blocks["means"], header.fractional_bits),
-            quats=_unpacked_quats(blocks["rotations"], header.version),
-            log_scales=_BYTE_SCALES[blocks["scales"].reshape(-1, 3)],
+            means=unpacked_means(blocks["means"], header.fractional_bits),
+            quats=unpacked_quats(blocks["rotations"], header.version),
+            log_scales=BYTE_SCALES[blocks["scales"].reshape(-1, 3)],
             opacity_logits=BYTE_LOGITS[blocks["alphas"]],
-            sh0=_BYTE_COLOURS[blocks["colours"].reshape(-1, 3)],
-            shN=harmonics,
+            sh0=BYTE_COLOURS[blocks["colours"].reshape(-1, 3)],
+            shN=unpacked_harmonics(harmonics),
+            provenance=_provenance(content, records),
         )
     )
-    return splats if _frame(path, header, extensions) == RUB else from_ply_frame(splats)
+    return splats if frame == RUB else from_ply_frame(splats)
 
 
 def _checked_bits(splats: Splats, wanted: int | None) -> int:
     """The number of fractional bits to write with, after the check that the centres fit."""
     reach = float(np.abs(splats.means).max())
     if wanted is not None and wanted not in FRACTIONAL_BITS:
-        raise UsageProblem(f"SPZ is written with 12, 16 or 20 fractional bits, not {wanted}", hint="--format spz")
+        raise UsageProblem(f"SPZ is written with 12, 16 or 20 fractional bits, not {wanted}", hint="--spz-bits 16")
     for bits in (16, 12, 8, 4, 0) if wanted is None else (wanted,):
         if reach * 2**bits <= 2**23 - 1:
             return bits
@@ -169,59 +173,11 @@ def _checked_bits(splats: Splats, wanted: int | None) -> int:
     raise UsageProblem(
         f"the centres reach {reach:.4g} units from the origin, and SPZ with {bits} fractional bits ends at "
         f"{2 ** (23 - bits)}",
-        hint="--format spz" if reach < 2**11 else "--format ply",
+        hint="--spz-bits 12" if reach < 2**11 else "--format ply",
     )
 
 
-def _blocks(splats: Splats, bits: int) -> Iterator[Bytes]:
-    """The attributes as they follow each other in the file."""
-    fixed = np.rint(splats.means * np.float32(2**bits)).astype("<i4", order="C")
-    yield fixed.view(np.uint8).reshape(-1, 4)[:, :3].reshape(-1)  # 24 bits, little-endian
-    yield _byte(255 / (1 + np.exp(-splats.opacity_logits)))
-    yield _byte(np.clip(splats.sh0, -4, 4) * np.float32(COLOUR_SCALE * 255) + np.float32(127.5))
-    yield _byte((splats.log_scales + 10) * 16)
-    yield _packed_quats(splats.quats).astype("<u4").view(np.uint8)
-    yield _packed_harmonics(splats.shN)
-
-
-def _byte(values: NDArray[np.floating[Any]]) -> Bytes:
-    rounded: Bytes = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return rounded.reshape(-1)
-
-
-def _packed_quats(quats: Float32s) -> UInt32s:
-    """Unit quaternions wxyz, [n, 4], as [n] numbers of 32 bits.
-
-    Two bits say which of x, y, z, w is largest, and is left out; for each of the others follow its sign, relative to
-    that of the largest, and nine bits of its size.
-    """
-    xyzw = quats[:, (1, 2, 3, 0)]
-    sizes = np.abs(xyzw)
-    largest = sizes.argmax(axis=1)
-    negative = np.signbit(xyzw)
-    flipped = negative[np.arange(len(quats)), largest]
-    packed: UInt32s = largest.astype("<u4")
-    for i in range(4):
-        size = (sizes[:, i] * (511 / HALF_ROOT) + np.float32(0.5)).astype(np.uint32)
-        code = (packed << 10) | ((negative[:, i] ^ flipped).astype(np.uint32) << 9) | size
-        packed = np.where(largest == i, packed, code)
-    return packed
-
-
-def _packed_harmonics(shN: Float32s) -> Bytes:
-    """128 + 128 times each value, rounded to multiples of 8 in degree 1 and of 16 above."""
-    _, k, _ = shN.shape
-    step = np.where(np.arange(k) < 3, 8, 16).astype(np.int16)[:, None]
-    packed = np.empty(shN.shape, np.uint8)
-    for start in range(0, len(shN), 4096):  # a block stays in the cache from step to step
-        values = np.rint(np.clip(shN[start : start + 4096], -2, 2) * 128).astype(np.int16)
-        values += 128 + step // 2
-        values &= -step
-        packed[start : start + 4096] = np.clip(values, 0, 255, out=values)
-    return packed.reshape(-1)
-
-
-def _gzip_file(header: _Header, blocks: Sequence[Bytes]) -> Iterator[bytes]:
+def _gzip_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterator[bytes]:
     """One gzip member, deflated in pieces by as many threads as there are processors."""
     contents = [header.packed(), *(block.tobytes() for block in blocks)]
     pieces = [
@@ -230,7 +186,8 @@ def _gzip_file(header: _Header, blocks: Sequence[Bytes]) -> Iterator[bytes]:
         for strategy in [_strategy(content)]
         for start in range(0, len(content), DEFLATED_AT_ONCE)
     ]
-    yield b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no name, no time, unknown system
+    yield b"\x1f\x8b\x08%c\0\0\0\0\0\xff" % (GZIP_COMMENT if note else 0)  # deflate, no time, unknown system
+    yield note + b"\0" if note else b""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         yield from pool.map(lambda piece: _deflated(*piece), pieces)
     yield zlib.compressobj(wbits=-zlib.MAX_WBITS).flush()  # the last block, empty
@@ -251,8 +208,8 @@ def _strategy(content: bytes) -> int:
     return min(STRATEGIES, key=lambda strategy: len(_deflated(content[:SAMPLE], strategy)))
 
 
-def _zstandard_file(header: _Header, blocks: Sequence[Bytes]) -> Iterator[bytes]:
-    """Header, table of contents, and a frame for each attribute."""
+def _zstandard_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterator[bytes]:
+    """Header, the provenance as an extension, table of contents, and a frame for each attribute."""
     # any number of threads but zero gives the same bytes
     threads = min(os.cpu_count() or 1, 8)
     compressors = [_zstandard().ZstdCompressor(level=level, threads=threads) for level in ZSTANDARD_LEVELS]
@@ -261,7 +218,8 @@ def _zstandard_file(header: _Header, blocks: Sequence[Bytes]) -> Iterator[bytes]
     for content in contents:
         _, best = min((len(each.compress(content[:SAMPLE])), i) for i, each in enumerate(compressors))
         frames.append(compressors[best].compress(content))
-    yield header.packed() + struct.pack("<I12x", HEADER_4.size)
+    extension = struct.pack("<II", PROVENANCE, len(note)) + note if note else b""
+    yield header.packed() + struct.pack("<I12x", HEADER_4.size + len(extension)) + extension
     for content, frame in zip(contents, frames, strict=True):
         yield STREAM.pack(len(frame), len(content))
     yield from frames
@@ -352,45 +310,32 @@ def _zstandard_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, By
     return header, blocks, content[HEADER_4.size : min(table, HEADER_4.size + EXTENSIONS_LIMIT)]
 
 
-def _frame(path: Path, header: _Header, extensions: bytes) -> int:
-    """Adobe's number of the frame that the file stands in: RDF, unless an extension says RUB."""
+def _records(header: _Header, extensions: bytes) -> Mapping[int, bytes]:
+    """Extension -> its bytes, as far as they are whole."""
+    found: dict[int, bytes] = {}
     at = 0 if header.flags & HAS_EXTENSIONS else len(extensions)
     while at + 8 <= len(extensions):
         kind, size = struct.unpack_from("<II", extensions, at)
-        if kind == COORDINATE_SYSTEM and size >= 4 and at + 12 <= len(extensions):
-            frame: int = struct.unpack_from("<I", extensions, at + 8)[0]
-            if frame in (RUB, RDF):
-                return frame
-            if frame:  # zero says nothing
-                raise UsageProblem(
-                    f"{path} stands in the frame {frame} of SPZ_ADOBE_coordinate_system; known are 4 (RUB) and 6 (RDF)",
-                    hint=ANOTHER_FILE,
-                )
+        if at + 8 + size <= len(extensions):
+            found.setdefault(kind, extensions[at + 8 : at + 8 + size])
         at += 8 + size
-    return RDF
+    return found
 
 
-def _unpacked_means(block: Bytes, bits: int) -> Float32s:
-    shifted = np.zeros((len(block) // 3, 4), np.uint8)
-    shifted[:, 1:] = block.reshape(-1, 3)
-    fixed = shifted.view("<i4") >> 8  # the shift carries the sign down
-    return (fixed.astype(np.float32) * np.float32(0.5**bits)).reshape(-1, 3)
+def _frame(path: Path, records: Mapping[int, bytes]) -> int:
+    """Adobe's number of the frame that the file stands in: RDF, unless an extension says RUB."""
+    frame: int = struct.unpack_from("<I", records.get(COORDINATE_SYSTEM, b"").ljust(4, b"\0"))[0]
+    if frame in (0, RUB, RDF):  # zero says nothing
+        return frame or RDF
+    raise UsageProblem(
+        f"{path} stands in the frame {frame} of SPZ_ADOBE_coordinate_system; known are 4 (RUB) and 6 (RDF)",
+        hint=ANOTHER_FILE,
+    )
 
 
-def _unpacked_quats(block: Bytes, version: int) -> Float32s:
-    """The wxyz of the bytes of `_packed_quats`; in version 2 from bytes of x, y and z, with w positive."""
-    if version == 2:
-        xyz = block.reshape(-1, 3).astype(np.float32) / np.float32(127.5) - 1
-        w = np.sqrt(np.maximum(0, 1 - np.einsum("nc,nc->n", xyz, xyz)))
-        return np.concatenate([w[:, None], xyz], axis=1)
-    packed = np.frombuffer(block, "<u4").astype(np.uint32)
-    largest = (packed >> 30).astype(np.intp)
-    xyzw = np.empty((len(packed), 4), np.float32)
-    for i in (3, 2, 1, 0):
-        size = (packed & 511).astype(np.float32) * (HALF_ROOT / 511)
-        signed = np.where(packed & 512, -size, size)
-        xyzw[:, i] = np.where(largest == i, 0, signed)
-        packed = np.where(largest == i, packed, packed >> 10)
-    rest = np.einsum("nq,nq->n", xyzw, xyzw)
-    xyzw[np.arange(len(xyzw)), largest] = np.sqrt(np.maximum(0, 1 - rest))
-    return xyzw[:, (3, 0, 1, 2)]
+def _provenance(content: bytes, records: Mapping[int, bytes]) -> Mapping[str, Any]:
+    """What a writer of ours noted in gzip's comment or in its extension."""
+    note = records.get(PROVENANCE, b"")
+    if content[:2] == GZIP and content[3] == GZIP_COMMENT:
+        note = content[10 : 10 + NOTE_LIMIT + 1].partition(b"\0")[0]
+    return provenance_of([note.decode("ascii", "replace")])

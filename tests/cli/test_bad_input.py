@@ -188,6 +188,7 @@ def test_unknown_formats(refused, there):
     refused(2, ["'spalt'", "--format splat"], "export", "there.ply", "-o", "a.splat", "--format", "spalt")
     refused(2, ["the format points", "a.ply"], "export", "there.ply", "-o", "a.splat", "--format", "points")
     refused(2, "give an ASSET", "export", "there.ply")
+    refused(2, "--no-browser is about", *generate("--no-browser"))
     refused(2, ".mp4", "render", "there.ply", "-o", "a.avi")
     refused(2, ["a.jpg", "-o a.png"], "render", "there.ply", "--view", "0,0", "-o", "a.jpg")
     refused(2, "--view", "render", "there.ply", "--view", "up", "-o", "a.png")
@@ -195,6 +196,46 @@ def test_unknown_formats(refused, there):
     refused(2, "no transparency", "render", "there.ply", "--background", "transparent", "-o", "a.mp4")
     refused(2, "at a time", "render", "there.ply", "--view", "0,0", "--turntable")
     refused(2, "--size", "render", "there.ply", "--size", "4", "--view", "0,0")
+
+
+EDITS = [
+    ("--crop", "1,2,3", "neither a box"),
+    ("--crop", "1,0,0,0,1,1", "neither a box"),
+    ("--crop", "nan", "neither a box"),
+    ("--crop", "-1", "neither a box"),
+    ("--crop", "", "neither a box"),
+    ("--crop", "0,0,0,1,1,inf", "neither a box"),
+    ("--crop", "50,50,50,51,51,51", "no Gaussian has its centre in the box"),
+    ("--rotate", "90", "not X,Y,Z"),
+    ("--rotate", "0,90,up", "not X,Y,Z"),
+    ("--rotate", "0,nan,0", "not X,Y,Z"),
+    ("--prune-opacity", "1", "no Gaussian has an opacity of 1"),
+    ("--spz-bits", "13", "12, 16 or 20"),
+    ("--spz-bits", "20", "--spz-bits"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "told"), EDITS)
+def test_edits_that_cannot_be(refused, there, folder, option, value, told):
+    name = "a.spz" if value == "13" else "a.splat"
+    assert "hint: " in refused(2, told, "export", "there.ply", "-o", name, option, value).err
+    assert sorted(path.name for path in folder.iterdir()) == ["there.ply"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--scale", "0"),
+        ("--scale", "-1"),
+        ("--scale", "nan"),
+        ("--sh", "4"),
+        ("--max-gaussians", "0"),
+        ("--faces", "500"),
+    ],
+)
+def test_edits_out_of_range(refused, there, folder, arguments):
+    refused(2, arguments[0], "export", "there.ply", "-o", "a.splat", *arguments)
+    assert sorted(path.name for path in folder.iterdir()) == ["there.ply"]
 
 
 def test_a_folder_in_the_place_of_the_run_folder(refused, folder):
@@ -258,6 +299,7 @@ def test_files_that_are_no_asset(refused, there, damage):
     told = ["there.ply", words]
     refused(2, told, "render", "there.ply", "--view", "0,0", "-o", "a.png")
     refused(2, told, "export", "there.ply", "-o", "a.splat")
+    refused(2, told, "view", "there.ply", "--no-browser")
     refused(2, told, *generate("--init", "there.ply"))
     refused(2, told, "init", BUS, "--init", "there.ply", "-o", "a.ply", *TINY[:2])
 

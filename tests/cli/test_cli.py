@@ -1,5 +1,6 @@
 """Every command in process, with a prior in closed form: what is written, what is said, and where."""
 
+import gzip
 import io
 import json
 import os
@@ -404,6 +405,25 @@ def test_export_to_several_files(segdream, asset):
     assert Path("c.ply").stat().st_size < Path("b.ply").stat().st_size
 
 
+def test_export_changes_on_the_way_and_writes_every_output_alike(segdream, asset):
+    before = formats.read(Path(asset))
+    edits = ["--max-gaussians", "30", "--rotate", "0,90,0", "--scale", "2", "--sh", "0"]
+    done = segdream("export", asset, *edits, "-o", "a.ply", "-o", "b.spz", "-o", "c.glb", "--format", "spz4", "--json")
+    assert [json.loads(line)["gaussians"] for line in done.out.splitlines()] == [30, 30, 30]
+    exact = formats.read(Path("a.ply")).means
+    turned = 2 * before.means @ np.array([[0, 0, -1], [0, 1, 0], [1, 0, 0]])
+    assert np.abs(turned[:, None] - exact[None]).max(axis=2).min(axis=0).max() < 1e-5
+    for name in ("b.spz", "c.glb"):
+        np.testing.assert_allclose(formats.read(Path(name)).means, exact, atol=1e-5)
+    assert Path("b.spz").read_bytes()[:8] == b"NGSP\4\0\0\0"  # --format is for the suffix that it goes with
+
+
+@pytest.mark.parametrize("bits", [12, 16, 20])
+def test_export_spz_with_fractional_bits(segdream, asset, bits):
+    assert segdream("export", asset, "-o", "a.spz", "--spz-bits", bits).code == 0
+    assert gzip.decompress(Path("a.spz").read_bytes())[13] == bits
+
+
 def test_tables_and_words(segdream):
     assert "splat" in segdream("export", "--formats").out
     words = segdream("generate", "--list-words", *TINY[:4])
@@ -415,7 +435,7 @@ def test_tables_and_words(segdream):
 
 def test_help_of_every_command(segdream):
     assert "Exit codes" in segdream("--help").out
-    for command in ("init", "generate", "render", "export", "doctor"):
+    for command in ("init", "generate", "render", "view", "export", "doctor"):
         done = segdream(command, "-h")
         assert (done.code, done.err) == (0, "")
         assert command in done.out
@@ -477,6 +497,11 @@ def test_views_and_backgrounds():
         parse_background("nocolour")
 
 
+def mesh_extent(path):
+    trimesh = pytest.importorskip("trimesh")
+    return float(trimesh.load(path, force="mesh").extents.max())
+
+
 def test_export_writes_a_mesh(segdream):
     pytest.importorskip("xatlas")
     assert segdream("generate", BUS, "-o", "bus.ply", *SIX).code == 0
@@ -485,6 +510,11 @@ def test_export_writes_a_mesh(segdream):
     )
     (event,) = map(json.loads, done.out.splitlines())
     assert event["triangles"] > 100
+    small = mesh_extent("bus.glb")
+    larger = ("--format", "mesh", "-o", "large.glb", "-o", "large.ply", "--faces", "500", "--opacity", "0.2")
+    assert segdream("export", "bus.ply", "--scale", "3", *larger).code == 0
+    assert mesh_extent("large.glb") == pytest.approx(3 * small, rel=0.02)
+    assert len(formats.read(Path("large.ply"))) == len(formats.read(Path("bus.ply")))
     assert Path("bus.glb").read_bytes()[:4] == b"glTF"
     assert segdream("export", "bus.ply", "--format", "mesh", "-o", "bus.stl").code == 2
     Path("bus.mtl").write_text("mine")

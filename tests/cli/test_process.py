@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,66 @@ def test_no_color_is_heeded(launcher, tmp_path):
         assert code == ended
         assert not COLORS.search(said)
     assert "6/6" in said  # the bar is there, in black and white
+
+
+class Listening(Started):
+    """A process that serves a page, and its address."""
+
+    def __init__(self, command, folder, stream):
+        super().__init__(command, folder, "bus.run")
+        line = getattr(self.process, stream).readline()
+        self.url = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+    def get(self, path=""):
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(self.url + path, timeout=LIMIT_S) as answer:
+            return answer.read()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_view_serves_the_page_until_it_is_told_to_stop(tmp_path, number, code):
+    run([*REAL, "init", BUS, *TINY, "-o", "bus.ply"], tmp_path)
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\necho $1 > {opened}\n")
+    browser.chmod(0o755)
+    command = ["env", f"BROWSER={browser} %s", *REAL, "view", "bus.ply"]
+    with Listening(command, tmp_path, "stdout") as started:
+        page = started.get().decode()
+        assert f"<title>{BUS}</title>" in page
+        assert "<dt>Gaussians</dt>" in page
+        end = time.monotonic() + LIMIT_S
+        while not (opened.exists() and opened.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert opened.read_text().strip() == started.url
+        started.process.send_signal(number)
+        ended, out, err = started.finish()
+        assert (ended, out) == (code, "")
+        assert err == "press Ctrl-C to end\n"
+
+
+def test_generate_shows_the_asset_while_it_is_made(launcher, tmp_path):
+    command = [*launcher, "generate", BUS, "-o", "bus.ply", "--view", "--no-browser", *ENDLESS]
+    with Listening(command, tmp_path, "stderr") as started:
+        assert BUS.encode() in started.get()
+        seen = []
+        end = time.monotonic() + LIMIT_S
+        while len(seen) < 3 and time.monotonic() < end:
+            content = started.get(f"newer?after={seen[-1]['number'] if seen else 0}")
+            seen += [json.loads(content)] if content else []
+            time.sleep(0.1)
+        steps = [int(each["facts"]["Steps"]) for each in seen]
+        assert steps == sorted(set(steps))
+        assert len({each["payload"] for each in seen}) == 3
+        started.process.send_signal(signal.SIGINT)
+        ended, _, err = started.finish()
+        assert ended == 130
+        assert "Traceback" not in err

@@ -64,18 +64,18 @@ def three() -> Splats:
 
 
 NODE_MODULES = "SEGDREAM_NODE_MODULES"
-"""Names the folder that npm installed the tools of `node_modules` into, for the slow tests."""
+"""Names the folder that npm installed the tools of `node_modules` into; `.ci/run` uses the default."""
 
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
     """The folder of other people's readers and writers, or a skip."""
-    folder = Path(os.environ.get(NODE_MODULES, "node_modules")).resolve()
+    ours = Path(__file__).resolve().parents[2] / ".node" / "node_modules"
+    folder = Path(os.environ.get(NODE_MODULES, ours)).resolve()
     if not (folder / ".bin" / "node").exists():
         pytest.skip(
-            f"{folder / '.bin' / 'node'} is missing: npm install node@22 "
-            "@playcanvas/splat-transform @adobe/spz gltf-validator three, "
-            f"and point {NODE_MODULES} to its node_modules"
+            f"{folder / '.bin' / 'node'} is missing: npm install --prefix .node node@22 "
+            f"@playcanvas/splat-transform @adobe/spz gltf-validator three, or name another folder in {NODE_MODULES}"
         )
     return folder
 
@@ -91,5 +91,18 @@ def splat_transform(node_modules: Path) -> Callable[..., None]:
         command = [node_modules / ".bin" / "node", program, "-w", *arguments]
         done = subprocess.run([str(each) for each in command], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def segdream_export() -> Callable[..., None]:
+    """Runs `segdream export` in this process."""
+    from segdream_cli.cli import main
+
+    def run(*arguments: object) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(["export", "--force", *map(str, arguments)])
+        assert ended.value.code == 0
 
     return run

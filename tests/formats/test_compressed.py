@@ -19,6 +19,7 @@ from plyfile import PlyData
 from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import Splats, compressed, ply
+from segdream_cli.formats.ordering import along_z_curve
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "splat_transform.compressed.ply"
@@ -34,7 +35,7 @@ def picked(splats: Splats, rows: np.ndarray | slice, k: int = 15) -> Splats:
 
 
 def in_file_order(splats: Splats) -> Splats:
-    return picked(splats, compressed.z_order(formats.to_ply_frame(splats).means), splats.shN.shape[1])
+    return picked(splats, along_z_curve(formats.to_ply_frame(splats).means), splats.shN.shape[1])
 
 
 def chunk_extents(path: Path, what: tuple[str, ...], n: int) -> np.ndarray:
@@ -178,9 +179,9 @@ def test_z_order_is_mortons() -> None:
     def code(mean: np.ndarray) -> int:
         return sum(((int(mean[axis]) >> bit) & 1) << (3 * bit + axis) for axis in range(3) for bit in range(3))
 
-    ordered = means[compressed.z_order(means)]
+    ordered = means[along_z_curve(means)]
     assert [code(mean) for mean in ordered] == list(range(512))
-    np.testing.assert_array_equal(compressed.z_order(np.ones((5, 3), np.float32)), range(5))
+    np.testing.assert_array_equal(along_z_curve(np.ones((5, 3), np.float32)), range(5))
 
 
 def test_values_that_reach_far_are_kept(tmp_path: Path, three: Splats) -> None:
@@ -205,7 +206,7 @@ def test_ours_is_splat_transforms(tmp_path: Path, three: Splats) -> None:
     ours, theirs = PlyData.read(str(tmp_path / "a.compressed.ply")), PlyData.read(str(GOLDEN))
     for name in theirs["chunk"].data.dtype.names:
         np.testing.assert_allclose(ours["chunk"][name], theirs["chunk"][name], rtol=1e-6, atol=1e-7)
-    orders = [compressed.z_order(np.stack([data["vertex"]["packed_position"]] * 3, axis=1)) for data in (ours, theirs)]
+    orders = [along_z_curve(np.stack([data["vertex"]["packed_position"]] * 3, axis=1)) for data in (ours, theirs)]
     for name in theirs["vertex"].data.dtype.names:
         words = [
             data["vertex"][name][order].astype(np.int64) for data, order in zip((ours, theirs), orders, strict=True)

@@ -25,6 +25,7 @@ from scipy.spatial import cKDTree
 from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import Splats, palette, ply, sog
+from segdream_cli.formats.ordering import along_z_curve
 
 DATA = Path(__file__).parents[1] / "data"
 ANGLE = 1.11
@@ -155,12 +156,12 @@ def test_colours_stay_under_an_alpha_of_zero(tmp_path: Path, chiral: Splats) -> 
 
 
 def test_neighbours_in_space_are_neighbours_in_the_file(chiral: Splats) -> None:
-    order = sog.morton_order(chiral.means)
+    order = along_z_curve(chiral.means)
     assert sorted(order) == list(range(400))
     corners = np.array([[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], np.float32)
-    assert sog.morton_order(corners).tolist() == [1, 3, 2, 4, 0]
+    assert along_z_curve(corners).tolist() == [1, 3, 2, 4, 0]
     grid = np.stack(np.meshgrid(*[np.arange(8)] * 3), axis=-1).reshape(-1, 3)
-    steps = np.diff(grid[sog.morton_order(grid.astype(np.float32))], axis=0)
+    steps = np.diff(grid[along_z_curve(grid.astype(np.float32))], axis=0)
     assert np.abs(steps).sum(axis=1).mean() < 2.5
 
 

@@ -93,7 +93,7 @@ def test_round_trip_within_the_rounding(
     back = spz.read(tmp_path / "a.spz")
     check(back, splats, bits or 16)
     np.testing.assert_allclose(np.linalg.norm(back.quats, axis=1), 1, atol=1e-6)
-    assert not back.provenance
+    assert back.provenance == splats.provenance
     for item in dataclasses.fields(back)[:6]:
         assert getattr(back, item.name).dtype == np.float32
 
@@ -112,7 +112,7 @@ def test_every_rotation_byte(tmp_path: Path, chiral: Splats) -> None:
 def test_version_4_layout(tmp_path: Path, chiral: Splats, zstandard: ModuleType) -> None:
     """Header, table and frames by hand; the frames hold what version 3 holds."""
     for k, streams in ((0, 5), (8, 6)):
-        splats = sh_degree(chiral, k)
+        splats = dataclasses.replace(sh_degree(chiral, k), provenance={})
         spz.write(tmp_path / "3.spz", splats)
         spz.write(tmp_path / "4.spz", splats, version=4)
         raw = (tmp_path / "4.spz").read_bytes()
@@ -154,6 +154,25 @@ def test_bits_fall_where_centres_reach_far(tmp_path: Path, three: Splats, reach:
     check(spz.read(tmp_path / "a.spz"), far, bits)
 
 
+@pytest.mark.parametrize("version", [3, 4])
+def test_provenance_is_where_readers_pass_over_it(tmp_path: Path, three: Splats, version: int) -> None:
+    """gzip's own comment, or a record before the table of contents; the rest of the file is as without it."""
+    about = {"prompt": "a bus", "seed": 3}
+    for name, provenance in (("bare", {}), ("told", about), ("long", {"prompt": "x" * 40_000})):
+        spz.write(tmp_path / name, dataclasses.replace(three, provenance=provenance), version=version)
+    bare, told = ((tmp_path / name).read_bytes() for name in ("bare", "told"))
+    text = b'segdream {"prompt": "a bus", "seed": 3}'
+    if version == 3:
+        assert told == bare[:3] + b"\x10" + bare[4:10] + text + b"\0" + bare[10:]
+        assert gzip.decompress(told) == gzip.decompress(bare)
+    else:
+        record = struct.pack("<II", 0x5E6D0001, len(text)) + text
+        toc = struct.pack("<I", 32 + len(record))
+        assert told == bare[:14] + b"\2" + bare[15:16] + toc + bare[20:32] + record + bare[32:]
+    assert spz.read(tmp_path / "told").provenance == about
+    assert (tmp_path / "long").read_bytes() == bare
+
+
 def test_write_refuses(tmp_path: Path, three: Splats) -> None:
     path = tmp_path / "a.spz"
     far = dataclasses.replace(three, means=three.means * 16)
@@ -161,7 +180,7 @@ def test_write_refuses(tmp_path: Path, three: Splats) -> None:
         UsageProblem, match="12 units from the origin, and SPZ with 20 fractional bits ends at 8"
     ) as caught:
         spz.write(path, far, fractional_bits=20)
-    assert caught.value.hint == "--format spz"
+    assert caught.value.hint == "--spz-bits 12"
     with pytest.raises(UsageProblem, match="ends at 8388608"):
         spz.write(path, dataclasses.replace(three, means=three.means * 2**25))
     with pytest.raises(UsageProblem, match="not 13"):

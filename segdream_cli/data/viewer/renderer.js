@@ -167,6 +167,8 @@ class Renderer {
     const gl = this.gl;
     for (const texture of this.textures ?? []) gl.deleteTexture(texture);
     gl.deleteFramebuffer(this.target ?? null);
+    gl.deleteBuffer(this.indices ?? null);
+    for (const program of [this.splatProgram, this.finalProgram]) gl.deleteProgram(program ?? null);
     this.visible = 0;
     this.half = Boolean(gl.getExtension("EXT_color_buffer_float") || gl.getExtension("EXT_color_buffer_half_float"));
     this.splatProgram = this.#program(SPLAT_VERTEX.replace("\n", `\n#define HARMONICS ${scene.harmonics}\n`), SPLAT_FRAGMENT);
@@ -176,7 +178,8 @@ class Renderer {
       this.#texture(scene.harmonics ? scene.rest : new Uint8Array(3), 3, gl.RGB8, gl.RGB, gl.UNSIGNED_BYTE),
     ];
     this.textures.push(this.#texture(new Uint32Array(scene.count), 1, gl.R32UI, gl.RED_INTEGER, gl.UNSIGNED_INT));
-    gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
+    this.indices = gl.createBuffer();
+    gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, this.indices);
     gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, quads(BATCH), gl.STATIC_DRAW);
     this.picture = gl.createTexture();
     this.textures.push(this.picture);

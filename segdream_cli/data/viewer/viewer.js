@@ -7,6 +7,7 @@ const FOV_DEG = 40;
 const FILL = 0.85; // of the frame, by a sphere of the asset's extent
 const TURN_S = 24; // a whole turn of the automatic rotation
 const PIXEL_RATIO_LIMIT = 2;
+const POLL_MS = 500;
 const BACKGROUNDS = {
   dark: [0x16 / 255, 0x18 / 255, 0x1d / 255, 1],
   light: [1, 1, 1, 1],
@@ -103,9 +104,11 @@ class Viewer {
     const scene = parseSpz(await inflated(bytes));
     this.stats.decodeMs = performance.now() - begin;
     this.stats.count = scene.count;
-    this.scene = scene;
     this.sorter?.end();
     this.renderer.load(scene);
+    if (this.scene) this.#order(scene); // no empty frame between two assets
+    this.bytes = bytes;
+    this.scene = scene;
     this.sorter = new BackgroundSorter(scene.positions, (...result) => this.#ordered(...result));
     this.changed();
     await this.settled();
@@ -153,6 +156,14 @@ class Viewer {
     await this.settled();
     this.#draw(); // the browser may have cleared what was drawn for the last frame
     return new Promise((resolve) => this.canvas.toBlob(resolve, "image/png"));
+  }
+
+  // The first order of a scene, here rather than in the background.
+  #order(scene) {
+    const sorter = depthSorter(), order = new Uint32Array(scene.count);
+    sorter.load(scene.positions);
+    const { forward } = this.camera.view(this.canvas.width, this.canvas.height);
+    this.renderer.setOrder(order, sorter.sort(forward, order));
   }
 
   #requestFrame() {
@@ -325,15 +336,46 @@ async function start() {
   listenToKeys(viewer, act);
   listenToPointers(viewer);
   try {
-    viewer.bytes = bytesOfBase64(element("payload").textContent.trim());
-    await viewer.load(viewer.bytes);
+    await viewer.load(bytesOfBase64(element("payload").textContent.trim()));
   } catch (problem) {
     fail(`The Gaussians in this page can't be shown: ${problem.message}.`);
     throw problem;
   }
   viewer.stats.readyMs = performance.now();
   viewer.rotate(rotating);
+  if (canvas.dataset.newer) follow(viewer, canvas.dataset.newer);
   return viewer;
+}
+
+// While an asset is being made, its page asks the server that it came from for newer Gaussians, until the last.
+async function follow(viewer, address) {
+  for (let number = 0, done = false; !done; ) {
+    let newer;
+    try {
+      const answer = await fetch(`${address}?after=${number}`);
+      newer = answer.status === 200 ? await answer.json() : undefined;
+    } catch {
+      return tell("The run has ended; this is the last that came from it.");
+    }
+    if (newer) {
+      await viewer.load(bytesOfBase64(newer.payload));
+      ({ number, done } = newer);
+      describe(newer.title, newer.facts);
+      viewer.stats.edition = number;
+    }
+    if (!done) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  }
+  element("status").textContent = "The asset is done.";
+}
+
+function describe(title, facts) {
+  document.title = element("stage").ariaLabel = document.querySelector("h1").textContent = title;
+  const rows = Object.entries(facts).map(([label, text]) => {
+    const [term, told] = ["dt", "dd"].map((name) => document.createElement(name));
+    [term.textContent, told.textContent, told.dir] = [label, text, "auto"];
+    return [term, told];
+  });
+  document.querySelector("dl").replaceChildren(...rows.flat());
 }
 
 window.segdream = { ready: start() };

@@ -1,0 +1,205 @@
+"""Times every asset format, written and read, side by side with PlayCanvas's splat-transform; and the page's viewer.
+
+python benchmarks/formats.py [--count 1000000] [--small 20000] [--runs 3] [--record]
+
+splat-transform runs in one Node process, whose start is not counted, on the same files, in turns with ours; ours
+syncs each file to the disk, theirs does not. The best of the runs counts. It comes from .node/node_modules, where
+.ci/run puts it, or from the folder that SEGDREAM_NODE_MODULES names; without it, ours are timed alone.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from record import record
+
+from segdream_cli import formats
+from segdream_cli.files import replacing
+from segdream_cli.formats import FORMATS, Splats, page
+
+HERE = Path(__file__).resolve().parent
+NODE_MODULES = Path(os.environ.get("SEGDREAM_NODE_MODULES", HERE.parent / ".node" / "node_modules")).resolve()
+SLOW = ("sog", "html")
+"""Where splat-transform needs minutes for spherical harmonics of many Gaussians."""
+THEIR_READERS = ("ply", "ply-compact", "compressed-ply", "splat", "spz", "spz4", "sog")
+THEIR_WRITERS = {"ply-compact": ".ply"} | {
+    name: FORMATS[name].suffix for name in ("compressed-ply", "splat", "spz4", "glb", *SLOW)
+}
+"""Formats that it writes the like of: its .spz is version 4, its .ply without padding."""
+VIEWED, SORTS = 200_000, 12
+
+Theirs = Callable[..., float | None]
+
+
+def surface(count: int, k: int) -> Splats:
+    """Gaussians about the surface of a ball, whose values fill their range as a trained asset's do."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(count, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    quats = rng.normal(size=(count, 4))
+    quats /= np.linalg.norm(quats, axis=1, keepdims=True)
+    values = {
+        "means": 0.8 * directions + rng.normal(0, 0.02, (count, 3)),
+        "quats": quats,
+        "log_scales": rng.normal(-5, 0.5, (count, 3)),
+        "opacity_logits": rng.normal(1, 2, count),
+        "sh0": directions + rng.normal(0, 0.3, (count, 3)),
+        "shN": rng.normal(0, 0.1, (count, k, 3)),
+    }
+    return Splats(**{name: value.astype(np.float32) for name, value in values.items()})
+
+
+@contextmanager
+def splat_transform() -> Iterator[Theirs | None]:
+    """What times one of its jobs in seconds, or None where it is not installed."""
+    node = NODE_MODULES / ".bin" / "node"
+    if not (NODE_MODULES / "@playcanvas" / "splat-transform").exists():
+        print(f"{NODE_MODULES} has no splat-transform: ours alone", file=sys.stderr)
+        yield None
+        return
+    command = [str(node), "--max-old-space-size=12000", str(HERE / "splat_transform.mjs"), str(NODE_MODULES)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def timed(**job: str) -> float | None:
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            while not (line := process.stdout.readline()).startswith("{"):  # the library prints too
+                if not line:
+                    raise SystemExit("splat-transform ended")
+            answer = json.loads(line)
+            if "problem" in answer:
+                print(f"{job}: {answer['problem']}", file=sys.stderr)
+            return answer.get("seconds")
+
+        yield timed
+        process.stdin.close()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one run."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def best(runs: int, ours: Callable[[], object], theirs: Callable[[], float | None]) -> tuple[float, float | None]:
+    """The least time of either, in turns."""
+    pairs = [(seconds(ours), theirs()) for _ in range(runs)]
+    others = [other for _, other in pairs if other is not None]
+    return min(own for own, _ in pairs), min(others) if others else None
+
+
+def raw_seconds(path: Path, splats: Splats) -> float:
+    """The time that numpy alone takes for the rows of a compact PLY, put in place and synced as ours are."""
+    table = np.ones((len(splats), 17 + 3 * splats.shN.shape[1]), np.float32)
+    start = time.perf_counter()
+    with replacing(path) as temporary:
+        table.tofile(temporary)
+    return time.perf_counter() - start
+
+
+def measure(count: int, k: int, names: list[str], runs: int, folder: Path, theirs: Theirs | None) -> dict[str, float]:
+    """Prints a row a format, and returns the figures by metric."""
+    splats = surface(count, k)
+    degree = formats.BANDS.index(k)
+    source = folder / f"source-{count}-{degree}.ply"
+    formats.write(source, splats, "ply-compact")
+    figures: dict[str, float] = {}
+    raw = min(raw_seconds(folder / "raw.ply", splats) for _ in range(runs))
+    print(f"\n{count:,} Gaussians, SH {degree}; numpy writes the bytes of a compact PLY in {raw:.3f} s")
+    print("format           MB   write   theirs   ratio    read   theirs   ratio")
+    for name in names:
+        path, other = folder / f"ours{FORMATS[name].suffix}", folder / f"theirs{FORMATS[name].suffix}"
+
+        def write_theirs(name: str = name, other: Path = other) -> float | None:
+            return theirs(op="write", source=str(source), path=str(other)) if theirs and name in THEIR_WRITERS else None
+
+        def read_theirs(name: str = name, path: Path = path) -> float | None:
+            return theirs(op="read", path=str(path)) if theirs and name in THEIR_READERS else None
+
+        cells = [f"{name:14}"]
+        written = best(runs, lambda path=path, name=name: formats.write(path, splats, name), write_theirs)
+        cells.append(f"{path.stat().st_size / 1e6:6.1f}")
+        steps = {"write": written}
+        if FORMATS[name].readable:
+            steps["read"] = best(runs, lambda path=path: formats.read(path), read_theirs)
+        for what, (own, them) in steps.items():
+            cells += [f"{own:7.3f}", f"{them:8.3f}" if them else 8 * " ", f"{them / own:7.2f}" if them else 7 * " "]
+            figures[f"{name}_{what}_sh{degree}_{count}_s"] = own
+            if them:
+                figures[f"{name}_{what}_sh{degree}_{count}_times_faster"] = them / own
+        print(" ".join(cells), flush=True)
+    if "ply-compact" in names:
+        figures[f"ply_compact_sh{degree}_over_numpy"] = figures[f"ply-compact_write_sh{degree}_{count}_s"] / raw
+    return figures
+
+
+def measure_viewer(folder: Path) -> dict[str, float]:
+    """Seconds until the page of an asset stands, and milliseconds of a sort in its worker, in headless Chromium."""
+    sys.path.insert(0, str(HERE.parent / "tests" / "formats"))
+    from browser import MISSING, chromium
+
+    if MISSING:
+        print(MISSING, file=sys.stderr)
+        return {}
+    page.write(folder / "a.html", surface(VIEWED, 0))
+    with chromium() as tab:
+        tab.open(f"{(folder / 'a.html').as_uri()}#rotate=0")
+        ready, decode = tab.run(
+            "await segdream.ready; return [segdream.viewer.stats.readyMs, segdream.viewer.stats.decodeMs]"
+        )
+        sorts = [
+            tab.run(
+                "const { viewer } = segdream; viewer.camera.set({ azimuth: arguments[0] }); viewer.changed();"
+                "await viewer.settled(); return viewer.stats.sortMs",
+                30 * i,
+            )
+            for i in range(SORTS)
+        ]
+    middle = float(np.median(sorts))
+    print(
+        f"\nviewer, {VIEWED:,} Gaussians, Chromium with software graphics: shown after {ready / 1000:.2f} s "
+        f"(unpacking {decode:.0f} ms), a sort takes {middle:.1f} ms, {min(sorts):.1f} to {max(sorts):.1f}"
+    )
+    return {"viewer_ready_s": ready / 1000, "viewer_sort_ms": middle}
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--small", type=int, default=20_000, help="for SOG and HTML with spherical harmonics")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", choices=FORMATS, nargs="*", help="formats")
+    parser.add_argument("--record", action="store_true", help="into results.json")
+    options = parser.parse_args()
+    names = [name for name in FORMATS if not options.only or name in options.only]
+    fast, slow = [name for name in names if name not in SLOW], [name for name in names if name in SLOW]
+    with TemporaryDirectory() as temporary, splat_transform() as theirs:
+        folder = Path(temporary)
+        jobs = [lambda: measure(options.count, 0, names, options.runs, folder, theirs)]
+        if fast:
+            jobs.append(lambda: measure(options.count, 15, fast, options.runs, folder, theirs))
+        if not options.only:
+            jobs.append(lambda: measure_viewer(folder))
+        if slow:
+            jobs.append(lambda: measure(options.small, 15, slow, 1, folder, theirs))
+        for job in jobs:
+            for metric, value in job().items():
+                unit = "1" if metric.endswith(("faster", "numpy")) else "ms" if metric.endswith("_ms") else "s"
+                if options.record:
+                    record(f"formats_{metric}", value, unit, "cpu")
+
+
+if __name__ == "__main__":
+    main()

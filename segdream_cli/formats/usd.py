@@ -1,0 +1,251 @@
+"""OpenUSD's `ParticleField3DGaussianSplat` (26.03 and later) in a `.usdz` package, by Pixar's own library.
+
+The stage is y up like the inner frame. Scales and opacities stand after their activations, spherical harmonics one
+Gaussian after the other with degree 0 first. The library is the extra "usd", and is imported here only.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from segdream_cli import __version__
+from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
+from segdream_cli.files import replacing
+from segdream_cli.formats import Float32s, Splats, joined, not_finite, tidied
+from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
+from segdream_cli.formats.similarity import Float64s, moved
+
+SCHEMA = "ParticleField3DGaussianSplat"
+COEFFICIENTS = (1, 4, 9, 16)
+"""Spherical harmonics of each degree and those below."""
+PROVENANCE = "segdream"
+EARLIEST = 365 * 10 * 86400 + 7 * 86400
+"""Seconds; a few days into 1980, where a zip's dates begin."""
+MEMORY, SECONDS = 2 << 30, 30
+"""Bytes and processor time that reading any file may take; a large one gets more."""
+Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+"""Takes a stage whose z axis is up to the inner frame."""
+
+
+def write(path: Path, splats: Splats) -> None:
+    """Writes one prim with float attributes, 56 bytes a Gaussian, 236 with spherical harmonics of degree 3.
+
+    Clamps as in `ply.write`. Provenance goes into the layer's custom data as JSON.
+
+    Raises:
+        EnvironmentProblem: the extra "usd" is not installed.
+        SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
+        UsageProblem: the folder can't be written.
+    """
+    require_finite(splats)
+    pxr = _Pxr.load()
+    with TemporaryDirectory(prefix="segdream-") as folder:
+        layer, package = Path(folder) / "asset.usdc", Path(folder) / "asset.usdz"
+        try:
+            _fill(pxr, pxr.Usd.Stage.CreateNew(str(layer)), tidied(splats))
+            os.utime(layer, (EARLIEST, EARLIEST))  # the package notes it, and equal assets are to be equal files
+            packed = pxr.UsdUtils.CreateNewUsdzPackage(str(layer), str(package))
+        except pxr.Tf.ErrorException as problem:
+            raise SegdreamError(f"{path} was not written: {problem}", hint="df -h  # is the disk full?") from problem
+        if not packed:
+            raise SegdreamError(f"{path} was not written: the package could not be made", hint="df -h")
+        with replacing(path) as temporary:
+            temporary.write_bytes(package.read_bytes())
+
+
+def _fill(pxr: "_Pxr", stage: Any, splats: Splats) -> None:
+    """Puts the Gaussians on an empty stage, and saves it."""
+    k = splats.shN.shape[1]
+    quats = np.roll(splats.quats, -1, axis=1)  # real part last, as the library keeps it in memory
+    opacities = (1 / (1 + np.exp(-splats.opacity_logits.astype(np.float64)))).astype(np.float32)
+    scales = np.exp(splats.log_scales)
+    harmonics = np.concatenate([splats.sh0[:, None], splats.shN], axis=1).reshape(-1, 3)
+    pxr.UsdGeom.SetStageUpAxis(stage, pxr.UsdGeom.Tokens.y)
+    pxr.UsdGeom.SetStageMetersPerUnit(stage, 1.0)
+    prim = pxr.UsdVol.ParticleField3DGaussianSplat.Define(stage, "/asset").GetPrim()
+    stage.SetDefaultPrim(prim)
+    reach = 3 * scales.max(axis=1, keepdims=True)
+    extent = np.stack([(splats.means - reach).min(axis=0), (splats.means + reach).max(axis=0)])
+    Vec3fs = pxr.Vt.Vec3fArray.FromNumpy
+    values = {
+        "positions": Vec3fs(splats.means),
+        "orientations": pxr.Vt.QuatfArray.FromNumpy(np.ascontiguousarray(quats)),
+        "scales": Vec3fs(scales),
+        "opacities": pxr.Vt.FloatArray.FromNumpy(opacities),
+        "radiance:sphericalHarmonicsDegree": COEFFICIENTS.index(k + 1),
+        "radiance:sphericalHarmonicsCoefficients": Vec3fs(np.ascontiguousarray(harmonics)),
+        "sortingModeHint": "cameraDistance",
+        "extent": Vec3fs(extent),
+    }
+    for name, value in values.items():
+        prim.GetAttribute(name).Set(value)
+    layer = stage.GetRootLayer()
+    layer.documentation = f"segdream {__version__}"
+    if splats.provenance:
+        layer.customLayerData = {PROVENANCE: json.dumps(dict(splats.provenance))}
+    layer.Save()
+
+
+def read(path: Path) -> Splats:
+    """All Gaussians of a package's stage, where its transforms place them, in the inner frame.
+
+    Lengths are taken in units of the stage, whatever a metre is there. Spherical harmonics above degree 3 are left
+    out. The library works in a process of its own: about one damaged file in 200 makes it crash or hang.
+
+    Raises:
+        EnvironmentProblem: the extra "usd" is not installed.
+        UsageProblem: the file can't be opened, is no package, is damaged, refers to other files, or holds no Gaussians.
+    """
+    _Pxr.load()
+    with opened(path) as stream:
+        if stream.read(4) != b"PK\x03\x04":
+            raise UsageProblem(f"{path} is no .usdz package", hint=ANOTHER_FILE)
+        size = stream.seek(0, io.SEEK_END)
+    with TemporaryDirectory(prefix="segdream-") as folder:
+        target = Path(folder) / "splats.npz"
+        limits = str(MEMORY + 64 * size), str(SECONDS + size // 1_000_000)
+        command = [sys.executable, "-m", __name__, str(path.resolve()), str(target), *limits]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(command, capture_output=True, check=False, env=environment)
+        if done.returncode:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()  # the library's own words come first
+            said = lines[-1] if done.returncode == 1 and lines else "is damaged: the library could not read it"
+            raise UsageProblem(f"{path} {said}", hint=ANOTHER_FILE)
+        with np.load(target, allow_pickle=False) as found:
+            arrays = dict(found)
+    provenance = _provenance(str(arrays.pop(PROVENANCE)))
+    splats = Splats(**arrays, provenance=provenance)
+    refuse_not_finite(path, not_finite(splats), len(splats))
+    return tidied(splats)
+
+
+def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
+    """Writes the Gaussians in `path` to `target` as numpy arrays; returns what is wrong with it, or nothing."""
+    pxr = _Pxr.load()
+    with suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        layer = pxr.Sdf.Layer.OpenAsAnonymous(str(path))
+        if layer is None:
+            return "is damaged: it holds no layer"
+        if layer.GetCompositionAssetDependencies():
+            return "refers to other files, which are not read"
+        parts = list(_parts(pxr, pxr.Usd.Stage.Open(layer)))
+        if not parts:
+            return f"holds no {SCHEMA}"
+        splats = joined(parts, {})
+    except (pxr.Tf.ErrorException, ValueError, MemoryError) as problem:
+        return "is damaged: " + " ".join(str(problem).split())[:200]
+    arrays: dict[str, Any] = {item.name: getattr(splats, item.name) for item in dataclasses.fields(splats)[:6]}
+    arrays[PROVENANCE] = np.array(str(layer.customLayerData.get(PROVENANCE, "")))
+    np.savez(target, **arrays)
+    return ""
+
+
+def _parts(pxr: "_Pxr", stage: Any) -> Iterator[Splats]:
+    """The Gaussians of each prim, in the inner frame."""
+    upright = Z_UP if pxr.UsdGeom.GetStageUpAxis(stage) == pxr.UsdGeom.Tokens.z else np.eye(3)
+    placements = pxr.UsdGeom.XformCache()
+    for prim in stage.Traverse():
+        if prim.GetTypeName() != SCHEMA:
+            continue
+        matrix = np.array(placements.GetLocalToWorldTransform(prim)).T  # the library's vectors are rows
+        part = _splats(pxr, prim)
+        turned: Float64s = upright @ matrix[:3, :3]
+        if np.array_equal(turned, np.eye(3)) and not matrix[:3, 3].any():
+            yield part
+        else:
+            yield moved(part, turned, upright @ matrix[:3, 3])
+
+
+def _splats(pxr: "_Pxr", prim: Any) -> Splats:
+    """The Gaussians of a prim, where they stand in it; values that can't be become NaN.
+
+    Raises:
+        ValueError: its arrays do not fit together.
+    """
+    first = pxr.Usd.TimeCode.EarliestTime()
+
+    def values(name: str, width: int) -> Float32s:
+        for spelled in (name, f"{name}h"):  # the second in half precision
+            found = prim.GetAttribute(spelled).Get(first)
+            if found is not None and len(found):
+                return np.array(found, np.float32).reshape(-1, width)
+        raise ValueError(f"{prim.GetPath()} has no {name}")
+
+    means = values("positions", 3)
+    n = len(means)
+    quats, scales, opacities = values("orientations", 4), values("scales", 3), values("opacities", 1)
+    degree = prim.GetAttribute("radiance:sphericalHarmonicsDegree").Get(first)
+    harmonics = values("radiance:sphericalHarmonicsCoefficients", 3)
+    if {len(quats), len(scales), len(opacities)} != {n} or len(harmonics) != n * (degree + 1) ** 2:
+        raise ValueError(f"the arrays of {prim.GetPath()} are not of one length")
+    harmonics = harmonics.reshape(n, -1, 3)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(np.isfinite(opacities[:, 0]), np.clip(opacities[:, 0].astype(np.float64), 0, 1), np.nan)
+        return Splats(
+            means=means,
+            quats=np.roll(quats, 1, axis=1),
+            log_scales=np.maximum(np.log(scales), -1e3),
+            opacity_logits=np.clip(np.log(shares) - np.log1p(-shares), -1e3, 1e3).astype(np.float32),
+            sh0=np.ascontiguousarray(harmonics[:, 0]),
+            shN=np.ascontiguousarray(harmonics[:, 1 : COEFFICIENTS[-1]]),
+        )
+
+
+def _provenance(text: str) -> Mapping[str, Any]:
+    """What a writer of ours noted; whatever else stands there says nothing."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Pxr:
+    """The library's modules."""
+
+    Sdf: Any
+    Tf: Any
+    Usd: Any
+    UsdGeom: Any
+    UsdUtils: Any
+    UsdVol: Any
+    Vt: Any
+
+    @classmethod
+    def load(cls) -> "_Pxr":
+        """The modules.
+
+        Raises:
+            EnvironmentProblem: they are not installed, or too old for Gaussians.
+        """
+        hint = 'pip install "segdream[usd]"'
+        try:
+            found = {name: import_module(f"pxr.{name}") for name in cls.__dataclass_fields__}
+        except ImportError as problem:
+            raise EnvironmentProblem(f".usdz files need the package usd-core: {problem}", hint=hint) from problem
+        if not hasattr(found["UsdVol"], SCHEMA):
+            raise EnvironmentProblem(".usdz files need usd-core 26.3 or later; an older one is installed", hint=hint)
+        return cls(**found)
+
+
+if __name__ == "__main__":
+    sys.exit(_read_here(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])) or 0)

@@ -1,0 +1,173 @@
+"""Assets changed on the way from file to file: by numbers, and by the pictures that they make."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from covariances import covariances
+from scipy.spatial.transform import Rotation
+
+from segdream_cli import formats
+from segdream_cli.cameras import Cameras, viewing
+from segdream_cli.errors import UsageProblem
+from segdream_cli.formats import FORMATS, Splats
+from segdream_cli.formats.edits import Edits, edited, framing, rotation_xyz
+from segdream_cli.gaussians import Gaussians
+from segdream_cli.raster import rasterize
+
+SIZE = 128
+NAMES = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
+
+
+def same(splats: Splats, other: Splats) -> None:
+    for name in NAMES:
+        np.testing.assert_array_equal(getattr(splats, name), getattr(other, name))
+
+
+def test_nothing_asked_for_changes_nothing(chiral: Splats) -> None:
+    same(edited(chiral, Edits()), chiral)
+    assert edited(chiral, Edits()).provenance == chiral.provenance
+
+
+@pytest.mark.parametrize("degrees", [(90, 0, 0), (0, 90, 0), (0, 0, 90), (20, -130, 250)])
+def test_angles_are_about_fixed_axes_in_order(degrees: tuple[float, float, float]) -> None:
+    expected = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    np.testing.assert_allclose(rotation_xyz(degrees), expected, atol=1e-12)
+
+
+def test_a_quarter_turn_brings_the_front_to_the_left(chiral: Splats) -> None:
+    """About y, the front +Z goes where the object's left, +X, was; about x, it goes down."""
+    tip = chiral.means[-1]
+    assert tip[2] == pytest.approx(0.9)
+    np.testing.assert_allclose(edited(chiral, Edits(rotate=(0, 90, 0))).means[-1], [tip[2], tip[1], -tip[0]], atol=1e-6)
+    np.testing.assert_allclose(edited(chiral, Edits(rotate=(90, 0, 0))).means[-1], [tip[0], -tip[2], tip[1]], atol=1e-6)
+
+
+def test_order_is_centre_turn_scale(chiral: Splats) -> None:
+    turn = Rotation.from_euler("xyz", (10, 20, 30), degrees=True).as_matrix()
+    there = edited(chiral, Edits(center=True, rotate=(10, 20, 30), scale=3))
+    middle = framing(chiral)[0]
+    np.testing.assert_allclose(there.means, 3 * (chiral.means - middle) @ turn.T, atol=1e-5)
+    np.testing.assert_allclose(covariances(there), 9 * turn @ covariances(chiral) @ turn.T, atol=1e-6)
+    np.testing.assert_allclose(framing(edited(chiral, Edits(center=True)))[0], 0, atol=1e-6)
+
+
+def test_box_and_ball_keep_what_is_inside(chiral: Splats) -> None:
+    box = (-0.2, -0.5, 0.0, 0.7, 0.3, 0.8)
+    rows = [i for i, (x, y, z) in enumerate(chiral.means) if -0.2 <= x <= 0.7 and -0.5 <= y <= 0.3 and 0 <= z <= 0.8]
+    assert 20 < len(rows) < 300
+    same(edited(chiral, Edits(crop=box)), chiral.taken(np.array(rows)))
+    rows = [i for i, (x, y, z) in enumerate(chiral.means.astype(float)) if x * x + y * y + z * z <= 0.36]
+    assert 20 < len(rows) < 300
+    same(edited(chiral, Edits(crop=(0.6,))), chiral.taken(np.array(rows)))
+
+
+def test_crop_is_before_the_move(chiral: Splats) -> None:
+    whole = edited(chiral, Edits(crop=(0.5,), scale=10, center=True))
+    assert len(whole) == len(edited(chiral, Edits(crop=(0.5,))))
+
+
+def test_opacity_and_number(chiral: Splats) -> None:
+    opacities = torch.sigmoid(torch.from_numpy(chiral.opacity_logits)).numpy()
+    same(edited(chiral, Edits(prune_opacity=0.5)), chiral.taken(np.flatnonzero(opacities >= 0.5)))
+    largest = np.array([np.linalg.eigvalsh(matrix)[1:] for matrix in covariances(chiral)])
+    covered = opacities * np.sqrt(largest.prod(axis=1))
+    kept = edited(chiral, Edits(max_gaussians=100))
+    expected = np.sort(np.argsort(-covered)[:100])
+    same(kept, chiral.taken(expected))
+    same(edited(chiral, Edits(max_gaussians=400)), chiral)
+
+
+@pytest.mark.parametrize(("degree", "k"), [(0, 0), (1, 3), (2, 8), (3, 15)])
+def test_degrees_of_harmonics(chiral: Splats, degree: int, k: int) -> None:
+    np.testing.assert_array_equal(edited(chiral, Edits(sh=degree)).shN, chiral.shN[:, :k])
+    bare = replace(chiral, shN=chiral.shN[:, :0])
+    assert edited(bare, Edits(sh=degree)).shN.shape == (400, 0, 3)  # what is not there is not made up
+
+
+@pytest.mark.parametrize(
+    ("edits", "reason", "hint"),
+    [
+        (Edits(prune_opacity=0.999), "no Gaussian has an opacity of 0.999", "--prune-opacity 0.49"),
+        (Edits(crop=(5, 5, 5, 6, 6, 6)), "in the box of --crop", "--crop -0.541,-0.6"),
+        (Edits(crop=(0.001,)), "in the ball of --crop", "--crop 0."),
+    ],
+)
+def test_nothing_left_is_refused(chiral: Splats, edits: Edits, reason: str, hint: str) -> None:
+    with pytest.raises(UsageProblem, match=reason) as refused:
+        edited(chiral, edits)
+    assert str(refused.value.hint).startswith(hint)
+
+
+def picture(splats: Splats, cameras: Cameras) -> np.ndarray:
+    gaussians = Gaussians.from_splats(splats)
+    values = gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities
+    with torch.no_grad():
+        colors = gaussians.colors(cameras.positions)
+        seen = rasterize(*values, colors, cameras.viewmats, cameras.Ks, SIZE, SIZE)
+    return np.concatenate([seen.rgb[0].numpy(), seen.alpha[0].numpy()], axis=-1)
+
+
+TURN, FACTOR = (20.0, -130.0, 250.0), 2.5
+LOSS = {"splat": 0.05, "sog": 0.02, "spz": 0.02, "spz4": 0.02, "compressed-ply": 0.005}
+"""Mean difference of pictures by the rounding of a format; others keep every value."""
+
+
+@pytest.mark.parametrize("format", [name for name, row in FORMATS.items() if row.readable])
+def test_moved_asset_looks_the_same_to_a_moved_camera(chiral: Splats, tmp_path: Path, format: str) -> None:
+    """Turned, scaled, written and read: a camera that makes the same move sees the same, colours by direction too."""
+    path = tmp_path / f"a{FORMATS[format].suffix}"
+    formats.write(path, edited(chiral, Edits(rotate=TURN, scale=FACTOR)), format)
+    there = formats.read(path)
+    cameras = viewing(torch.tensor([40.0]), torch.tensor([25.0]), SIZE)
+    matrix = torch.from_numpy(Rotation.from_euler("xyz", TURN, degrees=True).as_matrix()).float()
+    back = torch.eye(4)
+    back[:3, :3] = matrix.T
+    viewmats = cameras.viewmats @ back
+    viewmats[:, :3, 3] *= FACTOR
+    moved = replace(cameras, viewmats=viewmats)
+    flat = replace(chiral, shN=chiral.shN[:, :0]) if not there.shN.shape[1] else chiral
+    expected, found = picture(flat, cameras), picture(there, moved)
+    covered = expected[..., 3] > 0.01
+    assert covered.sum() > 1000
+    assert np.abs(found - expected)[covered].mean() < LOSS.get(format, 1e-4)
+    still = picture(edited(flat, Edits(scale=FACTOR)), replace(cameras, viewmats=viewmats))
+    assert np.abs(still - expected)[covered].mean() > 0.1
+
+
+READABLE = [name for name, row in FORMATS.items() if row.readable]
+
+
+@pytest.mark.parametrize("source", READABLE)
+@pytest.mark.parametrize("target", READABLE)
+def test_any_format_to_any_other(
+    segdream_export: Callable[..., None], chiral: Splats, tmp_path: Path, source: str, target: str
+) -> None:
+    first, second = tmp_path / f"a{FORMATS[source].suffix}", tmp_path / f"b{FORMATS[target].suffix}"
+    formats.write(first, chiral, source)
+    segdream_export(first, "-o", second, "--format", target, "--rotate", "0,90,0")
+    start, found = formats.read(first), formats.read(second)
+    # the order of rows differs from format to format
+    turned = start.means @ np.array([[0, 0, -1], [0, 1, 0], [1, 0, 0]], np.float32)
+    distances = np.linalg.norm(turned[:, None] - found.means[None], axis=2)
+    nearest = distances.argmin(axis=1)
+    assert distances.min(axis=1).max() < 5e-3
+    assert len(set(nearest.tolist())) > 390
+    np.testing.assert_allclose(found.sh0[nearest].mean(axis=0), start.sh0.mean(axis=0), atol=0.02)
+    assert found.shN.shape[1] == (0 if "splat" in (source, target) else 15)
+
+
+@pytest.mark.parametrize("format", [name for name in READABLE if name != "splat"])  # a .splat is rows and nothing else
+def test_provenance_survives(segdream_export: Callable[..., None], chiral: Splats, tmp_path: Path, format: str) -> None:
+    about = {"prompt": "a “bus”, 東京\n<b>", "seed": 3, "prior": "some", "nested": {"a": [1, None]}}
+    first, second = tmp_path / "a.ply", tmp_path / f"b{FORMATS[format].suffix}"
+    formats.write(first, replace(chiral, provenance=about))
+    segdream_export(first, "-o", second, "--format", format, "--scale", "2", "--sh", "0")
+    assert formats.read(second).provenance == about
+    segdream_export(second, "-o", tmp_path / "c.html")
+    told = (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert "<dt>Seed</dt>" in told
+    assert "a “bus”, 東京 &lt;b&gt;" in told

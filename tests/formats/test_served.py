@@ -1,0 +1,199 @@
+"""Pages from the real server on the loopback address, alone and in a real browser."""
+
+import http.client
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import MISSING, Browser, chromium
+from test_page import Parts
+
+from segdream_cli import serve
+from segdream_cli.cli.output import Output
+from segdream_cli.cli.view import Watch
+from segdream_cli.formats import Splats, page, spz
+from segdream_cli.serve import PageServer
+
+
+@contextmanager
+def serving(*, live: bool = False) -> Iterator[PageServer]:
+    server = PageServer(live=live)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def ask(server: PageServer, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection(server.url.split("/")[2], timeout=20)
+    try:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
+    finally:
+        connection.close()
+
+
+def test_page_is_the_offline_one(chiral: Splats) -> None:
+    with serving() as server:
+        assert ask(server, "/")[0] == 503
+        server.publish(chiral, "a helix")
+        status, content, headers = ask(server, "/")
+        assert (status, content) == (200, page.document(chiral, "a helix"))
+        assert headers["content-type"] == "text/html; charset=utf-8"
+        assert headers["cache-control"] == "no-store"
+        assert b"connect-src" not in content
+        for path in ("/newer", "/etc/passwd", "/../a", "/index.html"):
+            assert ask(server, path)[0] == 404
+
+
+def test_only_this_machine_is_answered(chiral: Splats) -> None:
+    with serving() as server:
+        server.publish(chiral, "a helix")
+        port = server.url.split(":")[2].strip("/")
+        assert server.url == f"http://127.0.0.1:{port}/"
+        assert ask(server, "/", Host=f"localhost:{port}")[0] == 200
+        for host in (f"evil.example:{port}", "127.0.0.1", ""):
+            assert ask(server, "/", Host=host)[0] == 403
+
+
+def test_live_page_may_ask_its_server_and_nobody_else(chiral: Splats) -> None:
+    with serving(live=True) as server:
+        server.publish(chiral, "a helix")
+        parts = Parts(ask(server, "/")[1].decode())
+        (policy,) = [attrs["content"] for _, attrs in parts.tags if attrs.get("http-equiv")]
+        rules = dict(rule.split(" ", 1) for rule in str(policy).split("; "))
+        assert rules["connect-src"] == "'self'"
+        assert rules["default-src"] == "'none'"
+        (canvas,) = [attrs for tag, attrs in parts.tags if tag == "canvas"]
+        assert canvas["data-newer"] == "/newer"
+
+
+def test_newer_editions(chiral: Splats, tmp_path: Path) -> None:
+    with serving(live=True) as server:
+        assert ask(server, "/newer?after=0")[0] == 204
+        server.publish(chiral, "first")
+        status, content, _ = ask(server, "/newer?after=0")
+        first = json.loads(content)
+        spz.write(tmp_path / "a.spz", chiral)
+        assert (status, first["number"], first["title"], first["done"]) == (200, 1, "first", False)
+        assert page.base64.b64decode(first["payload"]) == (tmp_path / "a.spz").read_bytes()
+        assert first["facts"]["Gaussians"] == "400, spherical harmonics of degree 3"
+        assert ask(server, "/newer?after=1")[0] == 204
+        server.publish(replace(chiral, shN=chiral.shN[:, :0]), "second", done=True)
+        second = json.loads(ask(server, "/newer?after=1")[1])
+        assert (second["number"], second["title"], second["done"]) == (2, "second", True)
+        for odd in ("", "?after=x", "?after=-1", "?after=99999999999999", "?after=%00"):
+            assert json.loads(ask(server, f"/newer{odd}")[1])["number"] == 2
+
+
+def test_editions_are_copies(chiral: Splats) -> None:
+    """The optimiser goes on to change the arrays in place."""
+    with serving(live=True) as server:
+        before = page.document(chiral, "a", newer=serve.NEWER)
+        server.publish(chiral, "a")
+        chiral.means[:] = 7
+        assert ask(server, "/")[1] == before
+
+
+def test_what_can_not_be_shown_is_no_answer(chiral: Splats) -> None:
+    with serving(live=True) as server:
+        server.publish(replace(chiral, means=chiral.means * np.float32(np.nan)), "a")
+        assert ask(server, "/")[0] == 503
+        assert ask(server, "/newer?after=0")[0] == 503
+        server.publish(chiral, "a")
+        assert ask(server, "/")[0] == 200
+
+
+def test_editions_are_made_for_open_pages_only(chiral: Splats, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "INTERVAL_S", 0.05)
+    with serving(live=True) as server:
+        server.publish(chiral, "a")
+        time.sleep(0.1)
+        assert not server.wanted()
+        server.wait_until_taken()  # nobody is there to take it
+        ask(server, "/newer?after=0")
+        assert server.wanted()
+        server.publish(chiral, "b")
+        assert not server.wanted()
+        waiting = threading.Thread(target=server.wait_until_taken)
+        waiting.start()
+        time.sleep(0.1)
+        assert waiting.is_alive()
+        ask(server, "/newer?after=1")
+        waiting.join(timeout=20)
+        assert not waiting.is_alive()
+
+
+needs_browser = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+@pytest.fixture
+def tab() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def picture(tab: Browser) -> np.ndarray:
+    tab.run("await segdream.viewer.settled()")
+    return tab.screenshot().astype(float)
+
+
+@needs_browser
+def test_open_page_shows_the_asset_grow(chiral: Splats, tab: Browser, capsys: pytest.CaptureFixture[str]) -> None:
+    """Few Gaussians, then all of them and another colour: the page follows by itself, and keeps the last."""
+    few, blue = chiral.taken(np.arange(50)), replace(chiral, sh0=np.full_like(chiral.sh0, [-2, -2, 2]))
+    blue = replace(blue, shN=chiral.shN[:, :0])
+    with Watch(Output(), no_browser=True) as watch:
+        watch.show(lambda: few, "growing")
+        (url,) = re.findall(r"http://127.0.0.1:\d+/", capsys.readouterr().err)
+        tab.open(f"{url}#rotate=0&background=light", width=300, height=300)
+        tab.run("await segdream.ready")
+        wait_for(lambda: tab.run("return segdream.viewer.stats.edition") == 1)
+        assert tab.run("return segdream.viewer.scene.count") == 50
+        first = picture(tab)
+        wait_for(lambda: watch.show(lambda: blue, "<b>grown") or tab.run("return segdream.viewer.stats.edition") > 1)
+        assert tab.run("return segdream.viewer.scene.count") == 400
+        title, heading, told = tab.run(
+            "return [document.title, ...['h1', 'dl'].map((name) => document.querySelector(name).textContent)]"
+        )
+        assert title == heading == "<b>grown"
+        assert "400" in told
+        second = picture(tab)
+        assert np.abs(second - first).mean() > 2
+        assert second[..., 2].sum() > 1.05 * second[..., 0].sum()
+    wait_for(lambda: "done" in tab.run("return document.getElementById('status').textContent"))
+    assert tab.run("return segdream.viewer.scene.count") == 400
+    np.testing.assert_array_equal(picture(tab), second)
+    assert {address.split("?")[0] for address in tab.requests() if address.startswith("http")} == {url, f"{url}newer"}
+    assert not tab.errors()
+
+
+@needs_browser
+def test_page_of_a_run_that_broke_off_keeps_what_it_has(
+    chiral: Splats, tab: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with suppress(RuntimeError), Watch(Output(), no_browser=True) as watch:
+        watch.show(lambda: chiral, "growing")
+        (url,) = re.findall(r"http://127.0.0.1:\d+/", capsys.readouterr().err)
+        tab.open(f"{url}#rotate=0")
+        tab.run("await segdream.ready")
+        wait_for(lambda: tab.run("return segdream.viewer.stats.edition") == 1)
+        raise RuntimeError
+    wait_for(lambda: "ended" in tab.run("return document.getElementById('message').textContent"))
+    assert tab.run("return segdream.viewer.scene.count") == 400

@@ -1,0 +1,224 @@
+"""`.usdz` packages through Pixar's own library: its view of the values, its validators, and what is refused."""
+
+import json
+import random
+import zipfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from covariances import covariances
+
+from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
+from segdream_cli.formats import BANDS, Splats, read, usd, write
+
+pxr = pytest.importorskip("pxr.Usd", reason='the extra "usd" is not installed')
+from pxr import Gf, Sdf, Usd, UsdGeom, UsdValidation, UsdVol  # noqa: E402
+
+
+@pytest.mark.parametrize("k", BANDS)
+def test_round_trip(chiral: Splats, tmp_path: Path, k: int) -> None:
+    splats = replace(chiral, shN=chiral.shN[:, :k])
+    write(tmp_path / "a.usdz", splats)
+    found = read(tmp_path / "a.usdz")
+    for name in ("means", "quats", "sh0", "shN"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(splats, name))
+    np.testing.assert_allclose(found.log_scales, splats.log_scales, atol=1e-6)
+    np.testing.assert_allclose(found.opacity_logits, splats.opacity_logits, atol=1e-5)
+    assert found.provenance == splats.provenance
+
+
+def test_library_sees_the_values_one_by_one(chiral: Splats, tmp_path: Path) -> None:
+    usd.write(tmp_path / "a.usdz", chiral)
+    stage = Usd.Stage.Open(str(tmp_path / "a.usdz"))
+    assert (UsdGeom.GetStageUpAxis(stage), UsdGeom.GetStageMetersPerUnit(stage)) == ("Y", 1)
+    prim = UsdVol.ParticleField3DGaussianSplat(stage.GetDefaultPrim())
+    values = {name: prim.GetPrim().GetAttribute(name).Get() for name in prim.GetPrim().GetPropertyNames()}
+    harmonics = values["radiance:sphericalHarmonicsCoefficients"]
+    assert (values["radiance:sphericalHarmonicsDegree"], len(harmonics)) == (3, 16 * 400)
+    for i in (0, 7, 399):
+        assert tuple(values["positions"][i]) == tuple(chiral.means[i].tolist())
+        q = values["orientations"][i]
+        np.testing.assert_allclose([q.GetReal(), *q.GetImaginary()], chiral.quats[i], atol=1e-7)
+        np.testing.assert_allclose(values["scales"][i], np.exp(chiral.log_scales[i]), rtol=1e-6)
+        assert values["opacities"][i] == pytest.approx(1 / (1 + np.exp(-chiral.opacity_logits[i])))
+        assert tuple(harmonics[16 * i]) == tuple(chiral.sh0[i].tolist())
+        assert tuple(harmonics[16 * i + 9]) == tuple(chiral.shN[i, 8].tolist())
+    low, high = np.array(values["extent"])
+    assert (low < chiral.means.min(axis=0)).all()
+    assert (high > chiral.means.max(axis=0)).all()
+
+
+def test_own_validators_find_nothing(chiral: Splats, tmp_path: Path) -> None:
+    usd.write(tmp_path / "a.usdz", chiral)
+    validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    assert len(validators) >= 20
+    found = UsdValidation.ValidationContext(validators).Validate(Usd.Stage.Open(str(tmp_path / "a.usdz")))
+    assert [error.GetMessage() for error in found] == []
+    with zipfile.ZipFile(tmp_path / "a.usdz") as package:
+        assert [info.compress_type for info in package.infolist()] == [zipfile.ZIP_STORED]
+
+
+def test_equal_assets_are_equal_files(chiral: Splats, tmp_path: Path) -> None:
+    for name in "ab":
+        usd.write(tmp_path / f"{name}.usdz", chiral)
+    assert (tmp_path / "a.usdz").read_bytes() == (tmp_path / "b.usdz").read_bytes()
+
+
+def packed(path: Path, stage: Any) -> Path:
+    """A package of a stage in memory."""
+    inner = path.with_suffix(".usdc")
+    stage.GetRootLayer().Export(str(inner))
+    with zipfile.ZipFile(path, "w") as package:
+        info = zipfile.ZipInfo(inner.name)
+        info.extra = b"\x86\x19" + (64 - (30 + len(inner.name) + 4) % 64).to_bytes(2, "little")
+        info.extra += bytes(64 - (30 + len(inner.name) + 4) % 64)
+        package.writestr(info, inner.read_bytes())
+    return path
+
+
+def of_others(chiral: Splats, tmp_path: Path) -> Any:
+    """The stage of our file, in memory, to be changed."""
+    usd.write(tmp_path / "ours.usdz", chiral)
+    layer = Sdf.Layer.CreateAnonymous(".usda")
+    layer.TransferContent(Sdf.Layer.FindOrOpen(str(tmp_path / "ours.usdz")))
+    return Usd.Stage.Open(layer)
+
+
+def test_transforms_and_the_upward_axis(chiral: Splats, tmp_path: Path) -> None:
+    """A stage with z up, whose prim is turned by a quarter about z, doubled and moved."""
+    stage = of_others(chiral, tmp_path)
+    UsdGeom.SetStageUpAxis(stage, "Z")
+    place = UsdGeom.Xformable(stage.GetDefaultPrim())
+    place.AddTranslateOp().Set(Gf.Vec3d(1, 2, 3))
+    place.AddRotateZOp().Set(90)
+    place.AddScaleOp().Set(Gf.Vec3f(2, 2, 2))
+    found = read(packed(tmp_path / "b.usdz", stage))
+    x, y, z = chiral.means.T
+    on_stage = np.stack([1 - 2 * y, 2 + 2 * x, 3 + 2 * z], axis=1)
+    expected = np.stack([on_stage[:, 0], on_stage[:, 2], -on_stage[:, 1]], axis=1)
+    np.testing.assert_allclose(found.means, expected, atol=1e-5)
+    turn = np.array([[0, -1, 0], [0, 0, 1], [-1, 0, 0]])
+    np.testing.assert_allclose(covariances(found), 4 * turn @ covariances(chiral) @ turn.T, atol=1e-6)
+
+
+def test_half_precision(chiral: Splats, tmp_path: Path) -> None:
+    stage = of_others(chiral, tmp_path)
+    prim = stage.GetDefaultPrim()
+    for name in ("positions", "orientations", "scales", "opacities", "radiance:sphericalHarmonicsCoefficients"):
+        values = prim.GetAttribute(name).Get()
+        half = prim.GetAttribute(f"{name}h")
+        assert half.Set([Gf.Quath(value) for value in values] if name == "orientations" else values)
+        prim.RemoveProperty(name)
+    found = read(packed(tmp_path / "b.usdz", stage))
+    np.testing.assert_allclose(found.means, chiral.means, atol=5e-4)
+    np.testing.assert_allclose(found.shN, chiral.shN, atol=5e-4)
+    np.testing.assert_allclose(covariances(found), covariances(chiral), atol=1e-4)
+
+
+def without_positions(stage: Any) -> None:
+    stage.GetDefaultPrim().RemoveProperty("positions")
+
+
+def short_harmonics(stage: Any) -> None:
+    stage.GetDefaultPrim().GetAttribute("radiance:sphericalHarmonicsDegree").Set(2)
+
+
+def other_files(stage: Any) -> None:
+    stage.GetDefaultPrim().GetReferences().AddReference("/etc/passwd.usda")
+
+
+def sublayers(stage: Any) -> None:
+    stage.GetRootLayer().subLayerPaths.append("../other.usda")
+
+
+def infinite(stage: Any) -> None:
+    attribute = stage.GetDefaultPrim().GetAttribute("scales")
+    attribute.Set([(np.inf, 1, 1), *list(attribute.Get())[1:]])
+
+
+def stretched(stage: Any) -> None:
+    UsdGeom.Xformable(stage.GetDefaultPrim()).AddScaleOp().Set(Gf.Vec3f(1, 2, 1))
+
+
+def no_gaussians(stage: Any) -> None:
+    stage.GetDefaultPrim().SetTypeName("Xform")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without_positions, "no positions"),
+        (short_harmonics, "not of one length"),
+        (other_files, "refers to other files"),
+        (sublayers, "refers to other files"),
+        (infinite, "not a finite number"),
+        (stretched, "stretches"),
+        (no_gaussians, "holds no Particle"),
+    ],
+)
+def test_refused(chiral: Splats, tmp_path: Path, change: Any, reason: str) -> None:
+    stage = of_others(chiral, tmp_path)
+    change(stage)
+    file = packed(tmp_path / "b.usdz", stage)
+    with pytest.raises(UsageProblem, match=reason):
+        read(file)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04", b"#usda 1.0\n", b"PK\x03\x04" + bytes(500)])
+def test_no_packages(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.usdz").write_bytes(content)
+    with pytest.raises(UsageProblem, match=r"a\.usdz"):
+        read(tmp_path / "a.usdz")
+
+
+ABORTS, HANGS = 236, 203
+"""Seeds of damages that crash Pixar's library 26.11, and that keep it busy for ever."""
+
+
+@pytest.mark.parametrize("seed", [ABORTS, HANGS, *range(12)])
+def test_no_damage_escapes_as_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(usd, "SECONDS", 3)
+    rows = np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3)
+    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (4, 1))
+    usd.write(tmp_path / "a.usdz", Splats(rows, quats, rows, rows[:, 0], rows, np.zeros((4, 0, 3), np.float32)))
+    content, rng = bytearray((tmp_path / "a.usdz").read_bytes()), random.Random(seed)
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    if rng.random() < 0.2:
+        content = content[: rng.randrange(len(content))]
+    (tmp_path / "a.usdz").write_bytes(content)
+    with suppress(UsageProblem):
+        assert len(read(tmp_path / "a.usdz")) == 4
+        assert seed not in (ABORTS, HANGS)
+
+
+def test_library_that_is_missing(chiral: Splats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(usd, "import_module", missing)
+    with pytest.raises(EnvironmentProblem, match="usd-core") as refused:
+        usd.write(tmp_path / "a.usdz", chiral)
+    assert refused.value.hint == 'pip install "segdream[usd]"'
+    with pytest.raises(EnvironmentProblem):
+        usd.read(tmp_path / "a.usdz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unusable_assets_leave_nothing(chiral: Splats, tmp_path: Path) -> None:
+    with pytest.raises(SegdreamError, match="not a finite number"):
+        usd.write(tmp_path / "a.usdz", replace(chiral, means=chiral.means * np.float32(np.nan)))
+    with pytest.raises(UsageProblem, match="can't be written"):
+        usd.write(tmp_path / "none" / "a.usdz", chiral)
+    assert not list(tmp_path.iterdir())
+
+
+def test_provenance_of_others_says_nothing(chiral: Splats, tmp_path: Path) -> None:
+    for odd in ("no JSON", json.dumps([1]), "[" * 10_000):
+        stage = of_others(chiral, tmp_path)
+        stage.GetRootLayer().customLayerData = {"segdream": odd}
+        assert read(packed(tmp_path / "b.usdz", stage)).provenance == {}
