@@ -183,6 +183,6 @@ def open_pipeline(
 
     with out_of_memory(device, "the prior", "nvidia-smi  # close what fills the GPU, or add --device cpu"):
         prior = DiffusionPrior.load(
-            checkpoint, device, config.prior.dtype, warn=output.note, cuda_graphs=config.prior.cuda_graphs
+            checkpoint, device, config.prior, warn=output.note, batch=config.camera.batch, steps=config.optim.steps
         )
     return Pipeline(config, prior, device, clouds)
