@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from segdream_cli.config import PriorConfig
+from segdream_cli.config import Config, PriorConfig
+from segdream_cli.estimate import Workload
 from segdream_cli.profile import PriorProfile
 from segdream_cli.replay import FirstCalls, GraphedCalls, GraphedGradients, RowCalls, compiled
 from segdream_cli.rewrites import rewrite_convolutions, rewrite_norms
@@ -223,6 +224,12 @@ def compiles(config: PriorConfig, unet: torch.nn.Module, steps: int) -> bool:
         return config.compile == "on"
     size = sum(parameter.numel() for parameter in unet.parameters())
     return size >= COMPILED_PARAMETERS and steps >= COMPILED_STEPS and has_triton()
+
+
+def workload(prior: DiffusionPrior, config: Config) -> Workload:
+    """What an estimate of a run with this prior needs to know."""
+    compiling = not config.prior.low_vram and compiles(config.prior, prior.unet, config.optim.steps)
+    return Workload(prior.unet, prior.vae, config, config.camera.image_size or prior.image_size, compiling)
 
 
 def _network(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:

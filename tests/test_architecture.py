@@ -23,6 +23,7 @@ LAYERS = {
         "diffusion",
         "replay",
         "rewrites",
+        "estimate",
         "text",
         "hub",
         "weights",

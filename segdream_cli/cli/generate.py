@@ -69,6 +69,8 @@ def generate(
     prior: shared.PriorOption = None,
     model: shared.ModelOption = None,
     device: shared.DeviceOption = AUTO,
+    dtype: shared.DtypeOption = None,
+    low_vram: shared.LowVramOption = False,
     point_e_dir: shared.PointEDirOption = None,
     offline: shared.OfflineOption = False,
     preview_every: Annotated[
@@ -97,6 +99,7 @@ def generate(
             "prior.name": prior and str(prior),
             "prior.model": model,
             **shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
+            **shared.hardware_settings(dtype, low_vram),
             "optim.steps": steps,
             "distill.guidance_scale": guidance_scale,
             "distill.perp_neg": perp_neg,
