@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.devices import own_share
 from segdream_cli.cli.jobs import jobs_of_list, jobs_of_prompt, parse_seeds
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.session import Request
@@ -69,6 +70,7 @@ def generate(
     prior: shared.PriorOption = None,
     model: shared.ModelOption = None,
     device: shared.DeviceOption = AUTO,
+    devices: shared.DevicesOption = None,
     dtype: shared.DtypeOption = None,
     low_vram: shared.LowVramOption = False,
     point_e_dir: shared.PointEDirOption = None,
@@ -136,6 +138,11 @@ def generate(
         )
     else:
         jobs = jobs_of_prompt(prompt, output, several if seeds is not None else None, seed)
+    if devices is not None:
+        shared.refuse_given(context, {"device"}, "has no place beside --devices", "--devices 0,1")
+        if prompts == "-":
+            raise UsageProblem("--devices needs a list that can be read twice", hint="--prompts list.txt")
+        request, jobs = own_share(devices, request, jobs)
     from segdream_cli.cli.running import Session  # heavy: a mistake above is answered without it
 
     session = Session.open(request, sink, negative)

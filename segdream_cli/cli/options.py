@@ -106,6 +106,10 @@ PointEDirOption = Annotated[
     Path | None,
     typer.Option("--point-e-dir", help="Folder with Point-E's official checkpoints.", rich_help_panel=HARDWARE),
 ]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option("--devices", help="Share a list or several seeds among GPUs: 0,1.", rich_help_panel=HARDWARE),
+]
 Dtype = StrEnum("Dtype", {name: name for name in ("auto", "fp32", "bf16", "fp16")})  # type: ignore[misc]
 DtypeOption = Annotated[
     Dtype | None,
