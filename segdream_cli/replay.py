@@ -1,10 +1,12 @@
 """Calls of a network as a GPU likes them: of few sizes, compiled, and replayed as CUDA graphs."""
 
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +15,16 @@ from torch import Tensor
 from segdream_cli.download import cache_folder
 from segdream_cli.errors import EnvironmentProblem
 
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 Announce = Callable[[str], None]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function through torch's compiler, anew for each set of shapes; what it builds stays in the cache on disk."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    place = os.environ.get(COMPILER_CACHE)
+    # importing diffusers puts torch's default there, a folder that is gone after the next start of the machine
+    if place is None or Path(place).parent == Path(tempfile.gettempdir()):
+        os.environ[COMPILER_CACHE] = str(cache_folder() / "inductor")
     import torch._functorch.config as settings
 
     if hasattr(settings, "autograd_cache_allow_custom_autograd_functions"):

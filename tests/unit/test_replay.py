@@ -1,12 +1,16 @@
 """How calls are cut into pieces, and what is said about the work that is done once."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from segdream_cli.errors import EnvironmentProblem
-from segdream_cli.replay import FirstCalls, RowCalls, piece_sizes
+from segdream_cli.replay import COMPILER_CACHE, FirstCalls, RowCalls, compiled, piece_sizes
 
 
 @pytest.mark.parametrize(
@@ -77,3 +81,19 @@ def test_only_compiling_is_announced() -> None:
     assert len(said) == 2
     assert "the U-Net" in said[0]
     assert said[1] == "compiled the U-Net in 0 s"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what the compiler itself imports
+@pytest.mark.parametrize("place", ["none", "default", "own"])
+def test_what_is_compiled_outlives_the_process_and_the_next_start(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody named a place for it, that is; importing diffusers names torch's default."""
+    default = str(Path(tempfile.gettempdir()) / "torchinductor_somebody")
+    monkeypatch.setenv("SEGDREAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(COMPILER_CACHE, {"none": "", "default": default, "own": str(tmp_path / "own")}[place])
+    if place == "none":
+        monkeypatch.delenv(COMPILER_CACHE)
+    compiled(lambda x: x)
+    expected = tmp_path / "own" if place == "own" else tmp_path / "cache" / "inductor"
+    assert os.environ[COMPILER_CACHE] == str(expected)
