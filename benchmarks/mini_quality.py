@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import typer
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
@@ -29,7 +28,7 @@ from segdream_cli import formats
 from segdream_cli.asset import AssetState
 from segdream_cli.cameras import turntable_azimuths, viewing
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_pipeline
+from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
 from segdream_cli.config import AUTO, MINI
 from segdream_cli.diffusion import DiffusionPrior
 from segdream_cli.errors import UsageProblem
@@ -37,11 +36,11 @@ from segdream_cli.files import replacing
 from segdream_cli.images import contact_sheet
 from segdream_cli.pipeline import Pipeline
 from segdream_cli.schedule import NoiseSchedule
-from segdream_cli.view_prompts import clean_prompt, view_weights
+from segdream_cli.view_prompts import clean_prompt, conditions, view_weights
 from training.judge import NAMES, Judge
 from training.world.catalog import Combination, combinations
 
-Array = NDArray[Any]
+Array = np.ndarray  # NDArray[Any] is a type alias from NumPy 2.5 on, which jaxtyping does not take
 
 JUDGE = Path(__file__).with_name("judge")
 VIEWS, ELEVATION_DEG, SIZE = 8, 15.0, 128
@@ -128,6 +127,16 @@ def choose(pool: Iterable[Combination], count: int, seed: int) -> list[Combinati
     return chosen
 
 
+def opened(quality: str, assignments: Sequence[str], place: torch.device, model: Path | None = None) -> Pipeline:
+    """The embedded prior, or a checkpoint like it, with a preset and changes to it."""
+    options = {"prior.name": MINI, "prior.model": model and str(model)}
+    request = Request(quality=quality, options=options, assignments=tuple(assignments), device=str(place))
+    checkpoint = open_checkpoint(request, place, Output())
+    config = request.resolve(checkpoint.profile)
+    clouds = open_clouds(config.init, checkpoint.profile.point_e, lambda: checkpoint, place, Output(), offline=True)
+    return open_pipeline(config, checkpoint, place, Output(), clouds)
+
+
 def distil(pipeline: Pipeline, prompts: Sequence[str], seed: int, batch: int = 24) -> list[AssetState]:
     """An asset for each prompt, `batch` at a time in lock step; the seeds are `seed`, `seed` + 1, ..."""
     assets: list[AssetState] = []
@@ -171,12 +180,13 @@ def sample(
     schedule = NoiseSchedule(prior.alphas_cumprod)
     generator = torch.Generator().manual_seed(seed)
     azimuths, elevations = turntable_azimuths(VIEWS), torch.full((VIEWS,), ELEVATION_DEG)
-    weights = view_weights(azimuths, elevations, prior.profile.views, config.view, perp_neg=False)
     pictures: list[Tensor] = []
     for start in range(0, len(prompts), prompts_at_once):
         part = prompts[start : start + prompts_at_once]
-        conditions = [pipeline.embed(prompt).conditions(weights) for prompt in part]
-        text = torch.cat([*(one.positive for one in conditions), *(one.uncond for one in conditions)])
+        seen = azimuths.repeat(len(part)), elevations.repeat(len(part))
+        weights = view_weights(*seen, prior.profile.views, config.view, perp_neg=False)
+        texts = conditions([pipeline.embed(prompt) for prompt in part], weights)
+        text = torch.cat([texts.positive, texts.uncond])
         b = len(part) * VIEWS
         latents = torch.randn(b, *prior.latent_shape, generator=generator).to(pipeline.device)
         stride = len(prior.alphas_cumprod) // DDIM_STEPS
@@ -338,11 +348,8 @@ def main(
     """Distils assets, judges them, and prints the tables."""
     if smoke:
         count, quality, assignments = 2, "draft", ["optim.steps=5", *(assignments or [])]
-    options = {"prior.name": MINI, "prior.model": model and str(model)}
-    request = Request(quality=quality, options=options, assignments=tuple(assignments or ()), device=device)
     place = choose_device(device)
-    checkpoint = open_checkpoint(request, place, Output())
-    pipeline = open_pipeline(request.resolve(checkpoint.profile), checkpoint, place, Output())
+    pipeline = opened(quality, assignments or (), place, model)
     reader = Judge().eval().to(place) if smoke and not judge.exists() else Judge.load(judge, place)
     pool = [one for one in combinations() if one.held_out == (combos != "training")]
     shown = choose(known_to(pipeline, pool) if smoke else pool, count, seed)

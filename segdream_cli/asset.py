@@ -57,11 +57,9 @@ class AssetState:
         return {purpose: generator.get_state() for purpose, generator in self.generators.items()}
 
     def rewind(self, draws: Mapping[str, Tensor]) -> None:
-        """Takes back a step that failed before its update: random generators and gradients are as they were."""
+        """Takes back a step that failed before its update: the random generators stand where they stood."""
         for purpose, generator in self.generators.items():
             generator.set_state(draws[purpose])
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors, for a checkpoint; prompt, seed and embeddings are not among them."""

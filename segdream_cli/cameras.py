@@ -6,7 +6,9 @@ Everything is drawn and computed on the CPU; `Cameras.to` moves what the rasteri
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -151,71 +153,94 @@ def camera_ranges(config: CameraConfig, step: int) -> CameraRanges:
     )
 
 
-def sample_cameras(config: CameraConfig, step: int, size: int, generator: torch.Generator) -> Cameras:
-    """Draws the views of one step, all with the same field of view, as the release does."""
+def sample_cameras(config: CameraConfig, step: int, size: int, generators: Sequence[torch.Generator]) -> Cameras:
+    """Draws the views of one step for each generator, one asset's after the other's.
+
+    All views of an asset have the same field of view, as in the release.
+    """
     c, ranges = config.batch, camera_ranges(config, step)
     middle = sum(config.elevation_deg) / 2
     reach = (config.elevation_deg[1] - config.elevation_deg[0]) / 2
-    azimuth = ranges.azimuth_deg * _signed(c, config.gamma, generator)
+    azimuth = ranges.azimuth_deg * _signed(c, config.gamma, generators)
     if config.stratified:
-        sector = (torch.arange(c) + torch.rand(c, generator=generator)) / c
+        sector = (torch.arange(c).repeat(len(generators)) + _rand(c, generators)) / c
         azimuth = ranges.azimuth_deg * (2 * sector - 1)
-    elevation = middle + reach * _signed(c, config.gamma, generator)
-    fov = _uniform(1, ranges.fov_rad, generator).expand(c)
-    radius = _uniform(c, ranges.radius, generator)
+    elevation = middle + reach * _signed(c, config.gamma, generators)
+    fov = _uniform(1, ranges.fov_rad, generators).repeat_interleave(c)
+    radius = _uniform(c, ranges.radius, generators)
     if config.fill is not None:
-        radius = 1 / (_uniform(c, config.fill, generator) * torch.tan(fov / 2))
+        radius = 1 / (_uniform(c, config.fill, generators) * torch.tan(fov / 2))
+    shift = torch.cat([torch.rand(c, 3, generator=generator) for generator in generators])
+    target, tilt = (torch.cat([torch.randn(c, 3, generator=generator) for generator in generators]) for _ in range(2))
     return orbit(
         azimuth,
         elevation,
         radius,
         fov,
         size,
-        shift=config.position_jitter * (2 * torch.rand(c, 3, generator=generator) - 1),
-        target=config.target_jitter * torch.randn(c, 3, generator=generator),
-        up_tilt=config.up_jitter * torch.randn(c, 3, generator=generator),
+        shift=config.position_jitter * (2 * shift - 1),
+        target=config.target_jitter * target,
+        up_tilt=config.up_jitter * tilt,
     )
 
 
-def sample_backgrounds(config: CameraConfig, size: int, generator: torch.Generator) -> Float[Tensor, "c h w 3"]:
-    """Draws what is behind the object in each view of a step, colours in 0..1."""
+def sample_backgrounds(
+    config: CameraConfig, size: int, generators: Sequence[torch.Generator], device: torch.device
+) -> Float[Tensor, "b h w 3"]:
+    """Draws what is behind the object in each view of a step, for each generator; colours in 0..1, on `device`.
+
+    Each is a colour that runs gently into another across the picture, most often into itself.
+    """
     kinds = list(config.backgrounds)
     weights = torch.tensor([float(config.backgrounds[kind]) for kind in kinds])
-    drawn = torch.multinomial(weights, config.batch, replacement=True, generator=generator)
-    return torch.stack([BACKGROUNDS[kinds[i]](size, generator) for i in drawn.tolist()])
+    drawn = [
+        BACKGROUNDS[kinds[i]](generator)
+        for generator in generators
+        for i in torch.multinomial(weights, config.batch, replacement=True, generator=generator).tolist()
+    ]
+    first, second, choice = torch.stack(drawn).unbind(1)  # [b, 3] each
+    gray, ramp, angle = choice[..., None].unbind(1)  # [b, 1] each
+    first = torch.where(gray < 0.4, 0.6 * first.mean(-1, keepdim=True) + 0.4, first)
+    second = torch.where(ramp < 0.5, first, second)
+    x, y = torch.cos(2 * math.pi * angle).expand(-1, 3), torch.sin(2 * math.pi * angle).expand(-1, 3)
+    moved = torch.stack([first, second, x, y])[..., None, None, :].to(device, non_blocking=True)
+    first, second, x, y = moved  # [b, 1, 1, 3] each
+    axis = torch.linspace(-1, 1, size, device=device)[:, None]
+    along = 0.5 + 0.35 * (axis * x + axis[:, None] * y)
+    pictures: Tensor = first + (second - first) * 0.5 * along
+    return pictures
 
 
-def _plain(value: float | None, size: int, generator: torch.Generator) -> Float[Tensor, "h w 3"]:
+def _plain(value: float | None, generator: torch.Generator) -> Float[Tensor, "3 3"]:
     color = torch.rand(3, generator=generator) if value is None else torch.full((3,), value)
-    return color.expand(size, size, 3)
+    return torch.stack([color, color, torch.ones(3)])
 
 
-def _gradient(size: int, generator: torch.Generator) -> Float[Tensor, "h w 3"]:
-    """A colour, often a light grey one, that half the time runs gently into another across the picture."""
-    first, second, (gray, ramp, angle) = (torch.rand(3, generator=generator) for _ in range(3))
-    if gray < 0.4:
-        first = (0.6 * first.mean() + 0.4).expand(3)
-    if ramp < 0.5:
-        second = first
-    axis = torch.linspace(-1, 1, size)
-    along = 0.5 + 0.35 * (axis * torch.cos(2 * math.pi * angle) + axis[:, None] * torch.sin(2 * math.pi * angle))
-    return first + (second - first) * 0.5 * along[..., None]
-
-
-BACKGROUNDS = {
-    "black": lambda size, generator: _plain(0.0, size, generator),
-    "white": lambda size, generator: _plain(1.0, size, generator),
-    "random": lambda size, generator: _plain(None, size, generator),
-    "gradient": _gradient,
+BACKGROUNDS: Mapping[str, Callable[[torch.Generator], Tensor]] = {
+    "black": partial(_plain, 0.0),
+    "white": partial(_plain, 1.0),
+    "random": partial(_plain, None),
+    "gradient": lambda generator: torch.rand(3, 3, generator=generator),
 }
+"""What each kind draws: two colours, and three numbers in 0..1.
+
+The first of these turns the first colour into a light grey one below 0.4, the second puts it in the place of the second
+colour below 0.5, the third is the direction from one to the other in turns.
+"""
 
 
-def _uniform(n: int, bounds: Range, generator: torch.Generator) -> Float[Tensor, " n"]:
+def _rand(n: int, generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
+    """`n` numbers in 0..1 of each generator."""
+    return torch.cat([torch.rand(n, generator=generator) for generator in generators])
+
+
+def _uniform(n: int, bounds: Range, generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
     low, high = bounds
-    return low + (high - low) * torch.rand(n, generator=generator)
+    return low + (high - low) * _rand(n, generators)
 
 
-def _signed(n: int, gamma: float, generator: torch.Generator) -> Float[Tensor, " n"]:
+def _signed(n: int, gamma: float, generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
     """±U^γ: uniform in -1..1 at γ = 1, and more often near 0 above."""
-    size = torch.rand(n, generator=generator) ** gamma
-    return size * (2 * torch.randint(0, 2, (n,), generator=generator) - 1)
+    size = _rand(n, generators) ** gamma
+    sign = torch.cat([torch.randint(0, 2, (n,), generator=generator) for generator in generators])
+    return size * (2 * sign - 1)

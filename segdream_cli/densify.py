@@ -4,11 +4,12 @@ The operations on parameters and optimiser state are gsplat's; when they happen 
 here, since gsplat 1.5.3's own strategy never resets opacities and knows no limit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from gsplat.strategy import ops
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from segdream_cli.config import DensifyConfig
@@ -35,20 +36,30 @@ class DensityStats:
         zeros = torch.zeros(len(gaussians), device=gaussians.device)
         return cls(zeros, zeros.clone())
 
-    def gather(self, means2d_grad: Float[Tensor, "c n 2"], radii: Tensor, size: int, views: str) -> None:
-        """Adds the views of one step.
 
-        Args:
-            means2d_grad: gradient of the projected centres in pixels.
-            radii: screen radii, zero where a Gaussian was not drawn, [c, n].
-            size: side of the image in pixels.
-            views: "all", or "last" for the step's last view alone.
-        """
-        chosen = slice(-1, None) if views == "last" else slice(None)
-        seen = radii[chosen] > 0
-        norms = means2d_grad[chosen].norm(dim=-1) * (size / 2)
-        self.grad_sum += torch.where(seen, norms, 0).sum(0)
-        self.count += seen.sum(0)
+def gather(
+    stats: Sequence[DensityStats],
+    means2d_grad: Float[Tensor, "a c n 2"],
+    radii: Int[Tensor, "a c n"],
+    size: int,
+    views: str,
+) -> None:
+    """Adds the views of one step to the statistics of each asset.
+
+    Args:
+        stats: those of each asset, of at most n Gaussians.
+        means2d_grad: gradient of the projected centres in pixels.
+        radii: screen radii, zero where a Gaussian was not drawn.
+        size: side of the image in pixels.
+        views: "all", or "last" for the step's last view alone.
+    """
+    chosen = slice(-1, None) if views == "last" else slice(None)
+    seen = radii[:, chosen] > 0
+    norms = means2d_grad[:, chosen].norm(dim=-1) * (size / 2)
+    sums, counts = torch.where(seen, norms, 0).sum(1), seen.sum(1)  # [a, n] each
+    for each, grad_sum, count in zip(stats, sums, counts, strict=True):
+        each.grad_sum += grad_sum[: len(each.grad_sum)]
+        each.count += count[: len(each.count)]
 
 
 @torch.no_grad()

@@ -59,6 +59,16 @@ class OutputExists(SegdreamError):
 
 
 class Diverged(SegdreamError):
-    """The optimisation produced a number that is not finite."""
+    """The optimisation of an asset produced a number that is not finite.
+
+    Args:
+        message: as of every error.
+        hint: as of every error.
+        place: which of the assets of the run it is, from 0.
+    """
 
     exit_code = 7
+
+    def __init__(self, message: str, *, hint: str | None = None, place: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.place = place

@@ -11,23 +11,29 @@ shN             n k 3   higher spherical harmonics, k = 0, 3, 8 or 15
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import adam
 
 from segdream_cli.config import OptimConfig
 from segdream_cli.formats import SH_C0, Splats
 
 GROUPS = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
+PADDING = {"log_scales": -math.inf, "opacity_logits": -math.inf}
+"""What a Gaussian that is none is stored as, where that is not 0; scales, opacity and gradients of it are 0."""
+LEAST = 32
+"""Fewest Gaussians of each of several sets: with fewer, gsplat 1.5.3's backward pass mixes the gradients of sets."""
 Optimizers = dict[str, torch.optim.Adam]
+"""One Adam a group, which holds its moments; the steps are taken by `adam_step`."""
 
 
 class Gaussians:
-    """A set of n Gaussians whose number may change.
+    """A set of n Gaussians whose number may change, or with a dimension before n as many sets as `stack` put together.
 
     Args:
         tensors: one tensor a name of `GROUPS`, all with the same first dimension.
@@ -45,33 +51,34 @@ class Gaussians:
         return self.params["means"].device
 
     @property
-    def means(self) -> Float[Tensor, "n 3"]:
+    def means(self) -> Float[Tensor, "*a n 3"]:
         """Centres."""
         return self.params["means"]
 
     @property
-    def quats(self) -> Float[Tensor, "n 4"]:
+    def quats(self) -> Float[Tensor, "*a n 4"]:
         """Rotations as w, x, y, z of any length."""
         return self.params["quats"]
 
     @property
-    def scales(self) -> Float[Tensor, "n 3"]:
+    def scales(self) -> Float[Tensor, "*a n 3"]:
         """Standard deviations along the rotated axes."""
         return self.params["log_scales"].exp()
 
     @property
-    def opacities(self) -> Float[Tensor, " n"]:
+    def opacities(self) -> Float[Tensor, "*a n"]:
         """Opacities in 0..1."""
         return self.params["opacity_logits"].sigmoid()
 
-    def colors(self, camera_positions: Float[Tensor, "c 3"]) -> Float[Tensor, "n 3"] | Float[Tensor, "c n 3"]:
+    def colors(self, camera_positions: Float[Tensor, "*a c 3"]) -> Float[Tensor, "*a n 3"] | Float[Tensor, "*a c n 3"]:
         """Colours, one set for all cameras without higher harmonics, else one a camera."""
         base, rest = self.params["sh0"], self.params["shN"]
-        if not rest.shape[1]:
+        if not rest.shape[-2]:
             return (0.5 + SH_C0 * base).clamp_min(0)
-        directions = torch.nn.functional.normalize(self.means - camera_positions[:, None], dim=-1)  # [c, n, 3]
-        basis = sh_basis(directions, rest.shape[1])
-        return (0.5 + SH_C0 * base + torch.einsum("cnk,nkd->cnd", basis, rest)).clamp_min(0)
+        away = self.means[..., None, :, :] - camera_positions[..., None, :]  # [*a, c, n, 3]
+        basis = sh_basis(torch.nn.functional.normalize(away, dim=-1), rest.shape[-2])
+        higher = torch.einsum("...cnk,...nkd->...cnd", basis, rest)
+        return (0.5 + SH_C0 * base[..., None, :, :] + higher).clamp_min(0)
 
     def to(self, device: torch.device) -> "Gaussians":
         """A copy on `device`."""
@@ -89,7 +96,24 @@ class Gaussians:
         return cls({name: torch.from_numpy(np.ascontiguousarray(getattr(splats, name))) for name in GROUPS})
 
 
-def sh_basis(directions: Float[Tensor, "c n 3"], k: int) -> Float[Tensor, "c n k"]:
+def stack(sets: Sequence[Gaussians]) -> Gaussians:
+    """Several sets as one, [a, n, ...] with n that of the largest; where a set has fewer there is `PADDING`.
+
+    Leaves of a graph of their own: gradients gather in the stack, not in the sets.
+    """
+    if len(sets) == 1:  # without a copy
+        return Gaussians({name: value.detach()[None] for name, value in sets[0].params.items()})
+    n = max(LEAST, *map(len, sets))
+    tensors = {}
+    for name in GROUPS:
+        parts = [gaussians.params[name].detach() for gaussians in sets]
+        filler = parts[0].new_full((n, *parts[0].shape[1:]), PADDING.get(name, 0.0))
+        filled = torch.cat([piece for part in parts for piece in (part, filler[len(part) :])])
+        tensors[name] = filled.unflatten(0, (len(sets), n))
+    return Gaussians(tensors)
+
+
+def sh_basis(directions: Float[Tensor, "*c n 3"], k: int) -> Float[Tensor, "*c n k"]:
     """Real spherical harmonics of degree 1 to 3 with the Condon-Shortley phase, m from -l to l.
 
     Args:
@@ -117,38 +141,79 @@ def sh_basis(directions: Float[Tensor, "c n 3"], k: int) -> Float[Tensor, "c n k
 
 
 def build_optimizers(gaussians: Gaussians, config: OptimConfig) -> Optimizers:
-    """One Adam a parameter group, as density control needs them."""
-    return {
-        name: torch.optim.Adam(
-            [parameter], lr=rates[0], betas=config.betas, eps=config.eps, fused=parameter.is_cuda or None
+    """One Adam a parameter group, as density control needs them, its moments 0."""
+    optimizers = {}
+    for name, rate in learning_rates(config, 0).items():
+        parameter = gaussians.params[name]
+        optimizers[name] = torch.optim.Adam(
+            [parameter], lr=rate, betas=config.betas, eps=config.eps, fused=parameter.is_cuda or None
         )
-        for (name, parameter), rates in zip(gaussians.params.items(), _rates(config), strict=True)
-    }
+        optimizers[name].state[parameter] = {
+            "step": torch.zeros((), device=parameter.device if parameter.is_cuda else None),
+            "exp_avg": torch.zeros_like(parameter.detach()),
+            "exp_avg_sq": torch.zeros_like(parameter.detach()),
+        }
+    return optimizers
 
 
-def set_learning_rates(optimizers: Optimizers, config: OptimConfig, step: int) -> None:
-    """Sets each group's rate for a step of the run, log-linear between its start and its end."""
+def learning_rates(config: OptimConfig, step: int) -> dict[str, float]:
+    """Each group's rate in a step of the run, log-linear between its start and its end."""
     progress = min(step / config.steps, 1)
-    for optimizer, (start, end) in zip(optimizers.values(), _rates(config), strict=True):
-        optimizer.param_groups[0]["lr"] = start * (end / start) ** progress
+    rates = (config.means_lr, config.quat_lr, config.scale_lr, config.opacity_lr, config.sh0_lr, config.shN_lr)
+    return {name: start * (end / start) ** progress for name, (start, end) in zip(GROUPS, rates, strict=True)}
 
 
-def clip_gradients(gaussians: Gaussians, config: OptimConfig, step: int) -> Float[Tensor, ""]:
-    """Limits each group's gradient norm, growing over the first steps; returns the norm over all groups before that."""
+def clip_gradients(gaussians: Gaussians, config: OptimConfig, step: int) -> Float[Tensor, " a"]:
+    """Limits the gradient norm of each group of each set of a stack, growing over the first steps.
+
+    A group that has no gradient gets one of zeros.
+
+    Returns:
+        each set's norm over all groups before that.
+    """
     start, end = config.clip
     limit = start + (end - start) * (min(step / config.clip_steps, 1) if config.clip_steps else 1)
-    norms = [
-        torch.nn.utils.clip_grad_norm_(parameter, limit)
-        for parameter in gaussians.params.values()
-        if parameter.grad is not None
-    ]
-    total: Tensor = torch.stack(norms).norm()
+    for parameter in gaussians.params.values():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad.flatten(1) for parameter in gaussians.params.values() if parameter.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients])  # [groups, a]
+    factors = (limit / (norms + 1e-6)).clamp_max(1)
+    for gradient, factor in zip(gradients, factors, strict=True):
+        gradient.mul_(factor[:, None])
+    total: Tensor = norms.norm(dim=0)
     return total
 
 
-def _rates(config: OptimConfig) -> list[tuple[float, float]]:
-    """Start and end rate of each group, in the order of `GROUPS`."""
-    return [config.means_lr, config.quat_lr, config.scale_lr, config.opacity_lr, config.sh0_lr, config.shN_lr]
+@torch.no_grad()
+def adam_step(
+    sets: Sequence[Gaussians], optimizers: Sequence[Optimizers], stacked: Gaussians, config: OptimConfig, step: int
+) -> None:
+    """One step of Adam on every set by the gradients of their stack, a single call for each group."""
+    beta1, beta2 = config.betas
+    for name, rate in learning_rates(config, step).items():
+        parameters = [gaussians.params[name] for gaussians in sets]
+        states = [each[name].state[parameter] for each, parameter in zip(optimizers, parameters, strict=True)]
+        gradients = stacked.params[name].grad
+        if gradients is None or not gradients.numel():
+            continue
+        adam.adam(
+            list(parameters),
+            [gradient[: len(parameter)] for gradient, parameter in zip(gradients, parameters, strict=True)],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=False,
+            fused=gradients.is_cuda,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=rate,
+            weight_decay=0.0,
+            eps=config.eps,
+            maximize=False,
+        )
 
 
 @torch.no_grad()

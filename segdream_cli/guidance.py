@@ -3,7 +3,6 @@
 Shapes: b rows of latents, k negative branches, l tokens of width d.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,17 +29,6 @@ class Conditions:
     positive: Float[Tensor, "b l d"]
     negatives: Float[Tensor, "k b l d"]
     weights: Float[Tensor, "k b"]
-
-    @classmethod
-    def stack(cls, parts: Sequence["Conditions"]) -> "Conditions":
-        """The rows of several conditions one after the other."""
-        return cls(
-            null=torch.cat([part.null for part in parts]),
-            uncond=torch.cat([part.uncond for part in parts]),
-            positive=torch.cat([part.positive for part in parts]),
-            negatives=torch.cat([part.negatives for part in parts], dim=1),
-            weights=torch.cat([part.weights for part in parts], dim=1),
-        )
 
 
 def classifier_free(
@@ -84,13 +72,15 @@ def guided_noise(
     branch, row = conditions.weights.nonzero(as_tuple=True)  # [m] each
     if guidance_scale == 1 and not len(row):
         return predict_noise(latents, t, conditions.positive)
-    b = len(latents)
-    rows = torch.cat([torch.arange(b), torch.arange(b), row])
+    b, times = len(latents), torch.cat([t, t, t[row]])
+    branch, row, weights = (
+        part.to(latents.device, non_blocking=True) for part in (branch, row, conditions.weights.to(latents.dtype))
+    )
     text = torch.cat([conditions.uncond, conditions.positive, conditions.negatives[branch, row]])
-    eps = predict_noise(latents[rows], t[rows], text)
+    eps = predict_noise(torch.cat([latents, latents, latents[row]]), times, text)
     eps_uncond, eps_cond, eps_active = eps.split([b, b, len(row)])
     if not len(row):
         return classifier_free(eps_uncond, eps_cond, guidance_scale)
-    eps_negatives = eps.new_zeros(len(conditions.weights), *eps_cond.shape)
+    eps_negatives = eps.new_zeros(len(weights), *eps_cond.shape)
     eps_negatives[branch, row] = eps_active
-    return perp_neg(eps_uncond, eps_cond, eps_negatives, conditions.weights.to(eps), guidance_scale)
+    return perp_neg(eps_uncond, eps_cond, eps_negatives, weights, guidance_scale)

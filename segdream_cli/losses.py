@@ -1,11 +1,13 @@
 """Disparity maps, and the regularisers beside the distillation loss.
 
-Shapes: c views of h by w pixels, n Gaussians.
+Shapes: c views of h by w pixels, n Gaussians; a assets.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from segdream_cli.config import LossConfig
 
 
 def disparity(
@@ -38,7 +40,43 @@ def total_variation(images: Float[Tensor, "c h w k"]) -> Float[Tensor, ""]:
     return variation
 
 
-def outside(means: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
-    """Mean distance of the centres beyond the unit sphere."""
+def outside(means: Float[Tensor, "*a n 3"]) -> Float[Tensor, "*a n"]:
+    """Distance of each centre beyond the unit sphere, 0 within."""
     beyond: Tensor = means.norm(dim=-1) - 1
-    return beyond.clamp_min(0).mean()
+    return beyond.clamp_min(0)
+
+
+def regularisers(
+    weights: LossConfig,
+    opacity_ramp: float,
+    rgb: Float[Tensor, "b h w 3"],
+    disparities: Float[Tensor, "b h w 1"] | None,
+    means: Float[Tensor, "a n 3"],
+    scales: Float[Tensor, "a n 3"],
+    opacities: Float[Tensor, "a n"],
+    counts: Int[Tensor, " a"],
+) -> Float[Tensor, ""]:
+    """The weighted terms, summed over the assets: each is a mean over an asset's own views or Gaussians.
+
+    Args:
+        weights: of the terms; one of weight 0 is not computed.
+        opacity_ramp: factor in 0..1 on the weight of the opacities.
+        rgb: pictures, as many of each asset.
+        disparities: their disparity maps, unless they are not needed.
+        means: centres; beyond an asset's count they lie within the unit sphere.
+        scales: standard deviations, 0 beyond the count.
+        opacities: in 0..1, 0 beyond the count.
+        counts: number of Gaussians of each asset.
+    """
+    total = means.new_zeros(())
+    if weights.tv_rgb:
+        total = total + len(counts) * weights.tv_rgb * total_variation(rgb)
+    if weights.tv_disparity and disparities is not None:
+        total = total + len(counts) * weights.tv_disparity * total_variation(disparities)
+    if weights.scale:
+        total = total + weights.scale * (scales.sum((1, 2)) / (3 * counts)).sum()
+    if weights.opacity:
+        total = total + weights.opacity * opacity_ramp * (opacities.sum(1) / counts).sum()
+    if weights.outside:
+        total = total + weights.outside * (outside(means).sum(1) / counts).sum()
+    return total

@@ -8,7 +8,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -20,10 +20,10 @@ from segdream_cli import losses
 from segdream_cli.asset import AssetState, build_generators
 from segdream_cli.cameras import Cameras, sample_backgrounds, sample_cameras
 from segdream_cli.config import Config
-from segdream_cli.densify import DensityStats, control_density
+from segdream_cli.densify import DensityStats, control_density, gather
 from segdream_cli.distill.sctd import sctd
 from segdream_cli.errors import Diverged, UsageProblem
-from segdream_cli.gaussians import Gaussians, build_optimizers, clip_gradients, set_learning_rates
+from segdream_cli.gaussians import Gaussians, adam_step, build_optimizers, clip_gradients, stack
 from segdream_cli.guidance import Conditions
 from segdream_cli.initial import initial_gaussians
 from segdream_cli.memory import out_of_memory, peak_memory_gib
@@ -31,7 +31,14 @@ from segdream_cli.pointe.model import PointCloud
 from segdream_cli.profile import PriorProfile
 from segdream_cli.raster import Rendering, rasterize
 from segdream_cli.schedule import NoiseSchedule, Times, draw_times, trajectory_segments
-from segdream_cli.view_prompts import PromptEmbeddings, clean_negative, clean_prompt, phrase_texts, view_weights
+from segdream_cli.view_prompts import (
+    PromptEmbeddings,
+    clean_negative,
+    clean_prompt,
+    conditions,
+    phrase_texts,
+    view_weights,
+)
 
 
 class Prior(Protocol):
@@ -76,17 +83,21 @@ class StepReport:
     seconds: float
     memory_gib: float
 
+    def of(self, place: int) -> "StepReport":
+        """The part of one asset."""
+        one = slice(place, place + 1)
+        return replace(self, times=self.times[one], grad_norm=self.grad_norm[one], n_gaussians=self.n_gaussians[one])
+
 
 @dataclass(frozen=True, slots=True)
 class _Views:
-    """One asset's part of a step: its renders and what was drawn for them."""
+    """What is seen in a step: `a` assets from `v` cameras each, the `b` views of one asset after those of the other."""
 
     cameras: Cameras
     rendering: Rendering
-    rgb: Float[Tensor, "v h w 3"]
-    disparity: Float[Tensor, "v h w 1"] | None
-    images: Float[Tensor, "v 3 h w"]
-    times: tuple[int, int, int]
+    rgb: Float[Tensor, "b h w 3"]
+    disparity: Float[Tensor, "b h w 1"] | None
+    images: Float[Tensor, "b 3 h w"]
 
 
 class Pipeline:
@@ -155,7 +166,7 @@ class Pipeline:
             gaussians=gaussians,
             optimizers=build_optimizers(gaussians, self.config.optim),
             stats=DensityStats.empty(gaussians),
-            noise=self._draw_noise(generators["noise"]),
+            noise=self._draw_noise([generators["noise"]]),
             generators=generators,
         )
 
@@ -181,11 +192,12 @@ class Pipeline:
     def run(self, assets: Sequence[AssetState]) -> Iterator[StepReport]:
         """Optimises assets in lock step until their last step, yielding once a step.
 
-        Each asset's mathematics is its own; only the prior's calls are shared. After a yield the assets are
-        in a state that can be saved.
+        They share the work, not the result: each has random numbers of its own, and comes out as it would alone but for
+        the rounding of batched arithmetic. After a yield the assets are in a state that can be saved.
 
         Raises:
-            Diverged: a gradient is not finite; the assets are as they were before the step.
+            Diverged: the gradient of one asset is not finite; all are as they were before the step, and the others can
+                go on without it.
             OutOfMemory: the device's memory does not hold a step.
             ValueError: the assets are not at the same step.
         """
@@ -195,7 +207,7 @@ class Pipeline:
             begin = time.perf_counter()
             drawn = [asset.draws() for asset in assets]
             try:
-                with out_of_memory(self.device, "a step", self._cheaper()):
+                with out_of_memory(self.device, "a step", self._cheaper(len(assets))):
                     times, norms = self._step(assets)
             except BaseException:
                 for asset, states in zip(assets, drawn, strict=True):
@@ -222,126 +234,120 @@ class Pipeline:
 
     def _step(self, assets: Sequence[AssetState]) -> tuple[tuple[tuple[int, int, int], ...], tuple[float, ...]]:
         """One step of every asset; returns times and gradient norms."""
-        config, v = self.config, self.config.camera.batch
-        views = [self._draw_views(asset) for asset in assets]
-        latents = self.prior.encode_image(torch.cat([part.images for part in views]), self._posterior_noise(assets))
-        times = Times(*torch.tensor([part.times for part in views]).T).repeat(v)
+        config, step = self.config, assets[0].step + 1
+        times = tuple(draw_times(config.distill, step, self._edges, asset.generators["times"]) for asset in assets)
+        gaussians = stack([asset.gaussians for asset in assets])  # [a, n, ...]
+        views = self._draw_views(assets, gaussians)
+        latents = self.prior.encode_image(views.images, self._posterior_noise(assets))
         gradient = sctd(
             self.prior.predict_noise,
             self._schedule,
             latents.detach(),
-            torch.cat([self._step_noise(asset) for asset in assets]),
-            times,
-            self._conditions(assets, views),
+            self._step_noise(assets),
+            Times(*torch.tensor(times).T).repeat(config.camera.batch),
+            self._conditions(assets, views.cameras),
             config.distill,
         )
-        loss = (latents * gradient).sum()
-        for asset, part in zip(assets, views, strict=True):
-            loss = loss + self._regularisers(asset, part)
+        loss = (latents * gradient).sum() + self._regularisers(assets, gaussians, views)
         loss.backward()
-        norms = [clip_gradients(asset.gaussians, config.optim, asset.step + 1) for asset in assets]
-        values = torch.stack(norms).tolist()
-        self._check_finite(assets, values, views)
-        for asset, part in zip(assets, views, strict=True):
-            self._update(asset, part)
-        return tuple(part.times for part in views), tuple(values)
+        norms = clip_gradients(gaussians, config.optim, step).tolist()
+        self._check_finite(assets, norms, times)
+        self._update(assets, gaussians, views.rendering)
+        return times, tuple(norms)
 
-    def _draw_views(self, asset: AssetState) -> _Views:
-        """Draws times and cameras for an asset's next step and renders what the prior is to judge."""
-        config, step, augment = self.config, asset.step + 1, asset.generators["augment"]
-        times = draw_times(config.distill, step, self._edges, asset.generators["times"])
-        cameras = sample_cameras(config.camera, step, self.image_size, asset.generators["cameras"]).to(self.device)
-        background = sample_backgrounds(config.camera, self.image_size, asset.generators["backgrounds"]).to(self.device)
-        scales = asset.gaussians.scales
+    def _draw_views(self, assets: Sequence[AssetState], gaussians: Gaussians) -> _Views:
+        """Draws the cameras of the next step and renders what the prior is to judge."""
+        config, step, size = self.config, assets[0].step + 1, self.image_size
+        cameras = sample_cameras(config.camera, step, size, _generators(assets, "cameras")).to(self.device)
+        backgrounds = sample_backgrounds(config.camera, size, _generators(assets, "backgrounds"), self.device)
+        scales = gaussians.scales
         if config.camera.scale_noise:
-            noise = torch.randn(scales.shape, generator=augment).to(self.device)
+            noise = torch.zeros(scales.shape)  # [a, n, 3]
+            for asset, row in zip(assets, noise, strict=True):
+                n = len(asset.gaussians)
+                torch.randn(n, 3, generator=asset.generators["augment"], out=row[:n])
+            noise = noise.to(self.device, non_blocking=True)
             scales = (scales * (1 + config.camera.scale_noise * noise)).clamp_min(0)
-        rendering = self._rasterize(asset.gaussians, cameras, scales)
-        rgb = rendering.over(background)
-        draw, flip = torch.rand(2, generator=augment).tolist()
-        distil_disparity = draw < config.distill.disparity_probability
-        disparity = None
-        if distil_disparity or config.loss.tv_disparity:
-            disparity = losses.disparity(rendering.depth, rendering.alpha, cameras.Ks[:, 0, 0] / cameras.size)
-        images = disparity.expand(-1, -1, -1, 3) if distil_disparity and disparity is not None else rgb
-        if flip < config.distill.flip_probability:
-            images = images.flip(2)
-        return _Views(cameras, rendering, rgb, disparity, images.permute(0, 3, 1, 2), times)
+        rendering = self._rasterize(gaussians, cameras, scales)
+        rgb = rendering.over(backgrounds.unflatten(0, (len(assets), -1))).flatten(0, 1)
+        draws = torch.stack([torch.rand(2, generator=generator) for generator in _generators(assets, "augment")])
+        limits = torch.tensor([config.distill.disparity_probability, config.distill.flip_probability])
+        chosen = (draws < limits).repeat_interleave(config.camera.batch, 0)  # [b, 2]
+        distil_disparity, flip = chosen.to(self.device, non_blocking=True)[:, :, None, None, None].unbind(1)
+        images, disparity = rgb, None
+        if chosen[:, 0].any() or config.loss.tv_disparity:
+            depth, alpha = rendering.depth.flatten(0, 1), rendering.alpha.flatten(0, 1)
+            disparity = losses.disparity(depth, alpha, cameras.Ks[:, 0, 0] / cameras.size)
+            images = torch.where(distil_disparity, disparity, images)
+        if chosen[:, 1].any():
+            images = torch.where(flip, images.flip(2), images)
+        return _Views(cameras, rendering, rgb, disparity, images.permute(0, 3, 1, 2))
 
-    def _rasterize(self, gaussians: Gaussians, cameras: Cameras, scales: Float[Tensor, "n 3"]) -> Rendering:
+    def _rasterize(self, gaussians: Gaussians, cameras: Cameras, scales: Float[Tensor, "*a n 3"]) -> Rendering:
+        """The views of one set of Gaussians, or of a stack of sets that share the cameras out among them."""
+        views = (*gaussians.means.shape[:-2], -1)
         return rasterize(
             gaussians.means,
             gaussians.quats,
             scales,
             gaussians.opacities,
-            gaussians.colors(cameras.positions),
-            cameras.viewmats,
-            cameras.Ks,
+            gaussians.colors(cameras.positions.reshape(*views, 3)),
+            cameras.viewmats.reshape(*views, 4, 4),
+            cameras.Ks.reshape(*views, 3, 3),
             cameras.size,
             cameras.size,
         )
 
-    def _conditions(self, assets: Sequence[AssetState], views: Sequence[_Views]) -> Conditions:
+    def _conditions(self, assets: Sequence[AssetState], cameras: Cameras) -> Conditions:
         """The text of every row of latents."""
-        profile, config = self.prior.profile, self.config
-        parts = [
-            asset.embeddings.conditions(
-                view_weights(
-                    part.cameras.azimuth_deg,
-                    part.cameras.elevation_deg,
-                    profile.views,
-                    config.view,
-                    perp_neg=config.distill.perp_neg,
-                )
-            )
-            for asset, part in zip(assets, views, strict=True)
-        ]
-        return Conditions.stack(parts)
+        views, config = self.prior.profile.views, self.config
+        angles = cameras.azimuth_deg, cameras.elevation_deg
+        weights = view_weights(*angles, views, config.view, perp_neg=config.distill.perp_neg)
+        return conditions([asset.embeddings for asset in assets], weights)
 
-    def _regularisers(self, asset: AssetState, views: _Views) -> Float[Tensor, ""]:
-        """The weighted terms beside the distillation."""
-        weights, gaussians, warmup = self.config.loss, asset.gaussians, self.config.distill.warmup_steps
-        total = gaussians.means.new_zeros(())
-        if weights.tv_rgb:
-            total = total + weights.tv_rgb * losses.total_variation(views.rgb)
-        if weights.tv_disparity and views.disparity is not None:
-            total = total + weights.tv_disparity * losses.total_variation(views.disparity)
-        if weights.scale:
-            total = total + weights.scale * gaussians.scales.mean()
-        if weights.opacity:
-            ramp = min(1.0, (asset.step + 1) / warmup) if warmup else 1.0
-            total = total + weights.opacity * ramp * gaussians.opacities.mean()
-        if weights.outside:
-            total = total + weights.outside * losses.outside(gaussians.means)
-        return total
+    def _regularisers(self, assets: Sequence[AssetState], gaussians: Gaussians, views: _Views) -> Float[Tensor, ""]:
+        """The weighted terms beside the distillation, summed over the assets."""
+        warmup = self.config.distill.warmup_steps
+        return losses.regularisers(
+            self.config.loss,
+            min(1.0, (assets[0].step + 1) / warmup) if warmup else 1.0,
+            views.rgb,
+            views.disparity,
+            gaussians.means,
+            gaussians.scales,
+            gaussians.opacities,
+            torch.tensor([len(asset.gaussians) for asset in assets]).to(self.device, non_blocking=True),
+        )
 
-    def _check_finite(self, assets: Sequence[AssetState], norms: Sequence[float], views: Sequence[_Views]) -> None:
+    def _check_finite(
+        self, assets: Sequence[AssetState], norms: Sequence[float], times: Sequence[tuple[int, int, int]]
+    ) -> None:
         """Stops before a broken gradient reaches the parameters."""
-        for asset, norm, part in zip(assets, norms, views, strict=True):
+        for place, (asset, norm, (t, s, e)) in enumerate(zip(assets, norms, times, strict=True)):
             if not math.isfinite(norm):
-                t, s, e = part.times
                 raise Diverged(
                     f"the gradient of {asset.prompt!r} is not finite in step {asset.step + 1} (t={t}, s={s}, e={e})",
                     hint="start over with --force and a smaller --guidance-scale, or with --set prior.dtype=fp32",
+                    place=place,
                 )
 
-    def _update(self, asset: AssetState, views: _Views) -> None:
-        """Moves an asset's parameters and controls its density."""
-        config, gaussians, step = self.config, asset.gaussians, asset.step + 1
-        set_learning_rates(asset.optimizers, config.optim, step)
-        for optimizer in asset.optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    def _update(self, assets: Sequence[AssetState], stacked: Gaussians, rendering: Rendering) -> None:
+        """Moves the assets' parameters by the gradients of their stack and controls their density."""
+        config, step = self.config, assets[0].step + 1
+        sets = [asset.gaussians for asset in assets]
+        adam_step(sets, [asset.optimizers for asset in assets], stacked, config.optim, step)
         if config.optim.scale_range is not None:
             low, high = config.optim.scale_range
-            gaussians.params["log_scales"].data.clamp_(math.log(low), math.log(high))
-        rendering = views.rendering
+            for gaussians in sets:
+                gaussians.params["log_scales"].data.clamp_(math.log(low), math.log(high))
         if step < config.densify.stop and rendering.means2d.grad is not None:
-            asset.stats.gather(rendering.means2d.grad, rendering.radii, self.image_size, config.densify.views)
-        asset.stats = control_density(
-            gaussians, asset.optimizers, asset.stats, step, config.densify, asset.generators["densify"]
-        )
-        asset.step = step
+            stats = [asset.stats for asset in assets]
+            gather(stats, rendering.means2d.grad, rendering.radii, self.image_size, config.densify.views)
+        for asset in assets:
+            asset.stats = control_density(
+                asset.gaussians, asset.optimizers, asset.stats, step, config.densify, asset.generators["densify"]
+            )
+            asset.step = step
 
     def _latent_shape(self) -> tuple[int, int, int, int]:
         """Views, channels, height and width of the latents of an asset's renders.
@@ -359,26 +365,34 @@ class Pipeline:
             )
         return self.config.camera.batch, channels, self.image_size // factor, self.image_size // factor
 
-    def _draw_noise(self, generator: torch.Generator) -> Float[Tensor, "v c h w"]:
-        """ε*: Gaussian noise for each view of a step, with a constant added to each channel (release)."""
+    def _draw_noise(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "b c h w"]:
+        """ε*: Gaussian noise for each view of a step, with a constant added to each channel of an asset (release)."""
         shape, distill = self._latent_shape(), self.config.distill
         offset = distill.noise_offset_perp_neg if distill.perp_neg else distill.noise_offset
-        noise = torch.randn(shape, generator=generator)
-        return (noise + offset * torch.randn(1, shape[1], 1, 1, generator=generator)).to(self.device)
+        noise = torch.stack([torch.randn(shape, generator=each) for each in generators])  # [a, v, c, h, w]
+        constants = torch.stack([torch.randn(1, shape[1], 1, 1, generator=each) for each in generators])
+        return (noise + offset * constants).flatten(0, 1).to(self.device, non_blocking=True)
 
-    def _step_noise(self, asset: AssetState) -> Float[Tensor, "v c h w"]:
-        return asset.noise if self.config.distill.fixed_noise else self._draw_noise(asset.generators["noise"])
+    def _step_noise(self, assets: Sequence[AssetState]) -> Float[Tensor, "b c h w"]:
+        if self.config.distill.fixed_noise:
+            return torch.cat([asset.noise for asset in assets])
+        return self._draw_noise(_generators(assets, "noise"))
 
     def _posterior_noise(self, assets: Sequence[AssetState]) -> Float[Tensor, "b c h w"] | None:
         if not self.config.prior.sample_posterior:
             return None
         shape = self._latent_shape()
-        return torch.cat([torch.randn(shape, generator=asset.generators["posterior"]) for asset in assets]).to(
-            self.device
-        )
+        drawn = [torch.randn(shape, generator=generator) for generator in _generators(assets, "posterior")]
+        return torch.cat(drawn).to(self.device, non_blocking=True)
 
-    def _cheaper(self) -> str:
-        """The setting to change when a step does not fit."""
+    def _cheaper(self, assets: int) -> str:
+        """What to change when a step does not fit."""
+        if assets > 1:
+            return f"--batch {assets // 2}"
         if self.config.camera.batch > 1:
             return f"--set camera.batch={self.config.camera.batch // 2}"
         return f"--set camera.image_size={self.image_size // 2}"
+
+
+def _generators(assets: Sequence[AssetState], purpose: str) -> list[torch.Generator]:
+    return [asset.generators[purpose] for asset in assets]

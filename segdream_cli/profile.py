@@ -50,6 +50,8 @@ class PriorProfile:
     """None: any text."""
     point_e: str | None = None
     """Sub-folder with a Point-E of its own, which reads texts with the prior's encoder; none: the official one."""
+    batch: int = 1
+    """How many assets are made at once on CUDA unless the command line says otherwise."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Dotted settings that differ from the defaults in every preset."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PRESETS)
@@ -66,6 +68,8 @@ class PriorProfile:
         for name in {"title", "negative_prompt", "point_e"} & fields.keys():
             if not isinstance(fields[name], str):
                 raise TypeError(f"{name} can't be {fields[name]!r}")
+        if type(fields.get("batch", 1)) is not int or fields.get("batch", 1) < 1:
+            raise TypeError(f"batch can't be {fields['batch']!r}")
         if "views" in fields:
             fields["views"] = _texts(ViewPhrases, fields["views"])
         if fields.get("vocabulary"):

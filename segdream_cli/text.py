@@ -99,8 +99,9 @@ class TextVector:
     """One vector of unit length for a whole text, as Point-E is conditioned on.
 
     Args:
-        encoder: around a `CLIPTextModelWithProjection` the vector is the projected feature of the end token, around a
-            `CLIPTextModel` the feature itself.
+        encoder: around a `CLIPTextModelWithProjection` the vector is the projected feature of the end token, as in the
+            release; around a prior's own `CLIPTextModel`, trained without one, the mean of the hidden states that the
+            prior reads, those after the end included.
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
@@ -149,10 +150,12 @@ class TextVector:
         encoder, text = self._encoder, text.translate(_STRAIGHT)
         if cut := encoder.cut_off(text):
             encoder._warn(f"Point-E reads {encoder.limit - 2} tokens of a text; not read: {cut!r}")
-        ids = encoder.tokenizer(text, max_length=encoder.limit, truncation=True, return_tensors="pt").input_ids
-        output = encoder.output(ids)
-        pooled: Tensor = output.text_embeds if "text_embeds" in output else output.pooler_output
-        return torch.nn.functional.normalize(pooled[0].float(), dim=0)
+        if isinstance(encoder.network, CLIPTextModelWithProjection):
+            ids = encoder.tokenizer(text, max_length=encoder.limit, truncation=True, return_tensors="pt").input_ids
+            pooled = encoder.output(ids).text_embeds[0]
+        else:
+            pooled = encoder.encode([text])[0].mean(0)
+        return torch.nn.functional.normalize(pooled.float(), dim=0)
 
 
 _STRAIGHT = str.maketrans("‘’“”", "''\"\"")

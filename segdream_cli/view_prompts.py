@@ -182,15 +182,20 @@ class PromptEmbeddings:
     uncond: Float[Tensor, "l d"]
     null: Float[Tensor, "l d"]
 
-    def conditions(self, weights: ViewWeights) -> Conditions:
-        """The text of each view, blended by its weights."""
-        b = len(weights.positive)
-        blended = torch.einsum("bp,pld->bld", weights.positive.to(self.phrases), self.phrases)
-        negatives = self.phrases[[FRONT, SIDE], None].expand(-1, b, -1, -1)
-        return Conditions(
-            null=self.null.expand(b, -1, -1),
-            uncond=self.uncond.expand(b, -1, -1),
-            positive=blended,
-            negatives=negatives,
-            weights=weights.negative,
-        )
+
+def conditions(embeddings: Sequence[PromptEmbeddings], weights: ViewWeights) -> Conditions:
+    """The text of each view, blended by its weights; the views of one prompt after those of the other."""
+    phrases, uncond, null = (
+        torch.stack([getattr(prompt, name) for prompt in embeddings]) for name in ("phrases", "uncond", "null")
+    )
+    a = len(embeddings)
+    b, v = len(weights.positive), len(weights.positive) // a
+    positive = weights.positive.to(phrases.device, phrases.dtype, non_blocking=True).unflatten(0, (a, v))
+    negatives = phrases[:, FRONT : SIDE + 1].transpose(0, 1)  # [2, a, l, d]
+    return Conditions(
+        null=null[:, None].expand(-1, v, -1, -1).flatten(0, 1),
+        uncond=uncond[:, None].expand(-1, v, -1, -1).flatten(0, 1),
+        positive=torch.einsum("avp,apld->avld", positive, phrases).flatten(0, 1),
+        negatives=negatives[:, :, None].expand(-1, -1, v, -1, -1).reshape(2, b, *phrases.shape[2:]),
+        weights=weights.negative,
+    )

@@ -1,5 +1,6 @@
 """Dense float64 rendering of Gaussians with autograd: slow, plain, and sharing no code with the package."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -170,3 +171,25 @@ def loss_weights(of: Scene) -> dict[str, Tensor]:
     shape = len(of.viewmats), of.height, of.width
     channels = {"rgb": 3, "alpha": 1, "depth": 1}
     return {name: torch.randn(*shape, count, generator=generator) for name, count in channels.items()}
+
+
+def stacked(scenes: Sequence[Scene], longest: int) -> list[Tensor]:
+    """The parameters of scenes with as many views, filled up to one length with Gaussians of opacity 0."""
+    whole = []
+    for value, parts in zip(
+        (0.3, 0.5, 0.2, 0.0, 0.7), zip(*(one.parameters for one in scenes), strict=True), strict=True
+    ):
+        at = -1 if parts[0].ndim == 1 else -2  # colours may have views in front
+        rows = []
+        for part in parts:
+            shape = list(part.shape)
+            shape[at] = longest - shape[at]
+            rows.append(torch.cat([part, part.new_full(shape, value)], at))
+        whole.append(torch.stack(rows))
+    return whole
+
+
+def split(gradient: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """What belongs to a set's `n` Gaussians, and what to those that fill it up."""
+    at = -1 if gradient.ndim == 1 else -2
+    return gradient.narrow(at, 0, n), gradient.narrow(at, n, gradient.shape[at] - n)

@@ -7,11 +7,19 @@ from typing import Annotated
 import torch
 import typer
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.models import MAX_TOKENS, scheduler
 
 LIMIT_MB = 30.0
+
+
+def restore_hub_names(file: Path) -> None:
+    """Gives a text encoder's weights the prefix that they have on the Hub, which transformers 5 leaves out."""
+    tensors = load_file(file)
+    prefix = "" if any(name.startswith("text_model.") for name in tensors) else "text_model."
+    save_file({prefix + name: value for name, value in tensors.items()}, file, metadata={"format": "pt"})
 
 
 def main(
@@ -36,6 +44,7 @@ def main(
     pipeline.save_pretrained(checkpoint)
     for name in ("vocab.json", "merges.txt"):  # transformers 5 writes tokenizer.json only
         shutil.copy(tokens / name, checkpoint / "tokenizer" / name)
+    restore_hub_names(checkpoint / "text_encoder" / "model.safetensors")
     for file in checkpoint.rglob("*.safetensors"):
         file.chmod(0o644)
     size = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")) / 1e6

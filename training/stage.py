@@ -163,7 +163,7 @@ def fast_cuda() -> None:
 
 
 def fused(function: Callable[P, T], device: torch.device) -> Callable[P, T]:
-    """The function through torch's compiler, where there is CUDA: it fuses normalisations, half of a step's time."""
+    """The function through torch's compiler where there is CUDA: it fuses the normalisations, half of the time."""
     return torch.compile(function, dynamic=False) if device.type == "cuda" else function
 
 

@@ -37,7 +37,7 @@ def degrade(pictures: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> F
     return torch.cat([*blurs, faded, rest])
 
 
-def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"]) -> Tensor:
+def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"], *, noisy: bool = True) -> Tensor:
     """Absolute errors of pictures, gradients and colours over 8 px, and a little of the latents' divergence.
 
     Colours get a term of their own since a wrong hue costs a pixel little: they would be learnt last.
@@ -45,7 +45,8 @@ def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"]) -> Tensor:
     with torch.autocast(pictures.device.type, dtype=torch.bfloat16):
         posterior = network.encode(pictures).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        decoded = network.decode(mean + (logvar / 2).exp() * torch.randn_like(mean)).sample
+        latents = mean + (logvar / 2).exp() * torch.randn_like(mean) if noisy else mean
+        decoded = network.decode(latents).sample
     error = decoded.float() - pictures
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     divergence = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
@@ -59,6 +60,14 @@ def hues(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Fl
     r, g, b = pictures.unbind(1)
     hue = torch.atan2(3**0.5 * (g - b), 2 * r - g - b).rad2deg()
     return hue, pictures.amax(1) - pictures.amin(1)
+
+
+@torch.no_grad()
+def deviation(network: AutoencoderKL, bank: Bank, generator: torch.Generator) -> float:
+    """Standard deviation of the latents of some of the pictures."""
+    picks = torch.randperm(len(bank), device=bank.rgba.device)[:4096]
+    samples = bank.over_backgrounds(picks, generator) * 2 - 1
+    return torch.cat([network.encode(part).latent_dist.mean for part in samples.split(256)]).std().item()
 
 
 @torch.no_grad()
@@ -87,6 +96,7 @@ def sheet(pictures: Float[Tensor, "b 3 s s"], columns: int = 16) -> Image.Image:
 def main(
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of copies.")],
     start: Annotated[Path | None, typer.Option(help="Go on from the weights of an earlier run.")] = None,
+    decoder_only: Annotated[bool, typer.Option(help="Leave the latents as they are, for a trained U-Net.")] = False,
     steps: int = 30_000,
     batch: int = 64,
     renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 120_000,
@@ -107,7 +117,9 @@ def main(
     clock.log(f"{len(bank)} renders")
     network = autoencoder(tuple(int(channel) for channel in channels.split(",")), latent_channels)
     if start is not None:
-        network.load_state_dict(AutoencoderKL.from_pretrained(start, low_cpu_mem_usage=False).state_dict())
+        network = AutoencoderKL.from_pretrained(start, low_cpu_mem_usage=False).float().train()
+    network.encoder.requires_grad_(not decoder_only)
+    network.quant_conv.requires_grad_(not decoder_only)
     network = network.to(place, memory_format=torch.channels_last)
     clock.log(f"{millions(network):.2f} M parameters")
     optimizer = adamw(network.parameters(), rate, weight_decay=1e-4, device=place)
@@ -117,15 +129,13 @@ def main(
     def objective() -> tuple[Tensor, Tensor]:
         picks = torch.randint(len(bank), (batch,), generator=generator, device=place)
         pictures = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
-        value = measured(network, pictures.contiguous(memory_format=torch.channels_last))
+        value = measured(network, pictures.contiguous(memory_format=torch.channels_last), noisy=not decoder_only)
         return value, value
 
     fit(network, objective, optimizer, counted, generator, clock, shows="loss")
     network.eval()
-    with torch.no_grad():
-        samples = bank.over_backgrounds(torch.randperm(len(bank), device=place)[:4096], generator) * 2 - 1
-        latents = torch.cat([network.encode(part).latent_dist.mean for part in samples.split(256)])
-    network.register_to_config(scaling_factor=1 / latents.std().item())
+    if not decoder_only:
+        network.register_to_config(scaling_factor=1 / deviation(network, bank, generator))
     network.to(memory_format=torch.contiguous_format).half().save_pretrained(output)
     held = render_bank(min(4096, renders), seed + 10_000, place, combinations=[c for c in combinations() if c.held_out])
     ratio, hue, copies = quality(network.float(), held, generator)

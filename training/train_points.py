@@ -22,7 +22,7 @@ from segdream_cli.pointe.schedule import TIMESTEPS, Sampling, alphas_cumprod
 from segdream_cli.pointe.transformer import CHANNELS, PointTransformer, PointTransformerConfig
 from training.bank import random_instances
 from training.models import TEXT_WIDTH
-from training.stage import Clock, adamw, fast_cuda, fit, millions, schedule
+from training.stage import Clock, adamw, fast_cuda, fit, fused, millions, schedule
 from training.world.catalog import combinations
 from training.world.render import sample_surface
 
@@ -32,7 +32,7 @@ CONFIG = PointTransformerConfig(
     layers=6,
     heads=5,
     text_width=TEXT_WIDTH,
-    sampling=Sampling(steps=16, churn=1.0, guidance_scale=3.0),
+    sampling=Sampling(steps=16, churn=1.0, guidance_scale=2.0),
 )
 NO_TEXT = 0.1
 STORED = 2 * CONFIG.points
@@ -49,12 +49,12 @@ class Clouds:
 
 
 def text_vectors(checkpoint: Path, texts: list[str], device: torch.device) -> Float[Tensor, "c d"]:
-    """The prior's text vectors: its encoder's last state at the end of the text, of unit length."""
+    """The prior's text vectors, of unit length: the mean of its encoder's states, as `segdream_cli.text.TextVector`."""
     tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32).eval().to(device)
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     with torch.no_grad():
-        pooled = torch.cat([encoder(part).pooler_output for part in ids.split(1024)])
+        pooled = torch.cat([encoder(part).last_hidden_state.mean(1) for part in ids.split(1024)])
     return nn.functional.normalize(pooled, dim=-1)
 
 
@@ -88,6 +88,7 @@ def objective(
     """The squared error of the noise that the network predicts in random points of random clouds."""
     place = generator.device
     alphas = alphas_cumprod(network.config.schedule).float().to(place)
+    predict = fused(lambda noisy, t, texts: network(noisy, t, network.embed(texts))[..., :CHANNELS], place)
 
     def draw() -> tuple[Tensor, Tensor]:
         picks = torch.randint(len(clouds.points), (batch,), device=place, generator=generator)
@@ -100,7 +101,7 @@ def objective(
         alpha = alphas[t, None, None]
         with torch.autocast(place.type, dtype=torch.bfloat16):
             noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-            predicted = network(noisy, t, network.embed(texts))[..., :CHANNELS]
+            predicted = predict(noisy, t, texts)
         error = (predicted.float() - noise).square().mean()
         return error, error
 

@@ -29,6 +29,15 @@ def generate(
     out_dir: Annotated[
         Path | None, typer.Option("--out-dir", help="Folder for the assets of a list.", rich_help_panel=shared.OUTPUT)
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Assets of a list, or seeds, made at once; by default what suits the prior on CUDA, 1 on a CPU.",
+            rich_help_panel=shared.HARDWARE,
+        ),
+    ] = None,
     seed: shared.SeedOption = 0,
     seeds: Annotated[
         str | None,
@@ -124,6 +133,8 @@ def generate(
         return
     if seeds is not None:
         shared.refuse_given(context, {"seed"}, "has no place beside --seeds", "--seeds 0-3, or --seed 1")
+    if seeds is None and prompts is None:
+        shared.refuse_given(context, {"batch"}, "is for several assets", "--prompts list.txt, or --seeds 0-3")
     several = parse_seeds(seeds) if seeds is not None else [seed]
     if prompts is not None:
         if prompt is not None or output is not None:
@@ -145,7 +156,7 @@ def generate(
         request, jobs = own_share(devices, request, jobs)
     from segdream_cli.cli.running import Session  # heavy: a mistake above is answered without it
 
-    session = Session.open(request, sink, negative)
+    session = Session.open(request, sink, negative, batch)
     make = session.make_all if prompts is None else session.make_list
     make(jobs, force=force)
 

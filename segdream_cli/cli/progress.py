@@ -57,7 +57,7 @@ class LiveBar:
 
 
 class RunProgress(LiveBar):
-    """Shows the reports of one asset's run, as a context manager.
+    """Shows the reports of a run of one asset or several, as a context manager.
 
     Args:
         title: what is being made.
@@ -73,8 +73,9 @@ class RunProgress(LiveBar):
         self.task = self.bar.add_task(title, total=total, completed=done, detail="")
 
     def update(self, report: "StepReport") -> None:
-        """Shows one step."""
-        detail = f"{report.n_gaussians[0]:,} Gaussians  gradient {report.grad_norm[0]:.2g}  {report.memory_gib:.1f} GiB"
+        """Shows one step: of several assets the sum of their Gaussians and the largest gradient."""
+        detail = f"{sum(report.n_gaussians):,} Gaussians  gradient {max(report.grad_norm):.2g}"
+        detail += f"  {report.memory_gib:.1f} GiB"
         self.bar.update(self.task, completed=report.step, detail=detail)
         if self.line_due():
             left = (self.last_line - self.begin) / max(1, report.step - self.first) * (self.total - report.step)

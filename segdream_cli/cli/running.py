@@ -1,11 +1,10 @@
-"""Driving runs: check a job, prepare or continue it, follow its steps, save, stop, write the asset."""
+"""From jobs to assets: check a job, begin it or take it up again, make as many together as the machine is meant to."""
 
 import dataclasses
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
 from typing import Self
@@ -14,19 +13,14 @@ import torch
 import typer
 
 from segdream_cli import __version__, formats
-from segdream_cli.asset import AssetState
-from segdream_cli.cameras import turntable_azimuths, viewing
+from segdream_cli.cli.following import Follower, Growing
 from segdream_cli.cli.jobs import Job
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.progress import RunProgress
 from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
-from segdream_cli.cli.stopping import StopRequest
 from segdream_cli.config import AUTO, Config
-from segdream_cli.errors import Diverged, OutOfMemory, OutputExists, SegdreamError, UsageProblem
+from segdream_cli.errors import OutOfMemory, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.files import check_output
-from segdream_cli.images import contact_sheet, write_png
 from segdream_cli.initial import check_start
-from segdream_cli.memory import peak_memory_gib
 from segdream_cli.pipeline import Pipeline
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
@@ -35,7 +29,6 @@ from segdream_cli.view_prompts import clean_negative, clean_prompt
 from segdream_cli.weights import Checkpoint
 
 METHOD = "sctd"
-CUDA_EVENT_EVERY = 10
 
 
 @dataclass
@@ -49,6 +42,7 @@ class Session:
         quality: the preset's name.
         sink: where results and words go.
         negative: negative prompt in place of the prior's own.
+        batch: how many assets are made at once.
         clouds: makes the clouds of a start from Point-E; a run that goes on needs none.
     """
 
@@ -58,11 +52,14 @@ class Session:
     quality: str
     sink: Output
     negative: str | None
+    batch: int = 1
     clouds: Clouds | None = None
 
     @classmethod
-    def open(cls, request: Request, sink: Output, negative: str | None) -> Self:
+    def open(cls, request: Request, sink: Output, negative: str | None, batch: int | None = None) -> Self:
         """Resolves device, weights and configuration; the prior itself is loaded when it is first needed.
+
+        Without a `batch`, as many assets as the prior suggests are made at once on CUDA, and one on a CPU.
 
         Raises:
             SegdreamError: any of them can't be had.
@@ -80,7 +77,8 @@ class Session:
         clouds = open_clouds(
             config.init, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=request.offline
         )
-        return cls(config, checkpoint, device, request.quality, sink, negative, clouds)
+        batch = batch or (checkpoint.profile.batch if device.type == "cuda" else 1)
+        return cls(config, checkpoint, device, request.quality, sink, negative, batch, clouds)
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -99,20 +97,100 @@ class Session:
         formats.format_of(job.output)
         RunDir.beside(job.output).check_free(force=force)
 
-    def make(self, job: Job) -> None:
-        """Makes one asset, which has been checked, from the start.
+    def make_all(self, jobs: Sequence[Job], *, force: bool) -> None:
+        """Makes assets that must all be possible before the first is begun, `batch` at once.
 
         Raises:
             typer.Exit: a signal stopped the run; it has been saved.
-            SegdreamError: the run failed.
+            SegdreamError: an asset is not possible, or failed; those that ran with it are done.
         """
+        for job in jobs:
+            self.check(job, force=force)
+        for start in range(0, len(jobs), self.batch):
+            self._finish([self._begin(job) for job in jobs[start : start + self.batch]])
+
+    def resume(self, run: RunDir) -> None:
+        """Continues a run to its end; raises as `make_all`, and UsageProblem for a run that can't be continued."""
+        self._finish([self._restore(run)])
+
+    def make_list(self, jobs: Sequence[Job], *, force: bool) -> None:
+        """Makes what is not there yet, continues what was stopped, and goes on after a failure.
+
+        Assets at the same step are made together, up to `batch` at once.
+
+        Raises:
+            typer.Exit: with 1 if any failed, or a signal's code.
+            OutOfMemory: several at once do not fit.
+        """
+        tally: Counter[str] = Counter()
+        waiting: dict[int, list[Callable[[], Growing]]] = {}
+        for number, job in enumerate(jobs, 1):
+            if job.output.exists() and not force:
+                tally["skipped"] += 1
+                self.sink.skipped(job.output, f"[{number}/{len(jobs)}] {job.output} is there")
+                continue
+            self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
+            self.sink.note(f"[{number}/{len(jobs)}] {job.prompt}")
+            try:
+                step, begin = self._plan(job, force=force)
+            except SegdreamError as problem:
+                tally["failed"] += 1
+                self.sink.error(problem)
+                continue
+            waiting.setdefault(step, []).append(begin)
+            if len(waiting[step]) == self.batch:
+                self._make_together(waiting.pop(step), tally)
+        for begins in waiting.values():
+            self._make_together(begins, tally)
+        self.sink.note(f"{tally['made']} made, {tally['skipped']} there already, {tally['failed']} failed")
+        if tally["failed"]:
+            raise typer.Exit(1)
+
+    def _plan(self, job: Job, *, force: bool) -> tuple[int, Callable[[], Growing]]:
+        """At which step a job's asset is, and what begins it or takes it up again; raises as `check`."""
+        run = RunDir.beside(job.output)
+        if not force and run.unfinished() and self._same_run(run, job):
+            return run.step(), partial(self._restore, run)
+        self.check(job, force=force)
+        return 0, partial(self._begin, job)
+
+    def _make_together(self, begins: Sequence[Callable[[], Growing]], tally: Counter[str]) -> None:
+        """Makes assets of a list that are at the same step, and counts and shows those that fail."""
+        growing: list[Growing] = []
+        for begin in begins:
+            try:
+                growing.append(begin())
+            except SegdreamError as problem:
+                self.sink.error(problem)
+        made = 0
+        try:
+            failures = self._follower.follow(growing)
+            made = len(growing) - len(failures)
+        except SegdreamError as problem:
+            if isinstance(problem, OutOfMemory) and len(growing) > 1:  # nor would the next ones fit
+                raise
+            failures = [problem]
+        except typer.Exit:
+            self.sink.note("or the same command again, which goes on with the whole list")
+            raise
+        for failure in failures:
+            self.sink.error(failure)
+        tally["made"] += made
+        tally["failed"] += len(begins) - made
+
+    def _begin(self, job: Job) -> Growing:
+        """An asset, which has been checked, before its first step."""
         asset = self.pipeline.prepare(job.prompt, job.seed, self.negative)
         run = RunDir.beside(job.output)
         run.create(self._record(job))
-        self._follow(asset, run, job.output)
+        return Growing(asset, run, job.output, asset.step)
 
-    def resume(self, run: RunDir) -> None:
-        """Continues a run to its end; raises as `make`, and UsageProblem for a run that can't be continued."""
+    def _restore(self, run: RunDir) -> Growing:
+        """An asset where its run was stopped.
+
+        Raises:
+            UsageProblem: it can't be continued.
+        """
         record = run.record()
         if record.prior["digest"] != self.checkpoint.digest:
             raise UsageProblem(
@@ -126,46 +204,32 @@ class Session:
             raise run.damaged(problem) from problem
         run.trim_events(asset.step)
         self.sink.note(f"continuing {run.path} after step {asset.step} of {self.config.optim.steps}")
-        self._follow(asset, run, run.path.parent / record.output)
+        return Growing(asset, run, run.path.parent / record.output, asset.step)
 
-    def make_all(self, jobs: Sequence[Job], *, force: bool) -> None:
-        """Makes assets that must all be possible before the first is begun; raises as `check` and `make`."""
-        for job in jobs:
-            self.check(job, force=force)
-        for job in jobs:
-            self.make(job)
-
-    def make_list(self, jobs: Sequence[Job], *, force: bool) -> None:
-        """Makes what is not there yet, continues what was stopped, and goes on after a failure.
+    def _finish(self, growing: Sequence[Growing]) -> None:
+        """Runs assets together to their end.
 
         Raises:
-            typer.Exit: with 1 if any failed, or a signal's code.
+            typer.Exit: a signal stopped them; they have been saved.
+            SegdreamError: the first failure; others are shown.
         """
-        made, skipped, failed = 0, 0, 0
-        for number, job in enumerate(jobs, 1):
-            if job.output.exists() and not force:
-                skipped += 1
-                self.sink.skipped(job.output, f"[{number}/{len(jobs)}] {job.output} is there")
-                continue
-            self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
-            self.sink.note(f"[{number}/{len(jobs)}] {job.prompt}")
-            try:
-                run = RunDir.beside(job.output)
-                if not force and run.unfinished() and self._same_run(run, job):
-                    self.resume(run)
-                else:
-                    self.check(job, force=force)
-                    self.make(job)
-                made += 1
-            except SegdreamError as problem:
-                failed += 1
-                self.sink.error(problem)
-            except typer.Exit:
-                self.sink.note("or the same command again, which goes on with the whole list")
-                raise
-        self.sink.note(f"{made} made, {skipped} there already, {failed} failed")
-        if failed:
-            raise typer.Exit(1)
+        failures = self._follower.follow(growing)
+        for failure in failures[1:]:
+            self.sink.error(failure)
+        if failures:
+            raise failures[0]
+
+    @property
+    def _follower(self) -> Follower:
+        origin = {
+            "generator": f"segdream {__version__}",
+            "method": METHOD,
+            "prior": self.checkpoint.name,
+            "prior_digest": self.checkpoint.digest,
+            "quality": self.quality,
+            "steps": self.config.optim.steps,
+        }
+        return Follower(self.pipeline, self.sink, origin)
 
     def _record(self, job: Job) -> RunRecord:
         return RunRecord(
@@ -184,81 +248,6 @@ class Session:
         """Whether an unfinished run is of this very job."""
         record, wanted = run.record(), self._record(job)
         return dataclasses.replace(record, versions=wanted.versions, device=wanted.device) == wanted
-
-    def _follow(self, asset: AssetState, run: RunDir, output: Path) -> None:
-        """Runs an asset to its end, keeping its run folder up to date, and writes it."""
-        options, begin, first = self.config.output, time.monotonic(), asset.step
-        event_every = CUDA_EVENT_EVERY if self.device.type == "cuda" else 1
-        progress = RunProgress(output.name, self.config.optim.steps, asset.step, self.sink)
-        with StopRequest() as stop, progress:
-            try:
-                for report in self.pipeline.run([asset]):
-                    progress.update(report)
-                    if report.step % event_every == 0:
-                        run.append_event(report)
-                    if options.preview_every and report.step % options.preview_every == 0:
-                        self._preview(asset, run)
-                    if stop.received:
-                        break
-                    if options.checkpoint_every and report.step % options.checkpoint_every == 0:
-                        run.save(asset)
-                if asset.step < self.config.optim.steps:
-                    run.save(asset)
-                    self._tell_how_to_go_on(asset, run)
-                    raise typer.Exit(stop.exit_code)
-                formats.write(output, asset.gaussians.splats(self.provenance(asset.prompt, asset.seed)))
-            except SegdreamError as problem:
-                self._keep(asset, run, problem)
-                raise
-            run.finish()
-        seconds = time.monotonic() - begin
-        self.sink.result(
-            output,
-            prompt=asset.prompt,
-            seed=asset.seed,
-            prior=self.checkpoint.name,
-            gaussians=len(asset.gaussians),
-            steps=asset.step - first,
-            seconds=round(seconds, 3),
-            memory_gib=round(peak_memory_gib(self.device), 3),
-            run=str(run.path),
-        )
-
-    def _keep(self, asset: AssetState, run: RunDir, problem: SegdreamError) -> None:
-        """Saves what a failed run has reached, unless the failure is in the asset itself."""
-        if isinstance(problem, (Diverged, OutOfMemory)) or isinstance(problem.__cause__, OSError):
-            with suppress(SegdreamError):  # of two errors, the first is the one to show
-                run.save(asset)
-        if run.unfinished() and isinstance(problem, Diverged):  # going on would meet the same step again
-            self.sink.note(f"kept as it was after step {asset.step}: {run.path}")
-        elif run.unfinished():
-            self._tell_how_to_go_on(asset, run)
-
-    def _tell_how_to_go_on(self, asset: AssetState, run: RunDir) -> None:
-        self.sink.stopped(
-            run.path, asset.step, f"stopped after step {asset.step} of {self.config.optim.steps}; to go on:"
-        )
-        self.sink.note(f"  {run.resume_command()}")
-
-    def provenance(self, prompt: str, seed: int) -> dict[str, object]:
-        """Where an asset came from, for its file."""
-        return {
-            "generator": f"segdream {__version__}",
-            "prompt": prompt,
-            "seed": seed,
-            "method": METHOD,
-            "prior": self.checkpoint.name,
-            "prior_digest": self.checkpoint.digest,
-            "quality": self.quality,
-            "steps": self.config.optim.steps,
-        }
-
-    def _preview(self, asset: AssetState, run: RunDir) -> None:
-        """Saves a picture of the asset from four sides."""
-        cameras = viewing(turntable_azimuths(4), torch.full((4,), 15.0), self.config.output.preview_size)
-        pictures = self.pipeline.render(asset.gaussians, cameras).over(torch.ones(3, device=self.device))
-        sheet = contact_sheet(list(pictures.cpu().numpy()), columns=4)
-        write_png(run.path / f"preview-{asset.step:06d}.png", sheet)
 
 
 def resume(path: Path, request: Request, sink: Output, *, force: bool) -> None:

@@ -54,7 +54,8 @@ def invert(
     if len(long) == len(z_e):
         eps_s = predict_noise(z_s, times.s, null)
     else:
-        eps_s = eps_e.index_copy(0, long.to(z_e.device), predict_noise(z_s[long], times.s[long], null[long]))
+        rows = long.to(z_e.device, non_blocking=True)
+        eps_s = eps_e.index_copy(0, rows, predict_noise(z_s[rows], times.s[long], null[rows]))
     return Inversion(schedule.step(z_s, eps_s, times.s, times.t), eps_e, eps_s)
 
 

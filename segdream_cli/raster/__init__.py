@@ -14,41 +14,44 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What `rasterize` returns for `c` views of `n` Gaussians."""
+    """What `rasterize` returns for `c` views of `n` Gaussians, or of each of `a` sets of them."""
 
-    rgb: Float[Tensor, "c h w 3"]
+    rgb: Float[Tensor, "*a c h w 3"]
     """Colour premultiplied by alpha, with nothing behind."""
-    alpha: Float[Tensor, "c h w 1"]
+    alpha: Float[Tensor, "*a c h w 1"]
     """Opacity of a pixel, 0 to 1."""
-    depth: Float[Tensor, "c h w 1"]
+    depth: Float[Tensor, "*a c h w 1"]
     """Accumulated depth: the sum of each Gaussian's camera-space z times its weight."""
-    means2d: Float[Tensor, "c n 2"]
+    means2d: Float[Tensor, "*a c n 2"]
     """Projected centres in pixels, undefined where `radii` is 0. Keeps its gradient for density control."""
-    radii: Int[Tensor, "c n"]
+    radii: Int[Tensor, "*a c n"]
     """Half side of the box a Gaussian reaches on the screen, in pixels; 0 where it is culled or off the screen."""
 
-    def over(self, background: Float[Tensor, "..."]) -> Float[Tensor, "c h w 3"]:
-        """The picture in front of `background`, a colour or pictures broadcastable to `c h w 3`."""
+    def over(self, background: Float[Tensor, "..."]) -> Float[Tensor, "*a c h w 3"]:
+        """The picture in front of `background`, a colour or pictures broadcastable to `*a c h w 3`."""
         return self.rgb + (1 - self.alpha) * background
 
-    def expected_depth(self) -> Float[Tensor, "c h w 1"]:
+    def expected_depth(self) -> Float[Tensor, "*a c h w 1"]:
         """Mean camera-space z of what a pixel shows: depth over alpha, 0 where alpha is 0."""
         seen = self.alpha > 0
         return torch.where(seen, self.depth / torch.where(seen, self.alpha, 1), 0)
 
 
 def rasterize(
-    means: Float[Tensor, "n 3"],
-    quats: Float[Tensor, "n 4"],
-    scales: Float[Tensor, "n 3"],
-    opacities: Float[Tensor, " n"],
-    colors: Float[Tensor, "*c n 3"],
-    viewmats: Float[Tensor, "c 4 4"],
-    Ks: Float[Tensor, "c 3 3"],
+    means: Float[Tensor, "*a n 3"],
+    quats: Float[Tensor, "*a n 4"],
+    scales: Float[Tensor, "*a n 3"],
+    opacities: Float[Tensor, "*a n"],
+    colors: Float[Tensor, "*views n 3"],
+    viewmats: Float[Tensor, "*a c 4 4"],
+    Ks: Float[Tensor, "*a c 3 3"],
     width: int,
     height: int,
 ) -> Rendering:
     """Renders all views of the Gaussians in one call, on the device of `means`.
+
+    With a dimension in front of all tensors there are `a` sets of Gaussians, each with views of its own. A Gaussian of
+    opacity 0 is not drawn and gets no gradient: it fills up a set.
 
     Gradients reach the five parameters of the Gaussians through `rgb`, `alpha` and `depth`, and no camera.
 

@@ -137,26 +137,39 @@ def _bin(splats: NDArray[np.float32], radii: NDArray[np.int32], width: int, heig
 
 
 def rasterize(
-    means: Float[Tensor, "n 3"],
-    quats: Float[Tensor, "n 4"],
-    scales: Float[Tensor, "n 3"],
-    opacities: Float[Tensor, " n"],
-    colors: Float[Tensor, "*c n 3"],
-    viewmats: Float[Tensor, "c 4 4"],
-    Ks: Float[Tensor, "c 3 3"],
+    means: Float[Tensor, "*a n 3"],
+    quats: Float[Tensor, "*a n 4"],
+    scales: Float[Tensor, "*a n 3"],
+    opacities: Float[Tensor, "*a n"],
+    colors: Float[Tensor, "*views n 3"],
+    viewmats: Float[Tensor, "*a c 4 4"],
+    Ks: Float[Tensor, "*a c 3 3"],
     width: int,
     height: int,
 ) -> tuple[
-    Float[Tensor, "c h w 3"],
-    Float[Tensor, "c h w 1"],
-    Float[Tensor, "c h w 1"],
-    Float[Tensor, "c n 2"],
-    Int[Tensor, "c n"],
+    Float[Tensor, "*a c h w 3"],
+    Float[Tensor, "*a c h w 1"],
+    Float[Tensor, "*a c h w 1"],
+    Float[Tensor, "*a c n 2"],
+    Int[Tensor, "*a c n"],
 ]:
     """Colour, alpha, accumulated depth, `means2d` and `radii`; see `segdream_cli.raster.rasterize`."""
-    cameras = _array(viewmats), _array(Ks), width, height
     project: Callable[..., tuple[Tensor, ...]] = _Projection.apply
     composite: Callable[..., tuple[Tensor, ...]] = _Compositing.apply
-    means2d, splats, radii = project(means, quats, scales, opacities, colors, cameras)
-    rgb, alpha, depth = composite(means2d, splats, radii, width, height)
-    return rgb, alpha, depth, means2d, radii
+    if means.ndim == 2:
+        means2d, splats, radii = project(
+            means, quats, scales, opacities, colors, (_array(viewmats), _array(Ks), width, height)
+        )
+        rgb, alpha, depth = composite(means2d, splats, radii, width, height)
+        return rgb, alpha, depth, means2d, radii
+    projected = [
+        project(*gaussians, (_array(view), _array(K), width, height))
+        for *gaussians, view, K in zip(means, quats, scales, opacities, colors, viewmats, Ks, strict=True)
+    ]
+    means2d = torch.stack([parts[0] for parts in projected])  # pictures follow from it, so that its gradient is theirs
+    pictures = [
+        composite(centres, splats, radii, width, height)
+        for centres, (_, splats, radii) in zip(means2d, projected, strict=True)
+    ]
+    rgb, alpha, depth = (torch.stack(parts) for parts in zip(*pictures, strict=True))
+    return rgb, alpha, depth, means2d, torch.stack([parts[2] for parts in projected])

@@ -1,6 +1,7 @@
 """The CUDA rasteriser: gsplat, whose kernels are compiled on the user's machine at first use."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -11,6 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from segdream_cli.errors import EnvironmentProblem
+
+WARP = 32
+"""gsplat 1.5.3's backward pass adds up what the threads of a warp hold for one index, whichever set that belongs to."""
 
 
 @cache
@@ -45,34 +49,38 @@ def _toolkit_hint() -> str:
 
 
 def rasterize(
-    means: Float[Tensor, "n 3"],
-    quats: Float[Tensor, "n 4"],
-    scales: Float[Tensor, "n 3"],
-    opacities: Float[Tensor, " n"],
-    colors: Float[Tensor, "*c n 3"],
-    viewmats: Float[Tensor, "c 4 4"],
-    Ks: Float[Tensor, "c 3 3"],
+    means: Float[Tensor, "*a n 3"],
+    quats: Float[Tensor, "*a n 4"],
+    scales: Float[Tensor, "*a n 3"],
+    opacities: Float[Tensor, "*a n"],
+    colors: Float[Tensor, "*views n 3"],
+    viewmats: Float[Tensor, "*a c 4 4"],
+    Ks: Float[Tensor, "*a c 3 3"],
     width: int,
     height: int,
 ) -> tuple[
-    Float[Tensor, "c h w 3"],
-    Float[Tensor, "c h w 1"],
-    Float[Tensor, "c h w 1"],
-    Float[Tensor, "c n 2"],
-    Int[Tensor, "c n"],
+    Float[Tensor, "*a c h w 3"],
+    Float[Tensor, "*a c h w 1"],
+    Float[Tensor, "*a c h w 1"],
+    Float[Tensor, "*a c n 2"],
+    Int[Tensor, "*a c n"],
 ]:
     """Colour, alpha, accumulated depth, `means2d` and `radii`; see `segdream_cli.raster.rasterize`.
 
     Raises:
         EnvironmentProblem: gsplat's kernels can't be built.
+        ValueError: several sets of fewer than 32 Gaussians.
     """
-    views = len(viewmats)
-    if len(means) == 0:  # gsplat divides by the number of Gaussians
-        nothing = colors.sum() + means.new_zeros(views, height, width, 5)
-        radii = torch.zeros(views, 0, dtype=torch.int32, device=means.device)
-        return nothing[..., :3], nothing[..., 3:4], nothing[..., 4:], means[None, :, :2].expand(views, 0, 2), radii
+    n, views = means.shape[-2], viewmats.shape[:-2]
+    if n == 0:  # gsplat divides by the number of Gaussians
+        nothing = colors.sum() + means.new_zeros(*views, height, width, 5)
+        radii = torch.zeros(*views, 0, dtype=torch.int32, device=means.device)
+        means2d = means[..., None, :, :2].expand(*views, 0, 2)
+        return nothing[..., :3], nothing[..., 3:4], nothing[..., 4:], means2d, radii
+    if n < WARP and math.prod(means.shape[:-2]) > 1:
+        raise ValueError(f"gsplat needs at least {WARP} Gaussians in each of several sets, not {n}")
     unturned = (quats == 0).all(-1, keepdim=True)  # gsplat would divide by their norm
-    identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=quats.device, dtype=quats.dtype)
+    identity = torch.eye(1, 4, device=quats.device, dtype=quats.dtype)  # made there: a copy from the host would wait
     picture, alpha, info = _rasterization()(
         means,
         torch.where(unturned, identity, quats),

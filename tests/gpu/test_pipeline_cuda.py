@@ -60,3 +60,21 @@ def test_a_checkpoint_goes_on_where_it_was_on_any_device(here: str, there: str) 
     expected, found = next(run), next(second.run([restored]))
     assert found.times == expected.times
     assert found.grad_norm[0] == pytest.approx(expected.grad_norm[0], rel=1e-2)
+
+
+def test_assets_of_a_batch_take_the_steps_that_each_takes_alone() -> None:
+    """Across densifications, after which the numbers of Gaussians differ; batched arithmetic rounds in its own way."""
+    pipeline = build("cuda", init__count=300, densify__cap=400, densify__start=0, densify__every=2, densify__stop=9)
+    starts = [("a red car", 0), ("a blue car", 1), ("a green tree", 2)]
+    together = [pipeline.prepare(*start) for start in starts]
+    run = pipeline.run(together)
+    reports = [next(run) for _ in range(5)]
+    for place, start in enumerate(starts):
+        alone = pipeline.run([pipeline.prepare(*start)])
+        expected = [next(alone) for _ in range(5)]
+        assert [report.times[place] for report in reports] == [report.times[0] for report in expected]
+        found, wanted = ([report.grad_norm[i] for report in these] for these, i in ((reports, place), (expected, 0)))
+        assert found[0] == pytest.approx(wanted[0], rel=5e-3)
+        assert found == pytest.approx(wanted, rel=5e-2)
+        sizes = reports[-1].n_gaussians[place], expected[-1].n_gaussians[0]
+        assert sizes[0] == pytest.approx(sizes[1], abs=5)

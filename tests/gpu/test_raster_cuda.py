@@ -111,3 +111,33 @@ def test_gradient_reaches_colours_shared_and_per_view() -> None:
     views = len(scene.viewmats)
     split = scene._replace(colors=scene.colors.expand(views, -1, -1).contiguous())
     torch.testing.assert_close(outputs(split, "cuda")["grad colors"].sum(0), shared, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("per_view", [False, True])
+def test_several_sets_of_one_call_equal_single_calls(per_view: bool) -> None:
+    """Sets of 40, 64 and 300 Gaussians; what fills a set up is not drawn and gets no gradient."""
+    scenes = [reference.scene(n, views=3, size=40, seed=n, per_view_colors=per_view) for n in (40, 64, 300)]
+    parameters = [tensor.cuda().requires_grad_() for tensor in reference.stacked(scenes, 300)]
+    cameras = (torch.stack([getattr(scene, name) for scene in scenes]).cuda() for name in ("viewmats", "Ks"))
+    view = rasterize(*parameters, *cameras, scenes[0].width, scenes[0].height)
+    weights = [reference.loss_weights(scene) for scene in scenes]
+    sum((getattr(view, name) * torch.stack([w[name] for w in weights]).cuda()).sum() for name in PICTURES).backward()
+    gradients = [*(parameter.grad for parameter in parameters), view.means2d.grad]
+    for place, scene in enumerate(scenes):
+        alone, n = outputs(scene, "cuda"), len(scene.means)
+        for name in PICTURES:
+            torch.testing.assert_close(getattr(view, name)[place].double().cpu(), alone[name], rtol=1e-5, atol=1e-5)
+        assert not view.radii[place, :, n:].any()
+        for name, gradient in zip((*reference.NAMES, "means2d"), gradients, strict=True):
+            mine, filler = reference.split(gradient[place].double().cpu(), n)
+            assert not filler.any(), name
+            assert relative(mine, alone[f"grad {name}"]) < 1e-4, name  # sums of atomic additions, in any order
+
+
+def test_several_sets_of_too_few_gaussians_are_refused() -> None:
+    scene = SCENES["opaque"]
+    few = [tensor[:31].expand(2, *tensor[:31].shape).cuda() for tensor in scene.parameters]
+    cameras = [tensor.expand(2, *tensor.shape).contiguous().cuda() for tensor in (scene.viewmats, scene.Ks)]
+    with pytest.raises(ValueError, match="at least 32"):
+        rasterize(*few, *cameras, scene.width, scene.height)
+    rasterize(*(tensor[:1] for tensor in few), *(tensor[:1] for tensor in cameras), scene.width, scene.height)

@@ -27,6 +27,7 @@ from segdream_cli.config import Background, CameraConfig
 
 STILL = {"position_jitter": 0.0, "target_jitter": 0.0, "up_jitter": 0.0}
 MANY = 4000
+CPU = torch.device("cpu")
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -151,7 +152,7 @@ def test_ranges_that_never_widen() -> None:
 
 
 def sample(step: int = 1, seed: int = 0, **settings: Any) -> Cameras:
-    return sample_cameras(CameraConfig(**{"batch": MANY, **settings}), step, 64, rng(seed))
+    return sample_cameras(CameraConfig(**{"batch": MANY, **settings}), step, 64, [rng(seed)])
 
 
 def fovs(cameras: Cameras) -> Tensor:
@@ -228,9 +229,24 @@ def test_the_same_generator_draws_the_same_cameras_and_backgrounds() -> None:
     assert torch.equal(first.Ks, again.Ks)
     assert not torch.equal(first.viewmats, other.viewmats)
     config = CameraConfig(backgrounds=dict.fromkeys(BACKGROUNDS, 1.0))
-    pictures = [sample_backgrounds(config, 8, rng(seed)) for seed in (1, 1, 2)]
+    pictures = [sample_backgrounds(config, 8, [rng(seed)], CPU) for seed in (1, 1, 2)]
     assert torch.equal(pictures[0], pictures[1])
     assert not torch.equal(pictures[0], pictures[2])
+
+
+def test_each_generator_draws_what_it_draws_alone() -> None:
+    """Views of several assets in one call are those of one call each, one after the other."""
+    config = CameraConfig(batch=3, stratified=True, fill=(0.5, 0.8), backgrounds=dict.fromkeys(BACKGROUNDS, 1.0))
+    several, alone = ([rng(seed) for seed in range(4)] for _ in range(2))
+    cameras = sample_cameras(config, 600, 64, several)
+    pictures = sample_backgrounds(config, 8, several, CPU)
+    each = [sample_cameras(config, 600, 64, [generator]) for generator in alone]
+    assert len(cameras) == 12
+    for name in ("viewmats", "Ks", "azimuth_deg", "elevation_deg"):
+        expected = torch.cat([getattr(one, name) for one in each])
+        torch.testing.assert_close(getattr(cameras, name), expected, rtol=1e-6, atol=1e-6)
+    expected = torch.cat([sample_backgrounds(config, 8, [generator], CPU) for generator in alone])
+    torch.testing.assert_close(pictures, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_configuration_knows_every_background() -> None:
@@ -238,7 +254,7 @@ def test_the_configuration_knows_every_background() -> None:
 
 
 def test_backgrounds_come_in_the_releases_shares() -> None:
-    pictures = sample_backgrounds(CameraConfig(batch=MANY), 2, rng())
+    pictures = sample_backgrounds(CameraConfig(batch=MANY), 2, [rng()], CPU)
     assert pictures.shape == (MANY, 2, 2, 3)
     assert torch.equal(pictures, pictures[:, :1, :1].expand_as(pictures))
     colors = pictures[:, 0, 0]
@@ -251,7 +267,7 @@ def test_backgrounds_come_in_the_releases_shares() -> None:
 
 @pytest.mark.parametrize("kind", BACKGROUNDS)
 def test_every_background_is_a_picture(kind: Background) -> None:
-    pictures = sample_backgrounds(CameraConfig(batch=200, backgrounds={kind: 1.0}), 9, rng())
+    pictures = sample_backgrounds(CameraConfig(batch=200, backgrounds={kind: 1.0}), 9, [rng()], CPU)
     assert pictures.shape == (200, 9, 9, 3)
     assert pictures.min() >= 0
     assert pictures.max() <= 1
@@ -266,7 +282,7 @@ def test_every_background_is_a_picture(kind: Background) -> None:
 
 
 def test_a_kind_of_weight_zero_never_comes() -> None:
-    pictures = sample_backgrounds(CameraConfig(batch=500, backgrounds={"black": 0.0, "white": 2.0}), 2, rng())
+    pictures = sample_backgrounds(CameraConfig(batch=500, backgrounds={"black": 0.0, "white": 2.0}), 2, [rng()], CPU)
     assert pictures.min() == 1
 
 

@@ -310,11 +310,13 @@ def test_a_profile_from_json() -> None:
             "title": "toy",
             "views": {"front": "from the front", "ring": ["n", "e"]},
             "negative_prompt": "",
+            "batch": 3,
             "vocabulary": {"objects": ["dog"], "attributes": ["red"]},
             "presets": {"draft": {"optim.steps": 9}},
         }
     )
     assert profile.views == ViewPhrases(front="from the front", ring=("n", "e"))
+    assert profile.batch == 3
     assert profile.vocabulary is not None
     assert profile.vocabulary.objects == ("dog",)
     assert preset(profile, "draft").optim.steps == 9
@@ -336,6 +338,8 @@ def test_a_profile_from_json() -> None:
         ({"vocabulary": {"objects": ["dog", 3]}}, "objects"),
         ({"presets": {"draft": {"distill.segmnts": 3}}}, "draft"),
         ({"presets": {"draft": {"camera.batch": 0}}}, "camera.batch"),
+        ({"batch": 0}, "batch"),
+        ({"batch": "2"}, "batch"),
         ({"presets": 3}, "int"),
         ({"presets": {"draft": 3}}, "int"),
     ],

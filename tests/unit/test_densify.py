@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segdream_cli.config import DensifyConfig, OptimConfig
-from segdream_cli.densify import DensityStats, control_density
+from segdream_cli.densify import DensityStats, control_density, gather
 from segdream_cli.gaussians import GROUPS, Gaussians, build_optimizers
 
 WIDTHS = {"means": (3,), "quats": (4,), "log_scales": (3,), "opacity_logits": (), "sh0": (3,), "shN": (3, 3)}
@@ -91,7 +91,7 @@ def test_optimisers_still_step_after_density_control():
         assert (value != before[name]).all(), name
 
 
-def test_an_optimiser_without_state_yet_is_taken_along():
+def test_the_optimisers_of_what_has_grown_take_steps():
     gaussians, _ = scene([0.01, 0.2], [0.5, 0.5])
     optimizers = build_optimizers(gaussians, OptimConfig())
     control(gaussians, optimizers, stats_of([2.0, 2.0]))
@@ -253,7 +253,7 @@ def test_gather_against_a_loop(views):
         gradient = torch.randn(4, 6, 2, generator=generator)
         radii = torch.randint(0, 3, (4, 6), generator=generator)
         gradient[radii == 0] = torch.nan  # what was not drawn has no meaning
-        stats.gather(gradient, radii, size, views)
+        gather([stats], gradient[None], radii[None], size, views)
         for view in range(4) if views == "all" else [3]:
             for i in range(6):
                 if radii[view, i] > 0:
@@ -262,3 +262,17 @@ def test_gather_against_a_loop(views):
                     count[i] += 1
     torch.testing.assert_close(stats.grad_sum, torch.tensor(total))
     assert stats.count.tolist() == count
+
+
+def test_gather_shares_the_rows_out_among_assets_of_different_size():
+    generator = torch.Generator().manual_seed(1)
+    gradient = torch.randn(3, 2, 9, 2, generator=generator)
+    radii = torch.randint(0, 2, (3, 2, 9), generator=generator)
+    together, alone = ([DensityStats.empty(scene([0.01] * n, [0.5] * n)[0]) for n in (4, 9, 1)] for _ in range(2))
+    gather(together, gradient, radii, 32, "all")
+    for place, (found, expected) in enumerate(zip(together, alone, strict=True)):
+        n = len(expected.count)
+        gather([expected], gradient[place : place + 1, :, :n], radii[place : place + 1, :, :n], 32, "all")
+        torch.testing.assert_close(found.grad_sum, expected.grad_sum)
+        assert torch.equal(found.count, expected.count)
+        assert found.count.sum() == radii[place, :, :n].sum()

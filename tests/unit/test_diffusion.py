@@ -154,7 +154,10 @@ def test_the_shipped_autoencoder_gives_an_image_back(priors: dict[str, Diffusion
 def test_the_shipped_prior_finds_the_noise_in_a_noisy_image(priors: dict[str, DiffusionPrior]) -> None:
     """A trained model's error lies far below 1, the error of predicting nothing."""
     prior = priors["shipped"]
-    latents, noise = prior.encode_image(torch.full((4, 3, 64, 64), 0.5)), draw(4, *prior.latent_shape)
+    latents, noise = (
+        prior.encode_image(torch.full((4, 3, prior.image_size, prior.image_size), 0.5)),
+        draw(4, *prior.latent_shape),
+    )
     alpha_bar = float(prior.alphas_cumprod[400])
     noisy = alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise
     epsilon = prior.predict_noise(noisy, torch.full((4,), 400), prior.encode_text([""] * 4))

@@ -12,11 +12,13 @@ from segdream_cli.formats import Splats
 from segdream_cli.gaussians import (
     GROUPS,
     Gaussians,
+    adam_step,
     bounds,
     build_optimizers,
     clip_gradients,
-    set_learning_rates,
+    learning_rates,
     sh_basis,
+    stack,
 )
 
 
@@ -149,12 +151,12 @@ CONFIG = OptimConfig(
 
 @pytest.mark.parametrize("step", [0, 25, 50, 100, 130])
 def test_learning_rates_are_log_linear_between_start_and_end(step):
-    optimizers = build_optimizers(random_gaussians(), CONFIG)
-    set_learning_rates(optimizers, CONFIG, step)
+    rates = learning_rates(CONFIG, step)
+    assert tuple(rates) == GROUPS
     for name, (start, end) in RATES.items():
         share = min(step, 100) / 100
         expected = math.exp((1 - share) * math.log(start) + share * math.log(end))
-        assert optimizers[name].param_groups[0]["lr"] == pytest.approx(expected), name
+        assert rates[name] == pytest.approx(expected), name
 
 
 def test_optimisers_take_their_settings_and_their_own_group():
@@ -167,26 +169,91 @@ def test_optimisers_take_their_settings_and_their_own_group():
         assert (group["lr"], group["betas"], group["eps"]) == (RATES[name][0], (0.8, 0.95), 1e-9)
 
 
+def with_gradients(sets, seed):
+    """The stack of sets, with a random gradient where a Gaussian is one, and the gradient of each set."""
+    generator = torch.Generator().manual_seed(seed)
+    stacked = stack(sets)
+    own = [{name: torch.randn(value.shape, generator=generator) for name, value in one.params.items()} for one in sets]
+    for name, parameter in stacked.params.items():
+        parameter.grad = torch.zeros_like(parameter)
+        for row, gradients in zip(parameter.grad, own, strict=True):
+            row[: len(gradients[name])] = gradients[name]
+    return stacked, own
+
+
+@pytest.mark.parametrize("sizes", [(40,), (50, 50), (40, 33, 57), (3, 5)])
+def test_a_stack_holds_each_set_and_after_it_gaussians_that_are_none(sizes):
+    sets = [random_gaussians(n, seed=n) for n in sizes]
+    stacked = stack(sets)
+    longest = stacked.means.shape[1]
+    assert longest == max(sizes) if len(sizes) == 1 else max(32, *sizes)
+    for place, (n, one) in enumerate(zip(sizes, sets, strict=True)):
+        for name in GROUPS:
+            assert torch.equal(stacked.params[name][place, :n], one.params[name])
+        assert not stacked.scales[place, n:].any()
+        assert not stacked.opacities[place, n:].any()
+        colors = one.colors(torch.ones(2, 3))
+        positions = torch.ones(len(sizes), 2, 3)
+        torch.testing.assert_close(stacked.colors(positions)[place, :, :n], colors, rtol=1e-5, atol=1e-6)
+    (stacked.scales.sum() + stacked.opacities.sum() + stacked.colors(positions).square().sum()).backward()
+    assert all(parameter.grad is None for one in sets for parameter in one.params.values())
+    for place, n in enumerate(sizes):
+        for name in ("log_scales", "opacity_logits"):
+            assert not stacked.params[name].grad[place, n:].any()
+            assert stacked.params[name].grad[place, :n].all()
+
+
 @pytest.mark.parametrize(("step", "limit"), [(0, 2.0), (5, 5.0), (10, 8.0), (99, 8.0)])
-def test_each_tensor_is_clipped_by_itself(step, limit):
-    gaussians = random_gaussians()
-    norms = {"means": 100.0, "quats": 0.5, "log_scales": 7.9, "opacity_logits": 8.1, "sh0": 3.0, "shN": 0.0}
-    kept = {}
-    for name, norm in norms.items():
-        direction = torch.randn(gaussians.params[name].shape, generator=torch.Generator().manual_seed(1))
-        kept[name] = norm * direction / direction.norm()
-        gaussians.params[name].grad = kept[name].clone()
-    total = clip_gradients(gaussians, CONFIG, step)
-    assert float(total) == pytest.approx(math.sqrt(sum(norm**2 for norm in norms.values())))
-    for name, norm in norms.items():
-        expected = kept[name] * (min(norm, limit) / norm if norm else 1)
-        torch.testing.assert_close(gaussians.params[name].grad, expected, rtol=1e-4, atol=1e-6)
+def test_each_tensor_of_each_set_is_clipped_by_itself(step, limit):
+    norms = [
+        {"means": 100.0, "quats": 0.5, "log_scales": 7.9, "opacity_logits": 8.1, "sh0": 3.0, "shN": 0.0},
+        {"means": 1.0, "quats": 9.0, "log_scales": 2.5, "opacity_logits": 0.1, "sh0": 0.0, "shN": 50.0},
+    ]
+    stacked, own = with_gradients([random_gaussians(7), random_gaussians(40)], 1)
+    for place, wanted in enumerate(norms):
+        for name, norm in wanted.items():
+            stacked.params[name].grad[place] *= norm / own[place][name].norm()
+            own[place][name] *= norm / own[place][name].norm()
+    total = clip_gradients(stacked, CONFIG, step)
+    for place, wanted in enumerate(norms):
+        assert float(total[place]) == pytest.approx(math.sqrt(sum(norm**2 for norm in wanted.values())))
+        for name, norm in wanted.items():
+            expected = own[place][name] * (min(norm, limit) / norm if norm else 1)
+            found = stacked.params[name].grad[place]
+            torch.testing.assert_close(found[: len(expected)], expected, rtol=1e-4, atol=1e-6)
+            assert not found[len(expected) :].any()
 
 
-def test_a_group_without_gradient_does_not_count():
-    gaussians = random_gaussians()
-    gaussians.params["sh0"].grad = torch.full_like(gaussians.params["sh0"], 0.1)
-    assert float(clip_gradients(gaussians, CONFIG, 1)) == pytest.approx(0.1 * math.sqrt(21))
+def test_a_group_without_gradient_gets_one_of_zeros():
+    stacked = stack([random_gaussians()])
+    stacked.params["sh0"].grad = torch.full_like(stacked.params["sh0"], 0.1)
+    assert clip_gradients(stacked, CONFIG, 1).tolist() == pytest.approx([0.1 * math.sqrt(21)])
+    assert not stacked.params["means"].grad.any()
+
+
+def test_a_step_moves_each_set_as_torchs_adam_moves_it_alone():
+    """Against torch's own optimisers, over several steps and sizes; without harmonics there is no shN."""
+    sets, alone = ([random_gaussians(n, k=0, seed=n) for n in (5, 40, 33)] for _ in range(2))
+    optimizers = [build_optimizers(one, CONFIG) for one in sets]
+    theirs = [
+        {name: torch.optim.Adam([parameter], betas=(0.8, 0.95), eps=1e-9) for name, parameter in one.params.items()}
+        for one in alone
+    ]
+    for step in (1, 2, 3):
+        stacked, own = with_gradients(sets, step)
+        adam_step(sets, optimizers, stacked, CONFIG, step)
+        for one, each, gradients in zip(alone, theirs, own, strict=True):
+            for name, optimizer in each.items():
+                optimizer.param_groups[0]["lr"] = learning_rates(CONFIG, step)[name]
+                one.params[name].grad = gradients[name]
+                optimizer.step()
+    for one, expected, own_state, their_state in zip(sets, alone, optimizers, theirs, strict=True):
+        for name, parameter in one.params.items():
+            torch.testing.assert_close(parameter, expected.params[name])
+            if name != "shN":
+                found, wanted = own_state[name].state[parameter], their_state[name].state[expected.params[name]]
+                assert float(found["step"]) == float(wanted["step"]) == 3
+                torch.testing.assert_close(found["exp_avg_sq"], wanted["exp_avg_sq"])
 
 
 @pytest.mark.parametrize("k", [0, 3, 15])

@@ -137,12 +137,3 @@ def test_only_branches_that_count_are_evaluated_in_one_call(weights: Tensor, sca
     wanted += [(i, text.uncond[i]) for i in range(3)] if rows > 3 else []
     wanted += [(i, text.negatives[k, i]) for k in range(2) for i in range(3) if weights[k, i]]
     assert asked == {(int(t[i]), tuple(embedding.flatten()[:3].tolist())) for i, embedding in wanted}
-
-
-def test_stacked_conditions_keep_the_order_of_rows() -> None:
-    first, second = conditions(WEIGHTS), conditions(WEIGHTS[:, :1] - 1)
-    both = Conditions.stack([first, second])
-    assert both.weights.tolist() == torch.cat([WEIGHTS, WEIGHTS[:, :1] - 1], 1).tolist()
-    torch.testing.assert_close(both.positive[3], second.positive[0])
-    torch.testing.assert_close(both.negatives[:, 1], first.negatives[:, 1])
-    assert both.null.shape[0] == both.uncond.shape[0] == both.negatives.shape[1] == 4

@@ -33,6 +33,7 @@ from segdream_cli.pointe.transformer import (
     time_embedding,
 )
 from segdream_cli.text import TextEncoder, TextVector
+from training.train_points import text_vectors
 
 CPU = torch.device("cpu")
 SMALL = {"width": 16, "layers": 2, "heads": 2, "text_width": 8}
@@ -464,12 +465,15 @@ def test_a_long_text_is_cut_with_a_warning(clip: Path) -> None:
     assert said == ["Point-E reads 75 tokens of a text; not read: 'car'"]
 
 
-def test_the_priors_own_encoder_makes_a_text_vector_too() -> None:
+def test_the_priors_own_encoder_makes_the_vectors_that_its_point_e_is_trained_on() -> None:
     checkpoint = weights.resolve(PriorConfig(), cuda=False, offline=True, announce=lambda _: None)
-    encoder = TextEncoder.load(checkpoint, CPU, torch.float32, warn=pytest.fail)
-    vector = TextVector(encoder).encode("a yellow school bus")
-    end = encoder.encode(["a yellow school bus"])[0, 5]  # after start and four words
-    torch.testing.assert_close(vector, end / end.norm(), atol=1e-5, rtol=1e-4)
+    text = TextVector(TextEncoder.load(checkpoint, CPU, torch.float32, warn=pytest.fail))
+    texts = ["a red mushroom", "a red apple", "a brown dog wearing a red hat"]
+    vectors = torch.stack([text.encode(each) for each in texts])
+    torch.testing.assert_close(vectors, text_vectors(checkpoint.folder, texts, CPU), atol=1e-5, rtol=1e-4)
+    alike = vectors @ vectors.T
+    assert alike.diag().tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+    assert alike.fill_diagonal_(0).max() < 0.8  # an end token's state hardly knows an apple from a mushroom
 
 
 def test_a_clip_that_is_not_whole_is_refused(clip: Path) -> None:

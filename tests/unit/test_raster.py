@@ -324,3 +324,26 @@ def test_kernels_compile_where_no_folder_can_be_written(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["None", "1"]
+
+
+@pytest.mark.parametrize("per_view", [False, True])
+def test_several_sets_of_one_call_equal_single_calls(per_view: bool) -> None:
+    """Pictures and gradients, the same to the bit; what fills a set up is not drawn and gets no gradient."""
+    scenes = [reference.scene(n, views=2, size=24, seed=n, per_view_colors=per_view) for n in (30, 50, 41)]
+    parameters = [tensor.requires_grad_() for tensor in reference.stacked(scenes, 60)]
+    cameras = (torch.stack([getattr(scene, name) for scene in scenes]) for name in ("viewmats", "Ks"))
+    view = rasterize(*parameters, *cameras, scenes[0].width, scenes[0].height)
+    weights = [reference.loss_weights(scene) for scene in scenes]
+    sum((getattr(view, name) * torch.stack([each[name] for each in weights])).sum() for name in PICTURES).backward()
+    for place, scene in enumerate(scenes):
+        n, (alone, expected) = len(scene.means), with_gradients(scene)
+        for name in PICTURES:
+            assert torch.equal(getattr(view, name)[place], getattr(alone, name)), name
+        assert torch.equal(view.radii[place, :, :n], alone.radii)
+        assert not view.radii[place, :, n:].any()
+        gradients = [*(parameter.grad for parameter in parameters), view.means2d.grad]
+        for found, own in zip(gradients, expected, strict=True):
+            assert found is not None
+            mine, filler = reference.split(found[place], n)
+            assert torch.equal(mine, own)
+            assert not filler.any()

@@ -86,7 +86,7 @@ def test_each_word_the_shipped_prior_knows_is_one_token_of_its_vocabulary() -> N
     checkpoint = weights.resolve(PriorConfig(), cuda=False, offline=True, announce=lambda _: None)
     known, views = checkpoint.profile.vocabulary, checkpoint.profile.views
     assert known is not None
-    assert (len(known.objects), len(known.colors)) == (26, 12)
+    assert (len(known.objects), len(known.colors)) == (62, 12)
     phrases = [
         *known.objects,
         *known.colors,

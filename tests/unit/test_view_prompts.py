@@ -19,6 +19,7 @@ from segdream_cli.view_prompts import (
     PromptEmbeddings,
     ViewWeights,
     clean_prompt,
+    conditions,
     perp_neg_weights,
     phrase_texts,
     view_weights,
@@ -175,7 +176,7 @@ def test_conditions_blend_embeddings_as_a_loop_does() -> None:
     generator = torch.Generator().manual_seed(0)
     phrases, uncond, null = (torch.randn(*shape, generator=generator) for shape in ((4, 5, 6), (5, 6), (5, 6)))
     given_weights = weights([0, 30, 100, -170])
-    text = PromptEmbeddings(phrases, uncond, null).conditions(given_weights)
+    text = conditions([PromptEmbeddings(phrases, uncond, null)], given_weights)
     for i in range(4):
         blended = sum(float(given_weights.positive[i, p]) * phrases[p] for p in range(4))
         torch.testing.assert_close(text.positive[i], blended, rtol=1e-5, atol=1e-6)
@@ -184,6 +185,21 @@ def test_conditions_blend_embeddings_as_a_loop_does() -> None:
         assert torch.equal(text.negatives[0, i], phrases[FRONT])
         assert torch.equal(text.negatives[1, i], phrases[SIDE])
     assert torch.equal(text.weights, given_weights.negative)
+
+
+def test_conditions_of_several_prompts_are_those_of_each_one_after_the_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompts = [
+        PromptEmbeddings(*(torch.randn(*shape, generator=generator) for shape in ((4, 5, 6), (5, 6), (5, 6))))
+        for _ in range(3)
+    ]
+    azimuths = [[0.0, 30], [100, -170], [60, 90]]
+    together = conditions(prompts, weights([azimuth for each in azimuths for azimuth in each]))
+    alone = [conditions([prompt], weights(each)) for prompt, each in zip(prompts, azimuths, strict=True)]
+    for name in ("null", "uncond", "positive"):
+        torch.testing.assert_close(getattr(together, name), torch.cat([getattr(one, name) for one in alone]))
+    torch.testing.assert_close(together.negatives, torch.cat([one.negatives for one in alone], 1))
+    torch.testing.assert_close(together.weights, torch.cat([one.weights for one in alone], 1))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""Several assets at once: seconds for each and milliseconds a step, from 1 asset to 24.
+
+    python benchmarks/batch.py --device cuda --record
+    python benchmarks/batch.py --device cuda --profile 24   # where the host's time of a step goes
+    python benchmarks/batch.py --smoke                      # a few steps of a few assets, anywhere
+
+Seconds are those of preparing the assets and of their loop: the prior is loaded and the libraries are warm, but CUDA
+graphs are captured within the loop.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import record
+from torch.profiler import ProfilerActivity, profile
+
+from segdream_cli import pipeline as pipeline_module
+from segdream_cli.asset import AssetState
+from segdream_cli.cli.output import Output
+from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
+from segdream_cli.config import AUTO, MINI, SD21
+from segdream_cli.memory import peak_memory_gib
+from segdream_cli.pipeline import Pipeline
+
+PROMPTS = Path(__file__).resolve().parent.parent / "prompts" / "mini.txt"
+WARM_UP = 20
+PARTS = {
+    pipeline_module: (
+        "draw_times", "stack", "sample_cameras", "sample_backgrounds", "rasterize", "conditions", "sctd",
+        "clip_gradients", "adam_step", "gather", "control_density",
+    ),
+    pipeline_module.losses: ("regularisers",),
+    AssetState: ("draws",),
+    torch.Tensor: ("backward", "tolist"),
+}  # fmt: skip
+
+
+def prepared(pipeline: Pipeline, count: int) -> list[AssetState]:
+    """Assets of the list's prompts, before their first step."""
+    lines = [line for line in PROMPTS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    return [pipeline.prepare(lines[number % len(lines)], number) for number in range(count)]
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure(pipeline: Pipeline, count: int) -> tuple[float, float]:
+    """Seconds for each of `count` assets from prompt to last step, and milliseconds of a later step."""
+    begin, steps = now(pipeline.device), pipeline.config.optim.steps
+    run = pipeline.run(prepared(pipeline, count))
+    warm_up = min(WARM_UP, steps // 2)
+    for _ in range(warm_up):
+        next(run)
+    warm = now(pipeline.device)
+    for _ in run:
+        pass
+    end = now(pipeline.device)
+    return (end - begin) / count, 1e3 * (end - warm) / (steps - warm_up)
+
+
+def show_profile(pipeline: Pipeline, count: int, steps: int) -> None:
+    """What the host spends on the parts of a step, waiting for the device included, and how much it launches."""
+    run = pipeline.run(prepared(pipeline, count))
+    for _ in range(WARM_UP // 2):
+        next(run)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (pipeline.device.type == "cuda")
+    with profile(activities=activities) as found:
+        next(run)
+        now(pipeline.device)
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def wrapper(*arguments: Any, **keywords: Any) -> Any:
+            begin = time.perf_counter()
+            result = inner(*arguments, **keywords)
+            spent[name] += time.perf_counter() - begin
+            return result
+
+        setattr(owner, name, wrapper)
+
+    for owner, names in {**PARTS, pipeline.prior: ("encode_image",)}.items():
+        for name in names:
+            timed(owner, name)
+    begin = now(pipeline.device)
+    for _ in range(steps):
+        next(run)
+    whole = now(pipeline.device) - begin
+    print(f"\n{count} assets, {steps} steps\n\n| part | host ms a step |\n| --- | --- |")
+    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"| {name} | {1e3 * seconds / steps:.2f} |")
+    print(f"| all others | {1e3 * (whole - sum(spent.values())) / steps:.2f} |")
+    print(f"| whole step | {1e3 * whole / steps:.2f} |\n\n| calls of one step | |\n| --- | --- |")
+    events = found.key_averages()
+    for prefix in ("aten::", "cudaLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaStreamSynchronize"):
+        print(f"| {prefix} | {sum(event.count for event in events if event.key.startswith(prefix))} |")
+    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    print(f"| kernels and copies | {sum(kernel.count for kernel in kernels)} |")
+    print(f"| their time on the device, ms | {sum(kernel.self_device_time_total for kernel in kernels) / 1e3:.2f} |")
+
+
+def opened(options: argparse.Namespace, *assignments: str) -> Pipeline:
+    """A pipeline with its prior loaded."""
+    given = {"prior.name": options.prior, "prior.model": options.model}
+    assignments = (*options.set, *assignments)
+    request = Request(quality=options.quality, options=given, assignments=assignments, device=options.device)
+    device, sink = choose_device(options.device), Output()
+    checkpoint = open_checkpoint(request, device, sink)
+    config = request.resolve(checkpoint.profile)
+    clouds = open_clouds(config.init, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=True)
+    return open_pipeline(config, checkpoint, device, sink, clouds)
+
+
+def main() -> None:
+    """Prints the table, or the profile."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8, 16, 24])
+    parser.add_argument("--prior", default=MINI, choices=[AUTO, MINI, SD21])
+    parser.add_argument("--model")
+    parser.add_argument("--quality", default="standard")
+    parser.add_argument("--device", default=AUTO)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--profile", type=int, metavar="ASSETS", help="profile a step of so many assets instead")
+    parser.add_argument("--smoke", action="store_true", help="four steps of 1 and 3 small assets, no figures kept")
+    parser.add_argument("--record", action="store_true", help="keep the figures in results.json")
+    options = parser.parse_args()
+    small = ("optim.steps=40", "init.count=300", "densify.cap=300") if options.smoke else ()
+    if options.profile:
+        show_profile(opened(options, *small), options.profile, 5 if options.smoke else 50)
+        return
+    if options.smoke:
+        options.counts, small = [1, 3], (*small, "optim.steps=4")
+    measure(opened(options, *small, "optim.steps=4"), 1)  # compiles, and loads libraries
+    pipeline = opened(options, *small)
+    print("| assets | s each | ms a step | ms a step and asset | peak GiB |\n| --- | --- | --- | --- | --- |")
+    for count in options.counts:
+        each, step = measure(pipeline, count)
+        peak = peak_memory_gib(pipeline.device)
+        print(f"| {count} | {each:.3f} | {step:.2f} | {step / count:.2f} | {peak:.2f} |", flush=True)
+        metric = {1: "mini_gpu_seconds", 24: "mini_gpu_batch24_seconds_each"}.get(count)
+        if options.record and metric and not options.smoke:
+            record(metric, each, "s", options.device)
+
+
+if __name__ == "__main__":
+    main()

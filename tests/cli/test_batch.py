@@ -1,0 +1,214 @@
+"""Several assets at once on the command line: what each gets, what is saved, what one failure does to the others."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import edit_weights
+from commands import SIX
+from fakes import AnalyticPrior
+from test_cli import Interrupted
+
+from segdream_cli import formats
+from segdream_cli.cli import running
+from segdream_cli.cli.output import Output
+from segdream_cli.cli.running import Session
+from segdream_cli.cli.session import Request
+from segdream_cli.config import MINI
+from segdream_cli.pipeline import Pipeline
+from segdream_cli.run_dir import RunDir
+
+THREE = ("a red ball", "a blue ball", "a green ball")
+NAMES = ("a_red_ball", "a_blue_ball", "a_green_ball")
+
+
+@pytest.fixture
+def listed(folder):
+    """The arguments that make a list of three."""
+    (folder / "list.txt").write_text("\n".join(THREE))
+    return ("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """How many assets, at which step, each run of the pipeline is given."""
+    seen, real = [], Pipeline.run
+    monkeypatch.setattr(
+        Pipeline, "run", lambda self, assets: seen.append((len(assets), assets[0].step)) or real(self, assets)
+    )
+    return seen
+
+
+def test_each_asset_gets_all_that_is_its_own(segdream, listed, sizes, folder):
+    """Asset, run folder, events and result line; a third that does not fill the batch follows by itself."""
+    done = segdream(*listed, "--batch", "2", "--json", "--set", "output.preview_every=3")
+    assert done.code == 0
+    assert sizes == [(2, 0), (1, 0)]
+    assert "3 made, 0 there already, 0 failed" in done.err
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [(line["event"], line["output"], line["prompt"]) for line in lines] == [
+        ("done", f"{name}.ply", prompt) for name, prompt in zip(NAMES, THREE, strict=True)
+    ]
+    for name, prompt, line in zip(NAMES, THREE, lines, strict=True):
+        assert line["steps"] == 6
+        asset = formats.read(folder / f"{name}.ply")
+        assert asset.provenance["prompt"] == prompt
+        assert sorted(path.name for path in (folder / f"{name}.run").iterdir()) == [
+            "events.jsonl", "preview-000003.png", "preview-000006.png", "run.json",
+        ]  # fmt: skip
+        events = [json.loads(text) for text in (folder / f"{name}.run" / "events.jsonl").read_text().splitlines()]
+        assert [event["step"] for event in events] == [1, 2, 3, 4, 5, 6]
+        assert {len(event[key]) for event in events for key in ("times", "grad_norm", "n_gaussians")} == {1}
+        assert line["gaussians"] == events[-1]["n_gaussians"][0] == len(asset)
+
+
+def test_an_interrupted_batch_goes_on_as_if_it_had_not_been(segdream, prior, listed, sizes, folder):
+    assert segdream(*listed, "--batch", "2").code == 0
+    whole = [(folder / f"{name}.ply").read_bytes() for name in NAMES]
+    for name in NAMES:
+        (folder / f"{name}.ply").unlink()
+    prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
+    stopped = segdream(*listed, "--batch", "2")
+    assert (stopped.code, stopped.out) == (130, "")
+    step = RunDir(folder / "a_red_ball.run").step()
+    assert 0 < step < 6
+    for name in NAMES[:2]:
+        assert RunDir(folder / f"{name}.run").step() == step
+        assert f"segdream generate --resume {name}.run" in stopped.err
+    assert "the same command again" in stopped.err
+    prior()
+    sizes.clear()
+    again = segdream(*listed, "--batch", "2")
+    assert again.code == 0
+    assert sizes == [(2, step), (1, 0)]
+    assert f"continuing a_blue_ball.run after step {step}" in again.err
+    assert [(folder / f"{name}.ply").read_bytes() for name in NAMES] == whole
+
+
+def test_assets_at_different_steps_go_on_apart(segdream, prior, listed, sizes, folder):
+    """The first was stopped by itself; the other two have not begun."""
+    prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
+    assert segdream(*listed).code == 130
+    prior()
+    sizes.clear()
+    step = RunDir(folder / "a_red_ball.run").step()
+    done = segdream(*listed, "--batch", "3")
+    assert done.code == 0
+    assert sorted(sizes) == [(1, step), (2, 0)]
+    assert "3 made" in done.err
+
+
+class Poisoned(AnalyticPrior):
+    """Knows no number for what is blue."""
+
+    def mean(self, text):
+        return super().mean(text) * (torch.nan if "blue" in text else 1)
+
+
+def test_one_that_diverges_leaves_the_others_to_go_on(segdream, prior, listed, folder):
+    assert segdream(*listed, "--batch", "3").code == 0
+    whole = [formats.read(folder / f"{name}.ply") for name in NAMES]
+    prior(lambda profile: Poisoned(profile=profile))
+    done = segdream(*listed, "--batch", "3", "--force", "--json")
+    assert done.code == 1
+    assert "2 made, 0 there already, 1 failed" in done.err
+    assert "kept as it was after step 0: a_blue_ball.run" in done.err
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["event"] for line in lines] == ["done", "done", "error"]
+    assert lines[2]["exit_code"] == 7
+    assert "'a blue ball' is not finite in step 1" in lines[2]["message"]
+    for place in (0, 2):
+        found = formats.read(folder / f"{NAMES[place]}.ply")
+        np.testing.assert_allclose(found.means, whole[place].means, rtol=1e-4, atol=1e-5)
+
+
+class PoisonedAndInterrupted(Poisoned, Interrupted):
+    """Both."""
+
+
+def test_of_one_that_diverged_before_a_signal_came_one_hears_all_the_same(segdream, prior, listed, folder):
+    prior(lambda profile: PoisonedAndInterrupted(profile, 14, signal.SIGINT))
+    done = segdream(*listed, "--batch", "3")
+    assert done.code == 130
+    assert "'a blue ball' is not finite in step 1" in done.err
+    for name in (NAMES[0], NAMES[2]):
+        assert RunDir(folder / f"{name}.run").step() > 0
+        assert f"segdream generate --resume {name}.run" in done.err
+
+
+def test_one_that_can_not_be_taken_up_again_leaves_the_others_to_go_on(segdream, prior, listed, folder):
+    """A checkpoint of the right step, but without its Gaussians."""
+    prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
+    assert segdream(*listed, "--batch", "3").code == 130
+    prior()
+    checkpoint = folder / "a_blue_ball.run" / "checkpoint.safetensors"
+    edit_weights(checkpoint, drop="gaussians.means")
+    done = segdream(*listed, "--batch", "3")
+    assert (done.code, done.out.split()) == (1, ["a_red_ball.ply", "a_green_ball.ply"])
+    assert "2 made, 0 there already, 1 failed" in done.err
+    assert "damaged" in done.err
+
+
+def test_several_seeds_at_once(segdream, prior, sizes, folder):
+    seeds = ("generate", "a red ball", "--seeds", "0-2", "-o", "{seed}.ply", "--batch", "3", *SIX)
+    done = segdream(*seeds)
+    assert (done.code, done.out.split(), sizes) == (0, ["0.ply", "1.ply", "2.ply"], [(3, 0)])
+    assert formats.read(Path("2.ply")).provenance["seed"] == 2
+    prior(lambda profile: Poisoned(profile=profile))
+    failed = segdream("generate", "a blue ball", "--seeds", "3-4", "-o", "{seed}.ply", "--batch", "2", *SIX)
+    assert (failed.code, failed.out) == (7, "")
+    assert failed.err.count("is not finite in step 1") == 2
+
+
+class Greedy(AnalyticPrior):
+    """Fails in the third step, as an allocation does."""
+
+    def __init__(self, profile):
+        super().__init__(profile=profile)
+        self.calls = 0
+
+    def encode_image(self, rgb, noise):
+        self.calls += 1
+        if self.calls == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
+        return super().encode_image(rgb, noise)
+
+
+def test_a_lack_of_memory_ends_the_list_with_what_fits_better(segdream, prior, listed, sizes, folder):
+    prior(Greedy)
+    done = segdream(*listed, "--batch", "2")
+    assert (done.code, done.out) == (5, "")
+    assert "hint: --batch 1" in done.err
+    for name in NAMES[:2]:
+        assert RunDir(folder / f"{name}.run").step() == 2
+    assert not (folder / "a_green_ball.run").exists()
+    prior()
+    sizes.clear()
+    assert segdream(*listed, "--batch", "1").code == 0
+    assert sizes == [(1, 2), (1, 2), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("a red ball", "-o", "ball.ply", "--batch", "2"), "--batch is for several assets"),
+        (("--prompts", "list.txt", "--out-dir", ".", "--batch", "0"), "--batch"),
+        (("--resume", "ball.run", "--batch", "2"), "--batch can't be changed"),
+    ],
+)
+def test_where_batch_has_no_place(segdream, arguments, words):
+    done = segdream("generate", *arguments)
+    assert done.code == 2
+    assert words in done.err
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "batch"), [("cpu", None, 1), ("cuda", None, 24), ("cuda", 3, 3), ("cpu", 5, 5)]
+)
+def test_without_the_option_the_prior_decides_on_cuda(monkeypatch, device, given, batch):
+    monkeypatch.setattr(running, "choose_device", lambda name: torch.device(device))
+    request = Request(quality="standard", options={"prior.name": MINI})
+    assert Session.open(request, Output(quiet=True), None, given).batch == batch
