@@ -222,8 +222,12 @@ def compiles(config: PriorConfig, unet: torch.nn.Module, steps: int) -> bool:
     """Whether the networks are compiled: as the setting says, or where it pays and the compiler is there."""
     if config.compile != "auto":
         return config.compile == "on"
-    size = sum(parameter.numel() for parameter in unet.parameters())
-    return size >= COMPILED_PARAMETERS and steps >= COMPILED_STEPS and has_triton()
+    return full_size(unet) and steps >= COMPILED_STEPS and has_triton()
+
+
+def full_size(unet: torch.nn.Module) -> bool:
+    """Whether a U-Net is so large that a run takes minutes and gigabytes."""
+    return sum(parameter.numel() for parameter in unet.parameters()) >= COMPILED_PARAMETERS
 
 
 def workload(prior: DiffusionPrior, config: Config) -> Workload:

@@ -183,7 +183,7 @@ def open_pipeline(
         WeightsUnavailable: the files can't be loaded.
         OutOfMemory: the device can't hold them.
     """
-    from segdream_cli.diffusion import DiffusionPrior, workload
+    from segdream_cli.diffusion import DiffusionPrior, full_size, workload
     from segdream_cli.estimate import forecast
     from segdream_cli.memory import free_gib, out_of_memory
     from segdream_cli.pipeline import Pipeline
@@ -192,7 +192,7 @@ def open_pipeline(
         prior = DiffusionPrior.load(
             checkpoint, device, config.prior, warn=output.note, batch=config.camera.batch, steps=config.optim.steps
         )
-    if device.type == "cuda":
+    if device.type == "cuda" and full_size(prior.unet):
         work = workload(prior, config)
         needed = work.memory_gib(config.densify.cap or config.init.count)
         for line in forecast(needed, free_gib(device), work.seconds(device), config):
