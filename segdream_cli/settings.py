@@ -28,6 +28,14 @@ class Within:
     steps: bool = False
 
 
+Natural = Annotated[int, Within(0)]
+Count = Annotated[int, Within(1)]
+Steps = Annotated[int, Within(0, steps=True)]
+Period = Annotated[int, Within(1, steps=True)]
+Amount = Annotated[float, Within(0)]
+Share = Annotated[float, Within(0, 1)]
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The dotted settings of a TOML file (or of a run's `run.json`, to repeat that run).
 
@@ -174,3 +182,10 @@ def example(annotation: Any) -> str:
     if Mapping in (kind, typing.get_origin(kind)):
         return "'{black=0.67,random=0.33}'"
     return {int: "10", float: "0.5", bool: "true", str: "name"}.get(kind, "[0.1,0.2]")
+
+
+def plain(value: Any) -> Any:
+    """A setting's value as JSON holds it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

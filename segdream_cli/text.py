@@ -21,12 +21,14 @@ class TextEncoder:
     Args:
         tokenizer: turns text into token ids; its text is taken as it is, as the Hub's pipelines do.
         network: returns the last hidden state of every token as its first output.
+        device: where it computes. Between texts it waits in the host's memory: a GPU's is scarce.
         warn: receives one line whenever a text is longer than the encoder reads.
     """
 
-    def __init__(self, tokenizer: Any, network: Any, *, warn: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Any, network: Any, device: torch.device, *, warn: Callable[[str], None]) -> None:
         self.tokenizer = tokenizer
         self.network = network.eval().requires_grad_(False)
+        self.device = device
         self.limit = min(tokenizer.model_max_length, network.config.max_position_embeddings)
         self._warn = warn
 
@@ -59,7 +61,14 @@ class TextEncoder:
                 f"its text encoder {network.config.vocab_size}",
                 hint="--model with a folder whose tokenizer belongs to its text encoder",
             )
-        return cls(tokenizer, network.to(device), warn=warn)
+        return cls(tokenizer, network, device, warn=warn)
+
+    def output(self, ids: Tensor) -> Any:
+        """What the network says of token ids."""
+        try:
+            return self.network.to(self.device)(ids.to(self.device))
+        finally:
+            self.network.to("cpu")
 
     def cut_off(self, text: str) -> str:
         """The end of `text` that does not fit the encoder's limit; empty if it fits."""
@@ -82,7 +91,7 @@ class TextEncoder:
         ids = self.tokenizer(
             list(texts), padding="max_length", max_length=self.limit, truncation=True, return_tensors="pt"
         ).input_ids
-        embeddings: Tensor = self.network(ids.to(next(self.network.parameters()).device))[0]
+        embeddings: Tensor = self.output(ids)[0]
         return embeddings
 
 
@@ -133,7 +142,7 @@ class TextVector:
                 f"the tokenizer in {folder} has {len(tokenizer)} tokens, its text encoder {network.config.vocab_size}",
                 hint=hint,
             )
-        return cls(TextEncoder(tokenizer, network.to(device), warn=warn))
+        return cls(TextEncoder(tokenizer, network, device, warn=warn))
 
     @torch.no_grad()
     def encode(self, text: str) -> Float[Tensor, " d"]:
@@ -143,7 +152,7 @@ class TextVector:
             encoder._warn(f"Point-E reads {encoder.limit - 2} tokens of a text; not read: {cut!r}")
         if isinstance(encoder.network, CLIPTextModelWithProjection):
             ids = encoder.tokenizer(text, max_length=encoder.limit, truncation=True, return_tensors="pt").input_ids
-            pooled = encoder.network(ids.to(encoder.network.device)).text_embeds[0]
+            pooled = encoder.output(ids).text_embeds[0]
         else:
             pooled = encoder.encode([text])[0].mean(0)
         return torch.nn.functional.normalize(pooled.float(), dim=0)

@@ -1,11 +1,15 @@
 """`segdream doctor`: what this machine has, and whether an asset can be made on it."""
 
+import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
@@ -31,9 +35,16 @@ class Finding:
     hint: str | None = None
 
 
-def doctor(json: shared.JsonOption = False) -> None:
+def doctor(
+    build_kernels: Annotated[
+        bool, typer.Option("--build-kernels", help="Build gsplat's CUDA kernels first, and show how it goes.")
+    ] = False,
+    json: shared.JsonOption = False,
+) -> None:
     """Report what this machine has; exit 3 when no asset can be made on it."""
     sink = Output(json=json)
+    if build_kernels:
+        _show_the_build(sink)
     findings = []
     for check in (_python, _torch, _rasterizer, _embedded_prior, _downloaded_prior, _ffmpeg, _disk):
         for finding in check():
@@ -47,6 +58,20 @@ def doctor(json: shared.JsonOption = False) -> None:
     broken = [finding.name for finding in findings if finding.state == "problem"]
     if broken:
         raise EnvironmentProblem(f"no asset can be made here: {', '.join(broken)}", hint="see the hints above")
+
+
+def _show_the_build(sink: Output) -> None:
+    """Lets the build of gsplat's kernels, which the check of the rasteriser starts if need be, say what it does.
+
+    Raises:
+        EnvironmentProblem: there is no CUDA device to build them for.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise EnvironmentProblem("gsplat's kernels are for CUDA, and no CUDA device is visible", hint="nvidia-smi")
+    os.environ["VERBOSE"] = "1"  # gsplat's own switch
+    sink.note("building gsplat's CUDA kernels, once for each version of torch: a minute on 16 cores, more on fewer")
 
 
 def _guarded(name: str, check: Callable[[], str], *, needed: bool = True) -> Finding:

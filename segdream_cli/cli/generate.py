@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.devices import own_share
 from segdream_cli.cli.jobs import jobs_of_list, jobs_of_prompt, parse_seeds
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.session import Request
@@ -80,6 +81,9 @@ def generate(
     prior: shared.PriorOption = None,
     model: shared.ModelOption = None,
     device: shared.DeviceOption = AUTO,
+    devices: shared.DevicesOption = None,
+    dtype: shared.DtypeOption = None,
+    low_vram: shared.LowVramOption = False,
     point_e_dir: shared.PointEDirOption = None,
     offline: shared.OfflineOption = False,
     preview_every: Annotated[
@@ -112,6 +116,7 @@ def generate(
             "prior.name": prior and str(prior),
             "prior.model": model,
             **shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
+            **shared.hardware_settings(dtype, low_vram),
             "optim.steps": steps,
             "distill.guidance_scale": guidance_scale,
             "distill.perp_neg": perp_neg,
@@ -154,6 +159,11 @@ def generate(
         )
     else:
         jobs = jobs_of_prompt(prompt, output, several if seeds is not None else None, seed)
+    if devices is not None:
+        shared.refuse_given(context, {"device"}, "has no place beside --devices", "--devices 0,1")
+        if prompts == "-":
+            raise UsageProblem("--devices needs a list that can be read twice", hint="--prompts list.txt")
+        request, jobs = own_share(devices, request, jobs)
     from segdream_cli.cli.running import Session  # heavy: a mistake above is answered without it
 
     session = Session.open(request, sink, negative, batch)

@@ -57,6 +57,11 @@ def start_settings(
     }
 
 
+def hardware_settings(dtype: str | None, low_vram: bool) -> dict[str, object]:
+    """The settings that the options about a small or an unusual card stand for."""
+    return {"prior.dtype": dtype and str(dtype), "prior.low_vram": low_vram or None}
+
+
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)]
 ForceOption = Annotated[bool, typer.Option("-f", "--force", help="Replace what is there.", rich_help_panel=OUTPUT)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Results as JSON, one a line.", rich_help_panel=OUTPUT)]
@@ -103,6 +108,21 @@ InitScaleOption = Annotated[
 PointEDirOption = Annotated[
     Path | None,
     typer.Option("--point-e-dir", help="Folder with Point-E's official checkpoints.", rich_help_panel=HARDWARE),
+]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option("--devices", help="Share a list or several seeds among GPUs: 0,1.", rich_help_panel=HARDWARE),
+]
+Dtype = StrEnum("Dtype", {name: name for name in ("auto", "fp32", "bf16", "fp16")})  # type: ignore[misc]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="Arithmetic of the prior; auto is fp16 on CUDA, else fp32.", rich_help_panel=HARDWARE),
+]
+LowVramOption = Annotated[
+    bool,
+    typer.Option(
+        "--low-vram", help="For small cards: slower, and at most 100,000 Gaussians.", rich_help_panel=HARDWARE
+    ),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file of settings, or a run.json.", rich_help_panel=QUALITY)

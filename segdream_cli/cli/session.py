@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from segdream_cli.pointe.clouds import Clouds
     from segdream_cli.weights import Checkpoint
 
+LOW_VRAM_CAP = 100_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -60,11 +62,15 @@ class Request:
     def resolve(self, profile: PriorProfile) -> Config:
         """The configuration for a prior: preset < file < command line.
 
-        Each that names another number of steps stretches the schedules of those below it.
+        Each that names another number of steps stretches the schedules of those below it. Where memory is short the
+        limit on Gaussians is lower, unless the command line names one.
         """
         config = preset(profile, self.quality)
-        for overrides in self._overrides():
+        file, line = self._overrides()
+        for overrides in (file, line):
             config = config.with_steps(overrides.get("optim.steps", config.optim.steps)).set(overrides)
+        if config.prior.low_vram and "densify.cap" not in line:
+            config = config.set({"densify.cap": min(config.densify.cap or LOW_VRAM_CAP, LOW_VRAM_CAP)})
         return config
 
 
@@ -177,12 +183,18 @@ def open_pipeline(
         WeightsUnavailable: the files can't be loaded.
         OutOfMemory: the device can't hold them.
     """
-    from segdream_cli.diffusion import DiffusionPrior
-    from segdream_cli.memory import out_of_memory
+    from segdream_cli.diffusion import DiffusionPrior, full_size, workload
+    from segdream_cli.estimate import forecast
+    from segdream_cli.memory import free_gib, out_of_memory
     from segdream_cli.pipeline import Pipeline
 
     with out_of_memory(device, "the prior", "nvidia-smi  # close what fills the GPU, or add --device cpu"):
         prior = DiffusionPrior.load(
-            checkpoint, device, config.prior.dtype, warn=output.note, cuda_graphs=config.prior.cuda_graphs
+            checkpoint, device, config.prior, warn=output.note, batch=config.camera.batch, steps=config.optim.steps
         )
+    if device.type == "cuda" and full_size(prior.unet):
+        work = workload(prior, config)
+        needed = work.memory_gib(config.densify.cap or config.init.count)
+        for line in forecast(needed, free_gib(device), work.seconds(device), config):
+            output.note(line)
     return Pipeline(config, prior, device, clouds)

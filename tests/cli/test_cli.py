@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from commands import BUS, SIX, TINY
 from fakes import AnalyticPrior
 from PIL import Image
@@ -18,7 +19,9 @@ from PIL import Image
 from segdream_cli import __version__, formats
 from segdream_cli.cli.jobs import parse_seeds, slug
 from segdream_cli.cli.render import parse_background, parse_view
+from segdream_cli.cli.session import Request
 from segdream_cli.errors import UsageProblem
+from segdream_cli.profile import PriorProfile
 from segdream_cli.run_dir import RunDir
 
 
@@ -99,6 +102,8 @@ def test_previews_are_pictures_of_four_sides(segdream):
         (("--perp-neg", "--steps", "2"), "distill.perp_neg", True),
         (("--no-perp-neg", "--steps", "2"), "distill.perp_neg", False),
         (("--init", "box", "--steps", "2"), "init.shape", "box"),
+        (("--dtype", "bf16", "--steps", "2"), "prior.dtype", "bf16"),
+        (("--low-vram", "--steps", "2"), "prior.low_vram", True),
         (("--preview-every", "9", "--steps", "2"), "output.preview_every", 9),
         (("--set", "loss.scale=0.25", "--steps", "2"), "loss.scale", 0.25),
         (("--set", "optim.steps=2"), "optim.steps", 2),
@@ -109,6 +114,22 @@ def test_previews_are_pictures_of_four_sides(segdream):
 def test_options_change_the_setting_they_name(segdream, arguments, key, value):
     assert segdream("generate", BUS, "-o", "bus.ply", *TINY, *arguments).code == 0
     assert record("bus.run")["config"][key] == value
+
+
+@pytest.mark.parametrize(
+    ("settings", "cap"),
+    [
+        ({}, 100_000),
+        ({"densify.cap": 3000}, 3000),
+        ({"densify.cap": 150_000}, 150_000),
+        ({"prior.low_vram": False}, 200_000),
+    ],
+)
+def test_little_memory_lowers_the_limit_on_gaussians_unless_one_is_given(settings, cap):
+    request = Request(quality="standard", options={"prior.low_vram": True} | settings)
+    assert request.resolve(PriorProfile()).densify.cap == cap
+    few = PriorProfile(presets={"standard": {"densify.cap": 2000}})
+    assert Request(quality="standard", options={"prior.low_vram": True}).resolve(few).densify.cap == 2000
 
 
 def test_options_change_the_result(segdream):
@@ -446,6 +467,13 @@ def test_doctor_finds_what_the_main_job_needs(segdream):
     findings = {(line["name"], line["state"]): line for line in map(json.loads, done.out.splitlines())}
     assert done.code == 0
     assert {("python", "ok"), ("torch", "ok"), ("numba", "ok"), ("prior", "ok")} <= set(findings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it builds them")
+def test_kernels_are_built_for_cuda_only(segdream):
+    done = segdream("doctor", "--build-kernels")
+    assert done.code == 3
+    assert "no CUDA device" in done.err
 
 
 def test_doctor_ends_with_3_where_no_asset_can_be_made(segdream, monkeypatch):

@@ -16,7 +16,8 @@ PROMPT = "a red car"
 
 def build(device: str, *, graphs: bool = True, **settings: object) -> Pipeline:
     checkpoint = weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=pytest.fail)
-    prior = DiffusionPrior.load(checkpoint, device, "fp32", warn=pytest.fail, cuda_graphs=graphs)
+    how = PriorConfig(dtype="fp32", cuda_graphs=graphs)
+    prior = DiffusionPrior.load(checkpoint, device, how, warn=pytest.fail, batch=2)
     config: Config = preset(checkpoint.profile, "draft").with_steps(40)
     return Pipeline(
         config.set({name.replace("__", "."): value for name, value in settings.items()}), prior, torch.device(device)

@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_the_stages_save_loads_as_a_prior(checkpoint: Path) -> None:
     found = weights.resolve(PriorConfig(model=str(checkpoint)), cuda=False, offline=True, announce=lambda _: None)
-    prior = DiffusionPrior.load(found, CPU, "auto", warn=pytest.fail)
+    prior = DiffusionPrior.load(found, CPU, warn=pytest.fail)
     assert prior.image_size == 128
     assert prior.latent_shape == (LATENT_CHANNELS, 16, 16)
     text = prior.encode_text(["a striped blue ice cream cone, front left view"])

@@ -11,7 +11,7 @@ from checkpoints import build, edit_json, edit_weights
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from segdream_cli import weights
+from segdream_cli import diffusion, weights
 from segdream_cli.config import PriorConfig
 from segdream_cli.diffusion import DiffusionPrior
 from segdream_cli.errors import WeightsUnavailable
@@ -37,9 +37,9 @@ def copy(folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders["epsilon"], tmp_path / "copy"))
 
 
-def load(folder: Path, dtype: Any = "fp32") -> DiffusionPrior:
+def load(folder: Path, dtype: Any = "fp32", **how: Any) -> DiffusionPrior:
     checkpoint = weights.resolve(PriorConfig(model=str(folder)), cuda=False, offline=True, announce=pytest.fail)
-    return DiffusionPrior.load(checkpoint, "cpu", dtype, warn=pytest.fail)
+    return DiffusionPrior.load(checkpoint, "cpu", PriorConfig(dtype=dtype, **how), warn=pytest.fail)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -154,7 +154,10 @@ def test_the_shipped_autoencoder_gives_an_image_back(priors: dict[str, Diffusion
 def test_the_shipped_prior_finds_the_noise_in_a_noisy_image(priors: dict[str, DiffusionPrior]) -> None:
     """A trained model's error lies far below 1, the error of predicting nothing."""
     prior = priors["shipped"]
-    latents, noise = prior.encode_image(torch.full((4, 3, 64, 64), 0.5)), draw(4, *prior.latent_shape)
+    latents, noise = (
+        prior.encode_image(torch.full((4, 3, prior.image_size, prior.image_size), 0.5)),
+        draw(4, *prior.latent_shape),
+    )
     alpha_bar = float(prior.alphas_cumprod[400])
     noisy = alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise
     epsilon = prior.predict_noise(noisy, torch.full((4,), 400), prior.encode_text([""] * 4))
@@ -257,13 +260,46 @@ def test_a_weight_of_another_shape_is_refused(copy: Path) -> None:
         load(copy)
 
 
+def test_low_vram_computes_the_same_and_keeps_less(folders: dict[str, Path], priors: dict[str, DiffusionPrior]) -> None:
+    small = load(folders["epsilon"], low_vram=True)
+    noise, weight = (draw(3, *small.latent_shape, seed=seed) for seed in (1, 2))
+    found = []
+    for prior in (small, priors["epsilon"]):
+        kept = []
+        rgb = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        keep, give = lambda tensor, kept=kept: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
+        with torch.autograd.graph.saved_tensors_hooks(keep, give):
+            latents = prior.encode_image(rgb, noise)
+        (latents * weight).sum().backward()
+        timesteps, text = torch.tensor([20, 500, 980]), prior.encode_text(["a", "b", "c"])
+        found.append((latents.detach(), rgb.grad, prior.predict_noise(noise, timesteps, text), sum(kept)))
+    for got, expected in zip(found[0][:3], found[1][:3], strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    assert found[0][3] < found[1][3] / 10
+
+
+def test_what_compiles(priors: dict[str, DiffusionPrior], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting decides, and "auto" by size, length of the run, and whether there is a compiler."""
+    unet = priors["epsilon"].unet
+    monkeypatch.setattr(diffusion, "has_triton", lambda: True)
+    assert diffusion.compiles(PriorConfig(compile="on"), unet, 1)
+    assert not diffusion.compiles(PriorConfig(), unet, 5000)
+    monkeypatch.setattr(diffusion, "COMPILED_PARAMETERS", 1000)
+    assert diffusion.compiles(PriorConfig(), unet, 5000)
+    assert not diffusion.compiles(PriorConfig(), unet, 999)
+    assert not diffusion.compiles(PriorConfig(compile="off"), unet, 5000)
+    monkeypatch.setattr(diffusion, "has_triton", lambda: False)
+    assert not diffusion.compiles(PriorConfig(), unet, 5000)
+
+
 @pytest.mark.gpu
 def test_cuda_graphs_give_the_eager_result_for_interleaved_shapes(folders: dict[str, Path]) -> None:
     checkpoint = weights.resolve(
         PriorConfig(model=str(folders["shipped"])), cuda=True, offline=True, announce=pytest.fail
     )
     graphed, eager = (
-        DiffusionPrior.load(checkpoint, "cuda", warn=pytest.fail, cuda_graphs=graphs) for graphs in (True, False)
+        DiffusionPrior.load(checkpoint, "cuda", PriorConfig(cuda_graphs=graphs), warn=pytest.fail)
+        for graphs in (True, False)
     )
     kept = []
     for seed, batch in enumerate((2, 4, 2, 4, 2)):
@@ -285,7 +321,7 @@ def test_the_graphed_encoder_and_its_gradient_are_the_eager_ones(folders: dict[s
         PriorConfig(model=str(folders["shipped"])), cuda=True, offline=True, announce=pytest.fail
     )
     graphed, eager = (
-        DiffusionPrior.load(checkpoint, "cuda", "fp32", warn=pytest.fail, cuda_graphs=graphs)
+        DiffusionPrior.load(checkpoint, "cuda", PriorConfig(dtype="fp32", cuda_graphs=graphs), warn=pytest.fail)
         for graphs in (True, False)
     )
     for seed, batch in enumerate((2, 4, 2)):

@@ -1,0 +1,174 @@
+"""Calls of a network as a GPU likes them: of few sizes, compiled, and replayed as CUDA graphs."""
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segdream_cli.download import cache_folder
+from segdream_cli.errors import EnvironmentProblem
+
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+Announce = Callable[[str], None]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function through torch's compiler, anew for each set of shapes; what it builds stays in the cache on disk."""
+    place = os.environ.get(COMPILER_CACHE)
+    # importing diffusers puts torch's default there, a folder that is gone after the next start of the machine
+    if place is None or Path(place).parent == Path(tempfile.gettempdir()):
+        os.environ[COMPILER_CACHE] = str(cache_folder() / "inductor")
+    import torch._functorch.config as settings
+
+    if hasattr(settings, "autograd_cache_allow_custom_autograd_functions"):
+        settings.autograd_cache_allow_custom_autograd_functions = True  # ours depend on nothing but their arguments
+    result: Callable[..., Any] = torch.compile(function, dynamic=False)
+    return result
+
+
+def piece_sizes(rows: int, unit: int, most: int | None) -> list[int]:
+    """The sizes of the calls that `rows` are cut into: pieces of `most`, and one with the rest, a multiple of `unit`.
+
+    Args:
+        rows: at least 1.
+        unit: what the last size is rounded up to a multiple of.
+        most: largest size, a multiple of `unit`; None is one call.
+    """
+    whole, rest = divmod(rows, most) if most else (0, rows)
+    return [most or 0] * whole + ([-(-rest // unit) * unit] if rest else [])
+
+
+class RowCalls:
+    """A function of rows of tensors, called on pieces of few sizes.
+
+    A size is compiled or captured once, and there are as many as there are different numbers of rows: with Perp-Neg a
+    new one nearly every step. Rounding them up costs a few rows whose result is thrown away.
+
+    Args:
+        function: each row of its result depends on the same row of its arguments only.
+        unit, most: see `piece_sizes`.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], unit: int, most: int | None) -> None:
+        self._function, self._unit, self._most = function, unit, most
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The function's result, as if it had been called once."""
+        rows = len(inputs[0])
+        sizes = piece_sizes(rows, self._unit, self._most)
+        if sizes == [rows]:
+            return self._function(*inputs)
+        extra = sum(sizes) - rows
+        padded = [torch.cat([part, part[-1:].expand(extra, *part.shape[1:])]) if extra else part for part in inputs]
+        pieces = zip(*(part.split(sizes) for part in padded), strict=True)
+        return torch.cat([self._function(*piece) for piece in pieces])[:rows]
+
+
+class GraphedCalls:
+    """Calls of a function without a gradient, replayed as CUDA graphs, one for each set of input shapes.
+
+    A replay costs one launch where the eager call costs one a kernel, which is most of the time of a small batch.
+
+    Args:
+        function: what is captured.
+        first: opens a block about what is done once for a set of shapes; see `FirstCalls`.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], first: "FirstCalls") -> None:
+        self._function = function
+        self._first = first
+        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self._pool: Any = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The function's result; the first call with a set of shapes captures it."""
+        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if key not in self._captured:
+            with self._first(len(inputs[0])):
+                self._captured[key] = self._capture(inputs)
+        graph, places, output = self._captured[key]
+        for place, tensor in zip(places, inputs, strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        return output.clone()  # the next replay, of any shape, may write over it
+
+    def _capture(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        places = [tensor.detach().clone() for tensor in inputs]
+        warm_up = torch.cuda.Stream()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):  # libraries choose kernels and allocate workspaces, which no graph may do
+            for _ in range(3):
+                self._function(*places)
+        torch.cuda.current_stream().wait_stream(warm_up)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = self._function(*places)
+        self._pool = self._pool or graph.pool()
+        return graph, places, output
+
+
+class GraphedGradients:
+    """A function of one tensor, replayed forward and back as a pair of CUDA graphs, one pair a shape."""
+
+    def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]], first: "FirstCalls") -> None:
+        self._function = function
+        self._first = first
+        self._captured: dict[torch.Size, Callable[..., Any]] = {}
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The function's result, differentiable; the first call with a shape captures both passes."""
+        if x.shape not in self._captured:
+            # the capture's stream differs from that of the Gaussians' gradients, which costs one wait a step
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
+            with self._first(len(x)):
+                self._captured[x.shape] = torch.cuda.make_graphed_callables(
+                    self._function, (x.detach().clone().requires_grad_(),)
+                )
+        result: tuple[Tensor, ...] = self._captured[x.shape](x)
+        return result
+
+
+class FirstCalls:
+    """What surrounds the work that is done once for a set of shapes: words for who waits, and a hint if it fails.
+
+    Args:
+        network: what is compiled or captured.
+        compiling: whether it is compiled.
+        announce: receives a line before and after a compilation.
+    """
+
+    def __init__(self, network: str, announce: Announce, *, compiling: bool) -> None:
+        self._network, self._announce, self._compiling = network, announce, compiling
+
+    @contextmanager
+    def __call__(self, rows: int) -> Iterator[None]:
+        """The block that compiles or captures for `rows` rows.
+
+        Raises:
+            EnvironmentProblem: it can't be done here.
+        """
+        begin, hint = (
+            time.perf_counter(),
+            "--set prior.compile=off" if self._compiling else "--set prior.cuda_graphs=false",
+        )
+        if self._compiling:
+            self._announce(f"compiling {self._network} for {rows} rows; the first time on a machine takes minutes")
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as problem:  # the compiler's errors are among them
+            verb = "compiled" if self._compiling else "captured as a CUDA graph"
+            raise EnvironmentProblem(
+                f"{self._network} can't be {verb}: {(str(problem).strip() or type(problem).__name__).splitlines()[0]}",
+                hint=hint,
+            ) from problem
+        if self._compiling:
+            self._announce(f"compiled {self._network} in {time.perf_counter() - begin:.0f} s")

@@ -1,0 +1,94 @@
+"""A list shared out among devices: every asset is made once, as one process would have made it, and can be stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import TINY
+
+from segdream_cli.cli.devices import parse_devices
+from segdream_cli.errors import UsageProblem
+
+PROMPTS = "a red car\na blue mug\na green cactus\n"
+LIMIT_S = 240
+SMALL = tuple(part for part in TINY if part not in ("--device", "cpu"))
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    (folder / "list.txt").write_text(PROMPTS)
+    command = [sys.executable, "-m", "segdream_cli", "generate", "--prompts", "list.txt", *SMALL, *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )  # fmt: skip
+
+
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+    shared = start(tmp_path, "--out-dir", "shared", "--devices", "cpu,cpu", "--steps", "2")
+    out, err = shared.communicate(timeout=LIMIT_S)
+    assert shared.returncode == 0, err
+    names = {"a_red_car.ply", "a_blue_mug.ply", "a_green_cactus.ply"}
+    assert {Path(line).name for line in out.splitlines()} == names
+    assert len(out.splitlines()) == 3
+    assert "[1/2] a red car" in err  # the first process has the first and the third
+    assert "[2/2] a green cactus" in err
+    assert "[1/1] a blue mug" in err
+    alone = start(tmp_path, "--out-dir", "alone", "--device", "cpu", "--steps", "2")
+    assert alone.communicate(timeout=LIMIT_S)
+    for name in names:
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_a_failure_in_one_process_is_the_whole_commands(tmp_path: Path) -> None:
+    taken = tmp_path / "assets" / "a_blue_mug.run"
+    taken.mkdir(parents=True)
+    (taken / "notes.txt").write_text("not a run")
+    process = start(tmp_path, "--out-dir", "assets", "--devices", "cpu,cpu", "--steps", "1")
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
+    assert "is not a run folder" in err
+    assert (tmp_path / "assets" / "a_green_cactus.ply").exists()
+
+
+def test_a_signal_reaches_every_process_once(tmp_path: Path) -> None:
+    process = start(tmp_path, "--out-dir", "assets", "--devices", "cpu,cpu", "--steps", "100000")
+    runs = [tmp_path / "assets" / f"{name}.run" for name in ("a_red_car", "a_blue_mug")]
+    end = time.monotonic() + LIMIT_S
+    while not all((run / "events.jsonl").exists() for run in runs) and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130, err
+    assert err.count("segdream generate --resume") == 2
+    assert all((run / "checkpoint.safetensors").exists() for run in runs)
+
+
+def test_names_of_devices() -> None:
+    assert parse_devices("0, 1,3") == ["cuda:0", "cuda:1", "cuda:3"]
+    assert parse_devices("cpu,0") == ["cpu", "cuda:0"]
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "0,,1", "0;1", "-1"])
+def test_names_that_are_none(text: str) -> None:
+    with pytest.raises(UsageProblem, match="not a list of devices"):
+        parse_devices(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompts", "-", "--out-dir", "assets", "--devices", "0,1"), "can be read twice"),
+        (("a red car", "--devices", "0", "--device", "cpu"), "--device has no place beside --devices"),
+    ],
+)
+def test_what_devices_can_not_be_combined_with(segdream, monkeypatch, arguments, message):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROMPTS.encode())))
+    done = segdream("generate", *arguments)
+    assert done.code == 2
+    assert message in done.err

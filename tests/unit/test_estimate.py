@@ -1,0 +1,81 @@
+"""Estimates against what was measured at full size (benchmarks/RESULTS.md), and against closed forms."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from segdream_cli.config import Config
+from segdream_cli.estimate import Workload, forecast, product_rate
+
+CPU = torch.device("cpu")
+UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "attention_head_dim": (5, 10, 20, 20),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[Any, Any]:
+    """Stable Diffusion 2.1-base in half precision, without memory."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**UNET).half(), AutoencoderKL(**VAE).half()
+
+
+def workload(networks: tuple[Any, Any], *, compiling: bool = False, **settings: Any) -> Workload:
+    overrides = {key.replace("__", "."): value for key, value in settings.items()}
+    return Workload(*networks, Config().set(overrides), 512, compiling)
+
+
+def test_arithmetic_is_what_was_counted_at_full_size(networks: tuple[Any, Any]) -> None:
+    unet, encoder = workload(networks).sample_flops()
+    assert unet == pytest.approx(0.804e12, rel=0.01)
+    assert encoder == pytest.approx(1.117e12, rel=0.01)
+    plain, low = (workload(networks, prior__low_vram=low).step_flops() for low in (False, True))
+    assert plain == pytest.approx(4 * 4.4 * unet + 8 * encoder)
+    assert low - plain == pytest.approx(4 * encoder)
+
+
+def test_memory_is_what_was_measured_at_full_size(networks: tuple[Any, Any]) -> None:
+    """8.6 GiB with its text encoder of 0.63 GiB, which no longer stays on the GPU; 81,920 Gaussians."""
+    before = workload(networks, prior__forward_gradients=False, prior__written_attention=False)
+    assert before.memory_gib(81_920) == pytest.approx(8.6 - 0.63, rel=0.15)
+
+
+def test_what_saves_memory_is_estimated_to(networks: tuple[Any, Any]) -> None:
+    plain, small = workload(networks), workload(networks, prior__low_vram=True)
+    assert small.memory_gib(100_000) < 4.5 < workload(networks, compiling=True).memory_gib(200_000) < 7.5
+    assert small.memory_gib(100_000) < plain.memory_gib(100_000) - 3
+    assert plain.memory_gib(1_100_000) - plain.memory_gib(100_000) == pytest.approx(600e6 / 2**30)
+    half = workload(networks, camera__batch=2)
+    weights = sum(value.numel() * 2 for network in networks for value in network.parameters()) / 2**30
+    assert half.memory_gib(0) - weights == pytest.approx((plain.memory_gib(0) - weights) / 2)
+
+
+def test_time_is_arithmetic_over_rate(networks: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segdream_cli.estimate.product_rate", lambda *_: 700e12)
+    plain = workload(networks, optim__steps=1000)
+    assert plain.seconds(CPU) == pytest.approx(1000 * plain.step_flops() / (0.25 * 700e12))
+    assert workload(networks, compiling=True, optim__steps=1000).seconds(CPU) < plain.seconds(CPU)
+
+
+def test_a_products_rate_is_its_arithmetic_over_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr("segdream_cli.estimate.time.perf_counter", lambda: next(clock))
+    assert product_rate(CPU, torch.float32, size=8, repeats=3) == pytest.approx(3 * 2 * 8**3 / 2.5)
+
+
+def test_words() -> None:
+    config = Config()
+    assert forecast(6.04, 20.0, 431, config) == ["about 6.0 GiB of the GPU's memory and 7 minutes for 5,000 steps"]
+    assert "--low-vram" in forecast(6.0, 5.5, 30, config)[1]
+    assert "camera.batch=2" in forecast(6.0, 5.5, 30, config.set({"prior.low_vram": True}))[1]

@@ -1,0 +1,99 @@
+"""How calls are cut into pieces, and what is said about the work that is done once."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segdream_cli.errors import EnvironmentProblem
+from segdream_cli.replay import COMPILER_CACHE, FirstCalls, RowCalls, compiled, piece_sizes
+
+
+@pytest.mark.parametrize(
+    ("rows", "unit", "most", "sizes"),
+    [
+        (4, 4, 8, [4]),
+        (8, 4, 8, [8]),
+        (9, 4, 8, [8, 4]),
+        (13, 4, 8, [8, 8]),
+        (16, 4, 8, [8, 8]),
+        (13, 4, None, [16]),
+        (5, 1, None, [5]),
+        (5, 1, 2, [2, 2, 1]),
+    ],
+)
+def test_pieces(rows: int, unit: int, most: int | None, sizes: list[int]) -> None:
+    assert piece_sizes(rows, unit, most) == sizes
+
+
+@given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 4) | st.none())
+def test_pieces_hold_every_row_and_are_of_few_sizes(rows: int, unit: int, times: int | None) -> None:
+    most = None if times is None else times * unit
+    sizes = piece_sizes(rows, unit, most)
+    assert 0 <= sum(sizes) - rows < unit
+    assert all(size % unit == 0 and (most is None or size <= most) for size in sizes)
+    if times is not None:
+        assert len(set(sizes)) <= 2
+
+
+def test_perp_negs_many_numbers_of_rows_are_two_sizes() -> None:
+    """One to two branches of four views each may count, on top of eight rows of guidance."""
+    assert {size for rows in (4, 8, *range(9, 17)) for size in piece_sizes(rows, 4, 8)} == {4, 8}
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.sampled_from([1, 2, None]))
+def test_a_call_in_pieces_is_one_call(rows: int, unit: int, times: int | None) -> None:
+    seen = []
+
+    def function(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return x * scale[:, None]
+
+    x, scale = torch.randn(rows, 3), torch.randn(rows)
+    found = RowCalls(function, unit, times and times * unit)(x, scale)
+    assert torch.equal(found, x * scale[:, None])
+    assert all(size % unit == 0 for size in seen)
+
+
+@pytest.mark.parametrize(("compiling", "hint"), [(True, "prior.compile=off"), (False, "prior.cuda_graphs=false")])
+def test_what_can_not_be_done_once_names_the_setting_that_does_without(compiling: bool, hint: str) -> None:
+    first = FirstCalls("the U-Net", lambda _: None, compiling=compiling)
+    with pytest.raises(EnvironmentProblem, match=r"the U-Net can't be .*: no kernel") as caught, first(4):
+        raise RuntimeError("no kernel\nat line 7")
+    assert hint in str(caught.value.hint)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_compiler() -> None:
+    first = FirstCalls("the U-Net", lambda _: None, compiling=True)
+    with pytest.raises(torch.cuda.OutOfMemoryError), first(4):
+        raise torch.cuda.OutOfMemoryError
+
+
+def test_only_compiling_is_announced() -> None:
+    said: list[str] = []
+    for compiling in (False, True):
+        with FirstCalls("the U-Net", said.append, compiling=compiling)(4):
+            pass
+    assert len(said) == 2
+    assert "the U-Net" in said[0]
+    assert said[1] == "compiled the U-Net in 0 s"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what the compiler itself imports
+@pytest.mark.parametrize("place", ["none", "default", "own"])
+def test_what_is_compiled_outlives_the_process_and_the_next_start(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody named a place for it, that is; importing diffusers names torch's default."""
+    default = str(Path(tempfile.gettempdir()) / "torchinductor_somebody")
+    monkeypatch.setenv("SEGDREAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(COMPILER_CACHE, {"none": "", "default": default, "own": str(tmp_path / "own")}[place])
+    if place == "none":
+        monkeypatch.delenv(COMPILER_CACHE)
+    compiled(lambda x: x)
+    expected = tmp_path / "own" if place == "own" else tmp_path / "cache" / "inductor"
+    assert os.environ[COMPILER_CACHE] == str(expected)
