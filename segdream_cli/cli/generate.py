@@ -10,7 +10,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.devices import own_share
-from segdream_cli.cli.jobs import jobs_of_list, jobs_of_prompt, parse_seeds
+from segdream_cli.cli.jobs import Job, jobs_of_list, jobs_of_prompt, parse_seeds
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.session import Request
 from segdream_cli.cli.view import Watch
@@ -145,20 +145,7 @@ def generate(
         shared.refuse_given(context, {"seed"}, "has no place beside --seeds", "--seeds 0-3, or --seed 1")
     if seeds is None and prompts is None:
         shared.refuse_given(context, {"batch"}, "is for several assets", "--prompts list.txt, or --seeds 0-3")
-    several = parse_seeds(seeds) if seeds is not None else [seed]
-    if prompts is not None:
-        if prompt is not None or output is not None:
-            raise UsageProblem(
-                "--prompts takes neither a PROMPT nor -o", hint="segdream generate --prompts list.txt --out-dir assets"
-            )
-        jobs = jobs_of_list(prompts, out_dir, several, with_seed=seeds is not None)
-    elif prompt is None or out_dir is not None:
-        raise UsageProblem(
-            "give one PROMPT, or a list with --prompts and --out-dir",
-            hint='segdream generate "a yellow school bus" -o bus.ply',
-        )
-    else:
-        jobs = jobs_of_prompt(prompt, output, several if seeds is not None else None, seed)
+    jobs = _jobs(prompt, prompts, output, out_dir, None if seeds is None else parse_seeds(seeds), seed)
     if devices is not None:
         shared.refuse_given(context, {"device"}, "has no place beside --devices", "--devices 0,1")
         if prompts == "-":
@@ -170,6 +157,29 @@ def generate(
     make = session.make_all if prompts is None else session.make_list
     with watching as session.watch:
         make(jobs, force=force)
+
+
+def _jobs(
+    prompt: str | None,
+    prompts: str | None,
+    output: Path | None,
+    out_dir: Path | None,
+    seeds: list[int] | None,
+    seed: int,
+) -> list[Job]:
+    """The assets that the arguments ask for."""
+    if prompts is not None:
+        if prompt is not None or output is not None:
+            raise UsageProblem(
+                "--prompts takes neither a PROMPT nor -o", hint="segdream generate --prompts list.txt --out-dir assets"
+            )
+        return jobs_of_list(prompts, out_dir, seeds or [seed], with_seed=seeds is not None)
+    if prompt is None or out_dir is not None:
+        raise UsageProblem(
+            "give one PROMPT, or a list with --prompts and --out-dir",
+            hint='segdream generate "a yellow school bus" -o bus.ply',
+        )
+    return jobs_of_prompt(prompt, output, seeds, seed)
 
 
 RESUME_TAKES = {"resume", "device", "offline", "preview_every", "view", "no_browser", "force", "json", "quiet"}
