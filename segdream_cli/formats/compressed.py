@@ -28,6 +28,7 @@ from segdream_cli.formats.ply import (
 from segdream_cli.formats.spz_values import BYTE_LOGITS, UInt32s
 
 CHUNK = 256
+CACHED_CHUNKS = 64
 BOUNDS = tuple(
     tuple(f"{end}_{what}" for what in names)
     for names in (("x", "y", "z"), ("scale_x", "scale_y", "scale_z"), ("r", "g", "b"))
@@ -83,26 +84,38 @@ def read(path: Path) -> Splats:
     elements, comments = _elements(path, content)
     chunks, vertices = elements["chunk"], elements["vertex"]
     n = len(vertices)
+    splats = Splats(
+        means=np.empty((n, 3), np.float32),
+        quats=np.empty((n, 4), np.float32),
+        log_scales=np.empty((n, 3), np.float32),
+        opacity_logits=BYTE_LOGITS[vertices["packed_color"] & 255],
+        sh0=np.empty((n, 3), np.float32),
+        shN=_unpacked_harmonics(path, elements.get("sh"), n),
+        provenance=provenance_of(comments),
+    )
+    for start in range(0, len(chunks), CACHED_CHUNKS):  # all of a block while it is in the cache
+        block = slice(start * CHUNK, min(n, (start + CACHED_CHUNKS) * CHUNK))
+        _unpack(chunks[start : start + CACHED_CHUNKS], vertices[block], splats, block)
+    refuse_not_finite(path, not_finite(splats), n)
+    return from_ply_frame(tidied(splats))
+
+
+def _unpack(chunks: NDArray[np.void], vertices: NDArray[np.void], splats: Splats, rows: slice) -> None:
+    """Fills rows of `splats` with the centres, rotations, scales and colours of whole chunks."""
     names = chunks.dtype.names or ()
     bounds = [
-        np.repeat(np.stack([chunks[name] for name in each], axis=1), CHUNK, axis=0)[:n]
+        np.repeat(np.stack([chunks[name] for name in each], axis=1), CHUNK, axis=0)[: len(vertices)]
         for each in BOUNDS
         if set(each) <= set(names)
     ]
-    rgba = _unpacked(vertices["packed_color"], BITS_4)
-    with np.errstate(invalid="ignore", over="ignore"):  # bounds that are not finite are refused below
-        colours = _within(rgba[:, :3], *bounds[4:6]) if len(bounds) == len(BOUNDS) else rgba[:, :3]
-        splats = Splats(
-            means=_within(_unpacked(vertices["packed_position"], BITS_3), *bounds[0:2]),
-            quats=_unpacked_quats(vertices["packed_rotation"]),
-            log_scales=_within(_unpacked(vertices["packed_scale"], BITS_3), *bounds[2:4]),
-            opacity_logits=BYTE_LOGITS[vertices["packed_color"] & 255],
-            sh0=(colours - np.float32(0.5)) / np.float32(SH_C0),
-            shN=_unpacked_harmonics(path, elements.get("sh"), n),
-            provenance=provenance_of(comments),
-        )
-    refuse_not_finite(path, not_finite(splats), n)
-    return from_ply_frame(tidied(splats))
+    colours = _unpacked(vertices["packed_color"] >> np.uint32(8), BITS_4[:3])
+    with np.errstate(invalid="ignore", over="ignore"):  # bounds that are not finite are refused afterwards
+        if len(bounds) == len(BOUNDS):
+            colours = _within(colours, *bounds[4:6])
+        splats.means[rows] = _within(_unpacked(vertices["packed_position"], BITS_3), *bounds[0:2])
+        splats.log_scales[rows] = _within(_unpacked(vertices["packed_scale"], BITS_3), *bounds[2:4])
+        splats.sh0[rows] = (colours - np.float32(0.5)) / np.float32(SH_C0)
+    splats.quats[rows] = _unpacked_quats(vertices["packed_rotation"])
 
 
 def _packed(splats: Splats, order: NDArray[np.intp]) -> tuple[Float32s, UInt32s]:

@@ -11,7 +11,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,7 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
         text = json.dumps(dict(splats.provenance))
         meta["asset"]["extras"] = {"segdream": json.loads(text, parse_constant=lambda _: None)}  # players know no NaN
     with ThreadPoolExecutor() as pool:  # libwebp works outside the interpreter's lock
+        # each is compressed while the next one is computed
         pictures = {name: pool.submit(_webp, pixels) for name, pixels in _pictures(turned, meta, palette)}
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
         for name, picture in pictures.items():
@@ -83,40 +84,39 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
         bundle.writestr(zipfile.ZipInfo(META), json.dumps(meta, allow_nan=False))
 
 
-def _pictures(splats: Splats, meta: dict[str, Any], palette: int | None) -> list[tuple[str, Bytes]]:
-    """File name -> pixels [h, w, 3 or 4]; what the reader needs besides is added to `meta`."""
+def _pictures(splats: Splats, meta: dict[str, Any], palette: int | None) -> Iterator[tuple[str, Bytes]]:
+    """File name, pixels [h, w, 3 or 4]; what the reader needs besides is added to `meta`."""
     logs = np.sign(splats.means) * np.log1p(np.abs(splats.means, dtype=np.float64))
     low, high = logs.min(axis=0), logs.max(axis=0)
+    meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]}
     steps = np.rint((logs - low) / np.where(high > low, high - low, 1) * 65535).astype(np.uint16)
+    yield "means_l.webp", _square(steps & 255)
+    yield "means_u.webp", _square(steps >> 8)
     scales, scale_bytes = codebook(splats.log_scales)
+    meta["scales"] = {"codebook": _short(scales), "files": ["scales.webp"]}
+    yield "scales.webp", _square(scale_bytes)
+    meta["quats"] = {"files": ["quats.webp"]}
+    yield "quats.webp", _square(_packed_quats(splats.quats))
     colours, colour_bytes = codebook(splats.sh0)
     alphas = np.rint(255 / (1 + np.exp(-splats.opacity_logits))).astype(np.uint8)
-    meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]}
-    meta["scales"] = {"codebook": _short(scales), "files": ["scales.webp"]}
-    meta["quats"] = {"files": ["quats.webp"]}
     meta["sh0"] = {"codebook": _short(colours), "files": ["sh0.webp"]}
-    found = [
-        ("means_l.webp", _square(steps & 255)),
-        ("means_u.webp", _square(steps >> 8)),
-        ("scales.webp", _square(scale_bytes)),
-        ("quats.webp", _square(_packed_quats(splats.quats))),
-        ("sh0.webp", _square(np.concatenate([colour_bytes, alphas[:, None]], axis=1))),
-    ]
+    yield "sh0.webp", _square(np.concatenate([colour_bytes, alphas[:, None]], axis=1))
     n, k, _ = splats.shN.shape
     if not k:
-        return found
+        return
     entries, labels = clusters(splats.shN.reshape(n, 3 * k), palette or min(PALETTE_LIMIT, 1 << n.bit_length() - 1))
     values, value_bytes = codebook(entries)
-    sheet = np.zeros((-(-len(entries) // PALETTE_COLUMNS), PALETTE_COLUMNS * k, 3), np.uint8)
-    sheet.reshape(-1, k, 3)[: len(entries)] = value_bytes.reshape(-1, k, 3)
-    label_bytes = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=1)
     meta["shN"] = {
         "count": len(entries),
         "bands": BANDS.index(k),
         "codebook": _short(values),
         "files": ["shN_centroids.webp", "shN_labels.webp"],
     }
-    return [*found, ("shN_centroids.webp", sheet), ("shN_labels.webp", _square(label_bytes))]
+    sheet = np.zeros((-(-len(entries) // PALETTE_COLUMNS), PALETTE_COLUMNS * k, 3), np.uint8)
+    sheet.reshape(-1, k, 3)[: len(entries)] = value_bytes.reshape(-1, k, 3)
+    yield "shN_centroids.webp", sheet
+    label_bytes = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=1)
+    yield "shN_labels.webp", _square(label_bytes)
 
 
 def _short(values: Float32s) -> list[float]:
