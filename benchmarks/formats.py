@@ -1,4 +1,4 @@
-"""Times every asset format, written and read, side by side with PlayCanvas's splat-transform; and the page's viewer.
+"""Times every asset format, written and read, side by side with PlayCanvas's splat-transform; the viewer; a mesh.
 
 python benchmarks/formats.py [--count 1000000] [--small 20000] [--runs 3] [--record]
 
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -174,6 +175,17 @@ def measure_viewer(folder: Path) -> dict[str, float]:
     return {"viewer_ready_s": ready / 1000, "viewer_sort_ms": middle}
 
 
+def measure_mesh(folder: Path, count: int) -> dict[str, float]:
+    """Seconds for a textured mesh of Gaussians that cover a ball, as a trained asset's cover their object."""
+    from segdream_cli import mesh
+
+    size = np.full((count, 3), np.log(np.sqrt(4 * np.pi / count)), np.float32)
+    splats = replace(surface(count, 0), log_scales=size)
+    taken = seconds(lambda: mesh.write(folder / "mesh.glb", mesh.extract(splats)))
+    print(f"\nmesh of {count:,} Gaussians: {taken:.1f} s")
+    return {f"mesh_{count}_s": taken}
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -191,7 +203,7 @@ def main() -> None:
         if fast:
             jobs.append(lambda: measure(options.count, 15, fast, options.runs, folder, theirs))
         if not options.only:
-            jobs.append(lambda: measure_viewer(folder))
+            jobs += [lambda: measure_viewer(folder), lambda: measure_mesh(folder, options.small)]
         if slow:
             jobs.append(lambda: measure(options.small, 15, slow, 1, folder, theirs))
         for job in jobs:
