@@ -20,6 +20,9 @@ from training.world.catalog import combinations
 KL_WEIGHT = 2e-4
 GRADIENT_WEIGHT = 0.5
 COLOR_WEIGHT = 2.0
+HUE_WEIGHT = 0.3
+CHROMA = 0.25
+"""From this chroma on a pixel counts as coloured."""
 
 
 def degrade(pictures: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:
@@ -38,9 +41,9 @@ def degrade(pictures: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> F
 
 
 def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"], *, noisy: bool = True) -> Tensor:
-    """Absolute errors of pictures, gradients and colours over 8 px, and a little of the latents' divergence.
+    """Absolute errors of pictures, gradients, colours over 8 px and hues, and a little of the latents' divergence.
 
-    Colours get a term of their own since a wrong hue costs a pixel little: they would be learnt last.
+    Colours and hues get terms of their own since a wrong hue costs a pixel little: they would be learnt last.
     """
     with torch.autocast(pictures.device.type, dtype=torch.bfloat16):
         posterior = network.encode(pictures).latent_dist
@@ -51,14 +54,34 @@ def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"], *, noisy: b
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     divergence = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
     colors = F.avg_pool2d(error, 8).abs().mean()
-    total: Tensor = error.abs().mean() + GRADIENT_WEIGHT * edges + COLOR_WEIGHT * colors + KL_WEIGHT * divergence
-    return total
+    turned = hue_sine(decoded.float() / 2 + 0.5, pictures / 2 + 0.5).abs().mean()
+    total: Tensor = error.abs().mean() + GRADIENT_WEIGHT * edges + COLOR_WEIGHT * colors
+    return total + HUE_WEIGHT * turned + KL_WEIGHT * divergence
+
+
+def hue_sine(copies: Float[Tensor, "b 3 s s"], pictures: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b s s"]:
+    """Sine of the angle between the hues of two pictures in 0..1, 0 where the second is hardly coloured.
+
+    A copy's chroma below the limit counts as the limit, so that grey pixels have no steep gradient.
+    """
+    (u, v), (x, y) = (_chroma_plane(each) for each in (copies, pictures))
+    length = (u.square() + v.square()).clamp_min(4 * CHROMA**2).sqrt() * (x.square() + y.square()).clamp_min(
+        1e-6
+    ).sqrt()
+    sine: Tensor = (u * y - v * x) / length
+    return sine * (pictures.amax(1) - pictures.amin(1) > CHROMA)
+
+
+def _chroma_plane(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Float[Tensor, "b s s"]]:
+    """Coordinates whose angle is the hue and whose length is about twice the chroma."""
+    r, g, b = pictures.unbind(1)
+    return 2 * r - g - b, 3**0.5 * (g - b)
 
 
 def hues(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Float[Tensor, "b s s"]]:
     """Hue in degrees and chroma of every pixel, as in HSV."""
-    r, g, b = pictures.unbind(1)
-    hue = torch.atan2(3**0.5 * (g - b), 2 * r - g - b).rad2deg()
+    across, up = _chroma_plane(pictures)
+    hue = torch.atan2(up, across).rad2deg()
     return hue, pictures.amax(1) - pictures.amin(1)
 
 
@@ -80,7 +103,7 @@ def quality(network: AutoencoderKL, bank: Bank, generator: torch.Generator) -> t
         ratios.append(-10 * (copies - pictures).square().mean((1, 2, 3)).log10())
         hue, chroma = hues(pictures)
         away = (hues(copies)[0] - hue + 180).remainder(360) - 180
-        errors.append(away.abs()[(chroma > 0.25) & (bank.rgba[picks][..., 3] == 255)])
+        errors.append(away.abs()[(chroma > CHROMA) & (bank.rgba[picks][..., 3] == 255)])
         kept.append(torch.stack([pictures, copies], 1)[:8].flatten(0, 1))
     return torch.cat(ratios).mean().item(), torch.cat(errors).mean().item(), torch.cat(kept)
 

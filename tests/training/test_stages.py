@@ -1,5 +1,6 @@
 """The training stages end to end on a few pictures: what they save is a checkpoint that the package loads."""
 
+import colorsys
 import json
 import math
 import shutil
@@ -111,6 +112,14 @@ def test_hues_are_those_of_the_colour_wheel() -> None:
     hue, chroma = train_autoencoder.hues(pictures)
     assert hue.flatten()[:4].remainder(360).tolist() == pytest.approx([0, 60, 120, 240], abs=1e-4)
     assert chroma.flatten().tolist() == [1, 1, 1, 1, 0]
+
+
+def test_turned_hues_count_by_their_sine_where_the_picture_is_coloured() -> None:
+    turned = torch.tensor([colorsys.hsv_to_rgb(hue, 0.8, 0.9) for hue in (0.35, 0.3, 0.55, 0.3)])[:, :, None, None]
+    pictures = torch.tensor([colorsys.hsv_to_rgb(0.3, s, 0.9) for s in (0.6, 0.9, 0.6, 0.1)])[:, :, None, None]
+    found = train_autoencoder.hue_sine(turned, pictures).flatten()
+    expected = [math.sin(2 * math.pi * (0.3 - hue)) for hue in (0.35, 0.3, 0.55)]
+    assert found.tolist() == pytest.approx([*expected, 0], abs=1e-5)
 
 
 def test_degraded_pictures_are_blurred_or_mixed_in_their_first_quarter() -> None:
