@@ -2,12 +2,16 @@
 
 import contextlib
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -24,8 +28,13 @@ def _rasterization() -> Callable[..., Any]:
     Raises:
         EnvironmentProblem: there is no CUDA compiler, or the compilation fails.
     """
+    lock = Path(tempfile.gettempdir()) / f"segdream-gsplat-{getattr(os, 'getuid', int)()}.lock"
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # gsplat reports its progress on stdout, which is for results
+        # of two processes that build at once, gsplat lets the second delete what the first has
+        with (
+            FileLock(lock),
+            contextlib.redirect_stdout(sys.stderr),
+        ):  # gsplat reports its progress on stdout, which is for results
             from gsplat import rasterization
             from gsplat.cuda._backend import _C as kernels
     except Exception as problem:  # the compiler, the linker and the loader each raise their own kind
