@@ -22,7 +22,7 @@ WARP = 32
 
 
 @cache
-def _rasterization() -> Callable[..., Any]:
+def load_kernels() -> Callable[..., Any]:
     """The entry point of gsplat, with its kernels compiled and loaded.
 
     Raises:
@@ -90,7 +90,7 @@ def rasterize(
         raise ValueError(f"gsplat needs at least {WARP} Gaussians in each of several sets, not {n}")
     unturned = (quats == 0).all(-1, keepdim=True)  # gsplat would divide by their norm
     identity = torch.eye(1, 4, device=quats.device, dtype=quats.dtype)  # made there: a copy from the host would wait
-    picture, alpha, info = _rasterization()(
+    picture, alpha, info = load_kernels()(
         means,
         torch.where(unturned, identity, quats),
         scales,
