@@ -1,7 +1,7 @@
 """Encoder and U-Net of the full-size model under one switch more or less each, to see which of them pays.
 
     python benchmarks/sd21_variants.py --time-limit 480
-    python benchmarks/sd21_variants.py --only all --only "tuned convolutions"
+    python benchmarks/sd21_variants.py --only all --only "tuned-convolutions"
     python benchmarks/sd21_variants.py --smoke            # a small model on the CPU
 
 Compiling takes minutes and the processor alone, so that all variants are compiled side by side, each in a process of
@@ -29,13 +29,13 @@ from segdream_cli.memory import peak_memory_gib
 
 VARIANTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "all": ({}, {}),
-    "tuned convolutions": ({}, {"prior.tuned_convolutions": True}),
-    "no channel norms": ({}, {"prior.channel_norms": False}),
-    "separate projections": ({}, {"prior.fused_projections": False}),
-    "flash attention": ({"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}, {}),
-    "autotuned pointwise": ({"TORCHINDUCTOR_MAX_AUTOTUNE_POINTWISE": "1"}, {}),
-    "cooperative reductions": ({"TORCHINDUCTOR_COOPERATIVE_REDUCTIONS": "1"}, {}),
-    "dependent launches": ({"TORCHINDUCTOR_ENABLE_PDL": "1"}, {}),
+    "tuned-convolutions": ({}, {"prior.tuned_convolutions": True}),
+    "no-channel-norms": ({}, {"prior.channel_norms": False}),
+    "separate-projections": ({}, {"prior.fused_projections": False}),
+    "flash-attention": ({"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}, {}),
+    "autotuned-pointwise": ({"TORCHINDUCTOR_MAX_AUTOTUNE_POINTWISE": "1"}, {}),
+    "cooperative-reductions": ({"TORCHINDUCTOR_COOPERATIVE_REDUCTIONS": "1"}, {}),
+    "dependent-launches": ({"TORCHINDUCTOR_ENABLE_PDL": "1"}, {}),
 }
 """Name to environment and settings."""
 THREADS = "3"

@@ -80,6 +80,7 @@ def test_assets_of_a_batch_take_the_steps_that_each_takes_alone() -> None:
         assert sizes[0] == pytest.approx(sizes[1], abs=5)
 
 
+@pytest.mark.filterwarnings("ignore")  # of what the compiler imports, and its advice to compute less exactly
 def test_compiled_networks_give_what_eager_ones_do() -> None:
     """Rows that are cut into pieces of two sizes, and a way back through two pairs of graphs at once."""
     checkpoint = weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=pytest.fail)
