@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,9 +25,10 @@ def record(metric: str, value: float, unit: str, device: str) -> None:
     entries = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     name = device_name(device)
     entries = [entry for entry in entries if (entry["metric"], entry["device"]) != (metric, name)]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-    ).stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    known = shutil.which("git") is not None
+    done = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent, check=False) if known else None
+    commit = done.stdout.strip() if done else ""
     entries.append(
         {
             "metric": metric,

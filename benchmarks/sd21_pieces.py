@@ -19,12 +19,14 @@ Row = dict[str, float]
 GRAPHS = EAGER | {"prior.cuda_graphs": True}
 ATTENTION = GRAPHS | {"prior.written_attention": True}
 GRADIENTS = ATTENTION | {"prior.forward_gradients": True}
-COMPILED = GRADIENTS | {"prior.compile": "on"}
+FUSED = GRADIENTS | {"prior.fused_projections": True}
+COMPILED = FUSED | {"prior.compile": "on"}
 VARIANTS = {
     "eager": EAGER,
     "graphs": GRAPHS,
     "+ written attention": ATTENTION,
     "+ forward gradients": GRADIENTS,
+    "+ fused projections": FUSED,
     "+ compiled, channel norms": COMPILED,
     "compiled without channel norms": COMPILED | {"prior.channel_norms": False},
 }

@@ -48,6 +48,7 @@ EAGER = {
     "prior.compile": "off",
     "prior.written_attention": False,
     "prior.forward_gradients": False,
+    "prior.fused_projections": False,
 }
 SMALL = {"init.count": 300, "densify.cap": 400, "densify.start": 0, "densify.every": 2, "camera.batch": 2}
 

@@ -44,6 +44,10 @@ class PriorConfig:
     """On CUDA, write out the autoencoder's attention, whose one wide head the fused kernels compute slowly (ours)."""
     forward_gradients: bool = True
     """On CUDA, compute input gradients of the encoder's convolutions by convolution forwards (ours)."""
+    fused_projections: bool = True
+    """On CUDA, compute the U-Net's queries, keys and values of one input by one matrix product (ours)."""
+    tuned_convolutions: bool = False
+    """On CUDA, let cuDNN time its convolution kernels instead of guessing the fastest (ours)."""
     channel_norms: bool = True
     """Where the networks are compiled, take group norms channel by channel (ours)."""
     low_vram: bool = False

@@ -1,6 +1,7 @@
 """A latent diffusion prior: images to latents, and noisy latents to the noise in them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from segdream_cli.config import Config, PriorConfig
 from segdream_cli.estimate import Workload
 from segdream_cli.profile import PriorProfile
-from segdream_cli.replay import FirstCalls, GraphedCalls, GraphedGradients, RowCalls, compiled
-from segdream_cli.rewrites import rewrite_convolutions, rewrite_norms
+from segdream_cli.replay import FirstCalls, FirstWorking, GraphedCalls, GraphedGradients, RowCalls, compiled
+from segdream_cli.rewrites import drop_separate_projections, rewrite_convolutions, rewrite_norms
 from segdream_cli.text import TextEncoder
 from segdream_cli.weights import Checkpoint, check_keys, reading
 
@@ -91,20 +92,33 @@ class DiffusionPrior:
             self.vae.set_attn_processor(AttnProcessor())
         if config.forward_gradients:
             rewrite_convolutions(self.vae.encoder)
+        if config.fused_projections:
+            self.unet.fuse_qkv_projections()
+            drop_separate_projections(self.unet)
+        if config.tuned_convolutions:
+            torch.backends.cudnn.benchmark = True
 
     def _speed_up(self, config: PriorConfig, announce: Callable[[str], None], batch: int, *, compiling: bool) -> None:
-        """Compiles and captures the networks' calls."""
+        """Compiles and captures the networks' calls; what a machine can't do it does in a slower way."""
         if compiling:
             for network in (self.unet, self.vae.encoder):
                 network.to(memory_format=torch.channels_last)
                 if config.channel_norms:
                     rewrite_norms(network)
-            self._encode, self._predict = compiled(self._encode), compiled(self._predict)
-        if config.cuda_graphs:
-            encoder, unet = (
-                FirstCalls(network, announce, compiling=compiling) for network in ("the autoencoder", "the U-Net")
-            )
-            self._encode, self._predict = GraphedGradients(self._encode, encoder), GraphedCalls(self._predict, unet)
+        most = batch if compiling else None
+
+        def fastest(name: str, plain: Callable[..., Any], graphed: Callable[..., Callable[..., Any]]) -> FirstWorking:
+            ways = [("kernel by kernel", plain)]
+            if config.cuda_graphs:
+                ways.insert(0, ("without the compiler", graphed(plain, FirstCalls(name, announce, compiling=False))))
+            if compiling:
+                fast = compiled(plain)
+                first = FirstCalls(name, announce, compiling=True)
+                ways.insert(0, ("compiled", graphed(fast, first) if config.cuda_graphs else fast))
+            return FirstWorking(ways[:1] if config.compile == "on" else ways, announce)
+
+        self._encode = fastest("the autoencoder", self._encode, partial(GraphedGradients, most=most))
+        self._predict = fastest("the U-Net", self._predict, GraphedCalls)
         if compiling or config.cuda_graphs:
             self._predict = RowCalls(self._predict, batch, 2 * batch if compiling else None)
 
@@ -174,7 +188,8 @@ class DiffusionPrior:
 
     def _posterior_by_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The same one image at a time, each computed again on the way back instead of kept."""
-        parts = [recomputed(self._posterior, image, use_reentrant=False) for image in images.split(1)]
+        again = partial(recomputed, self._posterior, use_reentrant=False, preserve_rng_state=False)
+        parts = [again(image) for image in images.split(1)]
         mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
         return mean, std
 

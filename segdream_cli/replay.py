@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,33 @@ class RowCalls:
         return torch.cat([self._function(*piece) for piece in pieces])[:rows]
 
 
+class FirstWorking:
+    """The first of several ways to compute the same that this machine can go.
+
+    Args:
+        ways: names and functions, the fastest first.
+        announce: receives a line when one has to be given up.
+    """
+
+    def __init__(self, ways: Sequence[tuple[str, Callable[..., Any]]], announce: Announce) -> None:
+        self._ways, self._announce = list(ways), announce
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The function's result.
+
+        Raises:
+            EnvironmentProblem: the last way can't be gone either.
+        """
+        while True:
+            try:
+                return self._ways[0][1](*inputs)
+            except EnvironmentProblem as problem:
+                if len(self._ways) == 1:
+                    raise
+                self._ways.pop(0)
+                self._announce(f"{problem.message}; computing it {self._ways[0][0]} instead, which takes longer")
+
+
 class GraphedCalls:
     """Calls of a function without a gradient, replayed as CUDA graphs, one for each set of input shapes.
 
@@ -101,7 +129,7 @@ class GraphedCalls:
 
     def _capture(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
         places = [tensor.detach().clone() for tensor in inputs]
-        warm_up = torch.cuda.Stream()
+        warm_up = _side_stream(torch.cuda.current_device())
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):  # libraries choose kernels and allocate workspaces, which no graph may do
             for _ in range(3):
@@ -114,24 +142,49 @@ class GraphedCalls:
         return graph, places, output
 
 
-class GraphedGradients:
-    """A function of one tensor, replayed forward and back as a pair of CUDA graphs, one pair a shape."""
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """The stream to warm up on, one a device: libraries keep a workspace of 32 MiB for each stream they have seen."""
+    return torch.cuda.Stream(device)
 
-    def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]], first: "FirstCalls") -> None:
+
+class GraphedGradients:
+    """A function of one tensor, replayed forward and back as a pair of CUDA graphs, one pair a shape.
+
+    Args:
+        function: each row of its results depends on the same row of its argument only.
+        first: opens a block about what is done once for a set of shapes; see `FirstCalls`.
+        most: rows of a call; more are cut into pieces of so many with a pair of graphs each, since a pair holds what
+            its way back needs. None is one call.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], tuple[Tensor, ...]], first: "FirstCalls", most: int | None = None
+    ) -> None:
         self._function = function
         self._first = first
-        self._captured: dict[torch.Size, Callable[..., Any]] = {}
+        self._most = most
+        self._captured: dict[tuple[torch.Size, int], Callable[..., Any]] = {}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """The function's result, differentiable; the first call with a shape captures both passes."""
-        if x.shape not in self._captured:
+        pieces = x.split(self._most or len(x))
+        if len(pieces) == 1:
+            return self._replayed(x, 0)
+        parts = [self._replayed(piece, place) for place, piece in enumerate(pieces)]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def _replayed(self, x: Tensor, place: int) -> tuple[Tensor, ...]:
+        """The result of the piece in a place."""
+        key = x.shape, place
+        if key not in self._captured:
             # the capture's stream differs from that of the Gaussians' gradients, which costs one wait a step
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
             with self._first(len(x)):
-                self._captured[x.shape] = torch.cuda.make_graphed_callables(
+                self._captured[key] = torch.cuda.make_graphed_callables(
                     self._function, (x.detach().clone().requires_grad_(),)
                 )
-        result: tuple[Tensor, ...] = self._captured[x.shape](x)
+        result: tuple[Tensor, ...] = self._captured[key](x)
         return result
 
 
@@ -146,6 +199,7 @@ class FirstCalls:
 
     def __init__(self, network: str, announce: Announce, *, compiling: bool) -> None:
         self._network, self._announce, self._compiling = network, announce, compiling
+        self._compiled: set[int] = set()
 
     @contextmanager
     def __call__(self, rows: int) -> Iterator[None]:
@@ -158,7 +212,8 @@ class FirstCalls:
             time.perf_counter(),
             "--set prior.compile=off" if self._compiling else "--set prior.cuda_graphs=false",
         )
-        if self._compiling:
+        telling = self._compiling and rows not in self._compiled
+        if telling:
             self._announce(f"compiling {self._network} for {rows} rows; the first time on a machine takes minutes")
         try:
             yield
@@ -166,9 +221,18 @@ class FirstCalls:
             raise
         except RuntimeError as problem:  # the compiler's errors are among them
             verb = "compiled" if self._compiling else "captured as a CUDA graph"
+            cause = _cause(problem)
             raise EnvironmentProblem(
-                f"{self._network} can't be {verb}: {(str(problem).strip() or type(problem).__name__).splitlines()[0]}",
+                f"{self._network} can't be {verb}: {(str(cause).strip() or type(cause).__name__).splitlines()[0]}",
                 hint=hint,
             ) from problem
-        if self._compiling:
+        self._compiled.add(rows)
+        if telling:
             self._announce(f"compiled {self._network} in {time.perf_counter() - begin:.0f} s")
+
+
+def _cause(problem: BaseException) -> BaseException:
+    """The error that came first: one inside a capture makes the end of the capture fail as well."""
+    while isinstance(problem.__context__, RuntimeError):
+        problem = problem.__context__
+    return problem

@@ -50,7 +50,7 @@ class ChannelNorm(nn.Module):
     """Group normalisation from the mean and the variance of each channel.
 
     With the channels innermost in memory the two sums of a channel are read in whole rows; a group's sums jump from
-    pixel to pixel. Only compiled is it fast: what is written here as a dozen passes becomes two.
+    pixel to pixel. Only compiled is it done so: what is written here as a dozen passes becomes two.
 
     Args:
         layer: the normalisation to stand for.
@@ -63,6 +63,12 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalised x, [b, c, ...]; statistics are taken in single precision at least."""
+        if not torch.compiler.is_compiling():
+            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        return self.by_channel(x)
+
+    def by_channel(self, x: Tensor) -> Tensor:
+        """The same from the sums of each channel."""
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(values, dim=tuple(range(2, x.dim())), correction=0)  # [b, c]
         variance, mean = (part.unflatten(1, (self.groups, -1)) for part in (variance, mean))  # [b, g, c / g]
@@ -95,6 +101,15 @@ def rewrite_convolutions(network: nn.Module) -> None:
 def rewrite_norms(network: nn.Module) -> None:
     """Puts a `ChannelNorm` in the place of each group normalisation with weights."""
     _replace(network, lambda layer: type(layer) is nn.GroupNorm and layer.affine, ChannelNorm)
+
+
+def drop_separate_projections(network: nn.Module) -> None:
+    """Drops the weights that diffusers' `fuse_qkv_projections` has put together in others."""
+    for layer in network.modules():
+        if getattr(layer, "fused_projections", False):
+            for name in ("to_k", "to_v") if layer.is_cross_attention else ("to_q", "to_k", "to_v"):
+                setattr(layer, name, None)
+    network.requires_grad_(False)
 
 
 def _replace(network: nn.Module, fits: Callable[[nn.Module], bool], build: Callable[[Any], nn.Module]) -> None:

@@ -49,7 +49,7 @@ HEAVY = {
     "typer": ("cli/*",),
     "rich": ("cli/*",),
     "huggingface_hub": ("hub",),
-    "filelock": ("pointe/checkpoint",),
+    "filelock": ("pointe/checkpoint", "raster/cuda"),
 }
 
 

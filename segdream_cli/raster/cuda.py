@@ -2,12 +2,16 @@
 
 import contextlib
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,14 +22,19 @@ WARP = 32
 
 
 @cache
-def _rasterization() -> Callable[..., Any]:
+def load_kernels() -> Callable[..., Any]:
     """The entry point of gsplat, with its kernels compiled and loaded.
 
     Raises:
         EnvironmentProblem: there is no CUDA compiler, or the compilation fails.
     """
+    lock = Path(tempfile.gettempdir()) / f"segdream-gsplat-{getattr(os, 'getuid', int)()}.lock"
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # gsplat reports its progress on stdout, which is for results
+        # of two processes that build at once, gsplat lets the second delete what the first has
+        with (
+            FileLock(lock),
+            contextlib.redirect_stdout(sys.stderr),
+        ):  # gsplat reports its progress on stdout, which is for results
             from gsplat import rasterization
             from gsplat.cuda._backend import _C as kernels
     except Exception as problem:  # the compiler, the linker and the loader each raise their own kind
@@ -81,7 +90,7 @@ def rasterize(
         raise ValueError(f"gsplat needs at least {WARP} Gaussians in each of several sets, not {n}")
     unturned = (quats == 0).all(-1, keepdim=True)  # gsplat would divide by their norm
     identity = torch.eye(1, 4, device=quats.device, dtype=quats.dtype)  # made there: a copy from the host would wait
-    picture, alpha, info = _rasterization()(
+    picture, alpha, info = load_kernels()(
         means,
         torch.where(unturned, identity, quats),
         scales,

@@ -78,3 +78,35 @@ def test_assets_of_a_batch_take_the_steps_that_each_takes_alone() -> None:
         assert found == pytest.approx(wanted, rel=5e-2)
         sizes = reports[-1].n_gaussians[place], expected[-1].n_gaussians[0]
         assert sizes[0] == pytest.approx(sizes[1], abs=5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what the compiler imports, and its advice to compute less exactly
+def test_compiled_networks_give_what_eager_ones_do() -> None:
+    """Rows that are cut into pieces of two sizes, and a way back through two pairs of graphs at once."""
+    checkpoint = weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=pytest.fail)
+    said: list[str] = []
+    fast, plain = (
+        DiffusionPrior.load(checkpoint, "cuda", how, warn=said.append, batch=2)
+        for how in (PriorConfig(dtype="fp32", compile="on"), PriorConfig(dtype="fp32", cuda_graphs=False))
+    )
+    generator = torch.Generator().manual_seed(0)
+    for rows in (2, 3, 4, 5, 2):
+        latents = torch.randn(rows, *plain.latent_shape, generator=generator).cuda()
+        times = torch.randint(0, 1000, (rows,), generator=generator)
+        text = plain.encode_text([PROMPT] * rows)
+        found, expected = (prior.predict_noise(latents, times, text) for prior in (fast, plain))
+        assert (found - expected).norm() < 5e-3 * expected.norm()
+    for views in (2, 4, 2):
+        shape, weight = (3, plain.image_size, plain.image_size), torch.randn(1, *plain.latent_shape).cuda()
+        picture = torch.rand(views, *shape, generator=generator).cuda()
+        results = []
+        for prior in (fast, plain):
+            rgb = picture.clone().requires_grad_()
+            latents = prior.encode_image(rgb)
+            (latents * weight).sum().backward()
+            results.append((latents.detach(), rgb.grad))
+        for found, expected in zip(*results, strict=True):
+            assert found is not None
+            assert expected is not None
+            assert (found - expected).norm() < 5e-3 * expected.norm()
+    assert [line.split()[0] for line in said] == ["compiling", "compiled"] * 3

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segdream_cli.errors import EnvironmentProblem
-from segdream_cli.replay import COMPILER_CACHE, FirstCalls, RowCalls, compiled, piece_sizes
+from segdream_cli.replay import COMPILER_CACHE, FirstCalls, FirstWorking, RowCalls, compiled, piece_sizes
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,54 @@ def test_only_compiling_is_announced() -> None:
     assert len(said) == 2
     assert "the U-Net" in said[0]
     assert said[1] == "compiled the U-Net in 0 s"
+
+
+def test_a_size_is_announced_once() -> None:
+    said: list[str] = []
+    first = FirstCalls("the U-Net", said.append, compiling=True)
+    for rows in (4, 4, 8, 4):
+        with first(rows):
+            pass
+    assert [line.split()[0] for line in said] == ["compiling", "compiled"] * 2
+
+
+def test_of_several_errors_the_first_is_told() -> None:
+    """A capture that an error ends can't be ended in order, and says so instead."""
+
+    @contextmanager
+    def captured() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("the capture has failed")
+
+    first = FirstCalls("the U-Net", lambda _: None, compiling=True)
+    with pytest.raises(EnvironmentProblem, match="no such kernel"), first(4), captured():
+        raise RuntimeError("no such kernel")
+
+
+def test_a_way_that_can_not_be_gone_gives_way_to_the_next_for_good() -> None:
+    said: list[str] = []
+    tried: list[str] = []
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        tried.append("broken")
+        raise EnvironmentProblem("the U-Net can't be compiled: no compiler", hint="")
+
+    double = FirstWorking([("compiled", broken), ("kernel by kernel", lambda x: 2 * x)], said.append)
+    for number in (1.0, 2.0):
+        assert double(torch.tensor(number)) == 2 * number
+    assert tried == ["broken"]
+    (line,) = said
+    assert "no compiler; computing it kernel by kernel instead" in line
+
+
+def test_the_last_way_fails_as_it_does() -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise EnvironmentProblem("no", hint="try")
+
+    with pytest.raises(EnvironmentProblem, match="no"):
+        FirstWorking([("compiled", broken)], pytest.fail)(torch.ones(1))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what the compiler itself imports

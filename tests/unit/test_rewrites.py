@@ -5,11 +5,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from segdream_cli.rewrites import ChannelNorm, FrozenConvolution, rewrite_convolutions, rewrite_norms
+from segdream_cli.rewrites import (
+    ChannelNorm,
+    FrozenConvolution,
+    drop_separate_projections,
+    rewrite_convolutions,
+    rewrite_norms,
+)
 
 EXACT, SINGLE = 1e-11, 2e-5
 
@@ -43,6 +49,12 @@ REWRITES: dict[str, Callable[[AutoencoderKL], None]] = {
 }
 
 
+@pytest.fixture(params=[False, True], ids=["eager", "as compiled"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms in both of their forms; the compiler itself is tested below."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param)
+
+
 def encoded(vae: nn.Module, images: Tensor, function: Callable[..., Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, and the gradient of the images under random weights."""
     images = images.clone().requires_grad_()
@@ -59,6 +71,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("names", [["attention"], ["convolutions"], ["norms"], list(REWRITES)], ids="+".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.usefixtures("form")
 def test_the_encoder_and_its_gradient_are_those_of_diffusers(
     autoencoder: AutoencoderKL, names: list[str], dtype: torch.dtype, channels_last: bool
 ) -> None:
@@ -135,13 +148,33 @@ def test_other_convolutions_stay_as_they_are(change: dict[str, object]) -> None:
     assert type(layer[0]) is nn.Conv2d
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fused_projections_predict_what_separate_ones_do(dtype: torch.dtype) -> None:
+    """Self-attention and cross-attention of a U-Net in Stable Diffusion's layout."""
+    torch.manual_seed(0)
+    plain = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1,
+        cross_attention_dim=12, attention_head_dim=(1, 2),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        use_linear_projection=True, norm_num_groups=4,
+    ).double().requires_grad_(False)  # fmt: skip
+    fused = copy.deepcopy(plain).to(dtype)
+    fused.fuse_qkv_projections()
+    drop_separate_projections(fused)
+    assert sum(map(torch.numel, fused.parameters())) == sum(map(torch.numel, plain.parameters()))
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    inputs = draw(2, 4, 8, 8), torch.tensor([7, 900]), draw(2, 5, 12, seed=1)
+    found = fused(inputs[0].to(dtype), inputs[1], inputs[2].to(dtype)).sample
+    assert relative(found.double(), plain(*inputs).sample) < (EXACT if dtype == torch.float64 else SINGLE)
+
+
 @pytest.mark.parametrize("shape", [(2, 12, 7), (2, 12, 5, 7), (1, 12, 1, 1)])
 def test_a_norm_by_channel_is_the_group_norm(shape: tuple[int, ...]) -> None:
     layer = nn.GroupNorm(4, 12, eps=1e-5).double()
     layer.weight.data, layer.bias.data = draw(12, seed=1), draw(12, seed=2)
     layer.requires_grad_(False)
     x, other = ((100 + draw(*shape)).requires_grad_() for _ in range(2))
-    found, expected = ChannelNorm(layer)(x), layer(other)
+    found, expected = ChannelNorm(layer).by_channel(x), layer(other)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
     for output in (found, expected):
         (output * draw(*shape, seed=3)).sum().backward()
@@ -152,6 +185,6 @@ def test_a_norm_in_half_precision_takes_its_statistics_in_single() -> None:
     layer = nn.GroupNorm(2, 4).half()
     x = (200 + draw(1, 4, 64, 64)).half()  # the squares alone would be beyond half precision
     expected = nn.GroupNorm(2, 4)(x.float())
-    found = ChannelNorm(layer)(x)
+    found = ChannelNorm(layer).by_channel(x)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=2e-3)
