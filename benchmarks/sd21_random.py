@@ -53,6 +53,16 @@ EAGER = {
 SMALL = {"init.count": 300, "densify.cap": 400, "densify.start": 0, "densify.every": 2, "camera.batch": 2}
 
 
+SAID: list[str] = []
+"""What priors have announced in this process."""
+
+
+def announce(line: str) -> None:
+    """Prints what a prior says, and keeps it."""
+    SAID.append(line)
+    print(line, flush=True)
+
+
 class RandomText:
     """Embeddings that depend on the text and mean nothing, in the place of a text encoder."""
 
@@ -92,7 +102,7 @@ def random_prior(config: Config, device: torch.device, made: tuple[Any, Any]) ->
     text: Any = RandomText(unet.config.cross_attention_dim, device, unet.dtype)
     return DiffusionPrior(
         unet, vae, text, scheduler, PriorProfile(), config.prior,
-        announce=print, batch=config.camera.batch, steps=config.optim.steps,
+        announce=announce, batch=config.camera.batch, steps=config.optim.steps,
     )  # fmt: skip
 
 

@@ -49,7 +49,8 @@ def cell(value: Any) -> str:
 
 
 def record_all(found: dict[str, Any], device: str, *, perp_neg: bool) -> None:
-    """Records what was measured in results.json."""
+    """Records what was measured in results.json, unless the networks ran in a slower way than they should."""
+    found = {name: part for name, part in found.items() if part and not part.get("given_up")}
     cfg, eager, low, whole = (found.get(name) or {} for name in ("cfg", "eager", "lowvram", "whole"))
     done = whole and whole["steps"] == whole["of"]
     perpneg = found.get("perpneg") or {}

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from segdream_cli import losses
-from segdream_cli.asset import AssetState, build_generators
+from segdream_cli.asset import AssetState, ScaleNoise, build_generators
 from segdream_cli.cameras import Cameras, sample_backgrounds, sample_cameras
 from segdream_cli.config import Config
 from segdream_cli.densify import DensityStats, control_density, gather
@@ -121,6 +121,7 @@ class Pipeline:
         self.device = device
         self._prior = prior
         self._clouds = clouds
+        self._scale_noise = ScaleNoise(device, ahead=device.type != "cpu")
 
     @property
     def prior(self) -> Prior:
@@ -250,6 +251,8 @@ class Pipeline:
         )
         loss = (latents * gradient).sum() + self._regularisers(assets, gaussians, views)
         loss.backward()
+        if config.camera.scale_noise:
+            self._scale_noise.prepare(assets, gaussians.means.shape)
         norms = clip_gradients(gaussians, config.optim, step).tolist()
         self._check_finite(assets, norms, times)
         self._update(assets, gaussians, views.rendering)
@@ -262,11 +265,7 @@ class Pipeline:
         backgrounds = sample_backgrounds(config.camera, size, _generators(assets, "backgrounds"), self.device)
         scales = gaussians.scales
         if config.camera.scale_noise:
-            noise = torch.zeros(scales.shape)  # [a, n, 3]
-            for asset, row in zip(assets, noise, strict=True):
-                n = len(asset.gaussians)
-                torch.randn(n, 3, generator=asset.generators["augment"], out=row[:n])
-            noise = noise.to(self.device, non_blocking=True)
+            noise = self._scale_noise.take(assets, scales.shape)  # [a, n, 3]
             scales = (scales * (1 + config.camera.scale_noise * noise)).clamp_min(0)
         rendering = self._rasterize(gaussians, cameras, scales)
         rgb = rendering.over(backgrounds.unflatten(0, (len(assets), -1))).flatten(0, 1)
