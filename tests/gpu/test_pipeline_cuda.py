@@ -19,9 +19,8 @@ def build(device: str, *, graphs: bool = True, **settings: object) -> Pipeline:
     how = PriorConfig(dtype="fp32", cuda_graphs=graphs)
     prior = DiffusionPrior.load(checkpoint, device, how, warn=pytest.fail, batch=2)
     config: Config = preset(checkpoint.profile, "draft").with_steps(40)
-    return Pipeline(
-        config.set({name.replace("__", "."): value for name, value in settings.items()}), prior, torch.device(device)
-    )
+    changes = {name.replace("__", "."): value for name, value in settings.items()}
+    return Pipeline(config.set({"init.shape": "sphere"} | changes), prior, torch.device(device))
 
 
 def norms(pipeline: Pipeline, steps: int) -> list[float]:

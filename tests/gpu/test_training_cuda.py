@@ -11,7 +11,10 @@ from training.bank import render_bank
 from training.stage import Replayed, adamw
 from training.world.catalog import combinations
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:The 'generic' unit for NumPy timedelta:DeprecationWarning"),  # in numba-cuda
+]
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -328,7 +328,7 @@ def test_the_graphed_encoder_and_its_gradient_are_the_eager_ones(folders: dict[s
         noise, weight = (draw(batch, *graphed.latent_shape, seed=seed + k).cuda() for k in (10, 20))
         found = []
         for prior in (graphed, eager):
-            rgb = (draw(batch, 3, 64, 64, seed=seed) * 0.1 + 0.5).cuda().requires_grad_()
+            rgb = (draw(batch, 3, prior.image_size, prior.image_size, seed=seed) * 0.1 + 0.5).cuda().requires_grad_()
             latents = prior.encode_image(rgb, noise)
             (latents * weight).sum().backward()
             assert rgb.grad is not None
