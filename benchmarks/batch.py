@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="four steps of 1 and 3 small assets, no figures kept")
     parser.add_argument("--record", action="store_true", help="keep the figures in results.json")
     options = parser.parse_args()
-    small = ("optim.steps=40", "init.count=300", "densify.cap=300") if options.smoke else ()
+    small = ("optim.steps=40", "init.copies=1", "densify.cap=600") if options.smoke else ()
     if options.profile:
         show_profile(opened(options, *small), options.profile, 5 if options.smoke else 50)
         return
