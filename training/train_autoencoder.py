@@ -79,7 +79,7 @@ def _chroma_plane(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b 
 
 
 def hues(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Float[Tensor, "b s s"]]:
-    """Hue in degrees and chroma of every pixel, as in HSV."""
+    """Hue in degrees, as an angle in the chroma plane, and chroma of every pixel."""
     across, up = _chroma_plane(pictures)
     hue = torch.atan2(up, across).rad2deg()
     return hue, pictures.amax(1) - pictures.amin(1)

@@ -9,6 +9,7 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds
 from segdream_cli.config import AUTO
+from segdream_cli.errors import UsageProblem
 
 
 def init(
@@ -50,7 +51,7 @@ def init(
     from segdream_cli.asset import build_generators
     from segdream_cli.cli.jobs import slug
     from segdream_cli.files import check_output
-    from segdream_cli.initial import check_start, initial_gaussians
+    from segdream_cli.initial import SHAPES, check_start, initial_gaussians
     from segdream_cli.view_prompts import clean_prompt
     from segdream_cli.weights import profile_of
 
@@ -71,6 +72,11 @@ def init(
     path = output or Path(f"{slug(prompt)}-init.ply")
     picture = path.with_suffix(".png")
     check_start(settings.shape)
+    if count is not None and settings.shape not in SHAPES:
+        raise UsageProblem(
+            f"--count is for a sphere or a box, and this start is {settings.shape}",
+            hint=f"--init sphere --count {count}, or --init-points {count} for fewer of Point-E's points",
+        )
     formats.check_format(path, None)
     for file in [path, picture] if preview else [path]:
         check_output(file, force=force)

@@ -154,7 +154,7 @@ OUTPUTS = {
 @pytest.fixture
 def there(segdream, folder):
     """An asset, where a test wants one."""
-    segdream("init", BUS, "--count", "20", "-o", "there.ply", *TINY[:2])
+    segdream("init", BUS, "--init", "sphere", "--count", "20", "-o", "there.ply", *TINY[:2])
     return folder / "there.ply"
 
 

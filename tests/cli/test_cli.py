@@ -374,7 +374,7 @@ def test_init_writes_a_start_that_generate_takes(segdream):
 @pytest.fixture
 def asset(segdream):
     """A small asset."""
-    segdream("init", BUS, "--count", "50", "-o", "bus.ply", *TINY[:2])
+    segdream("init", BUS, "--init", "sphere", "--count", "50", "-o", "bus.ply", *TINY[:2])
     return Path("bus.ply")
 
 

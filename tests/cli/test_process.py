@@ -134,7 +134,7 @@ def test_kill_9_and_resume_give_the_bits_of_an_uninterrupted_run(tmp_path):
     """With the real networks: the checkpoint, not the process, holds everything the next step depends on."""
     arguments = (
         "generate", BUS, "--prior", MINI, "--device", "cpu", "--seed", "7", "--steps", "12", "--quiet",
-        "--set", "init.count=150", "--set", "densify.cap=200", "--set", "densify.start=1", "--set", "densify.every=4",
+        "--set", "init.copies=1", "--set", "densify.cap=600", "--set", "densify.start=1", "--set", "densify.every=4",
         "--set", "output.checkpoint_every=5",
     )  # fmt: skip
     whole = run([*REAL, *arguments, "-o", "whole.ply"], tmp_path)
@@ -150,7 +150,7 @@ def test_kill_9_and_resume_give_the_bits_of_an_uninterrupted_run(tmp_path):
     assert (tmp_path / "cut.ply").read_bytes() == (tmp_path / "whole.ply").read_bytes()
     events = [json.loads(line) for line in started.events.read_text().splitlines()]
     assert [event["step"] for event in events] == list(range(1, 13))
-    assert events[-1]["n_gaussians"] == [200]
+    assert events[-1]["n_gaussians"] == [600]
 
 
 def test_a_loop_that_reads_a_list_keeps_its_input(launcher, tmp_path):
@@ -196,7 +196,7 @@ def test_words_that_a_terminal_can_not_show(tmp_path):
     ended = run(command, tmp_path, env=plain)
     assert ended.returncode == 2
     assert "error: this prior does not know" in ended.stderr
-    cloud = [*REAL, "init", BUS, "--count", "9", "-o", "süß 日本.ply", "--prior", MINI]
+    cloud = [*REAL, "init", BUS, "--init", "sphere", "--count", "9", "-o", "süß 日本.ply", "--prior", MINI]
     ended = run(cloud, tmp_path, env=plain)
     assert (ended.returncode, ended.stdout) == (0, "süß 日本.ply\n"), ended.stderr
     assert (tmp_path / "süß 日本.ply").is_file()

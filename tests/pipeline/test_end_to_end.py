@@ -49,9 +49,9 @@ def bus(tmp_path_factory):
     """A yellow school bus, as the command line makes it."""
     path = tmp_path_factory.mktemp("bus") / "bus.ply"
     arguments = ["generate", "a yellow school bus", "-o", str(path), "--device", "cpu", "--prior", MINI, "--quiet"]
-    cost = ["--quality", "draft", "--steps", str(STEPS), "--set", "camera.batch=2", "--set", "init.count=1500"]
+    cost = ["--quality", "draft", "--steps", str(STEPS), "--set", "camera.batch=2"]
     with pytest.raises(SystemExit) as ended:
-        main([*arguments, *cost, "--set", "densify.cap=1500"])
+        main([*arguments, *cost])
     assert ended.value.code == 0
     return Gaussians.from_splats(formats.read(path))
 

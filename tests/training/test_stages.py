@@ -115,10 +115,11 @@ def test_hues_are_those_of_the_colour_wheel() -> None:
 
 
 def test_turned_hues_count_by_their_sine_where_the_picture_is_coloured() -> None:
-    turned = torch.tensor([colorsys.hsv_to_rgb(hue, 0.8, 0.9) for hue in (0.35, 0.3, 0.55, 0.3)])[:, :, None, None]
-    pictures = torch.tensor([colorsys.hsv_to_rgb(0.3, s, 0.9) for s in (0.6, 0.9, 0.6, 0.1)])[:, :, None, None]
+    """At multiples of 60 degrees, where the hexagon of HSV and the circle of the chroma plane agree."""
+    turned = torch.tensor([colorsys.hsv_to_rgb(k / 6, 0.8, 0.9) for k in (3, 2, 1, 2)])[:, :, None, None]
+    pictures = torch.tensor([colorsys.hsv_to_rgb(2 / 6, s, 0.9) for s in (0.6, 0.9, 0.6, 0.1)])[:, :, None, None]
     found = train_autoencoder.hue_sine(turned, pictures).flatten()
-    expected = [math.sin(2 * math.pi * (0.3 - hue)) for hue in (0.35, 0.3, 0.55)]
+    expected = [math.sin(math.pi / 3 * (2 - k)) for k in (3, 2, 1)]
     assert found.tolist() == pytest.approx([*expected, 0], abs=1e-5)
 
 
