@@ -26,7 +26,7 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.files import replacing
 from segdream_cli.formats import BANDS, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
 from segdream_cli.formats.ordering import along_z_curve
-from segdream_cli.formats.palette import CODES, clusters, codebook
+from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
 from segdream_cli.formats.spz_values import BYTE_LOGITS
 
@@ -70,42 +70,43 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     if palette is not None and not 1 <= palette <= PALETTE_LIMIT:
         raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}", hint="leave it out")
     turned = to_ply_frame(tidied(splats))
-    turned = turned.taken(along_z_curve(turned.means))
     meta: dict[str, Any] = {"version": 2, "asset": {"generator": f"segdream {__version__}"}, "count": len(splats)}
     if splats.provenance:
         text = json.dumps(dict(splats.provenance))
         meta["asset"]["extras"] = {"segdream": json.loads(text, parse_constant=lambda _: None)}  # players know no NaN
-    with ThreadPoolExecutor() as pool:  # libwebp works outside the interpreter's lock
-        # each is compressed while the next one is computed
-        pictures = {name: pool.submit(_webp, pixels) for name, pixels in _pictures(turned, meta, palette)}
+    with ThreadPoolExecutor() as pool:  # numpy and libwebp work outside the interpreter's lock
+        books = pool.map(codebook, (turned.log_scales, turned.sh0))  # for which any order will do
+        turned = turned.taken(along_z_curve(turned.means))
+        jobs = _pictures(turned, meta, books, palette)
+        pictures = {name: pool.submit(_webp, pixels) for name, pixels in jobs}
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
         for name, picture in pictures.items():
             bundle.writestr(zipfile.ZipInfo(name), picture.result())
         bundle.writestr(zipfile.ZipInfo(META), json.dumps(meta, allow_nan=False))
 
 
-def _pictures(splats: Splats, meta: dict[str, Any], palette: int | None) -> Iterator[tuple[str, Bytes]]:
-    """File name, pixels [h, w, 3 or 4]; what the reader needs besides is added to `meta`."""
+def _pictures(
+    splats: Splats, meta: dict[str, Any], books: Iterator[Float32s], palette: int | None
+) -> Iterator[tuple[str, Callable[[], Bytes]]]:
+    """File name, what computes its pixels [h, w, 3 or 4]; what the reader needs besides is added to `meta`."""
     logs = np.sign(splats.means) * np.log1p(np.abs(splats.means, dtype=np.float64))
     low, high = logs.min(axis=0), logs.max(axis=0)
     meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]}
     steps = np.rint((logs - low) / np.where(high > low, high - low, 1) * 65535).astype(np.uint16)
-    yield "means_l.webp", _square(steps & 255)
-    yield "means_u.webp", _square(steps >> 8)
-    scales, scale_bytes = codebook(splats.log_scales)
-    meta["scales"] = {"codebook": _short(scales), "files": ["scales.webp"]}
-    yield "scales.webp", _square(scale_bytes)
+    yield "means_l.webp", lambda: _square(steps & 255)
+    yield "means_u.webp", lambda: _square(steps >> 8)
     meta["quats"] = {"files": ["quats.webp"]}
-    yield "quats.webp", _square(_packed_quats(splats.quats))
-    colours, colour_bytes = codebook(splats.sh0)
-    alphas = np.rint(255 / (1 + np.exp(-splats.opacity_logits))).astype(np.uint8)
+    yield "quats.webp", lambda: _square(_packed_quats(splats.quats))
+    scales, colours = books
+    meta["scales"] = {"codebook": _short(scales), "files": ["scales.webp"]}
+    yield "scales.webp", lambda: _square(nearest_codes(scales, splats.log_scales))
     meta["sh0"] = {"codebook": _short(colours), "files": ["sh0.webp"]}
-    yield "sh0.webp", _square(np.concatenate([colour_bytes, alphas[:, None]], axis=1))
+    yield "sh0.webp", lambda: _square(_colours_and_alphas(colours, splats))
     n, k, _ = splats.shN.shape
     if not k:
         return
     entries, labels = clusters(splats.shN.reshape(n, 3 * k), palette or min(PALETTE_LIMIT, 1 << n.bit_length() - 1))
-    values, value_bytes = codebook(entries)
+    values = codebook(entries)
     meta["shN"] = {
         "count": len(entries),
         "bands": BANDS.index(k),
@@ -113,10 +114,16 @@ def _pictures(splats: Splats, meta: dict[str, Any], palette: int | None) -> Iter
         "files": ["shN_centroids.webp", "shN_labels.webp"],
     }
     sheet = np.zeros((-(-len(entries) // PALETTE_COLUMNS), PALETTE_COLUMNS * k, 3), np.uint8)
-    sheet.reshape(-1, k, 3)[: len(entries)] = value_bytes.reshape(-1, k, 3)
-    yield "shN_centroids.webp", sheet
+    sheet.reshape(-1, k, 3)[: len(entries)] = nearest_codes(values, entries).reshape(-1, k, 3)
+    yield "shN_centroids.webp", lambda: sheet
     label_bytes = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=1)
-    yield "shN_labels.webp", _square(label_bytes)
+    yield "shN_labels.webp", lambda: _square(label_bytes)
+
+
+def _colours_and_alphas(colours: Float32s, splats: Splats) -> Bytes:
+    """[n, 4]: three indices into a codebook, and the opacity."""
+    alphas = np.rint(255 / (1 + np.exp(-splats.opacity_logits))).astype(np.uint8)
+    return np.concatenate([nearest_codes(colours, splats.sh0), alphas[:, None]], axis=1)
 
 
 def _short(values: Float32s) -> list[float]:
@@ -143,10 +150,10 @@ def _square(rows: NDArray[Any]) -> Bytes:
     return pixels.reshape(height, width, channels)
 
 
-def _webp(pixels: Bytes) -> bytes:
+def _webp(pixels: Callable[[], Bytes]) -> bytes:
     stream = io.BytesIO()
     # exact keeps colours under an alpha of zero; more effort saves 0.2 % of the bytes in three times as long
-    Image.fromarray(pixels).save(stream, "WEBP", lossless=True, exact=True, quality=20, method=1)
+    Image.fromarray(pixels()).save(stream, "WEBP", lossless=True, exact=True, quality=20, method=1)
     return stream.getvalue()
 
 
