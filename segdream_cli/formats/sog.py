@@ -10,7 +10,6 @@ import io
 import json
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from segdream_cli import __version__
 from segdream_cli.errors import UsageProblem
 from segdream_cli.files import replacing
 from segdream_cli.formats import BANDS, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.formats.bundle import BROKEN, leads_out
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
@@ -47,7 +47,6 @@ SMALL_PICTURE = 1 << 16
 
 _SMALLER = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 """wxyz component that is largest -> the other three."""
-_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
@@ -168,7 +167,7 @@ def read(path: Path) -> Splats:
         stream.seek(0)
         try:
             bundle = zipfile.ZipFile(stream)
-        except _DAMAGED as problem:
+        except BROKEN as problem:
             raise UsageProblem(f"{path} is no .sog file: {problem}", hint=ANOTHER_FILE) from problem
         with bundle:
             source = _Source(path, size, bundle)
@@ -200,13 +199,13 @@ class _Source:
             return self.bundle.read(info)
         except KeyError as problem:
             raise self.damaged(f"there is no {name[:80]!r} in it") from problem
-        except _DAMAGED as problem:
+        except BROKEN as problem:
             raise self.damaged(f"{name} can't be unpacked: {problem}") from problem
 
     def meta(self) -> "_Meta":
         """What `meta.json` says, after a look at the names of all members."""
         for name in self.bundle.namelist():
-            if name.startswith(("/", "\\")) or ".." in name or ":" in name:
+            if leads_out(name):
                 raise self.damaged(f"the name {name[:80]!r} leads out of the bundle")
         try:
             found = json.loads(self.member(META, META_LIMIT))
@@ -231,7 +230,7 @@ class _Source:
         try:
             with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
                 pixels = np.asarray(image.convert("RGBA"))
-        except (*_DAMAGED, SyntaxError, Image.DecompressionBombError) as problem:
+        except (*BROKEN, SyntaxError, Image.DecompressionBombError) as problem:
             raise self.damaged(f"{name} can't be decoded: {problem}") from problem
         if pixels.shape[1::-1] != shape:
             raise self.damaged(f"{name} is not of the size that it claims")
