@@ -137,7 +137,10 @@ def export(
         sh=sh,
     )
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
-    for file in chain(*files):
+    planned = list(chain(*files))
+    for file in planned:
+        if planned.count(file) > 1:
+            raise UsageProblem(f"{file} would be written twice", hint="another name for each -o")
         check_output(file, force=force)
     splats = edited(read(asset), edits)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}

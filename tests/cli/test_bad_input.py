@@ -224,6 +224,9 @@ def test_unknown_formats(refused, there):
     refused(2, "no transparency", "render", "there.ply", "--background", "transparent", "-o", "a.mp4")
     refused(2, "at a time", "render", "there.ply", "--view", "0,0", "--turntable")
     refused(2, "--size", "render", "there.ply", "--size", "4", "--view", "0,0")
+    refused(2, ["a.png is a picture", "--view 45,20 -o a.png"], "render", "there.ply", "-o", "a.png")
+    refused(2, ["a folder", "-o a-frames"], "render", "there.ply", "--frames", "-o", "a.mp4")
+    refused(2, "a.spz would be written twice", "export", "there.ply", "-o", "a.spz", "-o", "a.spz")
 
 
 EDITS = [
