@@ -68,7 +68,8 @@ def nearest_codes(codes: Float32s, values: Float32s) -> NDArray[np.uint8]:
 
 def _rising_lloyd(ordered: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Lloyd's algorithm on rising values; a level without any moves to where the squared error is largest."""
-    sums, squares = (np.concatenate([[0], np.cumsum(ordered**power)]) for power in (1, 2))
+    sums = np.concatenate([[0], np.cumsum(ordered)])
+    squares = None
     for _ in range(CODEBOOK_STEPS):
         bounds = np.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
         bounds = np.concatenate([[0], bounds, [len(ordered)]])
@@ -77,6 +78,8 @@ def _rising_lloyd(ordered: NDArray[np.float64], levels: NDArray[np.float64]) -> 
         levels = np.where(counts, totals / np.maximum(counts, 1), levels)
         empty = np.flatnonzero(counts == 0)
         if len(empty):
+            if squares is None:
+                squares = np.concatenate([[0], np.cumsum(ordered**2)])
             errors = np.diff(squares[bounds]) - totals * levels * (counts > 0)
             worst = np.argsort(errors)[-len(empty) :]
             levels[empty] = (levels[worst] + ordered[bounds[worst + 1] - 1]) / 2  # the middle of its upper half

@@ -135,10 +135,14 @@ def _short(values: Float32s) -> list[float]:
 def _packed_quats(quats: Float32s) -> Bytes:
     """[n, 4] wxyz to the three smaller components and 252 + the index of the largest, which is made positive."""
     largest = np.argmax(np.abs(quats), axis=1)
-    sign = np.where(np.take_along_axis(quats, largest[:, None], axis=1) < 0, -1, 1)
-    smaller = np.take_along_axis(quats, _SMALLER[largest], axis=1) * sign  # within +-sqrt(1/2)
-    levels = np.clip(np.rint((smaller * np.sqrt(0.5) + 0.5) * 255), 0, 255)
-    return np.concatenate([levels, 252 + largest[:, None]], axis=1).astype(np.uint8)
+    flat, first = quats.reshape(-1), np.arange(0, quats.size, 4)
+    factor = np.copysign(np.float32(255 * np.sqrt(0.5)), flat.take(first + largest))
+    packed = np.empty(quats.shape, np.uint8)
+    for place in range(3):  # the smaller ones, within +-sqrt(1/2)
+        levels = flat.take(first + place + (largest <= place)) * factor + np.float32(127.5)
+        packed[:, place] = np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
+    packed[:, 3] = 252 + largest
+    return packed
 
 
 def _square(rows: NDArray[Any]) -> Bytes:
