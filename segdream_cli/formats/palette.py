@@ -49,7 +49,7 @@ def nearest_codes(codes: Float32s, values: Float32s) -> NDArray[np.uint8]:
     time of a binary search. Rounding can't mislead it, since it keeps the order of values and middles alike.
     """
     middles = (codes[1:].astype(np.float64) + codes[:-1]) / 2
-    width = max(middles[-1] - middles[0], np.finfo(np.float32).tiny)
+    width = max(middles[-1] - middles[0], float(np.finfo(np.float32).tiny))
 
     def cells(some: NDArray[Any]) -> NDArray[np.int32]:
         share: NDArray[np.float64] = (some - middles[0]) * (CELLS / width)

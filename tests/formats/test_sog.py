@@ -221,6 +221,10 @@ def test_codebook_of_outliers_and_of_few_values() -> None:
     codes = palette.codebook(few)
     indices = palette.nearest_codes(codes, few)
     np.testing.assert_array_equal(codes[indices], few)
+    for same in (0.0, -4.5, 3e38, 1e-45):
+        values = np.full((7, 3), same, np.float32)
+        codes = palette.codebook(values)
+        np.testing.assert_array_equal(codes[palette.nearest_codes(codes, values)], values)
 
 
 @pytest.mark.parametrize("count", [16, 256, 1024])
