@@ -152,7 +152,7 @@ def _checked_package(path: Path, stream: BinaryIO) -> int:
                         hint=ANOTHER_FILE,
                     )
             if sum(info.file_size for info in package.infolist()) > size:
-                raise UsageProblem(f"{path} is damaged: its files overlap", hint=ANOTHER_FILE)
+                raise UsageProblem(f"{path} is damaged: its files claim more than it holds", hint=ANOTHER_FILE)
             wrong = package.testzip()
     except BROKEN as problem:
         raise UsageProblem(f"{path} is no .usdz package: {problem}", hint=ANOTHER_FILE) from problem
@@ -194,10 +194,11 @@ def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
         if not parts:
             return f"holds no {SCHEMA}"
         splats = joined(parts, {})
+        note = str(layer.customLayerData.get(PROVENANCE, ""))
     except (pxr.Tf.ErrorException, ValueError, MemoryError) as problem:
         return "is damaged: " + " ".join(str(problem).split())[:200]
     arrays: dict[str, Any] = {item.name: getattr(splats, item.name) for item in dataclasses.fields(splats)[:6]}
-    arrays[PROVENANCE] = np.array(str(layer.customLayerData.get(PROVENANCE, "")))
+    arrays[PROVENANCE] = np.array(note)
     np.savez(target, **arrays)
     return ""
 

@@ -234,7 +234,7 @@ def test_packages_are_checked_before_the_library_sees_them(tmp_path: Path, monke
     with zipfile.ZipFile(tmp_path / "b.usdz", "a") as package:
         package.filelist.extend([package.filelist[0]] * 5)
         package._didModify = True
-    with pytest.raises(UsageProblem, match="overlap"):
+    with pytest.raises(UsageProblem, match="more than it holds"):
         read(tmp_path / "b.usdz")
 
 
