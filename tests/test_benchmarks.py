@@ -1,4 +1,7 @@
-"""The benchmark that needs a GPU, on a small model: every part runs, and a whole run goes on where it was stopped."""
+"""The benchmark that needs a GPU, on a small model: every part runs, and a whole run goes on where it was stopped.
+
+And some of the damaged files that all readers are tried on.
+"""
 
 import subprocess
 import sys
@@ -47,3 +50,16 @@ def test_a_whole_run_spans_two_commands(tmp_path: Path) -> None:
     done = benchmark("--whole", "--run", run)
     assert "steps 12, of 12" in done
     assert "finite True" in done
+
+
+def test_damaged_files_of_every_format_are_read_or_refused(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--count", "60", "--keep", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert {"ply", "compressed-ply", "splat", "spz", "spz4", "sog", "glb", "usdz"} <= {cells[0] for cells in found}
+    for name, files, read, refused, _, failed, *_ in found:
+        assert (files, failed) == ("60", "0"), done.stderr
+        assert int(read) + int(refused) == 60
+        assert 3 <= int(read) < 40, name  # neither harmless all, nor all refused for the same reason
+    assert not list(tmp_path.iterdir())

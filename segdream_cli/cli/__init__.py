@@ -4,18 +4,21 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from segdream_cli.cli import doctor, export, fetch, generate, init, render, view
 from segdream_cli.cli.output import Output
-from segdream_cli.errors import SegdreamError
+from segdream_cli.errors import SegdreamError, UsageProblem
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 usage, 3 environment, 4 weights, 5 out of memory, 6 output exists, "
     "7 diverged, 130 interrupted, 143 terminated."
 )
+
+_UsageError: Any = typer.BadParameter.__base__
+"""What Typer raises for a command line that it can't read; its own name for it is private."""
 
 app = typer.Typer(
     name="segdream",
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     # Python's own way to interrupt ends in a traceback while a library is being imported
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        app(args=arguments, prog_name="segdream")
+        code = _run(arguments)
     except SegdreamError as problem:
         if os.environ.get("SEGDREAM_DEBUG"):
             raise
@@ -66,4 +69,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
     finally:
         signal.signal(signal.SIGINT, before)
-    sys.exit(0)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs a command and returns its exit code, with Typer's complaints as errors of ours.
+
+    Raises:
+        SegdreamError: the command failed, or the command line is not one.
+    """
+    try:
+        code = app(args=arguments, prog_name="segdream", standalone_mode=False)
+    except _UsageError as problem:
+        said = problem.format_message().replace("Value error, ", "").rstrip(".")
+        if not said:  # nothing was given, and the help is on the screen
+            return int(problem.exit_code)
+        command = problem.ctx.command_path if problem.ctx else " ".join(["segdream", *arguments[:1]])
+        raise UsageProblem(said[0].lower() + said[1:], hint=f"{command} --help") from problem
+    return code if isinstance(code, int) else 0

@@ -137,13 +137,16 @@ def export(
         sh=sh,
     )
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
-    for file in chain(*files):
+    planned = list(chain(*files))
+    for file in planned:
+        if planned.count(file) > 1:
+            raise UsageProblem(f"{file} would be written twice", hint="another name for each -o")
         check_output(file, force=force)
     splats = edited(read(asset), edits)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     for path, name, written in zip(outputs, names, files, strict=True):
         options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
-        facts = _write(path, splats, name, options)
+        facts = _write(sink, path, splats, name, options)
         sink.result(path, asset=str(asset), bytes=sum(file.stat().st_size for file in written), **facts)
 
 
@@ -224,7 +227,7 @@ def _files(path: Path, name: str) -> list[Path]:
     return [path, path.with_suffix(".mtl"), path.with_suffix(".png")] if textured else [path]
 
 
-def _write(path: Path, splats: Any, name: str, options: Mapping[str, Any]) -> dict[str, object]:
+def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[str, Any]) -> dict[str, object]:
     """Writes an output, and returns what there is to say of it."""
     if name != MESH:
         from segdream_cli.formats import write
@@ -235,4 +238,15 @@ def _write(path: Path, splats: Any, name: str, options: Mapping[str, Any]) -> di
 
     made = mesh.extract(splats, **options)
     mesh.write(path, made)
-    return {"triangles": len(made.faces), "watertight": made.watertight}
+    lost = [f"{made.left_out:,} of its parts, the smallest, are left out"] if made.left_out else []
+    if made.resolution < mesh.RESOLUTION:
+        lost.append(f"a grid of {made.resolution} steps, not {mesh.RESOLUTION}, closes the smallest of its holes")
+    if lost:
+        sink.note(f"{path} is simpler than the asset: {' and '.join(lost)}; more --faces keeps more")
+    return {
+        "triangles": len(made.faces),
+        "watertight": made.watertight,
+        "parts": made.components,
+        "parts_left_out": made.left_out,
+        "grid": made.resolution,
+    }

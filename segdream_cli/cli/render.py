@@ -292,13 +292,19 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
         UsageProblem, OutputExists: its suffix, its folder or its being there already.
     """
     from segdream_cli.files import check_output
-    from segdream_cli.video import check_suffix
+    from segdream_cli.video import SUFFIXES, check_suffix
 
     if kind == FRAMES:
+        if path.suffix.lower() in (*SUFFIXES, ".png"):
+            raise UsageProblem(f"{kind} go into a folder, and {path} is named as a file", hint=f"-o {path.stem}-frames")
         there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
         check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
         return
     if kind in (TURNTABLE, FILM):
+        if path.suffix.lower() == ".png":
+            raise UsageProblem(
+                f"a {kind} is a film, and {path} is a picture", hint=f"--view 45,20 -o {path}, or --contact-sheet"
+            )
         check_suffix(path)
     elif path.suffix.lower() != ".png":
         raise UsageProblem(f"a {kind} is a PNG file, and {path} is not named so", hint=f"-o {path.with_suffix('.png')}")

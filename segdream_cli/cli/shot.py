@@ -144,10 +144,14 @@ class Shot:
         write_video(path, (to_uint8(picture) for picture in self.pictures(move, precise=False)), fps)
 
     def frames(self, folder: Path, move: Move) -> None:
-        """Writes a move as numbered pictures, depth in 16 bits."""
+        """Writes a move as numbered pictures, depth in 16 bits; of an earlier, longer move none is left."""
         folder.mkdir(exist_ok=True)
         for number, picture in enumerate(self.pictures(move, precise=True)):
             write_png(folder / f"frame-{number:04d}.png", picture, self._about(move))
+        kept = {f"frame-{number:04d}.png" for number in range(len(move[0]))}
+        for path in folder.glob("frame-[0-9][0-9][0-9][0-9].png"):
+            if path.name not in kept:
+                path.unlink()
 
     def still(self, path: Path, move: Move) -> None:
         """Writes a move of one view as a picture, depth in 16 bits."""

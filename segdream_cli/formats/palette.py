@@ -4,6 +4,7 @@ What `sog` needs to write 256 values for a million, and 65536 entries for a mill
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ CODES = 256
 CODEBOOK_STEPS = 100
 KNOTS = 2048
 """Quantiles that stand for a density."""
+CELLS = 1 << 16
+"""Of the table that finds the nearest code."""
 LLOYD_STEPS = 5
 """After these the error falls by less than 1 %."""
 SHARED_PRODUCT = 1 << 18
@@ -23,8 +26,8 @@ SHARED_PRODUCT = 1 << 18
 CACHED_VALUES = 1 << 17
 
 
-def codebook(values: Float32s) -> tuple[Float32s, NDArray[np.uint8]]:
-    """256 rising values, and for each of `values` the index of the nearest, in its shape.
+def codebook(values: Float32s) -> Float32s:
+    """256 rising values that stand for all of `values`.
 
     One-dimensional k-means: from the quantiles of the cube root of the density (Panter and Dite), which is optimal
     for many levels, by Lloyd's steps on cumulative sums. Up to 256 different values are kept as they are.
@@ -36,15 +39,37 @@ def codebook(values: Float32s) -> tuple[Float32s, NDArray[np.uint8]]:
         mass = np.cumsum(np.diff(knots, prepend=knots[0]) ** (2 / 3))  # width times the cube root of 1 / width
         levels = np.interp((np.arange(CODES) + 0.5) / CODES * mass[-1], mass, knots)
         levels = _rising_lloyd(ordered, levels)
-    padded = np.pad(levels, (0, CODES - len(levels)), mode="edge").astype(np.float32)
-    middles = (padded[1:].astype(np.float64) + padded[:-1]) / 2
-    indices = np.searchsorted(middles, values).astype(np.uint8)
-    return padded, indices
+    return np.pad(levels, (0, CODES - len(levels)), mode="edge").astype(np.float32)
+
+
+def nearest_codes(codes: Float32s, values: Float32s) -> NDArray[np.uint8]:
+    """For each of `values` the index of the nearest of the 256 rising `codes`, in its shape.
+
+    A table of equal cells tells all but those that share a cell with the middle between two codes: a tenth of the
+    time of a binary search. Rounding can't mislead it, since it keeps the order of values and middles alike.
+    """
+    middles = (codes[1:].astype(np.float64) + codes[:-1]) / 2
+    width = max(middles[-1] - middles[0], float(np.finfo(np.float32).tiny))
+
+    def cells(some: NDArray[Any]) -> NDArray[np.int32]:
+        share: NDArray[np.float64] = (some - middles[0]) * (CELLS / width)
+        return np.clip(share, 0, CELLS, out=share).astype(np.int32)
+
+    flat = values.reshape(-1)
+    places, own = cells(middles), cells(flat)
+    table = np.searchsorted(places, np.arange(CELLS + 1)).astype(np.uint8)
+    indices = table.take(own)
+    shared = np.zeros(CELLS + 1, bool)
+    shared[places] = True
+    unsure = np.flatnonzero(shared.take(own))
+    indices[unsure] = np.searchsorted(middles, flat[unsure])
+    return indices.reshape(values.shape)
 
 
 def _rising_lloyd(ordered: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Lloyd's algorithm on rising values; a level without any moves to where the squared error is largest."""
-    sums, squares = (np.concatenate([[0], np.cumsum(ordered**power)]) for power in (1, 2))
+    sums = np.concatenate([[0], np.cumsum(ordered)])
+    squares = None
     for _ in range(CODEBOOK_STEPS):
         bounds = np.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
         bounds = np.concatenate([[0], bounds, [len(ordered)]])
@@ -53,6 +78,8 @@ def _rising_lloyd(ordered: NDArray[np.float64], levels: NDArray[np.float64]) -> 
         levels = np.where(counts, totals / np.maximum(counts, 1), levels)
         empty = np.flatnonzero(counts == 0)
         if len(empty):
+            if squares is None:
+                squares = np.concatenate([[0], np.cumsum(ordered**2)])
             errors = np.diff(squares[bounds]) - totals * levels * (counts > 0)
             worst = np.argsort(errors)[-len(empty) :]
             levels[empty] = (levels[worst] + ordered[bounds[worst + 1] - 1]) / 2  # the middle of its upper half

@@ -200,9 +200,10 @@ def _without_padding(rest: Float32s) -> Float32s:
     """[n, 3k] channel-major, as in the file, to [n, k, 3] without the highest bands where all is zero."""
     by_channel = rest.reshape(len(rest), 3, -1)  # [n, 3, k]
     k = by_channel.shape[2]
-    for lower in (8, 3, 0):
-        if k > lower and not by_channel[:, :, lower:k].any():
-            k = lower
+    with np.errstate(invalid="ignore"):  # a signalling NaN is found later on
+        for lower in (8, 3, 0):
+            if k > lower and not by_channel[:, :, lower:k].any():
+                k = lower
     return np.ascontiguousarray(by_channel[:, :, :k].transpose(0, 2, 1))
 
 

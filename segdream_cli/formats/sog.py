@@ -10,7 +10,6 @@ import io
 import json
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +24,9 @@ from segdream_cli import __version__
 from segdream_cli.errors import UsageProblem
 from segdream_cli.files import replacing
 from segdream_cli.formats import BANDS, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.formats.bundle import BROKEN, leads_out
 from segdream_cli.formats.ordering import along_z_curve
-from segdream_cli.formats.palette import CODES, clusters, codebook
+from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
 from segdream_cli.formats.spz_values import BYTE_LOGITS
 
@@ -34,6 +34,8 @@ Bytes = NDArray[np.uint8]
 
 PALETTE_LIMIT = 1 << 16
 """Labels are 16 bits."""
+NOISE = "means_l.webp"
+"""The low bytes of positions, where looking for patterns finds none."""
 PALETTE_COLUMNS = 64
 """Entries in a row of the palette's picture; each takes a pixel a coefficient."""
 
@@ -47,7 +49,6 @@ SMALL_PICTURE = 1 << 16
 
 _SMALLER = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 """wxyz component that is largest -> the other three."""
-_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
@@ -70,42 +71,43 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     if palette is not None and not 1 <= palette <= PALETTE_LIMIT:
         raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}", hint="leave it out")
     turned = to_ply_frame(tidied(splats))
-    turned = turned.taken(along_z_curve(turned.means))
     meta: dict[str, Any] = {"version": 2, "asset": {"generator": f"segdream {__version__}"}, "count": len(splats)}
     if splats.provenance:
         text = json.dumps(dict(splats.provenance))
         meta["asset"]["extras"] = {"segdream": json.loads(text, parse_constant=lambda _: None)}  # players know no NaN
-    with ThreadPoolExecutor() as pool:  # libwebp works outside the interpreter's lock
-        # each is compressed while the next one is computed
-        pictures = {name: pool.submit(_webp, pixels) for name, pixels in _pictures(turned, meta, palette)}
+    with ThreadPoolExecutor() as pool:  # numpy and libwebp work outside the interpreter's lock
+        books = pool.map(codebook, (turned.log_scales, turned.sh0))  # for which any order will do
+        turned = turned.taken(along_z_curve(turned.means))
+        jobs = _pictures(turned, meta, books, palette)
+        pictures = {name: pool.submit(_webp, pixels, 0 if name == NOISE else 1) for name, pixels in jobs}
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
         for name, picture in pictures.items():
             bundle.writestr(zipfile.ZipInfo(name), picture.result())
         bundle.writestr(zipfile.ZipInfo(META), json.dumps(meta, allow_nan=False))
 
 
-def _pictures(splats: Splats, meta: dict[str, Any], palette: int | None) -> Iterator[tuple[str, Bytes]]:
-    """File name, pixels [h, w, 3 or 4]; what the reader needs besides is added to `meta`."""
+def _pictures(
+    splats: Splats, meta: dict[str, Any], books: Iterator[Float32s], palette: int | None
+) -> Iterator[tuple[str, Callable[[], Bytes]]]:
+    """File name, what computes its pixels [h, w, 3 or 4]; what the reader needs besides is added to `meta`."""
     logs = np.sign(splats.means) * np.log1p(np.abs(splats.means, dtype=np.float64))
     low, high = logs.min(axis=0), logs.max(axis=0)
-    meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]}
+    meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": [NOISE, "means_u.webp"]}
     steps = np.rint((logs - low) / np.where(high > low, high - low, 1) * 65535).astype(np.uint16)
-    yield "means_l.webp", _square(steps & 255)
-    yield "means_u.webp", _square(steps >> 8)
-    scales, scale_bytes = codebook(splats.log_scales)
-    meta["scales"] = {"codebook": _short(scales), "files": ["scales.webp"]}
-    yield "scales.webp", _square(scale_bytes)
+    yield NOISE, lambda: _square(steps & 255)
+    yield "means_u.webp", lambda: _square(steps >> 8)
     meta["quats"] = {"files": ["quats.webp"]}
-    yield "quats.webp", _square(_packed_quats(splats.quats))
-    colours, colour_bytes = codebook(splats.sh0)
-    alphas = np.rint(255 / (1 + np.exp(-splats.opacity_logits))).astype(np.uint8)
+    yield "quats.webp", lambda: _square(_packed_quats(splats.quats))
+    scales, colours = books
+    meta["scales"] = {"codebook": _short(scales), "files": ["scales.webp"]}
+    yield "scales.webp", lambda: _square(nearest_codes(scales, splats.log_scales))
     meta["sh0"] = {"codebook": _short(colours), "files": ["sh0.webp"]}
-    yield "sh0.webp", _square(np.concatenate([colour_bytes, alphas[:, None]], axis=1))
+    yield "sh0.webp", lambda: _square(_colours_and_alphas(colours, splats))
     n, k, _ = splats.shN.shape
     if not k:
         return
     entries, labels = clusters(splats.shN.reshape(n, 3 * k), palette or min(PALETTE_LIMIT, 1 << n.bit_length() - 1))
-    values, value_bytes = codebook(entries)
+    values = codebook(entries)
     meta["shN"] = {
         "count": len(entries),
         "bands": BANDS.index(k),
@@ -113,10 +115,16 @@ def _pictures(splats: Splats, meta: dict[str, Any], palette: int | None) -> Iter
         "files": ["shN_centroids.webp", "shN_labels.webp"],
     }
     sheet = np.zeros((-(-len(entries) // PALETTE_COLUMNS), PALETTE_COLUMNS * k, 3), np.uint8)
-    sheet.reshape(-1, k, 3)[: len(entries)] = value_bytes.reshape(-1, k, 3)
-    yield "shN_centroids.webp", sheet
+    sheet.reshape(-1, k, 3)[: len(entries)] = nearest_codes(values, entries).reshape(-1, k, 3)
+    yield "shN_centroids.webp", lambda: sheet
     label_bytes = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=1)
-    yield "shN_labels.webp", _square(label_bytes)
+    yield "shN_labels.webp", lambda: _square(label_bytes)
+
+
+def _colours_and_alphas(colours: Float32s, splats: Splats) -> Bytes:
+    """[n, 4]: three indices into a codebook, and the opacity."""
+    alphas = np.rint(255 / (1 + np.exp(-splats.opacity_logits))).astype(np.uint8)
+    return np.concatenate([nearest_codes(colours, splats.sh0), alphas[:, None]], axis=1)
 
 
 def _short(values: Float32s) -> list[float]:
@@ -127,10 +135,14 @@ def _short(values: Float32s) -> list[float]:
 def _packed_quats(quats: Float32s) -> Bytes:
     """[n, 4] wxyz to the three smaller components and 252 + the index of the largest, which is made positive."""
     largest = np.argmax(np.abs(quats), axis=1)
-    sign = np.where(np.take_along_axis(quats, largest[:, None], axis=1) < 0, -1, 1)
-    smaller = np.take_along_axis(quats, _SMALLER[largest], axis=1) * sign  # within +-sqrt(1/2)
-    levels = np.clip(np.rint((smaller * np.sqrt(0.5) + 0.5) * 255), 0, 255)
-    return np.concatenate([levels, 252 + largest[:, None]], axis=1).astype(np.uint8)
+    flat, first = quats.reshape(-1), np.arange(0, quats.size, 4)
+    factor = np.copysign(np.float32(255 * np.sqrt(0.5)), flat.take(first + largest))
+    packed = np.empty(quats.shape, np.uint8)
+    for place in range(3):  # the smaller ones, within +-sqrt(1/2)
+        levels = flat.take(first + place + (largest <= place)) * factor + np.float32(127.5)
+        packed[:, place] = np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
+    packed[:, 3] = 252 + largest
+    return packed
 
 
 def _square(rows: NDArray[Any]) -> Bytes:
@@ -143,10 +155,10 @@ def _square(rows: NDArray[Any]) -> Bytes:
     return pixels.reshape(height, width, channels)
 
 
-def _webp(pixels: Bytes) -> bytes:
+def _webp(pixels: Callable[[], Bytes], effort: int) -> bytes:
     stream = io.BytesIO()
-    # exact keeps colours under an alpha of zero; more effort saves 0.2 % of the bytes in three times as long
-    Image.fromarray(pixels).save(stream, "WEBP", lossless=True, exact=True, quality=20, method=1)
+    # exact keeps colours under an alpha of zero; an effort above 1 saves 0.2 % of the bytes in three times as long
+    Image.fromarray(pixels()).save(stream, "WEBP", lossless=True, exact=True, quality=20, method=effort)
     return stream.getvalue()
 
 
@@ -161,7 +173,7 @@ def read(path: Path) -> Splats:
         stream.seek(0)
         try:
             bundle = zipfile.ZipFile(stream)
-        except _DAMAGED as problem:
+        except BROKEN as problem:
             raise UsageProblem(f"{path} is no .sog file: {problem}", hint=ANOTHER_FILE) from problem
         with bundle:
             source = _Source(path, size, bundle)
@@ -193,13 +205,13 @@ class _Source:
             return self.bundle.read(info)
         except KeyError as problem:
             raise self.damaged(f"there is no {name[:80]!r} in it") from problem
-        except _DAMAGED as problem:
+        except BROKEN as problem:
             raise self.damaged(f"{name} can't be unpacked: {problem}") from problem
 
     def meta(self) -> "_Meta":
         """What `meta.json` says, after a look at the names of all members."""
         for name in self.bundle.namelist():
-            if name.startswith(("/", "\\")) or ".." in name or ":" in name:
+            if leads_out(name):
                 raise self.damaged(f"the name {name[:80]!r} leads out of the bundle")
         try:
             found = json.loads(self.member(META, META_LIMIT))
@@ -224,7 +236,7 @@ class _Source:
         try:
             with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
                 pixels = np.asarray(image.convert("RGBA"))
-        except (*_DAMAGED, SyntaxError, Image.DecompressionBombError) as problem:
+        except (*BROKEN, SyntaxError, Image.DecompressionBombError) as problem:
             raise self.damaged(f"{name} can't be decoded: {problem}") from problem
         if pixels.shape[1::-1] != shape:
             raise self.damaged(f"{name} is not of the size that it claims")

@@ -10,13 +10,14 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from segdream_cli import __version__
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.files import replacing
 from segdream_cli.formats import Float32s, Splats, joined, not_finite, tidied
+from segdream_cli.formats.bundle import BROKEN, leads_out
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
 from segdream_cli.formats.similarity import Float64s, moved
 
@@ -35,6 +37,9 @@ EARLIEST = 365 * 10 * 86400 + 7 * 86400
 """Seconds; a few days into 1980, where a zip's dates begin."""
 MEMORY, SECONDS = 2 << 30, 30
 """Bytes and processor time that reading any file may take; a large one gets more."""
+PATIENCE = 10
+"""Times that as long by the clock, for machines with other work."""
+UNREADABLE = "is damaged: the library could not read it"
 Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 """Takes a stage whose z axis is up to the inner frame."""
 
@@ -102,7 +107,8 @@ def read(path: Path) -> Splats:
     """All Gaussians of a package's stage, where its transforms place them, in the inner frame.
 
     Lengths are taken in units of the stage, whatever a metre is there. Spherical harmonics above degree 3 are left
-    out. The library works in a process of its own: about one damaged file in 200 makes it crash or hang.
+    out. The package is checked here, sums included, so that accidental damage never gets further; the library works
+    in a process of its own, since a file made for it can crash or hang it.
 
     Raises:
         EnvironmentProblem: the extra "usd" is not installed.
@@ -110,18 +116,11 @@ def read(path: Path) -> Splats:
     """
     _Pxr.load()
     with opened(path) as stream:
-        if stream.read(4) != b"PK\x03\x04":
-            raise UsageProblem(f"{path} is no .usdz package", hint=ANOTHER_FILE)
-        size = stream.seek(0, io.SEEK_END)
+        size = _checked_package(path, stream)
     with TemporaryDirectory(prefix="segdream-") as folder:
         target = Path(folder) / "splats.npz"
-        limits = str(MEMORY + 64 * size), str(SECONDS + size // 1_000_000)
-        command = [sys.executable, "-m", __name__, str(path.resolve()), str(target), *limits]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run(command, capture_output=True, check=False, env=environment)
-        if done.returncode:
-            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()  # the library's own words come first
-            said = lines[-1] if done.returncode == 1 and lines else "is damaged: the library could not read it"
+        said = _apart(path, target, MEMORY + 64 * size, SECONDS + size // 1_000_000)
+        if said:
             raise UsageProblem(f"{path} {said}", hint=ANOTHER_FILE)
         with np.load(target, allow_pickle=False) as found:
             arrays = dict(found)
@@ -129,6 +128,51 @@ def read(path: Path) -> Splats:
     splats = Splats(**arrays, provenance=provenance)
     refuse_not_finite(path, not_finite(splats), len(splats))
     return tidied(splats)
+
+
+def _checked_package(path: Path, stream: BinaryIO) -> int:
+    """The size of a package whose members are stored as they are, in their place, with the right sums.
+
+    Raises:
+        UsageProblem: it is none.
+    """
+    if stream.read(4) != b"PK\x03\x04":
+        raise UsageProblem(f"{path} is no .usdz package", hint=ANOTHER_FILE)
+    size = stream.seek(0, io.SEEK_END)
+    try:
+        with zipfile.ZipFile(stream) as package:
+            for info in package.infolist():
+                if leads_out(info.filename):
+                    raise UsageProblem(
+                        f"{path} is damaged: the name {info.filename[:80]!r} leads out of it", hint=ANOTHER_FILE
+                    )
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                    raise UsageProblem(
+                        f"{path} is damaged: {info.filename[:80]!r} is compressed, which this format forbids",
+                        hint=ANOTHER_FILE,
+                    )
+            if sum(info.file_size for info in package.infolist()) > size:
+                raise UsageProblem(f"{path} is damaged: its files claim more than it holds", hint=ANOTHER_FILE)
+            wrong = package.testzip()
+    except BROKEN as problem:
+        raise UsageProblem(f"{path} is no .usdz package: {problem}", hint=ANOTHER_FILE) from problem
+    if wrong is not None:
+        raise UsageProblem(f"{path} is damaged: the sum of {wrong[:80]!r} is wrong", hint=ANOTHER_FILE)
+    return size
+
+
+def _apart(path: Path, target: Path, memory: int, seconds: int) -> str:
+    """`_read_here` in a process of its own; whatever becomes of it, what is wrong with the file, or nothing."""
+    command = [sys.executable, "-m", __name__, str(path.resolve()), str(target), str(memory), str(seconds)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, env=environment, timeout=PATIENCE * seconds)
+    except subprocess.TimeoutExpired:  # it waits for itself, which takes no processor time
+        return UNREADABLE
+    if done.returncode == 0:
+        return ""
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()  # the library's own words come first
+    return lines[-1] if done.returncode == 1 and lines else UNREADABLE
 
 
 def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
@@ -150,10 +194,11 @@ def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
         if not parts:
             return f"holds no {SCHEMA}"
         splats = joined(parts, {})
+        note = str(layer.customLayerData.get(PROVENANCE, ""))
     except (pxr.Tf.ErrorException, ValueError, MemoryError) as problem:
         return "is damaged: " + " ".join(str(problem).split())[:200]
     arrays: dict[str, Any] = {item.name: getattr(splats, item.name) for item in dataclasses.fields(splats)[:6]}
-    arrays[PROVENANCE] = np.array(str(layer.customLayerData.get(PROVENANCE, "")))
+    arrays[PROVENANCE] = np.array(note)
     np.savez(target, **arrays)
     return ""
 

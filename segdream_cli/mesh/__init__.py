@@ -34,14 +34,22 @@ Indices = NDArray[np.int64]
 
 SUFFIXES = (".glb", ".obj")
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
-FIRST_LOOK = 64
-"""Resolution of the grid that finds where the solid is."""
+RESOLUTION, FIRST_LOOK = 192, 64
+"""Steps of the grid along the longest side of the solid, and of the one that finds where it is."""
 MARGIN = 1.25
 """Half side of its box, in radii of the asset."""
 CARE = 3
 """Aggressiveness of the simplification, 0 to 10; from 7 on it tears a mesh in three."""
 CRUMB = 0.02
 """Parts with less than this share of the largest part's volume are left out."""
+MOST_TIMES = 4
+"""Times the triangles asked for that a mesh may have to stay closed; if it takes more, the grid is made coarser."""
+SPONGE = 20
+"""Triangles on a grid of so many steps squared from which on simplifying is not tried; a ball has six."""
+COARSER, COARSEST = 0.6, 32
+"""Factor on the steps of the grid, and where it ends."""
+FACES_OF_PART = 100
+"""Triangles that a part needs to look like something: with fewer for each, the smallest parts are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,10 @@ class Mesh:
     """Whether every edge belongs to two triangles, once the seams are closed."""
     components: int
     """Parts that do not touch."""
+    left_out: int
+    """Parts that are not in it, since there are too many for its triangles."""
+    resolution: int
+    """Steps of the grid along its longest side: fewer than asked for where its holes were too many."""
     coverage: float
     """Share of the surface that some picture shows; the rest of the texture is filled in from around it."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +82,7 @@ class Mesh:
 def extract(
     splats: Splats,
     *,
-    resolution: int = 192,
+    resolution: int = RESOLUTION,
     faces: int = 20_000,
     texture_size: int = 1024,
     opacity: float = 0.5,
@@ -81,7 +93,8 @@ def extract(
     Args:
         splats: the asset.
         resolution: cells of the grid along the longest side of the solid; detail below a cell is lost.
-        faces: triangles aimed at; there are more where fewer would tear the surface.
+        faces: triangles aimed at; there are more where fewer would tear the surface, and where more than four times
+            as many did not do, as in a sponge, the grid is coarser.
         texture_size: side of the texture in pixels.
         opacity: what a straight line from outside must have passed at the surface; less keeps fainter and thinner
             parts and makes all of it thicker.
@@ -93,11 +106,17 @@ def extract(
     """
     libraries = {name: _library(name) for name in ("skimage.measure", "trimesh", "fast_simplification", "xatlas")}
     require_finite(splats)
-    solid, level = _solid(splats, resolution, opacity)
-    vertices, triangles, _, _ = libraries["skimage.measure"].marching_cubes(
-        solid.values, level, spacing=(solid.step,) * 3, gradient_direction="ascent", allow_degenerate=False
-    )
-    closed = _fewer(libraries, (vertices + solid.origin).astype(np.float32), triangles, faces)
+    closed = None
+    while closed is None:
+        solid, level, left_out = _solid(splats, resolution, opacity, max(1, faces // FACES_OF_PART))
+        vertices, triangles, _, _ = libraries["skimage.measure"].marching_cubes(
+            solid.values, level, spacing=(solid.step,) * 3, gradient_direction="ascent", allow_degenerate=False
+        )
+        most = MOST_TIMES * faces if len(triangles) < SPONGE * resolution**2 else 0
+        if resolution <= COARSEST:
+            most = max(faces, 2 * len(triangles))  # enough to end without simplifying
+        closed = _fewer(libraries, (vertices + solid.origin).astype(np.float32), triangles, faces, most)
+        resolution, used = max(COARSEST, int(COARSER * resolution)), resolution
     kept, corners, uvs = _unwrapped(libraries["xatlas"], closed, texture_size)
     texture, coverage = bake(splats, closed, corners, uvs, texture_size, solid.step, device or torch.device("cpu"))
     return Mesh(
@@ -108,6 +127,8 @@ def extract(
         texture=texture,
         watertight=bool(closed.is_watertight and closed.is_winding_consistent),
         components=int(closed.body_count),
+        left_out=left_out,
+        resolution=used,
         coverage=coverage,
         provenance=dict(splats.provenance),
     )
@@ -146,16 +167,17 @@ def _library(name: str) -> Any:
         ) from problem
 
 
-def _solid(splats: Splats, resolution: int, opacity: float) -> tuple[Field, float]:
-    """The opacity field around the solid, with all parts of it but crumbs, and its value at the surface.
+def _solid(splats: Splats, resolution: int, opacity: float, most: int) -> tuple[Field, float, int]:
+    """The opacity field around the solid, its value at the surface, and how many parts are left out of it.
 
-    The value is what a line has passed half way through something that hides by `opacity` as a whole, so that the
-    outline of the mesh is where pictures are that opaque.
+    Those are all beyond the `most` largest; crumbs are left out and not counted. The value is what a line has passed
+    half way through something that hides by `opacity` as a whole, so that the outline of the mesh is where pictures
+    are that opaque.
     """
     level = 1 - math.sqrt(1 - opacity)
     center, radius = bounds(Gaussians.from_splats(splats))
     low, high = center.numpy() + np.float32(MARGIN * radius) * np.array([[-1], [1]], np.float32)
-    first = _without_crumbs(opacity_field(splats, low, high, FIRST_LOOK), level)
+    first, _ = _without_crumbs(opacity_field(splats, low, high, FIRST_LOOK), level)
     nodes = np.argwhere(first.values > level)
     if not len(nodes):
         raise SegdreamError(
@@ -165,26 +187,33 @@ def _solid(splats: Splats, resolution: int, opacity: float) -> tuple[Field, floa
     ends = np.stack([nodes.min(axis=0) - 2, nodes.max(axis=0) + 2]).astype(np.float32)
     low = first.origin + np.float32(first.step) * ends[0]
     high = first.origin + np.float32(first.step) * ends[1]
-    return _without_crumbs(opacity_field(splats, low, high, resolution), level), level
+    solid, left_out = _without_crumbs(opacity_field(splats, low, high, resolution), level, most)
+    return solid, level, left_out
 
 
-def _without_crumbs(solid: Field, level: float) -> Field:
-    """The field without small parts and without hollows that are closed all around."""
+def _without_crumbs(solid: Field, level: float, most: int | None = None) -> tuple[Field, int]:
+    """The field without crumbs, closed hollows and all parts but the `most` largest; how many parts were too many."""
     label = _library("skimage.measure").label
     parts = label(solid.values > level)
     sizes = np.bincount(parts.ravel())
-    small = sizes < CRUMB * sizes[1:].max(initial=0)
+    sizes[0] = 0  # what is no part
+    small = sizes < CRUMB * sizes.max()
     small[0] = False
+    left_out = 0
+    if most is not None:
+        surplus = np.argsort(-sizes[1:], kind="stable")[most:] + 1
+        left_out = int((~small[surplus]).sum())
+        small[surplus] = True
     values = np.where(small[parts], np.float32(0), solid.values)
     outside = label(values <= level, connectivity=1)
     hollow = (outside != outside[0, 0, 0]) & (outside > 0)
-    return Field(np.where(hollow, np.float32(1), values), solid.origin, solid.step)
+    return Field(np.where(hollow, np.float32(1), values), solid.origin, solid.step), left_out
 
 
-def _fewer(libraries: Mapping[str, Any], points: Floats, triangles: Indices, faces: int) -> Any:
-    """A closed trimesh with about `faces` triangles, or as many more as it takes to keep it closed."""
+def _fewer(libraries: Mapping[str, Any], points: Floats, triangles: Indices, faces: int, most: int) -> Any:
+    """A closed trimesh with about `faces` triangles, or as many more as it takes; None if that is more than `most`."""
     count = faces
-    while True:
+    while count <= most:
         if count < len(triangles):
             kept = libraries["fast_simplification"].simplify(points, triangles, target_count=count, agg=CARE)
         else:
@@ -193,6 +222,7 @@ def _fewer(libraries: Mapping[str, Any], points: Floats, triangles: Indices, fac
         if count >= len(triangles) or (fewer.is_watertight and fewer.is_winding_consistent):
             return fewer
         count *= 2
+    return None
 
 
 def _unwrapped(xatlas: Any, closed: Any, size: int) -> tuple[Indices, Indices, Floats]:

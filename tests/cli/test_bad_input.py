@@ -1,5 +1,6 @@
 """What can't work ends with its exit code, names the thing, says what to type next, and leaves nothing behind."""
 
+import json
 import os
 import shlex
 import tempfile
@@ -27,7 +28,8 @@ def refused(segdream, folder):
         assert done.out == ""
         for word in [words] if isinstance(words, str) else words:
             assert word in done.err
-        assert "hint:" in done.err or "Try 'segdream" in done.err
+        assert done.err.startswith("error: ")
+        assert "hint: " in done.err
         assert contents(folder) == before
         return done
 
@@ -94,6 +96,32 @@ def test_a_prompt_of_ten_thousand_characters_is_not_repeated(refused):
 )
 def test_option_values(refused, arguments, words):
     refused(2, words, *generate(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("export", "a.ply", "--form", "spz"), ["no such option: --form", "--format", "hint: segdream export --help"]),
+        (("expor", "a.ply"), ["no such command 'expor'", "'export'", "hint: segdream --help"]),
+        (("export", "a.ply", "-o"), ["'-o' requires an argument", "hint: segdream export --help"]),
+        (("view", "a.ply", "b.ply"), ["(b.ply)", "hint: segdream view --help"]),
+        (("render", "a.ply", "--channel", "gray"), ["'gray' is not one of", "hint: segdream render --help"]),
+    ],
+)
+def test_command_lines_that_are_none(refused, segdream, arguments, words):
+    """In our words, and as an object where objects are asked for."""
+    refused(2, words, *arguments)
+    said = json.loads(segdream(*arguments[:2], "--json", *arguments[2:]).out)
+    assert (said["event"], said["exit_code"]) == ("error", 2)
+    assert said["message"] in refused(2, words, *arguments).err
+
+
+@pytest.mark.parametrize("arguments", [(), ("export",)])
+def test_nothing_given_shows_the_help(segdream, arguments):
+    done = segdream(*arguments)
+    assert done.code == 2
+    assert "Usage: segdream" in done.out + done.err
+    assert "error:" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -196,6 +224,9 @@ def test_unknown_formats(refused, there):
     refused(2, "no transparency", "render", "there.ply", "--background", "transparent", "-o", "a.mp4")
     refused(2, "at a time", "render", "there.ply", "--view", "0,0", "--turntable")
     refused(2, "--size", "render", "there.ply", "--size", "4", "--view", "0,0")
+    refused(2, ["a.png is a picture", "--view 45,20 -o a.png"], "render", "there.ply", "-o", "a.png")
+    refused(2, ["a folder", "-o a-frames"], "render", "there.ply", "--frames", "-o", "a.mp4")
+    refused(2, "a.spz would be written twice", "export", "there.ply", "-o", "a.spz", "-o", "a.spz")
 
 
 EDITS = [

@@ -198,6 +198,14 @@ def test_depth_in_16_bits_has_one_range_for_all_frames(segdream, asset):
         np.testing.assert_allclose(back, expected, atol=2 * (said["far"] - said["near"]) / 65534)
 
 
+def test_frames_of_a_longer_turn_do_not_stay(segdream, asset):
+    for count in ("5", "3"):
+        segdream("render", asset, "--frames", "--n-frames", count, "--size", "16", "-o", "d", "--force")
+        Path("d/frame-of-mine.png").touch()
+    names = sorted(path.name for path in Path("d").iterdir())
+    assert names == ["frame-0000.png", "frame-0001.png", "frame-0002.png", "frame-of-mine.png"]
+
+
 def test_depth_side_by_side_shares_its_range_and_has_no_words(segdream, asset, other):
     both = view(segdream, asset, "a.png", other, "--channel", "depth")
     assert (both.shape, both.max() > 255) == ((48, 96), True)

@@ -75,7 +75,8 @@ def node_modules() -> Path:
     if not (folder / ".bin" / "node").exists():
         pytest.skip(
             f"{folder / '.bin' / 'node'} is missing: npm install --prefix .node node@22 "
-            f"@playcanvas/splat-transform @adobe/spz gltf-validator three, or name another folder in {NODE_MODULES}"
+            "@playcanvas/splat-transform @sparkjsdev/spark @adobe/spz gltf-validator three, "
+            f"or name another folder in {NODE_MODULES}"
         )
     return folder
 

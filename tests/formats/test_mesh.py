@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from segdream_cli import mesh
 from segdream_cli.cameras import viewing
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
-from segdream_cli.formats import SH_C0, Splats
+from segdream_cli.formats import SH_C0, Splats, write
 from segdream_cli.gaussians import Gaussians
 from segdream_cli.mesh import Mesh
 from segdream_cli.raster import rasterize
@@ -246,6 +246,45 @@ def test_dust_is_left_out_and_parts_are_kept(trimesh) -> None:
     one = mesh.extract(Splats(**both), **SMALL)
     assert (one.components, one.watertight) == (2, True)
     assert one.vertices[:, 1].max() < 0.3
+
+
+def crumbs(side: int) -> Splats:
+    """Balls that do not touch, on a lattice; the one in the middle is the largest."""
+    axis = np.linspace(-0.8, 0.8, side)
+    means = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    lattice = balls(means, np.tile(RED, (len(means), 1)), sigma=0.2 / side, opacity=0.99)
+    lattice.log_scales[len(means) // 2] += np.float32(np.log(1.2))
+    return lattice
+
+
+def test_the_smallest_of_many_parts_are_left_out(trimesh) -> None:
+    """343 balls, and triangles for ten of them."""
+    one = mesh.extract(crumbs(7), resolution=96, faces=1000, texture_size=256)
+    assert (one.components, one.left_out, one.resolution, one.watertight) == (10, 333, 96, True)
+    assert contains(one, np.zeros(3))
+    assert len(one.faces) <= mesh.MOST_TIMES * 1000
+
+
+def test_a_sponge_is_taken_from_a_coarser_grid(trimesh) -> None:
+    """A ball of Gaussians at random whose holes would take far more triangles than are asked for."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(6000, 3))
+    means *= 0.8 * rng.uniform(size=(6000, 1)) ** (1 / 3) / np.linalg.norm(means, axis=1, keepdims=True)
+    one = mesh.extract(balls(means, np.tile(BLUE, (6000, 1)), sigma=0.016), resolution=96, faces=3000, texture_size=256)
+    assert one.resolution < 96
+    assert one.watertight
+    assert len(one.faces) <= mesh.MOST_TIMES * 3000
+
+
+def test_export_says_what_a_mesh_lacks(trimesh, tmp_path: Path, segdream_export, capsys) -> None:
+    write(tmp_path / "a.ply", crumbs(5))
+    segdream_export(tmp_path / "a.ply", "-o", tmp_path / "a.obj", "--faces", "200", "--texture-size", "64", "--json")
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert (facts["parts"], facts["parts_left_out"], facts["watertight"]) == (2, 123, True)
+    (line,) = said.err.splitlines()
+    assert "123 of its parts" in line
+    assert "--faces" in line
 
 
 def test_faint_gaussians_have_no_surface(trimesh) -> None:

@@ -205,7 +205,8 @@ def test_codebook_is_as_good_as_can_be(spread: str, count: int) -> None:
     rng = np.random.default_rng(0)
     values = getattr(rng, spread)(size=count).astype(np.float32)
     best = np.sqrt(np.sqrt(3) * np.pi / 2) / 256 if spread == "normal" else 1 / 256 / np.sqrt(12)
-    codes, indices = palette.codebook(values)
+    codes = palette.codebook(values)
+    indices = palette.nearest_codes(codes, values)
     assert np.sqrt(np.mean((codes[indices] - values) ** 2)) < 1.02 * best
     middles = (codes[1:].astype(float) + codes[:-1]) / 2
     np.testing.assert_array_equal(indices, np.searchsorted(middles, values))
@@ -213,11 +214,17 @@ def test_codebook_is_as_good_as_can_be(spread: str, count: int) -> None:
 
 def test_codebook_of_outliers_and_of_few_values() -> None:
     values = np.concatenate([np.random.default_rng(0).normal(size=60_000), [1e4, -1e3]]).astype(np.float32)
-    codes, indices = palette.codebook(values)
+    codes = palette.codebook(values)
+    indices = palette.nearest_codes(codes, values)
     assert np.sqrt(np.mean((codes[indices] - values) ** 2)) < 0.0071
     few = np.tile(np.linspace(-1, 1, 256, dtype=np.float32), 3)
-    codes, indices = palette.codebook(few)
+    codes = palette.codebook(few)
+    indices = palette.nearest_codes(codes, few)
     np.testing.assert_array_equal(codes[indices], few)
+    for same in (0.0, -4.5, 3e38, 1e-45):
+        values = np.full((7, 3), same, np.float32)
+        codes = palette.codebook(values)
+        np.testing.assert_array_equal(codes[palette.nearest_codes(codes, values)], values)
 
 
 @pytest.mark.parametrize("count", [16, 256, 1024])

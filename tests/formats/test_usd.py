@@ -175,25 +175,74 @@ def test_no_packages(tmp_path: Path, content: bytes) -> None:
         read(tmp_path / "a.usdz")
 
 
-ABORTS, HANGS = 236, 203
+def rezipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    """A zip of these members, whose sums are right."""
+    with zipfile.ZipFile(path, "w", compression) as package:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = compression
+            fill = -(package.fp.tell() + 30 + len(name) + 4) % 64
+            info.extra = b"\x86\x19" + fill.to_bytes(2, "little") + bytes(fill)
+            package.writestr(info, content)
+    return path
+
+
+def few(path: Path) -> bytes:
+    """Our layer of four Gaussians."""
+    rows = np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3)
+    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (4, 1))
+    usd.write(path, Splats(rows, quats, rows, rows[:, 0], rows, np.zeros((4, 0, 3), np.float32)))
+    with zipfile.ZipFile(path) as package:
+        return package.read("asset.usdc")
+
+
+def damaged_layer(layer: bytes, seed: int) -> bytes:
+    content, rng = bytearray(layer), random.Random(seed)
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    return bytes(content[: rng.randrange(len(content))] if rng.random() < 0.2 else content)
+
+
+ABORTS, HANGS = 54, 488
 """Seeds of damages that crash Pixar's library 26.11, and that keep it busy for ever."""
 
 
 @pytest.mark.parametrize("seed", [ABORTS, HANGS, *range(12)])
 def test_no_damage_escapes_as_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr(usd, "SECONDS", 3)
-    rows = np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3)
-    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (4, 1))
-    usd.write(tmp_path / "a.usdz", Splats(rows, quats, rows, rows[:, 0], rows, np.zeros((4, 0, 3), np.float32)))
-    content, rng = bytearray((tmp_path / "a.usdz").read_bytes()), random.Random(seed)
-    for _ in range(rng.choice([1, 1, 2, 4])):
-        content[rng.randrange(len(content))] = rng.randrange(256)
-    if rng.random() < 0.2:
-        content = content[: rng.randrange(len(content))]
-    (tmp_path / "a.usdz").write_bytes(content)
+    layer = damaged_layer(few(tmp_path / "a.usdz"), seed)
     with suppress(UsageProblem):
-        assert len(read(tmp_path / "a.usdz")) == 4
+        assert len(read(rezipped(tmp_path / "a.usdz", {"asset.usdc": layer}))) == 4
         assert seed not in (ABORTS, HANGS)
+
+
+def test_packages_are_checked_before_the_library_sees_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte that is not what it was, names that lead out, what is compressed, members in one another's place."""
+    layer = few(tmp_path / "a.usdz")
+    content = bytearray((tmp_path / "a.usdz").read_bytes())
+    assert len(read(rezipped(tmp_path / "b.usdz", {"asset.usdc": layer}))) == 4
+    monkeypatch.setattr(usd, "_apart", lambda *_: pytest.fail("the library was asked"))
+    content[content.index(b"PXR-USDC") + 200] ^= 1
+    (tmp_path / "a.usdz").write_bytes(content)
+    with pytest.raises(UsageProblem, match=r"the sum of 'asset\.usdc' is wrong"):
+        read(tmp_path / "a.usdz")
+    for name in ("../asset.usdc", "/etc/asset.usdc", "C:asset.usdc"):
+        with pytest.raises(UsageProblem, match="leads out"):
+            read(rezipped(tmp_path / "c.usdz", {name: layer}))
+    with pytest.raises(UsageProblem, match="compressed"):
+        read(rezipped(tmp_path / "d.usdz", {"asset.usdc": layer}, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(tmp_path / "b.usdz", "a") as package:
+        package.filelist.extend([package.filelist[0]] * 5)
+        package._didModify = True
+    with pytest.raises(UsageProblem, match="more than it holds"):
+        read(tmp_path / "b.usdz")
+
+
+def test_a_library_that_waits_for_itself_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few(tmp_path / "a.usdz")
+    monkeypatch.setattr(usd, "PATIENCE", 0)  # no process is there after no time at all
+    with pytest.raises(UsageProblem, match="could not read it"):
+        read(tmp_path / "a.usdz")
 
 
 def test_library_that_is_missing(chiral: Splats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

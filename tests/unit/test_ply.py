@@ -342,6 +342,16 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, kind: str, value
     assert "--filter-nan" in str(caught.value.hint)
 
 
+def test_signalling_nan_in_the_padding_is_refused_without_a_warning(tmp_path: Path) -> None:
+    ply.write(tmp_path / "a.ply", random_splats(4))
+    content = bytearray((tmp_path / "a.ply").read_bytes())
+    row = len(content) - 248  # the last one: position, normal, first harmonics, then the 45 of the padding
+    content[row + 9 * 4 : row + 10 * 4] = struct.pack("<I", 0x7FA00000)
+    (tmp_path / "a.ply").write_bytes(content)
+    with pytest.raises(UsageProblem, match=r"1 of 4 rows .*, first row 3"):
+        ply.read(tmp_path / "a.ply")
+
+
 def test_doubles_beyond_float_are_not_finite(tmp_path: Path) -> None:
     rows = np.ones(3, [(name, "f8") for name in NAMES_SH0])
     rows["x"][1] = 1e300

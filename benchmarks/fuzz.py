@@ -1,0 +1,167 @@
+"""Reads damaged files of every format: each must be read, or refused as `UsageProblem`, in little time and memory.
+
+python benchmarks/fuzz.py [--formats ply spz ...] [--count 100000] [--first 0] [--record]
+
+File number n of a format is the same on every machine. A file that ends the process, takes longer than the limit or
+raises anything else is printed by its number and kept in --keep; the next process goes on after it. Files of .usdz are
+read in a process each, as always; here it is forked from one that has loaded Pixar's library, not started.
+"""
+
+import argparse
+import faulthandler
+import mmap
+import os
+import random
+import resource
+import struct
+import sys
+import time
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mutations import READABLE, mutated, seeds
+
+from segdream_cli import formats
+from segdream_cli.errors import UsageProblem
+from segdream_cli.formats import FORMATS, usd
+
+LIMIT_S = 60
+"""After which a file counts as one that hangs."""
+USD_SECONDS = 3
+"""Processor time for Pixar's library, which the reader gives thirty."""
+SHARED = struct.Struct("<qqqqdq")
+"""Number of the file at hand, files read, refused, of these by a crash of a library, most seconds, growth in KiB."""
+
+
+@dataclass
+class Tally:
+    """What became of the files."""
+
+    at: int = 0
+    read: int = 0
+    refused: int = 0
+    library: int = 0
+    slowest_s: float = 0.0
+    growth_kib: int = 0
+    failures: list[int] = field(default_factory=list)
+
+
+def forked(path: Path, target: Path, memory: int, seconds: int) -> str:
+    """What takes the place of `usd._apart`: the same, in a child of this process."""
+    del seconds
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)  # the library's own words
+            said = usd._read_here(path, target, memory, USD_SECONDS)
+            target.with_suffix(".txt").write_text(said)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    words = target.with_suffix(".txt")
+    if status or not words.exists():
+        return usd.UNREADABLE
+    return words.read_text()
+
+
+def work(name: str, first: int, end: int, folder: Path, shared: mmap.mmap) -> None:
+    """Reads files `first` to `end`, and keeps account in shared memory."""
+    warnings.simplefilter("error")  # a reader says what it has to say in its own words
+    sources, tally = seeds(name), Tally()
+    tally.at, tally.read, tally.refused, tally.library, tally.slowest_s, tally.growth_kib = SHARED.unpack(shared[:])
+    path = folder / f"fuzzed{FORMATS[name].suffix}"
+    path.write_bytes(sources[-1])
+    formats.read(path)  # what is loaded once does not count
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(first, end):
+        tally.at = number
+        shared[:] = SHARED.pack(*_numbers(tally))
+        path.write_bytes(mutated(name, random.Random(f"{name}-{number}"), sources))
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
+        start = time.perf_counter()
+        try:
+            formats.read(path)
+            tally.read += 1
+        except UsageProblem as problem:
+            tally.refused += 1
+            tally.library += problem.message.endswith(usd.UNREADABLE)
+        tally.slowest_s = max(tally.slowest_s, time.perf_counter() - start)
+        faulthandler.cancel_dump_traceback_later()
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        tally.growth_kib = max(tally.growth_kib, grown)
+    tally.at = end
+    shared[:] = SHARED.pack(*_numbers(tally))
+
+
+def _numbers(tally: Tally) -> tuple[int, int, int, int, float, int]:
+    return tally.at, tally.read, tally.refused, tally.library, tally.slowest_s, tally.growth_kib
+
+
+def fuzz(name: str, first: int, count: int, keep: Path) -> Tally:
+    """Reads `count` files of a format, by as many processes as it takes."""
+    shared = mmap.mmap(-1, SHARED.size)
+    failures: list[int] = []
+    end = first + count
+    while first < end:
+        with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+            child = os.fork()
+            if not child:
+                code = 1
+                try:
+                    work(name, first, end, Path(folder), shared)
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            _, status = os.waitpid(child, 0)
+            if status:
+                at = SHARED.unpack(shared[:])[0]
+                failures.append(at)
+                kept = keep / f"{name}-{at}{FORMATS[name].suffix}"
+                kept.write_bytes(mutated(name, random.Random(f"{name}-{at}"), seeds(name)))
+                print(f"{name} file {at}: status {status}, kept as {kept}", file=sys.stderr, flush=True)
+                first = at + 1
+            else:
+                first = end
+    return Tally(*SHARED.unpack(shared[:]), failures=failures)
+
+
+def main() -> None:
+    """Prints a row a format."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--formats", choices=READABLE, nargs="*", default=READABLE)
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path.cwd(), help="folder for files that fail")
+    parser.add_argument("--record", action="store_true", help="into results.json")
+    options = parser.parse_args()
+    usd._apart = forked
+    print("format            files     read  refused  library  failed  slowest ms  growth MiB  seconds")
+    for name in options.formats:
+        start = time.perf_counter()
+        tally = fuzz(name, options.first, options.count, options.keep)
+        figures = {
+            "files": (tally.read + tally.refused + len(tally.failures), "1"),
+            "failures": (len(tally.failures), "1"),
+            "slowest_ms": (1000 * tally.slowest_s, "ms"),
+            "growth_mib": (tally.growth_kib / 1024, "MiB"),
+        }
+        row = f"{name:14} {figures['files'][0]:8,} {tally.read:8,} {tally.refused:8,} {tally.library:8,}"
+        row += f" {len(tally.failures):7,} {figures['slowest_ms'][0]:11.1f} {figures['growth_mib'][0]:11.1f}"
+        print(f"{row} {time.perf_counter() - start:8.0f}", flush=True)
+        if options.record:
+            from record import record
+
+            for metric, (value, unit) in figures.items():
+                record(f"fuzz_{name}_{metric}", value, unit, "cpu")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Reads files that atheris makes, guided by what of our readers they reach; Python 3.11, outside the dependencies.
+
+python -m venv /tmp/atheris && /tmp/atheris/bin/pip install atheris numpy pillow plyfile zstandard
+PYTHONPATH=. /tmp/atheris/bin/python benchmarks/fuzz_atheris.py FORMAT [-max_total_time=120]
+
+It starts from the files of `mutations.py`; further options are libFuzzer's. Whatever is not read must be refused as
+`UsageProblem`: anything else ends the run with the file that did it.
+"""
+
+import sys
+import tempfile
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["segdream_cli"]):
+    from segdream_cli import formats
+    from segdream_cli.errors import UsageProblem
+    from segdream_cli.formats import FORMATS, compressed, glb, ply, sog, splat, spz  # noqa: F401
+
+from mutations import seeds
+
+LONGEST = 1 << 16
+"""Bytes of a file."""
+
+
+def main() -> None:
+    """Does not come back: libFuzzer ends the process."""
+    name = sys.argv.pop(1)
+    warnings.simplefilter("error")
+    folder = Path(tempfile.mkdtemp(prefix="atheris-"))
+    corpus, path = folder / "corpus", folder / f"fuzzed{FORMATS[name].suffix}"
+    corpus.mkdir()
+    for number, content in enumerate(seeds(name)):
+        (corpus / str(number)).write_bytes(content)
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        with suppress(UsageProblem):
+            formats.read(path)
+
+    atheris.Setup([*sys.argv, f"-max_len={LONGEST}", str(corpus)], read)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Damaged asset files for `fuzz.py`: valid small ones of every writer, changed at random or where it hurts."""
+
+import gzip
+import io
+import random
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import zstandard
+
+from segdream_cli import formats
+from segdream_cli.formats import FORMATS, Splats
+from segdream_cli.formats.spz import HEADER_4, STREAM
+
+DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
+"""Files of other people's writers."""
+READABLE = tuple(name for name, row in FORMATS.items() if row.readable)
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    1 << 62,
+    (1 << 64) - 1,
+)
+FLOATS = (0.0, -0.0, 1e-45, 3.4e38, -3.4e38, float("inf"), float("-inf"), float("nan"))
+WORDS = (
+    b"0",
+    b"-1",
+    b"1e999",
+    b"nan",
+    b"4294967296",
+    b"1000000000000",
+    b"99999999999999999999",
+    b"",
+    b"null",
+    b"[]",
+    b"../x",
+)
+"""What takes the place of a number in a text."""
+
+
+def seeds(name: str) -> list[bytes]:
+    """Valid files of a format: few and some Gaussians, with and without spherical harmonics, ours and others'."""
+    found = [path.read_bytes() for path in sorted(DATA.iterdir()) if _is_of(path, name)]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"seed{FORMATS[name].suffix}"
+        for count, k in ((1, 0), (5, 3), (40, 15)):
+            formats.write(path, _some(count, k), name)
+            found.append(path.read_bytes())
+    return found
+
+
+def _is_of(path: Path, name: str) -> bool:
+    return formats.goes_with(path, name) and (FORMATS[name].suffix != ".spz" or ("v4" in path.name) == (name == "spz4"))
+
+
+def _some(count: int, k: int) -> Splats:
+    rng = np.random.default_rng(count)
+    shapes = {"means": 3, "quats": 4, "log_scales": 3, "sh0": 3}
+    values = {name: rng.normal(0, 0.5, (count, width)).astype(np.float32) for name, width in shapes.items()}
+    values["quats"] /= np.linalg.norm(values["quats"], axis=1, keepdims=True)
+    rest = {"opacity_logits": rng.normal(size=count), "shN": rng.normal(0, 0.2, (count, k, 3))}
+    values |= {name: value.astype(np.float32) for name, value in rest.items()}
+    return Splats(**values, provenance={"prompt": "a bus", "seed": count})
+
+
+def mutated(name: str, rng: random.Random, sources: list[bytes]) -> bytes:
+    """A damaged file: half of the time within its container, with checksums and lengths that fit."""
+    content = rng.choice(sources)
+    if name in CONTAINERS and rng.random() < 0.5:
+        return CONTAINERS[name](rng, content)
+    other = rng.choice(sources)
+    return cut(rng, content, other)
+
+
+def cut(rng: random.Random, content: bytes, other: bytes = b"") -> bytes:
+    """One to eight changes of bytes, of numbers, of the length."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        if not data:
+            break
+        _CHANGES[rng.randrange(len(_CHANGES))](rng, data, other)
+    return bytes(data)
+
+
+def _bit(rng: random.Random, data: bytearray, _: bytes) -> None:
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def _early_byte(rng: random.Random, data: bytearray, _: bytes) -> None:
+    data[rng.randrange(min(len(data), 64))] = rng.randrange(256)
+
+
+def _number(rng: random.Random, data: bytearray, _: bytes) -> None:
+    width = rng.choice((1, 2, 4, 8))
+    at = rng.randrange(len(data))
+    data[at : at + width] = (rng.choice(NUMBERS) % (1 << 8 * width)).to_bytes(width, rng.choice(("little", "big")))
+
+
+def _float(rng: random.Random, data: bytearray, _: bytes) -> None:
+    at = rng.randrange(len(data))
+    data[at : at + 4] = struct.pack("<f", rng.choice(FLOATS))
+
+
+def _word(rng: random.Random, data: bytearray, _: bytes) -> None:
+    """Another number in a text, such as a header."""
+    digits = [at for at in range(min(len(data), 4096)) if 48 <= data[at] < 58]
+    if digits:
+        at = end = rng.choice(digits)
+        while end < len(data) and 48 <= data[end] < 58:
+            end += 1
+        data[at:end] = rng.choice(WORDS)
+
+
+def _shorter(rng: random.Random, data: bytearray, _: bytes) -> None:
+    del data[rng.randrange(len(data)) :]
+
+
+def _without(rng: random.Random, data: bytearray, _: bytes) -> None:
+    at = rng.randrange(len(data))
+    del data[at : at + rng.choice((1, 4, 16, 256))]
+
+
+def _twice(rng: random.Random, data: bytearray, _: bytes) -> None:
+    at = rng.randrange(len(data))
+    data[at:at] = data[at : at + rng.choice((1, 4, 16, 256))]
+
+
+def _spliced(rng: random.Random, data: bytearray, other: bytes) -> None:
+    if other:
+        data[rng.randrange(len(data)) :] = other[rng.randrange(len(other)) :]
+
+
+_CHANGES = (_bit, _bit, _early_byte, _number, _number, _float, _word, _shorter, _without, _twice, _spliced)
+
+
+def _in_gzip(rng: random.Random, content: bytes) -> bytes:
+    return gzip.compress(cut(rng, gzip.decompress(content)), 1, mtime=0)
+
+
+def _in_streams(rng: random.Random, content: bytes) -> bytes:
+    """One of the zstandard streams of an SPZ 4, its row of the table made to fit."""
+    head = bytearray(content[: HEADER_4.size])
+    streams, table = head[15], struct.unpack_from("<I", head, 16)[0]
+    rows = [STREAM.unpack_from(content, table + STREAM.size * i) for i in range(streams)]
+    at, frames = table + STREAM.size * streams, []
+    for size, _ in rows:
+        frames.append(zstandard.ZstdDecompressor().decompress(content[at : at + size]))
+        at += size
+    chosen = rng.randrange(streams + 1)
+    if chosen == streams:
+        head = bytearray(cut(rng, bytes(head)))
+    else:
+        frames[chosen] = cut(rng, frames[chosen])
+    packed = [zstandard.ZstdCompressor(level=1).compress(frame) for frame in frames]
+    sizes = b"".join(STREAM.pack(len(one), len(frame)) for one, frame in zip(packed, frames, strict=True))
+    return b"".join([head, content[HEADER_4.size : table], sizes, *packed])
+
+
+def _in_chunk(rng: random.Random, content: bytes) -> bytes:
+    """The text or the numbers of a GLB."""
+    size = struct.unpack_from("<I", content, 12)[0]
+    parts = [content[20 : 20 + size], content[28 + size :]]
+    chosen = rng.randrange(2)
+    parts[chosen] = cut(rng, parts[chosen])
+    padded = [part + fill * (-len(part) % 4) for part, fill in zip(parts, (b" ", b"\0"), strict=True)]
+    chunks = [
+        struct.pack("<I4s", len(part), kind) + part for part, kind in zip(padded, (b"JSON", b"BIN\0"), strict=True)
+    ]
+    return struct.pack("<4sII", b"glTF", 2, 12 + sum(map(len, chunks))) + b"".join(chunks)
+
+
+def _in_zip(rng: random.Random, content: bytes) -> bytes:
+    """A member of a zip, at a multiple of 64 bytes as .usdz wants it, with its new sum."""
+    with zipfile.ZipFile(io.BytesIO(content)) as package:
+        members = {info.filename: package.read(info) for info in package.infolist()}
+    chosen = rng.choice(sorted(members))
+    members[chosen] = cut(rng, members[chosen])
+    return zipped(members)
+
+
+def zipped(members: Mapping[str, bytes]) -> bytes:
+    """A zip of stored members, each at a multiple of 64 bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as package:
+        for name, member in members.items():
+            info = zipfile.ZipInfo(name)
+            fill = -(stream.tell() + 30 + len(name.encode()) + 4) % 64
+            info.extra = struct.pack("<HH", 0x1986, fill) + bytes(fill)
+            package.writestr(info, member)
+    return stream.getvalue()
+
+
+CONTAINERS: dict[str, Callable[[random.Random, bytes], bytes]] = {
+    "spz": _in_gzip,
+    "spz4": _in_streams,
+    "sog": _in_zip,
+    "usdz": _in_zip,
+    "glb": _in_chunk,
+}
+"""Where a change of a byte would hardly get past the container."""
