@@ -116,7 +116,7 @@ def opened(options: argparse.Namespace, *assignments: str) -> Pipeline:
     device, sink = choose_device(options.device), Output()
     checkpoint = open_checkpoint(request, device, sink)
     config = request.resolve(checkpoint.profile)
-    clouds = open_clouds(config.init, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=True)
+    clouds = open_clouds(config, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=True)
     return open_pipeline(config, checkpoint, device, sink, clouds)
 
 

@@ -133,7 +133,7 @@ def opened(quality: str, assignments: Sequence[str], place: torch.device, model:
     request = Request(quality=quality, options=options, assignments=tuple(assignments), device=str(place))
     checkpoint = open_checkpoint(request, place, Output())
     config = request.resolve(checkpoint.profile)
-    clouds = open_clouds(config.init, checkpoint.profile.point_e, lambda: checkpoint, place, Output(), offline=True)
+    clouds = open_clouds(config, checkpoint.profile.point_e, lambda: checkpoint, place, Output(), offline=True)
     return open_pipeline(config, checkpoint, place, Output(), clouds)
 
 

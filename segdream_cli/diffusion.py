@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from segdream_cli.config import Config, PriorConfig
 from segdream_cli.estimate import Workload
 from segdream_cli.profile import PriorProfile
-from segdream_cli.replay import FirstCalls, FirstWorking, GraphedCalls, GraphedGradients, RowCalls, compiled
+from segdream_cli.replay import FirstWorking, GraphedCalls, GraphedGradients, RowCalls, fastest
 from segdream_cli.rewrites import drop_separate_projections, rewrite_convolutions, rewrite_norms
 from segdream_cli.text import TextEncoder
 from segdream_cli.weights import Checkpoint, check_keys, reading
@@ -107,18 +107,12 @@ class DiffusionPrior:
                     rewrite_norms(network)
         most = batch if compiling else None
 
-        def fastest(name: str, plain: Callable[..., Any], graphed: Callable[..., Callable[..., Any]]) -> FirstWorking:
-            ways = [("kernel by kernel", plain)]
-            if config.cuda_graphs:
-                ways.insert(0, ("without the compiler", graphed(plain, FirstCalls(name, announce, compiling=False))))
-            if compiling:
-                fast = compiled(plain)
-                first = FirstCalls(name, announce, compiling=True)
-                ways.insert(0, ("compiled", graphed(fast, first) if config.cuda_graphs else fast))
-            return FirstWorking(ways[:1] if config.compile == "on" else ways, announce)
+        def fast(name: str, plain: Callable[..., Any], graphed: Callable[..., Callable[..., Any]]) -> FirstWorking:
+            only = config.compile == "on"
+            return fastest(name, plain, graphed, announce, graphs=config.cuda_graphs, compiling=compiling, only=only)
 
-        self._encode = fastest("the autoencoder", self._encode, partial(GraphedGradients, most=most))
-        self._predict = fastest("the U-Net", self._predict, GraphedCalls)
+        self._encode = fast("the autoencoder", self._encode, partial(GraphedGradients, most=most))
+        self._predict = fast("the U-Net", self._predict, GraphedCalls)
         if compiling or config.cuda_graphs:
             self._predict = RowCalls(self._predict, batch, 2 * batch if compiling else None)
 

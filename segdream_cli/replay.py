@@ -99,6 +99,36 @@ class FirstWorking:
                 self._announce(f"{problem.message}; computing it {self._ways[0][0]} instead, which takes longer")
 
 
+def fastest(
+    name: str,
+    plain: Callable[..., Any],
+    graphed: Callable[..., Callable[..., Any]],
+    announce: Announce,
+    *,
+    graphs: bool,
+    compiling: bool,
+    only: bool,
+) -> FirstWorking:
+    """A function of a network on CUDA in the fastest way that is wanted, and the slower ones behind it.
+
+    Args:
+        name: of the network, as a line names it.
+        plain: the function, kernel by kernel.
+        graphed: `GraphedCalls` or `GraphedGradients`.
+        announce: receives lines about compiling, and about a way that can't be gone.
+        graphs: replay it.
+        compiling: put it through torch's compiler.
+        only: allow no other than the first way.
+    """
+    ways = [("kernel by kernel", plain)]
+    if graphs:
+        ways.insert(0, ("without the compiler", graphed(plain, FirstCalls(name, announce, compiling=False))))
+    if compiling:
+        fast = compiled(plain)
+        ways.insert(0, ("compiled", graphed(fast, FirstCalls(name, announce, compiling=True)) if graphs else fast))
+    return FirstWorking(ways[:1] if only else ways, announce)
+
+
 class GraphedCalls:
     """Calls of a function without a gradient, replayed as CUDA graphs, one for each set of input shapes.
 

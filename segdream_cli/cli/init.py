@@ -66,7 +66,8 @@ def init(
     )
     sink, place = Output(json=json, quiet=quiet), choose_device(device)
     profile = profile_of(request.prior(), cuda=place.type == "cuda")
-    settings = request.resolve(profile).init
+    resolved = request.resolve(profile)
+    settings = resolved.init
     text = clean_prompt(prompt, profile.vocabulary)
     words = clean_prompt(settings.prompt or prompt, profile.vocabulary)
     path = output or Path(f"{slug(prompt)}-init.ply")
@@ -81,7 +82,7 @@ def init(
     for file in [path, picture] if preview else [path]:
         check_output(file, force=force)
     clouds = open_clouds(
-        settings, profile.point_e, lambda: open_checkpoint(request, place, sink), place, sink, offline=offline
+        resolved, profile.point_e, lambda: open_checkpoint(request, place, sink), place, sink, offline=offline
     )
     cloud = None if clouds is None else lambda: clouds(words, seed)
     gaussians = initial_gaussians(settings, build_generators(seed)["init"], cloud)

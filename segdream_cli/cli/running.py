@@ -78,7 +78,7 @@ class Session:
         if negative is not None:
             clean_negative(negative, checkpoint.profile.vocabulary)
         clouds = open_clouds(
-            config.init, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=request.offline
+            config, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=request.offline
         )
         batch = batch or (checkpoint.profile.batch if device.type == "cuda" else 1)
         return cls(config, checkpoint, device, request.quality, sink, negative, batch, clouds)

@@ -14,7 +14,6 @@ from segdream_cli.settings import parse_assignments, read_toml
 if TYPE_CHECKING:
     import torch
 
-    from segdream_cli.config import InitConfig
     from segdream_cli.pipeline import Pipeline
     from segdream_cli.pointe.clouds import Clouds
     from segdream_cli.weights import Checkpoint
@@ -113,7 +112,7 @@ def open_checkpoint(request: Request, device: "torch.device", output: Output) ->
 
 
 def open_clouds(
-    init: "InitConfig",
+    config: Config,
     point_e: str | None,
     checkpoint: "Callable[[], Checkpoint]",
     device: "torch.device",
@@ -124,7 +123,7 @@ def open_clouds(
     """Point-E for a start from it: the prior's own or the official one, its files found and verified but not loaded.
 
     Args:
-        init: what a run starts from.
+        config: what a run starts from, and how its networks compute.
         point_e: the prior's folder with a Point-E of its own, if it has one.
         checkpoint: finds the prior's files, which are needed only then.
         device: where Point-E runs.
@@ -136,6 +135,7 @@ def open_clouds(
     """
     from segdream_cli.initial import POINT_E
 
+    init, how = config.init, config.prior
     if init.shape != POINT_E:
         return None
     import torch
@@ -165,9 +165,13 @@ def open_clouds(
         def text_vector() -> TextVector:
             return TextVector.load(clip, device, warn=output.note)
 
-    return Clouds(
-        digest, device, lambda: (PointE.load(files, device, dtype), text_vector().encode), announce=output.note
-    )
+    def load() -> "tuple[PointE, Callable[[str], torch.Tensor]]":
+        point_e = PointE.load(files, device, dtype)
+        if device.type == "cuda" and not how.low_vram:
+            point_e.speed_up(output.note, graphs=how.cuda_graphs, compiling=how.compile == "on")
+        return point_e, text_vector().encode
+
+    return Clouds(digest, device, load, announce=output.note)
 
 
 def open_pipeline(

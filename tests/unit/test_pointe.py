@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pointe_reference as reference
@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel
 from segdream_cli import weights
 from segdream_cli.config import PriorConfig
 from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.pointe import model
 from segdream_cli.pointe.checkpoint import open_point_e
 from segdream_cli.pointe.model import PointE, to_inner_frame
 from segdream_cli.pointe.sampler import Denoiser, sample
@@ -32,6 +33,7 @@ from segdream_cli.pointe.transformer import (
     infer_config,
     time_embedding,
 )
+from segdream_cli.replay import FirstCalls
 from segdream_cli.text import TextEncoder, TextVector
 from training.train_points import text_vectors
 
@@ -247,6 +249,44 @@ def test_evaluations_and_progress_are_what_happens() -> None:
         pointe.evaluate(stage)
     assert (low_batches[7:], high_batches[5:]) == ([2], [1])
     assert (PointE(network(BASE_OF_ONE)).evaluations, pointe.count, pointe.text_width) == ((127,), 12, 8)
+
+
+class Captures:
+    """In the place of `GraphedCalls` without CUDA: counts its calls by stage, or fails to capture."""
+
+    works = True
+    rows: ClassVar[list[int]] = []
+
+    def __init__(self, function: Callable[..., Tensor], first: FirstCalls) -> None:
+        self.function, self.first = function, first
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        with self.first(len(inputs[0])):
+            if not self.works:
+                raise RuntimeError("no graphs here")
+        self.rows.append(len(inputs[0]))
+        return self.function(*inputs)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_faster_way_gives_the_same_cloud_and_a_line_if_it_can_not_be_gone(
+    works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Captures, "works", works)
+    monkeypatch.setattr(Captures, "rows", [])
+    monkeypatch.setattr(model, "GraphedCalls", Captures)
+    said: list[str] = []
+    plain = PointE(network(LOW).float(), network(HIGH, seed=1).float())
+    fast = PointE(*plain.stages).speed_up(said.append, graphs=True, compiling=False)
+    text = torch.nn.functional.normalize(normal(8), dim=0).float()
+    expected, found = (made.sample(text, torch.Generator().manual_seed(0)) for made in (plain, fast))
+    assert torch.equal(found.points, expected.points)
+    assert torch.equal(found.colors, expected.colors)
+    fast.evaluate(1)
+    assert Captures.rows == ([2] * 7 + [1] * 6 if works else [])
+    failed = "can't be captured as a CUDA graph: no graphs here; computing it kernel by kernel instead"
+    stages = () if works else ("base", "upsampling")
+    assert said == [f"Point-E's {stage} stage {failed}, which takes longer" for stage in stages]
 
 
 BASE_OF_ONE = replace(LOW, sampling=BASE.sampling)
