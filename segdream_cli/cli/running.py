@@ -166,6 +166,7 @@ class Session:
             except SegdreamError as problem:
                 self.sink.error(problem)
         made = 0
+        self._put_clouds_away()
         try:
             failures = self._follower.follow(growing)
             made = len(growing) - len(failures)
@@ -216,11 +217,17 @@ class Session:
             typer.Exit: a signal stopped them; they have been saved.
             SegdreamError: the first failure; others are shown.
         """
+        self._put_clouds_away()
         failures = self._follower.follow(growing)
         for failure in failures[1:]:
             self.sink.error(failure)
         if failures:
             raise failures[0]
+
+    def _put_clouds_away(self) -> None:
+        """Frees what made the first Gaussians: while an asset grows, memory is scarce and Point-E idle."""
+        if self.clouds is not None:
+            self.clouds.release()
 
     @property
     def _follower(self) -> Follower:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from segdream_cli.config import InitConfig
+from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.gaussians import SH_C0
 from segdream_cli.initial import about_points, initial_gaussians
 from segdream_cli.pointe import clouds as module
@@ -46,9 +47,11 @@ def test_a_cloud_is_made_once_and_kept(cache: Path) -> None:
     assert first.points.shape == first.colors.shape == (16, 3)
     assert loads == [1]
     assert said == []
-    again = build(said, loads)("a", 0)
+    clouds = build(said, loads)
+    again = clouds("a", 0)
+    clouds("a", 0)
     assert loads == [1]
-    assert "cache" in said[0]
+    assert said == [f"a cloud that Point-E has made before comes from the cache: {cache / 'clouds'}"]  # once
     assert torch.equal(first.points, again.points)
     assert torch.equal(first.colors, again.colors)
 
@@ -78,11 +81,61 @@ def test_a_damaged_file_is_made_anew_and_no_cache_is_no_failure(cache: Path) -> 
     assert torch.equal(build([], loads)("a", 0).points, cloud.points)
 
 
+def test_networks_that_were_released_are_loaded_again_when_needed(cache: Path) -> None:
+    loads: list[int] = []
+    clouds = build([], loads)
+    clouds.release()
+    first = clouds("a", 0)
+    clouds.release()
+    clouds("a", 0)
+    assert loads == [1]
+    (kept,) = (cache / "clouds").iterdir()
+    kept.unlink()
+    assert torch.equal(clouds("a", 0).points, first.points)
+    assert loads == [1, 1]
+
+
 def test_a_long_wait_is_announced_before_it_begins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(module, "_estimate_s", lambda point_e: 1830.0)
+    monkeypatch.setattr(module, "_seconds_by_call", lambda point_e: [610.0] * 3)
     build(said, [])("a", 0)
     assert said == ["Point-E takes about 30 min on this processor, 3 calls of its networks"]
+
+
+def test_a_long_wait_is_estimated_from_a_call_of_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TwoStages(PointE):
+        evaluations = (3, 2)
+
+        def evaluate(self, stage: int) -> None:
+            clock[0] += (2.0, 5.0)[stage]
+
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    assert module._seconds_by_call(TwoStages(PointTransformer(CONFIG))) == [2.0, 2.0, 2.0, 5.0, 5.0]
+
+
+def test_during_a_long_wait_there_is_a_line_now_and_then(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left follows from the pace so far: here each call takes twice its estimate."""
+    said: list[str] = []
+    clouds = build(said, [])
+    clock = [0.0]
+    monkeypatch.setattr(module, "_seconds_by_call", lambda point_e: [10.0, 10.0, 40.0, 40.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    tell = clouds._forecast(PointE(PointTransformer(CONFIG)))
+    assert tell is not None
+    for done, now in ((1, 20.0), (2, 40.0), (3, 120.0), (4, 200.0)):
+        clock[0] = now
+        tell(done, 4)
+    assert said[1:] == ["Point-E: 2 of 4 calls, about 3 min left", "Point-E: 3 of 4 calls, about 80 s left"]
+
+
+def test_a_cloud_that_is_not_finite_is_refused_and_not_kept(cache: Path) -> None:
+    clouds = build([], [])
+    point_e, _ = clouds._loaded
+    point_e.stages[0].output_proj.bias[0] = math.nan
+    with pytest.raises(WeightsUnavailable, match="cloud of 'a' is not finite"):
+        clouds("a", 0)
+    assert not (cache / "clouds").exists()
 
 
 def cloud_of(n: int) -> PointCloud:
