@@ -1,17 +1,24 @@
-"""The benchmark that needs a GPU, on a small model: every part runs, and a whole run goes on where it was stopped.
+"""The benchmarks that need a GPU, on small models: every part runs, and a whole run goes on where it was stopped.
 
 And some of the damaged files that all readers are tried on.
 """
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from segdream_cli.pointe.transformer import BASE, UPSAMPLE, PointTransformer
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def benchmark(*arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / "sd21_step.py"), "--smoke", *arguments]
+def benchmark(*arguments: str, script: str = "sd21_step.py") -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--smoke", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -63,3 +70,32 @@ def test_damaged_files_of_every_format_are_read_or_refused(tmp_path: Path) -> No
         assert int(read) + int(refused) == 60
         assert 3 <= int(read) < 40, name  # neither harmless all, nor all refused for the same reason
     assert not list(tmp_path.iterdir())
+
+
+def test_point_e_is_timed_in_every_way() -> None:
+    """The official sampler too, where it is importable; in single precision its cloud is ours."""
+    said = benchmark("--steps", "4", "--repeats", "1", script="pointe.py")
+    found = rows(said)
+    keys = found[""]
+    parts = {name: dict(zip(keys, values, strict=True)) for name, values in found.items() if name not in ("", "---")}
+    ours = {"fp32", "eager", "graphs", "graphs, bf16", "compiled", "little, eager", "little, graphs"}
+    official = set() if "the official sampler is left out" in said else {"official", "official, TF32"}
+    assert parts.keys() == ours | official
+    assert all(float(part["s"]) > 0 and float(part["given_up"]) == 0 for part in parts.values())
+    assert float(parts["fp32"]["points_most"]) == 0
+    assert 0 < float(parts["eager"]["points_most"]) < 1e-2
+    assert all(float(parts[name]["points_most"]) < 1e-4 for name in official)
+
+
+def test_the_operations_of_a_cloud_are_those_that_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size; the embeddings, which the formula leaves out, are less than a thousandth."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    formula = importlib.import_module("pointe").flop((BASE, UPSAMPLE))
+    counted = 0.0
+    for config, rows, given in ((BASE, 2, 1), (UPSAMPLE, 1, 256 + 1024)):
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            condition = torch.empty(rows, given, config.width)
+            points, times = torch.empty(rows, config.points, 6), torch.zeros(rows, dtype=torch.long)
+            PointTransformer(config)(points, times, condition)
+        counted += 127 * counter.get_total_flops()
+    assert formula == pytest.approx(counted, rel=1e-3)
