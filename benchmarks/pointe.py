@@ -55,6 +55,8 @@ LITTLE = {f"little, {name}": FULL[name] for name in ("eager", "graphs")}
 OFFICIAL = {"official": "highest", "official, TF32": "high"}
 """With the precision of its matrix products: the default, and what a user may ask torch for."""
 PARTS = ("fp32", "graphs", "official", "eager", *LITTLE, "graphs, bf16", "official, TF32", "compiled")
+SLOW = ("fp32", *OFFICIAL)
+"""Parts of which two repeats are enough."""
 REPEATS = 5
 SAID: list[str] = []
 
@@ -144,12 +146,14 @@ def measure(name: str, work: Work, clouds: dict[str, PointCloud], repeats: int) 
     if name in OFFICIAL:
         sampler, noise, text = official_sampler(work.configs, work.states, work.device), work.noise(), work.text
         on_device = text.to(work.device)
-        repeats = min(2, repeats)
         make = lambda: sampler(on_device, noise)  # noqa: E731 - one of two
     else:
         point_e = little(work, LITTLE[name]) if name in LITTLE else work.ours(FULL[name])
         text = torch.nn.functional.normalize(torch.ones(point_e.text_width), dim=0) if name in LITTLE else work.text
         make = lambda: point_e.sample(text, torch.Generator().manual_seed(1))  # noqa: E731
+
+    if name in SLOW:
+        repeats = min(2, repeats)
 
     def first() -> None:
         clouds[name] = make()

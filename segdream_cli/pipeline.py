@@ -151,7 +151,8 @@ class Pipeline:
         """
         generators = build_generators(seed)
         embeddings = self.embed(prompt, negative_prompt)
-        words = clean_prompt(self.config.init.prompt or prompt, self.prior.profile.vocabulary)
+        simpler = self.config.init.prompt
+        words = clean_prompt(prompt if simpler is None else simpler, self.prior.profile.vocabulary)
         cloud = None if self._clouds is None else partial(self._clouds, words, seed)
         gaussians = initial_gaussians(self.config.init, generators["init"], cloud).to(self.device)
         cap = self.config.densify.cap

@@ -69,7 +69,7 @@ def init(
     resolved = request.resolve(profile)
     settings = resolved.init
     text = clean_prompt(prompt, profile.vocabulary)
-    words = clean_prompt(settings.prompt or prompt, profile.vocabulary)
+    words = clean_prompt(prompt if settings.prompt is None else settings.prompt, profile.vocabulary)
     path = output or Path(f"{slug(prompt)}-init.ply")
     picture = path.with_suffix(".png")
     check_start(settings.shape)

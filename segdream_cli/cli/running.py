@@ -73,8 +73,10 @@ class Session:
         model = config.prior.model
         if model is not None and Path(model).expanduser().is_dir():  # so that the run can be resumed from elsewhere
             config = config.set({"prior.model": str(Path(model).expanduser().resolve())})
-        trajectory_segments(config.distill)  # these two refuse what would otherwise fail late
+        trajectory_segments(config.distill)  # these refuse what would otherwise fail late
         check_start(config.init.shape)
+        if config.init.prompt is not None:
+            clean_prompt(config.init.prompt, checkpoint.profile.vocabulary)
         if negative is not None:
             clean_negative(negative, checkpoint.profile.vocabulary)
         clouds = open_clouds(

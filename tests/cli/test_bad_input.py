@@ -382,6 +382,12 @@ def out_of_memory(noise):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
 
 
+@pytest.mark.parametrize("command", ["init", "generate"])
+@pytest.mark.parametrize(("words", "said"), [(" ", "the prompt is empty"), ("a zzz", "does not know 'zzz'")])
+def test_simpler_words_for_the_start_are_read_like_a_prompt(refused, command, words, said):
+    refused(2, said, command, "a red car", "--prior", "mini", "--init-prompt", words, "-o", "car.ply")
+
+
 @pytest.mark.parametrize(
     ("fail", "code", "words"),
     [
