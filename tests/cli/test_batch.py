@@ -19,6 +19,7 @@ from segdream_cli.cli.running import Session
 from segdream_cli.cli.session import Request
 from segdream_cli.config import MINI
 from segdream_cli.pipeline import Pipeline
+from segdream_cli.pointe.model import PointE
 from segdream_cli.run_dir import RunDir
 
 THREE = ("a red ball", "a blue ball", "a green ball")
@@ -63,6 +64,29 @@ def test_each_asset_gets_all_that_is_its_own(segdream, listed, sizes, folder):
         assert [event["step"] for event in events] == [1, 2, 3, 4, 5, 6]
         assert {len(event[key]) for event in events for key in ("times", "grad_norm", "n_gaussians")} == {1}
         assert line["gaussians"] == events[-1]["n_gaussians"][0] == len(asset)
+
+
+def test_the_cache_of_clouds_is_named_once_a_run_and_its_networks_do_not_stay(segdream, listed, folder, monkeypatch):
+    """The embedded prior's own Point-E, which is freed before assets grow and loaded again for the next ones."""
+    monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))
+    loads, while_running, real = [], [], Pipeline.run
+    monkeypatch.setattr(PointE, "load", lambda *given, load=PointE.load: loads.append(1) or load(*given))
+
+    def run(pipeline, assets):
+        while_running.append("_loaded" in vars(pipeline._clouds))
+        return real(pipeline, assets)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    arguments = (*listed, "--init", "point-e", "--set", "init.copies=1", "--set", "densify.cap=600", "--batch", "2")
+    first = segdream(*arguments)
+    assert first.code == 0, first.err
+    assert (loads, while_running) == ([1, 1], [False, False])
+    assert "comes from the cache" not in first.err
+    whole = [(folder / f"{name}.ply").read_bytes() for name in NAMES]
+    again = segdream(*arguments, "--force")
+    assert again.err.count("comes from the cache") == 1
+    assert loads == [1, 1]
+    assert [(folder / f"{name}.ply").read_bytes() for name in NAMES] == whole
 
 
 def test_an_interrupted_batch_goes_on_as_if_it_had_not_been(segdream, prior, listed, sizes, folder):
