@@ -17,7 +17,7 @@ def init(
     output: shared.OutputOption = None,
     preview: Annotated[
         bool,
-        typer.Option("--preview", help="Write a picture from four sides beside it.", rich_help_panel=shared.OUTPUT),
+        typer.Option("--preview", help="Write a picture from eight sides beside it.", rich_help_panel=shared.OUTPUT),
     ] = False,
     init: shared.InitOption = None,
     init_prompt: shared.InitPromptOption = None,

@@ -1,7 +1,9 @@
 """Point-E on CUDA: replayed and compiled networks make the clouds of called ones, without waits of the host."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -31,6 +33,14 @@ def stage(config: PointTransformerConfig, dtype: torch.dtype) -> PointTransforme
     return network.eval().requires_grad_(False).compute_in(dtype).to(CUDA)
 
 
+@pytest.fixture
+def _unchecked() -> Iterator[None]:
+    """Without the hints' checks, which the compiler can't see through."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def text(width: int, seed: int) -> Tensor:
     drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(drawn, dim=0)
@@ -52,6 +62,7 @@ def test_graphs_replay_what_would_be_called(dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 2e-3)
 
 
+@pytest.mark.usefixtures("_unchecked")
 @pytest.mark.filterwarnings("ignore")  # of what the compiler imports, and its advice to compute less exactly
 def test_compiled_networks_make_the_same_cloud() -> None:
     said: list[str] = []

@@ -3,11 +3,12 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jaxtyping
 import numpy as np
 import pointe_reference as reference
 import pytest
@@ -165,6 +166,25 @@ def test_a_call_of_the_network_never_waits_for_values() -> None:
         made = PointTransformer(HIGH)
         outputs = made(torch.empty(2, 7, 6), torch.empty(2, dtype=torch.long), made.embed(torch.empty(2, 5, 6)))
     assert outputs.shape == (2, 7, 12)
+
+
+@pytest.fixture
+def _unchecked() -> Iterator[None]:
+    """Without the hints' checks, which the compiler can't see through."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler itself imports
+@pytest.mark.parametrize("config", [LOW, HIGH], ids=["base", "upsample"])
+def test_the_compiler_takes_a_network_whole(config: PointTransformerConfig) -> None:
+    made = network(config)
+    condition = made.embed(normal(2, 8) if config is LOW else 100 * normal(2, 5, 6))
+    inputs = normal(2, config.points, 6), torch.tensor([900, 4]), condition
+    whole = torch.compile(made, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(whole(*inputs), made(*inputs), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
