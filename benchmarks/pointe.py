@@ -215,6 +215,8 @@ def run(options: argparse.Namespace, device: torch.device) -> tuple[Work, dict[s
             compare(row, clouds[name], clouds["fp32"])
         found[name] = row
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
+        if options.record and device.type == "cuda" and options.steps == BASE.sampling.steps:
+            record_all(found, "cuda")  # now, since a later part may run out of time
     return work, found
 
 
@@ -263,8 +265,6 @@ def main() -> None:
         torch.set_num_threads(1)  # so small networks only wait for more
     work, found = run(options, torch.device("cuda" if cuda else "cpu"))
     show(work, found)
-    if options.record and cuda and options.steps == BASE.sampling.steps:
-        record_all(found, "cuda")
 
 
 if __name__ == "__main__":
