@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -116,13 +117,13 @@ def resolve_point_e(
             recorded one, or is another network; or the cache can't be written.
     """
     if folder is not None:
-        base, upsample = (_local(folder, file, announce) for file in PUBLISHED)
-        return open_point_e(base, upsample, origin=str(folder))
+        hashes = dict(_local(folder, file, announce) for file in PUBLISHED)
+        return open_point_e(*hashes, origin=str(folder), hashes=hashes)
     store = _store()
     if missing_files():
         _download_missing(store, hub.is_offline(offline), announce, progress)
-    base, upsample = (_kept(store, file) for file in PUBLISHED)
-    return open_point_e(base, upsample, origin=_read_record(store, PUBLISHED[0]).origin)
+    hashes = dict(_kept(store, file) for file in PUBLISHED)
+    return open_point_e(*hashes, origin=_read_record(store, PUBLISHED[0]).origin, hashes=hashes)
 
 
 def missing_files() -> tuple[Published, ...]:
@@ -135,8 +136,16 @@ def missing_files() -> tuple[Published, ...]:
     )
 
 
-def open_point_e(base: Path, upsample: Path | None = None, *, origin: str) -> PointECheckpoint:
+def open_point_e(
+    base: Path, upsample: Path | None = None, *, origin: str, hashes: Mapping[Path, str] = MappingProxyType({})
+) -> PointECheckpoint:
     """The checkpoint made of safetensors files, and of the `config.json` beside the base stage if there is one.
+
+    Args:
+        base: the base stage's file.
+        upsample: the upsampling stage's.
+        origin: the folder or the address that they came from.
+        hashes: SHA-256 of files as far as they have just been computed.
 
     Raises:
         WeightsUnavailable: a file can't be read.
@@ -147,7 +156,7 @@ def open_point_e(base: Path, upsample: Path | None = None, *, origin: str) -> Po
     for part, path in parts.items():
         if path is not None:
             with _reading(path):
-                total.update(f"{part} {file_sha256(path)}\n".encode())
+                total.update(f"{part} {hashes.get(path) or file_sha256(path)}\n".encode())
     return PointECheckpoint(base=base, upsample=upsample, digest=total.hexdigest(), origin=origin)
 
 
@@ -231,12 +240,17 @@ def _fetch(
     announce(f"{file.name} has SHA-256 {found}, {known}")
 
 
-def _local(folder: Path, file: Published, announce: Callable[[str], None]) -> Path:
-    """The safetensors of a stage in a user's folder, or the conversion of its .pt there, which the cache keeps."""
+def _local(folder: Path, file: Published, announce: Callable[[str], None]) -> tuple[Path, str]:
+    """The safetensors of a stage in a user's folder, or the conversion of its .pt there, which the cache keeps.
+
+    Returns:
+        Path and SHA-256.
+    """
     ready, pickled = (folder / f"{file.stem}.{suffix}" for suffix in ("safetensors", "pt"))
     if ready.is_file():
         _check_stage(read_state(ready), ready, file)
-        return ready
+        with _reading(ready):
+            return ready, file_sha256(ready)
     if not pickled.is_file():
         raise WeightsUnavailable(
             f"{folder} has neither {pickled.name} nor {ready.name}",
@@ -254,8 +268,8 @@ def _local(folder: Path, file: Published, announce: Callable[[str], None]) -> Pa
     return _kept(store, file)
 
 
-def _kept(store: Path, file: Published) -> Path:
-    """The cached safetensors of a stage, compared with its record."""
+def _kept(store: Path, file: Published) -> tuple[Path, str]:
+    """The cached safetensors of a stage, compared with its record, and their SHA-256."""
     record, path = _read_record(store, file), _converted_path(store, file)
     with _reading(path):
         found = file_sha256(path)
@@ -264,7 +278,7 @@ def _kept(store: Path, file: Published) -> Path:
             f"{path} has SHA-256 {found}, and not the recorded {record.converted_sha256}",
             hint=f"rm {shlex.quote(str(path))}  # it is then made anew",
         )
-    return path
+    return path, found
 
 
 def _read_record(store: Path, file: Published) -> _Record:

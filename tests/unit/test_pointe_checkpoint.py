@@ -159,6 +159,21 @@ def test_the_digest_is_of_the_weights_wherever_they_lie(server: FileServer, rele
     assert resolve(copy).digest != digest
 
 
+def test_each_file_is_hashed_once_at_a_start(
+    server: FileServer, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve()
+    resolve(release)
+    hashed: list[str] = []
+    real = checkpoint.file_sha256
+    monkeypatch.setattr(checkpoint, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    resolve()
+    assert sorted(hashed) == ["base_40m_textvec.safetensors", "upsample_40m.safetensors"]
+    hashed.clear()
+    resolve(release)
+    assert len(hashed) == len(set(hashed)) == 4  # the .pt, to find their conversions, and these
+
+
 def test_a_network_that_describes_itself_is_opened_by_its_path(release: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
     save_file(weights(BASE, 3), path)
