@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segdream_cli import replay
 from segdream_cli.errors import EnvironmentProblem
-from segdream_cli.replay import COMPILER_CACHE, FirstCalls, FirstWorking, RowCalls, compiled, piece_sizes
+from segdream_cli.replay import COMPILER_CACHE, FirstCalls, FirstWorking, RowCalls, compiled, fastest, piece_sizes
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,47 @@ def test_the_last_way_fails_as_it_does() -> None:
 
     with pytest.raises(EnvironmentProblem, match="no"):
         FirstWorking([("compiled", broken)], pytest.fail)(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("graphs", "compiling", "only", "tried"),
+    [
+        (True, True, False, ["graph of compiled", "graph of plain", "plain"]),
+        (True, False, False, ["graph of plain", "plain"]),
+        (False, True, False, ["compiled", "plain"]),
+        (False, False, False, ["plain"]),
+        (True, True, True, ["graph of compiled"]),
+    ],
+)
+def test_the_fastest_way_is_tried_first_and_all_that_are_wanted_in_turn(
+    graphs: bool, compiling: bool, only: bool, tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every way fails here, as it may on a machine that lacks what it needs."""
+    seen: list[str] = []
+
+    def fail(name: str) -> Callable[..., torch.Tensor]:
+        def way(*_: torch.Tensor) -> torch.Tensor:
+            seen.append(name)
+            raise EnvironmentProblem(f"{name} fails", hint="")
+
+        way.__name__ = name
+        return way
+
+    monkeypatch.setattr(replay, "compiled", lambda function: fail("compiled"))
+    said: list[str] = []
+    call = fastest(
+        "it",
+        fail("plain"),
+        lambda function, first: fail(f"graph of {function.__name__}"),
+        said.append,
+        graphs=graphs,
+        compiling=compiling,
+        only=only,
+    )
+    with pytest.raises(EnvironmentProblem, match=f"{tried[-1]} fails"):
+        call(torch.ones(1))
+    assert seen == tried
+    assert len(said) == len(tried) - 1
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what the compiler itself imports
