@@ -80,13 +80,13 @@ class PointE:
     def speed_up(self, announce: Announce, *, graphs: bool, compiling: bool) -> "PointE":
         """Evaluates the networks on CUDA in a faster way from now on.
 
-        A cloud is hundreds of evaluations of the same shapes, each of up to 200 small kernels, which take longer to
-        launch than to run; a graph launches them at once, the compiler makes them fewer.
+        A cloud is many evaluations of the same shapes, each of more than a hundred small kernels; a graph launches them
+        at once, the compiler makes them fewer.
 
         Args:
             announce: receives lines about compiling, and one when a way can't be gone and the next is taken.
             graphs: capture each network as a CUDA graph at its first evaluation, and replay it.
-            compiling: put the networks through torch's compiler, which takes longer than many clouds.
+            compiling: put the networks through torch's compiler, which pays where many clouds are made.
         """
         self._calls = [
             fastest(
