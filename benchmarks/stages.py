@@ -16,10 +16,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+from batch import opened
 
 from segdream_cli import pipeline as pipeline_module
-from segdream_cli.cli.output import Output
-from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_pipeline
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.memory import peak_memory_gib
 from segdream_cli.pipeline import Pipeline
@@ -118,11 +117,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
-    given = {"prior.name": options.prior, "prior.model": options.model}
-    request = Request(quality=options.quality, options=given, assignments=tuple(options.set), device=options.device)
-    device = choose_device(options.device)
-    checkpoint = open_checkpoint(request, device, Output())
-    pipeline = open_pipeline(request.resolve(checkpoint.profile), checkpoint, device, Output())
+    pipeline = opened(options)
+    device = pipeline.device
     asset = pipeline.prepare(options.prompt, 0)
     steps = pipeline.run([asset])
     for _ in range(10):

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from training.models import MAX_TOKENS, scheduler
 
 LIMIT_MB = 30.0
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
 
 def restore_hub_names(file: Path) -> None:
@@ -25,10 +26,10 @@ def restore_hub_names(file: Path) -> None:
 def main(
     autoencoder: Annotated[Path, typer.Argument(help="What the first stage wrote.")],
     denoiser: Annotated[Path, typer.Argument(help="What the second stage wrote.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Folder to replace; its segdream.json stays.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder to replace; its segdream.json and Point-E stay.")],
 ) -> None:
     """Writes a checkpoint in Stable Diffusion's layout, in half precision."""
-    for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler"):
+    for part in PARTS:
         shutil.rmtree(checkpoint / part, ignore_errors=True)
     tokens = denoiser / "tokenizer"
     pipeline = StableDiffusionPipeline(
@@ -45,9 +46,10 @@ def main(
     for name in ("vocab.json", "merges.txt"):  # transformers 5 writes tokenizer.json only
         shutil.copy(tokens / name, checkpoint / "tokenizer" / name)
     restore_hub_names(checkpoint / "text_encoder" / "model.safetensors")
-    for file in checkpoint.rglob("*.safetensors"):
+    weights = [file for part in PARTS for file in (checkpoint / part).glob("*.safetensors")]
+    for file in weights:
         file.chmod(0o644)
-    size = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")) / 1e6
+    size = sum(file.stat().st_size for file in weights) / 1e6
     print(f"{size:.1f} MB of weights in {checkpoint}, of {LIMIT_MB:.0f} at most")
 
 
