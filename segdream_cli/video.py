@@ -2,13 +2,14 @@
 
 import difflib
 import itertools
+import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
 
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
@@ -79,11 +80,30 @@ def ffmpeg_version() -> str:
         EnvironmentProblem: there is none that runs.
     """
     try:
-        return f"{imageio_ffmpeg.get_ffmpeg_version()} in {imageio_ffmpeg.get_ffmpeg_exe()}"
-    except (OSError, RuntimeError, IndexError) as problem:
+        program = _ffmpeg()
+        said = subprocess.run([program, "-version"], capture_output=True, text=True, check=True).stdout
+        return f"{said.split()[2]} in {program}"
+    except (OSError, RuntimeError, subprocess.CalledProcessError, IndexError) as problem:
         raise EnvironmentProblem(
             f"no ffmpeg runs here: {problem}", hint="pip install --force-reinstall imageio-ffmpeg"
         ) from problem
+
+
+def _ffmpeg() -> str:
+    """The ffmpeg of imageio-ffmpeg; stills need neither, so a system without the package may have one of its own.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    try:
+        import imageio_ffmpeg
+
+        program: str | None = imageio_ffmpeg.get_ffmpeg_exe()
+    except ImportError:
+        program = os.environ.get("IMAGEIO_FFMPEG_EXE") or shutil.which("ffmpeg")
+    if program is None:
+        raise RuntimeError("imageio-ffmpeg is not installed, and no ffmpeg is on the PATH")
+    return program
 
 
 def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
@@ -158,7 +178,7 @@ class _Encoder:
     def __enter__(self) -> "_Encoder":
         self._log: IO[bytes] = TemporaryFile()  # a pipe that nobody reads would stall ffmpeg
         try:
-            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y", *self._options]
+            command = [_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", *self._options]
             # a session of its own: Ctrl-C is for this process, which then stops the other
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log, start_new_session=True

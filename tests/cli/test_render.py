@@ -407,14 +407,3 @@ def test_depth_planes_follow_the_cameras(folder, asset):
     near, far = shot.depth_range(shot.follow(path.viewmats, path.fov_rad))
     assert near == pytest.approx(0.01)
     assert far == pytest.approx(5 - float(subject.center[2]) + subject.extent, rel=1e-4)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("channel", ["rgb", "depth", "normals"])
-def test_cuda_shows_the_same(segdream, asset, channel):
-    options = ("--channel", channel, "--supersample", "2")
-    found, expected = (
-        view(segdream, asset, f"{device}.png", *options, "--device", device, size="64") for device in ("cuda", "cpu")
-    )
-    assert np.abs(found - expected).mean() < 0.01 * expected.max()
-    assert segdream("render", asset, asset, "--n-frames", "3", "--size", "64", "--device", "cuda").code == 0

@@ -1,5 +1,6 @@
 """Films: what players need, colours that come back, and nothing half-written."""
 
+import importlib
 import json
 import os
 import re
@@ -347,6 +348,24 @@ def test_ffmpeg_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         write_video(tmp_path / "a.mp4", moving(2), fps=30)
     assert "imageio-ffmpeg" in str(caught.value.hint)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody needs it for stills; films take an ffmpeg that is named or on the PATH, or say what to install."""
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.delitem(sys.modules, "segdream_cli.video")
+    video = importlib.import_module("segdream_cli.video")
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for use in (video.ffmpeg_version, lambda: video.write_video(tmp_path / "a.mp4", moving(2), fps=30)):
+        with pytest.raises(EnvironmentProblem, match="not installed"):
+            use()
+    (tmp_path / "ffmpeg").symlink_to(program)
+    video.write_video(tmp_path / "a.mp4", moving(2), fps=30)
+    assert b"ftyp" in (tmp_path / "a.mp4").read_bytes()[:16]
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
+    assert video.ffmpeg_version().endswith(program)
 
 
 def test_nothing_is_left_when_the_frames_of_a_gif_fail(tmp_path: Path) -> None:

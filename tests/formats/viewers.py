@@ -1,0 +1,111 @@
+"""Other people's viewers in headless Chromium, and how far their pictures are from those of the CPU rasteriser."""
+
+import functools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from browser import Browser, chromium, decoded
+
+from segdream_cli.cameras import Cameras, viewing
+from segdream_cli.formats import Splats
+from segdream_cli.gaussians import Gaussians, bounds
+from segdream_cli.raster import Rendering, rasterize
+
+SIZE = 512
+AZIMUTHS, ELEVATIONS = torch.tensor([0.0, 130.0]), torch.tensor([15.0, -40.0])
+MEAN, NEARLY_ALL, CONTROL, HARMONICS = 3 / 255, 20 / 255, 30 / 255, 4 / 255
+"""Bounds of a difference where the asset is: its mean, its 99th percentile; the least that a mirrored picture, and one
+without the higher harmonics, must differ by. Spark rounds a Gaussian to 16 bytes, Babylon its rotation to 4: either
+makes 2 / 255 of the mean."""
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files of the test, of npm, and the page, from one place."""
+
+    def __init__(self, *arguments: object, folders: list[Path], **keywords: object) -> None:
+        self.folders = folders
+        super().__init__(*arguments, **keywords)  # type: ignore[arg-type]
+
+    def translate_path(self, path: str) -> str:
+        found = [folder / path.lstrip("/") for folder in self.folders]
+        return str(next((file for file in found if file.is_file()), found[0]))
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A page of tests/formats that shows files."""
+
+    tab: Browser
+    address: str
+    folder: Path
+    """Where a file has to be to be shown."""
+
+    def load(self, file: Path, *options: object) -> Any:
+        return self.tab.run("return await window.load(...arguments[0])", [f"{self.address}/{file.name}", *options])
+
+    def picture(self, cameras: Cameras, view: int, target: torch.Tensor) -> np.ndarray:
+        """Colours 0..1 on white, [h, w, 3]."""
+        ask = "return await window.picture(arguments[0], arguments[1])"
+        png = self.tab.run(ask, cameras.positions[view].tolist(), target.tolist())
+        return decoded(png)[..., :3] / 255
+
+
+@contextmanager
+def viewer(page: str, folder: Path, node_modules: Path) -> Iterator[Viewer]:
+    """The page `page` in a browser of its own, served on the loopback address."""
+    handler = functools.partial(Handler, folders=[folder, node_modules, Path(__file__).parent])
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as tab:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        tab.open(f"{address}/{page}")
+        deadline = time.monotonic() + 60
+        while not tab.run("return window.ready === true"):
+            assert time.monotonic() < deadline, tab.errors()
+            time.sleep(0.1)
+        yield Viewer(tab, address, folder)
+        outside = [url for url in tab.requests() if not url.startswith((address, "data:", "blob:"))]
+        server.shutdown()
+    assert not outside
+
+
+def rasterized(splats: Splats, cameras: Cameras) -> Rendering:
+    gaussians = Gaussians.from_splats(splats)
+    with torch.no_grad():
+        return rasterize(
+            gaussians.means, gaussians.params["quats"], gaussians.scales, gaussians.opacities,
+            gaussians.colors(cameras.positions), cameras.viewmats, cameras.Ks, cameras.size, cameras.size,
+        )  # fmt: skip
+
+
+def on_white(seen: Rendering) -> np.ndarray:
+    """Pictures [views, h, w, 3] in 0..1."""
+    return (seen.rgb + 1 - seen.alpha).clamp(0, 1).numpy()
+
+
+def check(shown: Viewer, expected: Splats) -> None:
+    """What the viewer shows is what the rasteriser shows of `expected`, and not that mirrored, turned or flat."""
+    center, extent = bounds(Gaussians.from_splats(expected))
+    cameras = viewing(AZIMUTHS, ELEVATIONS, SIZE, center=center, extent=extent)
+    flat = on_white(rasterized(replace(expected, shN=expected.shN[:, :0]), cameras))
+    for view, ours in enumerate(on_white(rasterized(expected, cameras))):
+        theirs = shown.picture(cameras, view, center)
+        inside = (ours < 0.99).any(axis=2)
+        assert inside.sum() > 15_000
+        difference = np.abs(theirs - ours)[inside]
+        assert difference.mean() < MEAN
+        assert np.quantile(difference, 0.99) < NEARLY_ALL
+        for other in (ours[:, ::-1], ours[::-1]):
+            assert np.abs(theirs - other)[inside].mean() > CONTROL
+        if expected.shN.any():
+            assert np.abs(theirs - flat[view])[inside].mean() > HARMONICS
