@@ -124,9 +124,38 @@ def fastest(
     if graphs:
         ways.insert(0, ("without the compiler", graphed(plain, FirstCalls(name, announce, compiling=False))))
     if compiling:
-        fast = compiled(plain)
-        ways.insert(0, ("compiled", graphed(fast, FirstCalls(name, announce, compiling=True)) if graphs else fast))
+        call = graphed if graphs else PlainCalls
+        ways.insert(0, ("compiled", call(compiled(plain), FirstCalls(name, announce, compiling=True))))
     return FirstWorking(ways[:1] if only else ways, announce)
+
+
+class PlainCalls:
+    """Calls of a compiled function that is not captured: what a set of shapes takes once is surrounded all the same.
+
+    Args:
+        function: compiles itself at the first call with a set of shapes.
+        first: opens a block about what is done once for a set of shapes; see `FirstCalls`.
+    """
+
+    def __init__(self, function: Callable[..., Any], first: "FirstCalls") -> None:
+        self._function = function
+        self._first = first
+        self._called: set[tuple[Any, ...]] = set()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The function's result."""
+        key = _shapes(inputs)
+        if key in self._called:
+            return self._function(*inputs)
+        with self._first(len(inputs[0])):
+            result = self._function(*inputs)
+        self._called.add(key)
+        return result
+
+
+def _shapes(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What a compilation or a capture is good for."""
+    return tuple((tensor.shape, tensor.dtype) for tensor in inputs)
 
 
 class GraphedCalls:
@@ -147,7 +176,7 @@ class GraphedCalls:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The function's result; the first call with a set of shapes captures it."""
-        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        key = _shapes(inputs)
         if key not in self._captured:
             with self._first(len(inputs[0])):
                 self._captured[key] = self._capture(inputs)
