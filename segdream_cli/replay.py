@@ -17,7 +17,13 @@ from segdream_cli.download import cache_folder
 from segdream_cli.errors import EnvironmentProblem
 
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Announce = Callable[[str], None]
+
+
+def arithmetic(name: str, device: torch.device) -> torch.dtype:
+    """The type of a `prior.dtype` setting: auto is fp16 on CUDA, fp32 elsewhere."""
+    return DTYPES[name if name != "auto" else "fp16" if device.type == "cuda" else "fp32"]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
