@@ -254,7 +254,7 @@ class GraphedGradients:
 
 
 class FirstCalls:
-    """What surrounds the work that is done once for a set of shapes: words for who waits, and a hint if it fails.
+    """What surrounds the work that is done once for a set of shapes: words for who waits, and for why it fails.
 
     Args:
         network: what is compiled or captured.
@@ -273,10 +273,7 @@ class FirstCalls:
         Raises:
             EnvironmentProblem: it can't be done here.
         """
-        begin, hint = (
-            time.perf_counter(),
-            "--set prior.compile=off" if self._compiling else "--set prior.cuda_graphs=false",
-        )
+        begin = time.perf_counter()
         telling = self._compiling and rows not in self._compiled
         if telling:
             self._announce(f"compiling {self._network} for {rows} rows; the first time on a machine takes minutes")
@@ -287,9 +284,10 @@ class FirstCalls:
         except RuntimeError as problem:  # the compiler's errors are among them
             verb = "compiled" if self._compiling else "captured as a CUDA graph"
             cause = _cause(problem)
+            # a capture without the compiler has a slower way behind it always: nobody has to do anything
             raise EnvironmentProblem(
                 f"{self._network} can't be {verb}: {(str(cause).strip() or type(cause).__name__).splitlines()[0]}",
-                hint=hint,
+                hint="--set prior.compile=off" if self._compiling else None,
             ) from problem
         self._compiled.add(rows)
         if telling:
