@@ -8,6 +8,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,34 @@ def test_a_part_that_failed_is_shown_as_far_as_it_came(step: Any, capsys: pytest
     assert rows(said)["ms"] == ["", "9.50"]
     assert "not measured: cfg, throughput, lowvram\n" in said
     assert "nothing is recorded: cfg\n" in said
+
+
+def test_a_build_beside_the_parts_ends_with_them(step: Any, tmp_path: Path) -> None:
+    """Its compilers too, here a process of its process, which would say that it lived on."""
+    started, alive = tmp_path / "started", tmp_path / "alive"
+    grandchild = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(1)"
+    grandchild += f"; pathlib.Path({str(alive)!r}).touch()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    with pytest.raises(KeyboardInterrupt), step.building([sys.executable, "-c", parent]):  # noqa: PT012
+        while not started.exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    time.sleep(1.5)
+    assert not alive.exists()
+
+
+def test_a_variant_does_not_wait_for_a_parent_that_is_gone(tmp_path: Path) -> None:
+    """The child, whose own child it is here, ends by itself; its output ends with it."""
+    script = ROOT / "benchmarks" / "sd21_variants.py"
+    child = [sys.executable, str(script), "--smoke", "--child", "all", "--folder", str(tmp_path)]
+    ready = tmp_path / "all.ready"
+    parent = f"import pathlib, subprocess, time; subprocess.Popen({child!r})\n"
+    parent += f"while not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.05)"
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=True, timeout=120, cwd=ROOT
+    )
+    assert "nobody waits" in done.stderr
+    assert not (tmp_path / "all.json").exists()
 
 
 def test_damaged_files_of_every_format_are_read_or_refused(tmp_path: Path) -> None:
