@@ -22,7 +22,7 @@ from segdream_cli.text import TextEncoder
 from segdream_cli.weights import Checkpoint, check_keys, reading
 
 COMPILED_PARAMETERS, COMPILED_STEPS = 500_000_000, 1000
-"""Size of a U-Net and length of a run from which compiling pays: minutes once, for a tenth of a second a step."""
+"""Size of a U-Net and length of a run from which compiling is taken to pay for the minutes it takes once."""
 LOW_VRAM_ROWS = 2
 """Rows of a U-Net call where memory is short."""
 
