@@ -13,9 +13,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from segdream_cli.config import Config
-from segdream_cli.diffusion import DTYPES, DiffusionPrior
+from segdream_cli.diffusion import DiffusionPrior
 from segdream_cli.pipeline import Pipeline
 from segdream_cli.profile import PriorProfile, preset
+from segdream_cli.replay import arithmetic
 
 UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -109,6 +110,5 @@ def random_prior(config: Config, device: torch.device, made: tuple[Any, Any]) ->
 def random_pipeline(settings: dict[str, Any], device: torch.device, *, small: bool = False) -> Pipeline:
     """A pipeline of the `standard` preset with settings on top."""
     config = preset(PriorProfile(), "standard").set(FIXED | (SMALL if small else {}) | settings)
-    kind = config.prior.dtype
-    dtype = DTYPES[kind if kind != "auto" else "fp16" if device.type == "cuda" else "fp32"]
+    dtype = arithmetic(config.prior.dtype, device)
     return Pipeline(config, random_prior(config, device, networks(device, dtype, small=small)), device)

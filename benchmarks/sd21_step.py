@@ -13,11 +13,15 @@ again at the end, with what was skipped for want of time.
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,8 +78,7 @@ def measure(name: str, options: argparse.Namespace) -> Found:
 
 def leave(options: argparse.Namespace, found: Found) -> None:
     """Puts what is known where the parent looks for it, with how often a fast way had to be given up."""
-    if "ms" in found:
-        found = found | {"given_up": sum("instead, which takes longer" in line for line in SAID)}
+    found = found | {"given_up": sum("instead, which takes longer" in line for line in SAID)}
     if options.result:
         options.result.write_text(json.dumps(found))
 
@@ -118,6 +121,18 @@ def in_a_process(name: str, seconds: float, options: argparse.Namespace) -> Foun
         return found
 
 
+@contextmanager
+def building(command: list[str]) -> Iterator[None]:
+    """Runs a command beside the block; what of it is left at the end, compilers included, is ended with it."""
+    builder = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield
+    finally:
+        if builder.poll() is None:
+            os.killpg(builder.pid, signal.SIGTERM)
+        builder.wait()
+
+
 def run_part(options: argparse.Namespace) -> None:
     """Runs one part in this process, and says briefly where it failed."""
     try:
@@ -149,13 +164,15 @@ def main() -> None:
     if options.part:
         run_part(options)
         return
+    names = ["whole"] if options.whole else options.only or DEFAULT
     if options.smoke:
         torch.set_num_threads(1)  # so small a model only waits for more
+        found = run_parts(names, options)
     elif not torch.cuda.is_available():
         sys.exit("this needs a CUDA device; --smoke runs a small model on the CPU")
     else:  # beside the first compilation; whoever renders meanwhile waits for it
-        subprocess.Popen([sys.executable, "-c", BUILD])
-    found = run_parts(["whole"] if options.whole else options.only or DEFAULT, options)
+        with building([sys.executable, "-c", BUILD]):
+            found = run_parts(names, options)
     print("\n### all")
     show(found)
     if options.record and not options.smoke:

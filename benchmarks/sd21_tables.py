@@ -5,28 +5,43 @@ from typing import Any
 from record import record
 
 NESTED = ("stages", "waits", "kernels")
+OTHER = ("pieces", "throughput", "whole")
+"""Parts that are no column of the table of loops."""
 
 
 def show(found: dict[str, Any]) -> None:
-    """Prints the tables."""
-    loops = {name: part for name, part in found.items() if part and "ms" in part and name != "whole"}
+    """Prints the tables, with what a part had found before it failed."""
+    loops = {name: part for name, part in found.items() if part and name not in OTHER}
     if loops:
         _show_loops(loops)
-    if pieces := found.get("pieces"):
+    if pieces := _rows(found.get("pieces")):
         print("\n| piece | ms | latents or noise, error | gradient, error |\n| --- | --- | --- | --- |")
         for name, row in pieces.items():
             print(
                 f"| {name} | {cell(row['ms'])} | {row['error']:.1e} | {row.get('gradient_error', float('nan')):.1e} |"
             )
-    if assets := found.get("throughput"):
+    if assets := _rows(found.get("throughput")):
         keys = next(iter(assets.values()))
         print("\n| assets | " + " | ".join(keys) + " |\n| --- |" + " --- |" * len(keys))
         for count, row in assets.items():
             print(f"| {count} | " + " | ".join(map(cell, row.values())) + " |")
     if whole := found.get("whole"):
         print("\n" + ", ".join(f"{key} {cell(value)}" for key, value in whole.items()))
-    missing = [name for name, part in found.items() if part is None]
+    slower = [name for name, part in found.items() if part and part.get("given_up")]
+    if slower:
+        print(f"\nnetworks ran in a slower way than they should, and nothing is recorded: {', '.join(slower)}")
+    missing = [name for name, part in found.items() if not _measured(name, part)]
     print(f"\nnot measured: {', '.join(missing) or 'nothing'}", flush=True)
+
+
+def _rows(part: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The rows of a part that is a table, without what is said of the whole part."""
+    return {name: row for name, row in (part or {}).items() if isinstance(row, dict)}
+
+
+def _measured(name: str, part: dict[str, Any] | None) -> bool:
+    """Whether a part came as far as its figures."""
+    return bool(_rows(part)) if name in ("pieces", "throughput") else "ms" in (part or {})
 
 
 def _show_loops(loops: dict[str, dict[str, Any]]) -> None:
@@ -61,7 +76,7 @@ def record_all(found: dict[str, Any], device: str, *, perp_neg: bool) -> None:
     values["sd21_peak_gib"] = (whole["peak_gib"] if done else cfg.get("peak_gib"), "GiB")
     values["sd21_lowvram_peak_gib"] = (low.get("peak_gib"), "GiB")
     values["sd21_eager_ratio"] = (eager["ms"] / cfg["ms"] if "ms" in eager and "ms" in cfg else None, "1")
-    for count, row in (found.get("throughput") or {}).items():
+    for count, row in _rows(found.get("throughput")).items():
         values[f"sd21_assets_an_hour_{count}"] = (row["assets_an_hour"], "1/h")
     for metric, (value, unit) in values.items():
         if value is not None:

@@ -46,6 +46,7 @@ TIMING_SECONDS = 60
 
 def child(name: str, folder: Path, *, small: bool) -> None:
     """Compiles one variant, says so, waits for its turn, and leaves its times and results."""
+    parent = os.getppid()
     device = torch.device("cpu" if small else "cuda")
     config = Config().set(FIXED | ({} if small else {"prior.compile": "on"}) | VARIANTS[name][1])
     dtype = torch.float32 if small else torch.float16
@@ -62,6 +63,8 @@ def child(name: str, folder: Path, *, small: bool) -> None:
     save_file({key: value.contiguous() for key, value in outputs.items()}, folder / f"{name}.safetensors")
     (folder / f"{name}.ready").touch()
     while not (folder / f"{name}.go").exists():
+        if os.getppid() != parent:
+            sys.exit(f"{name}: nobody waits for it any more")
         time.sleep(0.05)
     found = {f"U-Net, {rows} rows": milliseconds(lambda rows=rows: inputs.predict(prior, rows), device)
              for rows in (views, 2 * views)}  # fmt: skip
@@ -83,11 +86,24 @@ def run(names: list[str], folder: Path, limit: float, *, small: bool) -> dict[st
         for name in names
     }
 
-    def waiting() -> bool:
-        unready = [name for name in names if not (folder / f"{name}.ready").exists()]
-        return any(running[name].poll() is None for name in unready)
+    try:
+        return _timed(running, folder, begin + limit - TIMING_SECONDS)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
 
-    while waiting() and time.monotonic() - begin < limit - TIMING_SECONDS:
+
+def _timed(running: dict[str, subprocess.Popen[bytes]], folder: Path, end: float) -> dict[str, dict[str, float]]:
+    """The same of children that compile until `end`, and are then let go one after the other."""
+    begin = time.monotonic()
+
+    def waiting() -> bool:
+        return any(
+            process.poll() is None and not (folder / f"{name}.ready").exists() for name, process in running.items()
+        )
+
+    while waiting() and time.monotonic() < end:
         time.sleep(0.2)
     print(f"compiled for {time.monotonic() - begin:.0f} s", flush=True)
     for name, process in running.items():

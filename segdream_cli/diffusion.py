@@ -16,14 +16,13 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from segdream_cli.config import Config, PriorConfig
 from segdream_cli.estimate import Workload
 from segdream_cli.profile import PriorProfile
-from segdream_cli.replay import FirstWorking, GraphedCalls, GraphedGradients, RowCalls, fastest
+from segdream_cli.replay import FirstWorking, GraphedCalls, GraphedGradients, RowCalls, arithmetic, fastest
 from segdream_cli.rewrites import drop_separate_projections, rewrite_convolutions, rewrite_norms
 from segdream_cli.text import TextEncoder
 from segdream_cli.weights import Checkpoint, check_keys, reading
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILED_PARAMETERS, COMPILED_STEPS = 500_000_000, 1000
-"""Size of a U-Net and length of a run from which compiling pays: minutes once, for a tenth of a second a step."""
+"""Size of a U-Net and length of a run from which compiling is taken to pay for the minutes it takes once."""
 LOW_VRAM_ROWS = 2
 """Rows of a U-Net call where memory is short."""
 
@@ -141,7 +140,7 @@ class DiffusionPrior:
             WeightsUnavailable: a file can't be read, a weight is missing, or the vocabulary does not fit.
         """
         device = torch.device(device)
-        kind = DTYPES[config.dtype if config.dtype != "auto" else "fp16" if device.type == "cuda" else "fp32"]
+        kind = arithmetic(config.dtype, device)
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
         text = TextEncoder.load(checkpoint, device, kind, warn=warn)

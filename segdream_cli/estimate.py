@@ -1,8 +1,8 @@
 """What a run will need of a GPU, before it starts: memory and time.
 
-Weights are counted. What the networks keep is a number of tensors of their first layer's size: fitted to measurement
-for "plain", expected for the other ways of computing. The arithmetic is counted on shapes alone, and its time follows
-from a matrix product on the device.
+Weights are counted. What the networks keep is a number of tensors of their first layer's size, fitted to what torch had
+reserved or handed out on one GPU (benchmarks/RESULTS.md) where that was measured. The arithmetic is counted on shapes
+alone, and its time follows from a matrix product on the device.
 """
 
 import time
@@ -16,7 +16,14 @@ from segdream_cli.config import Config
 from segdream_cli.memory import GIB
 
 UNET_TENSORS = 25
-ENCODER_TENSORS = {"plain": 22, "rewritten": 16, "compiled": 9}
+ENCODER_TENSORS = {"plain": 22, "rewritten": 16, "compiled": 9, "one view": 23}
+"""Those a view. With `UNET_TENSORS`, "plain" was fitted to 8.0 GiB handed out; "one view", computed again on the way
+back, to the 3.43 GiB reserved with --low-vram, so that it holds all workspaces. "rewritten" and "compiled" were
+expected, and what "compiled" lacks in the measurement is part of `GRAPHED`."""
+GRAPHED = 1.9
+"""Memory that torch reserves for networks that are captured over what they keep, since nothing else can use the pool of
+a graph: fitted, for "compiled", to 7.31 GiB reserved with classifier-free guidance and 7.00 with Perp-Neg. For the ways
+without the compiler it is carried over, not measured."""
 PICTURE_FLOATS = 40
 """Numbers kept a pixel of a render, by the rasteriser, the losses and their gradients."""
 GAUSSIAN_BYTES = 600
@@ -50,7 +57,10 @@ class Workload:
         return "compiled" if self.compiling else "rewritten" if self.config.prior.forward_gradients else "plain"
 
     def memory_gib(self, gaussians: int) -> float:
-        """Peak memory with that many Gaussians, caches of CUDA itself apart."""
+        """What torch will have reserved at most with that many Gaussians, which is what has to fit.
+
+        The context of CUDA and the code of the kernels come on top.
+        """
         config, views = self.config, self.config.camera.batch
         low, itemsize = config.prior.low_vram, self.unet.dtype.itemsize
         branches = 4 if config.distill.perp_neg and not self.compiling else 2
@@ -58,10 +68,10 @@ class Workload:
         latents = (self.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)) ** 2
         unet = UNET_TENSORS * rows * latents * self.unet.config.block_out_channels[0] * itemsize
         pixels = self.image_size**2
-        encoder = ENCODER_TENSORS[self.way] * (1 if low else views) * pixels
+        encoder = ENCODER_TENSORS["one view" if low else self.way] * (1 if low else views) * pixels
         encoder *= self.vae.config.block_out_channels[0] * itemsize
         graphs = config.prior.cuda_graphs and not low  # a graph keeps its memory, so that the two never share
-        networks = unet + encoder if graphs else max(unet, encoder)
+        networks = GRAPHED * (unet + encoder) if graphs else max(unet, encoder)
         weights = sum(value.nbytes for network in (self.unet, self.vae) for value in network.parameters())
         total: float = weights + networks + PICTURE_FLOATS * 4 * views * pixels + GAUSSIAN_BYTES * gaussians
         return total / GIB

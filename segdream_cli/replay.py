@@ -17,7 +17,13 @@ from segdream_cli.download import cache_folder
 from segdream_cli.errors import EnvironmentProblem
 
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Announce = Callable[[str], None]
+
+
+def arithmetic(name: str, device: torch.device) -> torch.dtype:
+    """The type of a `prior.dtype` setting: auto is fp16 on CUDA, fp32 elsewhere."""
+    return DTYPES[name if name != "auto" else "fp16" if device.type == "cuda" else "fp32"]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,9 +130,38 @@ def fastest(
     if graphs:
         ways.insert(0, ("without the compiler", graphed(plain, FirstCalls(name, announce, compiling=False))))
     if compiling:
-        fast = compiled(plain)
-        ways.insert(0, ("compiled", graphed(fast, FirstCalls(name, announce, compiling=True)) if graphs else fast))
+        call = graphed if graphs else PlainCalls
+        ways.insert(0, ("compiled", call(compiled(plain), FirstCalls(name, announce, compiling=True))))
     return FirstWorking(ways[:1] if only else ways, announce)
+
+
+class PlainCalls:
+    """Calls of a compiled function that is not captured: what a set of shapes takes once is surrounded all the same.
+
+    Args:
+        function: compiles itself at the first call with a set of shapes.
+        first: opens a block about what is done once for a set of shapes; see `FirstCalls`.
+    """
+
+    def __init__(self, function: Callable[..., Any], first: "FirstCalls") -> None:
+        self._function = function
+        self._first = first
+        self._called: set[tuple[Any, ...]] = set()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The function's result."""
+        key = _shapes(inputs)
+        if key in self._called:
+            return self._function(*inputs)
+        with self._first(len(inputs[0])):
+            result = self._function(*inputs)
+        self._called.add(key)
+        return result
+
+
+def _shapes(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What a compilation or a capture is good for."""
+    return tuple((tensor.shape, tensor.dtype) for tensor in inputs)
 
 
 class GraphedCalls:
@@ -147,7 +182,7 @@ class GraphedCalls:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The function's result; the first call with a set of shapes captures it."""
-        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        key = _shapes(inputs)
         if key not in self._captured:
             with self._first(len(inputs[0])):
                 self._captured[key] = self._capture(inputs)
@@ -219,7 +254,7 @@ class GraphedGradients:
 
 
 class FirstCalls:
-    """What surrounds the work that is done once for a set of shapes: words for who waits, and a hint if it fails.
+    """What surrounds the work that is done once for a set of shapes: words for who waits, and for why it fails.
 
     Args:
         network: what is compiled or captured.
@@ -238,10 +273,7 @@ class FirstCalls:
         Raises:
             EnvironmentProblem: it can't be done here.
         """
-        begin, hint = (
-            time.perf_counter(),
-            "--set prior.compile=off" if self._compiling else "--set prior.cuda_graphs=false",
-        )
+        begin = time.perf_counter()
         telling = self._compiling and rows not in self._compiled
         if telling:
             self._announce(f"compiling {self._network} for {rows} rows; the first time on a machine takes minutes")
@@ -252,9 +284,10 @@ class FirstCalls:
         except RuntimeError as problem:  # the compiler's errors are among them
             verb = "compiled" if self._compiling else "captured as a CUDA graph"
             cause = _cause(problem)
+            # a capture without the compiler has a slower way behind it always: nobody has to do anything
             raise EnvironmentProblem(
                 f"{self._network} can't be {verb}: {(str(cause).strip() or type(cause).__name__).splitlines()[0]}",
-                hint=hint,
+                hint="--set prior.compile=off" if self._compiling else None,
             ) from problem
         self._compiled.add(rows)
         if telling:

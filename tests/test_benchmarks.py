@@ -3,10 +3,14 @@
 And some of the damaged files that all readers are tried on.
 """
 
+import argparse
 import importlib
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +61,68 @@ def test_a_whole_run_spans_two_commands(tmp_path: Path) -> None:
     done = benchmark("--whole", "--run", run)
     assert "steps 12, of 12" in done
     assert "finite True" in done
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark of a step as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("sd21_step")
+
+
+def test_figures_of_a_slower_way_are_not_recorded(step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the shape of a part: of a loop its times, of the throughput a row for each number of assets."""
+    parts = {"cfg": {"ms": 7.0, "peak_gib": 1.0}, "throughput": {"8": {"ms": 5.0, "assets_an_hour": 90.0}}}
+    recorded: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("sd21_tables.record", lambda *figures: recorded.append(figures))
+    result = tmp_path / "result.json"
+    for said, figures in (("all is well", 3), ("no compiler; computing it eagerly instead, which takes longer", 0)):
+        monkeypatch.setattr(step, "SAID", [said])
+        found = {}
+        for name, part in parts.items():
+            step.leave(argparse.Namespace(result=result), part)
+            found[name] = json.loads(result.read_text())
+        recorded.clear()
+        step.record_all(found, "cuda", perp_neg=False)
+        assert len(recorded) == figures
+
+
+def test_a_part_that_failed_is_shown_as_far_as_it_came(step: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    early = {"unet_s": 3.25, "given_up": 1}
+    step.show({"cfg": early, "eager": {"ms": 9.5, "given_up": 0}, "throughput": {"given_up": 0}, "lowvram": None})
+    said = capsys.readouterr().out
+    assert rows(said)["unet_s"] == ["3.25", ""]
+    assert rows(said)["ms"] == ["", "9.50"]
+    assert "not measured: cfg, throughput, lowvram\n" in said
+    assert "nothing is recorded: cfg\n" in said
+
+
+def test_a_build_beside_the_parts_ends_with_them(step: Any, tmp_path: Path) -> None:
+    """Its compilers too, here a process of its process, which would say that it lived on."""
+    started, alive = tmp_path / "started", tmp_path / "alive"
+    grandchild = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(1)"
+    grandchild += f"; pathlib.Path({str(alive)!r}).touch()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    with pytest.raises(KeyboardInterrupt), step.building([sys.executable, "-c", parent]):  # noqa: PT012
+        while not started.exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    time.sleep(1.5)
+    assert not alive.exists()
+
+
+def test_a_variant_does_not_wait_for_a_parent_that_is_gone(tmp_path: Path) -> None:
+    """The child, whose own child it is here, ends by itself; its output ends with it."""
+    script = ROOT / "benchmarks" / "sd21_variants.py"
+    child = [sys.executable, str(script), "--smoke", "--child", "all", "--folder", str(tmp_path)]
+    ready = tmp_path / "all.ready"
+    parent = f"import pathlib, subprocess, time; subprocess.Popen({child!r})\n"
+    parent += f"while not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.05)"
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=True, timeout=120, cwd=ROOT
+    )
+    assert "nobody waits" in done.stderr
+    assert not (tmp_path / "all.json").exists()
 
 
 def test_damaged_files_of_every_format_are_read_or_refused(tmp_path: Path) -> None:

@@ -145,9 +145,10 @@ def open_clouds(
     from segdream_cli.pointe.clip import resolve_clip
     from segdream_cli.pointe.clouds import Clouds
     from segdream_cli.pointe.model import PointE
+    from segdream_cli.replay import arithmetic
     from segdream_cli.text import TextEncoder, TextVector
 
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = arithmetic(how.dtype, device)
     if point_e is not None and init.point_e is None:
         own = checkpoint()
         files = open_point_e(own.folder / point_e / "model.safetensors", origin=own.name)
@@ -171,7 +172,7 @@ def open_clouds(
             point_e.speed_up(output.note, graphs=how.cuda_graphs, compiling=how.compile == "on")
         return point_e, text_vector().encode
 
-    return Clouds(digest, device, load, announce=output.note)
+    return Clouds(digest, device, dtype, load, announce=output.note)
 
 
 def open_pipeline(

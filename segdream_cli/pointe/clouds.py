@@ -29,23 +29,26 @@ class Clouds:
     Args:
         digest: of its weights and of those that its text vectors come from.
         device: where it runs.
+        dtype: of the arithmetic of its blocks.
         load: its networks, and what turns a text into a text vector; called when the first cloud has to be made.
         announce: receives lines about how long a cloud will take, and one when the first comes from the cache.
     """
 
     digest: str
     device: torch.device
+    dtype: torch.dtype
     load: Callable[[], tuple[PointE, Callable[[str], Float[Tensor, " d"]]]]
     announce: Callable[[str], None]
     _told_of_cache: bool = field(default=False, init=False)
 
     def __call__(self, prompt: str, seed: int) -> PointCloud:
-        """The cloud of a prompt: always the same for one seed, one set of weights and one kind of device.
+        """The cloud of a prompt: always the same for a seed, a set of weights, a kind of device and an arithmetic.
 
         Raises:
             WeightsUnavailable: the networks can't be loaded, or give what are no points.
         """
-        key = hashlib.sha256(f"{self.digest} {self.device.type} {seed} {prompt}".encode()).hexdigest()
+        how = f"{self.device.type} {self.dtype}"
+        key = hashlib.sha256(f"{self.digest} {how} {seed} {prompt}".encode()).hexdigest()
         path = cache_folder() / "clouds" / f"{key[:32]}.safetensors"
         with suppress(OSError, SafetensorError, KeyError):  # one that is damaged is made anew
             kept = load_file(path)
@@ -75,9 +78,12 @@ class Clouds:
         progress = self._forecast(point_e) if self.device.type == "cpu" else None
         cloud = point_e.sample(vector, torch.Generator().manual_seed(seed), progress=progress)
         if not (cloud.points.isfinite().all() and cloud.colors.isfinite().all()):
+            half = self.dtype == torch.float16  # of the three only this one has a smaller range
             raise WeightsUnavailable(
-                f"Point-E's cloud of {prompt!r} is not finite: its weights are damaged or too large for its arithmetic",
-                hint="--init sphere, or other weights: --point-e-dir /path/to/folder",
+                f"Point-E's cloud of {prompt!r} is not finite: its weights are damaged"
+                + (" or too large for fp16" if half else ""),
+                hint=("--set prior.dtype=fp32, or " if half else "")
+                + "--init sphere, or other weights: --point-e-dir /path/to/folder",
             )
         return cloud
 

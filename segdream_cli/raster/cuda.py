@@ -1,20 +1,19 @@
 """The CUDA rasteriser: gsplat, whose kernels are compiled on the user's machine at first use."""
 
 import contextlib
+import logging
 import math
-import os
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from segdream_cli.download import cache_folder
 from segdream_cli.errors import EnvironmentProblem
 
 WARP = 32
@@ -26,15 +25,39 @@ def load_kernels() -> Callable[..., Any]:
     """The entry point of gsplat, with its kernels compiled and loaded.
 
     Raises:
-        EnvironmentProblem: there is no CUDA compiler, or the compilation fails.
+        EnvironmentProblem: there is no CUDA compiler, the compilation fails, or the cache can't be written.
     """
-    lock = Path(tempfile.gettempdir()) / f"segdream-gsplat-{getattr(os, 'getuid', int)()}.lock"
+    with _alone():
+        return _load()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps other processes from building: of two at once, gsplat lets the second delete what the first has."""
+    folder = cache_folder()
+    lock = FileLock(folder / "gsplat.lock")
     try:
-        # of two processes that build at once, gsplat lets the second delete what the first has
-        with (
-            FileLock(lock),
-            contextlib.redirect_stdout(sys.stderr),
-        ):  # gsplat reports its progress on stdout, which is for results
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # Python writes the line to stderr: nobody else has a say in logging
+            logging.getLogger(__name__).warning("waiting for another process that builds or loads gsplat's kernels")
+            lock.acquire()
+    except OSError as problem:
+        raise EnvironmentProblem(
+            f"{folder} can't be written, where gsplat's kernels are locked while they are built: "
+            f"{problem.strerror or problem}",
+            hint="SEGDREAM_CACHE=/a/folder/of/yours segdream ...",
+        ) from problem
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _load() -> Callable[..., Any]:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # gsplat reports its progress on stdout, which is for results
             from gsplat import rasterization
             from gsplat.cuda._backend import _C as kernels
     except Exception as problem:  # the compiler, the linker and the loader each raise their own kind

@@ -70,7 +70,7 @@ def test_the_cache_of_clouds_is_named_once_a_run_and_its_networks_do_not_stay(se
     """The embedded prior's own Point-E, which is freed before assets grow and loaded again for the next ones."""
     monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))
     loads, while_running, real = [], [], Pipeline.run
-    monkeypatch.setattr(PointE, "load", lambda *given, load=PointE.load: loads.append(1) or load(*given))
+    monkeypatch.setattr(PointE, "load", lambda *given, load=PointE.load: loads.append(given[2]) or load(*given))
 
     def run(pipeline, assets):
         while_running.append("_loaded" in vars(pipeline._clouds))
@@ -80,13 +80,17 @@ def test_the_cache_of_clouds_is_named_once_a_run_and_its_networks_do_not_stay(se
     arguments = (*listed, "--init", "point-e", "--set", "init.copies=1", "--set", "densify.cap=600", "--batch", "2")
     first = segdream(*arguments)
     assert first.code == 0, first.err
-    assert (loads, while_running) == ([1, 1], [False, False])
+    assert (loads, while_running) == ([torch.float32] * 2, [False, False])
     assert "comes from the cache" not in first.err
     whole = [(folder / f"{name}.ply").read_bytes() for name in NAMES]
     again = segdream(*arguments, "--force")
     assert again.err.count("comes from the cache") == 1
-    assert loads == [1, 1]
+    assert len(loads) == 2
     assert [(folder / f"{name}.ply").read_bytes() for name in NAMES] == whole
+    other = segdream(*arguments, "--force", "--dtype", "bf16")  # other arithmetic, other clouds
+    assert other.code == 0, other.err
+    assert "comes from the cache" not in other.err
+    assert loads[2:] == [torch.bfloat16] * 2
 
 
 def test_an_interrupted_batch_goes_on_as_if_it_had_not_been(segdream, prior, listed, sizes, folder):

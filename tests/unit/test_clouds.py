@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def build(said: list[str], loads: list[int], digest: str = "digest") -> Clouds:
+def build(said: list[str], loads: list[int], digest: str = "digest", dtype: torch.dtype = torch.float32) -> Clouds:
     def load():
         loads.append(1)
         torch.manual_seed(0)
@@ -37,7 +37,7 @@ def build(said: list[str], loads: list[int], digest: str = "digest") -> Clouds:
         words = {text: torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0) for text in ("a", "b")}
         return PointE(network), words.__getitem__
 
-    return Clouds(digest, torch.device("cpu"), load, announce=said.append)
+    return Clouds(digest, torch.device("cpu"), dtype, load, announce=said.append)
 
 
 def test_a_cloud_is_made_once_and_kept(cache: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_cloud_is_made_once_and_kept(cache: Path) -> None:
     assert torch.equal(first.colors, again.colors)
 
 
-def test_text_seed_and_weights_each_make_another_cloud(cache: Path) -> None:
+def test_text_seed_weights_and_arithmetic_each_make_another_cloud(cache: Path) -> None:
     loads: list[int] = []
     clouds = build([], loads)
     made = [clouds("a", 0), clouds("b", 0), clouds("a", 1)]
@@ -64,8 +64,9 @@ def test_text_seed_and_weights_each_make_another_cloud(cache: Path) -> None:
     assert not torch.equal(made[0].points, made[1].points)
     assert not torch.equal(made[0].points, made[2].points)
     build([], loads, digest="other")("a", 0)
-    assert loads == [1, 1]
-    assert len(list((cache / "clouds").iterdir())) == 4
+    build([], loads, dtype=torch.bfloat16)("a", 0)
+    assert loads == [1, 1, 1]
+    assert len(list((cache / "clouds").iterdir())) == 5
 
 
 def test_a_damaged_file_is_made_anew_and_no_cache_is_no_failure(cache: Path) -> None:
@@ -129,12 +130,15 @@ def test_during_a_long_wait_there_is_a_line_now_and_then(cache: Path, monkeypatc
     assert said[1:] == ["Point-E: 2 of 4 calls, about 3 min left", "Point-E: 3 of 4 calls, about 80 s left"]
 
 
-def test_a_cloud_that_is_not_finite_is_refused_and_not_kept(cache: Path) -> None:
-    clouds = build([], [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_cloud_that_is_not_finite_is_refused_and_not_kept(dtype: torch.dtype, cache: Path) -> None:
+    clouds = build([], [], dtype=dtype)
     point_e, _ = clouds._loaded
     point_e.stages[0].output_proj.bias[0] = math.nan
-    with pytest.raises(WeightsUnavailable, match="cloud of 'a' is not finite"):
+    with pytest.raises(WeightsUnavailable, match="cloud of 'a' is not finite") as caught:
         clouds("a", 0)
+    half = dtype == torch.float16  # only then are larger numbers to be had
+    assert ("prior.dtype=fp32" in str(caught.value.hint)) == ("too large" in caught.value.message) == half
     assert not (cache / "clouds").exists()
 
 

@@ -62,12 +62,13 @@ def test_a_call_in_pieces_is_one_call(rows: int, unit: int, times: int | None) -
     assert all(size % unit == 0 for size in seen)
 
 
-@pytest.mark.parametrize(("compiling", "hint"), [(True, "prior.compile=off"), (False, "prior.cuda_graphs=false")])
-def test_what_can_not_be_done_once_names_the_setting_that_does_without(compiling: bool, hint: str) -> None:
+@pytest.mark.parametrize(("compiling", "hint"), [(True, "--set prior.compile=off"), (False, None)])
+def test_what_can_not_be_done_once_names_the_setting_if_it_may_end_a_run(compiling: bool, hint: str | None) -> None:
+    """Only prior.compile=on allows one way alone, which is the compiled one."""
     first = FirstCalls("the U-Net", lambda _: None, compiling=compiling)
     with pytest.raises(EnvironmentProblem, match=r"the U-Net can't be .*: no kernel") as caught, first(4):
         raise RuntimeError("no kernel\nat line 7")
-    assert hint in str(caught.value.hint)
+    assert caught.value.hint == hint
 
 
 def test_memory_that_runs_out_is_no_fault_of_the_compiler() -> None:
@@ -172,7 +173,59 @@ def test_the_fastest_way_is_tried_first_and_all_that_are_wanted_in_turn(
     with pytest.raises(EnvironmentProblem, match=f"{tried[-1]} fails"):
         call(torch.ones(1))
     assert seen == tried
-    assert len(said) == len(tried) - 1
+    assert sum("takes longer" in line for line in said) == len(tried) - 1
+
+
+def broken_compiler(x: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("no C compiler")
+
+
+def working_compiler(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def without_graphs(function: Callable[..., torch.Tensor], said: list[str], *, only: bool) -> FirstWorking:
+    """Twice the argument, compiled but not captured, by a compiler that gives `function`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "compiled", lambda _: function)
+        return fastest("it", working_compiler, pytest.fail, said.append, graphs=False, compiling=True, only=only)
+
+
+def test_a_compiler_that_fails_without_graphs_gives_way_too() -> None:
+    """It raises when the function is called for the first time, and errors of its own kind."""
+    said: list[str] = []
+    assert without_graphs(broken_compiler, said, only=False)(torch.ones(1)) == 2
+    assert said[0].startswith("compiling it for 1 rows")
+    assert said[1:] == [
+        "it can't be compiled: no C compiler; computing it kernel by kernel instead, which takes longer"
+    ]
+    with pytest.raises(EnvironmentProblem, match="it can't be compiled: no C compiler") as caught:
+        without_graphs(broken_compiler, [], only=True)(torch.ones(1))
+    assert "prior.compile=off" in str(caught.value.hint)
+
+
+def test_each_size_is_announced_when_it_is_compiled_without_graphs() -> None:
+    said: list[str] = []
+    double = without_graphs(working_compiler, said, only=False)
+    for rows in (4, 4, 8, 4):
+        assert torch.equal(double(torch.ones(rows)), torch.full((rows,), 2.0))
+    assert [line.split()[:5] for line in said[::2]] == [["compiling", "it", "for", rows, "rows;"] for rows in "48"]
+    assert len(said) == 4
+
+
+def test_an_error_after_the_first_call_is_no_fault_of_the_compiler() -> None:
+    calls: list[int] = []
+
+    def sometimes(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("something else")
+        return x
+
+    call = without_graphs(sometimes, [], only=False)
+    call(torch.ones(1))
+    with pytest.raises(RuntimeError, match="something else"):
+        call(torch.ones(1))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what the compiler itself imports
