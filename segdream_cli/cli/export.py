@@ -242,7 +242,8 @@ def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[st
     if made.resolution < mesh.RESOLUTION:
         lost.append(f"a grid of {made.resolution} steps, not {mesh.RESOLUTION}, closes the smallest of its holes")
     if lost:
-        sink.note(f"{path} is simpler than the asset: {' and '.join(lost)}; more --faces keeps more")
+        more = f"--faces {made.enough} keeps the grid" if made.enough and not made.left_out else "more --faces keeps more"
+        sink.note(f"{path} is simpler than the asset: {' and '.join(lost)}; {more}")
     return {
         "triangles": len(made.faces),
         "watertight": made.watertight,
