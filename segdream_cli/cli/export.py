@@ -176,7 +176,7 @@ def chosen_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
         fitting = [format in FORMATS and goes_with(path, format) for path in outputs]
     if not any(fitting) and format == MESH:
         raise UsageProblem(
-            f"a mesh is written to .glb or .obj files, not to {outputs[0].name}", hint=f"-o {outputs[0].stem}.glb"
+            f"a mesh is written to .glb or .obj files, not to {outputs[0].name}", hint=f"-o {outputs[0].with_suffix('.glb')}"
         )
     if not any(fitting):
         check_format(outputs[0], format)  # says why

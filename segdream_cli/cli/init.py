@@ -51,7 +51,7 @@ def init(
     from segdream_cli.asset import build_generators
     from segdream_cli.cli.jobs import slug
     from segdream_cli.files import check_output
-    from segdream_cli.initial import SHAPES, check_start, initial_gaussians
+    from segdream_cli.initial import POINT_E, SHAPES, check_start, initial_gaussians
     from segdream_cli.view_prompts import clean_prompt
     from segdream_cli.weights import profile_of
 
@@ -76,7 +76,8 @@ def init(
     if count is not None and settings.shape not in SHAPES:
         raise UsageProblem(
             f"--count is for a sphere or a box, and this start is {settings.shape}",
-            hint=f"--init sphere --count {count}, or --init-points {count} for fewer of Point-E's points",
+            hint=f"--init sphere --count {count}"
+            + (f", or --init-points {count} for fewer of Point-E's points" if settings.shape == POINT_E else ""),
         )
     formats.check_format(path, None)
     for file in [path, picture] if preview else [path]:

@@ -226,7 +226,16 @@ def test_unknown_formats(refused, there):
     refused(2, "--size", "render", "there.ply", "--size", "4", "--view", "0,0")
     refused(2, ["a.png is a picture", "--view 45,20 -o a.png"], "render", "there.ply", "-o", "a.png")
     refused(2, ["a folder", "-o a-frames"], "render", "there.ply", "--frames", "-o", "a.mp4")
+    refused(2, "hint: -o sub/b-frames", "render", "there.ply", "--frames", "-o", "sub/b.mp4")
+    (there.parent / "sub").mkdir()
+    refused(2, "hint: -o sub/b.glb", "export", "there.ply", "--format", "mesh", "-o", "sub/b.spz")
     refused(2, "a.spz would be written twice", "export", "there.ply", "-o", "a.spz", "-o", "a.spz")
+
+
+@pytest.mark.parametrize(("start", "others"), [("point-e", True), ("there.ply", False)])
+def test_a_count_where_the_start_has_one(refused, there, start, others):
+    done = refused(2, ["--init sphere --count 9", start], "init", BUS, "--init", start, "--count", "9", *TINY[:2])
+    assert ("--init-points 9" in done.err) == others
 
 
 EDITS = [
