@@ -137,11 +137,13 @@ def export(
         sh=sh,
     )
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
-    planned = list(chain(*files))
-    for file in planned:
-        if planned.count(file) > 1:
-            raise UsageProblem(f"{file} would be written twice", hint="another name for each -o")
+    planned = set[Path]()
+    for file in chain(*files):
         check_output(file, force=force)
+        place = file.parent.resolve() / file.name  # where a link is its name, a file takes the link's place
+        if place in planned:
+            raise UsageProblem(f"{file} would be written twice", hint="another name for each -o")
+        planned.add(place)
     splats = edited(read(asset), edits)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     for path, name, written in zip(outputs, names, files, strict=True):

@@ -229,7 +229,8 @@ def test_unknown_formats(refused, there):
     refused(2, "hint: -o sub/b-frames", "render", "there.ply", "--frames", "-o", "sub/b.mp4")
     (there.parent / "sub").mkdir()
     refused(2, "hint: -o sub/b.glb", "export", "there.ply", "--format", "mesh", "-o", "sub/b.spz")
-    refused(2, "a.spz would be written twice", "export", "there.ply", "-o", "a.spz", "-o", "a.spz")
+    for again in ("a.spz", "sub/../a.spz", there.parent / "a.spz"):
+        refused(2, f"{again} would be written twice", "export", "there.ply", "-o", "a.spz", "-o", again)
 
 
 @pytest.mark.parametrize(("start", "others"), [("point-e", True), ("there.ply", False)])
