@@ -398,6 +398,12 @@ def test_simpler_words_for_the_start_are_read_like_a_prompt(refused, command, wo
     refused(2, said, command, "a red car", "--prior", "mini", "--init-prompt", words, "-o", "car.ply")
 
 
+def test_simpler_words_are_not_read_for_a_start_without_them(segdream):
+    sphere = ("--init", "sphere", "--init-prompt", "a zzz", "-o", "car.ply")
+    assert segdream("init", "a red car", *sphere, *TINY[:2]).code == 0
+    assert segdream("generate", "a red car", *sphere, *TINY, "--steps", "1", "--force").code == 0
+
+
 @pytest.mark.parametrize(
     ("fail", "code", "words"),
     [
