@@ -140,7 +140,7 @@ def export(
     planned = set[Path]()
     for file in chain(*files):
         check_output(file, force=force)
-        place = file.parent.resolve() / file.name  # where a link is its name, a file takes the link's place
+        place = file.parent.resolve() / file.name  # links are replaced, not followed
         if place in planned:
             raise UsageProblem(f"{file} would be written twice", hint="another name for each -o")
         planned.add(place)
@@ -178,7 +178,8 @@ def chosen_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
         fitting = [format in FORMATS and goes_with(path, format) for path in outputs]
     if not any(fitting) and format == MESH:
         raise UsageProblem(
-            f"a mesh is written to .glb or .obj files, not to {outputs[0].name}", hint=f"-o {outputs[0].with_suffix('.glb')}"
+            f"a mesh is written to .glb or .obj files, not to {outputs[0].name}",
+            hint=f"-o {outputs[0].with_suffix('.glb')}",
         )
     if not any(fitting):
         check_format(outputs[0], format)  # says why
@@ -244,7 +245,8 @@ def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[st
     if made.resolution < mesh.RESOLUTION:
         lost.append(f"a grid of {made.resolution} steps, not {mesh.RESOLUTION}, closes the smallest of its holes")
     if lost:
-        more = f"--faces {made.enough} keeps the grid" if made.enough and not made.left_out else "more --faces keeps more"
+        named = made.enough and not made.left_out
+        more = f"--faces {made.enough} keeps the grid" if named else "more --faces keeps more"
         sink.note(f"{path} is simpler than the asset: {' and '.join(lost)}; {more}")
     return {
         "triangles": len(made.faces),

@@ -105,7 +105,10 @@ def test_option_values(refused, arguments, words):
         (("expor", "a.ply"), ["no such command 'expor'", "'export'", "hint: segdream --help"]),
         (("export", "a.ply", "-o"), ["'-o' requires an argument", "hint: segdream export --help"]),
         (("view", "a.ply", "b.ply"), ["(b.ply)", "hint: segdream view --help"]),
-        (("render", "a.ply", "--channel", "gray"), ["'--channel': 'gray' is not one of", "hint: segdream render --help"]),
+        (
+            ("render", "a.ply", "--channel", "gray"),
+            ["'--channel': 'gray' is not one of", "hint: segdream render --help"],
+        ),
     ],
 )
 def test_command_lines_that_are_none(refused, segdream, arguments, words):
