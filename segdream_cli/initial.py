@@ -17,6 +17,8 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import SH_C0, ply, points
 from segdream_cli.gaussians import Gaussians
 from segdream_cli.pointe.model import PointCloud
+from segdream_cli.profile import Vocabulary
+from segdream_cli.view_prompts import clean_prompt
 
 POINT_E = "point-e"
 
@@ -30,6 +32,18 @@ def check_start(shape: str) -> None:
     known = (POINT_E, *SHAPES)
     if shape not in known and Path(shape).suffix.lower() != ".ply":
         raise UsageProblem(f"there is no start {shape!r}", hint=f"--init {', '.join(known)} or the path of a .ply file")
+
+
+def cloud_words(config: InitConfig, prompt: str | None, vocabulary: Vocabulary | None) -> str | None:
+    """What Point-E is to make: the start's simpler words, else the prompt, as the prior is to read them.
+
+    There are none for a start from something else, and none without a prompt where there are no simpler words.
+
+    Raises:
+        UsageProblem: they can't be used.
+    """
+    words = prompt if config.prompt is None else config.prompt
+    return None if config.shape != POINT_E or words is None else clean_prompt(words, vocabulary)
 
 
 def initial_gaussians(

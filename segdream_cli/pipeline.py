@@ -25,7 +25,7 @@ from segdream_cli.distill.sctd import sctd
 from segdream_cli.errors import Diverged, UsageProblem
 from segdream_cli.gaussians import Gaussians, adam_step, build_optimizers, clip_gradients, stack
 from segdream_cli.guidance import Conditions
-from segdream_cli.initial import initial_gaussians
+from segdream_cli.initial import cloud_words, initial_gaussians
 from segdream_cli.memory import out_of_memory, peak_memory_gib
 from segdream_cli.pointe.model import PointCloud
 from segdream_cli.profile import PriorProfile
@@ -151,9 +151,8 @@ class Pipeline:
         """
         generators = build_generators(seed)
         embeddings = self.embed(prompt, negative_prompt)
-        simpler = self.config.init.prompt
-        words = clean_prompt(prompt if simpler is None else simpler, self.prior.profile.vocabulary)
-        cloud = None if self._clouds is None else partial(self._clouds, words, seed)
+        words = cloud_words(self.config.init, prompt, self.prior.profile.vocabulary)
+        cloud = None if self._clouds is None or words is None else partial(self._clouds, words, seed)
         gaussians = initial_gaussians(self.config.init, generators["init"], cloud).to(self.device)
         cap = self.config.densify.cap
         if cap is not None and len(gaussians) > cap:

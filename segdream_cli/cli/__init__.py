@@ -81,6 +81,7 @@ def _run(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, prog_name="segdream", standalone_mode=False)
     except _UsageError as problem:
+        # Typer checks values by pydantic, which puts these words before what Typer says of a choice
         said = problem.format_message().replace("Value error, ", "").rstrip(".")
         if not said:  # nothing was given, and the help is on the screen
             return int(problem.exit_code)

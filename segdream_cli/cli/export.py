@@ -137,11 +137,13 @@ def export(
         sh=sh,
     )
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
-    planned = list(chain(*files))
-    for file in planned:
-        if planned.count(file) > 1:
-            raise UsageProblem(f"{file} would be written twice", hint="another name for each -o")
+    planned = set[Path]()
+    for file in chain(*files):
         check_output(file, force=force)
+        place = file.parent.resolve() / file.name  # links are replaced, not followed
+        if place in planned:
+            raise UsageProblem(f"{file} would be written twice", hint="another name for each -o")
+        planned.add(place)
     splats = edited(read(asset), edits)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     for path, name, written in zip(outputs, names, files, strict=True):
@@ -176,7 +178,8 @@ def chosen_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
         fitting = [format in FORMATS and goes_with(path, format) for path in outputs]
     if not any(fitting) and format == MESH:
         raise UsageProblem(
-            f"a mesh is written to .glb or .obj files, not to {outputs[0].name}", hint=f"-o {outputs[0].stem}.glb"
+            f"a mesh is written to .glb or .obj files, not to {outputs[0].name}",
+            hint=f"-o {outputs[0].with_suffix('.glb')}",
         )
     if not any(fitting):
         check_format(outputs[0], format)  # says why
@@ -242,7 +245,9 @@ def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[st
     if made.resolution < mesh.RESOLUTION:
         lost.append(f"a grid of {made.resolution} steps, not {mesh.RESOLUTION}, closes the smallest of its holes")
     if lost:
-        sink.note(f"{path} is simpler than the asset: {' and '.join(lost)}; more --faces keeps more")
+        named = made.enough and not made.left_out
+        more = f"--faces {made.enough} keeps the grid" if named else "more --faces keeps more"
+        sink.note(f"{path} is simpler than the asset: {' and '.join(lost)}; {more}")
     return {
         "triangles": len(made.faces),
         "watertight": made.watertight,

@@ -1,5 +1,6 @@
 """`segdream init`: the first Gaussians of a run, as a file to look at, change, or start from."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,7 @@ def init(
     from segdream_cli.asset import build_generators
     from segdream_cli.cli.jobs import slug
     from segdream_cli.files import check_output
-    from segdream_cli.initial import SHAPES, check_start, initial_gaussians
+    from segdream_cli.initial import POINT_E, SHAPES, check_start, cloud_words, initial_gaussians
     from segdream_cli.view_prompts import clean_prompt
     from segdream_cli.weights import profile_of
 
@@ -69,14 +70,15 @@ def init(
     resolved = request.resolve(profile)
     settings = resolved.init
     text = clean_prompt(prompt, profile.vocabulary)
-    words = clean_prompt(prompt if settings.prompt is None else settings.prompt, profile.vocabulary)
+    words = cloud_words(settings, prompt, profile.vocabulary)
     path = output or Path(f"{slug(prompt)}-init.ply")
     picture = path.with_suffix(".png")
     check_start(settings.shape)
     if count is not None and settings.shape not in SHAPES:
         raise UsageProblem(
             f"--count is for a sphere or a box, and this start is {settings.shape}",
-            hint=f"--init sphere --count {count}, or --init-points {count} for fewer of Point-E's points",
+            hint=f"--init sphere --count {count}"
+            + (f", or --init-points {count} for fewer of Point-E's points" if settings.shape == POINT_E else ""),
         )
     formats.check_format(path, None)
     for file in [path, picture] if preview else [path]:
@@ -84,7 +86,7 @@ def init(
     clouds = open_clouds(
         resolved, profile.point_e, lambda: open_checkpoint(request, place, sink), place, sink, offline=offline
     )
-    cloud = None if clouds is None else lambda: clouds(words, seed)
+    cloud = None if clouds is None or words is None else partial(clouds, words, seed)
     gaussians = initial_gaussians(settings, build_generators(seed)["init"], cloud)
     origin = settings.shape if clouds is None else f"Point-E's cloud of {words!r}"
     provenance = {"generator": f"segdream {__version__}", "prompt": text, "seed": seed, "init": origin}

@@ -296,7 +296,8 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
 
     if kind == FRAMES:
         if path.suffix.lower() in (*SUFFIXES, ".png"):
-            raise UsageProblem(f"{kind} go into a folder, and {path} is named as a file", hint=f"-o {path.stem}-frames")
+            folder = path.with_name(f"{path.stem}-frames")
+            raise UsageProblem(f"{kind} go into a folder, and {path} is named as a file", hint=f"-o {folder}")
         there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
         check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
         return

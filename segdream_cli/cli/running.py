@@ -21,7 +21,7 @@ from segdream_cli.cli.view import Watch
 from segdream_cli.config import AUTO, Config
 from segdream_cli.errors import OutOfMemory, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.files import check_output
-from segdream_cli.initial import check_start
+from segdream_cli.initial import check_start, cloud_words
 from segdream_cli.pipeline import Pipeline
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
@@ -75,8 +75,7 @@ class Session:
             config = config.set({"prior.model": str(Path(model).expanduser().resolve())})
         trajectory_segments(config.distill)  # these refuse what would otherwise fail late
         check_start(config.init.shape)
-        if config.init.prompt is not None:
-            clean_prompt(config.init.prompt, checkpoint.profile.vocabulary)
+        cloud_words(config.init, None, checkpoint.profile.vocabulary)
         if negative is not None:
             clean_negative(negative, checkpoint.profile.vocabulary)
         clouds = open_clouds(

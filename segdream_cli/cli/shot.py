@@ -1,5 +1,6 @@
 """Assets in front of a camera, and what `segdream render` makes of the pictures."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,8 +150,8 @@ class Shot:
         for number, picture in enumerate(self.pictures(move, precise=True)):
             write_png(folder / f"frame-{number:04d}.png", picture, self._about(move))
         kept = {f"frame-{number:04d}.png" for number in range(len(move[0]))}
-        for path in folder.glob("frame-[0-9][0-9][0-9][0-9].png"):
-            if path.name not in kept:
+        for path in folder.glob("frame-*.png"):
+            if re.fullmatch(r"frame-([0-9]{4}|[1-9][0-9]{4,})\.png", path.name) and path.name not in kept:
                 path.unlink()
 
     def still(self, path: Path, move: Move) -> None:

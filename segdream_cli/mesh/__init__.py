@@ -74,6 +74,8 @@ class Mesh:
     """Parts that are not in it, since there are too many for its triangles."""
     resolution: int
     """Steps of the grid along its longest side: fewer than asked for where its holes were too many."""
+    enough: int
+    """Triangles to ask for if the grid is not to be coarser; 0 if it is none, or some parts were left out of it."""
     coverage: float
     """Share of the surface that some picture shows; the rest of the texture is filled in from around it."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -94,7 +96,7 @@ def extract(
         splats: the asset.
         resolution: cells of the grid along the longest side of the solid; detail below a cell is lost.
         faces: triangles aimed at; there are more where fewer would tear the surface, and where more than four times
-            as many did not do, as in a sponge, the grid is coarser.
+            as many did not do, as in a sponge, the grid is coarser. Asked for as many as the grid has, it is kept.
         texture_size: side of the texture in pixels.
         opacity: what a straight line from outside must have passed at the surface; less keeps fainter and thinner
             parts and makes all of it thicker.
@@ -106,16 +108,19 @@ def extract(
     """
     libraries = {name: _library(name) for name in ("skimage.measure", "trimesh", "fast_simplification", "xatlas")}
     require_finite(splats)
-    closed = None
+    closed, enough = None, None
     while closed is None:
         solid, level, left_out = _solid(splats, resolution, opacity, max(1, faces // FACES_OF_PART))
         vertices, triangles, _, _ = libraries["skimage.measure"].marching_cubes(
             solid.values, level, spacing=(solid.step,) * 3, gradient_direction="ascent", allow_degenerate=False
         )
-        most = MOST_TIMES * faces if len(triangles) < SPONGE * resolution**2 else 0
+        simple = len(triangles) < SPONGE * resolution**2 or len(triangles) <= faces
+        most = MOST_TIMES * faces if simple else 0
         if resolution <= COARSEST:
             most = max(faces, 2 * len(triangles))  # enough to end without simplifying
         closed = _fewer(libraries, (vertices + solid.origin).astype(np.float32), triangles, faces, most)
+        if enough is None:
+            enough = len(triangles) if closed is None and not left_out else 0
         resolution, used = max(COARSEST, int(COARSER * resolution)), resolution
     kept, corners, uvs = _unwrapped(libraries["xatlas"], closed, texture_size)
     texture, coverage = bake(splats, closed, corners, uvs, texture_size, solid.step, device or torch.device("cpu"))
@@ -129,6 +134,7 @@ def extract(
         components=int(closed.body_count),
         left_out=left_out,
         resolution=used,
+        enough=enough or 0,
         coverage=coverage,
         provenance=dict(splats.provenance),
     )

@@ -105,7 +105,10 @@ def test_option_values(refused, arguments, words):
         (("expor", "a.ply"), ["no such command 'expor'", "'export'", "hint: segdream --help"]),
         (("export", "a.ply", "-o"), ["'-o' requires an argument", "hint: segdream export --help"]),
         (("view", "a.ply", "b.ply"), ["(b.ply)", "hint: segdream view --help"]),
-        (("render", "a.ply", "--channel", "gray"), ["'gray' is not one of", "hint: segdream render --help"]),
+        (
+            ("render", "a.ply", "--channel", "gray"),
+            ["'--channel': 'gray' is not one of", "hint: segdream render --help"],
+        ),
     ],
 )
 def test_command_lines_that_are_none(refused, segdream, arguments, words):
@@ -226,7 +229,17 @@ def test_unknown_formats(refused, there):
     refused(2, "--size", "render", "there.ply", "--size", "4", "--view", "0,0")
     refused(2, ["a.png is a picture", "--view 45,20 -o a.png"], "render", "there.ply", "-o", "a.png")
     refused(2, ["a folder", "-o a-frames"], "render", "there.ply", "--frames", "-o", "a.mp4")
-    refused(2, "a.spz would be written twice", "export", "there.ply", "-o", "a.spz", "-o", "a.spz")
+    refused(2, "hint: -o sub/b-frames", "render", "there.ply", "--frames", "-o", "sub/b.mp4")
+    (there.parent / "sub").mkdir()
+    refused(2, "hint: -o sub/b.glb", "export", "there.ply", "--format", "mesh", "-o", "sub/b.spz")
+    for again in ("a.spz", "sub/../a.spz", there.parent / "a.spz"):
+        refused(2, f"{again} would be written twice", "export", "there.ply", "-o", "a.spz", "-o", again)
+
+
+@pytest.mark.parametrize(("start", "others"), [("point-e", True), ("there.ply", False)])
+def test_a_count_where_the_start_has_one(refused, there, start, others):
+    done = refused(2, ["--init sphere --count 9", start], "init", BUS, "--init", start, "--count", "9", *TINY[:2])
+    assert ("--init-points 9" in done.err) == others
 
 
 EDITS = [
@@ -386,6 +399,12 @@ def out_of_memory(noise):
 @pytest.mark.parametrize(("words", "said"), [(" ", "the prompt is empty"), ("a zzz", "does not know 'zzz'")])
 def test_simpler_words_for_the_start_are_read_like_a_prompt(refused, command, words, said):
     refused(2, said, command, "a red car", "--prior", "mini", "--init-prompt", words, "-o", "car.ply")
+
+
+def test_simpler_words_are_not_read_for_a_start_without_them(segdream):
+    sphere = ("--init", "sphere", "--init-prompt", "a zzz", "-o", "car.ply")
+    assert segdream("init", "a red car", *sphere, *TINY[:2]).code == 0
+    assert segdream("generate", "a red car", *sphere, *TINY, "--steps", "1", "--force").code == 0
 
 
 @pytest.mark.parametrize(

@@ -199,11 +199,14 @@ def test_depth_in_16_bits_has_one_range_for_all_frames(segdream, asset):
 
 
 def test_frames_of_a_longer_turn_do_not_stay(segdream, asset):
-    for count in ("5", "3"):
-        segdream("render", asset, "--frames", "--n-frames", count, "--size", "16", "-o", "d", "--force")
-        Path("d/frame-of-mine.png").touch()
-    names = sorted(path.name for path in Path("d").iterdir())
-    assert names == ["frame-0000.png", "frame-0001.png", "frame-0002.png", "frame-of-mine.png"]
+    """The last of 10,001 frames is one of them, and names that are never given are someone else's."""
+    turn = ("render", asset, "--frames", "--size", "16", "-o", "d", "--force", "--n-frames")
+    segdream(*turn, "5")
+    for name in ("frame-of-mine.png", "frame-01000.png", "frame-10000.png"):
+        Path("d", name).touch()
+    segdream(*turn, "3")
+    ours = {"frame-0000.png", "frame-0001.png", "frame-0002.png"}
+    assert {path.name for path in Path("d").iterdir()} == {*ours, "frame-of-mine.png", "frame-01000.png"}
 
 
 def test_depth_side_by_side_shares_its_range_and_has_no_words(segdream, asset, other):

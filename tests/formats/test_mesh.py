@@ -265,15 +265,31 @@ def test_the_smallest_of_many_parts_are_left_out(trimesh) -> None:
     assert len(one.faces) <= mesh.MOST_TIMES * 1000
 
 
-def test_a_sponge_is_taken_from_a_coarser_grid(trimesh) -> None:
-    """A ball of Gaussians at random whose holes would take far more triangles than are asked for."""
+def sponge() -> Splats:
+    """A ball of Gaussians at random, full of holes."""
     rng = np.random.default_rng(0)
     means = rng.normal(size=(6000, 3))
     means *= 0.8 * rng.uniform(size=(6000, 1)) ** (1 / 3) / np.linalg.norm(means, axis=1, keepdims=True)
-    one = mesh.extract(balls(means, np.tile(BLUE, (6000, 1)), sigma=0.016), resolution=96, faces=3000, texture_size=256)
+    return balls(means, np.tile(BLUE, (6000, 1)), sigma=0.016)
+
+
+def test_a_sponge_is_taken_from_a_coarser_grid(trimesh) -> None:
+    """Its holes would take far more triangles than are asked for."""
+    one = mesh.extract(sponge(), resolution=96, faces=3000, texture_size=256)
     assert one.resolution < 96
     assert one.watertight
     assert len(one.faces) <= mesh.MOST_TIMES * 3000
+
+
+def test_a_sponge_with_triangles_enough_keeps_its_grid(trimesh, monkeypatch) -> None:
+    """The number that is named is what the grid has: nothing is simplified, so no holes are in the way."""
+    monkeypatch.setattr(mesh, "SPONGE", 10)  # this one has 13; one of 20 takes a finer grid and minutes
+    coarse = mesh.extract(sponge(), resolution=40, faces=3000, texture_size=64)
+    assert coarse.resolution < 40
+    assert coarse.enough > mesh.SPONGE * 40**2
+    whole = mesh.extract(sponge(), resolution=40, faces=coarse.enough, texture_size=64)
+    assert (whole.resolution, len(whole.faces), whole.enough) == (40, coarse.enough, 0)
+    assert mesh.extract(sponge(), resolution=40, faces=coarse.enough - 1, texture_size=64).resolution < 40
 
 
 def test_export_says_what_a_mesh_lacks(trimesh, tmp_path: Path, segdream_export, capsys) -> None:
@@ -284,7 +300,15 @@ def test_export_says_what_a_mesh_lacks(trimesh, tmp_path: Path, segdream_export,
     assert (facts["parts"], facts["parts_left_out"], facts["watertight"]) == (2, 123, True)
     (line,) = said.err.splitlines()
     assert "123 of its parts" in line
-    assert "--faces" in line
+    assert line.endswith("more --faces keeps more")
+
+
+def test_export_names_the_triangles_that_keep_the_grid(ball, tmp_path: Path, segdream_export, capsys, monkeypatch):
+    write(tmp_path / "a.ply", crumbs(2))
+    made = dataclasses.replace(ball, resolution=115, enough=196_720)
+    monkeypatch.setattr(mesh, "extract", lambda *_, **__: made)
+    segdream_export(tmp_path / "a.ply", "-o", tmp_path / "a.obj")
+    assert capsys.readouterr().err.strip().endswith("; --faces 196720 keeps the grid")
 
 
 def test_faint_gaussians_have_no_surface(trimesh) -> None:

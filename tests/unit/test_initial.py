@@ -11,7 +11,8 @@ from segdream_cli.config import InitConfig
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import ply
 from segdream_cli.gaussians import GROUPS, Gaussians
-from segdream_cli.initial import initial_gaussians, neighbour_distance, round_gaussians
+from segdream_cli.initial import cloud_words, initial_gaussians, neighbour_distance, round_gaussians
+from segdream_cli.profile import Vocabulary
 
 
 def start(seed=0, **settings):
@@ -108,6 +109,28 @@ def test_a_ply_of_points_becomes_round_gaussians(tmp_path, colored):
     torch.testing.assert_close(gaussians.colors(torch.zeros(1, 3)).detach(), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(gaussians.scales[:, 0].detach(), neighbour_distance(torch.from_numpy(xyz)))
     torch.testing.assert_close(gaussians.opacities.detach(), torch.full((4,), 0.2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "simpler", "prompt", "words"),
+    [
+        ("point-e", None, " A red Car!", "a red car"),
+        ("point-e", "a car!", "a red car", "a car"),
+        ("point-e", "a car", None, "a car"),
+        ("point-e", None, None, None),
+        ("sphere", "a zzz", "a red car", None),
+        ("start.ply", None, "a red car", None),
+    ],
+)
+def test_words_for_the_cloud(shape, simpler, prompt, words):
+    config = InitConfig(shape=shape, prompt=simpler)
+    assert cloud_words(config, prompt, Vocabulary(objects=("car",), colors=("red",), fillers=("a",))) == words
+
+
+def test_words_for_the_cloud_that_no_prior_reads():
+    for simpler in (" ", "a zzz"):
+        with pytest.raises(UsageProblem):
+            cloud_words(InitConfig(prompt=simpler), "a car", Vocabulary(objects=("car",), fillers=("a",)))
 
 
 def test_an_unknown_shape_names_the_known_ones():
