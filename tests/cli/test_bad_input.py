@@ -176,7 +176,7 @@ def test_records_that_are_no_configuration(refused, folder, content):
 
 OUTPUTS = {
     "generate": ("generate", BUS, *SIX),
-    "init": ("init", BUS, *TINY[:2]),
+    "init": ("init", BUS, *TINY[:2], "--init", "sphere"),  # Point-E says how long it takes, and what it found made
     "render": ("render", "there.ply", "--view", "0,0", "--size", "16"),
     "export": ("export", "there.ply"),
 }
