@@ -227,13 +227,13 @@ COLORS = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|9[0-7]|4[0-7])(?:;\d+)*m")
 def test_no_color_is_heeded(launcher, tmp_path):
     environment = {key: value for key, value in ENVIRONMENT.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
     environment["TERM"] = "xterm-256color"
-    wrong = [*REAL, "generate", "--steps", "x"]
-    code, said = on_a_terminal(wrong, tmp_path, environment)
-    assert code == 2
+    colored = [*REAL, "generate", "--help"]
+    code, said = on_a_terminal(colored, tmp_path, environment)
+    assert code == 0
     assert COLORS.search(said)
-    for command, ended in ((wrong, 2), ([*launcher, "generate", BUS, "-o", "b.ply", *SIX], 0)):
+    for command in (colored, [*launcher, "generate", BUS, "-o", "b.ply", *SIX]):
         code, said = on_a_terminal(command, tmp_path, environment | {"NO_COLOR": "1"})
-        assert code == ended
+        assert code == 0
         assert not COLORS.search(said)
     assert "6/6" in said  # the bar is there, in black and white
 
