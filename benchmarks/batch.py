@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pipelines import pipeline_of
 from record import record
 from torch.profiler import ProfilerActivity, profile
 
 from segdream_cli import pipeline as pipeline_module
 from segdream_cli.asset import AssetState
-from segdream_cli.cli.output import Output
-from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
+from segdream_cli.cli.session import Request
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.memory import peak_memory_gib
 from segdream_cli.pipeline import Pipeline
@@ -113,11 +113,7 @@ def opened(options: argparse.Namespace, *assignments: str) -> Pipeline:
     given = {"prior.name": options.prior, "prior.model": options.model}
     assignments = (*options.set, *assignments)
     request = Request(quality=options.quality, options=given, assignments=assignments, device=options.device)
-    device, sink = choose_device(options.device), Output()
-    checkpoint = open_checkpoint(request, device, sink)
-    config = request.resolve(checkpoint.profile)
-    clouds = open_clouds(config, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=True)
-    return open_pipeline(config, checkpoint, device, sink, clouds)
+    return pipeline_of(request)
 
 
 def main() -> None:

@@ -23,12 +23,12 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from benchmarks.pipelines import pipeline_of
 from benchmarks.record import record
 from segdream_cli import formats
 from segdream_cli.asset import AssetState
 from segdream_cli.cameras import turntable_azimuths, viewing
-from segdream_cli.cli.output import Output
-from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
+from segdream_cli.cli.session import Request, choose_device
 from segdream_cli.config import AUTO, MINI
 from segdream_cli.diffusion import DiffusionPrior
 from segdream_cli.errors import UsageProblem
@@ -131,10 +131,7 @@ def opened(quality: str, assignments: Sequence[str], place: torch.device, model:
     """The embedded prior, or a checkpoint like it, with a preset and changes to it."""
     options = {"prior.name": MINI, "prior.model": model and str(model)}
     request = Request(quality=quality, options=options, assignments=tuple(assignments), device=str(place))
-    checkpoint = open_checkpoint(request, place, Output())
-    config = request.resolve(checkpoint.profile)
-    clouds = open_clouds(config, checkpoint.profile.point_e, lambda: checkpoint, place, Output(), offline=True)
-    return open_pipeline(config, checkpoint, place, Output(), clouds)
+    return pipeline_of(request)
 
 
 def distil(pipeline: Pipeline, prompts: Sequence[str], seed: int, batch: int = 24) -> list[AssetState]:

@@ -65,10 +65,8 @@ def hue_sine(copies: Float[Tensor, "b 3 s s"], pictures: Float[Tensor, "b 3 s s"
     A copy's chroma below the limit counts as the limit, so that grey pixels have no steep gradient.
     """
     (u, v), (x, y) = (_chroma_plane(each) for each in (copies, pictures))
-    length = (u.square() + v.square()).clamp_min(4 * CHROMA**2).sqrt() * (x.square() + y.square()).clamp_min(
-        1e-6
-    ).sqrt()
-    sine: Tensor = (u * y - v * x) / length
+    own, other = (u.square() + v.square()).clamp_min(4 * CHROMA**2), (x.square() + y.square()).clamp_min(1e-6)
+    sine: Tensor = (u * y - v * x) / (own * other).sqrt()
     return sine * (pictures.amax(1) - pictures.amin(1) > CHROMA)
 
 
