@@ -29,10 +29,8 @@ KHR = "KHR_gaussian_splatting"
 
 @pytest.fixture(scope="module")
 def babylon(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
-    for name in ("babylonjs", "babylonjs-loaders", "@adobe/spz"):
-        if not (node_modules / name).exists():
-            pytest.skip(f"{node_modules / name} is missing: npm install {name}")
-    with viewer("babylon.html", tmp_path_factory.mktemp("served"), node_modules) as opened:
+    packages = ("babylonjs", "babylonjs-loaders", "@adobe/spz")
+    with viewer("babylon.html", tmp_path_factory.mktemp("served"), node_modules, packages) as opened:
         yield opened
 
 

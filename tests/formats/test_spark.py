@@ -18,10 +18,8 @@ FILES = ("ply", "ply-compact", "compressed-ply", "splat", "spz", "sog")
 
 @pytest.fixture(scope="module")
 def spark(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
-    for name in ("@sparkjsdev/spark", "three"):
-        if not (node_modules / name).exists():
-            pytest.skip(f"{node_modules / name} is missing: npm install {name}")
-    with viewer("spark.html", tmp_path_factory.mktemp("served"), node_modules) as opened:
+    packages = ("@sparkjsdev/spark", "three")
+    with viewer("spark.html", tmp_path_factory.mktemp("served"), node_modules, packages) as opened:
         yield opened
 
 

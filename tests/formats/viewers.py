@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from browser import Browser, chromium, decoded
 
@@ -62,8 +63,11 @@ class Viewer:
 
 
 @contextmanager
-def viewer(page: str, folder: Path, node_modules: Path) -> Iterator[Viewer]:
-    """The page `page` in a browser of its own, served on the loopback address."""
+def viewer(page: str, folder: Path, node_modules: Path, packages: Sequence[str]) -> Iterator[Viewer]:
+    """The page `page` in a browser of its own, served on the loopback address, or a skip without a package of its."""
+    for name in packages:
+        if not (node_modules / name).exists():
+            pytest.skip(f"{node_modules / name} is missing: npm install {name}")
     handler = functools.partial(Handler, folders=[folder, node_modules, Path(__file__).parent])
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as tab:
         threading.Thread(target=server.serve_forever, daemon=True).start()
