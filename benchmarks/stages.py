@@ -42,8 +42,7 @@ class Timeline:
 
     def milliseconds(self) -> dict[str, float]:
         """Each stage's sum, in the order of first appearance."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        settled(self._device)
         spent: dict[str, float] = defaultdict(float)
         for (_, before), (stage, after) in zip(self._marks, self._marks[1:], strict=False):
             spent[stage] += before.elapsed_time(after) if self._device.type == "cuda" else 1e3 * (after - before)
@@ -77,7 +76,7 @@ def watched(pipeline: Pipeline, timeline: Timeline) -> Iterator[None]:
         (pipeline.prior, "predict_noise", "arithmetic of SCTD", rows),
         (torch.Tensor, "backward", "arithmetic of SCTD", "render, backward"),
         (pipeline_module, "clip_gradients", None, "clip"),
-        (pipeline, "_update", "wait for the norms", "optimiser"),
+        (pipeline, "_update", "clip", "optimiser"),
         (pipeline_module, "control_density", "optimiser", "density control"),
     ]
     with ExitStack() as stack:
@@ -86,14 +85,18 @@ def watched(pipeline: Pipeline, timeline: Timeline) -> Iterator[None]:
         yield
 
 
+def settled(device: torch.device) -> None:
+    """Waits until the device has done what is queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def wall_seconds(device: torch.device, work: Callable[[], object]) -> float:
     """Wall time of `work`, the device's queue included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    settled(device)
     begin = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    settled(device)
     return time.perf_counter() - begin
 
 

@@ -1,7 +1,7 @@
 """One asset while it is being optimised: everything that the next step depends on, and nothing else."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -114,54 +114,3 @@ class AssetState:
             generators=generators,
             step=int(tensors["step"]),
         )
-
-
-class ScaleNoise:
-    """Standard normal numbers for the scales of each asset's Gaussians, and zeros beyond its last.
-
-    They come from the processor, so that a run is the same everywhere, and there are so many that a GPU would stand
-    still for them: `prepare` draws those of the next step while it is busy. Which numbers they are does not depend on
-    that.
-
-    Args:
-        device: where they are to be.
-        ahead: whether `prepare` does anything; it has no use where the processor does all the work.
-    """
-
-    def __init__(self, device: torch.device, *, ahead: bool) -> None:
-        self._device, self._ahead = device, ahead
-        self._sizes: list[int] = []
-        self._before: list[Tensor] = []
-        self._after: list[Tensor] = []
-        self._noise = torch.zeros(0)
-
-    def prepare(self, assets: Sequence[AssetState], shape: torch.Size) -> None:
-        """Draws ahead what `take` is going to return, unless the assets' sizes change."""
-        if self._ahead:
-            self._draw(assets, shape)
-
-    def take(self, assets: Sequence[AssetState], shape: torch.Size) -> Float[Tensor, "a n 3"]:
-        """The numbers, on the device; each asset's generator "augment" stands behind them afterwards."""
-        sizes, before = [len(asset.gaussians) for asset in assets], [_state(asset) for asset in assets]
-        drawn = self._noise.shape == shape and self._sizes == sizes
-        if not (drawn and all(map(torch.equal, self._before, before))):
-            self._draw(assets, shape)
-        for asset, state in zip(assets, self._after, strict=True):
-            asset.generators["augment"].set_state(state)
-        return self._noise.to(self._device, non_blocking=True)
-
-    def _draw(self, assets: Sequence[AssetState], shape: torch.Size) -> None:
-        self._sizes, self._before, self._after = [], [], []
-        self._noise = torch.zeros(shape, pin_memory=self._device.type == "cuda")  # copied without waiting
-        for asset, row in zip(assets, self._noise, strict=True):
-            state, n = _state(asset), len(asset.gaussians)
-            generator = torch.Generator()
-            generator.set_state(state)
-            torch.randn(n, 3, generator=generator, out=row[:n])
-            self._sizes.append(n)
-            self._before.append(state)
-            self._after.append(generator.get_state())
-
-
-def _state(asset: AssetState) -> Tensor:
-    return asset.generators["augment"].get_state()

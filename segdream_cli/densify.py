@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from gsplat.strategy import ops
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from segdream_cli.config import DensifyConfig
@@ -40,7 +40,7 @@ class DensityStats:
 def gather(
     stats: Sequence[DensityStats],
     means2d_grad: Float[Tensor, "a c n 2"],
-    radii: Int[Tensor, "a c n"],
+    seen: Bool[Tensor, "a c n"],
     size: int,
     views: str,
 ) -> None:
@@ -49,17 +49,24 @@ def gather(
     Args:
         stats: those of each asset, of at most n Gaussians.
         means2d_grad: gradient of the projected centres in pixels.
-        radii: screen radii, zero where a Gaussian was not drawn.
+        seen: whether a Gaussian was drawn.
         size: side of the image in pixels.
         views: "all", or "last" for the step's last view alone.
     """
     chosen = slice(-1, None) if views == "last" else slice(None)
-    seen = radii[:, chosen] > 0
+    seen = seen[:, chosen]
     norms = means2d_grad[:, chosen].norm(dim=-1) * (size / 2)
     sums, counts = torch.where(seen, norms, 0).sum(1), seen.sum(1)  # [a, n] each
     for each, grad_sum, count in zip(stats, sums, counts, strict=True):
         each.grad_sum += grad_sum[: len(each.grad_sum)]
         each.count += count[: len(each.count)]
+
+
+def due(step: int, config: DensifyConfig) -> bool:
+    """Whether `control_density` does anything after optimisation step `step` (1, 2, ...)."""
+    grows = step > config.start and step % config.every == 0
+    resets = config.reset_every > 0 and step % config.reset_every == 0
+    return step < config.stop and (grows or resets)
 
 
 @torch.no_grad()

@@ -80,10 +80,10 @@ class DiffusionPrior:
         self._predict: Callable[..., Tensor] = self._unet
         if self.device.type == "cuda":
             self._rewrite(config)
-        if config.low_vram:
-            self._encode, self._predict = self._posterior_by_views, RowCalls(self._unet, 1, LOW_VRAM_ROWS)
-        elif self.device.type == "cuda":
             self._speed_up(config, announce, batch, compiling=compiles(config, unet, steps))
+        if config.low_vram:
+            self._encode = partial(_by_views, self._encode)
+            self._predict = RowCalls(self._predict, 1, LOW_VRAM_ROWS)
 
     def _rewrite(self, config: PriorConfig) -> None:
         """Puts layers that a GPU is slow at into other words."""
@@ -112,7 +112,7 @@ class DiffusionPrior:
 
         self._encode = fast("the autoencoder", self._encode, partial(GraphedGradients, most=most))
         self._predict = fast("the U-Net", self._predict, GraphedCalls)
-        if compiling or config.cuda_graphs:
+        if not config.low_vram and (compiling or config.cuda_graphs):
             self._predict = RowCalls(self._predict, batch, 2 * batch if compiling else None)
 
     @classmethod
@@ -179,13 +179,6 @@ class DiffusionPrior:
         posterior = self.vae.encode(images).latent_dist
         return posterior.mean, posterior.std
 
-    def _posterior_by_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The same one image at a time, each computed again on the way back instead of kept."""
-        again = partial(recomputed, self._posterior, use_reentrant=False, preserve_rng_state=False)
-        parts = [again(image) for image in images.split(1)]
-        mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
-        return mean, std
-
     def decode(self, latents: Float[Tensor, "b c h8 w8"]) -> Float[Tensor, "b 3 h w"]:
         """Images of scaled latents, float32, about 0..1 and not clamped."""
         rgb: Tensor = self.vae.decode((latents / self._scale + self._shift).to(self.dtype)).sample
@@ -226,6 +219,15 @@ class DiffusionPrior:
         return output
 
 
+def _by_views(encode: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
+    """What `encode` returns, one image at a time, each computed again on the way back instead of kept.
+
+    Reentrant, so that the second computation is a whole call: a graph's way back needs what its way there just left.
+    """
+    parts = [recomputed(encode, image, use_reentrant=True, preserve_rng_state=False) for image in images.split(1)]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
 def compiles(config: PriorConfig, unet: torch.nn.Module, steps: int) -> bool:
     """Whether the networks are compiled: as the setting says, or where it pays and the compiler is there."""
     if config.compile != "auto":
@@ -240,7 +242,7 @@ def full_size(unet: torch.nn.Module) -> bool:
 
 def workload(prior: DiffusionPrior, config: Config) -> Workload:
     """What an estimate of a run with this prior needs to know."""
-    compiling = not config.prior.low_vram and compiles(config.prior, prior.unet, config.optim.steps)
+    compiling = compiles(config.prior, prior.unet, config.optim.steps)
     return Workload(prior.unet, prior.vae, config, config.camera.image_size or prior.image_size, compiling)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import adam
@@ -187,10 +187,19 @@ def clip_gradients(gaussians: Gaussians, config: OptimConfig, step: int) -> Floa
 
 @torch.no_grad()
 def adam_step(
-    sets: Sequence[Gaussians], optimizers: Sequence[Optimizers], stacked: Gaussians, config: OptimConfig, step: int
+    sets: Sequence[Gaussians],
+    optimizers: Sequence[Optimizers],
+    stacked: Gaussians,
+    config: OptimConfig,
+    step: int,
+    usable: Bool[Tensor, ""] | None = None,
 ) -> None:
-    """One step of Adam on every set by the gradients of their stack, a single call for each group."""
+    """One step of Adam on every set by the gradients of their stack, a single call for each group.
+
+    Where `usable`, on the device, is false, nothing changes; None is true.
+    """
     beta1, beta2 = config.betas
+    found_inf = None if usable is None else usable.logical_not().float()
     for name, rate in learning_rates(config, step).items():
         parameters = [gaussians.params[name] for gaussians in sets]
         states = [each[name].state[parameter] for each, parameter in zip(optimizers, parameters, strict=True)]
@@ -205,7 +214,8 @@ def adam_step(
             [],
             [state["step"] for state in states],
             foreach=False,
-            fused=gradients.is_cuda,
+            fused=gradients.is_cuda or found_inf is not None,
+            found_inf=found_inf,
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

@@ -8,19 +8,19 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from segdream_cli import losses
-from segdream_cli.asset import AssetState, ScaleNoise, build_generators
+from segdream_cli.asset import AssetState, build_generators
 from segdream_cli.cameras import Cameras, sample_backgrounds, sample_cameras
 from segdream_cli.config import Config
-from segdream_cli.densify import DensityStats, control_density, gather
+from segdream_cli.densify import DensityStats, control_density, due, gather
 from segdream_cli.distill.sctd import sctd
 from segdream_cli.errors import Diverged, UsageProblem
 from segdream_cli.gaussians import Gaussians, adam_step, build_optimizers, clip_gradients, stack
@@ -63,6 +63,27 @@ class Prior(Protocol):
         """Noise estimate."""
 
 
+class Arriving:
+    """Numbers on their way from the device, on which nothing else waits.
+
+    Args:
+        values: of any shape.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=True)
+        self._there: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._there = torch.cuda.Event()
+            self._there.record()
+
+    def tolist(self) -> list[float]:
+        """The numbers, once they are there."""
+        if self._there is not None:
+            self._there.synchronize()
+        return self._values.tolist()
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """What one optimisation step did; tuples hold one entry an asset.
@@ -70,23 +91,52 @@ class StepReport:
     Args:
         step: number of the step, from 1.
         times: (t, s, e) of the distillation.
-        grad_norm: norm of the parameters' gradient before clipping.
+        norms: see `grad_norm`.
         n_gaussians: number of Gaussians after the step.
-        seconds: wall time of the step.
+        seconds: wall time of the step, of what the host did; a GPU may be some way behind.
         memory_gib: peak memory so far, of the device or of the process on a CPU.
     """
 
     step: int
     times: tuple[tuple[int, int, int], ...]
-    grad_norm: tuple[float, ...]
+    norms: Arriving
     n_gaussians: tuple[int, ...]
     seconds: float
     memory_gib: float
 
-    def of(self, place: int) -> "StepReport":
-        """The part of one asset."""
+    @property
+    def grad_norm(self) -> tuple[float, ...]:
+        """Norm of the parameters' gradient before clipping. On CUDA this waits until the step is done."""
+        return tuple(self.norms.tolist())
+
+    def event(self, place: int) -> dict[str, Any]:
+        """The part of one asset as plain values."""
         one = slice(place, place + 1)
-        return replace(self, times=self.times[one], grad_norm=self.grad_norm[one], n_gaussians=self.n_gaussians[one])
+        return {
+            "step": self.step,
+            "times": self.times[one],
+            "grad_norm": self.grad_norm[one],
+            "n_gaussians": self.n_gaussians[one],
+            "seconds": self.seconds,
+            "memory_gib": self.memory_gib,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A step that is queued; where its gradient turns out not to be finite, it has moved nothing.
+
+    Args:
+        step: its number.
+        times: (t, s, e) of each asset.
+        norms: gradient norm of each.
+        draws: where the random generators of each stood before.
+    """
+
+    step: int
+    times: tuple[tuple[int, int, int], ...]
+    norms: Arriving
+    draws: Sequence[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +171,7 @@ class Pipeline:
         self.device = device
         self._prior = prior
         self._clouds = clouds
-        self._scale_noise = ScaleNoise(device, ahead=device.type != "cpu")
+        self._queues = device.type == "cuda"
 
     @property
     def prior(self) -> Prior:
@@ -194,34 +244,41 @@ class Pipeline:
         """Optimises assets in lock step until their last step, yielding once a step.
 
         They share the work, not the result: each has random numbers of its own, and comes out as it would alone but for
-        the rounding of batched arithmetic. After a yield the assets are in a state that can be saved.
+        the rounding of batched arithmetic. After a yield the assets are in a state that can be saved. On CUDA the steps
+        are queued, and whether a gradient was finite is looked at in the next step, when the rasteriser has waited for
+        the device.
 
         Raises:
-            Diverged: the gradient of one asset is not finite; all are as they were before the step, and the others can
+            Diverged: the gradient of one asset is not finite; all are as they were before that step, and the others can
                 go on without it.
             OutOfMemory: the device's memory does not hold a step.
             ValueError: the assets are not at the same step.
         """
         if len({asset.step for asset in assets}) != 1:
             raise ValueError("the assets of a run must be at the same step")
+        taken: _Taken | None = None
         while assets[0].step < self.config.optim.steps:
             begin = time.perf_counter()
-            drawn = [asset.draws() for asset in assets]
+            draws = [asset.draws() for asset in assets]
             try:
                 with out_of_memory(self.device, "a step", self._cheaper(len(assets))):
-                    times, norms = self._step(assets)
+                    taken = self._step(assets, draws, taken)
+            except Diverged:
+                raise
             except BaseException:
-                for asset, states in zip(assets, drawn, strict=True):
+                for asset, states in zip(assets, draws, strict=True):
                     asset.rewind(states)
                 raise
             yield StepReport(
-                step=assets[0].step,
-                times=times,
-                grad_norm=norms,
+                step=taken.step,
+                times=taken.times,
+                norms=taken.norms,
                 n_gaussians=tuple(len(asset.gaussians) for asset in assets),
                 seconds=time.perf_counter() - begin,
                 memory_gib=peak_memory_gib(self.device),
             )
+        if taken is not None:
+            self._check_finite(assets, taken)
 
     @torch.no_grad()
     def render(self, gaussians: Gaussians, cameras: Cameras) -> Rendering:
@@ -233,12 +290,14 @@ class Pipeline:
         with out_of_memory(self.device, f"{len(cameras)} pictures", f"--size {cameras.size // 2}"):
             return self._rasterize(gaussians, cameras.to(self.device), gaussians.scales)
 
-    def _step(self, assets: Sequence[AssetState]) -> tuple[tuple[tuple[int, int, int], ...], tuple[float, ...]]:
-        """One step of every asset; returns times and gradient norms."""
+    def _step(self, assets: Sequence[AssetState], draws: Sequence[Mapping[str, Tensor]], last: _Taken | None) -> _Taken:
+        """One step of every asset, from where their random generators stand; `last` is the one before it."""
         config, step = self.config, assets[0].step + 1
         times = tuple(draw_times(config.distill, step, self._edges, asset.generators["times"]) for asset in assets)
         gaussians = stack([asset.gaussians for asset in assets])  # [a, n, ...]
         views = self._draw_views(assets, gaussians)
+        if last is not None:
+            self._check_finite(assets, last)
         latents = self.prior.encode_image(views.images, self._posterior_noise(assets))
         gradient = sctd(
             self.prior.predict_noise,
@@ -251,12 +310,14 @@ class Pipeline:
         )
         loss = (latents * gradient).sum() + self._regularisers(assets, gaussians, views)
         loss.backward()
-        if config.camera.scale_noise:
-            self._scale_noise.prepare(assets, gaussians.means.shape)
-        norms = clip_gradients(gaussians, config.optim, step).tolist()
-        self._check_finite(assets, norms, times)
-        self._update(assets, gaussians, views.rendering)
-        return times, tuple(norms)
+        norms = clip_gradients(gaussians, config.optim, step)
+        taken = _Taken(step, times, Arriving(norms), draws)
+        if self._queues and not due(step, config.densify):
+            self._update(assets, gaussians, views.rendering, usable=norms.isfinite().all())
+        else:
+            self._check_finite(assets, taken)
+            self._update(assets, gaussians, views.rendering)
+        return taken
 
     def _draw_views(self, assets: Sequence[AssetState], gaussians: Gaussians) -> _Views:
         """Draws the cameras of the next step and renders what the prior is to judge."""
@@ -265,8 +326,7 @@ class Pipeline:
         backgrounds = sample_backgrounds(config.camera, size, _generators(assets, "backgrounds"), self.device)
         scales = gaussians.scales
         if config.camera.scale_noise:
-            noise = self._scale_noise.take(assets, scales.shape)  # [a, n, 3]
-            scales = (scales * (1 + config.camera.scale_noise * noise)).clamp_min(0)
+            scales = (scales * (1 + config.camera.scale_noise * self._scale_noise(assets, scales))).clamp_min(0)
         rendering = self._rasterize(gaussians, cameras, scales)
         rgb = rendering.over(backgrounds.unflatten(0, (len(assets), -1))).flatten(0, 1)
         draws = torch.stack([torch.rand(2, generator=generator) for generator in _generators(assets, "augment")])
@@ -318,30 +378,42 @@ class Pipeline:
             torch.tensor([len(asset.gaussians) for asset in assets]).to(self.device, non_blocking=True),
         )
 
-    def _check_finite(
-        self, assets: Sequence[AssetState], norms: Sequence[float], times: Sequence[tuple[int, int, int]]
-    ) -> None:
-        """Stops before a broken gradient reaches the parameters."""
-        for place, (asset, norm, (t, s, e)) in enumerate(zip(assets, norms, times, strict=True)):
+    def _check_finite(self, assets: Sequence[AssetState], taken: _Taken) -> None:
+        """Takes back a step with a broken gradient, which has not reached the parameters."""
+        for place, (norm, (t, s, e)) in enumerate(zip(taken.norms.tolist(), taken.times, strict=True)):
             if not math.isfinite(norm):
+                for asset, states in zip(assets, taken.draws, strict=True):
+                    asset.rewind(states)
+                    asset.step = taken.step - 1
+                prompt = assets[place].prompt
                 raise Diverged(
-                    f"the gradient of {asset.prompt!r} is not finite in step {asset.step + 1} (t={t}, s={s}, e={e})",
+                    f"the gradient of {prompt!r} is not finite in step {taken.step} (t={t}, s={s}, e={e})",
                     hint="start over with --force and a smaller --guidance-scale, or with --set prior.dtype=fp32",
                     place=place,
                 )
 
-    def _update(self, assets: Sequence[AssetState], stacked: Gaussians, rendering: Rendering) -> None:
-        """Moves the assets' parameters by the gradients of their stack and controls their density."""
+    def _update(
+        self,
+        assets: Sequence[AssetState],
+        stacked: Gaussians,
+        rendering: Rendering,
+        usable: Bool[Tensor, ""] | None = None,
+    ) -> None:
+        """Moves the assets' parameters by the gradients of their stack and controls their density.
+
+        Nothing but the number of the step changes where `usable` is false; None is true.
+        """
         config, step = self.config, assets[0].step + 1
         sets = [asset.gaussians for asset in assets]
-        adam_step(sets, [asset.optimizers for asset in assets], stacked, config.optim, step)
+        adam_step(sets, [asset.optimizers for asset in assets], stacked, config.optim, step, usable)
         if config.optim.scale_range is not None:
             low, high = config.optim.scale_range
             for gaussians in sets:
                 gaussians.params["log_scales"].data.clamp_(math.log(low), math.log(high))
         if step < config.densify.stop and rendering.means2d.grad is not None:
             stats = [asset.stats for asset in assets]
-            gather(stats, rendering.means2d.grad, rendering.radii, self.image_size, config.densify.views)
+            seen = rendering.radii > 0 if usable is None else (rendering.radii > 0) & usable
+            gather(stats, rendering.means2d.grad, seen, self.image_size, config.densify.views)
         for asset in assets:
             asset.stats = control_density(
                 asset.gaussians, asset.optimizers, asset.stats, step, config.densify, asset.generators["densify"]
@@ -370,7 +442,7 @@ class Pipeline:
         offset = distill.noise_offset_perp_neg if distill.perp_neg else distill.noise_offset
         noise = torch.stack([torch.randn(shape, generator=each) for each in generators])  # [a, v, c, h, w]
         constants = torch.stack([torch.randn(1, shape[1], 1, 1, generator=each) for each in generators])
-        return (noise + offset * constants).flatten(0, 1).to(self.device, non_blocking=True)
+        return self._send((noise + offset * constants).flatten(0, 1))
 
     def _step_noise(self, assets: Sequence[AssetState]) -> Float[Tensor, "b c h w"]:
         if self.config.distill.fixed_noise:
@@ -382,7 +454,20 @@ class Pipeline:
             return None
         shape = self._latent_shape()
         drawn = [torch.randn(shape, generator=generator) for generator in _generators(assets, "posterior")]
-        return torch.cat(drawn).to(self.device, non_blocking=True)
+        return self._send(torch.cat(drawn))
+
+    def _scale_noise(self, assets: Sequence[AssetState], scales: Float[Tensor, "a n 3"]) -> Float[Tensor, "a n 3"]:
+        """Standard normal numbers for each asset's own Gaussians, and zeros beyond its last."""
+        noise = torch.zeros(scales.shape)
+        for asset, row in zip(assets, noise, strict=True):
+            count = len(asset.gaussians)
+            torch.randn(count, 3, generator=asset.generators["augment"], out=row[:count])
+        return self._send(noise)
+
+    def _send(self, drawn: Tensor) -> Tensor:
+        """Numbers from the processor, so that a run is the same everywhere, sent without waiting for the device."""
+        pinned = drawn.pin_memory() if self.device.type == "cuda" else drawn
+        return pinned.to(self.device, non_blocking=True)
 
     def _cheaper(self, assets: int) -> str:
         """What to change when a step does not fit."""

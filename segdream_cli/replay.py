@@ -193,7 +193,8 @@ class GraphedCalls:
         return output.clone()  # the next replay, of any shape, may write over it
 
     def _capture(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        places = [tensor.detach().clone() for tensor in inputs]
+        # of one layout, whatever the first call came with, so that the compiler's cache knows them
+        places = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in inputs]
         warm_up = _side_stream(torch.cuda.current_device())
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):  # libraries choose kernels and allocate workspaces, which no graph may do

@@ -25,7 +25,6 @@ from segdream_cli.asset import AssetState
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.files import replacing, write_problem
-from segdream_cli.pipeline import StepReport
 
 FORMAT = 1
 RECORD_TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -219,9 +218,9 @@ class RunDir:
         """The error to raise when the checkpoint can't be used."""
         return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint="start over with --force")
 
-    def append_event(self, report: StepReport) -> None:
+    def append_event(self, event: Mapping[str, Any]) -> None:
         """Adds a line to `events.jsonl` and hands it to the operating system."""
-        line = json.dumps(asdict(report), separators=(",", ":"))
+        line = json.dumps(event, separators=(",", ":"))
         try:
             with (self.path / "events.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")

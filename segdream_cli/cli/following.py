@@ -23,7 +23,8 @@ from segdream_cli.memory import peak_memory_gib
 from segdream_cli.pipeline import Pipeline
 from segdream_cli.run_dir import RunDir
 
-CUDA_EVENT_EVERY = 10
+LOOK_EVERY = 10
+"""Steps between two looks at the gradients on CUDA: each waits for the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +101,16 @@ class Follower:
     def _advance(self, growing: Sequence[Growing], stop: StopRequest, progress: RunProgress) -> None:
         """Takes steps until the last or until a signal comes, then saves and leaves."""
         options, steps = self.pipeline.config.output, self.pipeline.config.optim.steps
-        event_every = CUDA_EVENT_EVERY if self.pipeline.device.type == "cuda" else 1
+        look_every = LOOK_EVERY if self.pipeline.device.type == "cuda" else 1
         self._show(growing[0])
         for report in self.pipeline.run([each.asset for each in growing]):
-            progress.update(report)
+            look = report.step % look_every == 0
+            if look or report.step == steps:
+                progress.update(report)
             self._show(growing[0])
             for place, each in enumerate(growing):
-                if report.step % event_every == 0:
-                    each.run.append_event(report.of(place))
+                if look:
+                    each.run.append_event(report.event(place))
                 if options.preview_every and report.step % options.preview_every == 0:
                     self._preview(each)
             if stop.received and report.step < steps:

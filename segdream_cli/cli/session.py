@@ -168,7 +168,7 @@ def open_clouds(
 
     def load() -> "tuple[PointE, Callable[[str], torch.Tensor]]":
         point_e = PointE.load(files, device, dtype)
-        if device.type == "cuda" and not how.low_vram:
+        if device.type == "cuda":
             point_e.speed_up(output.note, graphs=how.cuda_graphs, compiling=how.compile == "on")
         return point_e, text_vector().encode
 

@@ -6,7 +6,8 @@ import torch
 from segdream_cli import weights
 from segdream_cli.config import MINI, Config, PriorConfig
 from segdream_cli.diffusion import DiffusionPrior
-from segdream_cli.pipeline import Pipeline
+from segdream_cli.errors import Diverged
+from segdream_cli.pipeline import Pipeline, StepReport
 from segdream_cli.profile import preset
 
 pytestmark = pytest.mark.gpu
@@ -79,14 +80,52 @@ def test_assets_of_a_batch_take_the_steps_that_each_takes_alone() -> None:
         assert sizes[0] == pytest.approx(sizes[1], abs=5)
 
 
+def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    """It is found a step later; the steps after it are queued by then."""
+    pipeline = build("cuda")
+    asset = pipeline.prepare(PROMPT, 0)
+    run = pipeline.run([asset])
+    for _ in range(3):
+        next(run)
+    torch.cuda.synchronize()
+    before = {name: value.clone() for name, value in asset.tensors().items()}
+    asset.embeddings.phrases.fill_(torch.nan)
+    reports: list[StepReport] = []
+    with pytest.raises(Diverged, match="is not finite in step 4 "):
+        reports.extend(run)
+    assert [report.step for report in reports] == [4]
+    after = asset.tensors()
+    assert after.keys() == before.keys()
+    assert not [name for name, value in after.items() if not torch.equal(value, before[name])]
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_a_step_waits_for_nothing_but_the_rasteriser() -> None:
+    """Whose wait torch does not see."""
+    pipeline = build("cuda", distill__perp_neg=True, densify__start=30)
+    run = pipeline.run([pipeline.prepare(PROMPT, 0)])
+    for _ in range(8):  # with graphs of every number of rows
+        next(run)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(6):
+            next(run)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.filterwarnings("ignore")  # of what the compiler imports, and its advice to compute less exactly
-def test_compiled_networks_give_what_eager_ones_do() -> None:
-    """Rows that are cut into pieces of two sizes, and a way back through two pairs of graphs at once."""
+@pytest.mark.parametrize("low_vram", [False, True])
+def test_compiled_networks_give_what_eager_ones_do(low_vram: bool) -> None:
+    """Rows that are cut into pieces of two sizes, and a way back through two pairs of graphs at once or by views."""
     checkpoint = weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=pytest.fail)
     said: list[str] = []
     fast, plain = (
         DiffusionPrior.load(checkpoint, "cuda", how, warn=said.append, batch=2)
-        for how in (PriorConfig(dtype="fp32", compile="on"), PriorConfig(dtype="fp32", cuda_graphs=False))
+        for how in (
+            PriorConfig(dtype="fp32", compile="on", low_vram=low_vram),
+            PriorConfig(dtype="fp32", cuda_graphs=False),
+        )
     )
     generator = torch.Generator().manual_seed(0)
     for rows in (2, 3, 4, 5, 2):

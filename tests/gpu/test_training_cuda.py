@@ -14,6 +14,8 @@ from training.world.catalog import combinations
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:The 'generic' unit for NumPy timedelta:DeprecationWarning"),  # in numba-cuda
+    pytest.mark.filterwarnings("ignore:.*Grid size:Warning"),  # of numba-cuda, about so few pictures
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # in what torch's compiler imports
 ]
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

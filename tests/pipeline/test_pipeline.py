@@ -40,6 +40,13 @@ def build(prior=None, **settings):
     return Pipeline(Config().set(overrides), prior or AnalyticPrior(), CPU)
 
 
+def queueing(*arguments, **settings):
+    """As on CUDA: whether a gradient was finite is looked at in the next step."""
+    pipe = build(*arguments, **settings)
+    pipe._queues = True
+    return pipe
+
+
 def advance(pipe, assets, steps):
     """The reports of the next steps."""
     run = pipe.run(assets)
@@ -316,29 +323,58 @@ class Breaking(AnalyticPrior):
         return noise * torch.nan if self.calls > self.after else noise
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_parameters():
+@pytest.mark.parametrize(("make", "reports"), [(build, 4), (queueing, 5)])
+def test_a_gradient_that_is_not_finite_stops_before_the_parameters(make, reports):
     counting = Breaking(10**9)
-    pipe = build(counting)
+    pipe = make(counting)
     advance(pipe, [pipe.prepare("a cube", 0)], 4)
-    pipe = build(Breaking(counting.calls))
+    pipe = make(Breaking(counting.calls))
     asset = pipe.prepare("a cube", 0)
     run = pipe.run([asset])
     for _ in range(4):
         next(run)
     before = values(asset)
+    seen = []
     with pytest.raises(Diverged, match=r"'a cube' is not finite in step 5 \(t=\d+, s=\d+, e=\d+\)") as caught:
-        next(run)
+        seen.extend(run)
+    assert 4 + len(seen) == reports
     assert caught.value.exit_code == 7
     assert "--set" in caught.value.hint
-    after = values(asset)
-    for name in before:
-        assert torch.equal(before[name], after[name]), name
-    assert torch.isfinite(after["gaussians.means"]).all()
+    check_same(values(asset), before)
+    assert torch.isfinite(before["gaussians.means"]).all()
 
 
-def test_of_three_assets_one_breaks_and_the_others_go_on_as_if_it_had_never_been():
+@pytest.mark.parametrize("step", [6, 10])
+def test_a_queued_step_is_looked_at_before_density_control_and_after_the_last(step):
+    counting = Breaking(10**9)
+    pipe = queueing(counting)
+    advance(pipe, [pipe.prepare("a cube", 0)], step - 1)
+    pipe = queueing(Breaking(counting.calls))
+    asset = pipe.prepare("a cube", 0)
+    advance(pipe, [asset], step - 1)
+    before = values(asset)
+    with pytest.raises(Diverged, match=f"in step {step} "):
+        list(pipe.run([asset]))
+    check_same(values(asset), before)
+
+
+def test_queued_steps_are_the_steps():
+    """But for the rounding of another kernel of Adam."""
+    ends = []
+    for make in (build, queueing):
+        pipe = make()
+        assets = [pipe.prepare("a cube", 0), pipe.prepare("a ball", 1)]
+        ends.append((advance(pipe, assets, 4), [values(asset) for asset in assets]))
+    (one, waited), (other, queued) = ends
+    assert [report.times for report in one] == [report.times for report in other]
+    for found, expected in zip(queued, waited, strict=True):
+        check_same(found, expected, close)
+
+
+@pytest.mark.parametrize("make", [build, queueing])
+def test_of_three_assets_one_breaks_and_the_others_go_on_as_if_it_had_never_been(make):
     """The run names it and leaves all as they were before the step; without it the others end as they do alone."""
-    pipe = build()
+    pipe = make()
     assets = [pipe.prepare(*each) for each in (("a cube", 0), ("a ball", 1), ("a cone", 2))]
     alone = [pipe.prepare(*each) for each in (("a cube", 0), ("a cone", 2))]
     advance(pipe, assets, 4)
@@ -346,7 +382,7 @@ def test_of_three_assets_one_breaks_and_the_others_go_on_as_if_it_had_never_been
         assets[1].embeddings.phrases.fill_(torch.nan)
     before = [values(asset) for asset in assets]
     with pytest.raises(Diverged, match="'a ball' is not finite in step 5") as caught:
-        advance(pipe, assets, 1)
+        list(pipe.run(assets))
     assert caught.value.place == 1
     for asset, kept in zip(assets, before, strict=True):
         check_same(values(asset), kept)

@@ -253,7 +253,7 @@ def test_gather_against_a_loop(views):
         gradient = torch.randn(4, 6, 2, generator=generator)
         radii = torch.randint(0, 3, (4, 6), generator=generator)
         gradient[radii == 0] = torch.nan  # what was not drawn has no meaning
-        gather([stats], gradient[None], radii[None], size, views)
+        gather([stats], gradient[None], radii[None] > 0, size, views)
         for view in range(4) if views == "all" else [3]:
             for i in range(6):
                 if radii[view, i] > 0:
@@ -269,10 +269,10 @@ def test_gather_shares_the_rows_out_among_assets_of_different_size():
     gradient = torch.randn(3, 2, 9, 2, generator=generator)
     radii = torch.randint(0, 2, (3, 2, 9), generator=generator)
     together, alone = ([DensityStats.empty(scene([0.01] * n, [0.5] * n)[0]) for n in (4, 9, 1)] for _ in range(2))
-    gather(together, gradient, radii, 32, "all")
+    gather(together, gradient, radii > 0, 32, "all")
     for place, (found, expected) in enumerate(zip(together, alone, strict=True)):
         n = len(expected.count)
-        gather([expected], gradient[place : place + 1, :, :n], radii[place : place + 1, :, :n], 32, "all")
+        gather([expected], gradient[place : place + 1, :, :n], radii[place : place + 1, :, :n] > 0, 32, "all")
         torch.testing.assert_close(found.grad_sum, expected.grad_sum)
         assert torch.equal(found.count, expected.count)
         assert found.count.sum() == radii[place, :, :n].sum()

@@ -256,6 +256,27 @@ def test_a_step_moves_each_set_as_torchs_adam_moves_it_alone():
                 torch.testing.assert_close(found["exp_avg_sq"], wanted["exp_avg_sq"])
 
 
+def test_a_step_that_is_not_usable_changes_nothing():
+    sets = [random_gaussians(n, k=0, seed=n) for n in (5, 40)]
+    optimizers = [build_optimizers(one, CONFIG) for one in sets]
+    stacked, _ = with_gradients(sets, 1)
+    adam_step(sets, optimizers, stacked, CONFIG, 1)
+
+    def values():
+        for one, own in zip(sets, optimizers, strict=True):
+            for name, parameter in one.params.items():
+                yield from (parameter, *(own[name].state[parameter][key] for key in ("step", "exp_avg", "exp_avg_sq")))
+
+    before = [value.detach().clone() for value in values()]
+    stacked, _ = with_gradients(sets, 2)
+    stacked.params["means"].grad[0, 0] = torch.nan
+    adam_step(sets, optimizers, stacked, CONFIG, 2, usable=torch.tensor(False))
+    assert all(map(torch.equal, values(), before))
+    stacked, _ = with_gradients(sets, 2)
+    adam_step(sets, optimizers, stacked, CONFIG, 2, usable=torch.tensor(True))
+    assert not torch.equal(next(values()), before[0])
+
+
 @pytest.mark.parametrize("k", [0, 3, 15])
 def test_splats_round_trip(k):
     gaussians = random_gaussians(k=k)

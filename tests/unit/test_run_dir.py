@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
-from segdream_cli.pipeline import StepReport
+from segdream_cli.pipeline import Arriving, StepReport
 from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
 
 RECORD = RunRecord(
@@ -52,7 +52,9 @@ def run(tmp_path):
 
 
 def report(step):
-    return StepReport(step=step, times=((9, 5, 1),), grad_norm=(0.5,), n_gaussians=(12,), seconds=0.1, memory_gib=1.5)
+    norms = Arriving(torch.tensor([0.5]))
+    whole = StepReport(step=step, times=((9, 5, 1),), norms=norms, n_gaussians=(12,), seconds=0.1, memory_gib=1.5)
+    return whole.event(0)
 
 
 def test_the_folder_stands_beside_the_asset():
