@@ -295,15 +295,16 @@ class Pipeline:
         config, step = self.config, assets[0].step + 1
         times = tuple(draw_times(config.distill, step, self._edges, asset.generators["times"]) for asset in assets)
         gaussians = stack([asset.gaussians for asset in assets])  # [a, n, ...]
-        views = self._draw_views(assets, gaussians)
+        noise, posterior_noise = self._step_noise(assets), self._posterior_noise(assets)
+        views = self._draw_views(assets, gaussians)  # waits for the device: what is drawn before costs no time
         if last is not None:
             self._check_finite(assets, last)
-        latents = self.prior.encode_image(views.images, self._posterior_noise(assets))
+        latents = self.prior.encode_image(views.images, posterior_noise)
         gradient = sctd(
             self.prior.predict_noise,
             self._schedule,
             latents.detach(),
-            self._step_noise(assets),
+            noise,
             Times(*torch.tensor(times).T).repeat(config.camera.batch),
             self._conditions(assets, views.cameras),
             config.distill,

@@ -246,12 +246,14 @@ class GraphedGradients:
         if key not in self._captured:
             # the capture's stream differs from that of the Gaussians' gradients, which costs one wait a step
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
-            with self._first(len(x)):
+            with self._first(len(x)), torch.enable_grad():  # whatever this call is for, the way back is captured too
                 self._captured[key] = torch.cuda.make_graphed_callables(
                     self._function, (x.detach().clone().requires_grad_(),)
                 )
-        result: tuple[Tensor, ...] = self._captured[key](x)
-        return result
+        own = x.view_as(x)
+        if own.requires_grad:
+            own.register_hook(torch.clone)
+        return tuple(part.clone() for part in self._captured[key](own))  # the next replay may write over all of these
 
 
 class FirstCalls:

@@ -101,13 +101,13 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_step_waits_for_nothing_but_the_rasteriser() -> None:
-    """Whose wait torch does not see."""
+    """gsplat's own wait, in C++, is no warning of Python's; any other one is, and an error here."""
     pipeline = build("cuda", distill__perp_neg=True, densify__start=30)
     run = pipeline.run([pipeline.prepare(PROMPT, 0)])
     for _ in range(8):  # with graphs of every number of rows
         next(run)
     try:
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("warn")
         for _ in range(6):
             next(run)
     finally:

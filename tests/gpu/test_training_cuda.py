@@ -15,7 +15,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:The 'generic' unit for NumPy timedelta:DeprecationWarning"),  # in numba-cuda
     pytest.mark.filterwarnings("ignore:.*Grid size:Warning"),  # of numba-cuda, about so few pictures
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # in what torch's compiler imports
 ]
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -54,6 +53,7 @@ def test_a_replayed_step_is_the_called_step() -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.filterwarnings("ignore")  # of what the compiler imports
 def test_the_stages_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     autoencoder, denoiser = tmp_path / "ae", tmp_path / "denoiser"
     train_autoencoder.main(autoencoder, steps=301, batch=32, renders=500)
