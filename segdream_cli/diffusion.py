@@ -16,15 +16,21 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from segdream_cli.config import Config, PriorConfig
 from segdream_cli.estimate import Workload
 from segdream_cli.profile import PriorProfile
-from segdream_cli.replay import FirstWorking, GraphedCalls, GraphedGradients, RowCalls, arithmetic, fastest
+from segdream_cli.replay import (
+    LOW_VRAM_ROWS,
+    FirstWorking,
+    GraphedCalls,
+    GraphedGradients,
+    RowCalls,
+    arithmetic,
+    fastest,
+)
 from segdream_cli.rewrites import drop_separate_projections, rewrite_convolutions, rewrite_norms
 from segdream_cli.text import TextEncoder
 from segdream_cli.weights import Checkpoint, check_keys, reading
 
 COMPILED_PARAMETERS, COMPILED_STEPS = 500_000_000, 1000
 """Size of a U-Net and length of a run from which compiling is taken to pay for the minutes it takes once."""
-LOW_VRAM_ROWS = 2
-"""Rows of a U-Net call where memory is short."""
 
 
 class DiffusionPrior:
@@ -240,10 +246,10 @@ def full_size(unet: torch.nn.Module) -> bool:
     return sum(parameter.numel() for parameter in unet.parameters()) >= COMPILED_PARAMETERS
 
 
-def workload(prior: DiffusionPrior, config: Config) -> Workload:
-    """What an estimate of a run with this prior needs to know."""
+def workload(prior: DiffusionPrior, config: Config, assets: int = 1) -> Workload:
+    """What an estimate of a run of so many assets at once with this prior needs to know."""
     compiling = compiles(config.prior, prior.unet, config.optim.steps)
-    return Workload(prior.unet, prior.vae, config, config.camera.image_size or prior.image_size, compiling)
+    return Workload(prior.unet, prior.vae, config, config.camera.image_size or prior.image_size, compiling, assets)
 
 
 def _network(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:

@@ -1,7 +1,7 @@
 """What a run will need of a GPU, before it starts: memory and time.
 
 Weights are counted. What the networks keep is a number of tensors of their first layer's size, fitted to what torch had
-reserved or handed out on one GPU (benchmarks/RESULTS.md) where that was measured. The arithmetic is counted on shapes
+reserved on one GPU (benchmarks/RESULTS.md). The arithmetic is counted on shapes
 alone, and its time follows from a matrix product on the device.
 """
 
@@ -14,24 +14,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segdream_cli.config import Config
 from segdream_cli.memory import GIB
+from segdream_cli.replay import LOW_VRAM_ROWS
 
 UNET_TENSORS = 25
-ENCODER_TENSORS = {"plain": 22, "rewritten": 16, "compiled": 9, "one view": 23}
-"""Those a view. With `UNET_TENSORS`, "plain" was fitted to 8.0 GiB handed out; "one view", computed again on the way
-back, to the 3.43 GiB reserved with --low-vram, so that it holds all workspaces. "rewritten" and "compiled" were
-expected, and what "compiled" lacks in the measurement is part of `GRAPHED`."""
-GRAPHED = 1.9
-"""Memory that torch reserves for networks that are captured over what they keep, since nothing else can use the pool of
-a graph: fitted, for "compiled", to 7.31 GiB reserved with classifier-free guidance and 7.00 with Perp-Neg. For the ways
-without the compiler it is carried over, not measured."""
+"""Those a row."""
+ENCODER_TENSORS = {"plain": 32, "rewritten": 24, "compiled": 18}
+"""Those a view, captured: nothing else can use the memory of a graph."""
+WITHOUT_GRAPHS = 0.77
+"""Share of these where the encoder is not captured."""
+WORKSPACES_GIB = 0.2
+"""What libraries keep for themselves."""
 PICTURE_FLOATS = 40
 """Numbers kept a pixel of a render, by the rasteriser, the losses and their gradients."""
 GAUSSIAN_BYTES = 600
 """Bytes a Gaussian: parameters, gradients, two moments, and what the rasteriser keeps of it in four views."""
 UPWARD = 1.4
 """U-Net rows a view for the walk up to t, on average: two from t_tau on, one below."""
-SHARE_OF_PRODUCT = {"plain": 0.2, "rewritten": 0.25, "compiled": 0.4}
+SHARE_OF_PRODUCT = {"plain": 0.18, "rewritten": 0.22, "compiled": 0.4}
 """Rate of a step's arithmetic over that of a large matrix product."""
+SHARE_IN_PIECES = 0.75
+"""Share of these where memory is short and each call is small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Workload:
         config: the run's settings.
         image_size: side of the renders in pixels.
         compiling: whether the networks are compiled.
+        assets: how many are made at once.
     """
 
     unet: Any
@@ -50,6 +53,7 @@ class Workload:
     config: Config
     image_size: int
     compiling: bool
+    assets: int = 1
 
     @property
     def way(self) -> str:
@@ -57,28 +61,30 @@ class Workload:
         return "compiled" if self.compiling else "rewritten" if self.config.prior.forward_gradients else "plain"
 
     def memory_gib(self, gaussians: int) -> float:
-        """What torch will have reserved at most with that many Gaussians, which is what has to fit.
+        """What torch will have reserved at most with that many Gaussians an asset, which is what has to fit.
 
         The context of CUDA and the code of the kernels come on top.
         """
-        config, views = self.config, self.config.camera.batch
-        low, itemsize = config.prior.low_vram, self.unet.dtype.itemsize
-        branches = 4 if config.distill.perp_neg and not self.compiling else 2
-        rows = 2 if low else branches * views
-        latents = (self.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)) ** 2
-        unet = UNET_TENSORS * rows * latents * self.unet.config.block_out_channels[0] * itemsize
+        config, views, itemsize = self.config, self.assets * self.config.camera.batch, self.unet.dtype.itemsize
+        branches = 4 if config.distill.perp_neg else 2
+        rows = 2 * config.camera.batch if self.compiling else branches * views
+        encoded = views
+        if config.prior.low_vram:
+            rows, encoded = LOW_VRAM_ROWS, 1
         pixels = self.image_size**2
-        encoder = ENCODER_TENSORS["one view" if low else self.way] * (1 if low else views) * pixels
-        encoder *= self.vae.config.block_out_channels[0] * itemsize
-        graphs = config.prior.cuda_graphs and not low  # a graph keeps its memory, so that the two never share
-        networks = GRAPHED * (unet + encoder) if graphs else max(unet, encoder)
+        latents = pixels // 4 ** (len(self.vae.config.block_out_channels) - 1)
+        unet = UNET_TENSORS * rows * latents * self.unet.config.block_out_channels[0] * itemsize
+        encoder = ENCODER_TENSORS[self.way] * encoded * pixels * self.vae.config.block_out_channels[0] * itemsize
+        if not config.prior.cuda_graphs:
+            encoder *= WITHOUT_GRAPHS
         weights = sum(value.nbytes for network in (self.unet, self.vae) for value in network.parameters())
-        total: float = weights + networks + PICTURE_FLOATS * 4 * views * pixels + GAUSSIAN_BYTES * gaussians
-        return total / GIB
+        pictures = PICTURE_FLOATS * 4 * views * pixels
+        total: float = weights + unet + encoder + pictures + GAUSSIAN_BYTES * gaussians * self.assets
+        return total / GIB + WORKSPACES_GIB
 
     def step_flops(self) -> float:
         """Floating-point operations of the networks in an average step."""
-        views = self.config.camera.batch
+        views = self.assets * self.config.camera.batch
         rows = views * (UPWARD + 3 + (1.5 if self.config.distill.perp_neg else 0))
         encodes = 3 if self.config.prior.low_vram else 2  # the way back costs a forward pass, and is one more there
         unet, encoder = self.sample_flops()
@@ -104,6 +110,7 @@ class Workload:
     def seconds(self, device: torch.device) -> float:
         """Time of the run's steps on a device, compilation apart."""
         rate = product_rate(device, self.unet.dtype) * SHARE_OF_PRODUCT[self.way]
+        rate *= SHARE_IN_PIECES if self.config.prior.low_vram else 1
         return self.config.optim.steps * self.step_flops() / rate
 
 

@@ -17,6 +17,8 @@ from segdream_cli.download import cache_folder
 from segdream_cli.errors import EnvironmentProblem
 
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+LOW_VRAM_ROWS = 2
+"""Rows of a U-Net call where memory is short."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Announce = Callable[[str], None]
 

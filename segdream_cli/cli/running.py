@@ -87,7 +87,7 @@ class Session:
     @cached_property
     def pipeline(self) -> Pipeline:
         """The pipeline with its prior."""
-        return open_pipeline(self.config, self.checkpoint, self.device, self.sink, self.clouds)
+        return open_pipeline(self.config, self.checkpoint, self.device, self.sink, self.clouds, self.batch)
 
     def check(self, job: Job, *, force: bool) -> None:
         """Refuses a job that can't end well, before any work.

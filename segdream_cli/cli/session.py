@@ -181,8 +181,11 @@ def open_pipeline(
     device: "torch.device",
     output: Output,
     clouds: "Clouds | None" = None,
+    assets: int = 1,
 ) -> "Pipeline":
     """The pipeline with its prior loaded, and with what makes the clouds of a start from Point-E.
+
+    A full-size prior on CUDA is said beforehand to take so much memory and time for so many assets at once.
 
     Raises:
         WeightsUnavailable: the files can't be loaded.
@@ -198,7 +201,7 @@ def open_pipeline(
             checkpoint, device, config.prior, warn=output.note, batch=config.camera.batch, steps=config.optim.steps
         )
     if device.type == "cuda" and full_size(prior.unet):
-        work = workload(prior, config)
+        work = workload(prior, config, assets)
         needed = work.memory_gib(config.densify.cap or config.init.count)
         for line in forecast(needed, free_gib(device), work.seconds(device), config):
             output.note(line)
