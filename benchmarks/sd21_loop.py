@@ -19,7 +19,8 @@ from stages import settled, stage_milliseconds, wall_seconds
 from segdream_cli.cameras import viewing
 from segdream_cli.diffusion import workload
 from segdream_cli.memory import GIB, peak_memory_gib
-from segdream_cli.pipeline import Pipeline, StepReport
+from segdream_cli.pipeline import Pipeline
+from segdream_cli.report import StepReport
 from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
 
 Settings = dict[str, Any]

@@ -76,6 +76,7 @@ def watched(pipeline: Pipeline, timeline: Timeline) -> Iterator[None]:
         (pipeline.prior, "predict_noise", "arithmetic of SCTD", rows),
         (torch.Tensor, "backward", "arithmetic of SCTD", "render, backward"),
         (pipeline_module, "clip_gradients", None, "clip"),
+        (pipeline_module, "_check_finite", None, "look at the norms"),
         (pipeline, "_update", "clip", "optimiser"),
         (pipeline_module, "control_density", "optimiser", "density control"),
     ]

@@ -56,8 +56,14 @@ class AssetState:
         """Where each random generator stands."""
         return {purpose: generator.get_state() for purpose, generator in self.generators.items()}
 
-    def rewind(self, draws: Mapping[str, Tensor]) -> None:
-        """Takes back a step that failed before its update: the random generators stand where they stood."""
+    def rewind(self, step: int, draws: Mapping[str, Tensor]) -> None:
+        """Takes back a step that has not moved the parameters.
+
+        Args:
+            step: its number.
+            draws: where the random generators stood before it.
+        """
+        self.step = step - 1
         for purpose, generator in self.generators.items():
             generator.set_state(draws[purpose])
 

@@ -63,10 +63,16 @@ def gather(
 
 
 def due(step: int, config: DensifyConfig) -> bool:
-    """Whether `control_density` does anything after optimisation step `step` (1, 2, ...)."""
-    grows = step > config.start and step % config.every == 0
-    resets = config.reset_every > 0 and step % config.reset_every == 0
-    return step < config.stop and (grows or resets)
+    """Whether there is anything for `control_density` to do after optimisation step `step` (1, 2, ...)."""
+    return _grows(step, config) or _resets(step, config)
+
+
+def _grows(step: int, config: DensifyConfig) -> bool:
+    return config.start < step < config.stop and step % config.every == 0
+
+
+def _resets(step: int, config: DensifyConfig) -> bool:
+    return bool(config.reset_every) and step < config.stop and step % config.reset_every == 0
 
 
 @torch.no_grad()
@@ -85,12 +91,10 @@ def control_density(
     Returns:
         the statistics to go on with: fresh ones after a densification.
     """
-    if step >= config.stop:
-        return stats
-    if step > config.start and step % config.every == 0:
+    if _grows(step, config):
         _grow_and_prune(gaussians, optimizers, stats, step, config, generator)
         stats = DensityStats.empty(gaussians)
-    if config.reset_every and step % config.reset_every == 0:
+    if _resets(step, config):
         _apply(gaussians, optimizers, ops.reset_opa, value=config.reset_opacity)
     return stats
 

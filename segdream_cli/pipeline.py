@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from segdream_cli import losses
@@ -28,8 +27,9 @@ from segdream_cli.guidance import Conditions
 from segdream_cli.initial import cloud_words, initial_gaussians
 from segdream_cli.memory import out_of_memory, peak_memory_gib
 from segdream_cli.pointe.model import PointCloud
-from segdream_cli.profile import PriorProfile
+from segdream_cli.prior import Prior
 from segdream_cli.raster import Rendering, rasterize
+from segdream_cli.report import Arriving, StepReport, Taken
 from segdream_cli.schedule import NoiseSchedule, Times, draw_times, trajectory_segments
 from segdream_cli.view_prompts import (
     PromptEmbeddings,
@@ -39,104 +39,6 @@ from segdream_cli.view_prompts import (
     phrase_texts,
     view_weights,
 )
-
-
-class Prior(Protocol):
-    """A text-to-image latent diffusion model, as far as the pipeline needs it."""
-
-    profile: PriorProfile
-    alphas_cumprod: Float[Tensor, " T"]
-    image_size: int
-    latent_shape: tuple[int, int, int]
-
-    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "p l d"]:
-        """Text embeddings."""
-
-    def encode_image(
-        self, rgb: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c hl wl"] | None
-    ) -> Float[Tensor, "b c hl wl"]:
-        """Latents of images in 0..1; `noise` draws them from the posterior, None takes its mean."""
-
-    def predict_noise(
-        self, latents: Float[Tensor, "b c hl wl"], timesteps: Int[Tensor, " b"], text: Float[Tensor, "b l d"]
-    ) -> Float[Tensor, "b c hl wl"]:
-        """Noise estimate."""
-
-
-class Arriving:
-    """Numbers on their way from the device, on which nothing else waits.
-
-    Args:
-        values: of any shape.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self._values = values.to("cpu", non_blocking=True)
-        self._there: torch.cuda.Event | None = None
-        if values.is_cuda:
-            self._there = torch.cuda.Event()
-            self._there.record()
-
-    def tolist(self) -> list[float]:
-        """The numbers, once they are there."""
-        if self._there is not None:
-            self._there.synchronize()
-        return self._values.tolist()
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one optimisation step did; tuples hold one entry an asset.
-
-    Args:
-        step: number of the step, from 1.
-        times: (t, s, e) of the distillation.
-        norms: see `grad_norm`.
-        n_gaussians: number of Gaussians after the step.
-        seconds: wall time of the step, of what the host did; a GPU may be some way behind.
-        memory_gib: peak memory so far, of the device or of the process on a CPU.
-    """
-
-    step: int
-    times: tuple[tuple[int, int, int], ...]
-    norms: Arriving
-    n_gaussians: tuple[int, ...]
-    seconds: float
-    memory_gib: float
-
-    @property
-    def grad_norm(self) -> tuple[float, ...]:
-        """Norm of the parameters' gradient before clipping. On CUDA this waits until the step is done."""
-        return tuple(self.norms.tolist())
-
-    def event(self, place: int) -> dict[str, Any]:
-        """The part of one asset as plain values."""
-        one = slice(place, place + 1)
-        return {
-            "step": self.step,
-            "times": self.times[one],
-            "grad_norm": self.grad_norm[one],
-            "n_gaussians": self.n_gaussians[one],
-            "seconds": self.seconds,
-            "memory_gib": self.memory_gib,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """A step that is queued; where its gradient turns out not to be finite, it has moved nothing.
-
-    Args:
-        step: its number.
-        times: (t, s, e) of each asset.
-        norms: gradient norm of each.
-        draws: where the random generators of each stood before.
-    """
-
-    step: int
-    times: tuple[tuple[int, int, int], ...]
-    norms: Arriving
-    draws: Sequence[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +60,7 @@ class Pipeline:
         prior: the diffusion model; None serves for rendering only.
         device: where Gaussians and prior live.
         clouds: makes the cloud of a prompt and a seed, for a start from Point-E.
+        queued: look at a step's gradient in the next step instead of waiting for it; None does so on CUDA.
     """
 
     def __init__(
@@ -166,12 +69,14 @@ class Pipeline:
         prior: Prior | None,
         device: torch.device,
         clouds: Callable[[str, int], PointCloud] | None = None,
+        *,
+        queued: bool | None = None,
     ) -> None:
         self.config = config
         self.device = device
         self._prior = prior
         self._clouds = clouds
-        self._queues = device.type == "cuda"
+        self._queued = device.type == "cuda" if queued is None else queued
 
     @property
     def prior(self) -> Prior:
@@ -244,9 +149,9 @@ class Pipeline:
         """Optimises assets in lock step until their last step, yielding once a step.
 
         They share the work, not the result: each has random numbers of its own, and comes out as it would alone but for
-        the rounding of batched arithmetic. After a yield the assets are in a state that can be saved. On CUDA the steps
-        are queued, and whether a gradient was finite is looked at in the next step, when the rasteriser has waited for
-        the device.
+        the rounding of batched arithmetic. After a yield the assets are in a state that can be saved, unless the step
+        is broken, as `report.taken.broken()` tells: then it is about to be taken back, since queued steps are looked at
+        in the next one, when the rasteriser has waited for the device.
 
         Raises:
             Diverged: the gradient of one asset is not finite; all are as they were before that step, and the others can
@@ -256,29 +161,29 @@ class Pipeline:
         """
         if len({asset.step for asset in assets}) != 1:
             raise ValueError("the assets of a run must be at the same step")
-        taken: _Taken | None = None
+        last: Taken | None = None
         while assets[0].step < self.config.optim.steps:
             begin = time.perf_counter()
             draws = [asset.draws() for asset in assets]
             try:
                 with out_of_memory(self.device, "a step", self._cheaper(len(assets))):
-                    taken = self._step(assets, draws, taken)
+                    last = self._step(assets, draws, last)
             except Diverged:
                 raise
             except BaseException:
-                for asset, states in zip(assets, draws, strict=True):
-                    asset.rewind(states)
+                if last is not None and last.broken() is not None:
+                    _take_back(assets, last.step, last.draws)
+                else:
+                    _take_back(assets, assets[0].step + 1, draws)
                 raise
             yield StepReport(
-                step=taken.step,
-                times=taken.times,
-                norms=taken.norms,
+                taken=last,
                 n_gaussians=tuple(len(asset.gaussians) for asset in assets),
                 seconds=time.perf_counter() - begin,
                 memory_gib=peak_memory_gib(self.device),
             )
-        if taken is not None:
-            self._check_finite(assets, taken)
+        if last is not None:
+            _check_finite(assets, last)
 
     @torch.no_grad()
     def render(self, gaussians: Gaussians, cameras: Cameras) -> Rendering:
@@ -290,7 +195,7 @@ class Pipeline:
         with out_of_memory(self.device, f"{len(cameras)} pictures", f"--size {cameras.size // 2}"):
             return self._rasterize(gaussians, cameras.to(self.device), gaussians.scales)
 
-    def _step(self, assets: Sequence[AssetState], draws: Sequence[Mapping[str, Tensor]], last: _Taken | None) -> _Taken:
+    def _step(self, assets: Sequence[AssetState], draws: Sequence[Mapping[str, Tensor]], last: Taken | None) -> Taken:
         """One step of every asset, from where their random generators stand; `last` is the one before it."""
         config, step = self.config, assets[0].step + 1
         times = tuple(draw_times(config.distill, step, self._edges, asset.generators["times"]) for asset in assets)
@@ -298,7 +203,7 @@ class Pipeline:
         noise, posterior_noise = self._step_noise(assets), self._posterior_noise(assets)
         views = self._draw_views(assets, gaussians)  # waits for the device: what is drawn before costs no time
         if last is not None:
-            self._check_finite(assets, last)
+            _check_finite(assets, last)
         latents = self.prior.encode_image(views.images, posterior_noise)
         gradient = sctd(
             self.prior.predict_noise,
@@ -312,11 +217,11 @@ class Pipeline:
         loss = (latents * gradient).sum() + self._regularisers(assets, gaussians, views)
         loss.backward()
         norms = clip_gradients(gaussians, config.optim, step)
-        taken = _Taken(step, times, Arriving(norms), draws)
-        if self._queues and not due(step, config.densify):
+        taken = Taken(step, times, Arriving(norms), draws)
+        if self._queued and not due(step, config.densify):
             self._update(assets, gaussians, views.rendering, usable=norms.isfinite().all())
         else:
-            self._check_finite(assets, taken)
+            _check_finite(assets, taken)
             self._update(assets, gaussians, views.rendering)
         return taken
 
@@ -379,20 +284,6 @@ class Pipeline:
             torch.tensor([len(asset.gaussians) for asset in assets]).to(self.device, non_blocking=True),
         )
 
-    def _check_finite(self, assets: Sequence[AssetState], taken: _Taken) -> None:
-        """Takes back a step with a broken gradient, which has not reached the parameters."""
-        for place, (norm, (t, s, e)) in enumerate(zip(taken.norms.tolist(), taken.times, strict=True)):
-            if not math.isfinite(norm):
-                for asset, states in zip(assets, taken.draws, strict=True):
-                    asset.rewind(states)
-                    asset.step = taken.step - 1
-                prompt = assets[place].prompt
-                raise Diverged(
-                    f"the gradient of {prompt!r} is not finite in step {taken.step} (t={t}, s={s}, e={e})",
-                    hint="start over with --force and a smaller --guidance-scale, or with --set prior.dtype=fp32",
-                    place=place,
-                )
-
     def _update(
         self,
         assets: Sequence[AssetState],
@@ -408,9 +299,10 @@ class Pipeline:
         sets = [asset.gaussians for asset in assets]
         adam_step(sets, [asset.optimizers for asset in assets], stacked, config.optim, step, usable)
         if config.optim.scale_range is not None:
-            low, high = config.optim.scale_range
-            for gaussians in sets:
-                gaussians.params["log_scales"].data.clamp_(math.log(low), math.log(high))
+            low, high = map(math.log, config.optim.scale_range)
+            for values in (gaussians.params["log_scales"].data for gaussians in sets):
+                kept = values.clamp(low, high)
+                values.copy_(kept if usable is None else torch.where(usable, kept, values))
         if step < config.densify.stop and rendering.means2d.grad is not None:
             stats = [asset.stats for asset in assets]
             seen = rendering.radii > 0 if usable is None else (rendering.radii > 0) & usable
@@ -477,6 +369,25 @@ class Pipeline:
         if self.config.camera.batch > 1:
             return f"--set camera.batch={self.config.camera.batch // 2}"
         return f"--set camera.image_size={self.image_size // 2}"
+
+
+def _check_finite(assets: Sequence[AssetState], taken: Taken) -> None:
+    """Takes back a step with a broken gradient, which has not reached the parameters."""
+    place = taken.broken()
+    if place is not None:
+        _take_back(assets, taken.step, taken.draws)
+        t, s, e = taken.times[place]
+        raise Diverged(
+            f"the gradient of {assets[place].prompt!r} is not finite in step {taken.step} (t={t}, s={s}, e={e})",
+            hint="start over with --force and a smaller --guidance-scale, or with --set prior.dtype=fp32",
+            place=place,
+        )
+
+
+def _take_back(assets: Sequence[AssetState], step: int, draws: Sequence[Mapping[str, Tensor]]) -> None:
+    """Puts assets back before a step that has not moved their parameters."""
+    for asset, states in zip(assets, draws, strict=True):
+        asset.rewind(step, states)
 
 
 def _generators(assets: Sequence[AssetState], purpose: str) -> list[torch.Generator]:

@@ -152,7 +152,7 @@ class PlainCalls:
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The function's result."""
-        key = _shapes(inputs)
+        key = torch.is_grad_enabled(), _shapes(inputs)  # with a gradient it is compiled once more
         if key in self._called:
             return self._function(*inputs)
         with self._first(len(inputs[0])):

@@ -32,7 +32,7 @@ LAYERS = {
         "raster",
         "formats",
     ),
-    3: ("asset", "pipeline"),
+    3: ("asset", "prior", "report", "pipeline"),
     4: ("run_dir", "images", "video", "mesh", "serve"),
     5: ("cli", "__main__"),
 }

@@ -104,24 +104,26 @@ class Follower:
         look_every = LOOK_EVERY if self.pipeline.device.type == "cuda" else 1
         self._show(growing[0])
         for report in self.pipeline.run([each.asset for each in growing]):
-            look = report.step % look_every == 0
-            if look or report.step == steps:
-                progress.update(report)
+            look, preview, save = (
+                every > 0 and report.step % every == 0
+                for every in (look_every, options.preview_every, options.checkpoint_every)
+            )
+            stopping = stop.received and report.step < steps
+            if (look or preview or save or stopping) and report.taken.broken() is not None:
+                continue  # the run is about to take this step back, and says so
+            progress.update(report, gradient=look)
             self._show(growing[0])
             for place, each in enumerate(growing):
                 if look:
                     each.run.append_event(report.event(place))
-                if options.preview_every and report.step % options.preview_every == 0:
+                if preview:
                     self._preview(each)
-            if stop.received and report.step < steps:
-                for each in growing:
+                if save or stopping:
                     each.run.save(each.asset)
+            if stopping:
                 for each in growing:
                     self._tell_how_to_go_on(each)
                 raise typer.Exit(stop.exit_code)
-            if options.checkpoint_every and report.step % options.checkpoint_every == 0:
-                for each in growing:
-                    each.run.save(each.asset)
 
     def _write(self, each: Growing, failures: list[SegdreamError]) -> bool:
         """Writes a finished asset; whether that worked."""

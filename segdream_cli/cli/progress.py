@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from segdream_cli.cli.output import Output
 
 if TYPE_CHECKING:
-    from segdream_cli.pipeline import StepReport
+    from segdream_cli.report import StepReport
 
 LINE_EVERY_S = 30.0
 
@@ -69,13 +69,17 @@ class RunProgress(LiveBar):
     def __init__(self, title: str, total: int, done: int, output: Output) -> None:
         super().__init__(output, MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"))
         self.total, self.first = total, done
-        self.begin = self.last_line
+        self.begin, self.gradient = self.last_line, ""
         self.task = self.bar.add_task(title, total=total, completed=done, detail="")
 
-    def update(self, report: "StepReport") -> None:
-        """Shows one step: of several assets the sum of their Gaussians and the largest gradient."""
-        detail = f"{sum(report.n_gaussians):,} Gaussians  gradient {max(report.grad_norm):.2g}"
-        detail += f"  {report.memory_gib:.1f} GiB"
+    def update(self, report: "StepReport", *, gradient: bool = True) -> None:
+        """Shows one step: of several assets the sum of their Gaussians and, with `gradient`, the largest of theirs.
+
+        Without, the last gradient stays: on CUDA it would have to be waited for.
+        """
+        if gradient:
+            self.gradient = f"  gradient {max(report.grad_norm):.2g}"
+        detail = f"{sum(report.n_gaussians):,} Gaussians{self.gradient}  {report.memory_gib:.1f} GiB"
         self.bar.update(self.task, completed=report.step, detail=detail)
         if self.line_due():
             left = (self.last_line - self.begin) / max(1, report.step - self.first) * (self.total - report.step)

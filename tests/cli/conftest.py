@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partialmethod
 
 import pytest
 from commands import LAUNCHER, plain
@@ -9,6 +10,7 @@ from fakes import AnalyticPrior
 
 from segdream_cli.cli import main
 from segdream_cli.diffusion import DiffusionPrior
+from segdream_cli.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ def prior(monkeypatch):
 
     place()
     return place
+
+
+@pytest.fixture(params=[False, True], ids=["awaited", "queued"])
+def either_way(request, monkeypatch):
+    """Runs a test with gradients that are waited for, as on a CPU, and with steps that are queued, as on CUDA."""
+    monkeypatch.setattr(Pipeline, "__init__", partialmethod(Pipeline.__init__, queued=request.param))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from plyfile import PlyData, PlyElement
 
 from segdream_cli import formats
 from segdream_cli.config import SD21
+from segdream_cli.run_dir import RunDir
 
 
 @pytest.fixture
@@ -407,6 +409,7 @@ def test_simpler_words_are_not_read_for_a_start_without_them(segdream):
     assert segdream("generate", "a red car", *sphere, *TINY, "--steps", "1", "--force").code == 0
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     ("fail", "code", "words"),
     [
@@ -429,6 +432,22 @@ def test_a_run_that_fails_keeps_its_checkpoint(segdream, prior, folder, fail, co
     assert segdream("generate", "--resume", "bus.run").code == 0
     assert np.isfinite(formats.read(folder / "bus.ply").means).all()
     assert len((folder / "bus.run" / "events.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_signal_in_a_broken_step_does_not_hide_it(segdream, prior):
+    def fail(noise):
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGINT))
+        return noise * torch.nan
+
+    sent = []
+    prior(lambda profile: Failing(profile, fail))
+    done = segdream(*generate())
+    assert done.code == 7
+    assert "is not finite in step 3" in done.err
+    assert "kept as it was after step 2: bus.run" in done.err
+    assert RunDir(Path("bus.run")).step() == 2
 
 
 def test_a_list_tells_failures_of_runs_apart_from_the_rest(segdream, prior, folder):

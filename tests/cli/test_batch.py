@@ -136,6 +136,7 @@ class Poisoned(AnalyticPrior):
         return super().mean(text) * (torch.nan if "blue" in text else 1)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_one_that_diverges_leaves_the_others_to_go_on(segdream, prior, listed, folder):
     assert segdream(*listed, "--batch", "3").code == 0
     whole = [formats.read(folder / f"{name}.ply") for name in NAMES]
@@ -151,12 +152,15 @@ def test_one_that_diverges_leaves_the_others_to_go_on(segdream, prior, listed, f
     for place in (0, 2):
         found = formats.read(folder / f"{NAMES[place]}.ply")
         np.testing.assert_allclose(found.means, whole[place].means, rtol=1e-4, atol=1e-5)
+        events = (folder / f"{NAMES[place]}.run" / "events.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in events] == list(range(1, len(events) + 1))
 
 
 class PoisonedAndInterrupted(Poisoned, Interrupted):
     """Both."""
 
 
+@pytest.mark.usefixtures("either_way")
 def test_of_one_that_diverged_before_a_signal_came_one_hears_all_the_same(segdream, prior, listed, folder):
     prior(lambda profile: PoisonedAndInterrupted(profile, 14, signal.SIGINT))
     done = segdream(*listed, "--batch", "3")

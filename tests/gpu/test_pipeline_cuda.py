@@ -7,8 +7,9 @@ from segdream_cli import weights
 from segdream_cli.config import MINI, Config, PriorConfig
 from segdream_cli.diffusion import DiffusionPrior
 from segdream_cli.errors import Diverged
-from segdream_cli.pipeline import Pipeline, StepReport
+from segdream_cli.pipeline import Pipeline
 from segdream_cli.profile import preset
+from segdream_cli.report import StepReport
 
 pytestmark = pytest.mark.gpu
 
@@ -81,7 +82,7 @@ def test_assets_of_a_batch_take_the_steps_that_each_takes_alone() -> None:
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
-    """It is found a step later; the steps after it are queued by then."""
+    """It is found a step later, when the next one has been rendered."""
     pipeline = build("cuda")
     asset = pipeline.prepare(PROMPT, 0)
     run = pipeline.run([asset])

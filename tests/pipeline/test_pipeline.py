@@ -13,6 +13,7 @@ from segdream_cli.config import Config
 from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
 from segdream_cli.gaussians import GROUPS
 from segdream_cli.pipeline import Pipeline
+from segdream_cli.report import Arriving
 from segdream_cli.run_dir import RunDir, RunRecord
 
 CPU = torch.device("cpu")
@@ -35,16 +36,14 @@ SMALL = {
 }
 
 
-def build(prior=None, **settings):
+def build(prior=None, *, queued=None, **settings):
     overrides = SMALL | {key.replace("__", "."): value for key, value in settings.items()}
-    return Pipeline(Config().set(overrides), prior or AnalyticPrior(), CPU)
+    return Pipeline(Config().set(overrides), prior or AnalyticPrior(), CPU, queued=queued)
 
 
 def queueing(*arguments, **settings):
     """As on CUDA: whether a gradient was finite is looked at in the next step."""
-    pipe = build(*arguments, **settings)
-    pipe._queues = True
-    return pipe
+    return build(*arguments, queued=True, **settings)
 
 
 def advance(pipe, assets, steps):
@@ -344,18 +343,64 @@ def test_a_gradient_that_is_not_finite_stops_before_the_parameters(make, reports
     assert torch.isfinite(before["gaussians.means"]).all()
 
 
-@pytest.mark.parametrize("step", [6, 10])
-def test_a_queued_step_is_looked_at_before_density_control_and_after_the_last(step):
+def before_it_breaks(step, **settings):
+    """A pipeline that queues and breaks in a step, and an asset before that."""
     counting = Breaking(10**9)
-    pipe = queueing(counting)
+    pipe = queueing(counting, **settings)
     advance(pipe, [pipe.prepare("a cube", 0)], step - 1)
-    pipe = queueing(Breaking(counting.calls))
+    pipe = queueing(Breaking(counting.calls), **settings)
     asset = pipe.prepare("a cube", 0)
     advance(pipe, [asset], step - 1)
+    return pipe, asset
+
+
+@pytest.mark.parametrize("step", [4, 6, 10])
+def test_a_queued_step_is_looked_at_before_density_control_and_after_the_last(step):
+    """The fourth resets opacities, the sixth splits, the tenth is the last."""
+    pipe, asset = before_it_breaks(step)
     before = values(asset)
     with pytest.raises(Diverged, match=f"in step {step} "):
         list(pipe.run([asset]))
     check_same(values(asset), before)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_broken_step_does_not_bring_scales_into_their_range(step):
+    """Those of the start are outside it, and after the third step those of halves."""
+    outside = {"optim__scale_range": (0.15, 0.3), "densify__clone_scale": 0.05, "densify__reset_every": 0}
+    pipe, asset = before_it_breaks(step, **outside)
+    before = values(asset)
+    assert asset.gaussians.scales.min() < 0.15
+    with pytest.raises(Diverged, match=f"in step {step} "):
+        list(pipe.run([asset]))
+    check_same(values(asset), before)
+
+
+def test_memory_that_runs_out_after_a_broken_step_takes_both_back(monkeypatch):
+    pipe, asset = before_it_breaks(5)
+    before = values(asset)
+    run = pipe.run([asset])
+    assert next(run).taken.broken() == 0
+
+    def rasterize(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "rasterize", rasterize)
+    with pytest.raises(OutOfMemory):
+        next(run)
+    check_same(values(asset), before)
+
+
+def test_a_queued_gradient_is_looked_at_once_the_next_pictures_are_there(monkeypatch):
+    """Which the rasteriser has waited for."""
+    order, rasterize, tolist = [], pipeline.rasterize, Arriving.tolist
+    monkeypatch.setattr(pipeline, "rasterize", lambda *given: order.append("render") or rasterize(*given))
+    monkeypatch.setattr(Arriving, "tolist", lambda numbers: order.append("look") or tolist(numbers))
+    for make, expected in ((build, ["render", "look"]), (queueing, ["render", "render", "look"])):
+        order.clear()
+        pipe = make()
+        advance(pipe, [pipe.prepare("a cube", 0)], 2)
+        assert order[: len(expected)] == expected
 
 
 def test_queued_steps_are_the_steps():
@@ -489,7 +534,7 @@ def test_reports_are_frozen():
     pipe = build()
     (report,) = advance(pipe, [pipe.prepare("a cube", 0)], 1)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        report.step = 9
+        report.seconds = 9.0
 
 
 def test_every_group_of_parameters_has_an_optimiser():

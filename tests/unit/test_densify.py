@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segdream_cli.config import DensifyConfig, OptimConfig
-from segdream_cli.densify import DensityStats, control_density, gather
+from segdream_cli.densify import DensityStats, control_density, due, gather
 from segdream_cli.gaussians import GROUPS, Gaussians, build_optimizers
 
 WIDTHS = {"means": (3,), "quats": (4,), "log_scales": (3,), "opacity_logits": (), "sh0": (3,), "shN": (3, 3)}
@@ -110,6 +110,7 @@ def test_reset_fires_at_its_steps_and_zeroes_the_moments(step, fires):
     gaussians, optimizers = scene([0.01, 0.01, 0.01], [0.9, 0.1, 0.3])
     untouched = {name: optimizers[name].state[gaussians.params[name]]["exp_avg"].clone() for name in GROUPS}
     control(gaussians, optimizers, stats_of([9.0, 9.0, 9.0]), config, step)
+    assert due(step, config) is fires
     expected = [0.2, 0.1, 0.2] if fires else [0.9, 0.1, 0.3]
     torch.testing.assert_close(gaussians.opacities, torch.tensor(expected))
     assert gaussians.opacities.requires_grad
@@ -136,6 +137,7 @@ def test_densification_happens_after_start_at_multiples_before_stop(step, grows)
     gaussians, optimizers = scene([0.01, 0.01], [0.5, 0.5])
     stats = stats_of([2.0, 2.0])
     result = control(gaussians, optimizers, stats, config, step)
+    assert due(step, config) is grows
     assert len(gaussians) == (4 if grows else 2)
     assert (result is stats) is not grows
 

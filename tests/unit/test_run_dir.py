@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
-from segdream_cli.pipeline import Arriving, StepReport
+from segdream_cli.report import Arriving, StepReport, Taken
 from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
 
 RECORD = RunRecord(
@@ -52,8 +52,8 @@ def run(tmp_path):
 
 
 def report(step):
-    norms = Arriving(torch.tensor([0.5]))
-    whole = StepReport(step=step, times=((9, 5, 1),), norms=norms, n_gaussians=(12,), seconds=0.1, memory_gib=1.5)
+    taken = Taken(step, ((9, 5, 1),), Arriving(torch.tensor([0.5])), [{}])
+    whole = StepReport(taken, n_gaussians=(12,), seconds=0.1, memory_gib=1.5)
     return whole.event(0)
 
 
