@@ -74,7 +74,9 @@ def record_all(found: dict[str, Any], device: str, *, perp_neg: bool) -> None:
         means["perpneg" if perp_neg else "cfg"] = whole["ms"]
     values = {f"sd21_{name}_ms_per_iteration": (ms, "ms") for name, ms in means.items()}
     values["sd21_peak_gib"] = (whole["peak_gib"] if done else cfg.get("peak_gib"), "GiB")
+    values["sd21_reserved_gib"] = (cfg.get("reserved_gib"), "GiB")
     values["sd21_lowvram_peak_gib"] = (low.get("peak_gib"), "GiB")
+    values["sd21_lowvram_reserved_gib"] = (low.get("reserved_gib"), "GiB")
     values["sd21_eager_ratio"] = (eager["ms"] / cfg["ms"] if "ms" in eager and "ms" in cfg else None, "1")
     for count, row in _rows(found.get("throughput")).items():
         values[f"sd21_assets_an_hour_{count}"] = (row["assets_an_hour"], "1/h")
