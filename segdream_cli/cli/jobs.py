@@ -11,6 +11,8 @@ from shlex import quote
 from segdream_cli.errors import UsageProblem
 
 MAX_SEEDS = 1000
+MAX_SEED = 10**15 - 1
+"""Fifteen digits, as `--seeds` reads them; torch's generators take 64 bits."""
 SLUG_LENGTH = 60
 
 

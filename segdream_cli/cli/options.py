@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from segdream_cli.cli.jobs import MAX_SEED
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.errors import UsageProblem
 from segdream_cli.profile import QUALITIES
@@ -71,7 +72,9 @@ QuietOption = Annotated[
 NoBrowserOption = Annotated[
     bool, typer.Option("--no-browser", help="Print the page's address only.", rich_help_panel=OUTPUT)
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random numbers.", rich_help_panel=PROMPT)]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of all random numbers.", rich_help_panel=PROMPT)
+]
 QualityOption = Annotated[Quality, typer.Option("--quality", help="Preset.", rich_help_panel=QUALITY)]
 PriorOption = Annotated[
     PriorName | None,

@@ -86,6 +86,7 @@ def test_a_prompt_of_ten_thousand_characters_is_not_repeated(refused):
         (("--steps", "0"), "--steps"),
         (("--guidance-scale", "-1"), "--guidance-scale"),
         (("--seed", "-3"), "--seed"),
+        (("--seed", "9" * 20), "--seed"),
         (("--preview-every", "-1"), "--preview-every"),
         (("--device", "tpu"), ["'tpu'", "--device cpu"]),
         (("--device", "cuda:x"), "'cuda:x'"),
