@@ -12,7 +12,7 @@ import sys
 import typer
 
 from segdream_cli.cli.jobs import Job
-from segdream_cli.cli.session import Request
+from segdream_cli.cli.session import Request, visible_device
 from segdream_cli.errors import UsageProblem
 
 SHARE = "SEGDREAM_SHARE"
@@ -30,12 +30,15 @@ def own_share(devices: str, request: Request, jobs: list[Job]) -> tuple[Request,
 
     Raises:
         UsageProblem: the devices can't be read.
+        EnvironmentProblem: one of them is not there.
         typer.Exit: in the first process, with 0 if all went well, else with the code of one that failed.
     """
     names = parse_devices(devices)[: len(jobs)]
     if SHARE in os.environ:
         number = int(os.environ[SHARE])
         return dataclasses.replace(request, device=names[number]), jobs[number :: len(names)]
+    for name in names:
+        visible_device(name, instead="--devices cpu")
     raise typer.Exit(_run(len(names)))
 
 

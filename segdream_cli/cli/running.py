@@ -120,35 +120,47 @@ class Session:
     def make_list(self, jobs: Sequence[Job], *, force: bool) -> None:
         """Makes what is not there yet, continues what was stopped, and goes on after a failure.
 
-        Assets at the same step are made together, up to `batch` at once.
+        What can't be made is told before the first is begun. Assets at the same step are made together, up to `batch`
+        at once.
 
         Raises:
             typer.Exit: with 1 if any failed, or a signal's code.
             OutOfMemory: several at once do not fit.
         """
         tally: Counter[str] = Counter()
-        waiting: dict[int, list[Callable[[], Growing]]] = {}
+        planned = self._plan_all(jobs, tally, force=force)
+        if planned:
+            self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
+        for same_step in planned.values():
+            for start in range(0, len(same_step), self.batch):
+                together = same_step[start : start + self.batch]
+                for words, _ in together:
+                    self.sink.note(words)
+                self._make_together([begin for _, begin in together], tally)
+        self.sink.note(f"{tally['made']} made, {tally['skipped']} there already, {tally['failed']} failed")
+        if tally["failed"]:
+            raise typer.Exit(1)
+
+    def _plan_all(
+        self, jobs: Sequence[Job], tally: Counter[str], *, force: bool
+    ) -> dict[int, list[tuple[str, Callable[[], Growing]]]]:
+        """By step, each asset to be made: a line about it, and what begins it or takes it up again."""
+        planned: dict[int, list[tuple[str, Callable[[], Growing]]]] = {}
         for number, job in enumerate(jobs, 1):
+            words = f"[{number}/{len(jobs)}] {job.prompt}"
             if job.output.exists() and not force:
                 tally["skipped"] += 1
                 self.sink.skipped(job.output, f"[{number}/{len(jobs)}] {job.output} is there")
                 continue
-            self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
-            self.sink.note(f"[{number}/{len(jobs)}] {job.prompt}")
             try:
                 step, begin = self._plan(job, force=force)
             except SegdreamError as problem:
                 tally["failed"] += 1
+                self.sink.note(words)
                 self.sink.error(problem)
                 continue
-            waiting.setdefault(step, []).append(begin)
-            if len(waiting[step]) == self.batch:
-                self._make_together(waiting.pop(step), tally)
-        for begins in waiting.values():
-            self._make_together(begins, tally)
-        self.sink.note(f"{tally['made']} made, {tally['skipped']} there already, {tally['failed']} failed")
-        if tally["failed"]:
-            raise typer.Exit(1)
+            planned.setdefault(step, []).append((words, begin))
+        return planned
 
     def _plan(self, job: Job, *, force: bool) -> tuple[int, Callable[[], Growing]]:
         """At which step a job's asset is, and what begins it or takes it up again; raises as `check`."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 from typing import Any
 
@@ -195,6 +196,8 @@ def format_of(path: Path) -> str:
     for key in FORMATS:
         if goes_with(path, key):
             return key
+    if path.is_dir():
+        raise UsageProblem(f"{path} is a folder, not an asset", hint=f"ls {quote(str(path))}")
     known = _suffixes()
     nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
     raise UsageProblem(

@@ -357,11 +357,14 @@ def test_there_is_no_cuda_where_it_is_asked_for(refused, there, monkeypatch):
     told = ["CUDA was asked for", "--device cpu"]
     refused(3, told, "generate", BUS, "-o", "bus.ply", *arguments, "--device", "cuda")
     refused(3, told, "render", "there.ply", "--view", "0,0", "--device", "cuda:1")
+    several = ("generate", BUS, "--seeds", "0-1", *arguments, "--devices", "0,1")
+    refused(3, ["CUDA was asked for", "--devices cpu"], *several)
     monkeypatch.setenv("SEGDREAM_DEVICE", "cuda")
     refused(3, told, "render", "there.ply", "--view", "0,0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     refused(3, ["there is no cuda:7", "nvidia-smi"], "render", "there.ply", "--view", "0,0", "--device", "cuda:7")
+    refused(3, ["there is no cuda:1", "nvidia-smi"], *several)
 
 
 def test_weights_that_are_not_there_offline(refused, folder, monkeypatch):

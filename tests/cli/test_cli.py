@@ -204,7 +204,7 @@ def test_several_seeds_are_all_checked_before_the_first_is_made(segdream, folder
     assert [path.name for path in folder.iterdir()] == ["bus-1.ply"]
 
 
-def test_a_list_skips_the_finished_goes_on_after_a_failure_and_sums_up(segdream, folder):
+def test_a_list_skips_the_finished_tells_what_it_can_not_make_first_and_sums_up(segdream, folder):
     (folder / "list.txt").write_text(
         f"# mine\n\n{BUS}\r\n  a red ball  \nan unheard of thing\na blue cube\n{BUS}\n", encoding="utf-8-sig"
     )
@@ -213,8 +213,8 @@ def test_a_list_skips_the_finished_goes_on_after_a_failure_and_sums_up(segdream,
     done = segdream("generate", "--prompts", "list.txt", "--out-dir", "assets", "--json", *SIX)
     assert done.code == 1
     lines = [json.loads(line) for line in done.out.splitlines()]
-    assert [line["event"] for line in lines] == ["done", "skipped", "error", "done"]
-    assert "unheard" in lines[2]["message"]
+    assert [line["event"] for line in lines] == ["skipped", "error", "done", "done"]
+    assert "unheard" in lines[1]["message"]
     assert "2 made, 1 there already, 1 failed" in done.err
     assert (folder / "assets" / "a_red_ball.ply").read_text() == "old"
     names = sorted(path.name for path in (folder / "assets").glob("*.ply"))
