@@ -30,6 +30,7 @@ from segdream_cli.memory import peak_memory_gib
 VARIANTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "all": ({}, {}),
     "tuned-convolutions": ({}, {"prior.tuned_convolutions": True}),
+    "stored-values": ({}, {"prior.recomputed_values": False}),
     "no-channel-norms": ({}, {"prior.channel_norms": False}),
     "separate-projections": ({}, {"prior.fused_projections": False}),
     "flash-attention": ({"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}, {}),

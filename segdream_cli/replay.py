@@ -28,8 +28,13 @@ def arithmetic(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name if name != "auto" else "fp16" if device.type == "cuda" else "fp32"]
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function through torch's compiler, anew for each set of shapes; what it builds stays in the cache on disk."""
+def compiled(function: Callable[..., Any], options: dict[str, Any] | None = None) -> Callable[..., Any]:
+    """The function through torch's compiler, anew for each set of shapes; what it builds stays in the cache on disk.
+
+    Args:
+        function: what is compiled.
+        options: of the compiler, those that differ from its defaults.
+    """
     place = os.environ.get(COMPILER_CACHE)
     # importing diffusers puts torch's default there, a folder that is gone after the next start of the machine
     if place is None or Path(place).parent == Path(tempfile.gettempdir()):
@@ -38,7 +43,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     if hasattr(settings, "autograd_cache_allow_custom_autograd_functions"):
         settings.autograd_cache_allow_custom_autograd_functions = True  # ours depend on nothing but their arguments
-    result: Callable[..., Any] = torch.compile(function, dynamic=False)
+    result: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
     return result
 
 
@@ -116,6 +121,7 @@ def fastest(
     graphs: bool,
     compiling: bool,
     only: bool,
+    options: dict[str, Any] | None = None,
 ) -> FirstWorking:
     """A function of a network on CUDA in the fastest way that is wanted, and the slower ones behind it.
 
@@ -127,13 +133,14 @@ def fastest(
         graphs: replay it.
         compiling: put it through torch's compiler.
         only: allow no other than the first way.
+        options: see `compiled`.
     """
     ways = [("kernel by kernel", plain)]
     if graphs:
         ways.insert(0, ("without the compiler", graphed(plain, FirstCalls(name, announce, compiling=False))))
     if compiling:
         call = graphed if graphs else PlainCalls
-        ways.insert(0, ("compiled", call(compiled(plain), FirstCalls(name, announce, compiling=True))))
+        ways.insert(0, ("compiled", call(compiled(plain, options), FirstCalls(name, announce, compiling=True))))
     return FirstWorking(ways[:1] if only else ways, announce)
 
 

@@ -159,7 +159,7 @@ def test_the_fastest_way_is_tried_first_and_all_that_are_wanted_in_turn(
         way.__name__ = name
         return way
 
-    monkeypatch.setattr(replay, "compiled", lambda function: fail("compiled"))
+    monkeypatch.setattr(replay, "compiled", lambda function, options: fail("compiled"))
     said: list[str] = []
     call = fastest(
         "it",
@@ -187,7 +187,7 @@ def working_compiler(x: torch.Tensor) -> torch.Tensor:
 def without_graphs(function: Callable[..., torch.Tensor], said: list[str], *, only: bool) -> FirstWorking:
     """Twice the argument, compiled but not captured, by a compiler that gives `function`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "compiled", lambda _: function)
+        patch.setattr(replay, "compiled", lambda *_: function)
         return fastest("it", working_compiler, pytest.fail, said.append, graphs=False, compiling=True, only=only)
 
 
