@@ -18,7 +18,7 @@ from segdream_cli.replay import LOW_VRAM_ROWS
 
 UNET_TENSORS = 25
 """Those a row."""
-ENCODER_TENSORS = {"plain": 32, "rewritten": 24, "compiled": 18}
+ENCODER_TENSORS = {"plain": 32, "rewritten": 24, "compiled, stored": 18, "compiled": 14}
 """Those a view, captured: nothing else can use the memory of a graph."""
 WITHOUT_GRAPHS = 0.77
 """Share of these where the encoder is not captured."""
@@ -30,7 +30,7 @@ GAUSSIAN_BYTES = 600
 """Bytes a Gaussian: parameters, gradients, two moments, and what the rasteriser keeps of it in four views."""
 UPWARD = 1.4
 """U-Net rows a view for the walk up to t, on average: two from t_tau on, one below."""
-SHARE_OF_PRODUCT = {"plain": 0.18, "rewritten": 0.22, "compiled": 0.4}
+SHARE_OF_PRODUCT = {"plain": 0.18, "rewritten": 0.22, "compiled, stored": 0.4, "compiled": 0.43}
 """Rate of a step's arithmetic over that of a large matrix product."""
 SHARE_IN_PIECES = 0.75
 """Share of these where memory is short and each call is small."""
@@ -58,7 +58,10 @@ class Workload:
     @property
     def way(self) -> str:
         """The row of this file's tables."""
-        return "compiled" if self.compiling else "rewritten" if self.config.prior.forward_gradients else "plain"
+        prior = self.config.prior
+        if self.compiling:
+            return "compiled" if prior.recomputed_values else "compiled, stored"
+        return "rewritten" if prior.forward_gradients else "plain"
 
     def memory_gib(self, gaussians: int) -> float:
         """What torch will have reserved at most with that many Gaussians an asset, which is what has to fit.
