@@ -51,7 +51,7 @@ class PriorConfig:
     channel_norms: bool = True
     """Where the networks are compiled, take group norms channel by channel (ours)."""
     recomputed_values: bool = True
-    """Where the networks are compiled, compute a value again for each that reads it before storing it (ours)."""
+    """Where the networks are compiled, compute a value again for each reader instead of storing it (ours)."""
     low_vram: bool = False
     """Encode one view at a time, compute it again for its gradient, and predict noise two rows at a time (ours)."""
     sample_posterior: bool = True

@@ -30,13 +30,6 @@ from segdream_cli.weights import Checkpoint, check_keys, reading
 
 COMPILED_PARAMETERS, COMPILED_STEPS = 500_000_000, 1000
 """Size of a U-Net and length of a run from which compiling is taken to pay for the minutes it takes once."""
-RECOMPUTING = {"realize_reads_threshold": 16, "realize_opcount_threshold": 200, "unroll_reductions_threshold": 1}
-"""For torch's compiler: how many reads and operations a value may take and still be computed again for each reader.
-
-With its defaults, 4 and 30, the encoder's way back stores two tensors in single precision for each norm, which takes
-longer than computing them again. The statistics of a group of channels are the exception: unrolled, as the compiler
-does for up to eight, they'd be computed for every element.
-"""
 
 
 class DiffusionPrior:
@@ -124,7 +117,7 @@ class DiffusionPrior:
             graphs=config.cuda_graphs,
             compiling=compiling,
             only=config.compile == "on",
-            options=RECOMPUTING if config.recomputed_values else None,
+            recomputing=config.recomputed_values,
         )
         self._encode = fast("the autoencoder", self._encode, partial(GraphedGradients, most=most))
         self._predict = fast("the U-Net", self._predict, GraphedCalls)

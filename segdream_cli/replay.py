@@ -19,6 +19,17 @@ from segdream_cli.errors import EnvironmentProblem
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LOW_VRAM_ROWS = 2
 """Rows of a U-Net call where memory is short."""
+RECOMPUTING: dict[str, Any] = {
+    "realize_reads_threshold": 16,
+    "realize_opcount_threshold": 200,
+    "unroll_reductions_threshold": 1,
+}
+"""For torch's compiler: what a value may take and still be computed again for each reader rather than stored.
+
+With its defaults, 4 reads and 30 operations, the encoder's way back stores two tensors in single precision for each
+norm, which takes longer than computing them again. The statistics of a group of channels are the exception: unrolled,
+as the compiler does for fewer than eight, they'd be computed for every element.
+"""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Announce = Callable[[str], None]
 
@@ -28,21 +39,23 @@ def arithmetic(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name if name != "auto" else "fp16" if device.type == "cuda" else "fp32"]
 
 
-def compiled(function: Callable[..., Any], options: dict[str, Any] | None = None) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *, recomputing: bool = False) -> Callable[..., Any]:
     """The function through torch's compiler, anew for each set of shapes; what it builds stays in the cache on disk.
 
     Args:
         function: what is compiled.
-        options: of the compiler, those that differ from its defaults.
+        recomputing: compute values again rather than store them, as far as this torch can be told to.
     """
     place = os.environ.get(COMPILER_CACHE)
     # importing diffusers puts torch's default there, a folder that is gone after the next start of the machine
     if place is None or Path(place).parent == Path(tempfile.gettempdir()):
         os.environ[COMPILER_CACHE] = str(cache_folder() / "inductor")
     import torch._functorch.config as settings
+    from torch._inductor import config as compiler
 
     if hasattr(settings, "autograd_cache_allow_custom_autograd_functions"):
         settings.autograd_cache_allow_custom_autograd_functions = True  # ours depend on nothing but their arguments
+    options = {key: value for key, value in RECOMPUTING.items() if hasattr(compiler, key)} if recomputing else None
     result: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
     return result
 
@@ -121,7 +134,7 @@ def fastest(
     graphs: bool,
     compiling: bool,
     only: bool,
-    options: dict[str, Any] | None = None,
+    recomputing: bool = False,
 ) -> FirstWorking:
     """A function of a network on CUDA in the fastest way that is wanted, and the slower ones behind it.
 
@@ -133,14 +146,15 @@ def fastest(
         graphs: replay it.
         compiling: put it through torch's compiler.
         only: allow no other than the first way.
-        options: see `compiled`.
+        recomputing: see `compiled`.
     """
     ways = [("kernel by kernel", plain)]
     if graphs:
         ways.insert(0, ("without the compiler", graphed(plain, FirstCalls(name, announce, compiling=False))))
     if compiling:
         call = graphed if graphs else PlainCalls
-        ways.insert(0, ("compiled", call(compiled(plain, options), FirstCalls(name, announce, compiling=True))))
+        function = compiled(plain, recomputing=recomputing)
+        ways.insert(0, ("compiled", call(function, FirstCalls(name, announce, compiling=True))))
     return FirstWorking(ways[:1] if only else ways, announce)
 
 

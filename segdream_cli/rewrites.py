@@ -30,10 +30,8 @@ class FrozenConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x."""
-        outside = self.bias if torch.compiler.is_compiling() else None
-        output: Tensor = _FrozenConvolution.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias if outside is None else None, self.padding
-        )
+        inside, outside = (None, self.bias) if torch.compiler.is_compiling() else (self.bias, None)
+        output: Tensor = _FrozenConvolution.apply(x, self.weight, inside, self.padding)  # type: ignore[no-untyped-call]
         return output if outside is None else output + outside[:, None, None]
 
 

@@ -53,10 +53,11 @@ class Output:
             self._line(event="stopped", run=str(run), step=step)
         self.note(message)
 
-    def error(self, problem: SegdreamError) -> None:
-        """Why a command, or one of its items, failed, and what to do next."""
+    def error(self, problem: SegdreamError, output: Path | None = None) -> None:
+        """Why a command, or the item of a list that goes to `output`, failed, and what to do next."""
         if self.json:
-            self._line(event="error", message=problem.message, hint=problem.hint, exit_code=problem.exit_code)
+            item = {} if output is None else {"output": str(output)}
+            self._line(event="error", message=problem.message, hint=problem.hint, exit_code=problem.exit_code, **item)
         sys.stderr.write(f"error: {problem.message}\n")
         if problem.hint:
             sys.stderr.write(f"hint:  {problem.hint}\n")

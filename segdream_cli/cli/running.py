@@ -128,39 +128,41 @@ class Session:
             OutOfMemory: several at once do not fit.
         """
         tally: Counter[str] = Counter()
-        planned = self._plan_all(jobs, tally, force=force)
-        if planned:
-            self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
-        for same_step in planned.values():
-            for start in range(0, len(same_step), self.batch):
-                together = same_step[start : start + self.batch]
-                for words, _ in together:
-                    self.sink.note(words)
-                self._make_together([begin for _, begin in together], tally)
-        self.sink.note(f"{tally['made']} made, {tally['skipped']} there already, {tally['failed']} failed")
-        if tally["failed"]:
-            raise typer.Exit(1)
-
-    def _plan_all(
-        self, jobs: Sequence[Job], tally: Counter[str], *, force: bool
-    ) -> dict[int, list[tuple[str, Callable[[], Growing]]]]:
-        """By step, each asset to be made: a line about it, and what begins it or takes it up again."""
-        planned: dict[int, list[tuple[str, Callable[[], Growing]]]] = {}
-        for number, job in enumerate(jobs, 1):
-            words = f"[{number}/{len(jobs)}] {job.prompt}"
+        possible = [entry for entry in enumerate(jobs, 1) if self._possible(entry[1], tally, force=force)]
+        waiting: dict[int, list[Callable[[], Growing]]] = {}
+        for number, job in possible:  # looked at again: what was free hours ago may be taken
             if job.output.exists() and not force:
                 tally["skipped"] += 1
                 self.sink.skipped(job.output, f"[{number}/{len(jobs)}] {job.output} is there")
                 continue
+            self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
+            self.sink.note(f"[{number}/{len(jobs)}] {job.prompt}")
             try:
                 step, begin = self._plan(job, force=force)
             except SegdreamError as problem:
                 tally["failed"] += 1
-                self.sink.note(words)
-                self.sink.error(problem)
+                self.sink.error(problem, job.output)
                 continue
-            planned.setdefault(step, []).append((words, begin))
-        return planned
+            waiting.setdefault(step, []).append(begin)
+            if len(waiting[step]) == self.batch:
+                self._make_together(waiting.pop(step), tally)
+        for begins in waiting.values():
+            self._make_together(begins, tally)
+        self.sink.note(f"{tally['made']} made, {tally['skipped']} there already, {tally['failed']} failed")
+        if tally["failed"]:
+            raise typer.Exit(1)
+
+    def _possible(self, job: Job, tally: Counter[str], *, force: bool) -> bool:
+        """Whether a job of a list is done or can be; if not, it is counted and shown."""
+        try:
+            if force or not job.output.exists():
+                self._plan(job, force=force)
+        except SegdreamError as problem:
+            tally["failed"] += 1
+            self.sink.note(f"{job.output}: {job.prompt}")
+            self.sink.error(problem, job.output)
+            return False
+        return True
 
     def _plan(self, job: Job, *, force: bool) -> tuple[int, Callable[[], Growing]]:
         """At which step a job's asset is, and what begins it or takes it up again; raises as `check`."""
@@ -268,7 +270,9 @@ class Session:
 
     def _same_run(self, run: RunDir, job: Job) -> bool:
         """Whether an unfinished run is of this very job."""
-        record, wanted = run.record(), self._record(job)
+        wanted = self._record(job)
+        # settings that a record is too old to know are at their defaults
+        record = dataclasses.replace(run.record(), config=run.config().flat())
         return dataclasses.replace(record, versions=wanted.versions, device=wanted.device) == wanted
 
 

@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from os.path import isdir
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType
@@ -196,8 +197,6 @@ def format_of(path: Path) -> str:
     for key in FORMATS:
         if goes_with(path, key):
             return key
-    if path.is_dir():
-        raise UsageProblem(f"{path} is a folder, not an asset", hint=f"ls {quote(str(path))}")
     known = _suffixes()
     nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
     raise UsageProblem(
@@ -222,6 +221,8 @@ def read(path: Path) -> Splats:
     Raises:
         UsageProblem: the suffix is not known, or the file can't be read as that format.
     """
+    if isdir(path):  # noqa: PTH112 - that of Path raises where a name is too long
+        raise UsageProblem(f"{path} is a folder, not an asset", hint=f"ls {quote(str(path))}")
     row = FORMATS[format_of(path)]
     if not row.readable:
         known = ", ".join(dict.fromkeys(other.suffix for other in FORMATS.values() if other.readable))

@@ -213,8 +213,9 @@ def test_a_list_skips_the_finished_tells_what_it_can_not_make_first_and_sums_up(
     done = segdream("generate", "--prompts", "list.txt", "--out-dir", "assets", "--json", *SIX)
     assert done.code == 1
     lines = [json.loads(line) for line in done.out.splitlines()]
-    assert [line["event"] for line in lines] == ["skipped", "error", "done", "done"]
-    assert "unheard" in lines[1]["message"]
+    assert [line["event"] for line in lines] == ["error", "done", "skipped", "done"]
+    assert "unheard" in lines[0]["message"]
+    assert lines[0]["output"] == "assets/an_unheard_of_thing.ply"
     assert "2 made, 1 there already, 1 failed" in done.err
     assert (folder / "assets" / "a_red_ball.ply").read_text() == "old"
     names = sorted(path.name for path in (folder / "assets").glob("*.ply"))
@@ -223,6 +224,41 @@ def test_a_list_skips_the_finished_tells_what_it_can_not_make_first_and_sums_up(
     again = segdream("generate", "--prompts", "list.txt", "--out-dir", "assets", *SIX)
     assert (again.code, again.out) == (0, "")
     assert "0 made, 2 there already, 0 failed" in again.err
+
+
+def test_what_appears_while_a_list_is_made_is_left_alone(segdream, prior, folder):
+    """Another shell may be at the same list, or somebody puts a file there."""
+
+    class Meanwhile(AnalyticPrior):
+        def predict_noise(self, latents, timesteps, text):
+            (folder / "a_red_ball.ply").write_text("mine")
+            (folder / "a_blue_cube.run").mkdir(exist_ok=True)
+            (folder / "a_blue_cube.run" / "notes.txt").write_text("mine")
+            return super().predict_noise(latents, timesteps, text)
+
+    prior(lambda profile: Meanwhile(profile=profile))
+    (folder / "list.txt").write_text(f"{BUS}\na red ball\na blue cube\n")
+    done = segdream("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
+    assert done.code == 1
+    assert "1 made, 1 there already, 1 failed" in done.err
+    assert "is not a run folder" in done.err
+    assert (folder / "a_red_ball.ply").read_text() == "mine"
+    assert (folder / "a_blue_cube.run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_list_goes_on_with_a_run_that_knew_fewer_settings(segdream, prior, folder):
+    (folder / "list.txt").write_text(f"{BUS}\n")
+    arguments = ("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
+    prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
+    assert segdream(*arguments).code == 130
+    record = folder / "a_yellow_school_bus.run" / "run.json"
+    known = json.loads(record.read_text())
+    del known["config"]["prior.recomputed_values"]
+    record.write_text(json.dumps(known))
+    prior()
+    done = segdream(*arguments)
+    assert done.code == 0, done.err
+    assert "continuing" in done.err
 
 
 def test_a_list_loads_the_prior_once(segdream, prior, folder):

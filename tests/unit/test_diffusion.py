@@ -292,6 +292,17 @@ def test_what_compiles(priors: dict[str, DiffusionPrior], monkeypatch: pytest.Mo
     assert not diffusion.compiles(PriorConfig(), unet, 5000)
 
 
+@pytest.mark.parametrize("recomputed", [True, False])
+def test_the_setting_says_whether_values_are_computed_again(
+    folders: dict[str, Path], recomputed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(diffusion, "fastest", lambda *_, recomputing, **__: told.append(recomputing))
+    prior = load(folders["epsilon"])
+    prior._speed_up(PriorConfig(recomputed_values=recomputed), pytest.fail, 2, compiling=False)
+    assert told == [recomputed, recomputed]
+
+
 @pytest.mark.gpu
 def test_cuda_graphs_give_the_eager_result_for_interleaved_shapes(folders: dict[str, Path]) -> None:
     checkpoint = weights.resolve(

@@ -120,16 +120,23 @@ def test_splats_refuses_shapes_that_do_not_fit() -> None:
         Splats(a.means, *parts, np.zeros((5, 4, 3), np.float32))
 
 
-def test_format_of_a_name(tmp_path: Path) -> None:
+def test_format_of_a_name() -> None:
     assert formats.format_of(Path("a.ply")) == "ply"
     assert formats.format_of(Path("A B.SPLAT")) == "splat"
     for name, hint in (("cat.plyy", "cat.ply"), ("cat.spalt", "cat.splat"), ("cat", "cat.ply")):
         with pytest.raises(UsageProblem, match=r"\.ply, .*\.splat") as caught:
             formats.format_of(Path(name))
         assert caught.value.hint == f"name the file {hint}"
+
+
+def test_a_folder_is_no_asset(tmp_path: Path) -> None:
+    folder = tmp_path / "assets.ply"
+    folder.mkdir()
     with pytest.raises(UsageProblem, match="is a folder") as caught:
-        formats.format_of(tmp_path)
-    assert caught.value.hint == f"ls {tmp_path}"
+        formats.read(folder)
+    assert caught.value.hint == f"ls {folder}"
+    with pytest.raises(UsageProblem, match="no known asset format"):  # whatever the system thinks of the name
+        formats.read(Path("a" * 300))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -159,7 +159,7 @@ def test_the_fastest_way_is_tried_first_and_all_that_are_wanted_in_turn(
         way.__name__ = name
         return way
 
-    monkeypatch.setattr(replay, "compiled", lambda function, options: fail("compiled"))
+    monkeypatch.setattr(replay, "compiled", lambda function, **_: fail("compiled"))
     said: list[str] = []
     call = fastest(
         "it",
@@ -187,7 +187,7 @@ def working_compiler(x: torch.Tensor) -> torch.Tensor:
 def without_graphs(function: Callable[..., torch.Tensor], said: list[str], *, only: bool) -> FirstWorking:
     """Twice the argument, compiled but not captured, by a compiler that gives `function`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "compiled", lambda *_: function)
+        patch.setattr(replay, "compiled", lambda *_, **__: function)
         return fastest("it", working_compiler, pytest.fail, said.append, graphs=False, compiling=True, only=only)
 
 
@@ -242,3 +242,16 @@ def test_what_is_compiled_outlives_the_process_and_the_next_start(
     compiled(lambda x: x)
     expected = tmp_path / "own" if place == "own" else tmp_path / "cache" / "inductor"
     assert os.environ[COMPILER_CACHE] == str(expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what the compiler itself imports
+def test_the_compiler_is_told_to_compute_values_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what this torch's compiler has, as its own list of options says, and only where it is wanted."""
+    told: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: told.append(options) or function)
+    monkeypatch.setattr(replay, "RECOMPUTING", replay.RECOMPUTING | {"an_option_that_went": 1})
+    for wanted in (True, False):
+        fastest("it", working_compiler, pytest.fail, print, graphs=False, compiling=True, only=True, recomputing=wanted)
+    known = set(torch._inductor.list_options())
+    assert told == [{key: value for key, value in replay.RECOMPUTING.items() if key in known}, None]
+    assert len(told[0]) == len(replay.RECOMPUTING) - 1

@@ -51,7 +51,7 @@ REWRITES: dict[str, Callable[[AutoencoderKL], None]] = {
 
 @pytest.fixture(params=[False, True], ids=["eager", "as compiled"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms in both of their forms; the compiler itself is tested below."""
+    """Norms and convolutions in both of their forms; the compiler itself is tested below."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param)
 
 
@@ -119,9 +119,11 @@ def test_the_compiler_takes_the_whole_encoder_in_one_piece(autoencoder: Autoenco
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (3, 1), (3, 0), ((5, 3), (1, 2)), (4, 2)])
-def test_a_convolutions_gradient_is_a_convolution(kernel: int, padding: int) -> None:
-    layer = nn.Conv2d(3, 5, kernel, padding=padding).double().requires_grad_(False)
+@pytest.mark.usefixtures("form")
+def test_a_convolutions_gradient_is_a_convolution(kernel: int, padding: int, bias: bool) -> None:
+    layer = nn.Conv2d(3, 5, kernel, padding=padding, bias=bias).double().requires_grad_(False)
     x, other = (draw(2, 3, 9, 11).requires_grad_() for _ in range(2))
     found, expected = FrozenConvolution(layer)(x), layer(other)
     torch.testing.assert_close(found, expected)
