@@ -108,7 +108,7 @@ def visible_device(name: str, instead: str = "--device cpu") -> "torch.device":
         raise EnvironmentProblem(
             f"there is no {name}, only {torch.cuda.device_count()} CUDA devices", hint="nvidia-smi -L"
         )
-    return torch.device(name)
+    return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
 def open_checkpoint(request: Request, device: "torch.device", output: Output) -> "Checkpoint":

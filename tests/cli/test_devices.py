@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from commands import TINY
 
 from segdream_cli.cli.devices import parse_devices
+from segdream_cli.cli.session import visible_device
 from segdream_cli.errors import UsageProblem
 
 PROMPTS = "a red car\na blue mug\na green cactus\n"
@@ -70,6 +72,13 @@ def test_a_signal_reaches_every_process_once(tmp_path: Path) -> None:
 def test_names_of_devices() -> None:
     assert parse_devices("0, 1,3") == ["cuda:0", "cuda:1", "cuda:3"]
     assert parse_devices("cpu,0") == ["cpu", "cuda:0"]
+
+
+def test_a_device_may_be_written_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for written, meant in (("cuda:00", "cuda:0"), ("cuda:01", "cuda:1"), ("cuda", "cuda"), ("cpu:0", "cpu:0")):
+        assert visible_device(written) == torch.device(meant)
 
 
 @pytest.mark.parametrize("text", ["", "gpu", "0,,1", "0;1", "-1"])
