@@ -222,7 +222,7 @@ def read(path: Path) -> Splats:
         UsageProblem: the suffix is not known, or the file can't be read as that format.
     """
     if isdir(path):  # noqa: PTH112 - that of Path raises where a name is too long
-        raise UsageProblem(f"{path} is a folder, not an asset", hint=f"ls {quote(str(path))}")
+        raise UsageProblem(f"{path} is not a file", hint=f"ls -l {quote(str(path))}")
     row = FORMATS[format_of(path)]
     if not row.readable:
         known = ", ".join(dict.fromkeys(other.suffix for other in FORMATS.values() if other.readable))

@@ -334,7 +334,7 @@ DAMAGES = {
     "wrong type": (rewritten(as_whole_numbers), "opacity is of type int32"),
     "unknown type": (replaced(b"float opacity", b"quark opacity"), "is damaged"),
     "no PLY": (lambda path: path.write_bytes(b"solid cube\n"), "is not a PLY file"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is not a file"),
     "missing": (lambda path: path.unlink(), "No such file"),
 }
 

@@ -132,9 +132,9 @@ def test_format_of_a_name() -> None:
 def test_a_folder_is_no_asset(tmp_path: Path) -> None:
     folder = tmp_path / "assets.ply"
     folder.mkdir()
-    with pytest.raises(UsageProblem, match="is a folder") as caught:
+    with pytest.raises(UsageProblem, match="is not a file") as caught:
         formats.read(folder)
-    assert caught.value.hint == f"ls {folder}"
+    assert caught.value.hint == f"ls -l {folder}"
     with pytest.raises(UsageProblem, match="no known asset format"):  # whatever the system thinks of the name
         formats.read(Path("a" * 300))
 
