@@ -16,14 +16,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from segdream_cli.config import Config, PriorConfig
 from segdream_cli.estimate import Workload
 from segdream_cli.profile import PriorProfile
-from segdream_cli.replay import (
-    LOW_VRAM_ROWS,
-    GraphedCalls,
-    GraphedGradients,
-    RowCalls,
-    arithmetic,
-    fastest,
-)
+from segdream_cli.replay import LOW_VRAM_ROWS, GraphedCalls, GraphedGradients, RowCalls, arithmetic, fastest
 from segdream_cli.rewrites import drop_separate_projections, rewrite_convolutions, rewrite_norms
 from segdream_cli.text import TextEncoder
 from segdream_cli.weights import Checkpoint, check_keys, reading

@@ -1,8 +1,8 @@
 """What a run will need of a GPU, before it starts: memory and time.
 
 Weights are counted. What the networks keep is a number of tensors of their first layer's size, fitted to what torch had
-reserved on one GPU (benchmarks/RESULTS.md). The arithmetic is counted on shapes
-alone, and its time follows from a matrix product on the device.
+reserved on one GPU (benchmarks/RESULTS.md). The arithmetic is counted on shapes alone, and its time follows from a
+matrix product on the device.
 """
 
 import time

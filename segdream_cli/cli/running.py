@@ -128,21 +128,26 @@ class Session:
             OutOfMemory: several at once do not fit.
         """
         tally: Counter[str] = Counter()
-        possible = [entry for entry in enumerate(jobs, 1) if self._possible(entry[1], tally, force=force)]
+        possible = [
+            (number, job)
+            for number, job in enumerate(jobs, 1)
+            if _is_there(job, force=force)
+            or self._planned(job, f"{job.output}: {job.prompt}", tally, force=force) is not None
+        ]
         waiting: dict[int, list[Callable[[], Growing]]] = {}
         for number, job in possible:  # looked at again: what was free hours ago may be taken
-            if job.output.exists() and not force:
+            place = f"[{number}/{len(jobs)}]"
+            if _is_there(job, force=force):
                 tally["skipped"] += 1
-                self.sink.skipped(job.output, f"[{number}/{len(jobs)}] {job.output} is there")
+                self.sink.skipped(job.output, f"{place} {job.output} is there")
                 continue
             self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
-            self.sink.note(f"[{number}/{len(jobs)}] {job.prompt}")
-            try:
-                step, begin = self._plan(job, force=force)
-            except SegdreamError as problem:
-                tally["failed"] += 1
-                self.sink.error(problem, job.output)
+            words = f"{place} {job.prompt}"
+            plan = self._planned(job, words, tally, force=force)
+            if plan is None:
                 continue
+            step, begin = plan
+            self.sink.note(words)
             waiting.setdefault(step, []).append(begin)
             if len(waiting[step]) == self.batch:
                 self._make_together(waiting.pop(step), tally)
@@ -152,17 +157,17 @@ class Session:
         if tally["failed"]:
             raise typer.Exit(1)
 
-    def _possible(self, job: Job, tally: Counter[str], *, force: bool) -> bool:
-        """Whether a job of a list is done or can be; if not, it is counted and shown."""
+    def _planned(
+        self, job: Job, words: str, tally: Counter[str], *, force: bool
+    ) -> tuple[int, Callable[[], Growing]] | None:
+        """The plan of a job of a list; None for one that is not possible, which is counted and shown after `words`."""
         try:
-            if force or not job.output.exists():
-                self._plan(job, force=force)
+            return self._plan(job, force=force)
         except SegdreamError as problem:
             tally["failed"] += 1
-            self.sink.note(f"{job.output}: {job.prompt}")
+            self.sink.note(words)
             self.sink.error(problem, job.output)
-            return False
-        return True
+            return None
 
     def _plan(self, job: Job, *, force: bool) -> tuple[int, Callable[[], Growing]]:
         """At which step a job's asset is, and what begins it or takes it up again; raises as `check`."""
@@ -270,10 +275,14 @@ class Session:
 
     def _same_run(self, run: RunDir, job: Job) -> bool:
         """Whether an unfinished run is of this very job."""
-        wanted = self._record(job)
-        # settings that a record is too old to know are at their defaults
-        record = dataclasses.replace(run.record(), config=run.config().flat())
-        return dataclasses.replace(record, versions=wanted.versions, device=wanted.device) == wanted
+        record, wanted = run.record(), self._record(job)
+        config = Config().set(record.config).flat()  # settings that a record is too old to know are at their defaults
+        return dataclasses.replace(record, config=config, versions=wanted.versions, device=wanted.device) == wanted
+
+
+def _is_there(job: Job, *, force: bool) -> bool:
+    """Whether a list need not make a job's asset."""
+    return job.output.exists() and not force
 
 
 def resume(path: Path, request: Request, sink: Output, *, force: bool, watch: Watch | None = None) -> None:

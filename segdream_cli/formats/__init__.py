@@ -215,6 +215,11 @@ def _suffixes() -> list[str]:
     return list(dict.fromkeys(row.suffix for row in FORMATS.values()))
 
 
+def not_a_file(path: Path) -> UsageProblem:
+    """The error to raise for a folder or a pipe where an asset is to be read."""
+    return UsageProblem(f"{path} is not a file", hint=f"ls -l {quote(str(path))}")
+
+
 def read(path: Path) -> Splats:
     """The asset in `path`, which may come from another tool, in the inner frame.
 
@@ -222,7 +227,7 @@ def read(path: Path) -> Splats:
         UsageProblem: the suffix is not known, or the file can't be read as that format.
     """
     if isdir(path):  # noqa: PTH112 - that of Path raises where a name is too long
-        raise UsageProblem(f"{path} is not a file", hint=f"ls -l {quote(str(path))}")
+        raise not_a_file(path)
     row = FORMATS[format_of(path)]
     if not row.readable:
         known = ", ".join(dict.fromkeys(other.suffix for other in FORMATS.values() if other.readable))

@@ -19,7 +19,7 @@ from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError, PlyProp
 
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.files import replacing
-from segdream_cli.formats import Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.formats import Float32s, Splats, from_ply_frame, not_a_file, not_finite, tidied, to_ply_frame
 
 MEANS = ("x", "y", "z")
 NORMALS = ("nx", "ny", "nz")
@@ -276,7 +276,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise UsageProblem(f"{path} is not a file", hint=f"ls -l {quote(str(path))}")
+            raise not_a_file(path)
         with path.open("rb") as stream:
             if not stream.read(1):
                 raise UsageProblem(f"{path} is empty", hint=ANOTHER_FILE)
