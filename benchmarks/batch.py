@@ -19,12 +19,12 @@ from pipelines import pipeline_of
 from record import record
 from torch.profiler import ProfilerActivity, profile
 
-from segdream_cli import pipeline as pipeline_module
-from segdream_cli.asset import AssetState
-from segdream_cli.cli.session import Request
 from segdream_cli.config import AUTO, MINI, SD21
-from segdream_cli.memory import peak_memory_gib
-from segdream_cli.pipeline import Pipeline
+from segdream_cli.optimize import pipeline as pipeline_module
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.optimize.state import AssetState
+from segdream_cli.runs.load import Request
+from segdream_cli.util.memory import peak_memory_gib
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts" / "mini.txt"
 WARM_UP = 20

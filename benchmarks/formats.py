@@ -23,8 +23,9 @@ import numpy as np
 from record import record
 
 from segdream_cli import formats
-from segdream_cli.files import replacing
-from segdream_cli.formats import FORMATS, Splats, page
+from segdream_cli.formats import FORMATS, page
+from segdream_cli.splats import BANDS, Splats
+from segdream_cli.util.files import replacing
 
 HERE = Path(__file__).resolve().parent
 NODE_MODULES = Path(os.environ.get("SEGDREAM_NODE_MODULES", HERE.parent / ".node" / "node_modules")).resolve()
@@ -114,7 +115,7 @@ def raw_seconds(path: Path, splats: Splats) -> float:
 def measure(count: int, k: int, names: list[str], runs: int, folder: Path, theirs: Theirs | None) -> dict[str, float]:
     """Prints a row a format, and returns the figures by metric."""
     splats = surface(count, k)
-    degree = formats.BANDS.index(k)
+    degree = BANDS.index(k)
     source = folder / f"source-{count}-{degree}.ply"
     formats.write(source, splats, "ply-compact")
     figures: dict[str, float] = {}

@@ -26,17 +26,18 @@ from torch import Tensor
 from benchmarks.pipelines import pipeline_of
 from benchmarks.record import record
 from segdream_cli import formats
-from segdream_cli.asset import AssetState
-from segdream_cli.cameras import turntable_azimuths, viewing
-from segdream_cli.cli.session import Request, choose_device
 from segdream_cli.config import AUTO, MINI
-from segdream_cli.diffusion import DiffusionPrior
+from segdream_cli.distill.schedule import NoiseSchedule
+from segdream_cli.distill.view_prompts import clean_prompt, conditions, view_weights
 from segdream_cli.errors import UsageProblem
-from segdream_cli.files import replacing
-from segdream_cli.images import contact_sheet
-from segdream_cli.pipeline import Pipeline
-from segdream_cli.schedule import NoiseSchedule
-from segdream_cli.view_prompts import clean_prompt, conditions, view_weights
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.optimize.state import AssetState
+from segdream_cli.priors.stable_diffusion import DiffusionPrior
+from segdream_cli.render.cameras import turntable_azimuths, viewing
+from segdream_cli.render.images import contact_sheet
+from segdream_cli.runs.load import Request
+from segdream_cli.util.devices import choose_device
+from segdream_cli.util.files import replacing
 from training.judge import NAMES, Judge
 from training.world.catalog import Combination, combinations
 

@@ -13,8 +13,9 @@ import numpy as np
 import zstandard
 
 from segdream_cli import formats
-from segdream_cli.formats import FORMATS, Splats
+from segdream_cli.formats import FORMATS
 from segdream_cli.formats.spz import HEADER_4, STREAM
+from segdream_cli.splats import Splats
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 """Files of other people's writers."""

@@ -1,8 +1,9 @@
 """The pipeline of a request, as the commands open it."""
 
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds, open_pipeline
-from segdream_cli.pipeline import Pipeline
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.runs.load import Request, open_checkpoint, open_clouds, open_pipeline
+from segdream_cli.util.devices import choose_device
 
 
 def pipeline_of(request: Request) -> Pipeline:

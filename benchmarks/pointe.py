@@ -27,10 +27,10 @@ from stages import wall_seconds
 from torch import Tensor
 
 import segdream_cli
-from segdream_cli.memory import GIB, peak_memory_gib
 from segdream_cli.pointe.checkpoint import open_point_e
 from segdream_cli.pointe.model import PointCloud, PointE
 from segdream_cli.pointe.transformer import BASE, CHANNELS, UPSAMPLE, PointTransformer, PointTransformerConfig
+from segdream_cli.util.memory import GIB, peak_memory_gib
 
 Row = dict[str, float]
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segdream_cli.raster import rasterize
+from segdream_cli.render.raster import rasterize
 
 SIZES_PX = (64, 128, 256)
 COUNTS = (2_000, 10_000, 50_000)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from segdream_cli.run_dir import installed_versions
+from segdream_cli.runs.run_dir import installed_versions
 
 RESULTS = Path(__file__).with_name("results.json")
 

@@ -21,9 +21,10 @@ import torch
 from raster import closed_surface
 
 from segdream_cli import formats
-from segdream_cli.cli.shot import Shot
-from segdream_cli.gaussians import GROUPS, Gaussians
-from segdream_cli.images import to_uint8
+from segdream_cli.render.images import to_uint8
+from segdream_cli.render.job import Shot
+from segdream_cli.splats import SH_C0
+from segdream_cli.splats.gaussians import GROUPS, Gaussians
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
 LENGTHS = (48, 240)
@@ -34,7 +35,7 @@ WHITE = (1.0, 1.0, 1.0)
 def write_asset(path: Path, count: int) -> None:
     """Writes the closed surface of the rasteriser's benchmark."""
     means, quats, scales, opacities, colors = (tensor.detach() for tensor in closed_surface(count, "cpu"))
-    stored = means, quats, scales.log(), torch.logit(opacities, 1e-6), (colors - 0.5) / formats.SH_C0
+    stored = means, quats, scales.log(), torch.logit(opacities, 1e-6), (colors - 0.5) / SH_C0
     tensors = dict(zip(GROUPS, (*stored, torch.zeros(count, 0, 3)), strict=True))
     formats.write(path, Gaussians(tensors).splats({}))
 

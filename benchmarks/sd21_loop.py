@@ -16,12 +16,12 @@ import torch
 from sd21_random import random_pipeline
 from stages import settled, stage_milliseconds, wall_seconds
 
-from segdream_cli.cameras import viewing
-from segdream_cli.diffusion import workload
-from segdream_cli.memory import GIB, peak_memory_gib
-from segdream_cli.pipeline import Pipeline
-from segdream_cli.report import StepReport
-from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.optimize.report import StepReport
+from segdream_cli.priors.stable_diffusion import workload
+from segdream_cli.render.cameras import viewing
+from segdream_cli.runs.run_dir import RunDir, RunRecord, installed_versions
+from segdream_cli.util.memory import GIB, peak_memory_gib
 
 Settings = dict[str, Any]
 Found = dict[str, Any]

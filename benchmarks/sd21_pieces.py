@@ -12,7 +12,7 @@ from stages import wall_seconds
 from torch import Tensor
 
 from segdream_cli.config import Config
-from segdream_cli.diffusion import DiffusionPrior
+from segdream_cli.priors.stable_diffusion import DiffusionPrior
 
 REPEATS = 9
 Row = dict[str, float]

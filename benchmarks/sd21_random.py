@@ -12,11 +12,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from segdream_cli.accel.cuda_graphs import arithmetic
 from segdream_cli.config import Config
-from segdream_cli.diffusion import DiffusionPrior
-from segdream_cli.pipeline import Pipeline
-from segdream_cli.profile import PriorProfile, preset
-from segdream_cli.replay import arithmetic
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.priors.profile import PriorProfile, preset
+from segdream_cli.priors.stable_diffusion import DiffusionPrior
 
 UNET: dict[str, Any] = {
     "sample_size": 64,

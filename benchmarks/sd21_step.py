@@ -32,8 +32,8 @@ from sd21_pieces import measure_pieces
 from sd21_random import EAGER, SAID
 from sd21_tables import record_all, show
 
-from segdream_cli.estimate import product_rate
-from segdream_cli.settings import parse_assignments
+from segdream_cli.accel.estimate import product_rate
+from segdream_cli.config.values import parse_assignments
 
 PARTS: dict[str, dict[str, Any]] = {
     "cfg": {},
@@ -50,7 +50,7 @@ LIMITS_GIB = {"lowvram": 4.5, "card": 7.5}
 """Memory that a part may take of the device; `card` is `cfg` with what a card of 8 GB has."""
 DEFAULT = ["cfg", "perpneg", "lowvram", "eager", "pieces"]
 LEAST_SECONDS = 40
-BUILD = "from segdream_cli.raster.cuda import load_kernels; load_kernels()"
+BUILD = "from segdream_cli.render.raster.cuda import load_kernels; load_kernels()"
 
 
 def measure(name: str, options: argparse.Namespace) -> Found:

@@ -25,7 +25,7 @@ from sd21_random import FIXED, networks, random_prior
 from stages import wall_seconds
 
 from segdream_cli.config import Config
-from segdream_cli.memory import peak_memory_gib
+from segdream_cli.util.memory import peak_memory_gib
 
 VARIANTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "all": ({}, {}),

@@ -18,10 +18,10 @@ from unittest import mock
 import torch
 from batch import opened
 
-from segdream_cli import pipeline as pipeline_module
 from segdream_cli.config import AUTO, MINI, SD21
-from segdream_cli.memory import peak_memory_gib
-from segdream_cli.pipeline import Pipeline
+from segdream_cli.optimize import pipeline as pipeline_module
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.util.memory import peak_memory_gib
 
 
 class Timeline:

@@ -34,7 +34,7 @@ class _Unwrapped(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "segdream_cli.raster.kernels":
+        if fullname != "segdream_cli.render.raster.kernels":
             return None
         return importlib.machinery.PathFinder.find_spec(fullname, path, target)
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from segdream_cli.profile import PriorProfile
+from segdream_cli.priors.profile import PriorProfile
 
 
 def stable_diffusion_alphas(n_timesteps: int = 1000) -> Tensor:

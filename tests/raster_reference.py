@@ -82,7 +82,7 @@ def render(
     width: int,
     height: int,
 ) -> Reference:
-    """All views; arguments as `segdream_cli.raster.rasterize`, in float64."""
+    """All views; arguments as `segdream_cli.render.raster.rasterize`, in float64."""
     covars = covariances(quats, scales)
     cameras = [in_camera(means, viewmat) for viewmat in viewmats]
     means2d = torch.stack(

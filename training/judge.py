@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.files import replacing
+from segdream_cli.util.files import replacing
 from training.bank import Bank, render_bank
 from training.world.camera import Lens, Light, backgrounds
 from training.world.catalog import ATTRIBUTES, COLORS, OBJECTS, OVERHEAD_DEG, VIEWS, combinations

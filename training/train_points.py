@@ -49,7 +49,7 @@ class Clouds:
 
 
 def text_vectors(checkpoint: Path, texts: list[str], device: torch.device) -> Float[Tensor, "c d"]:
-    """The prior's text vectors, of unit length: the mean of its encoder's states, as `segdream_cli.text.TextVector`."""
+    """The prior's text vectors, of unit length: the mean of its encoder's states (`TextVector`)."""
     tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32).eval().to(device)
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)

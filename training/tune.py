@@ -18,8 +18,8 @@ import typer
 
 from benchmarks.mini_quality import JUDGE, Scores, choose, distil, known_to, measure, opened, photograph, sample
 from benchmarks.mini_quality import write_sheet as write
-from segdream_cli.cli.session import choose_device
 from segdream_cli.config import AUTO
+from segdream_cli.util.devices import choose_device
 from training.judge import Judge
 from training.world.catalog import Combination, combinations
 

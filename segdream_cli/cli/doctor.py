@@ -97,7 +97,7 @@ def _python() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from segdream_cli.memory import GIB
+    from segdream_cli.util.memory import GIB
 
     yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
@@ -113,8 +113,8 @@ def _rasterizer() -> Iterator[Finding]:
     """Renders one opaque ball and looks at its middle, on every kind of device there is."""
     import torch
 
-    from segdream_cli.cameras import viewing
-    from segdream_cli.raster import rasterize
+    from segdream_cli.render.cameras import viewing
+    from segdream_cli.render.raster import rasterize
 
     def render_ball(device: str) -> str:
         camera = viewing(torch.zeros(1), torch.zeros(1), 16).to(torch.device(device))
@@ -144,7 +144,7 @@ def _rasterizer() -> Iterator[Finding]:
 
 def _embedded_prior() -> Iterator[Finding]:
     from segdream_cli.config import MINI, PriorConfig
-    from segdream_cli.weights import resolve
+    from segdream_cli.priors.checkpoint import resolve
 
     def look() -> str:
         checkpoint = resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=lambda _: None)
@@ -155,7 +155,7 @@ def _embedded_prior() -> Iterator[Finding]:
 
 def _downloaded_prior() -> Iterator[Finding]:
     from segdream_cli.config import SD21, PriorConfig
-    from segdream_cli.weights import resolve
+    from segdream_cli.priors.checkpoint import resolve
 
     try:
         checkpoint = resolve(PriorConfig(name=SD21), cuda=False, offline=True, announce=lambda _: None)
@@ -166,13 +166,13 @@ def _downloaded_prior() -> Iterator[Finding]:
 
 
 def _ffmpeg() -> Iterator[Finding]:
-    from segdream_cli.video import ffmpeg_version
+    from segdream_cli.render.video import ffmpeg_version
 
     yield _guarded("ffmpeg", ffmpeg_version, needed=False)
 
 
 def _disk() -> Iterator[Finding]:
-    from segdream_cli.memory import GIB
+    from segdream_cli.util.memory import GIB
 
     free = shutil.disk_usage(Path.cwd()).free / GIB
     low = free < LOW_DISK_GIB

@@ -112,9 +112,9 @@ def export(
 
     segdream export bus.ply --format mesh -o bus.glb
     """
-    from segdream_cli.files import check_output
     from segdream_cli.formats import read
-    from segdream_cli.formats.edits import Edits, edited
+    from segdream_cli.splats.edits import Edits, edited
+    from segdream_cli.util.files import check_output
 
     sink = Output(json=json, quiet=quiet)
     if formats:

@@ -14,8 +14,8 @@ from segdream_cli.config import AUTO, SD21
 from segdream_cli.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from segdream_cli.download import Progress
-    from segdream_cli.hub import HubFiles
+    from segdream_cli.util.download import Progress
+    from segdream_cli.util.hub import HubFiles
 
 POINT_E = "point-e"
 Fetchable = StrEnum("Fetchable", {name: name for name in (SD21, POINT_E)})  # type: ignore[misc]
@@ -51,7 +51,7 @@ def fetch(
     segdream fetch sd21 point-e
     """
     from segdream_cli.cli.download_bar import DownloadBar
-    from segdream_cli.download import download_in_words
+    from segdream_cli.util.download import download_in_words
 
     sink = Output(json=json, quiet=quiet)
     _refuse_offline(offline)
@@ -69,7 +69,7 @@ def fetch(
 
 def _refuse_offline(offline: bool) -> None:
     """Refuses to go online against the user's word."""
-    from segdream_cli.hub import is_offline
+    from segdream_cli.util.hub import is_offline
 
     if offline:
         raise UsageProblem("fetch goes online, --offline has no place here", hint="leave out --offline")
@@ -81,9 +81,9 @@ def _refuse_offline(offline: bool) -> None:
 
 def _stable_diffusion(sink: Output) -> Iterator[_Item]:
     """The networks of Stable Diffusion, in the precision that this machine would use."""
-    from segdream_cli.cli.session import choose_device
     from segdream_cli.config import SD21_MODEL, PriorConfig
-    from segdream_cli.weights import pending, resolve
+    from segdream_cli.priors.checkpoint import pending, resolve
+    from segdream_cli.util.devices import choose_device
 
     prior = PriorConfig(name=SD21)
     cuda = choose_device(AUTO).type == "cuda"

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from segdream_cli.cli import options as shared
-from segdream_cli.cli.devices import own_share
-from segdream_cli.cli.jobs import Job, jobs_of_list, jobs_of_prompt, parse_seeds
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.session import Request
 from segdream_cli.cli.view import Watch
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
+from segdream_cli.runs.jobs import Job, jobs_of_list, jobs_of_prompt, parse_seeds
+from segdream_cli.runs.load import Request
+from segdream_cli.runs.processes import own_share
 
 
 def generate(
@@ -136,7 +136,7 @@ def generate(
     if resume is not None:
         others, hint = set(context.params) - RESUME_TAKES, f"segdream generate --resume {quote(str(resume))}"
         shared.refuse_given(context, others, "can't be changed: --resume keeps the run's own settings", hint)
-        from segdream_cli.cli.running import resume as continue_run
+        from segdream_cli.runs.session import resume as continue_run
 
         with watching as watch:
             continue_run(resume, request, sink, force=force, watch=watch)
@@ -151,7 +151,7 @@ def generate(
         if prompts == "-":
             raise UsageProblem("--devices needs a list that can be read twice", hint="--prompts list.txt")
         request, jobs = own_share(devices, request, jobs)
-    from segdream_cli.cli.running import Session  # heavy: a mistake above is answered without it
+    from segdream_cli.runs.session import Session  # heavy: a mistake above is answered without it
 
     session = Session.open(request, sink, negative, batch)
     make = session.make_all if prompts is None else session.make_list
@@ -187,8 +187,8 @@ RESUME_TAKES = {"resume", "device", "offline", "preview_every", "view", "no_brow
 
 def _list_words(request: Request, sink: Output) -> None:
     """Prints the phrases a prior knows."""
-    from segdream_cli.cli.session import choose_device
-    from segdream_cli.weights import profile_of
+    from segdream_cli.priors.checkpoint import profile_of
+    from segdream_cli.util.devices import choose_device
 
     profile = profile_of(request.prior(), cuda=choose_device(request.device).type == "cuda")
     if profile.vocabulary is None:

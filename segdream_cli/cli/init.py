@@ -8,9 +8,10 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.session import Request, choose_device, open_checkpoint, open_clouds
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
+from segdream_cli.runs.load import Request, open_checkpoint, open_clouds
+from segdream_cli.util.devices import choose_device
 
 
 def init(
@@ -49,12 +50,12 @@ def init(
     segdream init "a yellow school bus" --init point-e --preview -o cloud.ply
     """
     from segdream_cli import __version__, formats
-    from segdream_cli.asset import build_generators
-    from segdream_cli.cli.jobs import slug
-    from segdream_cli.files import check_output
-    from segdream_cli.initial import POINT_E, SHAPES, check_start, cloud_words, initial_gaussians
-    from segdream_cli.view_prompts import clean_prompt
-    from segdream_cli.weights import profile_of
+    from segdream_cli.distill.view_prompts import clean_prompt
+    from segdream_cli.optimize.start import POINT_E, SHAPES, check_start, cloud_words, initial_gaussians
+    from segdream_cli.optimize.state import build_generators
+    from segdream_cli.priors.checkpoint import profile_of
+    from segdream_cli.runs.jobs import slug
+    from segdream_cli.util.files import check_output
 
     start = shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir)
     request = Request(
@@ -92,7 +93,7 @@ def init(
     provenance = {"generator": f"segdream {__version__}", "prompt": text, "seed": seed, "init": origin}
     formats.write(path, gaussians.splats(provenance))
     if preview:
-        from segdream_cli.cli.shot import Shot
+        from segdream_cli.render.job import Shot
 
         Shot.load(path, device, size=256, channel="rgb", color=(1.0, 1.0, 1.0)).sheet(picture, elevation=15.0)
     sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; a picture of them is {picture}" if preview else ""))

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from segdream_cli.cli.jobs import MAX_SEED
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.errors import UsageProblem
-from segdream_cli.profile import QUALITIES
+from segdream_cli.priors.profile import QUALITIES
+from segdream_cli.runs.jobs import MAX_SEED
 
 Quality = StrEnum("Quality", {name: name for name in QUALITIES})  # type: ignore[misc]
 STANDARD: Quality = Quality("standard")

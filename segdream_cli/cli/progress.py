@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from segdream_cli.cli.output import Output
 
 if TYPE_CHECKING:
-    from segdream_cli.report import StepReport
+    from segdream_cli.optimize.report import StepReport
 
 LINE_EVERY_S = 30.0
 

@@ -109,8 +109,8 @@ def render(
     path = output or default_output(assets, kind, transparent=color is None)
     check_transparency(path, kind, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     check_target(path, kind, force=force)
-    from segdream_cli.cli.camera_path import read_camera_path
-    from segdream_cli.cli.shot import Shot
+    from segdream_cli.render.camera_path import read_camera_path
+    from segdream_cli.render.job import Shot
 
     flight = read_camera_path(camera_path, n_frames) if camera_path is not None else None
     shot = Shot.load(
@@ -266,7 +266,7 @@ def check_transparency(path: Path, kind: str, color: Sequence[float] | None) -> 
     Raises:
         UsageProblem: there is none.
     """
-    from segdream_cli.video import SUFFIXES, WITH_ALPHA
+    from segdream_cli.render.video import SUFFIXES, WITH_ALPHA
 
     if color is not None:
         return
@@ -291,8 +291,8 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
     Raises:
         UsageProblem, OutputExists: its suffix, its folder or its being there already.
     """
-    from segdream_cli.files import check_output
-    from segdream_cli.video import SUFFIXES, check_suffix
+    from segdream_cli.render.video import SUFFIXES, check_suffix
+    from segdream_cli.util.files import check_output
 
     if kind == FRAMES:
         if path.suffix.lower() in (*SUFFIXES, ".png"):

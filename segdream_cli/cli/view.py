@@ -13,11 +13,11 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.stopping import StopRequest
+from segdream_cli.runs.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from segdream_cli.formats import Splats
-    from segdream_cli.serve import PageServer
+    from segdream_cli.splats import Splats
+    from segdream_cli.viewer.server import PageServer
 
 
 def view(
@@ -32,7 +32,7 @@ def view(
     """
     from segdream_cli.formats import read
     from segdream_cli.formats.page import document, title_of
-    from segdream_cli.serve import PageServer
+    from segdream_cli.viewer.server import PageServer
 
     sink = Output(json=json, quiet=quiet)
     splats = read(asset)
@@ -83,7 +83,7 @@ class Watch:
         """Shows what `latest` returns now, if a page is open and due for it; it is called once more at the end."""
         self._latest, self._title = latest, title
         if self._server is None:
-            from segdream_cli.serve import PageServer
+            from segdream_cli.viewer.server import PageServer
 
             self._server = PageServer(live=True)
             self._server.publish(latest(), title)

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segdream_cli.config import DistillConfig
-from segdream_cli.guidance import Conditions, guided_noise
-from segdream_cli.schedule import NoiseSchedule, PredictNoise, Times, per_row
+from segdream_cli.distill.guidance import Conditions, guided_noise
+from segdream_cli.distill.schedule import NoiseSchedule, PredictNoise, Times, per_row
 
 
 @dataclass(frozen=True, slots=True)

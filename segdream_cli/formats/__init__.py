@@ -1,15 +1,10 @@
-"""Asset files: what they hold, which there are, and the frame of the PLY family.
-
-`Splats` is one asset in numpy, in the inner frame: right-handed, y up, the object faces +Z. Viewers expect files of
-the PLY family half a turn about X away from it (x right, y down, z away), so their writers apply `to_ply_frame` and
-their readers `from_ply_frame`.
+"""Asset files, one file per format: `read`, `write`, and the table of what there is.
 
 A new format is a file here with `read(path)` and `write(path, splats)`, and a row of `FORMATS`.
 """
 
-import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from os.path import isdir
@@ -18,129 +13,8 @@ from shlex import quote
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segdream_cli.errors import UsageProblem
-
-Float32s = NDArray[np.float32]
-
-SH_C0 = 0.28209479177387814
-"""Value of the degree-0 spherical harmonic: a colour is 0.5 + SH_C0 * sh0."""
-BANDS = (0, 3, 8, 15)
-"""Coefficients beyond the first, up to each degree of spherical harmonics."""
-LOG_SCALE_LIMIT = 20.0
-OPACITY_LOGIT_LIMIT = 15.0
-
-# How each basis function of degree 1 to 3 (m = -l..l) answers to (x, y, z) -> (x, -y, -z).
-_HALF_TURN_SIGNS = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1], np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Splats:
-    """Gaussians before their activations, float32, in the inner frame (y up, facing +Z).
-
-    Raises:
-        ValueError: the shapes do not fit together.
-    """
-
-    means: Float32s
-    """Centres, [n, 3]."""
-    quats: Float32s
-    """Unit rotations wxyz, [n, 4]."""
-    log_scales: Float32s
-    """Natural logarithm of the standard deviations, [n, 3]."""
-    opacity_logits: Float32s
-    """Opacity before the sigmoid, [n]."""
-    sh0: Float32s
-    """Spherical harmonics of degree 0, [n, 3] RGB."""
-    shN: Float32s
-    """The higher ones, [n, k, 3] with k = 0, 3, 8 or 15: l = 1..3, m = -l..l, RGB innermost."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Prompt, seed, prior, method, version and the like, as JSON values; may be empty."""
-
-    def __post_init__(self) -> None:
-        n, k = len(self.means), self.shN.shape[1]
-        shapes = [getattr(self, item.name).shape for item in dataclasses.fields(self)[:6]]
-        if shapes != [(n, 3), (n, 4), (n, 3), (n,), (n, 3), (n, k, 3)] or k not in BANDS:
-            raise ValueError(f"shapes that do not make Gaussians: {shapes}")
-
-    def __len__(self) -> int:
-        return len(self.means)
-
-    def taken(self, rows: NDArray[np.intp]) -> "Splats":
-        """The Gaussians with these indices, in their order."""
-        return self._each(lambda values: values.take(rows, axis=0))
-
-    def part(self, rows: slice) -> "Splats":
-        """Some of the Gaussians, in the same memory."""
-        return self._each(lambda values: values[rows])
-
-    def _each(self, change: Callable[[Float32s], Float32s]) -> "Splats":
-        arrays: dict[str, Any] = {item.name: change(getattr(self, item.name)) for item in dataclasses.fields(self)[:6]}
-        return dataclasses.replace(self, **arrays)
-
-
-def to_ply_frame(splats: Splats) -> Splats:
-    """The same asset after half a turn about X: (x, y, z) -> (x, -y, -z), spherical harmonics included."""
-    return _turned(splats, *(np.empty(each.shape, np.float32) for each in (splats.means, splats.quats, splats.shN)))
-
-
-def from_ply_frame(splats: Splats) -> Splats:
-    """The way back, which is half a turn as well, in place: for a reader, whose arrays are new and large."""
-    return _turned(splats, splats.means, splats.quats, np.ascontiguousarray(splats.shN))
-
-
-def _turned(splats: Splats, means: Float32s, quats: Float32s, shN: Float32s) -> Splats:
-    """Half a turn about X, with its results in these arrays, of which `shN` is contiguous."""
-    n, k, _ = splats.shN.shape
-    signs = np.repeat(_HALF_TURN_SIGNS[:k], 3)
-    np.multiply(splats.means, np.array([1, -1, -1], np.float32), out=means)
-    np.multiply(splats.quats, np.array([1, 1, -1, -1], np.float32), out=quats)
-    np.multiply(splats.shN.reshape(n, 3 * k), signs, out=shN.reshape(n, 3 * k))
-    return dataclasses.replace(splats, means=means, quats=quats, shN=shN)
-
-
-def tidied(splats: Splats) -> Splats:
-    """The same asset with unit quaternions and with values that every reader's float arithmetic survives.
-
-    Log-scales are clamped to [-20, 20] and opacity logits to [-15, 15]. Quaternions of length zero become the
-    identity; those that are unit to float precision keep their bits.
-    """
-    lengths = np.sqrt(np.einsum("nq,nq->n", splats.quats, splats.quats, dtype=np.float64))
-    off = np.abs(lengths - 1) > 1e-6
-    quats = splats.quats
-    if off.any():
-        with np.errstate(divide="ignore", invalid="ignore"):
-            quats = (quats * np.where(off, 1 / lengths, 1)[:, None]).astype(np.float32)
-        quats[lengths == 0] = (1, 0, 0, 0)
-    return dataclasses.replace(
-        splats,
-        quats=quats,
-        log_scales=np.clip(splats.log_scales, -LOG_SCALE_LIMIT, LOG_SCALE_LIMIT),
-        opacity_logits=np.clip(splats.opacity_logits, -OPACITY_LOGIT_LIMIT, OPACITY_LOGIT_LIMIT),
-    )
-
-
-def not_finite(splats: Splats) -> NDArray[np.intp]:
-    """Indices of the Gaussians that have a NaN or an infinity among their values."""
-    bad = np.zeros(len(splats), bool)
-    for item in dataclasses.fields(splats)[:6]:
-        finite = np.isfinite(getattr(splats, item.name))
-        if not finite.all():
-            bad |= ~finite.reshape(len(splats), -1).all(axis=1)
-    return np.flatnonzero(bad)
-
-
-def joined(parts: Sequence[Splats], provenance: Mapping[str, Any]) -> Splats:
-    """One asset of several, with spherical harmonics of the highest degree among them."""
-    if len(parts) == 1:
-        return dataclasses.replace(parts[0], provenance=provenance)
-    k = max(part.shN.shape[1] for part in parts)
-    padded = [np.pad(part.shN, ((0, 0), (0, k - part.shN.shape[1]), (0, 0))) for part in parts]
-    names = ("means", "quats", "log_scales", "opacity_logits", "sh0")
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Splats(**arrays, shN=np.concatenate(padded), provenance=provenance)
+from segdream_cli.splats import Splats
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.files import replacing
-from segdream_cli.formats import SH_C0, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.ply import (
     ANOTHER_FILE,
@@ -26,6 +24,8 @@ from segdream_cli.formats.ply import (
     rest_names,
 )
 from segdream_cli.formats.spz_values import BYTE_LOGITS, UInt32s
+from segdream_cli.splats import SH_C0, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.util.files import replacing
 
 CHUNK = 256
 CACHED_CHUNKS = 64

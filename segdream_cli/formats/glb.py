@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.files import replacing
-from segdream_cli.formats import BANDS, SH_C0, Float32s, Splats, joined, not_finite, tidied
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
-from segdream_cli.formats.similarity import Float64s, moved
+from segdream_cli.splats import BANDS, SH_C0, Float32s, Splats, joined, not_finite, tidied
+from segdream_cli.splats.transform import Float64s, moved
+from segdream_cli.util.files import replacing
 
 EXTENSION = "KHR_gaussian_splatting"
 ROTATION, SCALE, OPACITY = (f"{EXTENSION}:{name}" for name in ("ROTATION", "SCALE", "OPACITY"))

@@ -17,10 +17,11 @@ from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from segdream_cli.files import replacing
-from segdream_cli.formats import BANDS, Splats, spz
-from segdream_cli.formats.edits import framing
+from segdream_cli.formats import spz
 from segdream_cli.formats.ply import require_finite
+from segdream_cli.splats import BANDS, Splats
+from segdream_cli.splats.edits import framing
+from segdream_cli.util.files import replacing
 
 SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
 POLICY = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdream_cli.formats import Float32s
+from segdream_cli.splats import Float32s
 
 Indices = NDArray[np.intp]
 

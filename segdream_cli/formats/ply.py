@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError, PlyProperty
 
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.files import replacing
-from segdream_cli.formats import Float32s, Splats, from_ply_frame, not_a_file, not_finite, tidied, to_ply_frame
+from segdream_cli.formats import not_a_file
+from segdream_cli.splats import Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.util.files import replacing
 
 MEANS = ("x", "y", "z")
 NORMALS = ("nx", "ny", "nz")

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats import SH_C0, Float32s, Splats
 from segdream_cli.formats.ply import (
     ANOTHER_FILE,
     MEANS,
@@ -18,6 +17,7 @@ from segdream_cli.formats.ply import (
     save,
     splats_of,
 )
+from segdream_cli.splats import SH_C0, Float32s, Splats
 
 COLOURS = ("red", "green", "blue")
 

@@ -22,13 +22,13 @@ from PIL import Image
 
 from segdream_cli import __version__
 from segdream_cli.errors import UsageProblem
-from segdream_cli.files import replacing
-from segdream_cli.formats import BANDS, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
 from segdream_cli.formats.bundle import BROKEN, leads_out
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
 from segdream_cli.formats.spz_values import BYTE_LOGITS
+from segdream_cli.splats import BANDS, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.util.files import replacing
 
 Bytes = NDArray[np.uint8]
 

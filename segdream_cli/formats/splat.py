@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.files import replacing
-from segdream_cli.formats import SH_C0, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
 from segdream_cli.formats.ordering import falling
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
 from segdream_cli.formats.spz_values import BYTE_LOGITS
+from segdream_cli.splats import SH_C0, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.util.files import replacing
 
 ROW = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
 BLOCK = 1 << 14

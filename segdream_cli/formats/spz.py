@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
-from segdream_cli.files import replacing
-from segdream_cli.formats import Splats, from_ply_frame, tidied, to_ply_frame
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, provenance_comments, provenance_of, require_finite
 from segdream_cli.formats.spz_values import (
     BYTE_COLOURS,
@@ -31,6 +29,8 @@ from segdream_cli.formats.spz_values import (
     unpacked_means,
     unpacked_quats,
 )
+from segdream_cli.splats import Splats, from_ply_frame, tidied, to_ply_frame
+from segdream_cli.util.files import replacing
 
 MAGIC, GZIP = b"NGSP", b"\x1f\x8b"
 HEADER = struct.Struct("<4sIIBBBB")

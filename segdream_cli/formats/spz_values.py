@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdream_cli.formats import OPACITY_LOGIT_LIMIT, Float32s, Splats
+from segdream_cli.splats import OPACITY_LOGIT_LIMIT, Float32s, Splats
 
 Bytes = NDArray[np.uint8]
 UInt32s = NDArray[np.uint32]

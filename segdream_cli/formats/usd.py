@@ -23,11 +23,11 @@ import numpy as np
 
 from segdream_cli import __version__
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
-from segdream_cli.files import replacing
-from segdream_cli.formats import Float32s, Splats, joined, not_finite, tidied
 from segdream_cli.formats.bundle import BROKEN, leads_out
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
-from segdream_cli.formats.similarity import Float64s, moved
+from segdream_cli.splats import Float32s, Splats, joined, not_finite, tidied
+from segdream_cli.splats.transform import Float64s, moved
+from segdream_cli.util.files import replacing
 
 SCHEMA = "ParticleField3DGaussianSplat"
 COEFFICIENTS = (1, 4, 9, 16)

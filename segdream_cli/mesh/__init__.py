@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from segdream_cli import __version__
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
-from segdream_cli.files import replacing
-from segdream_cli.formats import Splats
 from segdream_cli.formats.ply import require_finite
-from segdream_cli.gaussians import Gaussians, bounds
 from segdream_cli.mesh.solid import Field, opacity_field
 from segdream_cli.mesh.texture import bake
+from segdream_cli.splats import Splats
+from segdream_cli.splats.gaussians import Gaussians, bounds
+from segdream_cli.util.files import replacing
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

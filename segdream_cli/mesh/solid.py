@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segdream_cli.formats import Splats
+from segdream_cli.splats import Splats
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segdream_cli.cameras import Cameras, viewing
-from segdream_cli.formats import Splats
-from segdream_cli.gaussians import Gaussians
 from segdream_cli.mesh.solid import ragged
-from segdream_cli.raster import rasterize
+from segdream_cli.render.cameras import Cameras, viewing
+from segdream_cli.render.raster import rasterize
+from segdream_cli.splats import Splats
+from segdream_cli.splats.gaussians import Gaussians
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

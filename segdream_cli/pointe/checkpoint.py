@@ -18,8 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from segdream_cli import hub
-from segdream_cli.download import (
+from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.pointe.transformer import infer_config
+from segdream_cli.util import hub
+from segdream_cli.util.download import (
     Progress,
     cache_folder,
     check_space,
@@ -28,9 +30,7 @@ from segdream_cli.download import (
     file_sha256,
     storing,
 )
-from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.files import replacing
-from segdream_cli.pointe.transformer import infer_config
+from segdream_cli.util.files import replacing
 
 ADDRESS = "https://openaipublic.azureedge.net/main/point-e"
 """Where OpenAI publishes the files."""

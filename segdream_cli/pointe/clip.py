@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from segdream_cli import hub
 from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.util import hub
 
 MODEL = "openai/clip-vit-large-patch14"
 """Hub id of the text encoder that Point-E was trained with."""

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from segdream_cli.download import cache_folder
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
-from segdream_cli.files import replacing
 from segdream_cli.pointe.model import PointCloud, PointE
+from segdream_cli.util.download import cache_folder
+from segdream_cli.util.files import replacing
 
 WORTH_SAYING_S = 10.0
 LINE_EVERY_S = 30.0

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from segdream_cli.accel.cuda_graphs import Announce, GraphedCalls, fastest
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.pointe.checkpoint import PointECheckpoint, read_state
 from segdream_cli.pointe.sampler import Denoiser, sample
@@ -20,7 +21,6 @@ from segdream_cli.pointe.transformer import (
     PointTransformerConfig,
     infer_config,
 )
-from segdream_cli.replay import Announce, GraphedCalls, fastest
 
 CONFIG_FILE = "config.json"
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from segdream_cli.config.values import checked
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.pointe.schedule import Sampling, Schedule
-from segdream_cli.settings import checked
 
 CHANNELS = 6
 """Values of a point: x, y, z, red, green, blue."""

@@ -9,8 +9,8 @@ from commands import LAUNCHER, plain
 from fakes import AnalyticPrior
 
 from segdream_cli.cli import main
-from segdream_cli.diffusion import DiffusionPrior
-from segdream_cli.pipeline import Pipeline
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.priors.stable_diffusion import DiffusionPrior
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from plyfile import PlyData, PlyElement
 
 from segdream_cli import formats
 from segdream_cli.config import SD21
-from segdream_cli.run_dir import RunDir
+from segdream_cli.runs.run_dir import RunDir
 
 
 @pytest.fixture

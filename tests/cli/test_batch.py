@@ -13,14 +13,14 @@ from fakes import AnalyticPrior
 from test_cli import Interrupted
 
 from segdream_cli import formats
-from segdream_cli.cli import running
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.running import Session
-from segdream_cli.cli.session import Request
 from segdream_cli.config import MINI
-from segdream_cli.pipeline import Pipeline
+from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.pointe.model import PointE
-from segdream_cli.run_dir import RunDir
+from segdream_cli.runs import session as running
+from segdream_cli.runs.load import Request
+from segdream_cli.runs.run_dir import RunDir
+from segdream_cli.runs.session import Session
 
 THREE = ("a red ball", "a blue ball", "a green ball")
 NAMES = ("a_red_ball", "a_blue_ball", "a_green_ball")

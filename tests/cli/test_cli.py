@@ -17,12 +17,12 @@ from fakes import AnalyticPrior
 from PIL import Image
 
 from segdream_cli import __version__, formats
-from segdream_cli.cli.jobs import parse_seeds, slug
 from segdream_cli.cli.render import parse_background, parse_view
-from segdream_cli.cli.session import Request
 from segdream_cli.errors import UsageProblem
-from segdream_cli.profile import PriorProfile
-from segdream_cli.run_dir import RunDir
+from segdream_cli.priors.profile import PriorProfile
+from segdream_cli.runs.jobs import parse_seeds, slug
+from segdream_cli.runs.load import Request
+from segdream_cli.runs.run_dir import RunDir
 
 
 def record(run):
@@ -513,7 +513,7 @@ def test_kernels_are_built_for_cuda_only(segdream):
 
 
 def test_doctor_ends_with_3_where_no_asset_can_be_made(segdream, monkeypatch):
-    from segdream_cli import weights
+    from segdream_cli.priors import checkpoint as weights
 
     monkeypatch.setattr(weights, "PRIORS", dict.fromkeys(weights.PRIORS, "/nowhere"))
     done = segdream("doctor")

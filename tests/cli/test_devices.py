@@ -11,9 +11,9 @@ import pytest
 import torch
 from commands import TINY
 
-from segdream_cli.cli.devices import parse_devices
-from segdream_cli.cli.session import visible_device
 from segdream_cli.errors import UsageProblem
+from segdream_cli.runs.processes import parse_devices
+from segdream_cli.util.devices import visible_device
 
 PROMPTS = "a red car\na blue mug\na green cactus\n"
 LIMIT_S = 240

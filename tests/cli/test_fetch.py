@@ -12,10 +12,11 @@ from file_server import running
 from hub_server import point_to, serving
 from safetensors.torch import save_file
 
-from segdream_cli import download, weights
 from segdream_cli.cli import download_bar, progress
 from segdream_cli.config import SD21, SD21_MODEL, PriorConfig
 from segdream_cli.pointe import checkpoint, clip, transformer
+from segdream_cli.priors import checkpoint as weights
+from segdream_cli.util import download
 
 BASE = transformer.PointTransformerConfig(points=8, width=16, layers=1, heads=2, text_width=12)
 STAGES = {

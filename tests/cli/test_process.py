@@ -97,7 +97,7 @@ import sys, time
 sys.path[:0] = [{str(ROOT)!r}, {str(tests)!r}]
 from pathlib import Path
 from fakes import AnalyticPrior
-import segdream_cli.diffusion
+import segdream_cli.priors.stable_diffusion
 from segdream_cli.cli import main
 
 class Slow(AnalyticPrior):
@@ -108,7 +108,7 @@ class Slow(AnalyticPrior):
                 time.sleep(0.01)
         return super().predict_noise(latents, timesteps, text)
 
-segdream_cli.diffusion.DiffusionPrior.load = lambda checkpoint, *_, **__: Slow(profile=checkpoint.profile)
+segdream_cli.priors.stable_diffusion.DiffusionPrior.load = lambda checkpoint, *_, **__: Slow(profile=checkpoint.profile)
 main()
 """
     )

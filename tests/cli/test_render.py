@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from segdream_cli import formats
-from segdream_cli.cameras import VIEW_FILL, VIEW_FOV_DEG, orbit, viewing
-from segdream_cli.cli.camera_path import read_camera_path
 from segdream_cli.cli.render import parse_size
-from segdream_cli.cli.shot import Shot
-from segdream_cli.formats import Splats
-from segdream_cli.gaussians import Gaussians, bounds
-from segdream_cli.raster import rasterize
+from segdream_cli.render.camera_path import read_camera_path
+from segdream_cli.render.cameras import VIEW_FILL, VIEW_FOV_DEG, orbit, viewing
+from segdream_cli.render.job import Shot
+from segdream_cli.render.raster import rasterize
+from segdream_cli.splats import Splats
+from segdream_cli.splats.gaussians import Gaussians, bounds
 
 
 def shell(seed: int, n: int = 400) -> Splats:

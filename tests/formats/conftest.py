@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdream_cli.formats import Splats
+from segdream_cli.splats import Splats
 
 SIZE = 400
 """Gaussians of the chiral asset: more than one chunk of 256, and not a multiple of it."""

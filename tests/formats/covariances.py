@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from segdream_cli.formats import Splats
+from segdream_cli.splats import Splats
 
 
 def covariances(splats: Splats) -> np.ndarray:

@@ -19,9 +19,10 @@ from test_mesh import CHIRAL, LIBRARIES, SMALL, boxes
 from viewers import AZIMUTHS, CONTROL, ELEVATIONS, SIZE, Viewer, check, on_white, rasterized, viewer
 
 from segdream_cli import mesh
-from segdream_cli.cameras import viewing
-from segdream_cli.formats import BANDS, SH_C0, Splats, glb, points, read, spz, usd
-from segdream_cli.formats.similarity import moved
+from segdream_cli.formats import glb, points, read, spz, usd
+from segdream_cli.render.cameras import viewing
+from segdream_cli.splats import BANDS, SH_C0, Splats
+from segdream_cli.splats.transform import moved
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 KHR = "KHR_gaussian_splatting"

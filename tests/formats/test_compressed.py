@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plyfile import PlyData
 
-from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.formats import Splats, compressed, ply
+from segdream_cli.formats import compressed, ply
 from segdream_cli.formats.ordering import along_z_curve
+from segdream_cli.splats import Splats, from_ply_frame, not_finite, to_ply_frame
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "splat_transform.compressed.ply"
@@ -35,7 +35,7 @@ def picked(splats: Splats, rows: np.ndarray | slice, k: int = 15) -> Splats:
 
 
 def in_file_order(splats: Splats) -> Splats:
-    return picked(splats, along_z_curve(formats.to_ply_frame(splats).means), splats.shN.shape[1])
+    return picked(splats, along_z_curve(to_ply_frame(splats).means), splats.shN.shape[1])
 
 
 def chunk_extents(path: Path, what: tuple[str, ...], n: int) -> np.ndarray:
@@ -153,7 +153,7 @@ def test_round_trip_within_the_rounding(tmp_path: Path, chiral: Splats, k: int) 
 def test_a_scalar_decoder_finds_the_same(tmp_path: Path, chiral: Splats, count: int) -> None:
     path = tmp_path / "a.compressed.ply"
     compressed.write(path, picked(chiral, slice(count)))
-    back = formats.to_ply_frame(compressed.read(path))
+    back = to_ply_frame(compressed.read(path))
     assert len(back) == count
     for i in {0, count // 2, count - 1}:
         for name, values in decoded(path, i).items():
@@ -389,7 +389,7 @@ def test_no_damage_escapes_as_another_error(
     with suppress(UsageProblem):
         found = compressed.read(path)
         assert len(found) > 0
-        assert not len(formats.not_finite(found))
+        assert not len(not_finite(found))
         assert np.abs(np.linalg.norm(found.quats, axis=1) - 1).max() < 1e-5
 
 
@@ -422,4 +422,4 @@ def test_gsply_reads_ours(tmp_path: Path, chiral: Splats) -> None:
     compressed.write(tmp_path / "a.compressed.ply", chiral)
     data = gsply.plyread(str(tmp_path / "a.compressed.ply"))
     found = Splats(data.means, data.quats, data.scales, data.opacities, data.sh0, data.shN)
-    check(formats.from_ply_frame(found), in_file_order(chiral), tmp_path / "a.compressed.ply")
+    check(from_ply_frame(found), in_file_order(chiral), tmp_path / "a.compressed.ply")

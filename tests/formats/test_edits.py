@@ -11,12 +11,13 @@ from covariances import covariances
 from scipy.spatial.transform import Rotation
 
 from segdream_cli import formats
-from segdream_cli.cameras import Cameras, viewing
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats import FORMATS, Splats
-from segdream_cli.formats.edits import Edits, edited, framing, rotation_xyz
-from segdream_cli.gaussians import Gaussians
-from segdream_cli.raster import rasterize
+from segdream_cli.formats import FORMATS
+from segdream_cli.render.cameras import Cameras, viewing
+from segdream_cli.render.raster import rasterize
+from segdream_cli.splats import Splats
+from segdream_cli.splats.edits import Edits, edited, framing, rotation_xyz
+from segdream_cli.splats.gaussians import Gaussians
 
 SIZE = 128
 NAMES = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.formats import Splats, glb, ply
-from segdream_cli.formats.similarity import moved
+from segdream_cli.formats import glb, ply
+from segdream_cli.splats import Splats
+from segdream_cli.splats.transform import moved
 
 DATA = Path(__file__).parents[1] / "data"
 KHR = "KHR_gaussian_splatting"

@@ -13,12 +13,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from segdream_cli import mesh
-from segdream_cli.cameras import viewing
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
-from segdream_cli.formats import SH_C0, Splats, write
-from segdream_cli.gaussians import Gaussians
+from segdream_cli.formats import write
 from segdream_cli.mesh import Mesh
-from segdream_cli.raster import rasterize
+from segdream_cli.render.cameras import viewing
+from segdream_cli.render.raster import rasterize
+from segdream_cli.splats import SH_C0, Splats
+from segdream_cli.splats.gaussians import Gaussians
 
 LIBRARIES = ("skimage", "trimesh", "xatlas", "fast_simplification")
 RED, BLUE, GREEN, WHITE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9), (0.1, 0.8, 0.2), (0.95, 0.95, 0.95)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.formats import Splats, page, spz
-from segdream_cli.gaussians import Gaussians, bounds
+from segdream_cli.formats import page, spz
+from segdream_cli.splats import Splats
+from segdream_cli.splats.gaussians import Gaussians, bounds
 
 HOSTILE = (
     """</script></title><script>pwned = 1</script><img src=x onerror="pwned = 1">"' &amp; $payload ${title} \u202e"""

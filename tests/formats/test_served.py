@@ -15,11 +15,12 @@ import pytest
 from browser import MISSING, Browser, chromium
 from test_page import Parts
 
-from segdream_cli import serve
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.view import Watch
-from segdream_cli.formats import Splats, page, spz
-from segdream_cli.serve import PageServer
+from segdream_cli.formats import page, spz
+from segdream_cli.splats import Splats
+from segdream_cli.viewer import server as serve
+from segdream_cli.viewer.server import PageServer
 
 
 @contextmanager

@@ -5,10 +5,9 @@ import pytest
 import torch
 from covariances import covariances
 
-from segdream_cli import formats
-from segdream_cli.formats import Splats
-from segdream_cli.formats.similarity import harmonics, moved, quaternion, scale_and_rotation
-from segdream_cli.gaussians import sh_basis
+from segdream_cli.splats import Splats, to_ply_frame
+from segdream_cli.splats.gaussians import sh_basis
+from segdream_cli.splats.transform import harmonics, moved, quaternion, scale_and_rotation
 
 
 def rodrigues(axis: list[float], angle: float) -> np.ndarray:
@@ -36,7 +35,7 @@ def test_everything_moves_together(chiral: Splats, turn: np.ndarray, k: int) -> 
 
 
 def test_half_a_turn_about_x_is_the_ply_frame(chiral: Splats) -> None:
-    turned, expected = moved(chiral, np.diag([1.0, -1, -1]), np.zeros(3)), formats.to_ply_frame(chiral)
+    turned, expected = moved(chiral, np.diag([1.0, -1, -1]), np.zeros(3)), to_ply_frame(chiral)
     np.testing.assert_allclose(turned.means, expected.means, atol=1e-7)
     np.testing.assert_allclose(turned.shN, expected.shN, atol=1e-6)
     np.testing.assert_allclose(covariances(turned), covariances(expected), atol=1e-9)

@@ -22,10 +22,10 @@ from PIL import Image
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 
-from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.formats import Splats, palette, ply, sog
+from segdream_cli.formats import palette, ply, sog
 from segdream_cli.formats.ordering import along_z_curve
+from segdream_cli.splats import Splats, to_ply_frame
 
 DATA = Path(__file__).parents[1] / "data"
 ANGLE = 1.11
@@ -95,7 +95,7 @@ def test_round_trip(tmp_path: Path, chiral: Splats, k: int) -> None:
     assert found.provenance == splats.provenance
     back = check(found, splats, 0.5)
     meta = json.loads(members(path)["meta.json"])
-    signs = formats.to_ply_frame(dataclasses.replace(splats, shN=np.ones_like(splats.shN))).shN
+    signs = to_ply_frame(dataclasses.replace(splats, shN=np.ones_like(splats.shN))).shN
     for name, part, sign in (("log_scales", "scales", 1), ("sh0", "sh0", 1), ("shN", "shN", signs)):
         if name == "shN" and not k:
             assert part not in meta
@@ -124,7 +124,7 @@ def test_layout(tmp_path: Path, chiral: Splats) -> None:
             assert (width, height) == ((960, 4) if name == "shN_centroids.webp" else (20, 20))
     low, high, quats, colours = (pixels(content, f"{name}.webp") for name in ("means_l", "means_u", "quats", "sh0"))
     scales, labels, sheet = (pixels(content, f"{name}.webp") for name in ("scales", "shN_labels", "shN_centroids"))
-    turned = formats.to_ply_frame(chiral)
+    turned = to_ply_frame(chiral)
     for i in (0, 17, 399):
         mean = []
         for axis in range(3):

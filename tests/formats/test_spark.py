@@ -9,7 +9,8 @@ from browser import MISSING
 from test_page import Parts
 from viewers import Viewer, check, viewer
 
-from segdream_cli.formats import FORMATS, Splats, read, write
+from segdream_cli.formats import FORMATS, read, write
+from segdream_cli.splats import Splats
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 FILES = ("ply", "ply-compact", "compressed-ply", "splat", "spz", "sog")

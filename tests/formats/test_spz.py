@@ -17,9 +17,9 @@ from closeness import angles, opacities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdream_cli import formats
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
-from segdream_cli.formats import Splats, ply, spz
+from segdream_cli.formats import ply, spz
+from segdream_cli.splats import Splats, from_ply_frame, not_finite, to_ply_frame
 
 DATA = Path(__file__).parents[1] / "data"
 ANGLE = 0.28
@@ -401,7 +401,7 @@ def read_or_refused(path: Path, content: bytes) -> None:
     with suppress(UsageProblem):
         found = spz.read(path)
         assert len(found) > 0
-        assert not len(formats.not_finite(found))
+        assert not len(not_finite(found))
         assert not len(found) or np.abs(np.linalg.norm(found.quats, axis=1) - 1).max() < 1e-5
 
 
@@ -475,7 +475,7 @@ def test_official_library_reads_ours(
         request.getfixturevalue("zstandard")
     splats = sh_degree(chiral, k)
     spz.write(tmp_path / "a.spz", splats, version=version, fractional_bits=bits)
-    check(official.load(tmp_path / "a.spz", "UNSPECIFIED", len(splats), k), formats.to_ply_frame(splats), bits)
+    check(official.load(tmp_path / "a.spz", "UNSPECIFIED", len(splats), k), to_ply_frame(splats), bits)
     check(official.load(tmp_path / "a.spz", "RDF", len(splats), k), splats, bits)
 
 
@@ -487,7 +487,7 @@ def test_we_read_the_official_librarys(
     if version == 4:
         request.getfixturevalue("zstandard")
     path = tmp_path / "a.spz"
-    official.save(path, formats.to_ply_frame(chiral), "UNSPECIFIED", version)
+    official.save(path, to_ply_frame(chiral), "UNSPECIFIED", version)
     check(spz.read(path), chiral, 12)
     official.save(path, chiral, "RDF", version)
     check(spz.read(path), chiral, 12)
@@ -500,7 +500,7 @@ def test_extension_means_what_the_official_library_takes_it_for(
 ) -> None:
     """In version 4 only: for older ones, release 0.2.3 can't tell the length of what follows, and gives up."""
     path = tmp_path / "a.spz"
-    official.save(path, chiral if stored == "RUB" else formats.to_ply_frame(chiral), "UNSPECIFIED", 4)
+    official.save(path, chiral if stored == "RUB" else to_ply_frame(chiral), "UNSPECIFIED", 4)
     whole = path.read_bytes()
     words = extension(7, 1) + extension(0xADBE0003, number)
     head = whole[:14] + bytes([2]) + whole[15:16] + struct.pack("<I", 32 + len(words)) + whole[20:32]
@@ -511,7 +511,7 @@ def test_extension_means_what_the_official_library_takes_it_for(
 
 @pytest.mark.slow
 def test_bytes_are_the_official_librarys(tmp_path: Path, chiral: Splats, official: Official) -> None:
-    official.save(tmp_path / "theirs.spz", formats.to_ply_frame(chiral), "UNSPECIFIED", 3)
+    official.save(tmp_path / "theirs.spz", to_ply_frame(chiral), "UNSPECIFIED", 3)
     spz.write(tmp_path / "ours.spz", chiral, fractional_bits=12)
     theirs, ours = (np.frombuffer(payload(tmp_path / f"{who}.spz"), np.uint8) for who in ("theirs", "ours"))
     n = len(chiral)
@@ -558,4 +558,4 @@ def test_gsply_reads_ours(tmp_path: Path, chiral: Splats, version: int, request:
     spz.write(tmp_path / "a.spz", chiral, version=version)
     data = gsply.read_spz(str(tmp_path / "a.spz"))
     found = Splats(data.means, data.quats, data.scales, data.opacities, data.sh0, data.shN)
-    check(formats.from_ply_frame(found), chiral, 16)
+    check(from_ply_frame(found), chiral, 16)

@@ -13,7 +13,8 @@ import pytest
 from covariances import covariances
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
-from segdream_cli.formats import BANDS, Splats, read, usd, write
+from segdream_cli.formats import read, usd, write
+from segdream_cli.splats import BANDS, Splats
 
 pxr = pytest.importorskip("pxr.Usd", reason='the extra "usd" is not installed')
 from pxr import Gf, Sdf, Usd, UsdGeom, UsdValidation, UsdVol  # noqa: E402

@@ -12,10 +12,11 @@ import torch
 from browser import MISSING, Browser, chromium, decoded
 from test_page import HOSTILE
 
-from segdream_cli.cameras import viewing
-from segdream_cli.formats import Splats, page, spz
-from segdream_cli.gaussians import Gaussians, bounds
-from segdream_cli.raster import rasterize
+from segdream_cli.formats import page, spz
+from segdream_cli.render.cameras import viewing
+from segdream_cli.render.raster import rasterize
+from segdream_cli.splats import Splats
+from segdream_cli.splats.gaussians import Gaussians, bounds
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from browser import Browser, chromium, decoded
 
-from segdream_cli.cameras import Cameras, viewing
-from segdream_cli.formats import Splats
-from segdream_cli.gaussians import Gaussians, bounds
-from segdream_cli.raster import Rendering, rasterize
+from segdream_cli.render.cameras import Cameras, viewing
+from segdream_cli.render.raster import Rendering, rasterize
+from segdream_cli.splats import Splats
+from segdream_cli.splats.gaussians import Gaussians, bounds
 
 SIZE = 512
 AZIMUTHS, ELEVATIONS = torch.tensor([0.0, 130.0]), torch.tensor([15.0, -40.0])

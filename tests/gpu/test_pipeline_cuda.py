@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from segdream_cli import weights
 from segdream_cli.config import MINI, Config, PriorConfig
-from segdream_cli.diffusion import DiffusionPrior
 from segdream_cli.errors import Diverged
-from segdream_cli.pipeline import Pipeline
-from segdream_cli.profile import preset
-from segdream_cli.report import StepReport
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.optimize.report import StepReport
+from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors.profile import preset
+from segdream_cli.priors.stable_diffusion import DiffusionPrior
 
 pytestmark = pytest.mark.gpu
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from segdream_cli import weights
+from segdream_cli.accel.cuda_graphs import FirstCalls, GraphedCalls
 from segdream_cli.config import MINI, PriorConfig
 from segdream_cli.pointe.checkpoint import open_point_e
 from segdream_cli.pointe.model import PointE
 from segdream_cli.pointe.sampler import Denoiser, sample
 from segdream_cli.pointe.transformer import BASE, UPSAMPLE, PointTransformer, PointTransformerConfig
-from segdream_cli.replay import FirstCalls, GraphedCalls
+from segdream_cli.priors import checkpoint as weights
 
 pytestmark = pytest.mark.gpu
 

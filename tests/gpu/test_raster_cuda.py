@@ -11,7 +11,7 @@ import raster_reference as reference
 import torch
 from torch import Tensor
 
-from segdream_cli.raster import Rendering, rasterize
+from segdream_cli.render.raster import Rendering, rasterize
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from segdream_cli import formats
 from segdream_cli.cli import main
-from segdream_cli.formats import Splats
+from segdream_cli.splats import Splats
 
 pytestmark = pytest.mark.gpu
 

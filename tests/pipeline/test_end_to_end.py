@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from segdream_cli import formats
-from segdream_cli.cameras import viewing
 from segdream_cli.cli import main
 from segdream_cli.config import MINI, Config
-from segdream_cli.gaussians import SH_C0, Gaussians
-from segdream_cli.pipeline import Pipeline
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.render.cameras import viewing
+from segdream_cli.splats.gaussians import SH_C0, Gaussians
 from training.world.camera import look_at
 from training.world.catalog import Combination, build
 from training.world.render import draw

@@ -7,14 +7,15 @@ import pytest
 import torch
 from fakes import AnalyticPrior
 
-from segdream_cli import losses, memory, pipeline
-from segdream_cli.cameras import turntable_azimuths, viewing
 from segdream_cli.config import Config
 from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
-from segdream_cli.gaussians import GROUPS
-from segdream_cli.pipeline import Pipeline
-from segdream_cli.report import Arriving
-from segdream_cli.run_dir import RunDir, RunRecord
+from segdream_cli.optimize import losses, pipeline
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.optimize.report import Arriving
+from segdream_cli.render.cameras import turntable_azimuths, viewing
+from segdream_cli.runs.run_dir import RunDir, RunRecord
+from segdream_cli.splats.gaussians import GROUPS
+from segdream_cli.util import memory
 
 CPU = torch.device("cpu")
 SMALL = {

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from segdream_cli import weights
 from segdream_cli.config import PriorConfig
-from segdream_cli.diffusion import DiffusionPrior
 from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors.stable_diffusion import DiffusionPrior
 from training import assemble, train_autoencoder, train_denoiser
 from training.bank import render_bank
 from training.judge import ABOUT_FILE, Judge
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             autoencoder, again, start=denoiser, steps=1, batch=4, renders=62, backgrounds_each=1, rate=0.0, device="cpu"
         )
     whole.mkdir()
-    shutil.copy(Path(weights.__file__).parent / "data" / "mini" / "segdream.json", whole)
+    shutil.copy(Path(weights.__file__).parents[1] / "data" / "mini" / "segdream.json", whole)
     assemble.main(autoencoder, again, whole)
     return whole
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segdream_cli.cameras import (
+from segdream_cli.config import Background, CameraConfig
+from segdream_cli.render.cameras import (
     BACKGROUNDS,
     VIEW_FILL,
     VIEW_FOV_DEG,
@@ -23,7 +24,6 @@ from segdream_cli.cameras import (
     turntable_azimuths,
     viewing,
 )
-from segdream_cli.config import Background, CameraConfig
 
 STILL = {"position_jitter": 0.0, "target_jitter": 0.0, "up_jitter": 0.0}
 MANY = 4000

@@ -8,13 +8,13 @@ import torch
 
 from segdream_cli.config import InitConfig
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.gaussians import SH_C0
-from segdream_cli.initial import about_points, initial_gaussians
+from segdream_cli.optimize.start import about_points, initial_gaussians
 from segdream_cli.pointe import clouds as module
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.pointe.model import PointCloud, PointE
 from segdream_cli.pointe.schedule import Sampling
 from segdream_cli.pointe.transformer import PointTransformer, PointTransformerConfig
+from segdream_cli.splats.gaussians import SH_C0
 
 CONFIG = PointTransformerConfig(
     points=16, width=16, layers=1, heads=2, text_width=8, sampling=Sampling(steps=2, sigma_max=2.0)

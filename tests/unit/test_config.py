@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segdream_cli.config import Config
+from segdream_cli.config.values import parse_assignments, read_toml
 from segdream_cli.errors import UsageProblem
-from segdream_cli.profile import QUALITIES, PriorProfile, ViewPhrases, preset
-from segdream_cli.settings import parse_assignments, read_toml
+from segdream_cli.priors.profile import QUALITIES, PriorProfile, ViewPhrases, preset
 
 
 def refused(overrides: dict[str, Any]) -> UsageProblem:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from segdream_cli.profile import PriorProfile, preset
+from segdream_cli.priors.profile import PriorProfile, preset
 
 OFFICIAL: dict[str, Any] = {
     "optim.steps": 5000,

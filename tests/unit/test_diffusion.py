@@ -11,10 +11,11 @@ from checkpoints import build, edit_json, edit_weights
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from segdream_cli import diffusion, weights
 from segdream_cli.config import PriorConfig
-from segdream_cli.diffusion import DiffusionPrior
 from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors import stable_diffusion as diffusion
+from segdream_cli.priors.stable_diffusion import DiffusionPrior
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from file_server import FileServer, running
 
-from segdream_cli import download as module
-from segdream_cli.download import cache_folder, check_space, download
 from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.util import download as module
+from segdream_cli.util.download import cache_folder, check_space, download
 
 HINT = "type this"
 CONTENT = np.random.default_rng(0).bytes(300_000)

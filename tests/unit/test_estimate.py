@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from segdream_cli.accel.estimate import WORKSPACES_GIB, Workload, forecast, product_rate
 from segdream_cli.config import Config
-from segdream_cli.estimate import WORKSPACES_GIB, Workload, forecast, product_rate
 
 CPU = torch.device("cpu")
 UNET: dict[str, Any] = {
@@ -92,7 +92,7 @@ def test_what_saves_memory_is_estimated_to(networks: tuple[Any, Any]) -> None:
 
 
 def test_time_is_arithmetic_over_rate(networks: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segdream_cli.estimate.product_rate", lambda *_: 700e12)
+    monkeypatch.setattr("segdream_cli.accel.estimate.product_rate", lambda *_: 700e12)
     plain = workload(networks, optim__steps=1000)
     assert plain.seconds(CPU) == pytest.approx(1000 * plain.step_flops() / (0.22 * 700e12))
     assert workload(networks, compiling=True, optim__steps=1000).seconds(CPU) < plain.seconds(CPU)
@@ -100,7 +100,7 @@ def test_time_is_arithmetic_over_rate(networks: tuple[Any, Any], monkeypatch: py
 
 def test_a_products_rate_is_its_arithmetic_over_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.5])
-    monkeypatch.setattr("segdream_cli.estimate.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("segdream_cli.accel.estimate.time.perf_counter", lambda: next(clock))
     assert product_rate(CPU, torch.float32, size=8, repeats=3) == pytest.approx(3 * 2 * 8**3 / 2.5)
 
 

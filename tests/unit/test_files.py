@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdream_cli import files
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
-from segdream_cli.files import check_output, replacing, write_problem
-from segdream_cli.images import write_png
+from segdream_cli.render.images import write_png
+from segdream_cli.util import files
+from segdream_cli.util.files import check_output, replacing, write_problem
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 

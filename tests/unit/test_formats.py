@@ -12,7 +12,8 @@ from scipy.spatial import KDTree
 
 from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.formats import FORMATS, Splats, points, splat
+from segdream_cli.formats import FORMATS, points, splat
+from segdream_cli.splats import Splats, from_ply_frame, not_finite, to_ply_frame
 
 
 def random_splats(n: int = 50, k: int = 0, seed: int = 0, **provenance: object) -> Splats:
@@ -81,7 +82,7 @@ def test_sh_basis_is_the_renderers() -> None:
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
 def test_half_turn_is_a_rotation_of_everything(k: int) -> None:
     splats = random_splats(20, k)
-    turned = formats.to_ply_frame(splats)
+    turned = to_ply_frame(splats)
     half_turn = np.diag([1.0, -1.0, -1.0])
     np.testing.assert_array_equal(turned.means, splats.means @ half_turn.astype(np.float32))
     for i in range(20):
@@ -94,14 +95,14 @@ def test_half_turn_is_a_rotation_of_everything(k: int) -> None:
         before = np.einsum("k,nkc->nc", sh_basis(direction)[:k], splats.shN)
         after = np.einsum("k,nkc->nc", sh_basis(half_turn @ direction)[:k], turned.shN)
         np.testing.assert_allclose(after, before, atol=1e-5)
-    back = formats.from_ply_frame(turned)
+    back = from_ply_frame(turned)
     for name in ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN"):
         np.testing.assert_array_equal(getattr(back, name), getattr(splats, name))
 
 
 def test_covariances_turn_with_the_quaternions() -> None:
     splats = random_splats(20)
-    turned = formats.to_ply_frame(splats)
+    turned = to_ply_frame(splats)
     half_turn = np.diag([1.0, -1.0, -1.0])
     for i in range(20):
         covariance = [
@@ -272,7 +273,7 @@ def test_splat_of_any_bytes_reads_or_is_refused(tmp_path_factory: pytest.TempPat
     except UsageProblem:
         return
     assert len(back) == len(content) // 32
-    assert not len(formats.not_finite(back))
+    assert not len(not_finite(back))
 
 
 def test_points_file_is_a_plain_point_cloud(tmp_path: Path) -> None:

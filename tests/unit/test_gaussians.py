@@ -8,8 +8,8 @@ import torch
 from scipy.special import lpmv
 
 from segdream_cli.config import OptimConfig
-from segdream_cli.formats import Splats
-from segdream_cli.gaussians import (
+from segdream_cli.splats import Splats
+from segdream_cli.splats.gaussians import (
     GROUPS,
     Gaussians,
     adam_step,

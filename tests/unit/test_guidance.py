@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segdream_cli.guidance import Conditions, classifier_free, guided_noise, perp_neg
+from segdream_cli.distill.guidance import Conditions, classifier_free, guided_noise, perp_neg
 
 SHAPE = (3, 4, 8, 8)
 SCALE = 7.5

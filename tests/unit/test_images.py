@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdream_cli import images
 from segdream_cli.errors import SegdreamError, UsageProblem
+from segdream_cli.render import images
 
 
 def test_to_uint8_takes_the_nearest_step() -> None:

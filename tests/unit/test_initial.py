@@ -10,9 +10,9 @@ from plyfile import PlyData, PlyElement
 from segdream_cli.config import InitConfig
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import ply
-from segdream_cli.gaussians import GROUPS, Gaussians
-from segdream_cli.initial import cloud_words, initial_gaussians, neighbour_distance, round_gaussians
-from segdream_cli.profile import Vocabulary
+from segdream_cli.optimize.start import cloud_words, initial_gaussians, neighbour_distance, round_gaussians
+from segdream_cli.priors.profile import Vocabulary
+from segdream_cli.splats.gaussians import GROUPS, Gaussians
 
 
 def start(seed=0, **settings):

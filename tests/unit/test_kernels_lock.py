@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from segdream_cli.errors import EnvironmentProblem
-from segdream_cli.raster import cuda
+from segdream_cli.render.raster import cuda
 
 
 def found() -> None:

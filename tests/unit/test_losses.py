@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segdream_cli.losses import disparity, outside, total_variation
+from segdream_cli.optimize.losses import disparity, outside, total_variation
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

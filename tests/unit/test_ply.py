@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plyfile import PlyData, PlyElement
 
-from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats import Splats, ply, points
+from segdream_cli.formats import ply, points
+from segdream_cli.splats import Splats, not_finite, to_ply_frame
 
 TENSORS = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
 NAMES_SH0 = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
@@ -184,7 +184,7 @@ def test_inria_file_written_column_by_column(tmp_path: Path) -> None:
 def test_gsplat_exporter(tmp_path: Path, k: int) -> None:
     torch = pytest.importorskip("torch")
     exporter = pytest.importorskip("gsplat.exporter")
-    turned = formats.to_ply_frame(random_splats(30, k))
+    turned = to_ply_frame(random_splats(30, k))
     means, quats, log_scales, logits, sh0, shN = (torch.from_numpy(getattr(turned, name)) for name in TENSORS)
     content = exporter.export_splats(means, log_scales, quats, logits, sh0[:, None], shN, format="ply")
     (tmp_path / "gsplat.ply").write_bytes(content)
@@ -479,7 +479,7 @@ def test_no_damage_escapes_as_another_error(tmp_path_factory: pytest.TempPathFac
     for reader in (ply.read, points.read, ply.holds_gaussians):
         with suppress(UsageProblem):
             found = reader(path)
-            assert not isinstance(found, Splats) or (len(found) > 0 and not len(formats.not_finite(found)))
+            assert not isinstance(found, Splats) or (len(found) > 0 and not len(not_finite(found)))
     assert time.monotonic() - start < 2  # whatever a header claims
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from segdream_cli import weights
+from segdream_cli.accel.cuda_graphs import FirstCalls
 from segdream_cli.config import PriorConfig
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.pointe import model
@@ -34,8 +34,8 @@ from segdream_cli.pointe.transformer import (
     infer_config,
     time_embedding,
 )
-from segdream_cli.replay import FirstCalls
-from segdream_cli.text import TextEncoder, TextVector
+from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors.text import TextEncoder, TextVector
 from training.train_points import text_vectors
 
 CPU = torch.device("cpu")

@@ -17,11 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from segdream_cli import download
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.pointe import checkpoint, transformer
 from segdream_cli.pointe.checkpoint import ADDRESS_VARIABLE, open_point_e, read_state, resolve_point_e
 from segdream_cli.pointe.transformer import PointTransformer, PointTransformerConfig
+from segdream_cli.util import download
 
 BASE = PointTransformerConfig(points=8, width=16, layers=1, heads=2, text_width=12)
 UPSAMPLE = dataclasses.replace(BASE, condition="points", low_points=8, grid_tokens=4, grid_width=6)

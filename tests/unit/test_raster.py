@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segdream_cli.raster import Rendering, normals_from_depth, rasterize
+from segdream_cli.render.raster import Rendering, normals_from_depth, rasterize
 
 PICTURES = ("rgb", "alpha", "depth")
 SCENES = {
@@ -314,7 +314,7 @@ def test_kernels_compile_where_no_folder_can_be_written(tmp_path: Path) -> None:
     """As in a read-only container: numba finds no place for its cache, the kernels must compile all the same."""
     blocked = tmp_path / "blocked"
     blocked.write_text("a file, so that no folder can be made below it")
-    source = Path(__file__).parents[2] / "segdream_cli" / "raster" / "kernels.py"
+    source = Path(__file__).parents[2] / "segdream_cli" / "render" / "raster" / "kernels.py"
     (tmp_path / "segdream_kernels.py").write_text(source.read_text())
     (tmp_path / "__pycache__").write_text("in the way of numba's folder beside the source")
     environment = os.environ | {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked), "PYTHONPATH": str(tmp_path)}

@@ -11,9 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segdream_cli import replay
+from segdream_cli.accel import cuda_graphs as replay
+from segdream_cli.accel.cuda_graphs import (
+    COMPILER_CACHE,
+    FirstCalls,
+    FirstWorking,
+    RowCalls,
+    compiled,
+    fastest,
+    piece_sizes,
+)
 from segdream_cli.errors import EnvironmentProblem
-from segdream_cli.replay import COMPILER_CACHE, FirstCalls, FirstWorking, RowCalls, compiled, fastest, piece_sizes
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from segdream_cli.rewrites import (
+from segdream_cli.accel.fast_layers import (
     ChannelNorm,
     FrozenConvolution,
     drop_separate_projections,

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
-from segdream_cli.report import Arriving, StepReport, Taken
-from segdream_cli.run_dir import RunDir, RunRecord, installed_versions
+from segdream_cli.optimize.report import Arriving, StepReport, Taken
+from segdream_cli.runs.run_dir import RunDir, RunRecord, installed_versions
 
 RECORD = RunRecord(
     prompt="ein süßer Bus, 日本",

@@ -13,8 +13,8 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from segdream_cli.config import Config, DistillConfig
+from segdream_cli.distill.schedule import NoiseSchedule, Times, draw_times, trajectory_segments
 from segdream_cli.errors import UsageProblem
-from segdream_cli.schedule import NoiseSchedule, Times, draw_times, trajectory_segments
 
 SCHEDULE = NoiseSchedule(stable_diffusion_alphas())
 OPTIONS = {

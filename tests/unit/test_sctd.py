@@ -13,9 +13,9 @@ from sctd_reference import Literal, Row
 from torch import Tensor
 
 from segdream_cli.config import DistillConfig
+from segdream_cli.distill.guidance import Conditions
+from segdream_cli.distill.schedule import NoiseSchedule, Times
 from segdream_cli.distill.sctd import sctd
-from segdream_cli.guidance import Conditions
-from segdream_cli.schedule import NoiseSchedule, Times
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sctd.json"
 SHORT, LONG = (120, 60, 20), (450, 430, 404)

@@ -9,10 +9,10 @@ import torch
 from checkpoints import build, edit_json, edit_weights
 from safetensors.torch import load_file
 
-from segdream_cli import weights
 from segdream_cli.config import PriorConfig
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.text import TextEncoder
+from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors.text import TextEncoder
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,7 @@ from fakes import AnalyticPrior, stable_diffusion_alphas
 from torch import Tensor
 
 from segdream_cli.config import DistillConfig
-from segdream_cli.schedule import NoiseSchedule, trajectory_segments
+from segdream_cli.distill.schedule import NoiseSchedule, trajectory_segments
 
 FINE = 1000  # parts of a timestep
 STARTS = 4  # starting times t of a segment

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
-from segdream_cli.images import spread_colours
-from segdream_cli.video import check_suffix, write_video
+from segdream_cli.render.images import spread_colours
+from segdream_cli.render.video import check_suffix, write_video
 
 FLAT = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (250, 200, 20), (12, 120, 130), (255, 255, 255), (0, 0, 0), (90, 90, 90)]
 
@@ -218,7 +218,7 @@ PEAKS = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from segdream_cli.video import write_video
+from segdream_cli.render.video import write_video
 
 def frames(n):
     noise = np.random.default_rng(0).integers(0, 256, (320, 640, 3), dtype=np.uint8)
@@ -354,8 +354,8 @@ def test_the_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Nobody needs it for stills; films take an ffmpeg that is named or on the PATH, or say what to install."""
     program = imageio_ffmpeg.get_ffmpeg_exe()
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    monkeypatch.delitem(sys.modules, "segdream_cli.video")
-    video = importlib.import_module("segdream_cli.video")
+    monkeypatch.delitem(sys.modules, "segdream_cli.render.video")
+    video = importlib.import_module("segdream_cli.render.video")
     monkeypatch.delenv("IMAGEIO_FFMPEG_EXE", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     for use in (video.ffmpeg_version, lambda: video.write_video(tmp_path / "a.mp4", moving(2), fps=30)):

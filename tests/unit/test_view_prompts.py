@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segdream_cli.config import ViewConfig
-from segdream_cli.errors import UsageProblem
-from segdream_cli.profile import ViewPhrases, Vocabulary
-from segdream_cli.view_prompts import (
+from segdream_cli.distill.view_prompts import (
     BACK,
     FRONT,
     OVERHEAD,
@@ -24,6 +22,8 @@ from segdream_cli.view_prompts import (
     phrase_texts,
     view_weights,
 )
+from segdream_cli.errors import UsageProblem
+from segdream_cli.priors.profile import ViewPhrases, Vocabulary
 
 WORDS = Vocabulary(
     objects=("school bus", "ice cream cone", "car", "dog", "ice"),

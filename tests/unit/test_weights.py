@@ -12,10 +12,10 @@ from checkpoints import build, edit_json, write_json
 from hub_server import COMMIT, Hub, point_to, serving
 from huggingface_hub import constants
 
-from segdream_cli import weights
 from segdream_cli.config import PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
-from segdream_cli.profile import PROFILE_FILE, PriorProfile
+from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,86 @@
+"""Classifier-free guidance and Perp-Neg, as functions of noise predictions.
+
+Shapes: b rows of latents, k negative branches, l tokens of width d.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from segdream_cli.distill.schedule import PredictNoise
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The text each row of latents is conditioned on.
+
+    Args:
+        null: embedding of the empty text, for the inversion and G(z_s, s).
+        uncond: embedding of the negative prompt, the base of the guidance.
+        positive: embedding of the prompt as seen from the row's camera.
+        negatives: embeddings of the views that Perp-Neg pushes away from.
+        weights: their weights, zero or negative, on the CPU; a branch of weight zero is never evaluated.
+    """
+
+    null: Float[Tensor, "b l d"]
+    uncond: Float[Tensor, "b l d"]
+    positive: Float[Tensor, "b l d"]
+    negatives: Float[Tensor, "k b l d"]
+    weights: Float[Tensor, "k b"]
+
+
+def classifier_free(
+    eps_uncond: Float[Tensor, "b c h w"], eps_cond: Float[Tensor, "b c h w"], guidance_scale: float
+) -> Float[Tensor, "b c h w"]:
+    """Classifier-free guidance (Ho and Salimans, 2021): ε_u + ω (ε_c - ε_u)."""
+    return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
+
+
+def perp_neg(
+    eps_uncond: Float[Tensor, "b c h w"],
+    eps_cond: Float[Tensor, "b c h w"],
+    eps_negatives: Float[Tensor, "k b c h w"],
+    weights: Float[Tensor, "k b"],
+    guidance_scale: float,
+) -> Float[Tensor, "b c h w"]:
+    """Perp-Neg (Armandpour et al., 2023): negative branches act at a right angle to the positive one only.
+
+    With δ = ε - ε_u: ε_u + ω (δ_c + Σ_i w_i (δ_i - <δ_i, δ_c> / |δ_c|² δ_c)); inner products over all elements
+    of a row.
+    """
+    positive = eps_cond - eps_uncond
+    negative = eps_negatives - eps_uncond
+    length = positive.square().sum((1, 2, 3), keepdim=True).clamp_min(1e-6)  # [b, 1, 1, 1]
+    along = (negative * positive).sum((2, 3, 4), keepdim=True) / length  # [k, b, 1, 1, 1]
+    away = (weights[:, :, None, None, None] * (negative - along * positive)).sum(0)
+    return eps_uncond + guidance_scale * (positive + away)
+
+
+def guided_noise(
+    predict_noise: PredictNoise,
+    latents: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    conditions: Conditions,
+    guidance_scale: float,
+) -> Float[Tensor, "b c h w"]:
+    """The guided noise estimate, every branch that counts in one call of the network.
+
+    Without negative branches this is classifier-free guidance, and at scale 1 the conditional estimate alone.
+    """
+    branch, row = conditions.weights.nonzero(as_tuple=True)  # [m] each
+    if guidance_scale == 1 and not len(row):
+        return predict_noise(latents, t, conditions.positive)
+    b, times = len(latents), torch.cat([t, t, t[row]])
+    branch, row, weights = (
+        part.to(latents.device, non_blocking=True) for part in (branch, row, conditions.weights.to(latents.dtype))
+    )
+    text = torch.cat([conditions.uncond, conditions.positive, conditions.negatives[branch, row]])
+    eps = predict_noise(torch.cat([latents, latents, latents[row]]), times, text)
+    eps_uncond, eps_cond, eps_active = eps.split([b, b, len(row)])
+    if not len(row):
+        return classifier_free(eps_uncond, eps_cond, guidance_scale)
+    eps_negatives = eps.new_zeros(len(weights), *eps_cond.shape)
+    eps_negatives[branch, row] = eps_active
+    return perp_neg(eps_uncond, eps_cond, eps_negatives, weights, guidance_scale)

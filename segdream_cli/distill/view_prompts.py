@@ -1,0 +1,201 @@
+"""From a prompt to what each camera should see: checked text, view phrases, and their weights by direction.
+
+Shapes: b views, p phrases in the order of `phrase_texts`, l tokens of width d.
+"""
+
+import dataclasses
+import difflib
+import itertools
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segdream_cli.config import ViewConfig
+from segdream_cli.distill.guidance import Conditions
+from segdream_cli.errors import UsageProblem
+from segdream_cli.priors.profile import ViewPhrases, Vocabulary
+
+MAX_PROMPT = 1000
+WORDS_HINT = "segdream generate --list-words"
+FRONT, SIDE, BACK, OVERHEAD, RING = range(5)
+
+
+def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
+    """The prompt as the prior is to read it, once it is known to be usable.
+
+    A prior that takes any text gets it without the space around it; one with a vocabulary gets the phrases it
+    knows, in lower case and without punctuation, since it has seen nothing else.
+
+    Raises:
+        UsageProblem: it is empty, absurdly long, holds control characters or words the prior does not know, or, for
+            a prior with a vocabulary, does not name exactly one object, or two colours or attributes.
+    """
+    text = _checked_text(prompt, "prompt")
+    if not text:
+        raise UsageProblem("the prompt is empty", hint='segdream generate "a yellow school bus" -o bus.ply')
+    if vocabulary is None:
+        return text
+    phrases = _known_phrases(text, vocabulary)
+    for kind, known, fewest in (
+        ("object", vocabulary.objects, 1),
+        ("colour", vocabulary.colors, 0),
+        ("attribute", vocabulary.attributes, 0),
+    ):
+        named = [phrase for phrase in phrases if phrase in known]
+        if not fewest <= len(named) <= 1:
+            names = " and ".join(named) or "none"
+            raise UsageProblem(f"this prior draws one {kind} at a time, and {text!r} names {names}", hint=WORDS_HINT)
+    return " ".join(phrases)
+
+
+def clean_negative(negative: str, vocabulary: Vocabulary | None) -> str:
+    """The negative prompt as the prior is to read it, which may be empty and may name any number of objects.
+
+    Raises:
+        UsageProblem: it is absurdly long, or holds control characters or words the prior does not know.
+    """
+    text = _checked_text(negative, "negative prompt")
+    return text if vocabulary is None else " ".join(_known_phrases(text, vocabulary))
+
+
+def _checked_text(text: str, name: str) -> str:
+    """The text without the space around it.
+
+    Raises:
+        UsageProblem: it is absurdly long or holds control characters.
+    """
+    text = text.strip()
+    if len(text) > MAX_PROMPT:
+        raise UsageProblem(
+            f"the {name} has {len(text):,} characters, and no prior reads more than {MAX_PROMPT:,}",
+            hint="describe one object in a sentence",
+        )
+    odd = next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), None)
+    if odd is not None:
+        raise UsageProblem(
+            f"the {name} holds the control character {odd!r}", hint="put each prompt on a line of its own"
+        )
+    return text
+
+
+def _known_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
+    """The known phrases that make up a text, in their order.
+
+    Raises:
+        UsageProblem: naming the words that belong to none, and the nearest known phrases.
+    """
+    phrases = sorted(itertools.chain(*dataclasses.astuple(vocabulary)), key=len, reverse=True)
+    known = re.compile(r"\b(?:" + "|".join(map(re.escape, phrases)) + r")\b")
+    text = " ".join(text.lower().split())
+    unknown = re.findall(r"\w+", known.sub(" ", text))
+    if unknown:
+        words = ", ".join(map(repr, dict.fromkeys(unknown)))
+        near = dict.fromkeys(phrase for word in unknown for phrase in _nearest(word, phrases))
+        raise UsageProblem(
+            f"this prior does not know {words}" + (f"; the nearest it knows: {', '.join(near)}" if near else ""),
+            hint=WORDS_HINT,
+        )
+    return known.findall(text)
+
+
+def _nearest(word: str, phrases: Sequence[str]) -> list[str]:
+    """Known phrases that contain the word, or else are spelt like it."""
+    containing = [phrase for phrase in phrases if word in phrase.split()]
+    return containing or difflib.get_close_matches(word, phrases, n=3, cutoff=0.5)
+
+
+def phrase_texts(prompt: str, views: ViewPhrases) -> list[str]:
+    """The prompt with each view phrase: front, side, back, overhead, then the ring."""
+    return [f"{prompt}, {phrase}" for phrase in (views.front, views.side, views.back, views.overhead, *views.ring)]
+
+
+@dataclass(frozen=True, slots=True)
+class ViewWeights:
+    """How much of each phrase a view takes.
+
+    Args:
+        positive: weights of the phrases, each row summing to 1.
+        negative: Perp-Neg's weights of the front and the side phrase, zero or below.
+    """
+
+    positive: Float[Tensor, "b p"]
+    negative: Float[Tensor, "2 b"]
+
+
+def view_weights(
+    azimuth_deg: Float[Tensor, " b"],
+    elevation_deg: Float[Tensor, " b"],
+    views: ViewPhrases,
+    config: ViewConfig,
+    *,
+    perp_neg: bool,
+) -> ViewWeights:
+    """Weights of the phrases for cameras at these angles, 0 azimuth being the front.
+
+    Neighbouring phrases are blended linearly by azimuth, or the nearest one is taken; above
+    `overhead_elevation_deg` it is the overhead phrase alone, without negative branches.
+    """
+    ring = torch.arange(RING, RING + len(views.ring)) if views.ring else torch.tensor([FRONT, SIDE, BACK, SIDE])
+    place = azimuth_deg.remainder(360) * len(ring) / 360
+    lower = place.floor()
+    share = place - lower if config.blend else (place - lower).round()
+    rows = torch.arange(len(place))
+    positive = torch.zeros(len(place), RING + len(views.ring))
+    positive.index_put_((rows, ring[lower.long() % len(ring)]), 1 - share, accumulate=True)
+    positive.index_put_((rows, ring[(lower.long() + 1) % len(ring)]), share, accumulate=True)
+    negative = perp_neg_weights(azimuth_deg, config) if perp_neg else torch.zeros(2, len(place))
+    if config.overhead_elevation_deg is not None:
+        overhead = elevation_deg > config.overhead_elevation_deg
+        positive[overhead] = torch.eye(positive.shape[1])[OVERHEAD]
+        negative = negative.masked_fill(overhead, 0)
+    return ViewWeights(positive, negative)
+
+
+def perp_neg_weights(azimuth_deg: Float[Tensor, " b"], config: ViewConfig) -> Float[Tensor, "2 b"]:
+    """Perp-Neg's weights of the front and the side branch, as in LucidDreamer and the official release.
+
+    With a the absolute azimuth: in front of the side, r = 1 - a / 90, the front weighs w exp(-f r) unless
+    r > 0.8 and the side w exp(-s (1 - r)) unless r < 0.2; behind it, r = 2 - a / 90, the front weighs w and the
+    side w / 2 exp(-s r) unless r > 0.8.
+    """
+    a = (azimuth_deg.remainder(360) - 360 * (azimuth_deg.remainder(360) > 180)).abs()
+    w, f, s = config.negative_weight, config.front_decay, config.side_decay
+    r = 1 - a / 90
+    front = torch.where(r <= config.front_until, w * torch.exp(-f * r), 0.0)
+    side = torch.where(r >= config.side_from, w * torch.exp(-s * (1 - r)), 0.0)
+    r_back = 2 - a / 90
+    side_back = torch.where(r_back <= config.front_until, w / 2 * torch.exp(-s * r_back), 0.0)
+    weights = torch.where(a < 90, torch.stack([front, side]), torch.stack([torch.full_like(a, w), side_back]))
+    return torch.where(weights.abs() > config.weight_floor, weights, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmbeddings:
+    """Everything the text encoder has to say about one prompt."""
+
+    phrases: Float[Tensor, "p l d"]
+    uncond: Float[Tensor, "l d"]
+    null: Float[Tensor, "l d"]
+
+
+def conditions(embeddings: Sequence[PromptEmbeddings], weights: ViewWeights) -> Conditions:
+    """The text of each view, blended by its weights; the views of one prompt after those of the other."""
+    phrases, uncond, null = (
+        torch.stack([getattr(prompt, name) for prompt in embeddings]) for name in ("phrases", "uncond", "null")
+    )
+    a = len(embeddings)
+    b, v = len(weights.positive), len(weights.positive) // a
+    positive = weights.positive.to(phrases.device, phrases.dtype, non_blocking=True).unflatten(0, (a, v))
+    negatives = phrases[:, FRONT : SIDE + 1].transpose(0, 1)  # [2, a, l, d]
+    return Conditions(
+        null=null[:, None].expand(-1, v, -1, -1).flatten(0, 1),
+        uncond=uncond[:, None].expand(-1, v, -1, -1).flatten(0, 1),
+        positive=torch.einsum("avp,apld->avld", positive, phrases).flatten(0, 1),
+        negatives=negatives[:, :, None].expand(-1, -1, v, -1, -1).reshape(2, b, *phrases.shape[2:]),
+        weights=weights.negative,
+    )

@@ -1,0 +1,140 @@
+"""The first Gaussians of a run: about the points of Point-E, a ball, a box, or what a PLY file holds.
+
+A new geometric start is one more function from an `InitConfig` to points, beside `_ball` and `_box`.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from segdream_cli.config import InitConfig
+from segdream_cli.distill.view_prompts import clean_prompt
+from segdream_cli.errors import UsageProblem
+from segdream_cli.formats import ply, points
+from segdream_cli.pointe.model import PointCloud
+from segdream_cli.priors.profile import Vocabulary
+from segdream_cli.splats import SH_C0
+from segdream_cli.splats.gaussians import Gaussians
+
+POINT_E = "point-e"
+
+
+def check_start(shape: str) -> None:
+    """Refuses a start that is neither a known shape nor named like a PLY file.
+
+    Raises:
+        UsageProblem: naming the known ones.
+    """
+    known = (POINT_E, *SHAPES)
+    if shape not in known and Path(shape).suffix.lower() != ".ply":
+        raise UsageProblem(f"there is no start {shape!r}", hint=f"--init {', '.join(known)} or the path of a .ply file")
+
+
+def cloud_words(config: InitConfig, prompt: str | None, vocabulary: Vocabulary | None) -> str | None:
+    """What Point-E is to make: the start's simpler words, else the prompt, as the prior is to read them.
+
+    There are none for a start from something else, and none without a prompt where there are no simpler words.
+
+    Raises:
+        UsageProblem: they can't be used.
+    """
+    words = prompt if config.prompt is None else config.prompt
+    return None if config.shape != POINT_E or words is None else clean_prompt(words, vocabulary)
+
+
+def initial_gaussians(
+    config: InitConfig, generator: torch.Generator, cloud: Callable[[], PointCloud] | None = None
+) -> Gaussians:
+    """Gaussians to start from.
+
+    A PLY of Gaussians is taken as it is; a PLY of points gives each point a round Gaussian with the point's colour.
+
+    Args:
+        config: what to start from.
+        generator: of everything random but Point-E's noise.
+        cloud: makes Point-E's cloud, for a start from it.
+
+    Raises:
+        UsageProblem: an unknown shape, or a file that can't be used.
+    """
+    check_start(config.shape)
+    if config.shape == POINT_E:
+        if cloud is None:
+            raise ValueError("a start from Point-E needs its cloud")
+        means, rgb = about_points(cloud(), config, generator)
+    elif config.shape in SHAPES:
+        means, rgb = SHAPES[config.shape](config, generator), None
+    else:
+        path = Path(config.shape)
+        if ply.holds_gaussians(path):
+            return Gaussians.from_splats(ply.read(path))
+        xyz, found = points.read(path)
+        means, rgb = torch.from_numpy(xyz), None if found is None else torch.from_numpy(found)
+    colors = torch.full_like(means, config.gray) if rgb is None else rgb
+    return round_gaussians(means, colors, config, generator)
+
+
+def about_points(
+    cloud: PointCloud, config: InitConfig, generator: torch.Generator
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"] | None]:
+    """`copies` places about each point of a cloud, the same about all, and their colours unless they are to be grey.
+
+    Radius, polar angle and azimuth of a place are each uniform, so that most are near the point (release).
+    """
+    points, colors = config.scale * cloud.points, cloud.colors
+    points[:, 1] += config.lift
+    if config.points is not None and config.points < len(points):
+        kept = torch.randperm(len(points), generator=generator)[: config.points]
+        points, colors = points[kept], colors[kept]
+    radius, polar, azimuth = torch.rand(3, config.copies, generator=generator)
+    radius, polar, azimuth = config.spread * radius, math.pi * polar, 2 * math.pi * azimuth
+    flat = radius * polar.sin()
+    offsets = torch.stack([flat * azimuth.cos(), radius * polar.cos(), flat * azimuth.sin()], -1)
+    means = (points[:, None] + offsets).flatten(0, 1)
+    return means, colors.repeat_interleave(config.copies, 0) if config.color == "points" else None
+
+
+def round_gaussians(
+    means: Float[Tensor, "n 3"], colors: Float[Tensor, "n 3"], config: InitConfig, generator: torch.Generator
+) -> Gaussians:
+    """A round Gaussian at each point, as wide as the root mean square distance to its three nearest neighbours."""
+    n = len(means)
+    k = {0: 0, 1: 3, 2: 8, 3: 15}[config.sh_degree]
+    noise = config.color_noise * torch.randn(n, 3, generator=generator)
+    return Gaussians(
+        {
+            "means": means,
+            "quats": torch.tensor([1.0, 0, 0, 0]).repeat(n, 1),
+            "log_scales": neighbour_distance(means).log()[:, None].repeat(1, 3),
+            "opacity_logits": torch.full((n,), config.opacity).logit(),
+            "sh0": (colors + noise - 0.5) / SH_C0,
+            "shN": torch.zeros(n, k, 3),
+        }
+    )
+
+
+def neighbour_distance(means: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """Root mean square distance of each point to its three nearest neighbours, at least 3e-4 (release)."""
+    near = min(4, len(means))
+    distance, _ = KDTree(means.numpy()).query(means.numpy(), k=range(1, near + 1), workers=-1)
+    squares = torch.from_numpy(distance[:, 1:]).square().mean(1) if near > 1 else torch.full((len(means),), 0.01)
+    return squares.clamp_min(1e-7).sqrt().float()
+
+
+def _ball(config: InitConfig, generator: torch.Generator) -> Float[Tensor, "n 3"]:
+    """Points spread evenly over a ball."""
+    direction = torch.nn.functional.normalize(torch.randn(config.count, 3, generator=generator), dim=-1)
+    return config.radius * direction * torch.rand(config.count, 1, generator=generator) ** (1 / 3)
+
+
+def _box(config: InitConfig, generator: torch.Generator) -> Float[Tensor, "n 3"]:
+    """Points spread evenly over a cube."""
+    return config.radius * (2 * torch.rand(config.count, 3, generator=generator) - 1)
+
+
+SHAPES = {"sphere": _ball, "box": _box}

@@ -1,0 +1,1 @@
+"""Text-to-image diffusion models: the interface, the Stable Diffusion layout, and finding and verifying their files."""

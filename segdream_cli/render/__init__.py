@@ -1,0 +1,1 @@
+"""From Gaussians to images: cameras, the rasteriser, images and videos."""

@@ -1,0 +1,129 @@
+"""The CUDA rasteriser: gsplat, whose kernels are compiled on the user's machine at first use."""
+
+import contextlib
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from segdream_cli.errors import EnvironmentProblem
+from segdream_cli.util.download import cache_folder
+
+WARP = 32
+"""gsplat 1.5.3's backward pass adds up what the threads of a warp hold for one index, whichever set that belongs to."""
+
+
+@cache
+def load_kernels() -> Callable[..., Any]:
+    """The entry point of gsplat, with its kernels compiled and loaded.
+
+    Raises:
+        EnvironmentProblem: there is no CUDA compiler, the compilation fails, or the cache can't be written.
+    """
+    with _alone():
+        return _load()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps other processes from building: of two at once, gsplat lets the second delete what the first has."""
+    folder = cache_folder()
+    lock = FileLock(folder / "gsplat.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # Python writes the line to stderr: nobody else has a say in logging
+            logging.getLogger(__name__).warning("waiting for another process that builds or loads gsplat's kernels")
+            lock.acquire()
+    except OSError as problem:
+        raise EnvironmentProblem(
+            f"{folder} can't be written, where gsplat's kernels are locked while they are built: "
+            f"{problem.strerror or problem}",
+            hint="SEGDREAM_CACHE=/a/folder/of/yours segdream ...",
+        ) from problem
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _load() -> Callable[..., Any]:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # gsplat reports its progress on stdout, which is for results
+            from gsplat import rasterization
+            from gsplat.cuda._backend import _C as kernels
+    except Exception as problem:  # the compiler, the linker and the loader each raise their own kind
+        lines = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise EnvironmentProblem(
+            f"gsplat's CUDA kernels can't be built or loaded: {lines[0]}",
+            hint="rm -rf ~/.cache/torch_extensions/*/gsplat_cuda; "
+            'VERBOSE=1 MAX_JOBS=4 python -c "import gsplat.cuda._backend"  # shows what the compiler says',
+        ) from problem
+    if kernels is None:
+        raise EnvironmentProblem("gsplat finds no CUDA compiler (nvcc) to build its kernels with", hint=_toolkit_hint())
+    found: Callable[..., Any] = rasterization
+    return found
+
+
+def _toolkit_hint() -> str:
+    version = torch.version.cuda or "13.0"
+    folder = f"nvidia/cu{version.partition('.')[0]}"
+    purelib = "$(python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')"
+    return f'pip install "cuda-toolkit[nvcc,cccl]=={version}.*" && export CUDA_HOME={purelib}/{folder}'
+
+
+def rasterize(
+    means: Float[Tensor, "*a n 3"],
+    quats: Float[Tensor, "*a n 4"],
+    scales: Float[Tensor, "*a n 3"],
+    opacities: Float[Tensor, "*a n"],
+    colors: Float[Tensor, "*views n 3"],
+    viewmats: Float[Tensor, "*a c 4 4"],
+    Ks: Float[Tensor, "*a c 3 3"],
+    width: int,
+    height: int,
+) -> tuple[
+    Float[Tensor, "*a c h w 3"],
+    Float[Tensor, "*a c h w 1"],
+    Float[Tensor, "*a c h w 1"],
+    Float[Tensor, "*a c n 2"],
+    Int[Tensor, "*a c n"],
+]:
+    """Colour, alpha, accumulated depth, `means2d` and `radii`; see `segdream_cli.render.raster.rasterize`.
+
+    Raises:
+        EnvironmentProblem: gsplat's kernels can't be built.
+        ValueError: several sets of fewer than 32 Gaussians.
+    """
+    n, views = means.shape[-2], viewmats.shape[:-2]
+    if n == 0:  # gsplat divides by the number of Gaussians
+        nothing = colors.sum() + means.new_zeros(*views, height, width, 5)
+        radii = torch.zeros(*views, 0, dtype=torch.int32, device=means.device)
+        means2d = means[..., None, :, :2].expand(*views, 0, 2)
+        return nothing[..., :3], nothing[..., 3:4], nothing[..., 4:], means2d, radii
+    if n < WARP and math.prod(means.shape[:-2]) > 1:
+        raise ValueError(f"gsplat needs at least {WARP} Gaussians in each of several sets, not {n}")
+    unturned = (quats == 0).all(-1, keepdim=True)  # gsplat would divide by their norm
+    identity = torch.eye(1, 4, device=quats.device, dtype=quats.dtype)  # made there: a copy from the host would wait
+    picture, alpha, info = load_kernels()(
+        means,
+        torch.where(unturned, identity, quats),
+        scales,
+        opacities,
+        colors,
+        viewmats,
+        Ks,
+        width,
+        height,
+        packed=False,
+        render_mode="RGB+D",
+    )
+    return picture[..., :3], alpha, picture[..., 3:], info["means2d"], info["radii"].amax(-1)

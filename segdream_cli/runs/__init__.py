@@ -1,0 +1,1 @@
+"""Jobs: plan, begin, resume, follow, save and stop them, with or without a terminal."""

@@ -1,0 +1,241 @@
+"""The folder of a run: what it was asked for, how far it came, and what it looked like on the way.
+
+run.json                 configuration, prompt, seed, prior, versions; enough to continue or to repeat the run
+checkpoint.safetensors   everything the next step depends on
+events.jsonl             one line a reported step
+preview-000400.png       pictures, if asked for
+"""
+
+import json
+import platform
+import shlex
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from segdream_cli.config import Config
+from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
+from segdream_cli.optimize.state import AssetState
+from segdream_cli.util.files import replacing, write_problem
+
+FORMAT = 1
+RECORD_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "prompt": str,
+    "seed": int,
+    "negative_prompt": (str, type(None)),
+    "output": str,
+    "quality": str,
+    "config": dict,
+    "prior": dict,
+}
+PACKAGES = ("segdream", "torch", "diffusers", "transformers", "gsplat", "numba", "numpy", "safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What `run.json` holds.
+
+    Args:
+        prompt, seed, negative_prompt: what was asked for; no negative prompt is the prior's own.
+        output: the asset's path, relative to the run folder's parent.
+        quality: the preset the configuration started from.
+        config: dotted settings.
+        prior: name and digest of the checkpoint.
+        device: where it was computed.
+        versions: of what can change the result.
+    """
+
+    prompt: str
+    seed: int
+    negative_prompt: str | None
+    output: str
+    quality: str
+    config: Mapping[str, Any]
+    prior: Mapping[str, str]
+    device: str
+    versions: Mapping[str, str]
+    format: int = FORMAT
+
+
+def _checked(data: Mapping[str, Any]) -> RunRecord:
+    """The record in the content of a `run.json`.
+
+    Raises:
+        TypeError: an entry is missing, unknown or of the wrong type.
+    """
+    record = RunRecord(**data)
+    for name, kind in RECORD_TYPES.items():
+        if not isinstance(data[name], kind):
+            raise TypeError(f"{name} can't be {data[name]!r}")
+    if missing := {"name", "digest"} - set(record.prior):
+        raise TypeError(f"the prior lacks its {missing.pop()}")
+    return record
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+class RunDir:
+    """A run folder on disk.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def beside(cls, output: Path) -> Self:
+        """The run folder of an asset: `bus.ply` has `bus.run`."""
+        return cls(output.with_suffix(".run"))
+
+    @property
+    def checkpoint(self) -> Path:
+        """The latest checkpoint."""
+        return self.path / "checkpoint.safetensors"
+
+    def exists(self) -> bool:
+        """Whether a run was ever started here."""
+        return (self.path / "run.json").is_file()
+
+    def unfinished(self) -> bool:
+        """Whether a run stopped here after at least one checkpoint; a finished one leaves none."""
+        return self.exists() and self.checkpoint.exists()
+
+    def resume_command(self) -> str:
+        """What to type to continue the run."""
+        return f"segdream generate --resume {shlex.quote(str(self.path))}"
+
+    def check_free(self, *, force: bool) -> None:
+        """Refuses to start a run where that would lose one.
+
+        Raises:
+            OutputExists: an unfinished run is here and `force` is false, or the folder is not a run's.
+        """
+        if self.path.exists() and not self.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise OutputExists(f"{self.path} exists and is not a run folder", hint="choose another -o")
+        if self.unfinished() and not force:
+            raise OutputExists(
+                f"{self.path} holds an unfinished run at step {self.step()}",
+                hint=f"{self.resume_command()}  # or --force to start over",
+            )
+
+    def create(self, record: RunRecord) -> None:
+        """Makes the folder afresh and writes what was asked for.
+
+        Raises:
+            SegdreamError: the disk is full; UsageProblem: the folder can't be written.
+        """
+        try:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir()
+        except OSError as problem:
+            raise write_problem(problem, self.path) from problem
+        try:
+            with replacing(self.path / "run.json") as temporary:
+                temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+        except SegdreamError:
+            with suppress(OSError):
+                self.path.rmdir()
+            raise
+
+    def finish(self) -> None:
+        """Marks the run as done: what is left repeats it, but no longer continues it."""
+        self.checkpoint.unlink(missing_ok=True)
+
+    def record(self) -> RunRecord:
+        """What the run was asked for.
+
+        Raises:
+            UsageProblem: the folder is not a run folder, or of a later version.
+        """
+        try:
+            data = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise UsageProblem(
+                    f"{self.path} was written by another version of segdream (run format {data['format']})",
+                    hint="pip install --upgrade segdream",
+                )
+            record = _checked(data)
+        except OSError as problem:
+            reason = "it has no run.json" if self.path.is_dir() else problem.strerror
+            raise UsageProblem(f"{self.path} is not a run folder: {reason}", hint="ls -d *.run") from problem
+        except (ValueError, KeyError, TypeError) as problem:
+            raise UsageProblem(
+                f"{self.path / 'run.json'} is damaged: {problem}", hint="start over with --force"
+            ) from problem
+        return record
+
+    def config(self) -> Config:
+        """The run's configuration."""
+        return Config().set(self.record().config)
+
+    def save(self, asset: AssetState) -> None:
+        """Replaces the checkpoint by the asset's present state."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in asset.tensors().items()}
+        with replacing(self.checkpoint) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors))  # its save_file hides that the disk is full
+
+    def load(self) -> dict[str, Tensor]:
+        """The tensors of the latest checkpoint.
+
+        Raises:
+            UsageProblem: it is damaged.
+        """
+        try:
+            tensors: dict[str, Tensor] = safetensors.torch.load_file(self.checkpoint)
+        except (SafetensorError, OSError) as problem:
+            raise self.damaged(problem) from problem
+        return tensors
+
+    def step(self) -> int:
+        """How many steps the latest checkpoint holds; 0 without one."""
+        if not self.checkpoint.exists():
+            return 0
+        try:
+            with safe_open(self.checkpoint, "pt") as tensors:
+                return int(tensors.get_tensor("step"))
+        except (SafetensorError, OSError) as problem:
+            raise self.damaged(problem) from problem
+
+    def damaged(self, problem: Exception) -> UsageProblem:
+        """The error to raise when the checkpoint can't be used."""
+        return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint="start over with --force")
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Adds a line to `events.jsonl` and hands it to the operating system."""
+        line = json.dumps(event, separators=(",", ":"))
+        try:
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        except OSError as problem:
+            raise write_problem(problem, self.path / "events.jsonl") from problem
+
+    def trim_events(self, step: int) -> None:
+        """Drops the lines after `step`, and one that a crash cut short: those steps will be done again."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
