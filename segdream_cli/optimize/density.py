@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from segdream_cli.config import DensifyConfig
-from segdream_cli.splats.gaussians import Gaussians, Optimizers
+from segdream_cli.optimize.adam import Optimizers
+from segdream_cli.splats.gaussians import Gaussians
 
 _GSPLAT_NAMES = {"log_scales": "scales", "opacity_logits": "opacities"}
 

@@ -29,6 +29,7 @@ from segdream_cli.distill.view_prompts import (
 )
 from segdream_cli.errors import Diverged, UsageProblem
 from segdream_cli.optimize import losses
+from segdream_cli.optimize.adam import adam_step, build_optimizers, clip_gradients
 from segdream_cli.optimize.density import DensityStats, control_density, due, gather
 from segdream_cli.optimize.report import Arriving, StepReport, Taken
 from segdream_cli.optimize.start import cloud_words, initial_gaussians
@@ -37,7 +38,7 @@ from segdream_cli.pointe.model import PointCloud
 from segdream_cli.priors.protocol import Prior
 from segdream_cli.render.cameras import Cameras, sample_backgrounds, sample_cameras
 from segdream_cli.render.raster import Rendering, rasterize
-from segdream_cli.splats.gaussians import Gaussians, adam_step, build_optimizers, clip_gradients, stack
+from segdream_cli.splats.gaussians import Gaussians, stack
 from segdream_cli.util.memory import out_of_memory, peak_memory_gib
 
 

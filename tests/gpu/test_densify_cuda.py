@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from segdream_cli.config import DensifyConfig, OptimConfig
+from segdream_cli.optimize.adam import build_optimizers
 from segdream_cli.optimize.density import DensityStats, control_density
-from segdream_cli.splats.gaussians import Gaussians, build_optimizers
+from segdream_cli.splats.gaussians import Gaussians
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,18 +8,9 @@ import torch
 from scipy.special import lpmv
 
 from segdream_cli.config import OptimConfig
+from segdream_cli.optimize.adam import adam_step, build_optimizers, clip_gradients, learning_rates
 from segdream_cli.splats import Splats
-from segdream_cli.splats.gaussians import (
-    GROUPS,
-    Gaussians,
-    adam_step,
-    bounds,
-    build_optimizers,
-    clip_gradients,
-    learning_rates,
-    sh_basis,
-    stack,
-)
+from segdream_cli.splats.gaussians import GROUPS, Gaussians, bounds, sh_basis, stack
 
 
 def random_gaussians(n=7, k=3, seed=0):

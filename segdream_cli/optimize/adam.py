@@ -1,0 +1,100 @@
+"""Adam over the parameter groups of one or several sets of Gaussians."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.optim import adam
+
+from segdream_cli.config import OptimConfig
+from segdream_cli.splats.gaussians import GROUPS, Gaussians
+
+Optimizers = dict[str, torch.optim.Adam]
+"""One Adam per parameter group: it holds the moments, `adam_step` takes the steps."""
+
+
+def build_optimizers(gaussians: Gaussians, config: OptimConfig) -> Optimizers:
+    """One Adam per parameter group, since density control edits their rows one group at a time; its moments are 0."""
+    optimizers = {}
+    for name, rate in learning_rates(config, 0).items():
+        parameter = gaussians.params[name]
+        optimizers[name] = torch.optim.Adam(
+            [parameter], lr=rate, betas=config.betas, eps=config.eps, fused=parameter.is_cuda or None
+        )
+        optimizers[name].state[parameter] = {
+            "step": torch.zeros((), device=parameter.device if parameter.is_cuda else None),
+            "exp_avg": torch.zeros_like(parameter.detach()),
+            "exp_avg_sq": torch.zeros_like(parameter.detach()),
+        }
+    return optimizers
+
+
+def learning_rates(config: OptimConfig, step: int) -> dict[str, float]:
+    """Learning rate of each group in a step of the run, log-linear between its start and its end."""
+    progress = min(step / config.steps, 1)
+    rates = (config.means_lr, config.quat_lr, config.scale_lr, config.opacity_lr, config.sh0_lr, config.shN_lr)
+    return {name: start * (end / start) ** progress for name, (start, end) in zip(GROUPS, rates, strict=True)}
+
+
+def clip_gradients(gaussians: Gaussians, config: OptimConfig, step: int) -> Float[Tensor, " a"]:
+    """Clips the gradient norm of each group of each set of a stack; the limit grows over the first steps.
+
+    A group without a gradient receives zeros.
+
+    Returns:
+        each set's norm over all groups before clipping.
+    """
+    start, end = config.clip
+    limit = start + (end - start) * (min(step / config.clip_steps, 1) if config.clip_steps else 1)
+    for parameter in gaussians.params.values():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad.flatten(1) for parameter in gaussians.params.values() if parameter.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients])  # [groups, a]
+    factors = (limit / (norms + 1e-6)).clamp_max(1)
+    for gradient, factor in zip(gradients, factors, strict=True):
+        gradient.mul_(factor[:, None])
+    total: Tensor = norms.norm(dim=0)
+    return total
+
+
+@torch.no_grad()
+def adam_step(
+    sets: Sequence[Gaussians],
+    optimizers: Sequence[Optimizers],
+    stacked: Gaussians,
+    config: OptimConfig,
+    step: int,
+    usable: Bool[Tensor, ""] | None = None,
+) -> None:
+    """Takes one step of Adam on every set by the gradients of their stack, in a single call per group.
+
+    Where `usable`, on the device, is false, nothing changes; None is true.
+    """
+    beta1, beta2 = config.betas
+    found_inf = None if usable is None else usable.logical_not().float()
+    for name, rate in learning_rates(config, step).items():
+        parameters = [gaussians.params[name] for gaussians in sets]
+        states = [each[name].state[parameter] for each, parameter in zip(optimizers, parameters, strict=True)]
+        gradients = stacked.params[name].grad
+        if gradients is None or not gradients.numel():
+            continue
+        adam.adam(
+            list(parameters),
+            [gradient[: len(parameter)] for gradient, parameter in zip(gradients, parameters, strict=True)],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=False,
+            fused=gradients.is_cuda or found_inf is not None,
+            found_inf=found_inf,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=rate,
+            weight_decay=0.0,
+            eps=config.eps,
+            maximize=False,
+        )
