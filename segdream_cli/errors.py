@@ -1,23 +1,37 @@
-"""Every error a user can meet, and the exit code it ends with.
+"""The errors that a user can meet, with their exit codes.
 
     SegdreamError            1  the work failed
-    +-- UsageProblem         2  a prompt, option, configuration or input file that can't be used
-    +-- EnvironmentProblem   3  something the machine lacks: CUDA, a compiler, ffmpeg
-    +-- WeightsUnavailable   4  a checkpoint that is missing, incomplete or of the wrong kind
-    +-- OutOfMemory          5  the device's memory does not hold the run
-    +-- OutputExists         6  the result is there already and --force was not given
-    +-- Diverged             7  a gradient is no longer a finite number
+    +-- UsageProblem         2  a prompt, option, setting or input file can't be used
+    +-- EnvironmentProblem   3  the machine lacks CUDA, a compiler or ffmpeg
+    +-- WeightsUnavailable   4  a checkpoint is missing, incomplete or of the wrong kind
+    +-- OutOfMemory          5  the run does not fit the device's memory
+    +-- OutputExists         6  the output exists and --force was not given
+    +-- Diverged             7  a gradient is not finite
 
-They are raised anywhere and turned into words by the command line only.
+Any module may raise them; only the command line prints them.
 """
+
+EXIT_CODES = {
+    0: "done",
+    1: "failed",
+    2: "usage",
+    3: "environment",
+    4: "weights",
+    5: "out of memory",
+    6: "output exists",
+    7: "diverged",
+    130: "interrupted",
+    143: "terminated",
+}
+"""Each exit code with its meaning, as `segdream --help` prints them."""
 
 
 class SegdreamError(Exception):
-    """An error with one clear sentence, and a hint that is a command to type.
+    """An error with a one-sentence message and a hint.
 
     Args:
-        message: what is wrong, naming the thing and its value; no trailing full stop.
-        hint: what to type or change next.
+        message: what is wrong and with which input; no full stop at the end.
+        hint: one command to type that cures it.
     """
 
     exit_code = 1
@@ -29,13 +43,13 @@ class SegdreamError(Exception):
 
 
 class UsageProblem(SegdreamError):
-    """What the user gave can't be used."""
+    """A prompt, option, setting or input file can't be used."""
 
     exit_code = 2
 
 
 class EnvironmentProblem(SegdreamError):
-    """The machine lacks something the command needs."""
+    """The machine lacks something that the command needs."""
 
     exit_code = 3
 
@@ -53,7 +67,7 @@ class OutOfMemory(SegdreamError):
 
 
 class OutputExists(SegdreamError):
-    """Writing would replace something that is there already."""
+    """The output exists and --force was not given."""
 
     exit_code = 6
 

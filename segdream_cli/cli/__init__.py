@@ -1,4 +1,4 @@
-"""The command line: one file a command, and the one place where errors become words and exit codes."""
+"""The command line: one file per command. Errors become messages and exit codes here."""
 
 import os
 import signal
@@ -10,19 +10,16 @@ import typer
 
 from segdream_cli.cli import doctor, export, fetch, generate, init, render, view
 from segdream_cli.cli.output import Output
-from segdream_cli.errors import SegdreamError, UsageProblem
+from segdream_cli.errors import EXIT_CODES, SegdreamError, UsageProblem
 
-EPILOG = (
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 environment, 4 weights, 5 out of memory, 6 output exists, "
-    "7 diverged, 130 interrupted, 143 terminated."
-)
+EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
 _UsageError: Any = typer.BadParameter.__base__
-"""What Typer raises for a command line that it can't read; its own name for it is private."""
+"""The error that Typer raises for a command line that it can't parse; its own name is private."""
 
 app = typer.Typer(
     name="segdream",
-    help="Make 3D Gaussian-splat assets from a sentence.\n\n"
+    help="Make 3D Gaussian splats from a sentence.\n\n"
     'segdream generate "a yellow school bus" -o bus.ply\n\n'
     "segdream render bus.ply --turntable",
     epilog=EPILOG,
@@ -52,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         argv: arguments without the program's name; those of the process if not given.
     """
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # the shell closed it
+        if getattr(sys, stream) is None:  # the shell closed the stream
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(json="--json" in arguments)
-    # Python's own way to interrupt ends in a traceback while a library is being imported
+    # Python's own handler prints a traceback if Ctrl-C comes while a library is being imported
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         code = _run(arguments)
@@ -73,17 +70,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str]) -> int:
-    """Runs a command and returns its exit code, with Typer's complaints as errors of ours.
+    """Runs a command and returns its exit code; Typer's usage errors become `UsageProblem`.
 
     Raises:
-        SegdreamError: the command failed, or the command line is not one.
+        SegdreamError: the command failed, or its command line is wrong.
     """
     try:
         code = app(args=arguments, prog_name="segdream", standalone_mode=False)
     except _UsageError as problem:
-        # Typer checks values by pydantic, which puts these words before what Typer says of a choice
+        # pydantic puts this prefix before Typer's own message about a choice
         said = problem.format_message().replace("Value error, ", "").rstrip(".")
-        if not said:  # nothing was given, and the help is on the screen
+        if not said:  # no arguments: Typer has printed the help
             return int(problem.exit_code)
         command = problem.ctx.command_path if problem.ctx else " ".join(["segdream", *arguments[:1]])
         raise UsageProblem(said[0].lower() + said[1:], hint=f"{command} --help") from problem

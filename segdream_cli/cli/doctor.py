@@ -1,4 +1,4 @@
-"""`segdream doctor`: what this machine has, and whether an asset can be made on it."""
+"""`segdream doctor`: reports the machine's software and hardware, and whether it can make assets."""
 
 import os
 import platform
@@ -23,10 +23,10 @@ class Finding:
     """One line of the report.
 
     Args:
-        name: what was looked at.
-        state: "ok", "absent" (something optional is not there), or "problem" (no asset can be made).
-        detail: what was found.
-        hint: what to type about it.
+        name: the thing examined.
+        state: "ok", "absent" (something optional is missing or short), or "problem" (no asset can be made).
+        detail: the finding.
+        hint: the command that helps.
     """
 
     name: str
@@ -37,11 +37,14 @@ class Finding:
 
 def doctor(
     build_kernels: Annotated[
-        bool, typer.Option("--build-kernels", help="Build gsplat's CUDA kernels first, and show how it goes.")
+        bool, typer.Option("--build-kernels", help="Build gsplat's CUDA kernels first, and show the compiler's output.")
     ] = False,
     json: shared.JsonOption = False,
 ) -> None:
-    """Report what this machine has; exit 3 when no asset can be made on it."""
+    """Check whether this machine can make assets.
+
+    The exit code is 3 if it can't.
+    """
     sink = Output(json=json)
     if build_kernels:
         _show_the_build(sink)
@@ -57,25 +60,25 @@ def doctor(
                 sink.result(f"{'':8} {'':12} hint: {finding.hint}")
     broken = [finding.name for finding in findings if finding.state == "problem"]
     if broken:
-        raise EnvironmentProblem(f"no asset can be made here: {', '.join(broken)}", hint="see the hints above")
+        raise EnvironmentProblem(f"no asset can be made here: {', '.join(broken)}", hint="follow the hints above")
 
 
 def _show_the_build(sink: Output) -> None:
-    """Lets the build of gsplat's kernels, which the check of the rasteriser starts if need be, say what it does.
+    """Makes gsplat show its compiler's output when the check of the rasteriser builds its kernels.
 
     Raises:
-        EnvironmentProblem: there is no CUDA device to build them for.
+        EnvironmentProblem: there is no CUDA device.
     """
     import torch
 
     if not torch.cuda.is_available():
-        raise EnvironmentProblem("gsplat's kernels are for CUDA, and no CUDA device is visible", hint="nvidia-smi")
+        raise EnvironmentProblem("gsplat's kernels need CUDA, and no CUDA device is visible", hint="nvidia-smi")
     os.environ["VERBOSE"] = "1"  # gsplat's own switch
-    sink.note("building gsplat's CUDA kernels, once for each version of torch: a minute on 16 cores, more on fewer")
+    sink.note("building gsplat's CUDA kernels, once per torch version: about a minute on 16 cores")
 
 
 def _guarded(name: str, check: Callable[[], str], *, needed: bool = True) -> Finding:
-    """The finding of a check that returns what it found or raises why not."""
+    """Runs a check that returns a detail or raises an error, and returns its finding."""
     try:
         return Finding(name, "ok", check())
     except SegdreamError as problem:
@@ -110,7 +113,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _rasterizer() -> Iterator[Finding]:
-    """Renders one opaque ball and looks at its middle, on every kind of device there is."""
+    """Renders one opaque ball on each kind of device, and checks its middle."""
     import torch
 
     from segdream_cli.render.cameras import viewing
@@ -133,9 +136,10 @@ def _rasterizer() -> Iterator[Finding]:
         middle = float(view.alpha[0, 8, 8, 0])
         if not 0.8 < middle < 0.91:
             raise EnvironmentProblem(
-                f"a test picture came out wrong ({middle:.3f})", hint="pip install --force-reinstall segdream"
+                f"a test image is wrong: alpha is {middle:.3f} in its middle, not 0.9",
+                hint="pip install --force-reinstall segdream",
             )
-        return "renders a test picture"
+        return "renders a test image"
 
     yield _guarded("numba", lambda: render_ball("cpu"))
     if torch.cuda.is_available():
@@ -161,7 +165,7 @@ def _downloaded_prior() -> Iterator[Finding]:
         checkpoint = resolve(PriorConfig(name=SD21), cuda=False, offline=True, announce=lambda _: None)
         yield Finding("prior", "ok", f"{checkpoint.name} in {checkpoint.folder}")
     except WeightsUnavailable as problem:
-        hint = f"generate with --prior {SD21} downloads what is missing"
+        hint = f"segdream fetch {SD21}"
         yield Finding("prior", "absent", f"{SD21}: {problem.message.partition(', and')[0]}", hint)
 
 

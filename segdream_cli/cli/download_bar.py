@@ -1,4 +1,4 @@
-"""What a person sees while weights are downloaded: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a download: a bar on a terminal, a line every 30 s elsewhere."""
 
 from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -8,11 +8,11 @@ from segdream_cli.util.download import size_in_words
 
 
 class DownloadBar(LiveBar):
-    """Shows one download, as a context manager; its `update` is a `download.Progress`.
+    """A context manager that shows one download; its `update` is a `download.Progress`.
 
     Args:
-        title: what is downloaded.
-        output: where lines go; its `quiet` silences the bar too.
+        title: the text before the bar.
+        output: receives the lines; its `quiet` hides the bar too.
     """
 
     def __init__(self, title: str, output: Output) -> None:
@@ -21,7 +21,7 @@ class DownloadBar(LiveBar):
         self.task = self.bar.add_task(title, total=None)
 
     def update(self, done: int, total: int) -> None:
-        """Shows how many bytes of how many have come."""
+        """Shows that `done` of `total` bytes have arrived."""
         self.bar.update(self.task, completed=done, total=total)
         if self.line_due():
             self.output.note(f"{self.title}: {size_in_words(done)} of {size_in_words(total)}")

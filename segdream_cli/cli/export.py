@@ -1,4 +1,4 @@
-"""`segdream export`: an asset in other formats, changed on the way if asked for, or as a mesh."""
+"""`segdream export`: converts an asset to other formats or to a mesh, and edits it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from segdream_cli.errors import UsageProblem
 
 MESH = "mesh"
 MESH_SUFFIXES = (".glb", ".obj")
-EDIT_PANEL, MESH_PANEL = "Changes on the way, in this order", "Mesh"
+EDIT_PANEL, MESH_PANEL = "Edits, applied in this order", "Mesh"
 MESH_OPTIONS = ("faces", "texture_size", "opacity")
 LARGEST = 1e6
-"""A factor or length; the square of its inverse is still a float of 32 bits."""
+"""Limit of factors and lengths; the square of its inverse still fits a 32-bit float."""
 
 
 def export(
@@ -30,42 +30,44 @@ def export(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(
-            "--format", help="Format of the outputs whose suffix leaves a choice.", rich_help_panel=shared.OUTPUT
-        ),
+        typer.Option("--format", help="Output format, where the suffix allows several.", rich_help_panel=shared.OUTPUT),
     ] = None,
-    formats: Annotated[bool, typer.Option("--formats", help="Show the known formats and exit.")] = False,
+    formats: Annotated[bool, typer.Option("--formats", help="List the formats, and exit.")] = False,
     prune_opacity: Annotated[
         float | None,
         typer.Option(
-            "--prune-opacity", min=0, max=1, help="Drop Gaussians of less opacity.", rich_help_panel=EDIT_PANEL
+            "--prune-opacity", min=0, max=1, help="Drop Gaussians below this opacity.", rich_help_panel=EDIT_PANEL
         ),
     ] = None,
     crop: Annotated[
         str | None,
         typer.Option(
             "--crop",
-            help="Keep centres in a box x0,y0,z0,x1,y1,z1, or within a radius of the origin; y is up, +Z the front.",
+            help="Keep Gaussians in a box x0,y0,z0,x1,y1,z1 or within a radius R of the origin; y is up, +z is front.",
             rich_help_panel=EDIT_PANEL,
         ),
     ] = None,
     max_gaussians: Annotated[
         int | None,
-        typer.Option("--max-gaussians", min=1, help="Keep those that cover most.", rich_help_panel=EDIT_PANEL),
+        typer.Option(
+            "--max-gaussians", min=1, help="Keep at most N, largest coverage first.", rich_help_panel=EDIT_PANEL
+        ),
     ] = None,
     center: Annotated[
-        bool, typer.Option("--center", help="Put the asset's middle at the origin.", rich_help_panel=EDIT_PANEL)
+        bool, typer.Option("--center", help="Move the asset's centre to the origin.", rich_help_panel=EDIT_PANEL)
     ] = False,
     rotate: Annotated[
         str | None,
-        typer.Option(
-            "--rotate", help="Degrees X,Y,Z: about x, then y, then z, at the origin.", rich_help_panel=EDIT_PANEL
-        ),
+        typer.Option("--rotate", help="Rotate by X,Y,Z degrees: about x, then y, then z.", rich_help_panel=EDIT_PANEL),
     ] = None,
     scale: Annotated[
         float | None,
         typer.Option(
-            "--scale", min=1 / LARGEST, max=LARGEST, help="Factor on all lengths.", rich_help_panel=EDIT_PANEL
+            "--scale",
+            min=1 / LARGEST,
+            max=LARGEST,
+            help="Multiply all lengths by this factor.",
+            rich_help_panel=EDIT_PANEL,
         ),
     ] = None,
     sh: Annotated[
@@ -78,31 +80,36 @@ def export(
         int | None,
         typer.Option(
             "--spz-bits",
-            help="Fractional bits of centres in .spz: 12, 16 or 20.",
+            help="Fractional bits of positions in .spz: 12, 16 or 20.",
             show_default="16, or fewer for a large asset",
             rich_help_panel=shared.OUTPUT,
         ),
     ] = None,
     faces: Annotated[
-        int, typer.Option("--faces", min=100, max=10_000_000, help="Triangles of a mesh.", rich_help_panel=MESH_PANEL)
+        int,
+        typer.Option(
+            "--faces", min=100, max=10_000_000, help="Maximum number of triangles.", rich_help_panel=MESH_PANEL
+        ),
     ] = 20_000,
     texture_size: Annotated[
         int,
-        typer.Option(
-            "--texture-size", min=64, max=8192, help="Side of its texture in pixels.", rich_help_panel=MESH_PANEL
-        ),
+        typer.Option("--texture-size", min=64, max=8192, help="Texture side in pixels.", rich_help_panel=MESH_PANEL),
     ] = 1024,
     opacity: Annotated[
         float,
         typer.Option(
-            "--opacity", min=0.01, max=0.99, help="Less keeps fainter parts of a mesh.", rich_help_panel=MESH_PANEL
+            "--opacity",
+            min=0.01,
+            max=0.99,
+            help="Opacity of the surface; lower keeps fainter parts.",
+            rich_help_panel=MESH_PANEL,
         ),
     ] = 0.5,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Convert an asset, and change it on the way.
+    """Convert an asset and edit it.
 
     segdream export bus.ply -o bus.splat -o bus.spz -o bus.html
 
@@ -124,9 +131,11 @@ def export(
     names = chosen_formats(outputs, format)
     if MESH not in names:
         hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
-        shared.refuse_given(context, set(MESH_OPTIONS), "are about meshes, and none is asked for", hint)
+        shared.refuse_given(context, set(MESH_OPTIONS), "only affect a mesh, and no mesh is asked for", hint)
     if spz_bits is not None and not any(name.startswith("spz") for name in names):
-        raise UsageProblem("--spz-bits is about .spz files, and none is asked for", hint=f"-o {asset.stem}.spz")
+        raise UsageProblem(
+            "--spz-bits only affects .spz files, and no .spz file is asked for", hint=f"-o {quote(asset.stem)}.spz"
+        )
     edits = Edits(
         prune_opacity=prune_opacity,
         crop=None if crop is None else parse_crop(crop),
@@ -142,7 +151,9 @@ def export(
         check_output(file, force=force)
         place = file.parent.resolve() / file.name  # links are replaced, not followed
         if place in planned:
-            raise UsageProblem(f"{file} would be written twice", hint="another name for each -o")
+            raise UsageProblem(
+                f"{file} would be written twice", hint=f"-o {quote(str(file.with_stem(file.stem + '-2')))}"
+            )
         planned.add(place)
     splats = edited(read(asset), edits)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
@@ -162,10 +173,10 @@ def list_formats(sink: Output) -> None:
 
 
 def chosen_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
-    """The format of each output: the one named where the suffix is of it, else the one that the suffix stands for.
+    """The format of each output: the given one if its suffix allows it, else the default of its suffix.
 
     Raises:
-        UsageProblem: a suffix or the format is not known, or the format goes with none of the outputs.
+        UsageProblem: a suffix or the format is unknown, or the format suits no output.
     """
     from segdream_cli.formats import FORMATS, check_format, goes_with
 
@@ -178,7 +189,7 @@ def chosen_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
         fitting = [format in FORMATS and goes_with(path, format) for path in outputs]
     if not any(fitting) and format == MESH:
         raise UsageProblem(
-            f"a mesh is written to .glb or .obj files, not to {outputs[0].name}",
+            f"a mesh needs a .glb or .obj file, not {outputs[0].name}",
             hint=f"-o {outputs[0].with_suffix('.glb')}",
         )
     if not any(fitting):
@@ -198,8 +209,8 @@ def parse_crop(text: str) -> list[float]:
     if len(values) == 6 and all(low <= high for low, high in zip(values[:3], values[3:], strict=True)):
         return values
     raise UsageProblem(
-        f"--crop {text!r} is neither a box, its lower corner first, nor a radius",
-        hint="--crop -1,-0.5,-1,1,1,1 or --crop 0.8",
+        f"--crop {text!r} is neither a box x0,y0,z0,x1,y1,z1 with its lower corner first nor a radius",
+        hint="--crop -1,-0.5,-1,1,1,1",
     )
 
 
@@ -216,7 +227,7 @@ def parse_angles(text: str) -> list[float]:
 
 
 def _numbers(text: str) -> list[float]:
-    """The numbers of a list with commas; none if one of them is no finite number of a sensible size."""
+    """The numbers of a comma-separated list; empty if one is not a finite number of at most `LARGEST`."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
@@ -225,13 +236,13 @@ def _numbers(text: str) -> list[float]:
 
 
 def _files(path: Path, name: str) -> list[Path]:
-    """What will be written for an output."""
+    """The files written for one output."""
     textured = name == MESH and path.suffix.lower() == ".obj"
     return [path, path.with_suffix(".mtl"), path.with_suffix(".png")] if textured else [path]
 
 
 def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[str, Any]) -> dict[str, object]:
-    """Writes an output, and returns what there is to say of it."""
+    """Writes one output, and returns the fields of its result line."""
     if name != MESH:
         from segdream_cli.formats import write
 

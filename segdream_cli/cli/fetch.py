@@ -1,4 +1,4 @@
-"""`segdream fetch`: downloads weights ahead of offline work."""
+"""`segdream fetch`: downloads weights for offline work."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,12 +41,12 @@ class _Item:
 
 
 def fetch(
-    weights: Annotated[list[Fetchable], typer.Argument(help="What to download.", show_default=False)],
+    weights: Annotated[list[Fetchable], typer.Argument(help="Weights to download.", show_default=False)],
     offline: Annotated[bool, typer.Option("--offline", hidden=True)] = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Download weights ahead, for work without a network.
+    """Download weights for offline work.
 
     segdream fetch sd21 point-e
     """
@@ -72,11 +72,9 @@ def _refuse_offline(offline: bool) -> None:
     from segdream_cli.util.hub import is_offline
 
     if offline:
-        raise UsageProblem("fetch goes online, --offline has no place here", hint="leave out --offline")
+        raise UsageProblem("fetch goes online, and --offline forbids it", hint="segdream fetch sd21")
     if is_offline(False):
-        raise UsageProblem(
-            "fetch goes online, and HF_HUB_OFFLINE forbids it", hint="env -u HF_HUB_OFFLINE segdream fetch ..."
-        )
+        raise UsageProblem("fetch goes online, and HF_HUB_OFFLINE forbids it", hint="unset HF_HUB_OFFLINE")
 
 
 def _stable_diffusion(sink: Output) -> Iterator[_Item]:

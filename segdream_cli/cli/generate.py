@@ -1,4 +1,4 @@
-"""`segdream generate`: from a prompt, or a list of them, to assets."""
+"""`segdream generate`: makes assets from a prompt or a list of prompts."""
 
 import dataclasses
 from contextlib import nullcontext
@@ -20,23 +20,22 @@ from segdream_cli.runs.processes import own_share
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[str | None, typer.Argument(help="What to make, in a sentence.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The object to make, in a sentence.")] = None,
     output: shared.OutputOption = None,
     prompts: Annotated[
         str | None,
-        typer.Option(
-            "--prompts", help="File of prompts, one a line, or - to read them.", rich_help_panel=shared.PROMPT
-        ),
+        typer.Option("--prompts", help="File of prompts, one per line; - reads stdin.", rich_help_panel=shared.PROMPT),
     ] = None,
     out_dir: Annotated[
-        Path | None, typer.Option("--out-dir", help="Folder for the assets of a list.", rich_help_panel=shared.OUTPUT)
+        Path | None,
+        typer.Option("--out-dir", help="Folder for the assets of --prompts.", rich_help_panel=shared.OUTPUT),
     ] = None,
     batch: Annotated[
         int | None,
         typer.Option(
             "--batch",
             min=1,
-            help="Assets of a list, or seeds, made at once; by default what suits the prior on CUDA, 1 on a CPU.",
+            help="Assets optimised at once; by default the prior's own number on CUDA, 1 on a CPU.",
             rich_help_panel=shared.HARDWARE,
         ),
     ] = None,
@@ -45,19 +44,17 @@ def generate(
         str | None,
         typer.Option(
             "--seeds",
-            help="Several seeds, 0-3 or 1,5; -o is then a pattern with {seed} or a folder.",
+            help="Several seeds, 0-3 or 1,5; -o is then a folder or a pattern with {seed}.",
             rich_help_panel=shared.PROMPT,
         ),
     ] = None,
     negative: Annotated[
         str | None,
-        typer.Option(
-            "--negative", help="What not to make, in place of the prior's own.", rich_help_panel=shared.PROMPT
-        ),
+        typer.Option("--negative", help="Negative prompt; replaces the prior's own.", rich_help_panel=shared.PROMPT),
     ] = None,
     list_words: Annotated[
         bool,
-        typer.Option("--list-words", help="Show the words the prior knows and exit.", rich_help_panel=shared.PROMPT),
+        typer.Option("--list-words", help="List the words the prior knows, and exit.", rich_help_panel=shared.PROMPT),
     ] = False,
     init: shared.InitOption = None,
     init_prompt: shared.InitPromptOption = None,
@@ -66,15 +63,21 @@ def generate(
     init_scale: shared.InitScaleOption = None,
     quality: shared.QualityOption = shared.STANDARD,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Optimisation steps.", rich_help_panel=shared.QUALITY)
+        int | None, typer.Option("--steps", min=1, help="Number of optimisation steps.", rich_help_panel=shared.QUALITY)
     ] = None,
     guidance_scale: Annotated[
         float | None,
-        typer.Option("--guidance-scale", min=0, help="Strength of the prompt.", rich_help_panel=shared.QUALITY),
+        typer.Option(
+            "--guidance-scale", min=0, help="Guidance scale: strength of the prompt.", rich_help_panel=shared.QUALITY
+        ),
     ] = None,
     perp_neg: Annotated[
         bool | None,
-        typer.Option("--perp-neg/--no-perp-neg", help="Push other views away.", rich_help_panel=shared.QUALITY),
+        typer.Option(
+            "--perp-neg/--no-perp-neg",
+            help="Use Perp-Neg against multi-face artifacts.",
+            rich_help_panel=shared.QUALITY,
+        ),
     ] = None,
     config: shared.ConfigOption = None,
     assignments: shared.SetOption = None,
@@ -89,15 +92,15 @@ def generate(
     preview_every: Annotated[
         int | None,
         typer.Option(
-            "--preview-every", min=0, help="Steps between two pictures in the run folder.", rich_help_panel=shared.RUN
+            "--preview-every", min=0, help="Save a preview image every N steps; 0: never.", rich_help_panel=shared.RUN
         ),
     ] = None,
     view: Annotated[
-        bool, typer.Option("--view", help="Show it in the browser while it is being made.", rich_help_panel=shared.RUN)
+        bool, typer.Option("--view", help="Show the asset in the browser as it grows.", rich_help_panel=shared.RUN)
     ] = False,
     no_browser: shared.NoBrowserOption = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Continue this run folder.", rich_help_panel=shared.RUN)
+        Path | None, typer.Option("--resume", help="Resume the run in this folder.", rich_help_panel=shared.RUN)
     ] = None,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
@@ -131,7 +134,7 @@ def generate(
         _list_words(request, sink)
         return
     if no_browser and not view:
-        raise UsageProblem("--no-browser is about the page of --view", hint="--view --no-browser")
+        raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
     watching = Watch(sink, no_browser=no_browser) if view else nullcontext()
     if resume is not None:
         others, hint = set(context.params) - RESUME_TAKES, f"segdream generate --resume {quote(str(resume))}"
@@ -142,14 +145,14 @@ def generate(
             continue_run(resume, request, sink, force=force, watch=watch)
         return
     if seeds is not None:
-        shared.refuse_given(context, {"seed"}, "has no place beside --seeds", "--seeds 0-3, or --seed 1")
+        shared.refuse_given(context, {"seed"}, "can't be combined with --seeds", "--seeds 0-3")
     if seeds is None and prompts is None:
-        shared.refuse_given(context, {"batch"}, "is for several assets", "--prompts list.txt, or --seeds 0-3")
+        shared.refuse_given(context, {"batch"}, "needs several assets, from --prompts or --seeds", "--seeds 0-3")
     jobs = _jobs(prompt, prompts, output, out_dir, None if seeds is None else parse_seeds(seeds), seed)
     if devices is not None:
-        shared.refuse_given(context, {"device"}, "has no place beside --devices", "--devices 0,1")
+        shared.refuse_given(context, {"device"}, "can't be combined with --devices", "--devices 0,1")
         if prompts == "-":
-            raise UsageProblem("--devices needs a list that can be read twice", hint="--prompts list.txt")
+            raise UsageProblem("--devices can't read the prompts from stdin", hint="--prompts list.txt")
         request, jobs = own_share(devices, request, jobs)
     from segdream_cli.runs.session import Session  # heavy: a mistake above is answered without it
 
@@ -167,7 +170,7 @@ def _jobs(
     seeds: list[int] | None,
     seed: int,
 ) -> list[Job]:
-    """The assets that the arguments ask for."""
+    """The jobs that the arguments ask for."""
     if prompts is not None:
         if prompt is not None or output is not None:
             raise UsageProblem(
@@ -186,7 +189,7 @@ RESUME_TAKES = {"resume", "device", "offline", "preview_every", "view", "no_brow
 
 
 def _list_words(request: Request, sink: Output) -> None:
-    """Prints the phrases a prior knows."""
+    """Prints the phrases that a prior knows."""
     from segdream_cli.priors.checkpoint import profile_of
     from segdream_cli.util.devices import choose_device
 

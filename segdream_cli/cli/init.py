@@ -1,4 +1,4 @@
-"""`segdream init`: the first Gaussians of a run, as a file to look at, change, or start from."""
+"""`segdream init`: the initial Gaussians of a run as a file to inspect, edit or start from."""
 
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,11 @@ from segdream_cli.util.devices import choose_device
 
 
 def init(
-    prompt: Annotated[str, typer.Argument(help="What it is to become.")],
+    prompt: Annotated[str, typer.Argument(help="The object to make, in a sentence.")],
     output: shared.OutputOption = None,
     preview: Annotated[
         bool,
-        typer.Option("--preview", help="Write a picture from eight sides beside it.", rich_help_panel=shared.OUTPUT),
+        typer.Option("--preview", help="Also write an image of eight views.", rich_help_panel=shared.OUTPUT),
     ] = False,
     init: shared.InitOption = None,
     init_prompt: shared.InitPromptOption = None,
@@ -29,7 +29,11 @@ def init(
     count: Annotated[
         int | None,
         typer.Option(
-            "--count", min=1, max=10_000_000, help="Gaussians of a sphere or box.", rich_help_panel=shared.START
+            "--count",
+            min=1,
+            max=10_000_000,
+            help="Number of Gaussians of a sphere or box.",
+            rich_help_panel=shared.START,
         ),
     ] = None,
     seed: shared.SeedOption = 0,
@@ -45,7 +49,9 @@ def init(
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Write the start of a run as a PLY that generate --init takes.
+    """Write the initial Gaussians to a PLY file.
+
+    Option --init of segdream generate takes the file.
 
     segdream init "a yellow school bus" --init point-e --preview -o cloud.ply
     """
@@ -76,10 +82,10 @@ def init(
     picture = path.with_suffix(".png")
     check_start(settings.shape)
     if count is not None and settings.shape not in SHAPES:
+        other = f"; --init-points {count} limits Point-E's points" if settings.shape == POINT_E else ""
         raise UsageProblem(
-            f"--count is for a sphere or a box, and this start is {settings.shape}",
-            hint=f"--init sphere --count {count}"
-            + (f", or --init-points {count} for fewer of Point-E's points" if settings.shape == POINT_E else ""),
+            f"--count is only for a sphere or a box, not for {settings.shape}{other}",
+            hint=f"--init sphere --count {count}",
         )
     formats.check_format(path, None)
     for file in [path, picture] if preview else [path]:
@@ -96,5 +102,5 @@ def init(
         from segdream_cli.render.job import Shot
 
         Shot.load(path, device, size=256, channel="rgb", color=(1.0, 1.0, 1.0)).sheet(picture, elevation=15.0)
-    sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; a picture of them is {picture}" if preview else ""))
+    sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if preview else ""))
     sink.result(path, prompt=text, seed=seed, gaussians=len(gaussians), init=settings.shape)

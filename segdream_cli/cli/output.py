@@ -1,4 +1,4 @@
-"""The one place that prints: results to stdout, everything else to stderr."""
+"""The only module that prints: results to stdout, everything else to stderr."""
 
 import json
 import os
@@ -14,47 +14,47 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a command's words go.
+    """The streams that a command writes to.
 
     Args:
-        json: results and errors as one JSON object a line on stdout; its fields only ever grow.
-        quiet: say nothing but results and errors.
+        json: print results and errors to stdout as JSON, one object per line; fields are only ever added.
+        quiet: print only results and errors.
     """
 
     json: bool = False
     quiet: bool = False
 
     def result(self, result: str | Path, **fields: Any) -> None:
-        """A result: its path or text, or with `json` an object with more about it."""
+        """Prints a result: its path or text, or with `json` an object with all fields."""
         if self.json:
             self._line(event="done", output=str(result), **fields)
         else:
             try:
                 sys.stdout.write(f"{result}\n")
-            except UnicodeEncodeError:  # a path beyond the terminal's encoding goes out as the bytes it has on disk
+            except UnicodeEncodeError:  # the terminal can't encode this path: print its bytes on disk
                 sys.stdout.buffer.write(os.fsencode(f"{result}\n"))
             sys.stdout.flush()
 
     def note(self, message: str) -> None:
-        """Something a person may want to know."""
+        """Prints a message for a person to stderr."""
         if not self.quiet:
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()
 
     def skipped(self, output: Path, message: str) -> None:
-        """A result that is there already: a note, or with `json` an object."""
+        """Reports a result that exists already: a note, and with `json` an object."""
         if self.json:
             self._line(event="skipped", output=str(output))
         self.note(message)
 
     def stopped(self, run: Path, step: int, message: str) -> None:
-        """A run that was saved before its end: a note, and with `json` an object."""
+        """Reports a run that was saved before its end: a note, and with `json` an object."""
         if self.json:
             self._line(event="stopped", run=str(run), step=step)
         self.note(message)
 
     def error(self, problem: SegdreamError, output: Path | None = None) -> None:
-        """Why a command, or the item of a list that goes to `output`, failed, and what to do next."""
+        """Prints the error and the hint of a command, or of the item of a list with this `output`."""
         if self.json:
             item = {} if output is None else {"output": str(output)}
             self._line(event="error", message=problem.message, hint=problem.hint, exit_code=problem.exit_code, **item)

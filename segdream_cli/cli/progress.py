@@ -1,4 +1,4 @@
-"""What a person sees while an asset grows: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, a line every 30 s elsewhere."""
 
 import os
 import time
@@ -17,11 +17,11 @@ LINE_EVERY_S = 30.0
 
 
 class LiveBar:
-    """A bar on a terminal while its context lasts; elsewhere it says when a line is due.
+    """A context manager that shows a bar on a terminal; elsewhere it tells when a line is due.
 
     Args:
-        output: where lines go; its `quiet` silences the bar too.
-        columns: what follows the title and the bar.
+        output: receives the lines; its `quiet` hides the bar too.
+        columns: the columns after the title and the bar.
     """
 
     def __init__(self, output: Output, *columns: ProgressColumn) -> None:
@@ -48,7 +48,7 @@ class LiveBar:
         self.bar.stop()
 
     def line_due(self) -> bool:
-        """Whether it is time for a line, which then is taken as written."""
+        """Whether a line is due; if so, restarts the interval."""
         now = time.monotonic()
         due = self.lines and now - self.last_line >= LINE_EVERY_S
         if due:
@@ -57,13 +57,13 @@ class LiveBar:
 
 
 class RunProgress(LiveBar):
-    """Shows the reports of a run of one asset or several, as a context manager.
+    """A context manager that shows the step reports of a run of one or several assets.
 
     Args:
-        title: what is being made.
+        title: the text before the bar.
         total: number of steps.
         done: steps done before this start.
-        output: where lines go; its `quiet` silences the bar too.
+        output: receives the lines; its `quiet` hides the bar too.
     """
 
     def __init__(self, title: str, total: int, done: int, output: Output) -> None:
@@ -73,9 +73,9 @@ class RunProgress(LiveBar):
         self.task = self.bar.add_task(title, total=total, completed=done, detail="")
 
     def update(self, report: "StepReport", *, gradient: bool = True) -> None:
-        """Shows one step: of several assets the sum of their Gaussians and, with `gradient`, the largest of theirs.
+        """Shows one step: the total number of Gaussians and, with `gradient`, the largest gradient norm.
 
-        Without, the last gradient stays: on CUDA it would have to be waited for.
+        Without `gradient` the last norm stays, because reading one on CUDA would wait for the device.
         """
         if gradient:
             self.gradient = f"  gradient {max(report.grad_norm):.2g}"

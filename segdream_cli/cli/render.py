@@ -1,4 +1,4 @@
-"""`segdream render`: films and pictures of assets."""
+"""`segdream render`: videos and images of assets."""
 
 import math
 import re
@@ -24,59 +24,64 @@ UNUSED = {
     STILL: {"fps", "n_frames", "elevation"},
     FILM: {"elevation"},
 }
-"""Parameters without a meaning for a kind of picture."""
+"""Parameters that have no effect on a kind of output."""
 
 LEAST_SIDE, MOST_SIDE, MOST_SAMPLES, MOST_WIDTH = 16, 4096, 8192, 16382
 PLAYERS_END = 4096, 2304
-"""Sides in pixels of the largest H.264 picture that common hardware decodes (level 5.1)."""
+"""Width and height in pixels of the largest H.264 frame that common hardware decodes (level 5.1)."""
 COUNTED_FRAMES, FPS = 120, 30.0
 
 
 def render(
     context: typer.Context,
-    assets: Annotated[list[Path], typer.Argument(metavar="ASSET", help="Asset to show; several go side by side.")],
+    assets: Annotated[
+        list[Path], typer.Argument(metavar="ASSET", help="Asset to render; several appear side by side.")
+    ],
     output: shared.OutputOption = None,
     turntable: Annotated[
-        bool, typer.Option("--turntable", help="A film of one turn (.mp4, .webm, .gif, .webp); the default.")
+        bool, typer.Option("--turntable", help="Video of one full turn (.mp4, .webm, .gif, .webp); the default.")
     ] = False,
     camera_path: Annotated[
-        Path | None, typer.Option("--camera-path", help="A film, or --frames, from the cameras of a JSON file.")
+        Path | None,
+        typer.Option("--camera-path", help="Video along the cameras of a JSON file; with --frames, images."),
     ] = None,
-    view: Annotated[str | None, typer.Option("--view", help="A picture from AZIMUTH,ELEVATION in degrees.")] = None,
-    sheet: Annotated[bool, typer.Option("--contact-sheet", help="One picture of eight sides.")] = False,
-    frames: Annotated[bool, typer.Option("--frames", help="The turn as numbered PNG files; -o is a folder.")] = False,
-    channel: Annotated[Channel, typer.Option("--channel", help="What to show.")] = Channel.rgb,
+    view: Annotated[str | None, typer.Option("--view", help="Image from AZIMUTH,ELEVATION in degrees.")] = None,
+    sheet: Annotated[bool, typer.Option("--contact-sheet", help="One image of eight views.")] = False,
+    frames: Annotated[bool, typer.Option("--frames", help="Full turn as numbered PNG files; -o is a folder.")] = False,
+    channel: Annotated[Channel, typer.Option("--channel", help="Channel to render.")] = Channel.rgb,
     size: Annotated[
-        str, typer.Option("--size", help="Side of an asset's picture in pixels, or WIDTHxHEIGHT; 16 to 4096.")
+        str, typer.Option("--size", help="Image size per asset in pixels: SIDE or WIDTHxHEIGHT, each 16 to 4096.")
     ] = "512",
     supersample: Annotated[
-        int, typer.Option("--supersample", min=1, max=4, help="Side of the square of samples in a pixel.")
+        int, typer.Option("--supersample", min=1, max=4, help="Samples per pixel along each side.")
     ] = 1,
     n_frames: Annotated[
         int | None,
         typer.Option(
-            "--n-frames", min=2, max=3600, show_default=f"{COUNTED_FRAMES}, or the path's", help="Pictures in a film."
+            "--n-frames", min=2, max=3600, show_default=f"{COUNTED_FRAMES}, or the path's", help="Number of frames."
         ),
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option("--fps", min=1, max=120, show_default=f"{FPS:g}, or the path's", help="Frames a second."),
+        typer.Option("--fps", min=1, max=120, show_default=f"{FPS:g}, or the path's", help="Frames per second."),
     ] = None,
-    elevation: Annotated[float, typer.Option("--elevation", min=-90, max=90, help="Degrees above the horizon.")] = 15.0,
+    elevation: Annotated[
+        float, typer.Option("--elevation", min=-90, max=90, help="Camera elevation in degrees.")
+    ] = 15.0,
     background: Annotated[
         str,
-        typer.Option("--background", help="white, black, #rrggbb, or transparent for .png, .webm, .webp and .gif."),
+        typer.Option("--background", help="white, black, #rrggbb, or transparent (.png, .webm, .webp, .gif)."),
     ] = "white",
     caption: Annotated[
         list[str] | None,
-        typer.Option("--caption", help="Words above an asset, once for each; several have their names if not given."),
+        typer.Option("--caption", help="Caption of each asset, in order; default for several assets: their names."),
     ] = None,
     device: shared.DeviceOption = AUTO,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Make a film or pictures of assets.
+    """Render a video or images of assets.
 
     segdream render bus.ply --turntable -o turn.mp4
 
@@ -86,14 +91,14 @@ def render(
 
     segdream render bus.ply --camera-path flight.json -o flight.mp4
 
-    A camera path is JSON. Each frame has a position, and if wanted more:
+    A camera path is JSON. Each frame has a position; other keys are optional:
 
     {"fps": 30, "frames": [{"position": [0, 1, 3], "target": [0, 0, 0],
     "up": [0, 1, 0], "fov": 40, "roll": 0}], "loop": true}
 
-    Paths of nerfstudio, splat-transform, INRIA (cameras.json) and NeRF or
-    Blender (transforms.json) are read as well. With --n-frames a smooth
-    curve leads through the cameras, a closed one if "loop" is true.
+    Camera files of nerfstudio, splat-transform, INRIA (cameras.json) and
+    NeRF or Blender (transforms.json) also work. With --n-frames, a smooth
+    curve passes through the cameras; "loop": true closes it.
     """
     hint = f"segdream render {' '.join(quote(str(asset)) for asset in assets)} --turntable"
     flying = camera_path is not None
@@ -101,7 +106,7 @@ def render(
         {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames, FILM: flying}, hint
     )
     idle = idle_parameters(kind, channel, flying=flying)
-    shared.refuse_given(context, idle, f"changes nothing in a {kind} of {channel}", hint)
+    shared.refuse_given(context, idle, f"has no effect on a {kind} of {channel}", hint)
     angles = parse_view(view) if view is not None else (0.0, elevation)
     color, sides = parse_background(background), parse_size(size, supersample)
     captions = chosen_captions(caption, assets)
@@ -138,45 +143,45 @@ def render(
         shot.film(path, move, rate)
     if channel == Channel.depth and kind in (STILL, FRAMES):
         near, far = shot.depth_range(move)
-        sink.note(f"grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}; 0 is nothing")
+        sink.note(f"depth: grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}, 0 is background")
         about |= {"near": near, "far": far}
     sink.result(path, **about)
 
 
 def chosen_kind(asked: dict[str, bool], hint: str) -> str:
-    """What is to be made, given which kinds were asked for.
+    """The kind of output to make, given the kinds that were asked for.
 
     Raises:
-        UsageProblem: there are several that do not go together.
+        UsageProblem: several were asked for that exclude each other.
     """
     kinds = [kind for kind, given in asked.items() if given] or [TURNTABLE]
     if kinds == [FRAMES, FILM]:
         return FRAMES
     if len(kinds) > 1:
-        raise UsageProblem(f"one of {' and '.join(kinds)} at a time", hint=hint)
+        raise UsageProblem(f"{' and '.join(kinds)} exclude each other: choose one at a time", hint=hint)
     return kinds[0]
 
 
 def idle_parameters(kind: str, channel: str, *, flying: bool) -> set[str]:
-    """Parameters that would change nothing."""
+    """Parameters that have no effect."""
     idle = UNUSED[kind] | ({"elevation"} if flying else set())
     if channel != Channel.rgb:
         idle |= {"background"}
     if channel == Channel.depth and kind in (STILL, FRAMES):
-        idle |= {"caption"}  # words are no depths
+        idle |= {"caption"}  # a caption would overwrite depths
     return idle
 
 
 def chosen_captions(given: Sequence[str] | None, assets: Sequence[Path]) -> list[str]:
-    """A caption an asset: those given, else the names of several assets, else none.
+    """One caption per asset: those given, else the names of several assets, else none.
 
     Raises:
-        UsageProblem: their number is not that of the assets.
+        UsageProblem: the number of captions differs from the number of assets.
     """
     if given:
         if len(given) != len(assets):
             raise UsageProblem(
-                f"{len(given)} captions for {len(assets)} assets", hint='one --caption for each, --caption "" for none'
+                f"{len(given)} captions for {len(assets)} assets", hint=" ".join(["--caption NAME"] * len(assets))
             )
         return list(given)
     if len(assets) == 1:
@@ -189,18 +194,18 @@ def parse_size(text: str, supersample: int = 1) -> tuple[int, int]:
     """Width and height of `SIDE` or `WIDTHxHEIGHT`.
 
     Raises:
-        UsageProblem: the text is something else, a side is out of range, or there are too many samples along one.
+        UsageProblem: the text is something else, a side is out of range, or it needs too many samples.
     """
     match = re.fullmatch(r"\s*(\d{1,6})(?:\s*[xX×]\s*(\d{1,6}))?\s*", text)
     width, height = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not all(LEAST_SIDE <= side <= MOST_SIDE for side in (width, height)):
         raise UsageProblem(
-            f"--size {text!r} is not a side, or WIDTHxHEIGHT, of {LEAST_SIDE} to {MOST_SIDE} pixels",
-            hint="--size 512, or --size 1280x720",
+            f"--size {text!r} is not SIDE or WIDTHxHEIGHT, each {LEAST_SIDE} to {MOST_SIDE} pixels",
+            hint="--size 1280x720",
         )
     if max(width, height) * supersample > MOST_SAMPLES:
         raise UsageProblem(
-            f"--size {text} with --supersample {supersample} has more than {MOST_SAMPLES} samples along a side",
+            f"--size {text} with --supersample {supersample} needs more than {MOST_SAMPLES} samples along a side",
             hint=f"--supersample {MOST_SAMPLES // max(width, height)}",
         )
     return width, height
@@ -226,7 +231,7 @@ def parse_background(text: str) -> tuple[float, float, float] | None:
     """A colour in 0..1, or None for a transparent background.
 
     Raises:
-        UsageProblem: the text names no colour.
+        UsageProblem: the text is not a colour.
     """
     from PIL import ImageColor
 
@@ -235,12 +240,12 @@ def parse_background(text: str) -> tuple[float, float, float] | None:
     try:
         red, green, blue = ImageColor.getrgb(text)[:3]
     except ValueError:
-        raise UsageProblem(f"--background {text!r} is no colour", hint="--background white, or '#20c0ff'") from None
+        raise UsageProblem(f"--background {text!r} is not a colour", hint="--background '#20c0ff'") from None
     return red / 255, green / 255, blue / 255
 
 
 def default_output(assets: Sequence[Path], kind: str, *, transparent: bool) -> Path:
-    """Where a picture goes that was given no name: beside the first asset."""
+    """The default output: beside the first asset."""
     film = ".webm" if transparent else ".mp4"
     endings = {TURNTABLE: film, FILM: f"-path{film}", SHEET: "-sheet.png", STILL: "-view.png", FRAMES: "-frames"}
     others = "-side-by-side" if len(assets) > 1 else ""
@@ -248,48 +253,51 @@ def default_output(assets: Sequence[Path], kind: str, *, transparent: bool) -> P
 
 
 def check_width(kind: str, width: int, count: int) -> None:
-    """Refuses pictures side by side that no film holds.
+    """Refuses a row of images that is too wide for a video.
 
     Raises:
-        UsageProblem: they are wider than encoders can write.
+        UsageProblem: the row is wider than encoders can write.
     """
     if kind != SHEET and width > MOST_WIDTH:
         raise UsageProblem(
-            f"{count} pictures side by side are {width} pixels wide, and {MOST_WIDTH} is the most",
+            f"{count} images side by side are {width} pixels wide; the maximum is {MOST_WIDTH}",
             hint=f"--size {MOST_WIDTH // count}",
         )
 
 
 def check_transparency(path: Path, kind: str, color: Sequence[float] | None) -> None:
-    """Refuses a transparent background where the file has no place for it.
+    """Refuses a transparent background if the file format has no alpha.
 
     Raises:
-        UsageProblem: there is none.
+        UsageProblem: it has none.
     """
     from segdream_cli.render.video import SUFFIXES, WITH_ALPHA
 
     if color is not None:
         return
     if kind == SHEET:
-        raise UsageProblem(f"a {kind} has no transparency", hint="--frames or --view with --background transparent")
+        raise UsageProblem(f"a {kind} has no transparency", hint="--view 45,20 --background transparent")
     suffix = path.suffix.lower()
     if kind in (TURNTABLE, FILM) and suffix in SUFFIXES and suffix not in WITH_ALPHA:
-        raise UsageProblem(f"a {suffix} film has no transparency", hint=f"-o {path.with_suffix('.webm')}")
+        raise UsageProblem(f"a {suffix} video has no transparency", hint=f"-o {path.with_suffix('.webm')}")
 
 
 def note_players(sink: Output, path: Path, sides: tuple[int, int], count: int) -> None:
-    """Says so where a film is larger than common players take."""
+    """Notes a video that is larger than common players can show."""
     width, height = sides[0] * count, sides[1]
     if path.suffix.lower() == ".mp4" and (width > PLAYERS_END[0] or height > PLAYERS_END[1]):
         most = "x".join(str(side) for side in PLAYERS_END)
-        sink.note(f"many players stop at {most} pixels, and this film has {width}x{height}: --size makes it smaller")
+        sink.note(
+            f"many players show at most {most} pixels, and this video has {width}x{height}: choose a smaller --size"
+        )
 
 
 def check_target(path: Path, kind: str, *, force: bool) -> None:
     """Refuses an output that could not be written at the end.
 
     Raises:
-        UsageProblem, OutputExists: its suffix, its folder or its being there already.
+        UsageProblem: its suffix or its folder is wrong.
+        OutputExists: it exists.
     """
     from segdream_cli.render.video import SUFFIXES, check_suffix
     from segdream_cli.util.files import check_output
@@ -297,16 +305,16 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
     if kind == FRAMES:
         if path.suffix.lower() in (*SUFFIXES, ".png"):
             folder = path.with_name(f"{path.stem}-frames")
-            raise UsageProblem(f"{kind} go into a folder, and {path} is named as a file", hint=f"-o {folder}")
+            raise UsageProblem(f"--frames writes a folder, and {path} is named like a file", hint=f"-o {folder}")
         there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
         check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
         return
     if kind in (TURNTABLE, FILM):
         if path.suffix.lower() == ".png":
             raise UsageProblem(
-                f"a {kind} is a film, and {path} is a picture", hint=f"--view 45,20 -o {path}, or --contact-sheet"
+                f"a {kind} is a video, and {path} is an image", hint=f"--view 45,20 -o {quote(str(path))}"
             )
         check_suffix(path)
     elif path.suffix.lower() != ".png":
-        raise UsageProblem(f"a {kind} is a PNG file, and {path} is not named so", hint=f"-o {path.with_suffix('.png')}")
+        raise UsageProblem(f"a {kind} is a PNG file, and {path} is not", hint=f"-o {path.with_suffix('.png')}")
     check_output(path, force=force)

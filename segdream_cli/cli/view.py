@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def view(
-    asset: Annotated[Path, typer.Argument(help="Asset to look at.")],
+    asset: Annotated[Path, typer.Argument(help="Asset to show.")],
     no_browser: shared.NoBrowserOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,

@@ -226,7 +226,7 @@ def test_a_lack_of_memory_ends_the_list_with_what_fits_better(segdream, prior, l
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("a red ball", "-o", "ball.ply", "--batch", "2"), "--batch is for several assets"),
+        (("a red ball", "-o", "ball.ply", "--batch", "2"), "--batch needs several assets"),
         (("--prompts", "list.txt", "--out-dir", ".", "--batch", "0"), "--batch"),
         (("--resume", "ball.run", "--batch", "2"), "--batch can't be changed"),
     ],

@@ -90,8 +90,8 @@ def test_names_that_are_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--prompts", "-", "--out-dir", "assets", "--devices", "0,1"), "can be read twice"),
-        (("a red car", "--devices", "0", "--device", "cpu"), "--device has no place beside --devices"),
+        (("--prompts", "-", "--out-dir", "assets", "--devices", "0,1"), "can't read the prompts from stdin"),
+        (("a red car", "--devices", "0", "--device", "cpu"), "--device can't be combined with --devices"),
     ],
 )
 def test_what_devices_can_not_be_combined_with(segdream, monkeypatch, arguments, message):

@@ -213,7 +213,7 @@ def test_depth_side_by_side_shares_its_range_and_has_no_words(segdream, asset, o
     both = view(segdream, asset, "a.png", other, "--channel", "depth")
     assert (both.shape, both.max() > 255) == ((48, 96), True)
     refused = segdream("render", asset, "--view", "0,0", "--channel", "depth", "--caption", "a", "-o", "b.png")
-    assert (refused.code, "--caption changes nothing" in refused.err) == (2, True)
+    assert (refused.code, "--caption has no effect" in refused.err) == (2, True)
 
 
 def poses():
@@ -382,11 +382,11 @@ def test_camera_paths_that_cannot_be_right(segdream, asset, folder, case):
         (("--camera-path", "p.json", "--view", "0,0"), "at a time"),
         (("--camera-path", "p.json", "--contact-sheet"), "at a time"),
         (("--camera-path", "p.json", "--turntable"), "at a time"),
-        (("--camera-path", "p.json", "--elevation", "3"), "--elevation changes nothing"),
-        (("--camera-path", "p.json", "--frames", "--elevation", "3"), "--elevation changes nothing"),
-        (("--camera-path", "p.json", "--frames", "--fps", "3"), "--fps changes nothing"),
+        (("--camera-path", "p.json", "--elevation", "3"), "--elevation has no effect"),
+        (("--camera-path", "p.json", "--frames", "--elevation", "3"), "--elevation has no effect"),
+        (("--camera-path", "p.json", "--frames", "--fps", "3"), "--fps has no effect"),
         (("--contact-sheet", "--background", "transparent"), "no transparency"),
-        (("one.ply",) * 4 + ("--size", "4096"), "16382 is the most"),
+        (("one.ply",) * 4 + ("--size", "4096"), "the maximum is 16382"),
     ],
 )
 def test_options_that_do_not_go_together(segdream, asset, options, words):
