@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from segdream_cli.accel.cuda_graphs import arithmetic
+from segdream_cli.accel.cuda_graphs import compute_dtype
 from segdream_cli.config import Config
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.priors.profile import PriorProfile, preset
@@ -54,13 +54,12 @@ EAGER = {
 SMALL = {"init.count": 300, "densify.cap": 400, "densify.start": 0, "densify.every": 2, "camera.batch": 2}
 
 
-SAID: list[str] = []
-"""What priors have announced in this process."""
+FAILED: list[list[str]] = []
+"""Of every prior in this process, the implementations that failed: a slower one was measured."""
 
 
 def announce(line: str) -> None:
-    """Prints what a prior says, and keeps it."""
-    SAID.append(line)
+    """Prints what a prior says."""
     print(line, flush=True)
 
 
@@ -101,14 +100,16 @@ def random_prior(config: Config, device: torch.device, made: tuple[Any, Any]) ->
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
     )
     text: Any = RandomText(unet.config.cross_attention_dim, device, unet.dtype)
-    return DiffusionPrior(
+    prior = DiffusionPrior(
         unet, vae, text, scheduler, PriorProfile(), config.prior,
         announce=announce, batch=config.camera.batch, steps=config.optim.steps,
     )  # fmt: skip
+    FAILED.extend(chain.failed for chain in prior.chains)
+    return prior
 
 
 def random_pipeline(settings: dict[str, Any], device: torch.device, *, small: bool = False) -> Pipeline:
     """A pipeline of the `standard` preset with settings on top."""
     config = preset(PriorProfile(), "standard").set(FIXED | (SMALL if small else {}) | settings)
-    dtype = arithmetic(config.prior.dtype, device)
+    dtype = compute_dtype(config.prior.dtype, device)
     return Pipeline(config, random_prior(config, device, networks(device, dtype, small=small)), device)

@@ -78,8 +78,8 @@ def test_figures_of_a_slower_way_are_not_recorded(step: Any, tmp_path: Path, mon
     recorded: list[tuple[Any, ...]] = []
     monkeypatch.setattr("sd21_tables.record", lambda *figures: recorded.append(figures))
     result = tmp_path / "result.json"
-    for said, figures in (("all is well", 3), ("no compiler; computing it eagerly instead, which takes longer", 0)):
-        monkeypatch.setattr(step, "SAID", [said])
+    for failed, figures in (([], 3), (["compiled code"], 0)):
+        monkeypatch.setattr(step, "FAILED", [[], failed])
         found = {}
         for name, part in parts.items():
             step.leave(argparse.Namespace(result=result), part)

@@ -1,4 +1,4 @@
-"""Calls of a network as a GPU likes them: of few sizes, compiled, and replayed as CUDA graphs."""
+"""Padding, compilation and CUDA-graph replay of network calls."""
 
 import os
 import tempfile
@@ -8,198 +8,203 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from segdream_cli.errors import EnvironmentProblem
+from segdream_cli.util import compat
 from segdream_cli.util.download import cache_folder
 
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LOW_VRAM_ROWS = 2
-"""Rows of a U-Net call where memory is short."""
-RECOMPUTING: dict[str, Any] = {
+"""Rows of a U-Net call in low-VRAM mode."""
+RECOMPUTE_OPTIONS: dict[str, Any] = {
     "realize_reads_threshold": 16,
     "realize_opcount_threshold": 200,
     "unroll_reductions_threshold": 1,
 }
-"""For torch's compiler: what a value may take and still be computed again for each reader rather than stored.
+"""Compiler options: how many reads and operations a value may have before it is stored rather than computed again.
 
-With its defaults, 4 reads and 30 operations, the encoder's way back stores two tensors in single precision for each
-norm, which takes longer than computing them again. The statistics of a group of channels are the exception: unrolled,
-as the compiler does for fewer than eight, they'd be computed for every element.
+With the defaults, 4 reads and 30 operations, the encoder's backward pass stores two float32 tensors per norm, which
+takes longer than to compute them again. The statistics of a group of channels must not be computed again: the compiler
+unrolls reductions of fewer than eight elements, and would compute the statistics for every element.
 """
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Announce = Callable[[str], None]
 
 
-def arithmetic(name: str, device: torch.device) -> torch.dtype:
-    """The type of a `prior.dtype` setting: auto is fp16 on CUDA, fp32 elsewhere."""
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a `prior.dtype` setting: auto is fp16 on CUDA, fp32 elsewhere."""
     return DTYPES[name if name != "auto" else "fp16" if device.type == "cuda" else "fp32"]
 
 
-def compiled(function: Callable[..., Any], *, recomputing: bool = False) -> Callable[..., Any]:
-    """The function through torch's compiler, anew for each set of shapes; what it builds stays in the cache on disk.
+def compile_function(function: Callable[..., Any], *, recompute: bool = False) -> Callable[..., Any]:
+    """Wraps a function with torch's compiler, which compiles once per set of shapes and keeps the code on disk.
 
     Args:
-        function: what is compiled.
-        recomputing: compute values again rather than store them, as far as this torch can be told to.
+        function: the function to compile.
+        recompute: compute values again rather than store them, with those `RECOMPUTE_OPTIONS` that this torch has.
     """
-    place = os.environ.get(COMPILER_CACHE)
-    # importing diffusers puts torch's default there, a folder that is gone after the next start of the machine
-    if place is None or Path(place).parent == Path(tempfile.gettempdir()):
+    folder = os.environ.get(COMPILER_CACHE)
+    # importing diffusers sets torch's default, a folder that does not survive a reboot
+    if folder is None or Path(folder).parent == Path(tempfile.gettempdir()):
         os.environ[COMPILER_CACHE] = str(cache_folder() / "inductor")
-    import torch._functorch.config as settings
-    from torch._inductor import config as compiler
-
-    if hasattr(settings, "autograd_cache_allow_custom_autograd_functions"):
-        settings.autograd_cache_allow_custom_autograd_functions = True  # ours depend on nothing but their arguments
-    options = {key: value for key, value in RECOMPUTING.items() if hasattr(compiler, key)} if recomputing else None
-    result: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
-    return result
+    compat.cache_custom_autograd_functions()  # ours depend on nothing but their arguments
+    options = compat.known_compiler_options(RECOMPUTE_OPTIONS) if recompute else None
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
+    return compiled
 
 
-def piece_sizes(rows: int, unit: int, most: int | None) -> list[int]:
-    """The sizes of the calls that `rows` are cut into: pieces of `most`, and one with the rest, a multiple of `unit`.
+def batch_sizes(rows: int, multiple: int, largest: int | None) -> list[int]:
+    """The sizes of the calls for `rows` rows: batches of `largest` rows, then one for the rest, rounded up.
 
     Args:
         rows: at least 1.
-        unit: what the last size is rounded up to a multiple of.
-        most: largest size, a multiple of `unit`; None is one call.
+        multiple: the last size is rounded up to a multiple of it.
+        largest: largest size, a multiple of `multiple`; None puts all rows into one call.
     """
-    whole, rest = divmod(rows, most) if most else (0, rows)
-    return [most or 0] * whole + ([-(-rest // unit) * unit] if rest else [])
+    full, rest = divmod(rows, largest) if largest else (0, rows)
+    return [largest or 0] * full + ([-(-rest // multiple) * multiple] if rest else [])
 
 
-class RowCalls:
-    """A function of rows of tensors, called on pieces of few sizes.
+class PaddedBatches:
+    """Calls a function of rows in batches of few sizes, padded where the rows do not fill the last one.
 
-    A size is compiled or captured once, and there are as many as there are different numbers of rows: with Perp-Neg a
-    new one nearly every step. Rounding them up costs a few rows whose result is thrown away.
+    Each size is compiled or captured separately, and Perp-Neg has a new number of rows in nearly every step. Padding
+    keeps the number of sizes small at the cost of a few rows whose result is dropped.
 
     Args:
-        function: each row of its result depends on the same row of its arguments only.
-        unit, most: see `piece_sizes`.
+        function: each row of its result depends only on the same row of its arguments.
+        multiple, largest: see `batch_sizes`.
     """
 
-    def __init__(self, function: Callable[..., Tensor], unit: int, most: int | None) -> None:
-        self._function, self._unit, self._most = function, unit, most
+    def __init__(self, function: Callable[..., Tensor], multiple: int, largest: int | None) -> None:
+        self._function, self._multiple, self._largest = function, multiple, largest
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The function's result, as if it had been called once."""
+        """The function's result for all rows."""
         rows = len(inputs[0])
-        sizes = piece_sizes(rows, self._unit, self._most)
+        sizes = batch_sizes(rows, self._multiple, self._largest)
         if sizes == [rows]:
             return self._function(*inputs)
         extra = sum(sizes) - rows
         padded = [torch.cat([part, part[-1:].expand(extra, *part.shape[1:])]) if extra else part for part in inputs]
-        pieces = zip(*(part.split(sizes) for part in padded), strict=True)
-        return torch.cat([self._function(*piece) for piece in pieces])[:rows]
+        batches = zip(*(part.split(sizes) for part in padded), strict=True)
+        return torch.cat([self._function(*batch) for batch in batches])[:rows]
 
 
-class FirstWorking:
-    """The first of several ways to compute the same that this machine can go.
+class FallbackChain:
+    """Calls the first of several implementations that works, and never tries again one that failed.
 
     Args:
-        ways: names and functions, the fastest first.
-        announce: receives a line when one has to be given up.
+        implementations: name and function of each, the fastest first.
+        announce: receives a line for each fallback.
+
+    Attributes:
+        failed: names of the implementations that failed here; empty while the fastest is in use.
     """
 
-    def __init__(self, ways: Sequence[tuple[str, Callable[..., Any]]], announce: Announce) -> None:
-        self._ways, self._announce = list(ways), announce
+    def __init__(self, implementations: Sequence[tuple[str, Callable[..., Any]]], announce: Announce) -> None:
+        self.failed: list[str] = []
+        self._implementations, self._announce = list(implementations), announce
+
+    @classmethod
+    def build(
+        cls,
+        network: str,
+        eager: Callable[..., Any],
+        graphed: Callable[..., Callable[..., Any]],
+        announce: Announce,
+        *,
+        graphs: bool,
+        compiling: bool,
+        allow_fallback: bool,
+        recompute: bool = False,
+    ) -> Self:
+        """The requested implementation of a network's function on CUDA, followed by slower ones.
+
+        Args:
+            network: its name in announcements and errors.
+            eager: the function, launched kernel by kernel.
+            graphed: `GraphedCalls` or `GraphedGradients`.
+            announce: receives lines about compilations and fallbacks.
+            graphs: replay the function as CUDA graphs.
+            compiling: compile the function.
+            allow_fallback: append the slower implementations; without them an error is final.
+            recompute: see `compile_function`.
+        """
+        chain = [("eager execution", eager)]
+        if graphs:
+            notices = CompileNotices(network, announce, compiling=False)
+            chain.insert(0, ("CUDA graphs without compilation", graphed(eager, notices)))
+        if compiling:
+            notices = CompileNotices(network, announce, compiling=True)
+            call = graphed if graphs else CompiledCalls
+            chain.insert(0, ("compiled code", call(compile_function(eager, recompute=recompute), notices)))
+        return cls(chain if allow_fallback else chain[:1], announce)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The function's result.
 
         Raises:
-            EnvironmentProblem: the last way can't be gone either.
+            EnvironmentProblem: the last implementation fails too.
         """
         while True:
+            name, function = self._implementations[0]
             try:
-                return self._ways[0][1](*inputs)
+                return function(*inputs)
             except EnvironmentProblem as problem:
-                if len(self._ways) == 1:
+                if len(self._implementations) == 1:
                     raise
-                self._ways.pop(0)
-                self._announce(f"{problem.message}; computing it {self._ways[0][0]} instead, which takes longer")
+                self.failed.append(name)
+                self._implementations.pop(0)
+                self._announce(f"{problem.message}; falling back to {self._implementations[0][0]}, which is slower")
 
 
-def fastest(
-    name: str,
-    plain: Callable[..., Any],
-    graphed: Callable[..., Callable[..., Any]],
-    announce: Announce,
-    *,
-    graphs: bool,
-    compiling: bool,
-    only: bool,
-    recomputing: bool = False,
-) -> FirstWorking:
-    """A function of a network on CUDA in the fastest way that is wanted, and the slower ones behind it.
-
-    Args:
-        name: of the network, as a line names it.
-        plain: the function, kernel by kernel.
-        graphed: `GraphedCalls` or `GraphedGradients`.
-        announce: receives lines about compiling, and about a way that can't be gone.
-        graphs: replay it.
-        compiling: put it through torch's compiler.
-        only: allow no other than the first way.
-        recomputing: see `compiled`.
-    """
-    ways = [("kernel by kernel", plain)]
-    if graphs:
-        ways.insert(0, ("without the compiler", graphed(plain, FirstCalls(name, announce, compiling=False))))
-    if compiling:
-        call = graphed if graphs else PlainCalls
-        function = compiled(plain, recomputing=recomputing)
-        ways.insert(0, ("compiled", call(function, FirstCalls(name, announce, compiling=True))))
-    return FirstWorking(ways[:1] if only else ways, announce)
-
-
-class PlainCalls:
-    """Calls of a compiled function that is not captured: what a set of shapes takes once is surrounded all the same.
+class CompiledCalls:
+    """Calls of a compiled function that is not captured in a graph.
 
     Args:
         function: compiles itself at the first call with a set of shapes.
-        first: opens a block about what is done once for a set of shapes; see `FirstCalls`.
+        notices: announces that call and translates its errors.
     """
 
-    def __init__(self, function: Callable[..., Any], first: "FirstCalls") -> None:
+    def __init__(self, function: Callable[..., Any], notices: "CompileNotices") -> None:
         self._function = function
-        self._first = first
-        self._called: set[tuple[Any, ...]] = set()
+        self._notices = notices
+        self._compiled: set[tuple[Any, ...]] = set()
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The function's result."""
-        key = torch.is_grad_enabled(), _shapes(inputs)  # with a gradient it is compiled once more
-        if key in self._called:
+        key = torch.is_grad_enabled(), _shapes(inputs)  # a call with gradients is compiled separately
+        if key in self._compiled:
             return self._function(*inputs)
-        with self._first(len(inputs[0])):
+        with self._notices.first_call(len(inputs[0])):
             result = self._function(*inputs)
-        self._called.add(key)
+        self._compiled.add(key)
         return result
 
 
 def _shapes(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What a compilation or a capture is good for."""
+    """Shape and dtype of each input, for which a compilation or a capture is valid."""
     return tuple((tensor.shape, tensor.dtype) for tensor in inputs)
 
 
 class GraphedCalls:
-    """Calls of a function without a gradient, replayed as CUDA graphs, one for each set of input shapes.
+    """Calls of a function without gradients, replayed as CUDA graphs, one graph per set of input shapes.
 
-    A replay costs one launch where the eager call costs one a kernel, which is most of the time of a small batch.
+    A replay costs one launch; an eager call costs one launch per kernel, which dominates the time of a small batch.
 
     Args:
-        function: what is captured.
-        first: opens a block about what is done once for a set of shapes; see `FirstCalls`.
+        function: the function to capture.
+        notices: translates errors of a capture, and announces it if it compiles.
     """
 
-    def __init__(self, function: Callable[..., Tensor], first: "FirstCalls") -> None:
+    def __init__(self, function: Callable[..., Tensor], notices: "CompileNotices") -> None:
         self._function = function
-        self._first = first
+        self._notices = notices
         self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
         self._pool: Any = None
 
@@ -207,85 +212,86 @@ class GraphedCalls:
         """The function's result; the first call with a set of shapes captures it."""
         key = _shapes(inputs)
         if key not in self._captured:
-            with self._first(len(inputs[0])):
+            with self._notices.first_call(len(inputs[0])):
                 self._captured[key] = self._capture(inputs)
-        graph, places, output = self._captured[key]
-        for place, tensor in zip(places, inputs, strict=True):
-            place.copy_(tensor)
+        graph, buffers, output = self._captured[key]
+        for buffer, tensor in zip(buffers, inputs, strict=True):
+            buffer.copy_(tensor)
         graph.replay()
-        return output.clone()  # the next replay, of any shape, may write over it
+        return output.clone()  # the next replay of any graph may overwrite it
 
     def _capture(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        # of one layout, whatever the first call came with, so that the compiler's cache knows them
-        places = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in inputs]
+        # contiguous whatever the layout of the first call, so that the compiler's cache is hit
+        buffers = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in inputs]
         warm_up = _side_stream(torch.cuda.current_device())
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):  # libraries choose kernels and allocate workspaces, which no graph may do
             for _ in range(3):
-                self._function(*places)
+                self._function(*buffers)
         torch.cuda.current_stream().wait_stream(warm_up)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            output = self._function(*places)
+            output = self._function(*buffers)
         self._pool = self._pool or graph.pool()
-        return graph, places, output
+        return graph, buffers, output
 
 
 @cache
 def _side_stream(device: int) -> torch.cuda.Stream:
-    """The stream to warm up on, one a device: libraries keep a workspace of 32 MiB for each stream they have seen."""
+    """The warm-up stream of a device, always the same: libraries keep a workspace of 32 MiB for each stream."""
     return torch.cuda.Stream(device)
 
 
 class GraphedGradients:
-    """A function of one tensor, replayed forward and back as a pair of CUDA graphs, one pair a shape.
+    """A function of one tensor whose forward and backward passes are replayed as CUDA graphs, one pair per shape.
 
     Args:
-        function: each row of its results depends on the same row of its argument only.
-        first: opens a block about what is done once for a set of shapes; see `FirstCalls`.
-        most: rows of a call; more are cut into pieces of so many with a pair of graphs each, since a pair holds what
-            its way back needs. None is one call.
+        function: each row of its results depends only on the same row of its argument.
+        notices: translates errors of a capture, and announces it if it compiles.
+        largest: most rows of one call; more rows are split into several calls, each with its own pair of graphs,
+            because a pair holds the tensors that its backward pass needs. None never splits.
     """
 
     def __init__(
-        self, function: Callable[[Tensor], tuple[Tensor, ...]], first: "FirstCalls", most: int | None = None
+        self, function: Callable[[Tensor], tuple[Tensor, ...]], notices: "CompileNotices", largest: int | None = None
     ) -> None:
         self._function = function
-        self._first = first
-        self._most = most
+        self._notices = notices
+        self._largest = largest
         self._captured: dict[tuple[torch.Size, int], Callable[..., Any]] = {}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """The function's result, differentiable; the first call with a shape captures both passes."""
-        pieces = x.split(self._most or len(x))
-        if len(pieces) == 1:
-            return self._replayed(x, 0)
-        parts = [self._replayed(piece, place) for place, piece in enumerate(pieces)]
+        chunks = x.split(self._largest or len(x))
+        if len(chunks) == 1:
+            return self._replay(x, 0)
+        parts = [self._replay(chunk, index) for index, chunk in enumerate(chunks)]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    def _replayed(self, x: Tensor, place: int) -> tuple[Tensor, ...]:
-        """The result of the piece in a place."""
-        key = x.shape, place
+    def _replay(self, x: Tensor, index: int) -> tuple[Tensor, ...]:
+        """The function's result for the chunk at `index`."""
+        key = x.shape, index
         if key not in self._captured:
-            # the capture's stream differs from that of the Gaussians' gradients, which costs one wait a step
+            # the capture's stream differs from that of the Gaussians' gradients, which costs one wait per step
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
-            with self._first(len(x)), torch.enable_grad():  # whatever this call is for, the way back is captured too
+            # captures the backward pass even if this call needs no gradient
+            with self._notices.first_call(len(x)), torch.enable_grad():
                 self._captured[key] = torch.cuda.make_graphed_callables(
                     self._function, (x.detach().clone().requires_grad_(),)
                 )
         own = x.view_as(x)
         if own.requires_grad:
             own.register_hook(torch.clone)
-        return tuple(part.clone() for part in self._captured[key](own))  # the next replay may write over all of these
+        return tuple(part.clone() for part in self._captured[key](own))  # the next replay may overwrite all of them
 
 
-class FirstCalls:
-    """What surrounds the work that is done once for a set of shapes: words for who waits, and for why it fails.
+class CompileNotices:
+    """Announces the one-time compilation of a network, and translates errors of a compilation or a capture.
 
     Args:
-        network: what is compiled or captured.
-        compiling: whether it is compiled.
+        network: its name.
         announce: receives a line before and after a compilation.
+        compiling: whether the first call compiles; if not, it only captures a CUDA graph.
     """
 
     def __init__(self, network: str, announce: Announce, *, compiling: bool) -> None:
@@ -293,35 +299,35 @@ class FirstCalls:
         self._compiled: set[int] = set()
 
     @contextmanager
-    def __call__(self, rows: int) -> Iterator[None]:
-        """The block that compiles or captures for `rows` rows.
+    def first_call(self, rows: int) -> Iterator[None]:
+        """Surrounds the first call with a set of shapes; only the first one with `rows` rows is announced.
 
         Raises:
-            EnvironmentProblem: it can't be done here.
+            EnvironmentProblem: the call can't be compiled or captured here.
         """
         begin = time.perf_counter()
-        telling = self._compiling and rows not in self._compiled
-        if telling:
+        is_new = self._compiling and rows not in self._compiled
+        if is_new:
             self._announce(f"compiling {self._network} for {rows} rows; the first time on a machine takes minutes")
         try:
             yield
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError as problem:  # the compiler's errors are among them
+        except RuntimeError as problem:  # the compiler's errors are subclasses
             verb = "compiled" if self._compiling else "captured as a CUDA graph"
-            cause = _cause(problem)
-            # a capture without the compiler has a slower way behind it always: nobody has to do anything
+            cause = _first_error(problem)
+            # a capture without the compiler always has a fallback: the user need not do anything
             raise EnvironmentProblem(
                 f"{self._network} can't be {verb}: {(str(cause).strip() or type(cause).__name__).splitlines()[0]}",
                 hint="--set prior.compile=off" if self._compiling else None,
             ) from problem
         self._compiled.add(rows)
-        if telling:
+        if is_new:
             self._announce(f"compiled {self._network} in {time.perf_counter() - begin:.0f} s")
 
 
-def _cause(problem: BaseException) -> BaseException:
-    """The error that came first: one inside a capture makes the end of the capture fail as well."""
+def _first_error(problem: BaseException) -> BaseException:
+    """The error that caused the others: one inside a capture makes the end of the capture fail as well."""
     while isinstance(problem.__context__, RuntimeError):
         problem = problem.__context__
     return problem

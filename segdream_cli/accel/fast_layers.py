@@ -1,6 +1,6 @@
-"""The layers of frozen networks in forms that compute the same and take less time on a GPU.
+"""Faster equivalents of layers of frozen networks, for GPUs.
 
-A replaced layer keeps its parameters and their names.
+A replacement keeps the parameters of the layer and their names.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 class FrozenConvolution(nn.Module):
     """A convolution of stride 1 whose weights take no gradient.
 
-    The gradient of its input is a convolution itself, with the weights turned by 180 degrees and their channels
-    exchanged. A library's kernels for going forward are several times as fast as those for going back.
+    The gradient of its input is computed as a convolution too, with the weights rotated by 180 degrees and their
+    channels exchanged: cuDNN's forward kernels are several times as fast as its backward kernels.
 
-    Compiled, the bias is added outside: as a part of what reads the result, where alone it would be one more pass.
+    When compiled, the bias is added separately, so that the compiler fuses it into the operations that read the result.
 
     Args:
-        layer: the convolution to stand for; stride 1, dilation 1, one group, padded with zeros.
+        layer: the convolution to replace; stride 1, dilation 1, one group, padded with zeros.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -29,7 +29,7 @@ class FrozenConvolution(nn.Module):
         self.padding: Any = layer.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution of x."""
+        """Convolves x."""
         inside, outside = (None, self.bias) if torch.compiler.is_compiling() else (self.bias, None)
         output: Tensor = _FrozenConvolution.apply(x, self.weight, inside, self.padding)  # type: ignore[no-untyped-call]
         return output if outside is None else output + outside[:, None, None]
@@ -52,11 +52,11 @@ class _FrozenConvolution(torch.autograd.Function):
 class ChannelNorm(nn.Module):
     """Group normalisation from the mean and the variance of each channel.
 
-    With the channels innermost in memory the two sums of a channel are read in whole rows; a group's sums jump from
-    pixel to pixel. Only compiled is it done so: what is written here as a dozen passes becomes two.
+    With channels innermost in memory, sums per channel read whole rows, while sums per group jump from pixel to pixel.
+    Only compiled code takes this path: the compiler fuses its dozen passes into two.
 
     Args:
-        layer: the normalisation to stand for.
+        layer: the normalisation to replace.
     """
 
     def __init__(self, layer: nn.GroupNorm) -> None:
@@ -65,13 +65,13 @@ class ChannelNorm(nn.Module):
         self.groups, self.eps = layer.num_groups, layer.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalised x, [b, c, ...]; statistics are taken in single precision at least."""
+        """Normalises x, [b, c, ...]; statistics have at least single precision."""
         if not torch.compiler.is_compiling():
             return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         return self.by_channel(x)
 
     def by_channel(self, x: Tensor) -> Tensor:
-        """The same from the sums of each channel."""
+        """Normalises x by the statistics of each channel."""
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(values, dim=tuple(range(2, x.dim())), correction=0)  # [b, c]
         variance, mean = (part.unflatten(1, (self.groups, -1)) for part in (variance, mean))  # [b, g, c / g]
@@ -85,8 +85,8 @@ class ChannelNorm(nn.Module):
         return output.to(x.dtype)
 
 
-def rewrite_convolutions(network: nn.Module) -> None:
-    """Puts a `FrozenConvolution` in the place of each convolution it can stand for."""
+def replace_convolutions(network: nn.Module) -> None:
+    """Replaces each convolution that meets the conditions of `FrozenConvolution`."""
 
     def fits(layer: nn.Module) -> bool:
         return (
@@ -101,13 +101,16 @@ def rewrite_convolutions(network: nn.Module) -> None:
     _replace(network, fits, FrozenConvolution)
 
 
-def rewrite_norms(network: nn.Module) -> None:
-    """Puts a `ChannelNorm` in the place of each group normalisation with weights."""
+def replace_norms(network: nn.Module) -> None:
+    """Replaces each group normalisation with weights by a `ChannelNorm`."""
     _replace(network, lambda layer: type(layer) is nn.GroupNorm and layer.affine, ChannelNorm)
 
 
 def drop_separate_projections(network: nn.Module) -> None:
-    """Drops the weights that diffusers' `fuse_qkv_projections` has put together in others."""
+    """Drops the projection weights that diffusers' `fuse_qkv_projections` has copied into fused ones.
+
+    LoRA adapters must be merged before: they find no separate projections afterwards.
+    """
     for layer in network.modules():
         if getattr(layer, "fused_projections", False):
             for name in ("to_k", "to_v") if layer.is_cross_attention else ("to_q", "to_k", "to_v"):

@@ -4,18 +4,18 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
 from segdream_cli.cli import doctor, export, fetch, generate, init, render, view
 from segdream_cli.cli.output import Output
 from segdream_cli.errors import EXIT_CODES, SegdreamError, UsageProblem
+from segdream_cli.util import compat
 
 EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
-_UsageError: Any = typer.BadParameter.__base__
-"""The error that Typer raises for a command line that it can't parse; its own name is private."""
+_UsageError = compat.typer_usage_error()
 
 app = typer.Typer(
     name="segdream",

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.optim import adam
 
 from segdream_cli.config import OptimConfig
 from segdream_cli.splats.gaussians import GROUPS, Gaussians
+from segdream_cli.util import compat
 
 Optimizers = dict[str, torch.optim.Adam]
 """One Adam per parameter group: it holds the moments, `adam_step` takes the steps."""
@@ -80,7 +80,7 @@ def adam_step(
         gradients = stacked.params[name].grad
         if gradients is None or not gradients.numel():
             continue
-        adam.adam(
+        compat.adam(
             list(parameters),
             [gradient[: len(parameter)] for gradient, parameter in zip(gradients, parameters, strict=True)],
             [state["exp_avg"] for state in states],

@@ -24,13 +24,13 @@ from segdream_cli.util import hub
 from segdream_cli.util.download import (
     Progress,
     cache_folder,
+    cache_write_errors,
     check_space,
     download,
     download_in_words,
     file_sha256,
-    storing,
 )
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import exclusive, replacing
 
 ADDRESS = "https://openaipublic.azureedge.net/main/point-e"
 """Where OpenAI publishes the files."""
@@ -192,7 +192,7 @@ def _download_missing(store: Path, offline: bool, announce: Callable[[str], None
             f"Point-E is not in the cache {store}, and going online is not allowed",
             hint=f"segdream fetch point-e, once, while online; or {_ELSEWHERE}",
         )
-    with _alone(store):
+    with cache_write_errors(store), exclusive(store / ".lock"):
         missing = missing_files()
         if not missing:
             return
@@ -260,7 +260,7 @@ def _local(folder: Path, file: Published, announce: Callable[[str], None]) -> tu
         found = file_sha256(pickled)
     store = _store() / found[:16]
     if not _record_path(store, file).is_file() or not _converted_path(store, file).is_file():
-        with _alone(_store()):
+        with cache_write_errors(_store()), exclusive(_store() / ".lock"):
             check_space(store, pickled.stat().st_size)
             _convert(pickled, store, file, str(folder), found)
         known = "as published" if found == file.sha256 else "which is not that of the published file"
@@ -301,7 +301,7 @@ def _convert(pickled: Path, store: Path, file: Published, origin: str, sha256: s
     _check_stage(state, pickled, file)
     content = save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()})
     record = _Record(origin=origin, sha256=sha256, converted_sha256=hashlib.sha256(content).hexdigest())
-    with storing(store):
+    with cache_write_errors(store):
         store.mkdir(exist_ok=True)
         with replacing(_converted_path(store, file)) as temporary:
             temporary.write_bytes(content)
@@ -352,14 +352,3 @@ def _said(problem: Exception) -> str:
     if "weights_only" in str(problem):
         return "it holds more than weights, which is not unpickled"
     return hub.reason(problem).partition(". ")[0]
-
-
-@contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """Keeps other processes from preparing the same folder of the cache."""
-    from filelock import FileLock
-
-    with storing(store):
-        store.mkdir(parents=True, exist_ok=True)
-        with FileLock(store / ".lock"):
-            yield

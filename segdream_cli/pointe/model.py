@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segdream_cli.accel.cuda_graphs import Announce, GraphedCalls, fastest
+from segdream_cli.accel.cuda_graphs import Announce, FallbackChain, GraphedCalls
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.pointe.checkpoint import PointECheckpoint, read_state
 from segdream_cli.pointe.sampler import Denoiser, sample
@@ -45,7 +45,8 @@ class PointE:
 
     def __init__(self, base: PointTransformer, upsample: PointTransformer | None = None) -> None:
         self.stages = (base,) if upsample is None else (base, upsample)
-        self._calls: Sequence[Callable[..., Tensor]] = self.stages
+        self.chains: tuple[FallbackChain, ...] = ()
+        """The implementations of each stage, once `speed_up` was called."""
 
     @classmethod
     def load(cls, checkpoint: PointECheckpoint, device: torch.device, dtype: torch.dtype) -> "PointE":
@@ -78,29 +79,33 @@ class PointE:
         return cls(*networks)
 
     def speed_up(self, announce: Announce, *, graphs: bool, compiling: bool) -> "PointE":
-        """Evaluates the networks on CUDA in a faster way from now on.
+        """Makes later evaluations on CUDA faster.
 
-        A cloud is many evaluations of the same shapes, each of more than a hundred small kernels; a graph launches them
-        at once, the compiler makes them fewer.
+        A cloud takes many evaluations of the same shapes, each of more than a hundred small kernels. A graph launches
+        all kernels at once; the compiler fuses them into fewer.
 
         Args:
-            announce: receives lines about compiling, and one when a way can't be gone and the next is taken.
+            announce: receives lines about compilations and fallbacks.
             graphs: capture each network as a CUDA graph at its first evaluation, and replay it.
-            compiling: put the networks through torch's compiler, which pays where many clouds are made.
+            compiling: compile the networks, which saves time where many clouds are made.
         """
-        self._calls = [
-            fastest(
+        self.chains = tuple(
+            FallbackChain.build(
                 f"Point-E's {name} stage",
                 network,
                 GraphedCalls,
                 announce,
                 graphs=graphs,
                 compiling=compiling,
-                only=compiling,
+                allow_fallback=not compiling,
             )
             for name, network in zip(("base", "upsampling"), self.stages, strict=False)
-        ]
+        )
         return self
+
+    @property
+    def _calls(self) -> Sequence[Callable[..., Tensor]]:
+        return self.chains or self.stages
 
     @property
     def text_width(self) -> int:

@@ -111,7 +111,7 @@ def profile_of(prior: PriorConfig, *, cuda: bool) -> PriorProfile:
 
 
 @contextmanager
-def reading(checkpoint: Checkpoint, part: str) -> Iterator[None]:
+def translate_errors(checkpoint: Checkpoint, part: str) -> Iterator[None]:
     """Turns what the model libraries raise while they read a part of a checkpoint into `WeightsUnavailable`."""
     try:
         yield

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.priors.checkpoint import Checkpoint, check_keys, reading
+from segdream_cli.priors.checkpoint import Checkpoint, check_keys, translate_errors
 from segdream_cli.util import hub
 
 
@@ -43,9 +43,9 @@ class TextEncoder:
         """
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        with reading(checkpoint, "tokenizer"):
+        with translate_errors(checkpoint, "tokenizer"):
             tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
-        with reading(checkpoint, "text_encoder"):
+        with translate_errors(checkpoint, "text_encoder"):
             network, info = CLIPTextModel.from_pretrained(
                 checkpoint.folder / "text_encoder",
                 dtype=dtype,

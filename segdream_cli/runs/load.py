@@ -112,7 +112,7 @@ def open_clouds(
         return None
     import torch
 
-    from segdream_cli.accel.cuda_graphs import arithmetic
+    from segdream_cli.accel.cuda_graphs import compute_dtype
     from segdream_cli.cli.download_bar import DownloadBar
     from segdream_cli.pointe.checkpoint import open_point_e, resolve_point_e
     from segdream_cli.pointe.clip import resolve_clip
@@ -120,7 +120,7 @@ def open_clouds(
     from segdream_cli.pointe.model import PointE
     from segdream_cli.priors.text import TextEncoder, TextVector
 
-    dtype = arithmetic(how.dtype, device)
+    dtype = compute_dtype(how.dtype, device)
     if point_e is not None and init.point_e is None:
         own = checkpoint()
         files = open_point_e(own.folder / point_e / "model.safetensors", origin=own.name)

@@ -69,7 +69,7 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def storing(folder: Path) -> Iterator[None]:
+def cache_write_errors(folder: Path) -> Iterator[None]:
     """Turns an operating-system failure while the cache `folder` is written into `WeightsUnavailable`."""
     try:
         yield
@@ -137,7 +137,7 @@ def download(
     if not url.startswith(("https://", "http://")):
         raise WeightsUnavailable(f"{url!r} is not an http address", hint=hint)
     part = _Part(target, url)
-    with storing(target.parent):
+    with cache_write_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         resumed = part.done() > 0
         found = _whole(part, size, hint, progress)

@@ -1,6 +1,7 @@
 """How every file of the project is written: whole or not at all, and never over another by accident."""
 
 import errno
+import logging
 import os
 import shlex
 import signal
@@ -79,6 +80,33 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink()
         if interruptible:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def exclusive(path: Path, waiting: str | None = None) -> Iterator[None]:
+    """Holds a lock file while the block runs, so that of several processes only one runs it at a time.
+
+    Args:
+        path: the lock file; it and its folder are created, and stay.
+        waiting: a warning to log if another process holds the lock.
+
+    Raises:
+        OSError: the lock file can't be created.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting:  # without a handler Python writes it to stderr
+            logging.getLogger(__name__).warning(waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _umask() -> int:

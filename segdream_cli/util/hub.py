@@ -1,6 +1,5 @@
 """The Hugging Face Hub: what a model's files are, their download, and the Hub's errors as sentences."""
 
-import importlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.util import compat
 from segdream_cli.util.download import Progress, check_space, download_in_words
 
 
@@ -108,7 +108,7 @@ def wanted_files(
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Hides the Hub's progress bars: they are for the one long download only."""
-    utils: Any = importlib.import_module("huggingface_hub.utils")  # its type hints lack the three functions
+    utils = compat.hub_utils()
     hidden = utils.are_progress_bars_disabled()
     utils.disable_progress_bars()
     try:
@@ -123,10 +123,10 @@ def _reporting(progress: Progress, total: int) -> type[Any]:
 
     The client draws one bar of bytes or two (received, and written), depending on its version: the furthest counts.
     """
-    utils: Any = importlib.import_module("huggingface_hub.utils")
+    bar: Any = compat.hub_utils().tqdm
     furthest = 0
 
-    class Reporting(utils.tqdm):  # type: ignore[misc]
+    class Reporting(bar):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options | {"disable": True})
             self.bytes = options.get("unit") == "B"

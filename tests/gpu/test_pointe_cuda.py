@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segdream_cli.accel.cuda_graphs import FirstCalls, GraphedCalls
+from segdream_cli.accel.cuda_graphs import CompileNotices, GraphedCalls
 from segdream_cli.config import MINI, PriorConfig
 from segdream_cli.pointe.checkpoint import open_point_e
 from segdream_cli.pointe.model import PointE
@@ -87,7 +87,7 @@ def test_the_cpu_makes_the_same_cloud() -> None:
 @torch.no_grad()
 def test_the_host_never_waits_between_the_first_evaluation_and_the_last() -> None:
     network = stage(LOW, torch.float16)
-    evaluate = GraphedCalls(network, FirstCalls("it", pytest.fail, compiling=False))
+    evaluate = GraphedCalls(network, CompileNotices("it", pytest.fail, compiling=False))
     denoise = Denoiser(network, text(LOW.text_width, 1)[None].to(CUDA), evaluate=evaluate)
     noise = torch.randn(LOW.sampling.draws, LOW.points, 6, device=CUDA)
     expected = sample(denoise, noise, LOW.sampling)  # captures

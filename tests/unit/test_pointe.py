@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from segdream_cli.accel.cuda_graphs import FirstCalls
+from segdream_cli.accel.cuda_graphs import CompileNotices
 from segdream_cli.config import PriorConfig
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.pointe import model
@@ -272,16 +272,16 @@ def test_evaluations_and_progress_are_what_happens() -> None:
 
 
 class Captures:
-    """In the place of `GraphedCalls` without CUDA: counts its calls by stage, or fails to capture."""
+    """Stands in for `GraphedCalls` without CUDA: records the rows of its calls, or fails to capture."""
 
     works = True
     rows: ClassVar[list[int]] = []
 
-    def __init__(self, function: Callable[..., Tensor], first: FirstCalls) -> None:
-        self.function, self.first = function, first
+    def __init__(self, function: Callable[..., Tensor], notices: CompileNotices) -> None:
+        self.function, self.notices = function, notices
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        with self.first(len(inputs[0])):
+        with self.notices.first_call(len(inputs[0])):
             if not self.works:
                 raise RuntimeError("no graphs here")
         self.rows.append(len(inputs[0]))
@@ -289,7 +289,7 @@ class Captures:
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_a_faster_way_gives_the_same_cloud_and_a_line_if_it_can_not_be_gone(
+def test_point_e_speed_up_gives_the_same_cloud_and_announces_fallbacks(
     works: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Captures, "works", works)
@@ -304,9 +304,10 @@ def test_a_faster_way_gives_the_same_cloud_and_a_line_if_it_can_not_be_gone(
     assert torch.equal(found.colors, expected.colors)
     fast.evaluate(1)
     assert Captures.rows == ([2] * 7 + [1] * 6 if works else [])
-    failed = "can't be captured as a CUDA graph: no graphs here; computing it kernel by kernel instead"
+    failed = "can't be captured as a CUDA graph: no graphs here; falling back to eager execution, which is slower"
     stages = () if works else ("base", "upsampling")
-    assert said == [f"Point-E's {stage} stage {failed}, which takes longer" for stage in stages]
+    assert said == [f"Point-E's {stage} stage {failed}" for stage in stages]
+    assert [chain.failed for chain in fast.chains] == [[] if works else ["CUDA graphs without compilation"]] * 2
 
 
 BASE_OF_ONE = replace(LOW, sampling=BASE.sampling)

@@ -1,20 +1,20 @@
 """The CUDA rasteriser: gsplat, whose kernels are compiled on the user's machine at first use."""
 
 import contextlib
-import logging
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from segdream_cli.errors import EnvironmentProblem
+from segdream_cli.util import compat
 from segdream_cli.util.download import cache_folder
+from segdream_cli.util.files import exclusive
 
 WARP = 32
 """gsplat 1.5.3's backward pass adds up what the threads of a warp hold for one index, whichever set that belongs to."""
@@ -24,42 +24,30 @@ WARP = 32
 def load_kernels() -> Callable[..., Any]:
     """The entry point of gsplat, with its kernels compiled and loaded.
 
+    One process at a time builds them: of two at once, gsplat lets the second delete the files of the first.
+
     Raises:
         EnvironmentProblem: there is no CUDA compiler, the compilation fails, or the cache can't be written.
     """
-    with _alone():
-        return _load()
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Keeps other processes from building: of two at once, gsplat lets the second delete what the first has."""
     folder = cache_folder()
-    lock = FileLock(folder / "gsplat.lock")
+    waiting = "waiting for another process that builds or loads gsplat's kernels"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:  # Python writes the line to stderr: nobody else has a say in logging
-            logging.getLogger(__name__).warning("waiting for another process that builds or loads gsplat's kernels")
-            lock.acquire()
+        with exclusive(folder / "gsplat.lock", waiting):
+            return _load()
     except OSError as problem:
         raise EnvironmentProblem(
             f"{folder} can't be written, where gsplat's kernels are locked while they are built: "
             f"{problem.strerror or problem}",
             hint="SEGDREAM_CACHE=/a/folder/of/yours segdream ...",
         ) from problem
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _load() -> Callable[..., Any]:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # gsplat reports its progress on stdout, which is for results
             from gsplat import rasterization
-            from gsplat.cuda._backend import _C as kernels
+
+            kernels = compat.gsplat_kernels()
     except Exception as problem:  # the compiler, the linker and the loader each raise their own kind
         lines = str(problem).strip().splitlines() or [type(problem).__name__]
         raise EnvironmentProblem(

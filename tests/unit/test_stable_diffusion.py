@@ -16,6 +16,7 @@ from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors import stable_diffusion as diffusion
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
+from segdream_cli.util import compat
 
 
 @pytest.fixture(scope="module")
@@ -282,26 +283,31 @@ def test_low_vram_computes_the_same_and_keeps_less(folders: dict[str, Path], pri
 def test_what_compiles(priors: dict[str, DiffusionPrior], monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting decides, and "auto" by size, length of the run, and whether there is a compiler."""
     unet = priors["epsilon"].unet
-    monkeypatch.setattr(diffusion, "has_triton", lambda: True)
+    monkeypatch.setattr(compat, "has_triton", lambda: True)
     assert diffusion.compiles(PriorConfig(compile="on"), unet, 1)
     assert not diffusion.compiles(PriorConfig(), unet, 5000)
     monkeypatch.setattr(diffusion, "COMPILED_PARAMETERS", 1000)
     assert diffusion.compiles(PriorConfig(), unet, 5000)
     assert not diffusion.compiles(PriorConfig(), unet, 999)
     assert not diffusion.compiles(PriorConfig(compile="off"), unet, 5000)
-    monkeypatch.setattr(diffusion, "has_triton", lambda: False)
+    monkeypatch.setattr(compat, "has_triton", lambda: False)
     assert not diffusion.compiles(PriorConfig(), unet, 5000)
 
 
-@pytest.mark.parametrize("recomputed", [True, False])
-def test_the_setting_says_whether_values_are_computed_again(
-    folders: dict[str, Path], recomputed: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("compile", ["on", "off"])
+def test_diffusion_prior_builds_chains_by_its_settings(
+    priors: dict[str, DiffusionPrior], recompute: bool, compile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[bool] = []
-    monkeypatch.setattr(diffusion, "fastest", lambda *_, recomputing, **__: told.append(recomputing))
-    prior = load(folders["epsilon"])
-    prior._speed_up(PriorConfig(recomputed_values=recomputed), pytest.fail, 2, compiling=False)
-    assert told == [recomputed, recomputed]
+    built: list[tuple[bool, bool]] = []
+
+    def build(*_: Any, recompute: bool, allow_fallback: bool, **__: Any) -> None:
+        built.append((recompute, allow_fallback))
+
+    monkeypatch.setattr(diffusion.FallbackChain, "build", build)
+    config = PriorConfig(recomputed_values=recompute, compile=compile)
+    priors["epsilon"]._build_chains(config, pytest.fail, 2, compiling=False)
+    assert built == [(recompute, compile == "off")] * 2
 
 
 @pytest.mark.gpu

@@ -13,8 +13,8 @@ from segdream_cli.accel.fast_layers import (
     ChannelNorm,
     FrozenConvolution,
     drop_separate_projections,
-    rewrite_convolutions,
-    rewrite_norms,
+    replace_convolutions,
+    replace_norms,
 )
 
 EXACT, SINGLE = 1e-11, 2e-5
@@ -44,8 +44,8 @@ def autoencoder() -> AutoencoderKL:
 
 REWRITES: dict[str, Callable[[AutoencoderKL], None]] = {
     "attention": lambda vae: vae.set_attn_processor(AttnProcessor()),
-    "convolutions": lambda vae: rewrite_convolutions(vae.encoder),
-    "norms": lambda vae: rewrite_norms(vae.encoder),
+    "convolutions": lambda vae: replace_convolutions(vae.encoder),
+    "norms": lambda vae: replace_norms(vae.encoder),
 }
 
 
@@ -146,7 +146,7 @@ def test_a_convolution_keeps_nothing_of_its_input() -> None:
 )
 def test_other_convolutions_stay_as_they_are(change: dict[str, object]) -> None:
     layer = nn.Sequential(nn.Conv2d(4, 4, 3, **{"padding": 1, **change}))
-    rewrite_convolutions(layer)
+    replace_convolutions(layer)
     assert type(layer[0]) is nn.Conv2d
 
 

@@ -1,0 +1,58 @@
+"""Private interfaces of other libraries: if a new version changes one, only this file has to change.
+
+`tests/unit/test_compat.py` tests each of them and names the versions that it was checked with. Every import is inside
+its function, so that importing this module costs nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def known_compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options for `torch.compile` that this torch's compiler has."""
+    from torch._inductor import config
+
+    return {name: value for name, value in options.items() if hasattr(config, name)}
+
+
+def cache_custom_autograd_functions() -> None:
+    """Lets torch cache compiled code that contains subclasses of `torch.autograd.Function`; old versions do not."""
+    import torch._functorch.config as config
+
+    if hasattr(config, "autograd_cache_allow_custom_autograd_functions"):
+        config.autograd_cache_allow_custom_autograd_functions = True
+
+
+def has_triton() -> bool:
+    """Whether torch's compiler can generate code for the GPU here."""
+    from torch.utils import _triton
+
+    return _triton.has_triton()
+
+
+def gsplat_kernels() -> Any | None:
+    """The compiled CUDA kernels of gsplat, built if need be; None without a CUDA compiler."""
+    from gsplat.cuda._backend import _C
+
+    return _C
+
+
+def adam(*arguments: Any, **options: Any) -> None:
+    """Takes a step of Adam on lists of tensors, without an optimizer object: `torch.optim.adam.adam`."""
+    from torch.optim.adam import adam
+
+    adam(*arguments, **options)
+
+
+def hub_utils() -> Any:
+    """Progress bars of huggingface_hub: `tqdm`, and the functions that disable, enable and query the bars."""
+    import huggingface_hub.utils
+
+    return huggingface_hub.utils
+
+
+def typer_usage_error() -> Any:
+    """The exception class that Typer raises for a command line that it can't parse."""
+    import typer
+
+    return typer.BadParameter.__base__
