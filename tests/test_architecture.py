@@ -44,7 +44,7 @@ HEAVY = {
     "imageio_ffmpeg": ("render/video",),
     "numba": ("render/raster/cpu", "render/raster/kernels"),
     "plyfile": ("formats/ply",),
-    "scipy": ("optimize/start",),
+    "scipy": ("evaluate/measures", "optimize/start"),
     "typer": ("cli/*", "util/compat"),
     "rich": ("cli/*",),
     "huggingface_hub": ("util/hub", "util/compat"),

@@ -1,8 +1,8 @@
 """Tries settings of the embedded prior's presets: `python -m training.tune VARIANTS OUT`.
 
 VARIANTS holds a line for each: a name, a bar, and settings as `--set` takes them. Every variant makes assets of the
-same training combinations, which the judge reads; OUT receives a table, a contact sheet of each, and one of the prior's
-own samples.
+same training combinations, which the judge reads. OUT receives a table, a contact sheet of each, and one of the
+prior's own samples.
 """
 
 import time
@@ -16,11 +16,21 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.mini_quality import JUDGE, Scores, choose, distil, known_to, measure, opened, photograph, sample
-from benchmarks.mini_quality import write_sheet as write
 from segdream_cli.config import AUTO
+from segdream_cli.evaluate.judge import Judge
+from segdream_cli.evaluate.measures import Scores, score
 from segdream_cli.util.devices import choose_device
-from training.judge import Judge
+from training.assets import (
+    JUDGE,
+    choose,
+    distill,
+    keep_known,
+    label,
+    load_mini,
+    render_views,
+    sample_views,
+    write_sheet,
+)
 from training.world.catalog import Combination, combinations
 
 COLUMNS = ("object", "color", "attribute", "view", "azimuth", "floaters", "faint", "gradient", "edges")
@@ -28,59 +38,54 @@ SAMPLE_GUIDANCE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """A variant and what all of them share."""
+class Setup:
+    """What all variants share."""
 
-    name: str
-    assignments: tuple[str, ...]
     quality: str
     count: int
     seed: int
     device: str
+    judge: Path
     out: Path
 
 
 @cache
-def reader(device: str) -> Judge:
-    """The judge, loaded once a process."""
-    return Judge.load(JUDGE, torch.device(device))
-
-
-def chosen(trial: Trial) -> list[Combination]:
-    """The training combinations that every variant makes."""
-    place = torch.device(trial.device)
-    pool = known_to(opened(trial.quality, (), place), [one for one in combinations() if not one.held_out])
-    return choose(pool, trial.count, trial.seed)
+def load_judge(setup: Setup) -> Judge:
+    """The judge, loaded once per process."""
+    return Judge.load(setup.judge, setup.device)
 
 
 @cache
-def sampled(quality: str, count: int, seed: int, device: str, out: Path) -> Scores:
-    """The prior's own samples of the same combinations, which every process draws once."""
-    place = torch.device(device)
-    shown = chosen(Trial("", (), quality, count, seed, device, out))
-    prompts = [one.caption() for one in shown]
-    pictures = sample(opened(quality, (), place), prompts, seed, SAMPLE_GUIDANCE)
-    write(out / "samples.webp", pictures, prompts)
-    return measure(pictures, shown, reader(device))
+def prepare(setup: Setup) -> tuple[list[Combination], Scores]:
+    """The training combinations that every variant makes, and the scores of the prior's own samples of them.
+
+    Every process draws the samples once.
+    """
+    pipeline = load_mini(setup.quality, (), torch.device(setup.device))
+    pool = keep_known(pipeline, [one for one in combinations() if not one.held_out])
+    chosen = choose(pool, setup.count, setup.seed)
+    prompts = [one.caption() for one in chosen]
+    images = sample_views(pipeline, prompts, setup.seed, SAMPLE_GUIDANCE)
+    write_sheet(setup.out / "samples.webp", images, prompts)
+    return chosen, score(images, [label(one) for one in chosen], load_judge(setup))
 
 
-def score(trial: Trial) -> str:
-    """Makes and judges the assets of a variant; a row of the table."""
-    begin, place = time.perf_counter(), torch.device(trial.device)
-    samples = sampled(trial.quality, trial.count, trial.seed, trial.device, trial.out)
-    shown, pipeline = samples.combinations, opened(trial.quality, trial.assignments, place)
-    prompts = [one.caption() for one in shown]
-    photographs = photograph(pipeline, distil(pipeline, prompts, trial.seed), trial.seed)
-    scores = measure(photographs.pictures, shown, reader(trial.device), photographs.alphas)
-    write(trial.out / f"{trial.name}.webp", photographs.pictures, prompts)
-    figures = scores.figures() | {name: scores.ratio(samples, name) for name in ("gradient", "edges")}
-    values = " | ".join(f"{figures[name]:.4f}" for name in COLUMNS)
-    seconds = time.perf_counter() - begin
-    return f"| {trial.name} | {values} | {seconds:.0f} | {' '.join(trial.assignments)} |"
+def try_variant(name: str, assignments: tuple[str, ...], setup: Setup) -> str:
+    """Makes and scores the assets of a variant; a row of the table."""
+    begin = time.perf_counter()
+    chosen, samples = prepare(setup)
+    prompts = [one.caption() for one in chosen]
+    pipeline = load_mini(setup.quality, assignments, torch.device(setup.device))
+    views = render_views(pipeline, distill(pipeline, prompts, setup.seed), setup.seed)
+    scores = score(views.images, [label(one) for one in chosen], load_judge(setup), views.alphas)
+    write_sheet(setup.out / f"{name}.webp", views.images, prompts)
+    figures = scores.means() | {key: scores.ratio(samples, key) for key in ("gradient", "edges")}
+    values = " | ".join(f"{figures[key]:.4f}" for key in COLUMNS)
+    return f"| {name} | {values} | {time.perf_counter() - begin:.0f} | {' '.join(assignments)} |"
 
 
 def read_variants(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Names and settings of the lines that are no comments."""
+    """Names and settings of the lines that are not comments."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
             name, _, settings = line.partition("|")
@@ -96,29 +101,27 @@ def main(
     quality: str = "standard",
     seed: int = 7,
     device: str = AUTO,
+    judge: Annotated[Path, typer.Option(help="The judge's folder.")] = JUDGE,
     smoke: Annotated[bool, typer.Option(help="Two assets and three steps of each.")] = False,
 ) -> None:
     """Scores the variants, the first ones first, and prints the table as it grows."""
-    begin, place = time.monotonic(), str(choose_device(device))
+    begin, setup = time.monotonic(), Setup(quality, 2 if smoke else count, seed, str(choose_device(device)), judge, out)
     out.mkdir(parents=True, exist_ok=True)
     extra = ("optim.steps=3",) if smoke else ()
-    trials = [
-        Trial(name, settings + extra, quality, 2 if smoke else count, seed, place, out)
-        for name, settings in read_variants(variants)
-    ]
+    trials = [(name, settings + extra, setup) for name, settings in read_variants(variants)]
     header = f"| variant | {' | '.join(COLUMNS)} | s | settings |\n|{' --- |' * (len(COLUMNS) + 3)}"
     print(header, flush=True)
     with get_context("spawn").Pool(workers) as pool, (out / "table.md").open("w", encoding="utf-8") as table:
         table.write(header + "\n")
-        results = [pool.apply_async(score, (trial,)) for trial in trials]
-        for trial, result in zip(trials, results, strict=True):
+        results = [pool.apply_async(try_variant, trial) for trial in trials]
+        for (name, *_), result in zip(trials, results, strict=True):
             left = begin + 60 * minutes - time.monotonic()
             try:
                 row = result.get(max(left, 0))
             except TimeoutError:
                 continue
             except Exception as problem:  # a variant that can't be made is no reason to lose the others
-                row = f"| {trial.name} | {problem} |"
+                row = f"| {name} | {problem} |"
             print(row, flush=True)
             table.write(row + "\n")
             table.flush()

@@ -14,6 +14,7 @@ import torch
 from segdream_cli import formats
 from segdream_cli.cli import main
 from segdream_cli.config import MINI, Config
+from segdream_cli.evaluate.measures import silhouette_iou
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.render.cameras import viewing
 from segdream_cli.splats.gaussians import SH_C0, Gaussians
@@ -81,7 +82,7 @@ def best_views(gaussians, masks, turn_deg=0.0):
         cameras = viewing(azimuths, elevations, masks.shape[-1], center=torch.tensor([0.0, height, 0.0]), extent=extent)
         picture = pipeline.render(gaussians, cameras)
         alpha = picture.alpha[..., 0].numpy()
-        overlap = np.minimum(alpha, masks).sum((1, 2)) / np.maximum(alpha, masks).sum((1, 2))
+        overlap = silhouette_iou(alpha, masks)
         if overlap.min() > best.min():
             best, seen = overlap, picture
     return best, seen
