@@ -23,8 +23,8 @@ from raster import closed_surface
 from segdream_cli import formats
 from segdream_cli.render.images import to_uint8
 from segdream_cli.render.job import Shot
-from segdream_cli.splats import SH_C0
-from segdream_cli.splats.gaussians import GROUPS, Gaussians
+from segdream_cli.splats import GROUPS, SH_C0
+from segdream_cli.splats.gaussians import Gaussians
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
 LENGTHS = (48, 240)

@@ -120,7 +120,7 @@ def export(
     segdream export bus.ply --format mesh -o bus.glb
     """
     from segdream_cli.formats import read
-    from segdream_cli.splats.edits import Edits, edited
+    from segdream_cli.splats.edits import Edits, apply_edits
     from segdream_cli.util.files import check_output
 
     sink = Output(json=json, quiet=quiet)
@@ -155,7 +155,7 @@ def export(
                 f"{file} would be written twice", hint=f"-o {quote(str(file.with_stem(file.stem + '-2')))}"
             )
         planned.add(place)
-    splats = edited(read(asset), edits)
+    splats = apply_edits(read(asset), edits)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     for path, name, written in zip(outputs, names, files, strict=True):
         options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}

@@ -19,12 +19,12 @@ from segdream_cli.formats.ply import (
     opened,
     provenance_comments,
     provenance_of,
-    refuse_not_finite,
+    refuse_nonfinite,
     require_finite,
     rest_names,
 )
 from segdream_cli.formats.spz_values import BYTE_LOGITS, UInt32s
-from segdream_cli.splats import SH_C0, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.splats import SH_C0, Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import replacing
 
 CHUNK = 256
@@ -55,7 +55,7 @@ def write(path: Path, splats: Splats) -> None:
         UsageProblem: the folder can't be written.
     """
     require_finite(splats)
-    turned = to_ply_frame(tidied(splats))
+    turned = to_ply_frame(sanitize(splats))
     n, k, _ = turned.shN.shape
     order = along_z_curve(turned.means)
     bounds, vertices = _packed(turned, order)
@@ -96,8 +96,8 @@ def read(path: Path) -> Splats:
     for start in range(0, len(chunks), CACHED_CHUNKS):  # all of a block while it is in the cache
         block = slice(start * CHUNK, min(n, (start + CACHED_CHUNKS) * CHUNK))
         _unpack(chunks[start : start + CACHED_CHUNKS], vertices[block], splats, block)
-    refuse_not_finite(path, not_finite(splats), n)
-    return from_ply_frame(tidied(splats))
+    refuse_nonfinite(path, find_nonfinite(splats), n)
+    return from_ply_frame(sanitize(splats))
 
 
 def _unpack(chunks: NDArray[np.void], vertices: NDArray[np.void], splats: Splats, rows: slice) -> None:

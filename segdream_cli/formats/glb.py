@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
-from segdream_cli.splats import BANDS, SH_C0, Float32s, Splats, joined, not_finite, tidied
-from segdream_cli.splats.transform import Float64s, moved
+from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
+from segdream_cli.splats import BANDS, SH_C0, Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
+from segdream_cli.splats.transform import rotation_matrices, transform
 from segdream_cli.util.files import replacing
 
 EXTENSION = "KHR_gaussian_splatting"
@@ -55,7 +55,7 @@ def write(path: Path, splats: Splats) -> None:
         UsageProblem: the folder can't be written.
     """
     require_finite(splats)
-    columns = _columns(tidied(splats))
+    columns = _columns(sanitize(splats))
     text = json.dumps(_document(columns, splats.provenance), allow_nan=False, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 4)
     body = sum(column.nbytes for column in columns.values())
@@ -147,7 +147,7 @@ def read(path: Path) -> Splats:
         if not np.array_equal(matrix, np.eye(4)):
             try:
                 with np.errstate(over="ignore", invalid="ignore"):  # which the look at the whole finds
-                    part = moved(part, matrix[:3, :3], matrix[:3, 3])
+                    part = transform(part, matrix[:3, :3], matrix[:3, 3])
             except ValueError as problem:
                 raise UsageProblem(
                     f"{path}: a node {problem} its Gaussians, which can't be read", hint=ANOTHER_FILE
@@ -155,9 +155,9 @@ def read(path: Path) -> Splats:
         parts.append(part)
     if not parts:
         raise UsageProblem(f"{path} holds no Gaussians: no primitive of its scene has {EXTENSION}", hint=ANOTHER_FILE)
-    splats = joined(parts, glb.provenance())
-    refuse_not_finite(path, not_finite(splats), len(splats))
-    return tidied(splats)
+    splats = concat(parts, glb.provenance())
+    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
+    return sanitize(splats)
 
 
 def _chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
@@ -272,13 +272,9 @@ class _Glb:
         length = x * x + y * y + z * z + w * w
         if not np.isfinite(length) or length == 0:
             raise self.damaged("a node's rotation is no quaternion")
-        rotation = [
-            [length - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), length - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), length - 2 * (x * x + y * y)],
-        ]
         matrix = np.eye(4)
-        matrix[:3, :3] = np.array(rotation) / length * self.numbers(node, "scale", np.ones(3))
+        (rotation,) = rotation_matrices(np.array([[w, x, y, z]]) / np.sqrt(length))
+        matrix[:3, :3] = rotation * self.numbers(node, "scale", np.ones(3))
         matrix[:3, 3] = self.numbers(node, "translation", np.zeros(3))
         return matrix
 

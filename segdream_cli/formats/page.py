@@ -20,7 +20,7 @@ from typing import Any
 from segdream_cli.formats import spz
 from segdream_cli.formats.ply import require_finite
 from segdream_cli.splats import BANDS, Splats
-from segdream_cli.splats.edits import framing
+from segdream_cli.splats.bounds import bounds
 from segdream_cli.util.files import replacing
 
 SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
@@ -69,7 +69,7 @@ def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
         newer: path on the page's server that it asks for an `edition`, or nothing.
     """
     payload = _payload(splats)
-    center, extent = framing(splats)
+    center, extent = bounds(splats)
     template, style, script = _viewer()
     page = Template(template).substitute(
         policy=(LIVE_POLICY if newer else POLICY).format(script=_digest(script), style=_digest(style)),

@@ -19,7 +19,7 @@ from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError, PlyProp
 
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import not_a_file
-from segdream_cli.splats import Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.splats import Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import replacing
 
 MEANS = ("x", "y", "z")
@@ -67,7 +67,7 @@ def require_finite(splats: Splats) -> None:
     """
     if not len(splats):
         raise SegdreamError("there are no Gaussians to write", hint="go back to the last checkpoint with --resume")
-    bad = not_finite(splats)
+    bad = find_nonfinite(splats)
     if len(bad):
         raise SegdreamError(
             f"{len(bad)} of {len(splats)} Gaussians have a value that is not a finite number, first number {bad[0]}",
@@ -98,8 +98,8 @@ def write(path: Path, splats: Splats, *, pad_sh: bool = True) -> None:
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write(f"{header}\n".encode("ascii"))
         for start in range(0, n, CACHED_ROWS):  # a block stays in the cache from step to step
-            part = splats.part(slice(start, start + CACHED_ROWS))
-            stream.write(_filled(table[: len(part)], to_ply_frame(tidied(part)), channel).data)
+            part = splats.slice_rows(slice(start, start + CACHED_ROWS))
+            stream.write(_filled(table[: len(part)], to_ply_frame(sanitize(part)), channel).data)
 
 
 def _filled(table: Float32s, splats: Splats, channel: int) -> Float32s:
@@ -170,11 +170,11 @@ def splats_of(path: Path, vertices: "Vertices") -> Splats:
         shN=_without_padding(vertices.floats(rest_names(len(rest)))),
         provenance=provenance_of(vertices.comments),
     )
-    refuse_not_finite(path, not_finite(splats), len(splats))
-    return from_ply_frame(tidied(splats))
+    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
+    return from_ply_frame(sanitize(splats))
 
 
-def refuse_not_finite(path: Path, bad: NDArray[np.intp], count: int) -> None:
+def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:
     """Raises a UsageProblem if `bad`, the indices of rows of `path` that are not finite, is not empty."""
     if len(bad):
         raise UsageProblem(

@@ -12,7 +12,7 @@ from segdream_cli.formats.ply import (
     is_asset,
     provenance_comments,
     read_vertices,
-    refuse_not_finite,
+    refuse_nonfinite,
     require_finite,
     save,
     splats_of,
@@ -58,7 +58,7 @@ def read(path: Path) -> tuple[Float32s, Float32s | None]:
     means = vertices.floats(MEANS)
     colours = _file_colours(vertices) if set(COLOURS) <= set(names) else None
     values = means if colours is None else np.hstack([means, colours])
-    refuse_not_finite(path, np.flatnonzero(~np.isfinite(values).all(axis=1)), len(means))
+    refuse_nonfinite(path, np.flatnonzero(~np.isfinite(values).all(axis=1)), len(means))
     return means, None if colours is None else np.clip(colours, 0, 1)
 
 

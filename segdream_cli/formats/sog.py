@@ -25,9 +25,9 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.bundle import BROKEN, leads_out
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
+from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
 from segdream_cli.formats.spz_values import BYTE_LOGITS
-from segdream_cli.splats import BANDS, Float32s, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.splats import BANDS, Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import replacing
 
 Bytes = NDArray[np.uint8]
@@ -70,14 +70,14 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     require_finite(splats)
     if palette is not None and not 1 <= palette <= PALETTE_LIMIT:
         raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}", hint="leave it out")
-    turned = to_ply_frame(tidied(splats))
+    turned = to_ply_frame(sanitize(splats))
     meta: dict[str, Any] = {"version": 2, "asset": {"generator": f"segdream {__version__}"}, "count": len(splats)}
     if splats.provenance:
         text = json.dumps(dict(splats.provenance))
         meta["asset"]["extras"] = {"segdream": json.loads(text, parse_constant=lambda _: None)}  # players know no NaN
     with ThreadPoolExecutor() as pool:  # numpy and libwebp work outside the interpreter's lock
         books = pool.map(codebook, (turned.log_scales, turned.sh0))  # for which any order will do
-        turned = turned.taken(along_z_curve(turned.means))
+        turned = turned.select(along_z_curve(turned.means))
         jobs = _pictures(turned, meta, books, palette)
         pictures = {name: pool.submit(_webp, pixels, 0 if name == NOISE else 1) for name, pixels in jobs}
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
@@ -179,8 +179,8 @@ def read(path: Path) -> Splats:
             source = _Source(path, size, bundle)
             meta = source.meta()
             splats = _decoded(source, meta)
-    refuse_not_finite(path, not_finite(splats), len(splats))
-    return from_ply_frame(tidied(splats))
+    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
+    return from_ply_frame(sanitize(splats))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.ordering import falling
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
+from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
 from segdream_cli.formats.spz_values import BYTE_LOGITS
-from segdream_cli.splats import SH_C0, Splats, from_ply_frame, not_finite, tidied, to_ply_frame
+from segdream_cli.splats import SH_C0, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import replacing
 
 ROW = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
@@ -28,7 +28,7 @@ def write(path: Path, splats: Splats) -> None:
         UsageProblem: the folder can't be written.
     """
     require_finite(splats)
-    turned = to_ply_frame(tidied(splats))
+    turned = to_ply_frame(sanitize(splats))
     rows = np.empty(len(splats), ROW)
     for start in range(0, len(rows), BLOCK):
         _fill(rows[start : start + BLOCK], turned, slice(start, start + BLOCK))
@@ -72,5 +72,5 @@ def read(path: Path) -> Splats:
         sh0=((rows["rgba"][:, :3] / np.float32(255) - np.float32(0.5)) / np.float32(SH_C0)).astype(np.float32),
         shN=np.zeros((len(rows), 0, 3), np.float32),
     )
-    refuse_not_finite(path, not_finite(splats), len(splats))
-    return from_ply_frame(tidied(splats))
+    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
+    return from_ply_frame(sanitize(splats))

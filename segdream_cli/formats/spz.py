@@ -29,7 +29,7 @@ from segdream_cli.formats.spz_values import (
     unpacked_means,
     unpacked_quats,
 )
-from segdream_cli.splats import Splats, from_ply_frame, tidied, to_ply_frame
+from segdream_cli.splats import Splats, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import replacing
 
 MAGIC, GZIP = b"NGSP", b"\x1f\x8b"
@@ -114,7 +114,7 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
     if version not in (3, 4):
         raise UsageProblem(f"SPZ is written in version 3 or 4, not {version}", hint="--format spz")
     bits = _checked_bits(splats, fractional_bits)
-    turned = to_ply_frame(tidied(splats))
+    turned = to_ply_frame(sanitize(splats))
     blocks = [block for block in packed_blocks(turned, bits) if block.size]
     note = "".join(provenance_comments(splats)).encode("ascii")
     note = note if len(note) <= NOTE_LIMIT else b""
@@ -147,7 +147,7 @@ def read(path: Path) -> Splats:
     harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :15]
     records = _records(header, extensions)
     frame = _frame(path, records)
-    splats = tidied(
+    splats = sanitize(
         Splats(
             means=unpacked_means(blocks["means"], header.fractional_bits),
             quats=unpacked_quats(blocks["rotations"], header.version),

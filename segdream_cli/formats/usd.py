@@ -4,7 +4,6 @@ The stage is y up like the inner frame. Scales and opacities stand after their a
 Gaussian after the other with degree 0 first. The library is the extra "usd", and is imported here only.
 """
 
-import dataclasses
 import io
 import json
 import os
@@ -24,9 +23,9 @@ import numpy as np
 from segdream_cli import __version__
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats.bundle import BROKEN, leads_out
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_not_finite, require_finite
-from segdream_cli.splats import Float32s, Splats, joined, not_finite, tidied
-from segdream_cli.splats.transform import Float64s, moved
+from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
+from segdream_cli.splats import Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
+from segdream_cli.splats.transform import transform
 from segdream_cli.util.files import replacing
 
 SCHEMA = "ParticleField3DGaussianSplat"
@@ -59,7 +58,7 @@ def write(path: Path, splats: Splats) -> None:
     with TemporaryDirectory(prefix="segdream-") as folder:
         layer, package = Path(folder) / "asset.usdc", Path(folder) / "asset.usdz"
         try:
-            _fill(pxr, pxr.Usd.Stage.CreateNew(str(layer)), tidied(splats))
+            _fill(pxr, pxr.Usd.Stage.CreateNew(str(layer)), sanitize(splats))
             os.utime(layer, (EARLIEST, EARLIEST))  # the package notes it, and equal assets are to be equal files
             packed = pxr.UsdUtils.CreateNewUsdzPackage(str(layer), str(package))
         except pxr.Tf.ErrorException as problem:
@@ -126,8 +125,8 @@ def read(path: Path) -> Splats:
             arrays = dict(found)
     provenance = _provenance(str(arrays.pop(PROVENANCE)))
     splats = Splats(**arrays, provenance=provenance)
-    refuse_not_finite(path, not_finite(splats), len(splats))
-    return tidied(splats)
+    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
+    return sanitize(splats)
 
 
 def _checked_package(path: Path, stream: BinaryIO) -> int:
@@ -193,11 +192,11 @@ def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
         parts = list(_parts(pxr, pxr.Usd.Stage.Open(layer)))
         if not parts:
             return f"holds no {SCHEMA}"
-        splats = joined(parts, {})
+        splats = concat(parts, {})
         note = str(layer.customLayerData.get(PROVENANCE, ""))
     except (pxr.Tf.ErrorException, ValueError, MemoryError) as problem:
         return "is damaged: " + " ".join(str(problem).split())[:200]
-    arrays: dict[str, Any] = {item.name: getattr(splats, item.name) for item in dataclasses.fields(splats)[:6]}
+    arrays: dict[str, Any] = dict(splats.arrays())
     arrays[PROVENANCE] = np.array(note)
     np.savez(target, **arrays)
     return ""
@@ -216,7 +215,7 @@ def _parts(pxr: "_Pxr", stage: Any) -> Iterator[Splats]:
         if np.array_equal(turned, np.eye(3)) and not matrix[:3, 3].any():
             yield part
         else:
-            yield moved(part, turned, upright @ matrix[:3, 3])
+            yield transform(part, turned, upright @ matrix[:3, 3])
 
 
 def _splats(pxr: "_Pxr", prim: Any) -> Splats:

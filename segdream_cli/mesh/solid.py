@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdream_cli.splats import Splats
+from segdream_cli.splats.transform import rotation_matrices
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -134,7 +135,7 @@ def _splat(
     values: Floats, origin: Floats, step: float, means: Floats, quats: Floats, scales: Floats, peaks: Floats
 ) -> None:
     """Adds Gaussians to the nodes in their boxes."""
-    turns = rotations(quats)
+    turns = rotation_matrices(quats)
     whiten = turns.transpose(0, 2, 1) / scales[:, :, None]  # [n, 3, 3], x -> the Gaussian's own axes and units
     reach = REACH * np.sqrt(((turns * scales[:, None, :]) ** 2).sum(axis=2))
     size = np.array(values.shape)
@@ -153,14 +154,3 @@ def _splat(
         node = ((corner[:, 0] + i) * size[1] + corner[:, 1] + j) * size[2] + corner[:, 2] + k
         near = squares < REACH**2
         np.add.at(flat, node[near], (peaks[owner] * np.exp(-squares / 2))[near])
-
-
-def rotations(quats: Floats) -> Floats:
-    """Rotation matrices [n, 3, 3] of unit quaternions wxyz."""
-    w, x, y, z = quats.T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2).astype(np.float32)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from segdream_cli.mesh.solid import ragged
 from segdream_cli.render.cameras import Cameras, viewing
-from segdream_cli.render.raster import rasterize
+from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians
 
@@ -58,17 +58,7 @@ def _pictures(splats: Splats, box: Any, device: torch.device) -> tuple[Cameras, 
     pictures = np.empty((VIEWS, VIEW_SIZE, VIEW_SIZE, 4), np.float32)
     with torch.no_grad():
         for view in range(VIEWS):
-            seen = rasterize(
-                gaussians.means,
-                gaussians.params["quats"],
-                gaussians.scales,
-                gaussians.opacities,
-                gaussians.colors(cameras.positions[view : view + 1].to(device)),
-                cameras.viewmats[view : view + 1].to(device),
-                cameras.Ks[view : view + 1].to(device),
-                VIEW_SIZE,
-                VIEW_SIZE,
-            )
+            seen = render(gaussians, cameras.view(view).to(device))
             pictures[view] = torch.cat([seen.rgb, seen.alpha], dim=-1)[0].cpu().numpy()
     return cameras, pictures
 

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from segdream_cli.config import OptimConfig
-from segdream_cli.splats.gaussians import GROUPS, Gaussians
+from segdream_cli.splats import GROUPS
+from segdream_cli.splats.gaussians import Gaussians
 from segdream_cli.util import compat
 
 Optimizers = dict[str, torch.optim.Adam]

@@ -37,7 +37,8 @@ from segdream_cli.optimize.state import AssetState, build_generators
 from segdream_cli.pointe.model import PointCloud
 from segdream_cli.priors.protocol import Prior
 from segdream_cli.render.cameras import Cameras, sample_backgrounds, sample_cameras
-from segdream_cli.render.raster import Rendering, rasterize
+from segdream_cli.render.raster import Rendering
+from segdream_cli.render.view import render
 from segdream_cli.splats.gaussians import Gaussians, stack
 from segdream_cli.util.memory import out_of_memory, peak_memory_gib
 
@@ -194,7 +195,7 @@ class Pipeline:
             OutOfMemory: the device's memory does not hold the pictures.
         """
         with out_of_memory(self.device, f"{len(cameras)} pictures", f"--size {cameras.size // 2}"):
-            return self._rasterize(gaussians, cameras.to(self.device), gaussians.scales)
+            return render(gaussians, cameras.to(self.device))
 
     def _step(self, assets: Sequence[AssetState], draws: Sequence[Mapping[str, Tensor]], last: Taken | None) -> Taken:
         """One step of every asset, from where their random generators stand; `last` is the one before it."""
@@ -234,7 +235,7 @@ class Pipeline:
         scales = gaussians.scales
         if config.camera.scale_noise:
             scales = (scales * (1 + config.camera.scale_noise * self._scale_noise(assets, scales))).clamp_min(0)
-        rendering = self._rasterize(gaussians, cameras, scales)
+        rendering = render(gaussians, cameras, scales=scales)
         rgb = rendering.over(backgrounds.unflatten(0, (len(assets), -1))).flatten(0, 1)
         draws = torch.stack([torch.rand(2, generator=generator) for generator in _generators(assets, "augment")])
         limits = torch.tensor([config.distill.disparity_probability, config.distill.flip_probability])
@@ -248,21 +249,6 @@ class Pipeline:
         if chosen[:, 1].any():
             images = torch.where(flip, images.flip(2), images)
         return _Views(cameras, rendering, rgb, disparity, images.permute(0, 3, 1, 2))
-
-    def _rasterize(self, gaussians: Gaussians, cameras: Cameras, scales: Float[Tensor, "*a n 3"]) -> Rendering:
-        """The views of one set of Gaussians, or of a stack of sets that share the cameras out among them."""
-        views = (*gaussians.means.shape[:-2], -1)
-        return rasterize(
-            gaussians.means,
-            gaussians.quats,
-            scales,
-            gaussians.opacities,
-            gaussians.colors(cameras.positions.reshape(*views, 3)),
-            cameras.viewmats.reshape(*views, 4, 4),
-            cameras.Ks.reshape(*views, 3, 3),
-            cameras.size,
-            cameras.size,
-        )
 
     def _conditions(self, assets: Sequence[AssetState], cameras: Cameras) -> Conditions:
         """The text of every row of latents."""

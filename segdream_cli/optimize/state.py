@@ -12,7 +12,8 @@ from segdream_cli.config import Config
 from segdream_cli.distill.view_prompts import PromptEmbeddings
 from segdream_cli.optimize.adam import Optimizers, build_optimizers
 from segdream_cli.optimize.density import DensityStats
-from segdream_cli.splats.gaussians import GROUPS, Gaussians
+from segdream_cli.splats import GROUPS
+from segdream_cli.splats.gaussians import Gaussians
 
 PURPOSES = ("init", "noise", "times", "cameras", "backgrounds", "augment", "posterior", "densify")
 

@@ -38,6 +38,17 @@ class Cameras:
     def __len__(self) -> int:
         return len(self.viewmats)
 
+    def view(self, i: int) -> "Cameras":
+        """Camera `i` as a batch of one."""
+        one = slice(i, i + 1)
+        return replace(
+            self,
+            viewmats=self.viewmats[one],
+            Ks=self.Ks[one],
+            azimuth_deg=self.azimuth_deg[one],
+            elevation_deg=self.elevation_deg[one],
+        )
+
     def to(self, device: torch.device) -> "Cameras":
         """The same cameras with their matrices on `device`; the angles stay on the CPU."""
         return replace(

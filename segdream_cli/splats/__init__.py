@@ -1,8 +1,7 @@
-"""One asset as arrays: what every reader returns, every writer takes and every edit works on.
+"""`Splats`: one asset as numpy arrays. Readers return it, writers take it, edits change it.
 
-`Splats` is in numpy and in the inner frame: right-handed, y up, the object faces +Z. Viewers expect files of the PLY
-family half a turn about X away from it (x right, y down, z away), so their writers apply `to_ply_frame` and their
-readers `from_ply_frame`.
+Arrays are in the inner frame: right-handed, y up, the object faces +Z. Files of the PLY family stand half a turn about
+X away from it (x right, y down, z away), so their writers apply `to_ply_frame` and their readers `from_ply_frame`.
 """
 
 import dataclasses
@@ -14,21 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32s = NDArray[np.float32]
+Float64s = NDArray[np.float64]
+
+GROUPS = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
+"""The arrays of an asset, in the order of the fields of `Splats`; each is a parameter group of the optimizer."""
+LOG_SCALE_LIMIT = 20.0
+OPACITY_LOGIT_LIMIT = 15.0
 
 SH_C0 = 0.28209479177387814
 """Value of the degree-0 spherical harmonic: a colour is 0.5 + SH_C0 * sh0."""
 BANDS = (0, 3, 8, 15)
 """Coefficients beyond the first, up to each degree of spherical harmonics."""
-LOG_SCALE_LIMIT = 20.0
-OPACITY_LOGIT_LIMIT = 15.0
-
-# How each basis function of degree 1 to 3 (m = -l..l) answers to (x, y, z) -> (x, -y, -z).
+# Sign of each basis function of degree 1 to 3 (m = -l..l) under (x, y, z) -> (x, -y, -z).
 _HALF_TURN_SIGNS = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Splats:
-    """Gaussians before their activations, float32, in the inner frame (y up, facing +Z).
+    """n Gaussians before their activations, float32, in the inner frame (y up, facing +Z).
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -45,44 +47,48 @@ class Splats:
     sh0: Float32s
     """Spherical harmonics of degree 0, [n, 3] RGB."""
     shN: Float32s
-    """The higher ones, [n, k, 3] with k = 0, 3, 8 or 15: l = 1..3, m = -l..l, RGB innermost."""
+    """Higher spherical harmonics, [n, k, 3] with k = 0, 3, 8 or 15: l = 1..3, m = -l..l, RGB innermost."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Prompt, seed, prior, method, version and the like, as JSON values; may be empty."""
 
     def __post_init__(self) -> None:
         n, k = len(self.means), self.shN.shape[1]
-        shapes = [getattr(self, item.name).shape for item in dataclasses.fields(self)[:6]]
+        shapes = [array.shape for array in self.arrays().values()]
         if shapes != [(n, 3), (n, 4), (n, 3), (n,), (n, 3), (n, k, 3)] or k not in BANDS:
             raise ValueError(f"shapes that do not make Gaussians: {shapes}")
 
     def __len__(self) -> int:
         return len(self.means)
 
-    def taken(self, rows: NDArray[np.intp]) -> "Splats":
-        """The Gaussians with these indices, in their order."""
-        return self._each(lambda values: values.take(rows, axis=0))
+    def arrays(self) -> dict[str, Float32s]:
+        """The six arrays by their names, without copies."""
+        return {name: getattr(self, name) for name in GROUPS}
 
-    def part(self, rows: slice) -> "Splats":
-        """Some of the Gaussians, in the same memory."""
-        return self._each(lambda values: values[rows])
+    def select(self, rows: NDArray[np.intp]) -> "Splats":
+        """The Gaussians with these indices, in this order, as a copy."""
+        return self._map(lambda values: values.take(rows, axis=0))
 
-    def _each(self, change: Callable[[Float32s], Float32s]) -> "Splats":
-        arrays: dict[str, Any] = {item.name: change(getattr(self, item.name)) for item in dataclasses.fields(self)[:6]}
-        return dataclasses.replace(self, **arrays)
+    def slice_rows(self, rows: slice) -> "Splats":
+        """A slice of the Gaussians, in the same memory."""
+        return self._map(lambda values: values[rows])
+
+    def _map(self, change: Callable[[Float32s], Float32s]) -> "Splats":
+        changed: dict[str, Any] = {name: change(array) for name, array in self.arrays().items()}
+        return dataclasses.replace(self, **changed)
 
 
 def to_ply_frame(splats: Splats) -> Splats:
-    """The same asset after half a turn about X: (x, y, z) -> (x, -y, -z), spherical harmonics included."""
-    return _turned(splats, *(np.empty(each.shape, np.float32) for each in (splats.means, splats.quats, splats.shN)))
+    """A copy after half a turn about X: (x, y, z) -> (x, -y, -z), spherical harmonics included."""
+    return _half_turn(splats, *(np.empty(each.shape, np.float32) for each in (splats.means, splats.quats, splats.shN)))
 
 
 def from_ply_frame(splats: Splats) -> Splats:
-    """The way back, which is half a turn as well, in place: for a reader, whose arrays are new and large."""
-    return _turned(splats, splats.means, splats.quats, np.ascontiguousarray(splats.shN))
+    """The inverse of `to_ply_frame`, computed in place: a reader's arrays are new and large."""
+    return _half_turn(splats, splats.means, splats.quats, np.ascontiguousarray(splats.shN))
 
 
-def _turned(splats: Splats, means: Float32s, quats: Float32s, shN: Float32s) -> Splats:
-    """Half a turn about X, with its results in these arrays, of which `shN` is contiguous."""
+def _half_turn(splats: Splats, means: Float32s, quats: Float32s, shN: Float32s) -> Splats:
+    """Turns about X by 180 degrees and stores the results in these arrays; `shN` must be contiguous."""
     n, k, _ = splats.shN.shape
     signs = np.repeat(_HALF_TURN_SIGNS[:k], 3)
     np.multiply(splats.means, np.array([1, -1, -1], np.float32), out=means)
@@ -91,8 +97,8 @@ def _turned(splats: Splats, means: Float32s, quats: Float32s, shN: Float32s) -> 
     return dataclasses.replace(splats, means=means, quats=quats, shN=shN)
 
 
-def tidied(splats: Splats) -> Splats:
-    """The same asset with unit quaternions and with values that every reader's float arithmetic survives.
+def sanitize(splats: Splats) -> Splats:
+    """The asset with unit quaternions and with values that the float32 arithmetic of every reader survives.
 
     Log-scales are clamped to [-20, 20] and opacity logits to [-15, 15]. Quaternions of length zero become the
     identity; those that are unit to float precision keep their bits.
@@ -112,22 +118,21 @@ def tidied(splats: Splats) -> Splats:
     )
 
 
-def not_finite(splats: Splats) -> NDArray[np.intp]:
-    """Indices of the Gaussians that have a NaN or an infinity among their values."""
+def find_nonfinite(splats: Splats) -> NDArray[np.intp]:
+    """Indices of the Gaussians that have a NaN or an infinity among their values, rising."""
     bad = np.zeros(len(splats), bool)
-    for item in dataclasses.fields(splats)[:6]:
-        finite = np.isfinite(getattr(splats, item.name))
+    for values in splats.arrays().values():
+        finite = np.isfinite(values)
         if not finite.all():
             bad |= ~finite.reshape(len(splats), -1).all(axis=1)
     return np.flatnonzero(bad)
 
 
-def joined(parts: Sequence[Splats], provenance: Mapping[str, Any]) -> Splats:
+def concat(parts: Sequence[Splats], provenance: Mapping[str, Any]) -> Splats:
     """One asset of several, with spherical harmonics of the highest degree among them."""
     if len(parts) == 1:
         return dataclasses.replace(parts[0], provenance=provenance)
     k = max(part.shN.shape[1] for part in parts)
     padded = [np.pad(part.shN, ((0, 0), (0, k - part.shN.shape[1]), (0, 0))) for part in parts]
-    names = ("means", "quats", "log_scales", "opacity_logits", "sh0")
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    arrays = {name: np.concatenate([part.arrays()[name] for part in parts]) for name in GROUPS if name != "shN"}
     return Splats(**arrays, shN=np.concatenate(padded), provenance=provenance)

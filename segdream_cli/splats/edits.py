@@ -1,4 +1,4 @@
-"""Parts of an asset and its place in the world: what `segdream export` does between reading and writing."""
+"""Edits of an asset between reading and writing: prune, crop, transform, drop harmonics."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.splats import BANDS, Float32s, Splats
-from segdream_cli.splats.transform import Float64s, moved
+from segdream_cli.splats import BANDS, Float64s, Splats
+from segdream_cli.splats.bounds import bounds
+from segdream_cli.splats.transform import transform
 
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What to change, in the order of the fields; None and False leave a thing as it is.
+    """Changes to an asset, applied in the order of the fields; None and False change nothing.
 
     Lengths and axes are those of the inner frame: y up, the object faces +Z, 1 is the radius of the unit sphere.
     """
@@ -24,20 +25,20 @@ class Edits:
     crop: Sequence[float] | None = None
     """Keep those whose centre lies in a box (x0, y0, z0, x1, y1, z1), or in a ball about the origin (radius,)."""
     max_gaussians: int | None = None
-    """Keep so many: those that cover most, by opacity times the area of the largest cross-section."""
+    """Keep at most this many: those that cover most, by opacity times the area of the largest cross-section."""
     center: bool = False
-    """Put the middle of the asset, as `framing` finds it, at the origin."""
+    """Move the centre of the asset's `bounds` to the origin."""
     rotate: Sequence[float] | None = None
-    """Degrees about x, then about y, then about z, all fixed axes through the origin; counter-clockwise seen from
-    the tip of the axis."""
+    """Degrees about x, then y, then z, all fixed axes through the origin; counter-clockwise seen from the tip of the
+    axis."""
     scale: float | None = None
     """Factor on all lengths, from the origin; positive."""
     sh: int | None = None
     """Drop spherical harmonics above this degree, 0..3."""
 
 
-def edited(splats: Splats, edits: Edits) -> Splats:
-    """The asset after `edits`; Gaussians that are kept stay in their order, with their provenance.
+def apply_edits(splats: Splats, edits: Edits) -> Splats:
+    """The asset after `edits`; the Gaussians kept stay in their order, with the asset's provenance.
 
     Raises:
         UsageProblem: no Gaussian would be left.
@@ -46,29 +47,17 @@ def edited(splats: Splats, edits: Edits) -> Splats:
         opacities = 1 / (1 + np.exp(-splats.opacity_logits.astype(np.float64)))
         kept = np.flatnonzero(opacities >= edits.prune_opacity)
         reason = f"no Gaussian has an opacity of {edits.prune_opacity:g}: the highest is {opacities.max(initial=0):.3g}"
-        splats = _taken(splats, kept, reason, f"--prune-opacity {edits.prune_opacity / 2:g}")
+        splats = _keep(splats, kept, reason, f"--prune-opacity {edits.prune_opacity / 2:g}")
     if edits.crop is not None:
-        splats = _cropped(splats, edits.crop)
+        splats = _crop(splats, edits.crop)
     if edits.max_gaussians is not None and edits.max_gaussians < len(splats):
         order = np.argsort(-_coverage(splats), kind="stable")
-        splats = splats.taken(np.sort(order[: edits.max_gaussians]))
-    return _shortened(_placed(splats, edits), edits.sh)
-
-
-def framing(splats: Splats) -> tuple[Float32s, float]:
-    """Centre [3] and radius of the sphere that pictures of an asset frame, by the rule of `gaussians.bounds`."""
-    visible = splats.opacity_logits > np.log(0.1 / 0.9)
-    if not visible.any():
-        visible = np.ones(len(splats), bool)
-    means, reach = splats.means[visible], 2 * np.exp(splats.log_scales[visible].max(axis=1))
-    low, high = np.quantile(means, [0.005, 0.995], axis=0)
-    center = ((low + high) / 2).astype(np.float32)
-    radius = np.quantile(np.linalg.norm(means - center, axis=1) + reach, 0.995)
-    return center, max(float(radius), 1e-3)
+        splats = splats.select(np.sort(order[: edits.max_gaussians]))
+    return _truncate_sh(_place(splats, edits), edits.sh)
 
 
 def rotation_xyz(degrees: Sequence[float]) -> Float64s:
-    """The matrix [3, 3] of turns by three angles about the fixed axes x, y, z, in that order."""
+    """The matrix [3, 3] of rotations by three angles about the fixed axes x, y, z, in that order."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(degrees)):
         u, v = (axis + 1) % 3, (axis + 2) % 3
@@ -78,21 +67,22 @@ def rotation_xyz(degrees: Sequence[float]) -> Float64s:
     return matrix
 
 
-def _placed(splats: Splats, edits: Edits) -> Splats:
-    """The asset centred, turned and scaled; untouched, to the bit, where nothing of it is asked for."""
+def _place(splats: Splats, edits: Edits) -> Splats:
+    """The asset centred, rotated and scaled; the same bits where none of these is asked for."""
     matrix, offset = np.eye(3), np.zeros(3)
     if edits.rotate is not None:
         matrix = rotation_xyz(edits.rotate)
     if edits.scale is not None:
         matrix = edits.scale * matrix
     if edits.center:
-        offset = -matrix @ framing(splats)[0].astype(np.float64)
+        offset = -matrix @ bounds(splats)[0].astype(np.float64)
     if np.array_equal(matrix, np.eye(3)):
         return dataclasses.replace(splats, means=(splats.means + offset).astype(np.float32))
-    return moved(splats, matrix, offset)
+    return transform(splats, matrix, offset)
 
 
-def _cropped(splats: Splats, shape: Sequence[float]) -> Splats:
+def _crop(splats: Splats, shape: Sequence[float]) -> Splats:
+    """The Gaussians with their centre in a ball (radius,) or a box (x0, y0, z0, x1, y1, z1)."""
     if len(shape) == 1:
         distances = np.linalg.norm(splats.means.astype(np.float64), axis=1)
         inside, where = distances <= shape[0], "the ball"
@@ -101,24 +91,26 @@ def _cropped(splats: Splats, shape: Sequence[float]) -> Splats:
         low, high = np.array(shape, np.float32).reshape(2, 3)  # in the precision of the centres
         inside, where = ((splats.means >= low) & (splats.means <= high)).all(axis=1), "the box"
         hint = "--crop " + ",".join(f"{end:.3g}" for end in (*splats.means.min(axis=0), *splats.means.max(axis=0)))
-    return _taken(splats, np.flatnonzero(inside), f"no Gaussian has its centre in {where} of --crop", hint)
+    return _keep(splats, np.flatnonzero(inside), f"no Gaussian has its centre in {where} of --crop", hint)
 
 
 def _coverage(splats: Splats) -> Float64s:
-    """Opacity times the product of the two larger standard deviations, as a logarithm: [n]."""
+    """The logarithm [n] of opacity times the product of the two larger standard deviations."""
     log_scales = splats.log_scales.astype(np.float64)
     opacities = -np.logaddexp(0, -splats.opacity_logits.astype(np.float64))
     found: Float64s = opacities + log_scales.sum(axis=1) - log_scales.min(axis=1)
     return found
 
 
-def _shortened(splats: Splats, degree: int | None) -> Splats:
+def _truncate_sh(splats: Splats, degree: int | None) -> Splats:
+    """The asset without spherical harmonics above `degree`."""
     if degree is None or splats.shN.shape[1] <= BANDS[degree]:
         return splats
     return dataclasses.replace(splats, shN=np.ascontiguousarray(splats.shN[:, : BANDS[degree]]))
 
 
-def _taken(splats: Splats, rows: NDArray[np.intp], reason: str, hint: str) -> Splats:
+def _keep(splats: Splats, rows: NDArray[np.intp], reason: str, hint: str) -> Splats:
+    """The Gaussians in `rows`; raises a UsageProblem with `reason` and `hint` if there are none."""
     if not len(rows):
         raise UsageProblem(reason, hint=hint)
-    return splats if len(rows) == len(splats) else splats.taken(rows)
+    return splats if len(rows) == len(splats) else splats.select(rows)

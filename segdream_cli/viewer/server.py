@@ -69,7 +69,7 @@ class PageServer:
     def publish(self, splats: Splats, title: str, *, done: bool = False) -> None:
         """Makes a copy of `splats` the present edition; `done` tells open pages that it is the last."""
         number = self._edition.number + 1 if self._edition else 1
-        arrays = {item.name: getattr(splats, item.name).copy() for item in dataclasses.fields(splats)[:6]}
+        arrays: dict[str, Any] = {name: array.copy() for name, array in splats.arrays().items()}
         self._edition = _Edition(number, dataclasses.replace(splats, **arrays), title, done)
         self._published = time.monotonic()
 

@@ -16,7 +16,7 @@ from segdream_cli.cli.render import parse_size
 from segdream_cli.render.camera_path import read_camera_path
 from segdream_cli.render.cameras import VIEW_FILL, VIEW_FOV_DEG, orbit, viewing
 from segdream_cli.render.job import Shot
-from segdream_cli.render.raster import rasterize
+from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
 
@@ -188,9 +188,7 @@ def test_depth_in_16_bits_has_one_range_for_all_frames(segdream, asset):
             values = np.asarray(picture)
         assert values.dtype == np.uint16
         cameras = viewing(torch.tensor([90.0 * i]), torch.tensor([15.0]), 40, center=center, extent=extent)
-        colors = gaussians.colors(cameras.positions)
-        shape = gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities
-        seen = rasterize(*shape, colors, cameras.viewmats, cameras.Ks, 40, 40)
+        seen = render(gaussians, cameras)
         solid = (seen.alpha > 0.5)[0, ..., 0].numpy()
         np.testing.assert_array_equal(values > 0, solid)
         back = said["near"] + (values[solid] - 1.0) / 65534 * (said["far"] - said["near"])

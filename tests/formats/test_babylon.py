@@ -22,7 +22,7 @@ from segdream_cli import mesh
 from segdream_cli.formats import glb, points, read, spz, usd
 from segdream_cli.render.cameras import viewing
 from segdream_cli.splats import BANDS, SH_C0, Splats
-from segdream_cli.splats.transform import moved
+from segdream_cli.splats.transform import transform
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 KHR = "KHR_gaussian_splatting"
@@ -59,7 +59,7 @@ def test_another_asset_is_not_passed(chiral: Splats, babylon: Viewer) -> None:
     for number, degrees, shift in ((0, 10, 0.0), (1, 180, 0.0), (2, 0, 0.01)):
         c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
         file = babylon.folder / f"turned{number}.glb"
-        glb.write(file, moved(chiral, np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]), np.full(3, shift)))
+        glb.write(file, transform(chiral, np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]), np.full(3, shift)))
         babylon.load(file)
         with pytest.raises(AssertionError):
             check(babylon, chiral)

@@ -19,7 +19,7 @@ from plyfile import PlyData
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import compressed, ply
 from segdream_cli.formats.ordering import along_z_curve
-from segdream_cli.splats import Splats, from_ply_frame, not_finite, to_ply_frame
+from segdream_cli.splats import GROUPS, Splats, find_nonfinite, from_ply_frame, to_ply_frame
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "splat_transform.compressed.ply"
@@ -30,7 +30,7 @@ C0 = 0.28209479177387814
 
 
 def picked(splats: Splats, rows: np.ndarray | slice, k: int = 15) -> Splats:
-    parts = {item.name: getattr(splats, item.name)[rows] for item in dataclasses.fields(splats)[:6]}
+    parts = {name: getattr(splats, name)[rows] for name in GROUPS}
     return Splats(**{**parts, "shN": parts["shN"][:, :k]}, provenance=splats.provenance)
 
 
@@ -145,8 +145,8 @@ def test_round_trip_within_the_rounding(tmp_path: Path, chiral: Splats, k: int) 
     check(back, in_file_order(splats), path)
     assert back.provenance == splats.provenance
     np.testing.assert_allclose(np.linalg.norm(back.quats, axis=1), 1, atol=1e-6)
-    for item in dataclasses.fields(back)[:6]:
-        assert getattr(back, item.name).dtype == np.float32
+    for name in GROUPS:
+        assert getattr(back, name).dtype == np.float32
 
 
 @pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 400])
@@ -331,8 +331,8 @@ def test_elements_and_properties_in_another_order(tmp_path: Path, chiral: Splats
     header = "\r\n".join(["ply", "format binary_little_endian 1.0", "comment x", *lines, "end_header", ""])
     path.write_bytes(header.encode() + body)
     ours, theirs = compressed.read(source), compressed.read(path)
-    for item in dataclasses.fields(ours)[:6]:
-        np.testing.assert_array_equal(getattr(ours, item.name), getattr(theirs, item.name))
+    for name in GROUPS:
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
 
 
 def test_what_no_viewer_could_show_is_not_written(tmp_path: Path, three: Splats) -> None:
@@ -389,7 +389,7 @@ def test_no_damage_escapes_as_another_error(
     with suppress(UsageProblem):
         found = compressed.read(path)
         assert len(found) > 0
-        assert not len(not_finite(found))
+        assert not len(find_nonfinite(found))
         assert np.abs(np.linalg.norm(found.quats, axis=1) - 1).max() < 1e-5
 
 

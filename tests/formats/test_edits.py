@@ -14,23 +14,23 @@ from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import FORMATS
 from segdream_cli.render.cameras import Cameras, viewing
-from segdream_cli.render.raster import rasterize
-from segdream_cli.splats import Splats
-from segdream_cli.splats.edits import Edits, edited, framing, rotation_xyz
+from segdream_cli.render.view import render
+from segdream_cli.splats import GROUPS, Splats
+from segdream_cli.splats.bounds import bounds
+from segdream_cli.splats.edits import Edits, apply_edits, rotation_xyz
 from segdream_cli.splats.gaussians import Gaussians
 
 SIZE = 128
-NAMES = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
 
 
 def same(splats: Splats, other: Splats) -> None:
-    for name in NAMES:
+    for name in GROUPS:
         np.testing.assert_array_equal(getattr(splats, name), getattr(other, name))
 
 
 def test_nothing_asked_for_changes_nothing(chiral: Splats) -> None:
-    same(edited(chiral, Edits()), chiral)
-    assert edited(chiral, Edits()).provenance == chiral.provenance
+    same(apply_edits(chiral, Edits()), chiral)
+    assert apply_edits(chiral, Edits()).provenance == chiral.provenance
 
 
 @pytest.mark.parametrize("degrees", [(90, 0, 0), (0, 90, 0), (0, 0, 90), (20, -130, 250)])
@@ -43,50 +43,54 @@ def test_a_quarter_turn_brings_the_front_to_the_left(chiral: Splats) -> None:
     """About y, the front +Z goes where the object's left, +X, was; about x, it goes down."""
     tip = chiral.means[-1]
     assert tip[2] == pytest.approx(0.9)
-    np.testing.assert_allclose(edited(chiral, Edits(rotate=(0, 90, 0))).means[-1], [tip[2], tip[1], -tip[0]], atol=1e-6)
-    np.testing.assert_allclose(edited(chiral, Edits(rotate=(90, 0, 0))).means[-1], [tip[0], -tip[2], tip[1]], atol=1e-6)
+    np.testing.assert_allclose(
+        apply_edits(chiral, Edits(rotate=(0, 90, 0))).means[-1], [tip[2], tip[1], -tip[0]], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        apply_edits(chiral, Edits(rotate=(90, 0, 0))).means[-1], [tip[0], -tip[2], tip[1]], atol=1e-6
+    )
 
 
 def test_order_is_centre_turn_scale(chiral: Splats) -> None:
     turn = Rotation.from_euler("xyz", (10, 20, 30), degrees=True).as_matrix()
-    there = edited(chiral, Edits(center=True, rotate=(10, 20, 30), scale=3))
-    middle = framing(chiral)[0]
+    there = apply_edits(chiral, Edits(center=True, rotate=(10, 20, 30), scale=3))
+    middle = bounds(chiral)[0]
     np.testing.assert_allclose(there.means, 3 * (chiral.means - middle) @ turn.T, atol=1e-5)
     np.testing.assert_allclose(covariances(there), 9 * turn @ covariances(chiral) @ turn.T, atol=1e-6)
-    np.testing.assert_allclose(framing(edited(chiral, Edits(center=True)))[0], 0, atol=1e-6)
+    np.testing.assert_allclose(bounds(apply_edits(chiral, Edits(center=True)))[0], 0, atol=1e-6)
 
 
 def test_box_and_ball_keep_what_is_inside(chiral: Splats) -> None:
     box = (-0.2, -0.5, 0.0, 0.7, 0.3, 0.8)
     rows = [i for i, (x, y, z) in enumerate(chiral.means) if -0.2 <= x <= 0.7 and -0.5 <= y <= 0.3 and 0 <= z <= 0.8]
     assert 20 < len(rows) < 300
-    same(edited(chiral, Edits(crop=box)), chiral.taken(np.array(rows)))
+    same(apply_edits(chiral, Edits(crop=box)), chiral.select(np.array(rows)))
     rows = [i for i, (x, y, z) in enumerate(chiral.means.astype(float)) if x * x + y * y + z * z <= 0.36]
     assert 20 < len(rows) < 300
-    same(edited(chiral, Edits(crop=(0.6,))), chiral.taken(np.array(rows)))
+    same(apply_edits(chiral, Edits(crop=(0.6,))), chiral.select(np.array(rows)))
 
 
 def test_crop_is_before_the_move(chiral: Splats) -> None:
-    whole = edited(chiral, Edits(crop=(0.5,), scale=10, center=True))
-    assert len(whole) == len(edited(chiral, Edits(crop=(0.5,))))
+    whole = apply_edits(chiral, Edits(crop=(0.5,), scale=10, center=True))
+    assert len(whole) == len(apply_edits(chiral, Edits(crop=(0.5,))))
 
 
 def test_opacity_and_number(chiral: Splats) -> None:
     opacities = torch.sigmoid(torch.from_numpy(chiral.opacity_logits)).numpy()
-    same(edited(chiral, Edits(prune_opacity=0.5)), chiral.taken(np.flatnonzero(opacities >= 0.5)))
+    same(apply_edits(chiral, Edits(prune_opacity=0.5)), chiral.select(np.flatnonzero(opacities >= 0.5)))
     largest = np.array([np.linalg.eigvalsh(matrix)[1:] for matrix in covariances(chiral)])
     covered = opacities * np.sqrt(largest.prod(axis=1))
-    kept = edited(chiral, Edits(max_gaussians=100))
+    kept = apply_edits(chiral, Edits(max_gaussians=100))
     expected = np.sort(np.argsort(-covered)[:100])
-    same(kept, chiral.taken(expected))
-    same(edited(chiral, Edits(max_gaussians=400)), chiral)
+    same(kept, chiral.select(expected))
+    same(apply_edits(chiral, Edits(max_gaussians=400)), chiral)
 
 
 @pytest.mark.parametrize(("degree", "k"), [(0, 0), (1, 3), (2, 8), (3, 15)])
 def test_degrees_of_harmonics(chiral: Splats, degree: int, k: int) -> None:
-    np.testing.assert_array_equal(edited(chiral, Edits(sh=degree)).shN, chiral.shN[:, :k])
+    np.testing.assert_array_equal(apply_edits(chiral, Edits(sh=degree)).shN, chiral.shN[:, :k])
     bare = replace(chiral, shN=chiral.shN[:, :0])
-    assert edited(bare, Edits(sh=degree)).shN.shape == (400, 0, 3)  # what is not there is not made up
+    assert apply_edits(bare, Edits(sh=degree)).shN.shape == (400, 0, 3)  # what is not there is not made up
 
 
 @pytest.mark.parametrize(
@@ -99,16 +103,13 @@ def test_degrees_of_harmonics(chiral: Splats, degree: int, k: int) -> None:
 )
 def test_nothing_left_is_refused(chiral: Splats, edits: Edits, reason: str, hint: str) -> None:
     with pytest.raises(UsageProblem, match=reason) as refused:
-        edited(chiral, edits)
+        apply_edits(chiral, edits)
     assert str(refused.value.hint).startswith(hint)
 
 
 def picture(splats: Splats, cameras: Cameras) -> np.ndarray:
-    gaussians = Gaussians.from_splats(splats)
-    values = gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities
     with torch.no_grad():
-        colors = gaussians.colors(cameras.positions)
-        seen = rasterize(*values, colors, cameras.viewmats, cameras.Ks, SIZE, SIZE)
+        seen = render(Gaussians.from_splats(splats), cameras)
     return np.concatenate([seen.rgb[0].numpy(), seen.alpha[0].numpy()], axis=-1)
 
 
@@ -121,7 +122,7 @@ LOSS = {"splat": 0.05, "sog": 0.02, "spz": 0.02, "spz4": 0.02, "compressed-ply":
 def test_moved_asset_looks_the_same_to_a_moved_camera(chiral: Splats, tmp_path: Path, format: str) -> None:
     """Turned, scaled, written and read: a camera that makes the same move sees the same, colours by direction too."""
     path = tmp_path / f"a{FORMATS[format].suffix}"
-    formats.write(path, edited(chiral, Edits(rotate=TURN, scale=FACTOR)), format)
+    formats.write(path, apply_edits(chiral, Edits(rotate=TURN, scale=FACTOR)), format)
     there = formats.read(path)
     cameras = viewing(torch.tensor([40.0]), torch.tensor([25.0]), SIZE)
     matrix = torch.from_numpy(Rotation.from_euler("xyz", TURN, degrees=True).as_matrix()).float()
@@ -135,7 +136,7 @@ def test_moved_asset_looks_the_same_to_a_moved_camera(chiral: Splats, tmp_path: 
     covered = expected[..., 3] > 0.01
     assert covered.sum() > 1000
     assert np.abs(found - expected)[covered].mean() < LOSS.get(format, 1e-4)
-    still = picture(edited(flat, Edits(scale=FACTOR)), replace(cameras, viewmats=viewmats))
+    still = picture(apply_edits(flat, Edits(scale=FACTOR)), replace(cameras, viewmats=viewmats))
     assert np.abs(still - expected)[covered].mean() > 0.1
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import glb, ply
 from segdream_cli.splats import Splats
-from segdream_cli.splats.transform import moved
+from segdream_cli.splats.transform import transform
 
 DATA = Path(__file__).parents[1] / "data"
 KHR = "KHR_gaussian_splatting"
@@ -166,8 +166,8 @@ def test_nodes_place_the_gaussians(tmp_path: Path, chiral: Splats, parts: tuple[
     about_x = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
     about_y = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
     placed = {
-        "x": moved(chiral, 2 * about_x, np.array([1, 2, 3])),
-        "y": moved(chiral, 2 * about_y, np.array([9, 12, 15])),
+        "x": transform(chiral, 2 * about_x, np.array([1, 2, 3])),
+        "y": transform(chiral, 2 * about_y, np.array([9, 12, 15])),
     }
     assert len(back) == 2 * len(chiral)
     for start, name in ((0, "x"), (400, "y")):
@@ -343,7 +343,7 @@ def test_mutated_files_are_read_or_refused(
 
 def test_a_file_by_splat_transform(three: Splats) -> None:
     """Its frame is half a turn about Y from ours; it was made from the .ply of `three`."""
-    expected = moved(three, ABOUT_Y, np.zeros(3))
+    expected = transform(three, ABOUT_Y, np.zeros(3))
     back = glb.read(DATA / "splat_transform.glb")
     np.testing.assert_allclose(back.means, expected.means, atol=1e-6)
     np.testing.assert_allclose(back.log_scales, expected.log_scales, atol=1e-6)
@@ -358,7 +358,7 @@ def test_splat_transform_agrees(tmp_path: Path, chiral: Splats, splat_transform:
     """It makes a .glb of our .ply; its own rotation of quaternions and harmonics goes through `similarity` and back."""
     ply.write(tmp_path / "a.ply", chiral)
     splat_transform(tmp_path / "a.ply", tmp_path / "theirs.glb")
-    back = moved(glb.read(tmp_path / "theirs.glb"), ABOUT_Y, np.zeros(3))
+    back = transform(glb.read(tmp_path / "theirs.glb"), ABOUT_Y, np.zeros(3))
     np.testing.assert_allclose(back.means, chiral.means, atol=1e-6)
     np.testing.assert_allclose(back.shN, chiral.shN, atol=1e-5)
     np.testing.assert_allclose(back.log_scales, chiral.log_scales, atol=1e-5)

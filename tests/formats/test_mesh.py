@@ -16,9 +16,9 @@ from segdream_cli import mesh
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats import write
 from segdream_cli.mesh import Mesh
-from segdream_cli.render.cameras import viewing
-from segdream_cli.render.raster import rasterize
-from segdream_cli.splats import SH_C0, Splats
+from segdream_cli.render.cameras import Cameras, viewing
+from segdream_cli.render.view import render
+from segdream_cli.splats import GROUPS, SH_C0, Splats
 from segdream_cli.splats.gaussians import Gaussians
 
 LIBRARIES = ("skimage", "trimesh", "xatlas", "fast_simplification")
@@ -135,10 +135,7 @@ def test_the_silhouette_is_where_pictures_are_half_opaque(trimesh, ball: Mesh) -
     Ks[0, 0, 0] = Ks[0, 1, 1] = 100 * size / 2
     Ks[0, :2, 2], Ks[0, 2, 2] = size / 2, 1
     with torch.no_grad():
-        seen = rasterize(
-            gaussians.means, gaussians.params["quats"], gaussians.scales, gaussians.opacities,
-            gaussians.colors(torch.zeros(1, 3)), viewmats, Ks, size, size,
-        )  # fmt: skip
+        seen = render(gaussians, Cameras(viewmats, Ks, torch.zeros(1), torch.zeros(1), size))
     area = (seen.alpha > 0.5).sum().item() / (size / 2) ** 2
     pictured = np.sqrt(area / np.pi)
     solid = (3 / (4 * np.pi) * welded(trimesh, ball).volume) ** (1 / 3)
@@ -210,10 +207,7 @@ def test_pictures_of_the_mesh_are_those_of_the_gaussians(letter: Mesh) -> None:
     gaussians = Gaussians.from_splats(boxes(*CHIRAL))
     cameras = viewing(torch.tensor([20.0, 130.0, 250.0]), torch.tensor([10.0, 35.0, -20.0]), 96, extent=0.75)
     with torch.no_grad():
-        seen = rasterize(
-            gaussians.means, gaussians.params["quats"], gaussians.scales, gaussians.opacities,
-            gaussians.colors(cameras.positions), cameras.viewmats, cameras.Ks, 96, 96,
-        )  # fmt: skip
+        seen = render(gaussians, cameras)
     for view in range(3):
         picture, hit = drawn(letter, cameras, view)
         alpha = seen.alpha[view, :, :, 0].numpy()
@@ -240,10 +234,7 @@ def test_a_turned_gaussian_lies_as_it_is_turned(trimesh) -> None:
 def test_dust_is_left_out_and_parts_are_kept(trimesh) -> None:
     splats = boxes(((-0.5, -0.2, -0.2), (-0.2, 0.2, 0.2), RED), ((0.2, -0.2, -0.2), (0.5, 0.2, 0.2), BLUE))
     dust = balls([[0, 0.9, 0]], [WHITE], sigma=0.03, opacity=0.99)
-    both = {
-        item.name: np.concatenate([getattr(splats, item.name), getattr(dust, item.name)])
-        for item in dataclasses.fields(Splats)[:6]
-    }
+    both = {name: np.concatenate([getattr(splats, name), getattr(dust, name)]) for name in GROUPS}
     one = mesh.extract(Splats(**both), **SMALL)
     assert (one.components, one.watertight) == (2, True)
     assert one.vertices[:, 1].max() < 0.3

@@ -112,7 +112,7 @@ def test_payload_is_the_spz_of_the_asset(chiral: Splats, tmp_path: Path) -> None
 def test_page_frames_as_render_does(chiral: Splats) -> None:
     for splats in (chiral, replace(chiral, opacity_logits=np.full(len(chiral), -9, np.float32))):
         center, extent = bounds(Gaussians.from_splats(splats))
-        found_center, found_extent = page.framing(splats)
+        found_center, found_extent = page.bounds(splats)
         np.testing.assert_allclose(found_center, center, atol=1e-6)
         assert found_extent == pytest.approx(extent, rel=1e-5)
 

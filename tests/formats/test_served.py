@@ -158,7 +158,7 @@ def picture(tab: Browser) -> np.ndarray:
 @needs_browser
 def test_open_page_shows_the_asset_grow(chiral: Splats, tab: Browser, capsys: pytest.CaptureFixture[str]) -> None:
     """Few Gaussians, then all of them and another colour: the page follows by itself, and keeps the last."""
-    few, blue = chiral.taken(np.arange(50)), replace(chiral, sh0=np.full_like(chiral.sh0, [-2, -2, 2]))
+    few, blue = chiral.select(np.arange(50)), replace(chiral, sh0=np.full_like(chiral.sh0, [-2, -2, 2]))
     blue = replace(blue, shN=chiral.shN[:, :0])
     with Watch(Output(), no_browser=True) as watch:
         watch.show(lambda: few, "growing")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats import ply, spz
-from segdream_cli.splats import Splats, from_ply_frame, not_finite, to_ply_frame
+from segdream_cli.splats import GROUPS, Splats, find_nonfinite, from_ply_frame, to_ply_frame
 
 DATA = Path(__file__).parents[1] / "data"
 ANGLE = 0.28
@@ -94,8 +94,8 @@ def test_round_trip_within_the_rounding(
     check(back, splats, bits or 16)
     np.testing.assert_allclose(np.linalg.norm(back.quats, axis=1), 1, atol=1e-6)
     assert back.provenance == splats.provenance
-    for item in dataclasses.fields(back)[:6]:
-        assert getattr(back, item.name).dtype == np.float32
+    for name in GROUPS:
+        assert getattr(back, name).dtype == np.float32
 
 
 def test_every_rotation_byte(tmp_path: Path, chiral: Splats) -> None:
@@ -104,7 +104,7 @@ def test_every_rotation_byte(tmp_path: Path, chiral: Splats) -> None:
     corners = corners[np.abs(corners).sum(axis=1) > 0]
     quats = (corners / np.linalg.norm(corners, axis=1, keepdims=True)).astype(np.float32)
     n = len(quats)
-    parts = {item.name: getattr(chiral, item.name)[:n] for item in dataclasses.fields(chiral)[:6]}
+    parts = {name: getattr(chiral, name)[:n] for name in GROUPS}
     spz.write(tmp_path / "a.spz", Splats(**{**parts, "quats": quats}))
     assert angles(spz.read(tmp_path / "a.spz").quats, quats).max() < ANGLE
 
@@ -131,7 +131,7 @@ def test_version_4_layout(tmp_path: Path, chiral: Splats, zstandard: ModuleType)
 
 
 def test_gzip_is_one_member_whatever_its_size(tmp_path: Path, chiral: Splats, monkeypatch: pytest.MonkeyPatch) -> None:
-    many = Splats(*(np.tile(getattr(chiral, item.name).T, 120).T for item in dataclasses.fields(chiral)[:6]))
+    many = Splats(*(np.tile(getattr(chiral, name).T, 120).T for name in GROUPS))
     spz.write(tmp_path / "a.spz", many)
     stream = zlib.decompressobj(wbits=31)
     raw = stream.decompress((tmp_path / "a.spz").read_bytes())
@@ -191,7 +191,7 @@ def test_write_refuses(tmp_path: Path, three: Splats) -> None:
     with pytest.raises(SegdreamError, match="1 of 3 Gaussians"):
         spz.write(path, three)
     with pytest.raises(SegdreamError, match="no Gaussians"):
-        spz.write(path, Splats(*(getattr(three, item.name)[:0] for item in dataclasses.fields(three)[:6])))
+        spz.write(path, Splats(*(getattr(three, name)[:0] for name in GROUPS)))
     assert not list(tmp_path.iterdir())
 
 
@@ -401,7 +401,7 @@ def read_or_refused(path: Path, content: bytes) -> None:
     with suppress(UsageProblem):
         found = spz.read(path)
         assert len(found) > 0
-        assert not len(not_finite(found))
+        assert not len(find_nonfinite(found))
         assert not len(found) or np.abs(np.linalg.norm(found.quats, axis=1) - 1).max() < 1e-5
 
 

@@ -14,7 +14,7 @@ from test_page import HOSTILE
 
 from segdream_cli.formats import page, spz
 from segdream_cli.render.cameras import viewing
-from segdream_cli.render.raster import rasterize
+from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
 
@@ -80,16 +80,14 @@ def cpu_picture(
     cameras = viewing(*angles, min(width, height), center=center, extent=extent / closer)
     intrinsics = cameras.Ks.clone()
     intrinsics[:, 0, 2], intrinsics[:, 1, 2] = width / 2, height / 2
-    values = gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities
     with torch.no_grad():
-        colors = gaussians.colors(cameras.positions)
-        rendering = rasterize(*values, colors, cameras.viewmats, intrinsics, width, height)
+        rendering = render(gaussians, replace(cameras, Ks=intrinsics), resolution=(width, height))
     return rendering.rgb[0].numpy(), rendering.alpha[0].numpy()
 
 
 def framed(splats: Splats, closer: float = 1) -> dict[str, object]:
     """Where the page's camera has to stand for the framing of `cpu_picture`."""
-    center, extent = page.framing(splats)
+    center, extent = page.bounds(splats)
     return {"distance": extent / closer / (0.85 * np.sin(np.deg2rad(20))), "target": center.tolist()}
 
 

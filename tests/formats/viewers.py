@@ -16,7 +16,8 @@ import torch
 from browser import Browser, chromium, decoded
 
 from segdream_cli.render.cameras import Cameras, viewing
-from segdream_cli.render.raster import Rendering, rasterize
+from segdream_cli.render.raster import Rendering
+from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
 
@@ -84,12 +85,8 @@ def viewer(page: str, folder: Path, node_modules: Path, packages: Sequence[str])
 
 
 def rasterized(splats: Splats, cameras: Cameras) -> Rendering:
-    gaussians = Gaussians.from_splats(splats)
     with torch.no_grad():
-        return rasterize(
-            gaussians.means, gaussians.params["quats"], gaussians.scales, gaussians.opacities,
-            gaussians.colors(cameras.positions), cameras.viewmats, cameras.Ks, cameras.size, cameras.size,
-        )  # fmt: skip
+        return render(Gaussians.from_splats(splats), cameras)
 
 
 def on_white(seen: Rendering) -> np.ndarray:

@@ -14,7 +14,7 @@ from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import Arriving
 from segdream_cli.render.cameras import turntable_azimuths, viewing
 from segdream_cli.runs.run_dir import RunDir, RunRecord
-from segdream_cli.splats.gaussians import GROUPS
+from segdream_cli.splats import GROUPS
 from segdream_cli.util import memory
 
 CPU = torch.device("cpu")

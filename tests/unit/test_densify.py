@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from segdream_cli.config import DensifyConfig, OptimConfig
 from segdream_cli.optimize.adam import build_optimizers
 from segdream_cli.optimize.density import DensityStats, control_density, due, gather
-from segdream_cli.splats.gaussians import GROUPS, Gaussians
+from segdream_cli.splats import GROUPS
+from segdream_cli.splats.gaussians import Gaussians
 
 WIDTHS = {"means": (3,), "quats": (4,), "log_scales": (3,), "opacity_logits": (), "sh0": (3,), "shN": (3, 3)}
 MOMENTS = ("exp_avg", "exp_avg_sq")

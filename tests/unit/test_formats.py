@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import FORMATS, points, splat
-from segdream_cli.splats import Splats, from_ply_frame, not_finite, to_ply_frame
+from segdream_cli.splats import Splats, find_nonfinite, from_ply_frame, to_ply_frame
 
 
 def random_splats(n: int = 50, k: int = 0, seed: int = 0, **provenance: object) -> Splats:
@@ -273,7 +273,7 @@ def test_splat_of_any_bytes_reads_or_is_refused(tmp_path_factory: pytest.TempPat
     except UsageProblem:
         return
     assert len(back) == len(content) // 32
-    assert not len(not_finite(back))
+    assert not len(find_nonfinite(back))
 
 
 def test_points_file_is_a_plain_point_cloud(tmp_path: Path) -> None:

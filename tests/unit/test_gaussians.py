@@ -9,8 +9,9 @@ from scipy.special import lpmv
 
 from segdream_cli.config import OptimConfig
 from segdream_cli.optimize.adam import adam_step, build_optimizers, clip_gradients, learning_rates
-from segdream_cli.splats import Splats
-from segdream_cli.splats.gaussians import GROUPS, Gaussians, bounds, sh_basis, stack
+from segdream_cli.splats import GROUPS, Splats
+from segdream_cli.splats.gaussians import Gaussians, bounds, stack
+from segdream_cli.splats.sh import sh_basis
 
 
 def random_gaussians(n=7, k=3, seed=0):
@@ -22,6 +23,10 @@ def random_gaussians(n=7, k=3, seed=0):
 def directions(n, seed=0):
     vectors = torch.randn(1, n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def basis_of(vectors, k):
+    return torch.stack(sh_basis(vectors.unbind(-1), k), -1)
 
 
 def test_activations():
@@ -89,7 +94,7 @@ def reference(degree, m, vectors):
 def test_sh_basis_against_legendre_functions(k):
     vectors = directions(50)
     expected = [reference(degree, m, vectors[0]) for degree in (1, 2, 3) for m in range(-degree, degree + 1)]
-    torch.testing.assert_close(sh_basis(vectors, k)[0], torch.stack(expected[:k], -1))
+    torch.testing.assert_close(basis_of(vectors, k)[0], torch.stack(expected[:k], -1))
 
 
 def test_sh_basis_has_the_signs_of_the_field():
@@ -106,7 +111,15 @@ def test_sh_basis_has_the_signs_of_the_field():
     expected += [c3[0] * y * (3 * xx - yy), c3[1] * x * y * z, c3[2] * y * (4 * zz - xx - yy)]
     expected += [c3[3] * z * (2 * zz - 3 * xx - 3 * yy), c3[4] * x * (4 * zz - xx - yy), c3[5] * z * (xx - yy)]
     expected += [c3[6] * x * (xx - 3 * yy)]
-    torch.testing.assert_close(sh_basis(vectors, 15)[0], torch.stack(expected, -1))
+    torch.testing.assert_close(basis_of(vectors, 15)[0], torch.stack(expected, -1))
+
+
+@pytest.mark.parametrize("k", [3, 8, 15])
+def test_sh_basis_of_numpy_arrays_is_that_of_tensors(k):
+    vectors = directions(30, seed=2)
+    found = sh_basis(vectors[0].numpy().T, k)
+    assert all(isinstance(values, np.ndarray) for values in found)
+    np.testing.assert_array_equal(np.stack(found, -1), basis_of(vectors, k)[0].numpy())
 
 
 def test_sh_basis_is_orthonormal():
@@ -115,7 +128,7 @@ def test_sh_basis_is_orthonormal():
     phi = torch.arange(16, dtype=torch.float64) * 2 * math.pi / 16
     z, ring = nodes[:, None].expand(8, 16), (1 - nodes**2).sqrt()[:, None]
     vectors = torch.stack([ring * phi.cos(), ring * phi.sin(), z], -1).reshape(1, -1, 3)
-    basis = sh_basis(vectors, 15)[0]
+    basis = basis_of(vectors, 15)[0]
     measure = (weights[:, None] * 2 * math.pi / 16).expand(8, 16).reshape(-1, 1)
     torch.testing.assert_close(basis.T @ (measure * basis), torch.eye(15, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close((measure * basis).sum(0), torch.zeros(15, dtype=torch.float64), rtol=0, atol=1e-12)

@@ -12,7 +12,8 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import ply
 from segdream_cli.optimize.start import cloud_words, initial_gaussians, neighbour_distance, round_gaussians
 from segdream_cli.priors.profile import Vocabulary
-from segdream_cli.splats.gaussians import GROUPS, Gaussians
+from segdream_cli.splats import GROUPS
+from segdream_cli.splats.gaussians import Gaussians
 
 
 def start(seed=0, **settings):

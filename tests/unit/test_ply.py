@@ -16,9 +16,8 @@ from plyfile import PlyData, PlyElement
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import ply, points
-from segdream_cli.splats import Splats, not_finite, to_ply_frame
+from segdream_cli.splats import GROUPS, Splats, find_nonfinite, to_ply_frame
 
-TENSORS = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN")
 NAMES_SH0 = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
 NAMES_SH0 += ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
 
@@ -68,7 +67,7 @@ def rewrite(path: Path, *changes: tuple[bytes, bytes]) -> Path:
 
 
 def assert_same(a: Splats, b: Splats, atol: float = 0) -> None:
-    for name in TENSORS:
+    for name in GROUPS:
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=atol, rtol=0, err_msg=name)
         assert getattr(a, name).dtype == np.float32
         assert getattr(a, name).flags.c_contiguous
@@ -120,14 +119,14 @@ def test_written_values_are_tidied(tmp_path: Path) -> None:
     splats.opacity_logits[:2] = (99, -99)
     splats.quats[1] = (0, 0, 3, 4)
     splats.quats[2] = 0
-    before = {name: getattr(splats, name).copy() for name in TENSORS}
+    before = {name: getattr(splats, name).copy() for name in GROUPS}
     ply.write(tmp_path / "a.ply", splats)
     columns = table(tmp_path / "a.ply")
     assert [columns[f"scale_{j}"][0] for j in range(3)] == [-20, 20, 1]
     assert list(columns["opacity"][:2]) == [15, -15]
     assert [columns[f"rot_{j}"][1] for j in range(4)] == pytest.approx([0, 0, -0.6, -0.8])
     assert [columns[f"rot_{j}"][2] for j in range(4)] == [1, 0, 0, 0]
-    for name in TENSORS:
+    for name in GROUPS:
         np.testing.assert_array_equal(getattr(splats, name), before[name])
 
 
@@ -185,7 +184,7 @@ def test_gsplat_exporter(tmp_path: Path, k: int) -> None:
     torch = pytest.importorskip("torch")
     exporter = pytest.importorskip("gsplat.exporter")
     turned = to_ply_frame(random_splats(30, k))
-    means, quats, log_scales, logits, sh0, shN = (torch.from_numpy(getattr(turned, name)) for name in TENSORS)
+    means, quats, log_scales, logits, sh0, shN = (torch.from_numpy(getattr(turned, name)) for name in GROUPS)
     content = exporter.export_splats(means, log_scales, quats, logits, sh0[:, None], shN, format="ply")
     (tmp_path / "gsplat.ply").write_bytes(content)
     assert content.count(b"property float ") == 14 + 3 * k
@@ -479,7 +478,7 @@ def test_no_damage_escapes_as_another_error(tmp_path_factory: pytest.TempPathFac
     for reader in (ply.read, points.read, ply.holds_gaussians):
         with suppress(UsageProblem):
             found = reader(path)
-            assert not isinstance(found, Splats) or (len(found) > 0 and not len(not_finite(found)))
+            assert not isinstance(found, Splats) or (len(found) > 0 and not len(find_nonfinite(found)))
     assert time.monotonic() - start < 2  # whatever a header claims
 
 
