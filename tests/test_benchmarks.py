@@ -16,8 +16,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segdream_cli.formats import FORMATS
-from segdream_cli.formats.usd import UNREADABLE
 from segdream_cli.pointe.transformer import BASE, UPSAMPLE, PointTransformer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,35 +123,6 @@ def test_a_variant_does_not_wait_for_a_parent_that_is_gone(tmp_path: Path) -> No
     )
     assert "nobody waits" in done.stderr
     assert not (tmp_path / "all.json").exists()
-
-
-def test_damaged_files_of_every_format_are_read_or_refused(tmp_path: Path) -> None:
-    """Neither harmless all, nor all refused for the same reason: 8 (sog) to 33 in a hundred are read."""
-    names = {name for name, row in FORMATS.items() if row.readable}
-    found = []
-    for count, formats in ((200, names - {"usdz"}), (60, {"usdz"})):  # each .usdz takes a process
-        command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--formats", *sorted(formats)]
-        command += ["--count", str(count), "--keep", str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        for name, files, read, refused, _, failed, *_ in (line.split() for line in done.stdout.splitlines()[1:]):
-            found.append(name)
-            assert (files, failed) == (str(count), "0"), done.stderr
-            assert int(read) + int(refused) == count
-            assert count / 100 < int(read) < count * 0.6, name
-    assert sorted(found) == sorted(names)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_library_that_waits_for_itself_ends_in_the_fuzzer_too() -> None:
-    waiting = (
-        "import time; from pathlib import Path; import fuzz; fuzz.USD_SECONDS = fuzz.usd.PATIENCE = 1;"
-        "fuzz.usd._read_here = lambda *_: time.sleep(600);"
-        "print(fuzz.forked(Path('a.usdz'), Path('a.npz'), 0, 0))"
-    )
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); {waiting}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert done.stdout.strip() == UNREADABLE, done.stderr
 
 
 def test_point_e_is_timed_in_every_way() -> None:

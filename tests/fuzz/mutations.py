@@ -1,4 +1,4 @@
-"""Damaged asset files for `fuzz.py`: valid small ones of every writer, changed at random or where it hurts."""
+"""Damaged asset files: small valid ones of every writer, changed at random or where a reader is most vulnerable."""
 
 import gzip
 import io
@@ -17,8 +17,8 @@ from segdream_cli.formats import FORMATS
 from segdream_cli.formats.spz import HEADER_4, STREAM
 from segdream_cli.splats import Splats
 
-DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
-"""Files of other people's writers."""
+DATA = Path(__file__).resolve().parents[1] / "data"
+"""Files that other programs wrote."""
 READABLE = tuple(name for name, row in FORMATS.items() if row.readable)
 NUMBERS = (
     0,
@@ -38,7 +38,7 @@ NUMBERS = (
     (1 << 64) - 1,
 )
 FLOATS = (0.0, -0.0, 1e-45, 3.4e38, -3.4e38, float("inf"), float("-inf"), float("nan"))
-WORDS = (
+TEXTS = (
     b"0",
     b"-1",
     b"1e999",
@@ -51,25 +51,25 @@ WORDS = (
     b"[]",
     b"../x",
 )
-"""What takes the place of a number in a text."""
+"""Replacements of a number in a text."""
 
 
 def seeds(name: str) -> list[bytes]:
     """Valid files of a format: few and some Gaussians, with and without spherical harmonics, ours and others'."""
-    found = [path.read_bytes() for path in sorted(DATA.iterdir()) if _is_of(path, name)]
+    found = [path.read_bytes() for path in sorted(DATA.iterdir()) if _has_format(path, name)]
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"seed{FORMATS[name].suffix}"
         for count, k in ((1, 0), (5, 3), (40, 15)):
-            formats.write(path, _some(count, k), name)
+            formats.write(path, _random_splats(count, k), name)
             found.append(path.read_bytes())
     return found
 
 
-def _is_of(path: Path, name: str) -> bool:
+def _has_format(path: Path, name: str) -> bool:
     return formats.goes_with(path, name) and (FORMATS[name].suffix != ".spz" or ("v4" in path.name) == (name == "spz4"))
 
 
-def _some(count: int, k: int) -> Splats:
+def _random_splats(count: int, k: int) -> Splats:
     rng = np.random.default_rng(count)
     shapes = {"means": 3, "quats": 4, "log_scales": 3, "sh0": 3}
     values = {name: rng.normal(0, 0.5, (count, width)).astype(np.float32) for name, width in shapes.items()}
@@ -79,16 +79,16 @@ def _some(count: int, k: int) -> Splats:
     return Splats(**values, provenance={"prompt": "a bus", "seed": count})
 
 
-def mutated(name: str, rng: random.Random, sources: list[bytes]) -> bytes:
-    """A damaged file: half of the time within its container, with checksums and lengths that fit."""
+def mutate(name: str, rng: random.Random, sources: list[bytes]) -> bytes:
+    """A damaged file; half of the changes are made inside its container, with checksums and lengths that fit."""
     content = rng.choice(sources)
     if name in CONTAINERS and rng.random() < 0.5:
         return CONTAINERS[name](rng, content)
     other = rng.choice(sources)
-    return cut(rng, content, other)
+    return change(rng, content, other)
 
 
-def cut(rng: random.Random, content: bytes, other: bytes = b"") -> bytes:
+def change(rng: random.Random, content: bytes, other: bytes = b"") -> bytes:
     """One to eight changes of bytes, of numbers, of the length."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
@@ -98,62 +98,74 @@ def cut(rng: random.Random, content: bytes, other: bytes = b"") -> bytes:
     return bytes(data)
 
 
-def _bit(rng: random.Random, data: bytearray, _: bytes) -> None:
+def _flip_bit(rng: random.Random, data: bytearray, _: bytes) -> None:
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
 
 
-def _early_byte(rng: random.Random, data: bytearray, _: bytes) -> None:
+def _change_early_byte(rng: random.Random, data: bytearray, _: bytes) -> None:
     data[rng.randrange(min(len(data), 64))] = rng.randrange(256)
 
 
-def _number(rng: random.Random, data: bytearray, _: bytes) -> None:
+def _change_number(rng: random.Random, data: bytearray, _: bytes) -> None:
     width = rng.choice((1, 2, 4, 8))
     at = rng.randrange(len(data))
     data[at : at + width] = (rng.choice(NUMBERS) % (1 << 8 * width)).to_bytes(width, rng.choice(("little", "big")))
 
 
-def _float(rng: random.Random, data: bytearray, _: bytes) -> None:
+def _change_float(rng: random.Random, data: bytearray, _: bytes) -> None:
     at = rng.randrange(len(data))
     data[at : at + 4] = struct.pack("<f", rng.choice(FLOATS))
 
 
-def _word(rng: random.Random, data: bytearray, _: bytes) -> None:
+def _change_word(rng: random.Random, data: bytearray, _: bytes) -> None:
     """Another number in a text, such as a header."""
     digits = [at for at in range(min(len(data), 4096)) if 48 <= data[at] < 58]
     if digits:
         at = end = rng.choice(digits)
         while end < len(data) and 48 <= data[end] < 58:
             end += 1
-        data[at:end] = rng.choice(WORDS)
+        data[at:end] = rng.choice(TEXTS)
 
 
-def _shorter(rng: random.Random, data: bytearray, _: bytes) -> None:
+def _truncate(rng: random.Random, data: bytearray, _: bytes) -> None:
     del data[rng.randrange(len(data)) :]
 
 
-def _without(rng: random.Random, data: bytearray, _: bytes) -> None:
+def _delete(rng: random.Random, data: bytearray, _: bytes) -> None:
     at = rng.randrange(len(data))
     del data[at : at + rng.choice((1, 4, 16, 256))]
 
 
-def _twice(rng: random.Random, data: bytearray, _: bytes) -> None:
+def _repeat(rng: random.Random, data: bytearray, _: bytes) -> None:
     at = rng.randrange(len(data))
     data[at:at] = data[at : at + rng.choice((1, 4, 16, 256))]
 
 
-def _spliced(rng: random.Random, data: bytearray, other: bytes) -> None:
+def _splice(rng: random.Random, data: bytearray, other: bytes) -> None:
     if other:
         data[rng.randrange(len(data)) :] = other[rng.randrange(len(other)) :]
 
 
-_CHANGES = (_bit, _bit, _early_byte, _number, _number, _float, _word, _shorter, _without, _twice, _spliced)
+_CHANGES = (
+    _flip_bit,
+    _flip_bit,
+    _change_early_byte,
+    _change_number,
+    _change_number,
+    _change_float,
+    _change_word,
+    _truncate,
+    _delete,
+    _repeat,
+    _splice,
+)
 
 
-def _in_gzip(rng: random.Random, content: bytes) -> bytes:
-    return gzip.compress(cut(rng, gzip.decompress(content)), 1, mtime=0)
+def _mutate_gzip(rng: random.Random, content: bytes) -> bytes:
+    return gzip.compress(change(rng, gzip.decompress(content)), 1, mtime=0)
 
 
-def _in_streams(rng: random.Random, content: bytes) -> bytes:
+def _mutate_streams(rng: random.Random, content: bytes) -> bytes:
     """One of the zstandard streams of an SPZ 4, its row of the table made to fit."""
     head = bytearray(content[: HEADER_4.size])
     streams, table = head[15], struct.unpack_from("<I", head, 16)[0]
@@ -164,20 +176,20 @@ def _in_streams(rng: random.Random, content: bytes) -> bytes:
         at += size
     chosen = rng.randrange(streams + 1)
     if chosen == streams:
-        head = bytearray(cut(rng, bytes(head)))
+        head = bytearray(change(rng, bytes(head)))
     else:
-        frames[chosen] = cut(rng, frames[chosen])
+        frames[chosen] = change(rng, frames[chosen])
     packed = [zstandard.ZstdCompressor(level=1).compress(frame) for frame in frames]
     sizes = b"".join(STREAM.pack(len(one), len(frame)) for one, frame in zip(packed, frames, strict=True))
     return b"".join([head, content[HEADER_4.size : table], sizes, *packed])
 
 
-def _in_chunk(rng: random.Random, content: bytes) -> bytes:
+def _mutate_chunk(rng: random.Random, content: bytes) -> bytes:
     """The text or the numbers of a GLB."""
     size = struct.unpack_from("<I", content, 12)[0]
     parts = [content[20 : 20 + size], content[28 + size :]]
     chosen = rng.randrange(2)
-    parts[chosen] = cut(rng, parts[chosen])
+    parts[chosen] = change(rng, parts[chosen])
     padded = [part + fill * (-len(part) % 4) for part, fill in zip(parts, (b" ", b"\0"), strict=True)]
     chunks = [
         struct.pack("<I4s", len(part), kind) + part for part, kind in zip(padded, (b"JSON", b"BIN\0"), strict=True)
@@ -185,16 +197,16 @@ def _in_chunk(rng: random.Random, content: bytes) -> bytes:
     return struct.pack("<4sII", b"glTF", 2, 12 + sum(map(len, chunks))) + b"".join(chunks)
 
 
-def _in_zip(rng: random.Random, content: bytes) -> bytes:
+def _mutate_zip(rng: random.Random, content: bytes) -> bytes:
     """A member of a zip, at a multiple of 64 bytes as .usdz wants it, with its new sum."""
     with zipfile.ZipFile(io.BytesIO(content)) as package:
         members = {info.filename: package.read(info) for info in package.infolist()}
     chosen = rng.choice(sorted(members))
-    members[chosen] = cut(rng, members[chosen])
-    return zipped(members)
+    members[chosen] = change(rng, members[chosen])
+    return zip_members(members)
 
 
-def zipped(members: Mapping[str, bytes]) -> bytes:
+def zip_members(members: Mapping[str, bytes]) -> bytes:
     """A zip of stored members, each at a multiple of 64 bytes."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as package:
@@ -207,10 +219,10 @@ def zipped(members: Mapping[str, bytes]) -> bytes:
 
 
 CONTAINERS: dict[str, Callable[[random.Random, bytes], bytes]] = {
-    "spz": _in_gzip,
-    "spz4": _in_streams,
-    "sog": _in_zip,
-    "usdz": _in_zip,
-    "glb": _in_chunk,
+    "spz": _mutate_gzip,
+    "spz4": _mutate_streams,
+    "sog": _mutate_zip,
+    "usdz": _mutate_zip,
+    "glb": _mutate_chunk,
 }
-"""Where a change of a byte would hardly get past the container."""
+"""Formats whose container would reject nearly every changed byte."""

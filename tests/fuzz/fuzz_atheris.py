@@ -1,10 +1,10 @@
-"""Reads files that atheris makes, guided by what of our readers they reach; Python 3.11, outside the dependencies.
+"""Reads files that atheris makes, guided by the coverage of our readers; Python 3.11, not among the dependencies.
 
 python -m venv /tmp/atheris && /tmp/atheris/bin/pip install atheris numpy pillow plyfile zstandard
-PYTHONPATH=. /tmp/atheris/bin/python benchmarks/fuzz_atheris.py FORMAT [-max_total_time=120]
+PYTHONPATH=. /tmp/atheris/bin/python tests/fuzz/fuzz_atheris.py FORMAT [-max_total_time=120]
 
-It starts from the files of `mutations.py`; further options are libFuzzer's. Whatever is not read must be refused as
-`UsageProblem`: anything else ends the run with the file that did it.
+It starts from the files of `mutations.py`; further options are libFuzzer's. A file must be read or refused as
+`UsageProblem`: anything else ends the run with the file that caused it.
 """
 
 import sys
@@ -27,7 +27,7 @@ LONGEST = 1 << 16
 
 
 def main() -> None:
-    """Does not come back: libFuzzer ends the process."""
+    """Runs until libFuzzer ends the process."""
     name = sys.argv.pop(1)
     warnings.simplefilter("error")
     folder = Path(tempfile.mkdtemp(prefix="atheris-"))

@@ -1,11 +1,11 @@
 """Reads damaged files of every format: each must be read, or refused as `UsageProblem`, in little time and memory.
 
-python benchmarks/fuzz.py [--formats ply spz ...] [--count 100000] [--first 0] [--record]
+    PYTHONPATH=. python tests/fuzz/fuzz_readers.py [--formats ply spz ...] [--count 100000] [--first 0] [--record]
 
 File number n of a format is made from files that local libraries write: it is the same on every machine that has the
-same versions of them. A file that ends the process, takes longer than the limit or raises anything else is printed by
-its number and kept in --keep; the next process goes on after it. Files of .usdz are read in a process each, as always;
-here it is forked from one that has loaded Pixar's library, not started.
+same versions of them. A file that ends the process, exceeds the time limit or raises anything else is printed by its
+number and kept in --keep; the next process continues after it. Each file of .usdz is read in a process of its own, as
+the reader always does; here that process is forked from one that has loaded Pixar's library.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mutations import READABLE, mutated, seeds
+from mutations import READABLE, mutate, seeds
 
 from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import FORMATS, usd
 
 LIMIT_S = 60
-"""After which a file counts as one that hangs."""
+"""A file that takes longer counts as a hang."""
 USD_SECONDS = 3
 """Processor time for Pixar's library, which the reader gives thirty."""
 SHARED = struct.Struct("<qqqqdq")
@@ -41,7 +41,7 @@ SHARED = struct.Struct("<qqqqdq")
 
 @dataclass
 class Tally:
-    """What became of the files."""
+    """Results of the files so far."""
 
     at: int = 0
     read: int = 0
@@ -52,42 +52,42 @@ class Tally:
     failures: list[int] = field(default_factory=list)
 
 
-def forked(path: Path, target: Path, memory: int, seconds: int) -> str:
-    """What takes the place of `usd._apart`: the same, in a child of this process."""
+def read_in_fork(path: Path, target: Path, memory: int, seconds: int) -> str:
+    """Replaces `usd._apart`: the same in a child of this process."""
     del seconds
     child = os.fork()
     if not child:
         code = 1
-        signal.alarm(usd.PATIENCE * USD_SECONDS)  # ends what waits for itself, which takes no processor time
+        signal.alarm(usd.PATIENCE * USD_SECONDS)  # ends a deadlock, which takes no processor time
         try:
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)  # the library's own words
+            os.dup2(null, 2)  # the library's own messages
             said = usd._read_here(path, target, memory, USD_SECONDS)
             target.with_suffix(".txt").write_text(said)
             code = 0
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
-    words = target.with_suffix(".txt")
-    if status or not words.exists():
+    text = target.with_suffix(".txt")
+    if status or not text.exists():
         return usd.UNREADABLE
-    return words.read_text()
+    return text.read_text()
 
 
 def work(name: str, first: int, end: int, folder: Path, shared: mmap.mmap) -> None:
-    """Reads files `first` to `end`, and keeps account in shared memory."""
-    warnings.simplefilter("error")  # a reader says what it has to say in its own words
+    """Reads files `first` to `end` and counts the results in shared memory."""
+    warnings.simplefilter("error")  # a reader must not leak warnings of its libraries
     sources, tally = seeds(name), Tally()
     tally.at, tally.read, tally.refused, tally.library, tally.slowest_s, tally.growth_kib = SHARED.unpack(shared[:])
     path = folder / f"fuzzed{FORMATS[name].suffix}"
     path.write_bytes(sources[-1])
-    with suppress(UsageProblem):  # Pixar's library may wait for itself on any file, and is then ended
-        formats.read(path)  # what is loaded once does not count
+    with suppress(UsageProblem):  # Pixar's library may deadlock on any file and is then ended
+        formats.read(path)  # memory that is loaded once does not count
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(first, end):
         tally.at = number
         shared[:] = SHARED.pack(*_numbers(tally))
-        path.write_bytes(mutated(name, random.Random(f"{name}-{number}"), sources))
+        path.write_bytes(mutate(name, random.Random(f"{name}-{number}"), sources))
         faulthandler.dump_traceback_later(LIMIT_S, exit=True)
         start = time.perf_counter()
         try:
@@ -130,7 +130,7 @@ def fuzz(name: str, first: int, count: int, keep: Path) -> Tally:
                 at = SHARED.unpack(shared[:])[0]
                 failures.append(at)
                 kept = keep / f"{name}-{at}{FORMATS[name].suffix}"
-                kept.write_bytes(mutated(name, random.Random(f"{name}-{at}"), seeds(name)))
+                kept.write_bytes(mutate(name, random.Random(f"{name}-{at}"), seeds(name)))
                 print(f"{name} file {at}: status {status}, kept as {kept}", file=sys.stderr, flush=True)
                 first = at + 1
             else:
@@ -139,7 +139,7 @@ def fuzz(name: str, first: int, count: int, keep: Path) -> Tally:
 
 
 def main() -> None:
-    """Prints a row a format."""
+    """Prints one row per format."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--formats", choices=READABLE, nargs="*", default=READABLE)
     parser.add_argument("--count", type=int, default=100_000)
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path.cwd(), help="folder for files that fail")
     parser.add_argument("--record", action="store_true", help="into results.json")
     options = parser.parse_args()
-    usd._apart = forked
+    usd._apart = read_in_fork
     print("format            files     read  refused  library  failed  slowest ms  growth MiB  seconds")
     for name in options.formats:
         start = time.perf_counter()
@@ -162,7 +162,7 @@ def main() -> None:
         row += f" {len(tally.failures):7,} {figures['slowest_ms'][0]:11.1f} {figures['growth_mib'][0]:11.1f}"
         print(f"{row} {time.perf_counter() - start:8.0f}", flush=True)
         if options.record:
-            from record import record
+            from benchmarks.record import record
 
             for metric, (value, unit) in figures.items():
                 record(f"fuzz_{name}_{metric}", value, unit, "cpu")
