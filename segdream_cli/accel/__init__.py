@@ -1,1 +1,1 @@
-"""The same network calls in less time: layers a GPU is fast at, compilation, CUDA graphs, and what a run will take."""
+"""Faster network calls: fast layers, compilation, CUDA graphs; and the forecast of a run's memory and time."""

@@ -4,7 +4,7 @@ from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColu
 
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.progress import LiveBar
-from segdream_cli.util.download import size_in_words
+from segdream_cli.util.download import format_size
 
 
 class DownloadBar(LiveBar):
@@ -24,4 +24,4 @@ class DownloadBar(LiveBar):
         """Shows that `done` of `total` bytes have arrived."""
         self.bar.update(self.task, completed=done, total=total)
         if self.line_due():
-            self.output.note(f"{self.title}: {size_in_words(done)} of {size_in_words(total)}")
+            self.output.note(f"{self.title}: {format_size(done)} of {format_size(total)}")

@@ -15,7 +15,7 @@ from segdream_cli.errors import UsageProblem
 
 if TYPE_CHECKING:
     from segdream_cli.util.download import Progress
-    from segdream_cli.util.hub import HubFiles
+    from segdream_cli.util.hub import HubDownload
 
 POINT_E = "point-e"
 Fetchable = StrEnum("Fetchable", {name: name for name in (SD21, POINT_E)})  # type: ignore[misc]
@@ -51,13 +51,13 @@ def fetch(
     segdream fetch sd21 point-e
     """
     from segdream_cli.cli.download_bar import DownloadBar
-    from segdream_cli.util.download import download_in_words
+    from segdream_cli.util.download import describe_download
 
     sink = Output(json=json, quiet=quiet)
     _refuse_offline(offline)
     items = [item for name in dict.fromkeys(weights) for item in _ITEMS[str(name)](sink)]
     for item in items:
-        state = download_in_words(item.missing) if item.missing else "complete in the cache"
+        state = describe_download(item.missing) if item.missing else "complete in the cache"
         sink.note(f"{item.name}: {item.title}: {state}")
     for item in items:
         if item.missing:
@@ -80,7 +80,7 @@ def _refuse_offline(offline: bool) -> None:
 def _stable_diffusion(sink: Output) -> Iterator[_Item]:
     """The networks of Stable Diffusion, in the precision that this machine would use."""
     from segdream_cli.config import SD21_MODEL, PriorConfig
-    from segdream_cli.priors.checkpoint import pending, resolve
+    from segdream_cli.priors.checkpoint import plan_download, resolve
     from segdream_cli.util.devices import choose_device
 
     prior = PriorConfig(name=SD21)
@@ -88,7 +88,7 @@ def _stable_diffusion(sink: Output) -> Iterator[_Item]:
     yield _of_hub(
         SD21,
         SD21_MODEL,
-        pending(prior, cuda=cuda),
+        plan_download(prior, cuda=cuda),
         lambda: resolve(prior, cuda=cuda, offline=True, announce=_silent).folder,
     )
 
@@ -97,7 +97,7 @@ def _point_e(sink: Output) -> Iterator[_Item]:
     """Point-E's two stages, and the text encoder that they need."""
     from segdream_cli.pointe import checkpoint, clip
 
-    missing = checkpoint.missing_files()
+    missing = checkpoint.absent_files()
     yield _Item(
         name=POINT_E,
         title=" and ".join(file.name for file in missing or checkpoint.PUBLISHED),
@@ -107,20 +107,20 @@ def _point_e(sink: Output) -> Iterator[_Item]:
     )
     yield _of_hub(
         POINT_E,
-        f"its text encoder {clip.MODEL}",
-        clip.pending_clip(),
+        f"its text encoder {clip.CLIP.id}",
+        clip.plan_clip_download(),
         lambda: clip.resolve_clip(None, offline=True, announce=_silent),
     )
 
 
-def _of_hub(name: str, title: str, files: "HubFiles | None", check: Callable[[], Path]) -> _Item:
+def _of_hub(name: str, title: str, plan: "HubDownload | None", check: Callable[[], Path]) -> _Item:
     """An item that lies on the Hub, or in its cache if there are no files to fetch."""
 
     def download(progress: "Progress") -> None:
-        if files is not None:
-            files.fetch(_silent, progress)
+        if plan is not None:
+            plan.fetch(_silent, progress)
 
-    return _Item(name=name, title=title, missing=files.missing if files else 0, fetch=download, check=check)
+    return _Item(name=name, title=title, missing=plan.missing if plan else 0, fetch=download, check=check)
 
 
 def _silent(_: str) -> None:

@@ -1,7 +1,7 @@
-"""Point-E's official checkpoints: found, downloaded, verified, and converted once so that later loads never unpickle.
+"""Finds, downloads and verifies Point-E's official checkpoints, and converts them once, so that no load unpickles.
 
-The cache holds, for each stage, `NAME.safetensors` and `NAME.json`, a record of the published file that it came from
-and of both SHA-256. What a record says is compared from then on.
+For each stage the cache holds `NAME.safetensors` and `NAME.json`, a record of the published file and of the SHA-256 of
+both. Later loads compare the hashes with the record.
 """
 
 import hashlib
@@ -20,24 +20,24 @@ from torch import Tensor
 
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.pointe.transformer import infer_config
-from segdream_cli.util import hub
 from segdream_cli.util.download import (
     Progress,
     cache_folder,
     cache_write_errors,
     check_space,
+    describe_download,
     download,
-    download_in_words,
     file_sha256,
 )
 from segdream_cli.util.files import exclusive, replacing
+from segdream_cli.util.hub import first_line, is_offline
 
 ADDRESS = "https://openaipublic.azureedge.net/main/point-e"
-"""Where OpenAI publishes the files."""
+"""OpenAI's address for the files."""
 ADDRESS_VARIABLE = "SEGDREAM_POINT_E_URL"
 """Environment variable with another address for the same files."""
 
-_ELSEWHERE = "--point-e-dir /path/to/folder, or --init sphere"
+_FALLBACK_HINT = "--point-e-dir /path/to/folder, or --init sphere"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +46,11 @@ class Published:
 
     name: str
     condition: Literal["text", "points"]
-    """What the stage is conditioned on."""
+    """The condition of the stage."""
     size: int
     """Bytes."""
     sha256: str | None
-    """Publicly documented hash; without one the first download is trusted, and later ones must be the same."""
+    """Publicly documented hash; without one the first download is trusted, and later ones must match it."""
 
     @property
     def stem(self) -> str:
@@ -58,9 +58,9 @@ class Published:
         return Path(self.name).stem
 
 
-# OpenAI states no hashes. These are those of the Git LFS pointers to the two files in two public copies of the release
-# that agree: the Hugging Face Space MirageML/point-e (made three days after the release)
-# and the GitHub repository sshajithatvm/Point-E-Enhanced, which also gives the sizes.
+# OpenAI states no hashes. These come from the Git LFS pointers of two public copies of the release, which agree: the
+# Hugging Face Space MirageML/point-e (three days after the release) and the GitHub repository
+# sshajithatvm/Point-E-Enhanced, which also gives the sizes.
 PUBLISHED = (
     Published(
         name="base_40m_textvec.pt",
@@ -85,14 +85,14 @@ class PointECheckpoint:
     base: Path
     upsample: Path | None
     digest: str
-    """SHA-256 over the stages' weights; the same wherever the files lie."""
+    """SHA-256 over the stages' weights; independent of the files' folder."""
     origin: str
-    """The folder or the address that the files came from."""
+    """The folder or the address of the original files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
-    """What is known of a cached file."""
+    """The record of a converted file in the cache."""
 
     origin: str
     sha256: str
@@ -104,48 +104,46 @@ class _Record:
 def resolve_point_e(
     folder: Path | None, *, offline: bool, announce: Callable[[str], None], progress: Progress | None = None
 ) -> PointECheckpoint:
-    """Finds the two official checkpoints, downloading them if they are not in the cache, and verifies them.
+    """Finds the two official checkpoints, or downloads them to the cache, and verifies them.
 
     Args:
-        folder: holds base_40m_textvec and upsample_40m, each as .pt or .safetensors; none is the cache.
+        folder: holds base_40m_textvec and upsample_40m, each as .pt or .safetensors; None is the cache.
         offline: never use the network; HF_HUB_OFFLINE has the same effect.
-        announce: receives a line with the size before a download starts, and the SHA-256 of what is new.
-        progress: receives the bytes done of the whole download, and in all.
+        announce: receives a line with the size before a download starts, and the SHA-256 of new files.
+        progress: receives the bytes done and in total, over both files.
 
     Raises:
-        WeightsUnavailable: a file is missing, out of reach, damaged, has another SHA-256 than the published or the
-            recorded one, or is another network; or the cache can't be written.
+        WeightsUnavailable: a file is missing, can't be downloaded, is damaged, has another SHA-256 than the published
+            or recorded one, or holds another network; or the cache can't be written.
     """
     if folder is not None:
-        hashes = dict(_local(folder, file, announce) for file in PUBLISHED)
+        hashes = dict(_resolve_local(folder, file, announce) for file in PUBLISHED)
         return open_point_e(*hashes, origin=str(folder), hashes=hashes)
     store = _store()
-    if missing_files():
-        _download_missing(store, hub.is_offline(offline), announce, progress)
-    hashes = dict(_kept(store, file) for file in PUBLISHED)
+    if absent_files():
+        _complete_cache(store, is_offline(offline), announce, progress)
+    hashes = dict(_verify_cached(store, file) for file in PUBLISHED)
     return open_point_e(*hashes, origin=_read_record(store, PUBLISHED[0]).origin, hashes=hashes)
 
 
-def missing_files() -> tuple[Published, ...]:
+def absent_files() -> tuple[Published, ...]:
     """The published files that the cache lacks."""
     store = _store()
     return tuple(
-        file
-        for file in PUBLISHED
-        if not (_record_path(store, file).is_file() and _converted_path(store, file).is_file())
+        file for file in PUBLISHED if not (_record_path(store, file).is_file() and _weights_path(store, file).is_file())
     )
 
 
 def open_point_e(
     base: Path, upsample: Path | None = None, *, origin: str, hashes: Mapping[Path, str] = MappingProxyType({})
 ) -> PointECheckpoint:
-    """The checkpoint made of safetensors files, and of the `config.json` beside the base stage if there is one.
+    """The checkpoint of safetensors files, and of the `config.json` beside the base stage if it has one.
 
     Args:
-        base: the base stage's file.
-        upsample: the upsampling stage's.
-        origin: the folder or the address that they came from.
-        hashes: SHA-256 of files as far as they have just been computed.
+        base: file of the base stage.
+        upsample: file of the upsampling stage.
+        origin: the folder or the address of the original files.
+        hashes: known SHA-256 of files, which need not be computed again.
 
     Raises:
         WeightsUnavailable: a file can't be read.
@@ -155,20 +153,20 @@ def open_point_e(
     total = hashlib.sha256()
     for part, path in parts.items():
         if path is not None:
-            with _reading(path):
+            with _read_errors(path):
                 total.update(f"{part} {hashes.get(path) or file_sha256(path)}\n".encode())
     return PointECheckpoint(base=base, upsample=upsample, digest=total.hexdigest(), origin=origin)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The weights in a safetensors file.
+    """Reads the weights in a safetensors file.
 
     Raises:
-        WeightsUnavailable: it can't be read, or is not whole.
+        WeightsUnavailable: the file can't be read, or is incomplete.
     """
     from safetensors.torch import load_file
 
-    with _reading(path):
+    with _read_errors(path):
         state: dict[str, Tensor] = load_file(path)
     return state
 
@@ -181,53 +179,55 @@ def _record_path(store: Path, file: Published) -> Path:
     return store / f"{file.stem}.json"
 
 
-def _converted_path(store: Path, file: Published) -> Path:
+def _weights_path(store: Path, file: Published) -> Path:
     return store / f"{file.stem}.safetensors"
 
 
-def _download_missing(store: Path, offline: bool, announce: Callable[[str], None], progress: Progress | None) -> None:
-    """Completes the cache; of several processes one does it, the others wait."""
+def _complete_cache(store: Path, offline: bool, announce: Callable[[str], None], progress: Progress | None) -> None:
+    """Downloads the files that the cache lacks; of several processes one does it, and the others wait."""
     if offline:
         raise WeightsUnavailable(
             f"Point-E is not in the cache {store}, and going online is not allowed",
-            hint=f"segdream fetch point-e, once, while online; or {_ELSEWHERE}",
+            hint=f"segdream fetch point-e, once, while online; or {_FALLBACK_HINT}",
         )
     with cache_write_errors(store), exclusive(store / ".lock"):
-        missing = missing_files()
+        missing = absent_files()
         if not missing:
             return
         total = sum(file.size for file in missing)
-        check_space(store, total + max(file.size for file in missing))  # a file and its conversion are there at once
+        check_space(
+            store, total + max(file.size for file in missing)
+        )  # a file and its conversion exist together for a while
         address = os.environ.get(ADDRESS_VARIABLE) or ADDRESS
-        announce(f"downloading Point-E, {download_in_words(total)}, from {address} to {store}")
+        announce(f"downloading Point-E, {describe_download(total)}, from {address} to {store}")
         before = 0
         for file in missing:
-            _fetch(store, file, address, announce, progress and _shifted(progress, before, total))
+            _fetch_stage(store, file, address, announce, progress and _add_offset(progress, before, total))
             before += file.size
 
 
-def _shifted(progress: Progress, before: int, total: int) -> Progress:
-    """Reports one file of several."""
+def _add_offset(progress: Progress, before: int, total: int) -> Progress:
+    """Reports the progress of one file as that of all files."""
     return lambda done, _: progress(before + done, total)
 
 
-def _fetch(
+def _fetch_stage(
     store: Path, file: Published, address: str, announce: Callable[[str], None], progress: Progress | None
 ) -> None:
-    """Downloads a published file, converts it, and notes its hash."""
+    """Downloads a published file, converts it, and records its hash."""
     url = f"{address.rstrip('/')}/{file.name}"
     pickled = store / file.name
     record = _record_path(store, file)
     recorded = _read_record(store, file).sha256 if record.is_file() else None
     expected = file.sha256 or recorded
-    found = file_sha256(pickled) if pickled.is_file() else None  # whole, if a run ended before it was converted
+    found = file_sha256(pickled) if pickled.is_file() else None  # complete, if a process ended before the conversion
     if found is None or found != expected:
         found = download(
             url,
             pickled,
-            hint=f"{_ELSEWHERE}; to trust another file anew: rm {shlex.quote(str(record))}"
+            hint=f"{_FALLBACK_HINT}; to trust another file anew: rm {shlex.quote(str(record))}"
             if recorded and not file.sha256
-            else _ELSEWHERE,
+            else _FALLBACK_HINT,
             size=file.size,
             sha256=expected,
             progress=progress,
@@ -236,12 +236,12 @@ def _fetch(
         _convert(pickled, store, file, address, found)
     finally:
         pickled.unlink(missing_ok=True)
-    known = "as published" if file.sha256 else "as recorded" if recorded else "recorded now, later ones must be equal"
+    known = "as published" if file.sha256 else "as recorded" if recorded else "recorded now; later downloads must match"
     announce(f"{file.name} has SHA-256 {found}, {known}")
 
 
-def _local(folder: Path, file: Published, announce: Callable[[str], None]) -> tuple[Path, str]:
-    """The safetensors of a stage in a user's folder, or the conversion of its .pt there, which the cache keeps.
+def _resolve_local(folder: Path, file: Published, announce: Callable[[str], None]) -> tuple[Path, str]:
+    """Finds the safetensors of a stage in a user's folder, or converts its .pt there to the cache.
 
     Returns:
         Path and SHA-256.
@@ -249,40 +249,40 @@ def _local(folder: Path, file: Published, announce: Callable[[str], None]) -> tu
     ready, pickled = (folder / f"{file.stem}.{suffix}" for suffix in ("safetensors", "pt"))
     if ready.is_file():
         _check_stage(read_state(ready), ready, file)
-        with _reading(ready):
+        with _read_errors(ready):
             return ready, file_sha256(ready)
     if not pickled.is_file():
         raise WeightsUnavailable(
             f"{folder} has neither {pickled.name} nor {ready.name}",
             hint=f"ls {shlex.quote(str(folder))}, or --init sphere",
         )
-    with _reading(pickled):
+    with _read_errors(pickled):
         found = file_sha256(pickled)
     store = _store() / found[:16]
-    if not _record_path(store, file).is_file() or not _converted_path(store, file).is_file():
+    if not _record_path(store, file).is_file() or not _weights_path(store, file).is_file():
         with cache_write_errors(_store()), exclusive(_store() / ".lock"):
             check_space(store, pickled.stat().st_size)
             _convert(pickled, store, file, str(folder), found)
         known = "as published" if found == file.sha256 else "which is not that of the published file"
         announce(f"{pickled} has SHA-256 {found}, {known}")
-    return _kept(store, file)
+    return _verify_cached(store, file)
 
 
-def _kept(store: Path, file: Published) -> tuple[Path, str]:
-    """The cached safetensors of a stage, compared with its record, and their SHA-256."""
-    record, path = _read_record(store, file), _converted_path(store, file)
-    with _reading(path):
+def _verify_cached(store: Path, file: Published) -> tuple[Path, str]:
+    """Compares the cached safetensors of a stage with their record; returns their path and SHA-256."""
+    record, path = _read_record(store, file), _weights_path(store, file)
+    with _read_errors(path):
         found = file_sha256(path)
     if found != record.converted_sha256:
         raise WeightsUnavailable(
-            f"{path} has SHA-256 {found}, and not the recorded {record.converted_sha256}",
-            hint=f"rm {shlex.quote(str(path))}  # it is then made anew",
+            f"{path} has SHA-256 {found} instead of the recorded {record.converted_sha256}",
+            hint=f"rm {shlex.quote(str(path))}  # the next run creates it again",
         )
     return path, found
 
 
 def _read_record(store: Path, file: Published) -> _Record:
-    """What is known of a cached file."""
+    """Reads the record of a cached file."""
     path = _record_path(store, file)
     try:
         record = _Record(**json.loads(path.read_text(encoding="utf-8")))
@@ -294,7 +294,7 @@ def _read_record(store: Path, file: Published) -> _Record:
 
 
 def _convert(pickled: Path, store: Path, file: Published, origin: str, sha256: str) -> None:
-    """Writes the weights of a .pt as safetensors into the cache, and then the record."""
+    """Converts the weights of a .pt to safetensors in the cache, then writes the record."""
     from safetensors.torch import save
 
     state = _unpickle(pickled)
@@ -303,28 +303,28 @@ def _convert(pickled: Path, store: Path, file: Published, origin: str, sha256: s
     record = _Record(origin=origin, sha256=sha256, converted_sha256=hashlib.sha256(content).hexdigest())
     with cache_write_errors(store):
         store.mkdir(exist_ok=True)
-        with replacing(_converted_path(store, file)) as temporary:
+        with replacing(_weights_path(store, file)) as temporary:
             temporary.write_bytes(content)
         with replacing(_record_path(store, file)) as temporary:
             temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
 
 def _unpickle(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in a .pt, read without running anything that is in it."""
-    with _reading(path):
+    """Reads the state dict in a .pt without executing code in it."""
+    with _read_errors(path):
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(data, Mapping) or not data:
-        raise WeightsUnavailable(f"{path} holds no weights but a {type(data).__name__}", hint=_ELSEWHERE)
+        raise WeightsUnavailable(f"{path} holds no weights but a {type(data).__name__}", hint=_FALLBACK_HINT)
     for name, value in data.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsUnavailable(
-                f"{path} is no plain set of weights: {name!r} is a {type(value).__name__}", hint=_ELSEWHERE
+                f"{path} is no plain set of weights: {name!r} is a {type(value).__name__}", hint=_FALLBACK_HINT
             )
     return data
 
 
 def _check_stage(state: Mapping[str, Tensor], path: Path, file: Published) -> None:
-    """Refuses another network than the stage that the file's name promises."""
+    """Refuses a network that is not the stage in the file's name."""
     try:
         config = infer_config(state)
     except WeightsUnavailable as problem:
@@ -337,18 +337,18 @@ def _check_stage(state: Mapping[str, Tensor], path: Path, file: Published) -> No
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns what a library raises while it reads a file into `WeightsUnavailable`."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """Turns every error of a library, while it reads a file, into `WeightsUnavailable`."""
     try:
         yield
     except MemoryError:
         raise
-    except Exception as problem:  # torch raises five kinds, safetensors its own
-        raise WeightsUnavailable(f"{path} can't be read: {_said(problem)}", hint=_ELSEWHERE) from problem
+    except Exception as problem:  # torch raises five classes, safetensors its own
+        raise WeightsUnavailable(f"{path} can't be read: {_describe(problem)}", hint=_FALLBACK_HINT) from problem
 
 
-def _said(problem: Exception) -> str:
-    """What is wrong with a file, in a line; torch's own words for a refused pickle advise to switch the check off."""
+def _describe(problem: Exception) -> str:
+    """Describes a read error in one line; torch's own message for a refused pickle advises to disable the check."""
     if "weights_only" in str(problem):
         return "it holds more than weights, which is not unpickled"
-    return hub.reason(problem).partition(". ")[0]
+    return first_line(problem).partition(". ")[0]

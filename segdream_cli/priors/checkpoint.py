@@ -1,7 +1,7 @@
-"""Where a diffusion prior's files come from: resolved to one folder, downloaded if need be, verified before loading.
+"""Finds a diffusion prior's files, downloads them if need be, and verifies them before they are loaded.
 
-`from_pretrained` of the model libraries answers a missing tokenizer or a missing weight with made-up values and no
-error, and an unreachable Hub with a wait of minutes. So they only ever see a local folder that passed `resolve`.
+`from_pretrained` of the model libraries replaces a missing tokenizer or weight by made-up values without an error, and
+waits minutes for an unreachable Hub. So these libraries only get a local folder that passed `resolve`.
 """
 
 import hashlib
@@ -16,15 +16,14 @@ from typing import Any
 from segdream_cli.config import AUTO, MINI, SD21, SD21_MODEL, PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
-from segdream_cli.util import hub
 from segdream_cli.util.download import file_sha256
-from segdream_cli.util.hub import HubFiles
+from segdream_cli.util.hub import HubDownload, HubModel, first_line
 
 PRIORS: Mapping[str, str] = {SD21: SD21_MODEL, MINI: str(Path(__file__).resolve().parents[1] / "data" / "mini")}
-"""The known priors, each with its Hub id or its folder."""
+"""Hub id or folder of each known prior."""
 
 TIMESTEPS = 1000
-"""Training timesteps of every prior this program can use: its times are 0..999."""
+"""Training timesteps of every supported prior: times are 0..999."""
 
 _INDEX = "model_index.json"
 _WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -40,7 +39,7 @@ _CLASSES: Mapping[str, tuple[str, ...]] = {
     "scheduler": (),
 }
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-_ELSEWHERE = f"--prior {MINI} (needs no download), or --model /path/to/folder"
+FALLBACK_HINT = f"--prior {MINI} (needs no download), or --model /path/to/folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +48,19 @@ class Checkpoint:
 
     folder: Path
     name: str
-    """What was asked for: a prior's name, a Hub id or a folder."""
+    """As requested: a prior's name, a Hub id or a folder."""
     profile: PriorProfile
     digest: str
     """SHA-256 over the networks, tokenizer and scheduler files; the same in the Hub's cache and in a copied folder."""
     variant: str | None = None
-    """Infix of the weight files to load, "fp16" or none."""
+    """Infix of the weight files to load: "fp16" or None."""
 
 
 def choose(name: str, *, cuda: bool) -> str:
-    """The prior that `name` stands for: "auto" is Stable Diffusion where there is CUDA, else the small one.
+    """The prior that `name` stands for: "auto" is Stable Diffusion with CUDA, else the small prior.
 
     Raises:
-        UsageProblem: there is no such prior.
+        UsageProblem: the name is unknown.
     """
     if name == AUTO:
         return SD21 if cuda else MINI
@@ -71,20 +70,20 @@ def choose(name: str, *, cuda: bool) -> str:
 
 
 def resolve(prior: PriorConfig, *, cuda: bool, offline: bool, announce: Callable[[str], None]) -> Checkpoint:
-    """Finds the prior's folder, downloading it when it is neither a folder nor in the Hub's cache, and verifies it.
+    """Finds the prior's folder, or downloads it from the Hub, and verifies its files.
 
-    A complete cached copy is used without asking the network. Half-precision weight files are preferred where the
-    networks will compute in half precision.
+    A complete cached copy is used without the network. Half-precision weight files are preferred if the networks will
+    compute in half precision.
 
     Args:
-        prior: which prior or model.
+        prior: the prior or model.
         cuda: whether the networks will run on CUDA.
         offline: never use the network; HF_HUB_OFFLINE has the same effect.
         announce: receives one line about the choice of "auto", and one with the size before a download starts.
 
     Raises:
         UsageProblem: the prior's name is unknown.
-        WeightsUnavailable: the files can't be found, fetched, read or used; the hint says what to do.
+        WeightsUnavailable: the files can't be found, downloaded, read or used.
     """
     chosen = choose(prior.name, cuda=cuda)
     if prior.name == AUTO and prior.model is None:
@@ -95,101 +94,96 @@ def resolve(prior: PriorConfig, *, cuda: bool, offline: bool, announce: Callable
     folder = Path(model).expanduser()
     if not folder.is_dir():
         _refuse_paths(model, folder)
-        folder = _whole(model, prior.revision) or _download(model, prior.revision, half, offline, announce)
-    return _verified(folder, prior.model or chosen, half=half)
+        remote = _hub_model(model, prior)
+        folder = remote.locate(_is_complete, lambda: _plan(remote, half=half), offline=offline, announce=announce)
+    return _verify(folder, prior.model or chosen, half=half)
 
 
 def profile_of(prior: PriorConfig, *, cuda: bool) -> PriorProfile:
-    """The profile of a prior whose networks are not needed, read from its folder if it is on this machine.
+    """The profile in a prior's folder, without its networks; the default one if the prior is not a folder.
 
     Raises:
         UsageProblem: the prior's name is unknown.
         WeightsUnavailable: the profile is damaged.
     """
     folder = Path(prior.model or PRIORS[choose(prior.name, cuda=cuda)]).expanduser()
-    return _profile(folder) if folder.is_dir() else PriorProfile()
+    return _read_profile(folder) if folder.is_dir() else PriorProfile()
 
 
 @contextmanager
-def translate_errors(checkpoint: Checkpoint, part: str) -> Iterator[None]:
-    """Turns what the model libraries raise while they read a part of a checkpoint into `WeightsUnavailable`."""
+def read_errors(title: str, hint: str = FALLBACK_HINT) -> Iterator[None]:
+    """Turns every error of the model libraries, while they read the part called `title`, into `WeightsUnavailable`."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as problem:  # the Rust parts of the libraries raise bare Exceptions
-        raise WeightsUnavailable(
-            f"the {part} of {checkpoint.name} can't be read: {hub.reason(problem)}", hint=_ELSEWHERE
-        ) from problem
+        raise WeightsUnavailable(f"{title} can't be read: {first_line(problem)}", hint=hint) from problem
 
 
-def check_keys(checkpoint: Checkpoint, part: str, info: Mapping[str, Collection[Any]]) -> None:
-    """Refuses a network that did not get all its weights from the file.
+def check_keys(title: str, info: Mapping[str, Collection[Any]], hint: str = FALLBACK_HINT) -> None:
+    """Refuses a network whose weights are not all from the file.
 
     Args:
-        checkpoint: where the network was loaded from.
-        part: its sub-folder.
+        title: what the error calls the network.
         info: the loading info that `from_pretrained` returns.
+        hint: the error's hint.
 
     Raises:
-        WeightsUnavailable: a weight is missing or of another shape; the library has filled it with random numbers.
+        WeightsUnavailable: a weight is missing or has another shape; the library has filled it with random numbers.
     """
     wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ()))
     if wrong:
-        raise WeightsUnavailable(
-            f"the {part} of {checkpoint.name} lacks {len(wrong)} weights, the first is {wrong[0]}", hint=_ELSEWHERE
-        )
+        raise WeightsUnavailable(f"{title} lacks {len(wrong)} weights, the first is {wrong[0]}", hint=hint)
 
 
 def _refuse_paths(model: str, folder: Path) -> None:
-    """Refuses what is meant as a path, so that the Hub is not asked for it."""
+    """Refuses a model that looks like a path, so that the Hub is not asked for it."""
     if folder.is_file():
         raise WeightsUnavailable(
             f"{model} is a single file, a folder with {_INDEX} is needed", hint="--model /path/to/folder"
         )
     if model.startswith((".", "/", "~")) or folder.is_absolute() or model.count("/") > 1 or "\\" in model:
-        raise WeightsUnavailable(f"there is no folder {model}", hint=f"ls {folder.parent}, or {_ELSEWHERE}")
+        raise WeightsUnavailable(f"there is no folder {model}", hint=f"ls {folder.parent}, or {FALLBACK_HINT}")
 
 
-def pending(prior: PriorConfig, *, cuda: bool) -> HubFiles | None:
-    """What `resolve` would download from the Hub; none if all of it is on this machine.
+def plan_download(prior: PriorConfig, *, cuda: bool) -> HubDownload | None:
+    """The files that `resolve` would download from the Hub; None if all of them are on this machine.
 
     Raises:
         UsageProblem: the prior's name is unknown.
-        WeightsUnavailable: the Hub is out of reach, or what it has can't be used.
+        WeightsUnavailable: the Hub can't be reached, or its files can't be used.
     """
     model = prior.model or PRIORS[choose(prior.name, cuda=cuda)]
-    if Path(model).expanduser().is_dir() or _whole(model, prior.revision):
+    if Path(model).expanduser().is_dir():
         return None
-    return _from_hub(model, prior.revision, half=_computes_in_half(prior, cuda=cuda))
+    remote = _hub_model(model, prior)
+    cached = remote.cached_folder()
+    if cached is not None and _is_complete(cached):
+        return None
+    return _plan(remote, half=_computes_in_half(prior, cuda=cuda))
+
+
+def _hub_model(model: str, prior: PriorConfig) -> HubModel:
+    return HubModel(id=model, revision=prior.revision, marker=_INDEX, fallback_hint=FALLBACK_HINT)
 
 
 def _computes_in_half(prior: PriorConfig, *, cuda: bool) -> bool:
     return prior.dtype == "fp16" or (prior.dtype == "auto" and cuda)
 
 
-def _whole(model: str, revision: str | None) -> Path | None:
-    """The cached snapshot of a Hub model, if it lacks nothing."""
-    folder = hub.cached_folder(model, revision, _INDEX, _ELSEWHERE)
-    return folder if folder is not None and not _absent(_names(folder)) else None
+def _is_complete(folder: Path) -> bool:
+    return not _absent_files(_names(folder))
 
 
-def _download(model: str, revision: str | None, half: bool, offline: bool, announce: Callable[[str], None]) -> Path:
-    """The snapshot of a Hub model, completed by a download."""
-    if hub.is_offline(offline):
-        partly = hub.cached_folder(model, revision, _INDEX, _ELSEWHERE) is not None
-        raise hub.not_cached(model, partly=partly, elsewhere=_ELSEWHERE)
-    return _from_hub(model, revision, half=half).fetch(announce)
-
-
-def _from_hub(model: str, revision: str | None, *, half: bool) -> HubFiles:
-    """The files of a Hub model that make a checkpoint; its small ones are in the cache afterwards."""
+def _plan(remote: HubModel, *, half: bool) -> HubDownload:
+    """The download of a checkpoint; its small files are in the cache afterwards."""
     patterns = [*_SMALL, *_weight_files(None), *_weight_files(_HALF)]
-    folder = hub.small_files(model, revision, _SMALL, _ELSEWHERE)
-    listed = hub.listing(model, revision, patterns, _ELSEWHERE)
-    _check_present(listed, model)
-    _check_architecture(folder, model)  # before gigabytes are fetched for nothing
-    return hub.wanted_files(model, revision, listed, _files(listed, _variant(listed, half=half)), _ELSEWHERE)
+    folder = remote.fetch_small(_SMALL)
+    listed = remote.list_files(patterns)
+    _check_complete(listed, remote.id)
+    _check_architecture(folder, remote.id)  # before gigabytes are downloaded for nothing
+    return remote.select(listed, _files(listed, _variant(listed, half=half)))
 
 
 def _weight_files(variant: str | None) -> list[str]:
@@ -198,24 +192,24 @@ def _weight_files(variant: str | None) -> list[str]:
 
 
 def _variant(names: Collection[str], *, half: bool) -> str | None:
-    """Which weight files to take: half-precision ones where wanted and there, full ones else, or what there is."""
+    """The variant of weight files to load: the wanted precision if `names` has it, else the other one."""
     full, fp16 = (all(name in names for name in _weight_files(variant)) for variant in (None, _HALF))
     return _HALF if fp16 and (half or not full) else None
 
 
 def _files(names: Collection[str], variant: str | None) -> set[str]:
-    """The files of a checkpoint that are of use, out of all its files."""
+    """Selects the files of a checkpoint that are needed, out of all its files."""
     exact = {_INDEX, PROFILE_FILE, *_CONFIGS, *_weight_files(variant)}
     return {name for name in names if name in exact or re.fullmatch(r"tokenizer/[^/]*\.(json|txt)", name)}
 
 
 def _names(folder: Path) -> set[str]:
-    """The files of the folder and of the components in it; a dangling link of a broken cache is none."""
+    """The files of a folder and of its components, relative to it, without the dangling links of a damaged cache."""
     files = (path for at in ("", *_CLASSES) for path in (folder / at).glob("*") if path.is_file())
     return {path.relative_to(folder).as_posix() for path in files}
 
 
-def _absent(names: Collection[str]) -> list[str]:
+def _absent_files(names: Collection[str]) -> list[str]:
     """The files that a checkpoint needs and lacks."""
     weights = _weight_files(_variant(names, half=False))
     absent = [name for name in (_INDEX, *_CONFIGS, *weights) if name not in names]
@@ -224,9 +218,9 @@ def _absent(names: Collection[str]) -> list[str]:
     return absent
 
 
-def _check_present(names: Collection[str], source: str) -> None:
+def _check_complete(names: Collection[str], source: str) -> None:
     """Refuses a checkpoint that lacks a file."""
-    if not (absent := _absent(names)):
+    if not (absent := _absent_files(names)):
         return
     if _INDEX in absent:
         raise WeightsUnavailable(
@@ -235,13 +229,13 @@ def _check_present(names: Collection[str], source: str) -> None:
         )
     pickled = any(name.endswith((".bin", ".ckpt", ".pt")) for name in names)
     why = " (only pickled weights, which are not read)" if pickled else ""
-    raise WeightsUnavailable(f"{source} is incomplete: it has no {', '.join(absent)}{why}", hint=_ELSEWHERE)
+    raise WeightsUnavailable(f"{source} is incomplete: it has no {', '.join(absent)}{why}", hint=FALLBACK_HINT)
 
 
-def _verified(folder: Path, name: str, *, half: bool) -> Checkpoint:
-    """The checkpoint in a folder, every file of it looked at."""
+def _verify(folder: Path, name: str, *, half: bool) -> Checkpoint:
+    """The checkpoint in a folder, after a check of each of its files."""
     names = _names(folder)
-    _check_present(names, name)
+    _check_complete(names, name)
     _check_architecture(folder, name)
     variant = _variant(names, half=half)
     files = sorted(_files(names, variant) - {_INDEX, PROFILE_FILE})
@@ -249,11 +243,11 @@ def _verified(folder: Path, name: str, *, half: bool) -> Checkpoint:
         if file.endswith(".safetensors"):
             _check_safetensors(folder / file)
     digest = _digest(folder, files)
-    return Checkpoint(folder=folder, name=name, profile=_profile(folder), digest=digest, variant=variant)
+    return Checkpoint(folder=folder, name=name, profile=_read_profile(folder), digest=digest, variant=variant)
 
 
-def _profile(folder: Path) -> PriorProfile:
-    """The profile in a folder, or that of Stable Diffusion where there is none."""
+def _read_profile(folder: Path) -> PriorProfile:
+    """The profile in a folder; the default is that of Stable Diffusion."""
     if not (folder / PROFILE_FILE).is_file():
         return PriorProfile()
     try:
@@ -265,7 +259,7 @@ def _profile(folder: Path) -> PriorProfile:
 
 
 def _check_architecture(folder: Path, source: str) -> None:
-    """Refuses models of another family, with the reason."""
+    """Refuses models of another family, and names the reason."""
     index = _json(folder / _INDEX)
     kind = index.get("_class_name", "a model of unknown class")
     classes = {
@@ -277,7 +271,7 @@ def _check_architecture(folder: Path, source: str) -> None:
             reasons.append(f"its {part} is {classes.get(part, 'missing')}")
     if not reasons:
         unet, vae, text, scheduler = (_json(folder / name) for name in _CONFIGS)
-        reasons = list(_unfit(unet, vae, text, scheduler))
+        reasons = list(_differences(unet, vae, text, scheduler))
     if reasons:
         raise WeightsUnavailable(
             f"{source} is not a Stable Diffusion 1.x or 2.x text-to-image model but {kind}: {', '.join(reasons)}",
@@ -285,10 +279,10 @@ def _check_architecture(folder: Path, source: str) -> None:
         )
 
 
-def _unfit(
+def _differences(
     unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any], scheduler: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Why four component configurations don't make a prior that this program can use."""
+    """Yields the reasons why the configurations of the components don't make a supported prior."""
     channels = vae.get("latent_channels", 4)
     if unet.get("in_channels", 4) != channels:
         yield f"its unet takes {unet.get('in_channels', 4)} channels, not the autoencoder's {channels}"
@@ -306,7 +300,7 @@ def _unfit(
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """Reads a JSON file that holds an object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
@@ -317,7 +311,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Refuses a weight file whose header is broken, or whose length is not the one that its header promises."""
+    """Refuses a weight file whose header is damaged or promises another length."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -325,13 +319,13 @@ def _check_safetensors(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as problem:
         raise WeightsUnavailable(
-            f"{path} is not a whole safetensors file: {hub.reason(problem)}",
+            f"{path} is not a whole safetensors file: {first_line(problem)}",
             hint=f"rm {path.resolve()}  # then download or copy it again",
         ) from problem
 
 
 def _digest(folder: Path, files: list[str]) -> str:
-    """SHA-256 over the names and the SHA-256 of files; the Hub's cache names large files by that hash already."""
+    """SHA-256 over the names and the SHA-256 of files; the Hub's cache uses that hash as the name of large files."""
     total = hashlib.sha256()
     for name in files:
         path = (folder / name).resolve()

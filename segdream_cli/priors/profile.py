@@ -1,4 +1,4 @@
-"""What distinguishes one diffusion prior from another: its words, its phrases for views, its presets."""
+"""The differences between diffusion priors: vocabulary, view phrases and presets."""
 
 import typing
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ PROFILE_FILE = "segdream.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewPhrases:
-    """What a prior calls the directions an object is seen from."""
+    """A prior's phrases for the directions from which an object is seen."""
 
     front: str = "front view"
     side: str = "side view"
     back: str = "back view"
     overhead: str = "overhead view"
     ring: tuple[str, ...] = ()
-    """Phrases of equally spaced azimuths from the front towards the object's left; empty: front, side, back, side."""
+    """Phrases for equally spaced azimuths from the front towards the object's left; empty: front, side, back, side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """The only phrases a prior understands: one object in a prompt, with at most one colour and one attribute."""
+    """The only phrases that a prior knows: a prompt has one object, at most one colour and at most one attribute."""
 
     objects: tuple[str, ...]
     colors: tuple[str, ...] = ()
@@ -36,9 +36,9 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorProfile:
-    """What distinguishes one prior from another, read from `segdream.json` beside its `model_index.json`.
+    """A prior's differences from Stable Diffusion 2.1, read from `segdream.json` beside its `model_index.json`.
 
-    The defaults describe Stable Diffusion 2.1 and serve every folder without such a file.
+    The defaults apply to every folder without such a file.
     """
 
     title: str = "Stable Diffusion"
@@ -47,22 +47,22 @@ class PriorProfile:
         "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, low-resolution, oversaturation."
     )
     vocabulary: Vocabulary | None = None
-    """None: any text."""
+    """None accepts any text."""
     point_e: str | None = None
-    """Sub-folder with a Point-E of its own, which reads texts with the prior's encoder; none: the official one."""
+    """Sub-folder with the prior's own Point-E, which uses the prior's text encoder; None is the official one."""
     batch: int = 1
-    """How many assets are made at once on CUDA unless the command line says otherwise."""
+    """Assets optimised at once on CUDA, by default."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Dotted settings that differ from the defaults in every preset."""
+    """Settings that differ from the defaults in every preset, by dotted name."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PRESETS)
-    """Preset to the dotted settings that it changes on top of these."""
+    """For each preset, the settings that it changes on top of these."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Reads the content of a `segdream.json`.
 
         Raises:
-            KeyError, TypeError: a field that does not exist or has the wrong type.
+            KeyError, TypeError: a field is unknown or has the wrong type.
         """
         fields = dict(data)
         for name in {"title", "negative_prompt", "point_e"} & fields.keys():
@@ -71,9 +71,9 @@ class PriorProfile:
         if type(fields.get("batch", 1)) is not int or fields.get("batch", 1) < 1:
             raise TypeError(f"batch can't be {fields['batch']!r}")
         if "views" in fields:
-            fields["views"] = _texts(ViewPhrases, fields["views"])
+            fields["views"] = _read_texts(ViewPhrases, fields["views"])
         if fields.get("vocabulary"):
-            fields["vocabulary"] = _texts(Vocabulary, fields["vocabulary"])
+            fields["vocabulary"] = _read_texts(Vocabulary, fields["vocabulary"])
         common = fields.get("settings", {})
         for name, changes in fields.get("presets", {"settings": {}}).items():
             try:
@@ -96,13 +96,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "paper": {},
     }
 )
-"""Presets of Stable Diffusion; each is a change to the defaults, `paper` none at all."""
+"""Presets of Stable Diffusion as changes to the defaults, which are `paper`."""
 
 QUALITIES = ("draft", "standard", "high", "paper")
 
 
 def preset(profile: PriorProfile, quality: str) -> Config:
-    """The configuration of a preset, its schedules fitted to its number of steps.
+    """The configuration of a preset, with schedules scaled to its number of steps.
 
     Raises:
         UsageProblem: the prior has no such preset.
@@ -115,11 +115,11 @@ def preset(profile: PriorProfile, quality: str) -> Config:
     return config.set(overrides)
 
 
-def _texts(kind: Any, data: Mapping[str, Any]) -> Any:
-    """The dataclass `kind`, whose fields are texts and tuples of texts, from JSON.
+def _read_texts(kind: Any, data: Mapping[str, Any]) -> Any:
+    """Reads a dataclass, whose fields are texts and tuples of texts, from JSON.
 
     Raises:
-        TypeError: a field that does not exist or is something else.
+        TypeError: a field is unknown or has the wrong type.
     """
     for key, value in data.items():
         texts = [value] if typing.get_type_hints(kind).get(key) is str else value

@@ -24,7 +24,7 @@ from segdream_cli.accel.cuda_graphs import (
 from segdream_cli.accel.estimate import Workload
 from segdream_cli.accel.fast_layers import drop_separate_projections, replace_convolutions, replace_norms
 from segdream_cli.config import Config, PriorConfig
-from segdream_cli.priors.checkpoint import Checkpoint, check_keys, translate_errors
+from segdream_cli.priors.checkpoint import Checkpoint, check_keys, read_errors
 from segdream_cli.priors.profile import PriorProfile
 from segdream_cli.priors.text import TextEncoder
 from segdream_cli.util import compat
@@ -143,7 +143,7 @@ class DiffusionPrior:
         text = TextEncoder.load(checkpoint, device, dtype, warn=warn)
         unet = _load_network(UNet2DConditionModel, checkpoint, "unet", device, dtype)
         vae = _load_network(AutoencoderKL, checkpoint, "vae", device, dtype)
-        with translate_errors(checkpoint, "scheduler"):
+        with read_errors(f"the scheduler of {checkpoint.name}"):
             scheduler = DDIMScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)
         return cls(unet, vae, text, scheduler, checkpoint.profile, config, announce=warn, batch=batch, steps=steps)
 
@@ -267,7 +267,8 @@ def workload(prior: DiffusionPrior, config: Config, assets: int = 1) -> Workload
 
 def _load_network(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:
     """Loads a diffusers network of a checkpoint, every weight of it from the file."""
-    with translate_errors(checkpoint, part):
+    title = f"the {part} of {checkpoint.name}"
+    with read_errors(title):
         network, info = kind.from_pretrained(
             checkpoint.folder / part,
             dtype=dtype,
@@ -277,7 +278,7 @@ def _load_network(kind: Any, checkpoint: Checkpoint, part: str, device: torch.de
             output_loading_info=True,
             low_cpu_mem_usage=False,  # the default needs accelerate; initial values are skipped in either case
         )
-    check_keys(checkpoint, part, info)
+    check_keys(title, info)
     if device.type == "cpu":  # convolutions are a fifth faster there with channels_last
         network = network.to(memory_format=torch.channels_last)
     return network.to(device)

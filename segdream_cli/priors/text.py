@@ -11,18 +11,21 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.priors.checkpoint import Checkpoint, check_keys, translate_errors
-from segdream_cli.util import hub
+from segdream_cli.pointe.clip import CLIP
+from segdream_cli.priors.checkpoint import FALLBACK_HINT, Checkpoint, check_keys, read_errors
 
 
 class TextEncoder:
     """A frozen CLIP text encoder with its tokenizer.
 
     Args:
-        tokenizer: turns text into token ids; its text is taken as it is, as the Hub's pipelines do.
+        tokenizer: turns text into token ids; text is passed unchanged, as the Hub's pipelines do.
         network: returns the last hidden state of every token as its first output.
-        device: where it computes. Between texts it waits in the host's memory: a GPU's is scarce.
-        warn: receives one line whenever a text is longer than the encoder reads.
+        device: where the network computes. Between texts it stays in host memory, because GPU memory is scarce.
+        warn: receives a line for each text that is longer than `limit`.
+
+    Attributes:
+        limit: tokens of a text, the start and end tokens included.
     """
 
     def __init__(self, tokenizer: Any, network: Any, device: torch.device, *, warn: Callable[[str], None]) -> None:
@@ -30,7 +33,7 @@ class TextEncoder:
         self.network = network.eval().requires_grad_(False)
         self.device = device
         self.limit = min(tokenizer.model_max_length, network.config.max_position_embeddings)
-        self._warn = warn
+        self.warn = warn
 
     @classmethod
     def load(
@@ -41,44 +44,33 @@ class TextEncoder:
         Raises:
             WeightsUnavailable: a file can't be read, a weight is missing, or the two have different vocabularies.
         """
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        with translate_errors(checkpoint, "tokenizer"):
-            tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
-        with translate_errors(checkpoint, "text_encoder"):
-            network, info = CLIPTextModel.from_pretrained(
-                checkpoint.folder / "text_encoder",
-                dtype=dtype,
-                variant=checkpoint.variant,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        check_keys(checkpoint, "text_encoder", info)
-        if len(tokenizer) != network.config.vocab_size:
-            raise WeightsUnavailable(
-                f"the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens, "
-                f"its text encoder {network.config.vocab_size}",
-                hint="--model with a folder whose tokenizer belongs to its text encoder",
-            )
+        tokenizer, network = _load_clip(
+            CLIPTextModel,
+            checkpoint.folder / "tokenizer",
+            checkpoint.folder / "text_encoder",
+            where=f"of {checkpoint.name}",
+            hint=FALLBACK_HINT,
+            dtype=dtype,
+            variant=checkpoint.variant,
+        )
         return cls(tokenizer, network, device, warn=warn)
 
-    def output(self, ids: Tensor) -> Any:
-        """What the network says of token ids."""
+    def run(self, ids: Tensor) -> Any:
+        """The network's outputs for token ids."""
         try:
             return self.network.to(self.device)(ids.to(self.device))
         finally:
             self.network.to("cpu")
 
     def cut_off(self, text: str) -> str:
-        """The end of `text` that does not fit the encoder's limit; empty if it fits."""
+        """The end of `text` beyond the limit; empty if the text fits."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        beyond = encoded["offset_mapping"][self.limit - 2 :]  # the start and end tokens take two places
+        beyond = encoded["offset_mapping"][self.limit - 2 :]  # the start and end tokens count too
         return text[beyond[0][0] :] if beyond else ""
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "p l d"]:
-        """The encoder's hidden states of each text, padded or cut to its limit; a cut is warned of.
+        """The hidden states of each text, padded or truncated to the limit; truncation is warned of.
 
         Returns:
             p texts, l tokens (the limit), d features, in the network's dtype and on its device.
@@ -87,21 +79,21 @@ class TextEncoder:
         if cuts:
             others = f" (and the end of {len(cuts) - 1} more texts)" if len(cuts) > 1 else ""
             cut = next(iter(cuts.values()))
-            self._warn(f"the prior reads {self.limit - 2} tokens of a text; not read: {cut!r}{others}")
+            self.warn(f"the prior reads {self.limit - 2} tokens of a text; not read: {cut!r}{others}")
         ids = self.tokenizer(
             list(texts), padding="max_length", max_length=self.limit, truncation=True, return_tensors="pt"
         ).input_ids
-        embeddings: Tensor = self.output(ids)[0]
+        embeddings: Tensor = self.run(ids)[0]
         return embeddings
 
 
 class TextVector:
-    """One vector of unit length for a whole text, as Point-E is conditioned on.
+    """Encodes a whole text as one vector of unit length, the condition of Point-E.
 
     Args:
-        encoder: around a `CLIPTextModelWithProjection` the vector is the projected feature of the end token, as in the
-            release; around a prior's own `CLIPTextModel`, trained without one, the mean of the hidden states that the
-            prior reads, those after the end included.
+        encoder: with a `CLIPTextModelWithProjection` the vector is the projected feature of the end token, as in the
+            release. With a prior's own `CLIPTextModel`, which has no projection, it is the mean of the hidden states
+            that the prior reads, those after the end included.
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
@@ -109,54 +101,73 @@ class TextVector:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, *, warn: Callable[[str], None]) -> "TextVector":
-        """Loads tokenizer and text encoder of a CLIP checkpoint, the whole of it or its text half, in float32.
+        """Loads tokenizer and text encoder of a CLIP checkpoint in float32.
 
         Args:
-            folder: with the files of a CLIP repository of the Hub; see `pointe.clip.resolve_clip`.
+            folder: holds the files of a CLIP repository, complete or of its text half; see `resolve_clip`.
             device: where the encoder runs.
-            warn: receives one line when a text is longer than the encoder reads.
+            warn: receives a line for each text that is longer than the encoder's limit.
 
         Raises:
             WeightsUnavailable: a file can't be read, a weight is missing, or the vocabulary does not fit.
         """
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        hint = "--point-e-dir with a folder clip-vit-large-patch14 in it, or --init sphere"
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            network, info = CLIPTextModelWithProjection.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-        except MemoryError:
-            raise
-        except Exception as problem:  # the Rust parts of the library raise bare Exceptions
-            said = f"the text encoder in {folder} can't be read: {hub.reason(problem)}"
-            raise WeightsUnavailable(said, hint=hint) from problem
-        lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ()))
-        if lacking:
-            raise WeightsUnavailable(
-                f"the text encoder in {folder} lacks {len(lacking)} weights, the first is {lacking[0]}", hint=hint
-            )
-        if len(tokenizer) != network.config.vocab_size:
-            raise WeightsUnavailable(
-                f"the tokenizer in {folder} has {len(tokenizer)} tokens, its text encoder {network.config.vocab_size}",
-                hint=hint,
-            )
+        tokenizer, network = _load_clip(
+            CLIPTextModelWithProjection,
+            folder,
+            folder,
+            where=f"in {folder}",
+            hint=CLIP.fallback_hint,
+            dtype=torch.float32,
+        )
         return cls(TextEncoder(tokenizer, network, device, warn=warn))
 
     @torch.no_grad()
     def encode(self, text: str) -> Float[Tensor, " d"]:
-        """The vector of a text, float32 on the encoder's device. A text over the limit is cut, and warned of."""
-        encoder, text = self._encoder, text.translate(_STRAIGHT)
+        """The vector of a text, float32 on the encoder's device; truncation of the text is warned of."""
+        encoder, text = self._encoder, text.translate(_STRAIGHT_QUOTES)
         if cut := encoder.cut_off(text):
-            encoder._warn(f"Point-E reads {encoder.limit - 2} tokens of a text; not read: {cut!r}")
+            encoder.warn(f"Point-E reads {encoder.limit - 2} tokens of a text; not read: {cut!r}")
         if isinstance(encoder.network, CLIPTextModelWithProjection):
             ids = encoder.tokenizer(text, max_length=encoder.limit, truncation=True, return_tensors="pt").input_ids
-            pooled = encoder.output(ids).text_embeds[0]
+            pooled = encoder.run(ids).text_embeds[0]
         else:
             pooled = encoder.encode([text])[0].mean(0)
         return torch.nn.functional.normalize(pooled.float(), dim=0)
 
 
-_STRAIGHT = str.maketrans("‘’“”", "''\"\"")
-"""Curly quotes to straight ones: CLIP's own tokenizer, which Point-E was trained with, straightens them first."""
+def _load_clip(
+    kind: Any, tokenizer_folder: Path, network_folder: Path, *, where: str, hint: str, **options: Any
+) -> tuple[Any, Any]:
+    """Loads a CLIP tokenizer and a text network whose weights are all from the file.
+
+    Args:
+        kind: class of the network.
+        tokenizer_folder: folder of the tokenizer.
+        network_folder: folder of the network.
+        where: the end of "the tokenizer ..." in errors.
+        hint: of errors.
+        options: of the network's `from_pretrained`.
+
+    Raises:
+        WeightsUnavailable: a file can't be read, a weight is missing, or the two have different vocabularies.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with read_errors(f"the tokenizer {where}", hint):
+        tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+    title = f"the text encoder {where}"
+    with read_errors(title, hint):
+        network, info = kind.from_pretrained(
+            network_folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    check_keys(title, info, hint)
+    if len(tokenizer) != network.config.vocab_size:
+        raise WeightsUnavailable(
+            f"the tokenizer {where} has {len(tokenizer)} tokens, its text encoder {network.config.vocab_size}",
+            hint=hint,
+        )
+    return tokenizer, network
+
+
+_STRAIGHT_QUOTES = str.maketrans("‘’“”", "''\"\"")
+"""Maps curly quotes to straight ones, as CLIP's own tokenizer does, which Point-E was trained with."""

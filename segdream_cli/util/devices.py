@@ -1,31 +1,31 @@
-"""Which device computes: the values of `--device`."""
+"""The device that computes: values of `--device`."""
 
 import torch
 
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
 
 AUTO = "auto"
-"""CUDA if there is a device, else the CPU."""
+"""CUDA if a device is visible, else the CPU."""
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a `--device` value, made the current one; raises as `visible_device`."""
+    """The device of a `--device` value, made torch's current device; raises as `visible_device`."""
     device = visible_device(name)
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # streams, graphs and libraries take the current device, not the tensors'
+        torch.cuda.set_device(device)  # streams, graphs and libraries use the current device, not the tensors'
     return device
 
 
 def visible_device(name: str, instead: str = "--device cpu") -> torch.device:
-    """The device of a name, without taking anything of it.
+    """The device of a name, without any use of the device.
 
     Args:
         name: auto, cpu, cuda or cuda:N.
-        instead: what to type where there is no CUDA.
+        instead: options to suggest without CUDA.
 
     Raises:
-        UsageProblem: not the name of a device that segdream computes on.
-        EnvironmentProblem: CUDA was asked for and is not there.
+        UsageProblem: the name is not one of these.
+        EnvironmentProblem: CUDA was requested and is not available.
     """
     if name == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: what a model's files are, their download, and the Hub's errors as sentences."""
+"""Models on the Hugging Face Hub: their files in the local cache, downloads, and error messages."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -8,106 +8,169 @@ from typing import Any
 
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.util import compat
-from segdream_cli.util.download import Progress, check_space, download_in_words
+from segdream_cli.util.download import Progress, check_space, describe_download
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HubFiles:
-    """Files of a Hub model that are wanted in the local cache."""
+class HubModel:
+    """A model on the Hub, or in its local cache.
 
-    model: str
-    revision: str | None
+    Every method raises `WeightsUnavailable` if the Hub can't be reached or refuses.
+    """
+
+    id: str
+    """The owner and the name, such as "openai/clip-vit-large-patch14"."""
+    marker: str
+    """A file that every cached snapshot of the model has."""
+    fallback_hint: str
+    """Hint for the case that the Hub can't provide the model."""
+    revision: str | None = None
+    """Branch, tag or commit; None is the main branch."""
+
+    def cached_folder(self) -> Path | None:
+        """The snapshot folder in the local cache, complete or not; None without one."""
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return self.snapshot([self.marker], local_files_only=True)
+        except WeightsUnavailable as problem:
+            if isinstance(problem.__cause__, LocalEntryNotFoundError):
+                return None
+            raise
+
+    def snapshot(self, patterns: Collection[str], **options: Any) -> Path:
+        """Downloads the files that match a pattern; returns the snapshot folder. Options are the client's."""
+        from huggingface_hub import snapshot_download
+
+        with self._translate_errors():
+            found = snapshot_download(self.id, revision=self.revision, allow_patterns=list(patterns), **options)
+        return Path(found)
+
+    def fetch_small(self, patterns: Collection[str]) -> Path:
+        """Downloads files of a few kilobytes without a progress bar; returns the snapshot folder."""
+        with _hide_bars():
+            return self.snapshot(patterns)
+
+    def list_files(self, patterns: Collection[str]) -> dict[str, tuple[int, bool]]:
+        """Maps the name of each file that matches a pattern to its bytes and whether the cache lacks it."""
+        from huggingface_hub import snapshot_download
+
+        with self._translate_errors(), _hide_bars():
+            found = snapshot_download(self.id, revision=self.revision, allow_patterns=list(patterns), dry_run=True)
+        return {file.filename: (file.file_size or 0, file.will_download) for file in found}
+
+    def select(self, listed: dict[str, tuple[int, bool]], names: Collection[str]) -> "HubDownload":
+        """The download of those files of a listing that `names` contains."""
+        missing = sum(listed[name][0] for name in names if listed[name][1])
+        return HubDownload(model=self, names=tuple(sorted(names)), missing=missing)
+
+    def locate(
+        self,
+        is_complete: Callable[[Path], bool],
+        plan: Callable[[], "HubDownload"],
+        *,
+        offline: bool,
+        announce: Callable[[str], None],
+    ) -> Path:
+        """The folder of a complete snapshot: the cached one, else a downloaded one.
+
+        Args:
+            is_complete: tells whether a cached snapshot lacks nothing.
+            plan: chooses the files to download.
+            offline: never use the network; HF_HUB_OFFLINE has the same effect.
+            announce: receives a line with the size before the download starts.
+        """
+        cached = self.cached_folder()
+        if cached is not None and is_complete(cached):
+            return cached
+        if is_offline(offline):
+            state = "not" if cached is None else "only in part"
+            raise WeightsUnavailable(
+                f"{self.id} is {state} in the local cache, and going online is not allowed",
+                hint=f"leave out --offline and HF_HUB_OFFLINE once, or {self.fallback_hint}",
+            )
+        return plan().fetch(announce)
+
+    @contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        """Turns every error of the Hub's client into `WeightsUnavailable`."""
+        try:
+            yield
+        except WeightsUnavailable:
+            raise
+        except Exception as problem:  # includes those of its HTTP library, which differs between versions
+            message, hint = self._describe(problem)
+            raise WeightsUnavailable(message, hint=hint) from problem
+
+    def _describe(self, problem: Exception) -> tuple[str, str]:
+        """The message and the hint for an exception of the Hub's client."""
+        from huggingface_hub import errors
+
+        if isinstance(problem, (errors.DryRunError, errors.LocalEntryNotFoundError)):
+            problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
+        name, fallback = self.id, self.fallback_hint
+        match problem:
+            case errors.HFValidationError():
+                return f"{name!r} is neither a folder nor a Hub id", fallback
+            case errors.GatedRepoError():
+                page = f"https://huggingface.co/{name}"
+                return f"{name} is gated: its owner asks for an agreement", f"agree at {page}, then: hf auth login"
+            case errors.RepositoryNotFoundError():
+                return f"the Hub has no {name}, or it is private", f"{fallback}; for a private one: hf auth login"
+            case errors.RevisionNotFoundError():
+                return f"{name} has no revision {self.revision!r}", "--set prior.revision=main"
+            case errors.HfHubHTTPError() if problem.response.status_code in (401, 403):
+                return f"the Hub refused the access token for {name}", "hf auth login, or: unset HF_TOKEN"
+            case errors.HfHubHTTPError():
+                return f"the Hub answered {problem.response.status_code} for {name}", f"try again later, or {fallback}"
+            case OSError() if problem.errno is not None:
+                return f"{name} can't be stored: {problem.strerror}", "HF_HOME=/a/larger/disk segdream ..."
+        return f"{name} can't be downloaded, the Hub is out of reach: {first_line(problem)}", fallback
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubDownload:
+    """Files of a Hub model to download to the local cache."""
+
+    model: HubModel
     names: tuple[str, ...]
-    size: int
-    """Bytes of all of them."""
     missing: int
-    """Bytes that are not in the cache yet."""
-    elsewhere: str
-    """Hint for when the Hub can't give them."""
+    """Bytes that the cache lacks."""
 
     def fetch(self, announce: Callable[[str], None], progress: Progress | None = None) -> Path:
-        """Downloads what is missing; returns the snapshot's folder.
+        """Downloads the missing files; returns the snapshot folder.
 
         Args:
             announce: receives a line with the size before the download starts.
-            progress: receives the bytes done and in all; without it the Hub's own bars are shown.
+            progress: receives the bytes done and in total; without it the Hub's own bars appear.
 
         Raises:
-            WeightsUnavailable: the download failed, or the disk has no room.
+            WeightsUnavailable: the download failed, or the disk is too full.
         """
-        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub import constants
 
-        store = Path(constants.HF_HUB_CACHE)
-        check_space(store, self.missing, variable="HF_HOME")
-        announce(f"downloading {self.model}, {download_in_words(self.missing)}, to {store}")
-        bars = None if progress is None else _reporting(progress, self.missing)
-        names = list(self.names)
-        with translated(self.model, self.revision, self.elsewhere):
-            return Path(snapshot_download(self.model, revision=self.revision, allow_patterns=names, tqdm_class=bars))
+        cache = Path(constants.HF_HUB_CACHE)
+        check_space(cache, self.missing, variable="HF_HOME")
+        announce(f"downloading {self.model.id}, {describe_download(self.missing)}, to {cache}")
+        bars = None if progress is None else _silent_bar(progress, self.missing)
+        return self.model.snapshot(self.names, tqdm_class=bars)
 
 
 def is_offline(asked: bool) -> bool:
-    """Whether the network must not be used: asked for, or by HF_HUB_OFFLINE."""
+    """Whether the network must not be used: because of an option, or of HF_HUB_OFFLINE."""
     from huggingface_hub import is_offline_mode
 
     return asked or is_offline_mode()
 
 
-def not_cached(model: str, *, partly: bool, elsewhere: str) -> WeightsUnavailable:
-    """The error for a model that is not whole in the cache while the network must not be used."""
-    return WeightsUnavailable(
-        f"{model} is {'only in part' if partly else 'not'} in the local cache, and going online is not allowed",
-        hint=f"leave out --offline and HF_HUB_OFFLINE once, or {elsewhere}",
-    )
-
-
-def cached_folder(model: str, revision: str | None, marker: str, elsewhere: str) -> Path | None:
-    """The snapshot folder of a model in the Hub's cache, whole or not, if the file `marker` is in it."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    with translated(model, revision, elsewhere):
-        try:
-            folder = snapshot_download(model, revision=revision, allow_patterns=[marker], local_files_only=True)
-        except LocalEntryNotFoundError:
-            return None
-    return Path(folder)
-
-
-def listing(model: str, revision: str | None, patterns: Collection[str], elsewhere: str) -> dict[str, tuple[int, bool]]:
-    """Name to size in bytes and whether it is still to be downloaded, of a model's files that match `patterns`."""
-    from huggingface_hub import snapshot_download
-
-    with translated(model, revision, elsewhere), _no_bars():
-        found = snapshot_download(model, revision=revision, allow_patterns=list(patterns), dry_run=True)
-    return {file.filename: (file.file_size or 0, file.will_download) for file in found}
-
-
-def small_files(model: str, revision: str | None, patterns: Collection[str], elsewhere: str) -> Path:
-    """Downloads files of a few kilobytes without a word; returns the snapshot's folder."""
-    from huggingface_hub import snapshot_download
-
-    with translated(model, revision, elsewhere), _no_bars():
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
-
-
-def wanted_files(
-    model: str, revision: str | None, listed: dict[str, tuple[int, bool]], names: Collection[str], elsewhere: str
-) -> HubFiles:
-    """Those `names` of a listing, to be fetched."""
-    return HubFiles(
-        model=model,
-        revision=revision,
-        names=tuple(sorted(names)),
-        size=sum(listed[name][0] for name in names),
-        missing=sum(listed[name][0] for name in names if listed[name][1]),
-        elsewhere=elsewhere,
-    )
+def first_line(problem: Exception) -> str:
+    """The first line of an exception's message, or the name of its class."""
+    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Hides the Hub's progress bars: they are for the one long download only."""
+def _hide_bars() -> Iterator[None]:
+    """Hides the Hub's progress bars: only the one long download shows them."""
     utils = compat.hub_utils()
     hidden = utils.are_progress_bars_disabled()
     utils.disable_progress_bars()
@@ -118,66 +181,24 @@ def _no_bars() -> Iterator[None]:
             utils.enable_progress_bars()
 
 
-def _reporting(progress: Progress, total: int) -> type[Any]:
-    """A progress bar for the Hub's client that shows nothing and reports bytes.
+def _silent_bar(progress: Progress, total: int) -> type[Any]:
+    """A class of progress bar for the Hub's client that shows nothing and reports bytes.
 
-    The client draws one bar of bytes or two (received, and written), depending on its version: the furthest counts.
+    The client shows one bar of bytes or two (received, and written), depending on its version: the furthest counts.
     """
     bar: Any = compat.hub_utils().tqdm
     furthest = 0
 
-    class Reporting(bar):  # type: ignore[misc]
+    class SilentBar(bar):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options | {"disable": True})
-            self.bytes = options.get("unit") == "B"
+            self.counts_bytes = options.get("unit") == "B"
 
         def update(self, n: float | None = 1) -> None:
             nonlocal furthest
             self.n += n or 0
-            if self.bytes and self.n > furthest:
+            if self.counts_bytes and self.n > furthest:
                 furthest = int(self.n)
                 progress(min(furthest, total), total)
 
-    return Reporting
-
-
-@contextmanager
-def translated(model: str, revision: str | None, elsewhere: str) -> Iterator[None]:
-    """Turns whatever the Hub's client raises into `WeightsUnavailable`."""
-    try:
-        yield
-    except WeightsUnavailable:
-        raise
-    except Exception as problem:  # its HTTP library, whose errors pass through, changes between versions
-        message, hint = _hub_problem(problem, model, revision, elsewhere)
-        raise WeightsUnavailable(message, hint=hint) from problem
-
-
-def _hub_problem(problem: Exception, model: str, revision: str | None, elsewhere: str) -> tuple[str, str]:
-    """The sentence and the hint for an exception of the Hub's client."""
-    from huggingface_hub import errors
-
-    if isinstance(problem, (errors.DryRunError, errors.LocalEntryNotFoundError)):
-        problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
-    match problem:
-        case errors.HFValidationError():
-            return f"{model!r} is neither a folder nor a Hub id", elsewhere
-        case errors.GatedRepoError():
-            page = f"https://huggingface.co/{model}"
-            return f"{model} is gated: its owner asks for an agreement", f"agree at {page}, then: hf auth login"
-        case errors.RepositoryNotFoundError():
-            return f"the Hub has no {model}, or it is private", f"{elsewhere}; for a private one: hf auth login"
-        case errors.RevisionNotFoundError():
-            return f"{model} has no revision {revision!r}", "--set prior.revision=main"
-        case errors.HfHubHTTPError() if problem.response.status_code in (401, 403):
-            return f"the Hub refused the access token for {model}", "hf auth login, or: unset HF_TOKEN"
-        case errors.HfHubHTTPError():
-            return f"the Hub answered {problem.response.status_code} for {model}", f"try again later, or {elsewhere}"
-        case OSError() if problem.errno is not None:
-            return f"{model} can't be stored: {problem.strerror}", "HF_HOME=/a/larger/disk segdream ..."
-    return f"{model} can't be downloaded, the Hub is out of reach: {reason(problem)}", elsewhere
-
-
-def reason(problem: Exception) -> str:
-    """The first line of what an exception says."""
-    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+    return SilentBar

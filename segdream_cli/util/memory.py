@@ -1,4 +1,4 @@
-"""How much memory a run has taken, and what to say when there is no more."""
+"""Peak and free memory, and the error for an allocation that fails."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ GIB = 2**30
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory taken so far: of the CUDA device by torch, of the process elsewhere (0 where it is unknown)."""
+    """Peak memory so far in GiB: of the CUDA device by torch, else of the process (0 on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     if sys.platform == "win32":
@@ -24,7 +24,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def free_gib(device: torch.device) -> float:
-    """Memory of a CUDA device that this process has or can get."""
+    """Memory of a CUDA device, in GiB, that this process has reserved or can still get."""
     free, _ = torch.cuda.mem_get_info(device)
     return (free + torch.cuda.memory_reserved(device)) / GIB
 
@@ -34,14 +34,14 @@ def out_of_memory(device: torch.device, doing: str, hint: str) -> Iterator[None]
     """Turns a failed allocation in the block, of torch or of Python, into `OutOfMemory`.
 
     Args:
-        device: whose memory is meant.
-        doing: what did not fit, as the object of "does not hold".
-        hint: the next cheaper thing to type.
+        device: its peak memory is part of the message.
+        doing: the object that did not fit, as in "the memory of cpu does not hold ...".
+        hint: an option that needs less memory.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as problem:
-        # torch has a class of its own for CUDA only; its allocator for the CPU raises RuntimeError
+        # only for CUDA torch has an exception class; its CPU allocator raises RuntimeError
         if isinstance(problem, RuntimeError) and not (
             isinstance(problem, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(problem)
         ):

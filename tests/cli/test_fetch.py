@@ -51,7 +51,7 @@ def online(tiny, clip_folder, folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(transformer, "BASE", STAGES["base_40m_textvec.pt"])
     monkeypatch.setattr(transformer, "UPSAMPLE", STAGES["upsample_40m.pt"])
-    with serving({SD21_MODEL: tiny, clip.MODEL: clip_folder}) as (hub, address), running() as server:
+    with serving({SD21_MODEL: tiny, clip.CLIP.id: clip_folder}) as (hub, address), running() as server:
         point_to(address, folder / "hub", monkeypatch)
         monkeypatch.setenv(checkpoint.ADDRESS_VARIABLE, server.address)
         published = []
@@ -70,7 +70,12 @@ def online(tiny, clip_folder, folder, monkeypatch):
 def test_everything_is_listed_downloaded_and_then_used_without_a_network(segdream, online, folder):
     done = segdream("fetch", SD21, "point-e")
     assert done.code == 0
-    words = (f"{SD21}: {SD21_MODEL}: ", "upsample_40m.pt: 0.", f"text encoder {clip.MODEL}: 3.0 MB (1 s", "downloading")
+    words = (
+        f"{SD21}: {SD21_MODEL}: ",
+        "upsample_40m.pt: 0.",
+        f"text encoder {clip.CLIP.id}: 3.0 MB (1 s",
+        "downloading",
+    )
     places = [done.err.index(part) for part in words]
     assert places == sorted(places)
     assert "SHA-256" in done.err

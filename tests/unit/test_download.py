@@ -25,7 +25,7 @@ OTHER = np.random.default_rng(1).bytes(300_000)
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     monkeypatch.setattr(module, "DELAYS_S", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(module, "PIECE", 2**15)
+    monkeypatch.setattr(module, "CHUNK", 2**15)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with running() as server:
         server.files["/model.pt"] = CONTENT
@@ -201,7 +201,7 @@ def test_a_refusal_ends_it_at_once_and_its_page_is_not_saved(server: FileServer,
 
 def test_a_web_page_with_status_200_is_not_saved(server: FileServer, target: Path) -> None:
     server.script = [page(200, "<html>Please sign in</html>")]
-    refuses(server, target, "a web page in place of the file")
+    refuses(server, target, "answered with a web page instead of the file")
     assert left(target) == set()
 
 
@@ -217,7 +217,7 @@ def test_another_length_than_the_known_one_is_refused_before_it_comes(server: Fi
     refuses(
         server,
         target,
-        "has 300,000 bytes, and not the expected 299,999",
+        "has 300,000 bytes instead of the expected 299,999",
         size=299_999,
         progress=lambda done, _: told.append(done),
     )
@@ -227,7 +227,7 @@ def test_another_length_than_the_known_one_is_refused_before_it_comes(server: Fi
 
 def test_an_unstated_length_is_taken_only_where_it_is_known(server: FileServer, target: Path) -> None:
     server.script = [cut(length=False)]
-    refuses(server, target, "does not say how long")
+    refuses(server, target, "does not state the length")
     server.script = [cut(length=False)]
     fetch(server, target, size=len(CONTENT))
     assert target.read_bytes() == CONTENT

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.render.images import write_png
 from segdream_cli.util import files
-from segdream_cli.util.files import check_output, replacing, write_problem
+from segdream_cli.util.files import check_output, exclusive, replacing, write_problem
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -171,3 +172,16 @@ def test_a_read_only_folder(tmp_path):
             check_output(tmp_path / "asset.ply", force=False)
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_exclusive_holds_the_lock_while_the_block_runs(tmp_path):
+    path = tmp_path / "new" / "lock"
+    with exclusive(path), pytest.raises(Timeout):
+        FileLock(path).acquire(timeout=0)
+    FileLock(path).acquire(timeout=0)
+
+
+def test_exclusive_releases_the_lock_after_an_error(tmp_path):
+    with pytest.raises(KeyError), exclusive(tmp_path / "lock"):
+        raise KeyError
+    FileLock(tmp_path / "lock").acquire(timeout=0)

@@ -205,7 +205,7 @@ def test_a_page_in_the_place_of_the_file_leaves_nothing(server: FileServer) -> N
     refuses("answered 404")
     assert cached() == set()
     server.script = [lambda handler: handler.send_page(200, "<html>moved</html>")]
-    refuses("a web page in place of the file")
+    refuses("answered with a web page instead of the file")
     assert cached() == set()
 
 

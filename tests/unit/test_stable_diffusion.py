@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoints import build, edit_json, edit_weights
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from fakes import AnalyticPrior
 from safetensors.torch import load_file
 
 from segdream_cli.config import PriorConfig
@@ -144,6 +145,14 @@ def test_images_are_encoded_as_the_autoencoder_does(
     noise = draw(*latents.shape, seed=5)
     drawn = prior.encode_image(rgb, noise)
     torch.testing.assert_close(drawn, (posterior.mean + posterior.std * noise) * factor, atol=1e-4, rtol=1e-4)
+
+
+def test_analytic_prior_encodes_what_it_decodes() -> None:
+    """Its further channels are the mean of the first three, so latents with that property return unchanged."""
+    prior = AnalyticPrior(latent_shape=(4, 8, 8), image_size=32)
+    colors = draw(2, 3, 8, 8)
+    latents = torch.cat([colors, colors.mean(1, keepdim=True)], 1)
+    torch.testing.assert_close(prior.encode_image(prior.decode(latents), None), latents)
 
 
 def test_the_shipped_autoencoder_gives_an_image_back(priors: dict[str, DiffusionPrior]) -> None:

@@ -139,13 +139,13 @@ def test_the_shorter_of_the_tokenizers_and_the_encoders_limits_holds(copy: Path)
 @pytest.mark.parametrize("key", ["text_model.final_layer_norm.weight", "text_model.encoder.layers.1.mlp.fc1.bias"])
 def test_a_missing_weight_is_refused(copy: Path, key: str) -> None:
     edit_weights(copy / "text_encoder" / "model.safetensors", drop=key)
-    with pytest.raises(WeightsUnavailable, match=r"text_encoder .* lacks 1 weights"):
+    with pytest.raises(WeightsUnavailable, match=r"text encoder .* lacks 1 weights"):
         load(copy)
 
 
 def test_a_weight_of_another_shape_is_refused(copy: Path) -> None:
     edit_weights(copy / "text_encoder" / "model.safetensors", **{"text_model.final_layer_norm.weight": torch.ones(7)})
-    with pytest.raises(WeightsUnavailable, match="text_encoder"):
+    with pytest.raises(WeightsUnavailable, match="text encoder"):
         load(copy)
 
 
