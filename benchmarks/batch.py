@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pipelines import pipeline_of
 from record import record
 from torch.profiler import ProfilerActivity, profile
 
+from segdream_cli import load
 from segdream_cli.config import AUTO, MINI, SD21
+from segdream_cli.config.values import parse_assignments
 from segdream_cli.optimize import pipeline as pipeline_module
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.state import AssetState
-from segdream_cli.runs.load import Request
 from segdream_cli.util.memory import peak_memory_gib
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts" / "mini.txt"
@@ -110,10 +110,9 @@ def show_profile(pipeline: Pipeline, count: int, steps: int) -> None:
 
 def opened(options: argparse.Namespace, *assignments: str) -> Pipeline:
     """A pipeline with its prior loaded."""
-    given = {"prior.name": options.prior, "prior.model": options.model}
-    assignments = (*options.set, *assignments)
-    request = Request(quality=options.quality, options=given, assignments=assignments, device=options.device)
-    return pipeline_of(request)
+    settings = parse_assignments((*options.set, *assignments))
+    prior, model = options.prior, options.model
+    return load(quality=options.quality, prior=prior, model=model, settings=settings, device=options.device).pipeline
 
 
 def main() -> None:

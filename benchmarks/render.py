@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import torch
 from raster import closed_surface
 
-from segdream_cli import formats
+from segdream_cli import formats, read
 from segdream_cli.render.images import to_uint8
 from segdream_cli.render.job import Shot
 from segdream_cli.splats import GROUPS, SH_C0
@@ -64,7 +64,7 @@ def peaks(asset: Path, suffix: str, options: argparse.Namespace, frames: int) ->
 
 def report_peaks(asset: Path, suffix: str, options: argparse.Namespace) -> None:
     """Makes one film and prints the peaks of this process and of its ffmpeg."""
-    shot = Shot.load(asset, options.device, options.size, "rgb", WHITE)
+    shot = Shot.of([read(asset)], options.device, options.size, "rgb", WHITE)
     done, highest = threading.Event(), [0]
 
     def watch() -> None:
@@ -102,8 +102,8 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         asset = Path(folder) / "surface.ply"
         write_asset(asset, options.count)
-        shot = Shot.load(asset, options.device, options.size, "rgb", WHITE)
-        clear = Shot.load(asset, options.device, options.size, "rgb", None)
+        shot = Shot.of([read(asset)], options.device, options.size, "rgb", WHITE)
+        clear = Shot.of([read(asset)], options.device, options.size, "rgb", None)
         move, warm = shot.turn(options.frames, 15.0), shot.turn(2, 15.0)
         shot.film(Path(folder) / "warm.mp4", warm, 30)
         print(

@@ -1,3 +1,205 @@
-"""segdream: 3D Gaussian-splat assets from a sentence."""
+"""segdream: 3D Gaussian-splat assets from a sentence.
+
+    import segdream_cli as segdream
+
+    session = segdream.load(quality="draft")
+    splats = session.generate("a yellow school bus", seed=0)
+    segdream.write("bus.ply", splats)
+    image = segdream.render(splats, azimuth=45, elevation=20)
+
+Importing it is cheap: each name imports what it needs when it is used.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from segdream_cli.config import Config
+    from segdream_cli.errors import Interrupted, SegdreamError
+    from segdream_cli.optimize.report import StepReport
+    from segdream_cli.render.job import Shot
+    from segdream_cli.runs.reporter import Event
+    from segdream_cli.runs.session import Generation, Session
+    from segdream_cli.splats import Splats
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "Generation",
+    "Interrupted",
+    "SegdreamError",
+    "Session",
+    "Splats",
+    "StepReport",
+    "__version__",
+    "load",
+    "read",
+    "render",
+    "turntable",
+    "write",
+]
+_CLASSES = {
+    "Config": "config",
+    "Generation": "runs.session",
+    "Interrupted": "errors",
+    "SegdreamError": "errors",
+    "Session": "runs.session",
+    "Splats": "splats",
+    "StepReport": "optimize.report",
+}
+"""The file of each class, which is imported when the class is first used."""
+WHITE = (1.0, 1.0, 1.0)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_CLASSES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def load(
+    *,
+    quality: str = "standard",
+    prior: str | None = None,
+    model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    config: "str | PathLike[str] | None" = None,
+    negative_prompt: str | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    reporter: "Callable[[Event], object] | None" = None,
+) -> "Session":
+    """A session with its weights found and its settings checked; the networks are loaded when they are first needed.
+
+    Args:
+        quality: preset: draft, standard or high.
+        prior: auto, sd21 or mini.
+        model: Hub id or folder of a Stable Diffusion checkpoint, in place of the prior's.
+        settings: dotted settings, such as `{"optim.steps": 500}`; they win over everything else.
+        config: TOML file of settings, or a `run.json`.
+        negative_prompt: replaces the prior's own.
+        device: auto, cpu, cuda or cuda:N.
+        offline: use cached weights only.
+        reporter: called with the events of the session, see `segdream_cli.runs.reporter`.
+
+    Raises:
+        SegdreamError: a setting, the device or the weights can't be used.
+    """
+    from pathlib import Path
+
+    from segdream_cli.runs.reporter import discard
+    from segdream_cli.runs.session import Session
+    from segdream_cli.runs.spec import Request
+
+    request = Request(
+        quality=quality,
+        settings={"prior.name": prior, "prior.model": model, **(settings or {})},
+        file=None if config is None else Path(config),
+        device=device,
+        offline=offline,
+    )
+    return Session.load(request, negative_prompt, reporter=reporter or discard)
+
+
+def read(path: "str | PathLike[str]") -> "Splats":
+    """The asset in a file of any readable format, in the inner frame: right-handed, y up, the object faces +Z.
+
+    Raises:
+        SegdreamError: the file can't be read.
+    """
+    from pathlib import Path
+
+    from segdream_cli import formats
+
+    return formats.read(Path(path))
+
+
+def write(path: "str | PathLike[str]", splats: "Splats", format: str | None = None, **options: Any) -> None:
+    """Writes an asset, and replaces what exists.
+
+    Args:
+        path: the file; its suffix chooses the format.
+        splats: the asset, in the inner frame.
+        format: a format of `segdream export --formats`, where the suffix leaves a choice.
+        options: of that format, such as `fractional_bits` of SPZ.
+
+    Raises:
+        SegdreamError: the format does not exist or does not go with the suffix, or the file can't be written.
+    """
+    from pathlib import Path
+
+    from segdream_cli import formats
+
+    formats.write(Path(path), splats, format, **options)
+
+
+def render(
+    splats: "Splats",
+    *,
+    azimuth: float = 0.0,
+    elevation: float = 15.0,
+    size: int | tuple[int, int] = 512,
+    background: tuple[float, float, float] | None = WHITE,
+    supersample: int = 1,
+    device: str = "auto",
+) -> "NDArray[np.uint8]":
+    """An image of an asset that is seen whole.
+
+    Args:
+        splats: the asset.
+        azimuth: degrees around it: 0 is its front, 90 its left side.
+        elevation: degrees above the horizon.
+        size: side in pixels, or width and height.
+        background: RGB in 0..1, or None for transparency.
+        supersample: side of the square of samples per pixel.
+        device: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        [height, width, 3], or with transparency [height, width, 4] with straight alpha.
+    """
+    shot = _shot(splats, size, background, supersample, device)
+    (image,) = _images(shot, shot.view(azimuth, elevation))
+    return image
+
+
+def turntable(
+    splats: "Splats",
+    *,
+    n_frames: int = 120,
+    elevation: float = 15.0,
+    size: int | tuple[int, int] = 512,
+    background: tuple[float, float, float] | None = WHITE,
+    supersample: int = 1,
+    device: str = "auto",
+) -> "Iterator[NDArray[np.uint8]]":
+    """Images of an asset from `n_frames` equally spaced azimuths, one at a time; arguments as of `render`."""
+    shot = _shot(splats, size, background, supersample, device)
+    return _images(shot, shot.turn(n_frames, elevation))
+
+
+def _shot(
+    splats: "Splats",
+    size: int | tuple[int, int],
+    background: tuple[float, float, float] | None,
+    supersample: int,
+    device: str,
+) -> "Shot":
+    from segdream_cli.render.job import Shot
+
+    return Shot.of([splats], device, size, "rgb", background, supersample=supersample)
+
+
+def _images(shot: "Shot", move: Any) -> "Iterator[NDArray[np.uint8]]":
+    from segdream_cli.render.images import to_uint8
+
+    return (to_uint8(picture) for picture in shot.pictures(move, precise=True))

@@ -7,6 +7,7 @@
     +-- OutOfMemory          5  the run does not fit the device's memory
     +-- OutputExists         6  the output exists and --force was not given
     +-- Diverged             7  a gradient is not finite
+    Interrupted        128 + n  signal n, or the caller, stopped a run, which has been saved
 
 Any module may raise them; only the command line prints them.
 """
@@ -86,3 +87,18 @@ class Diverged(SegdreamError):
     def __init__(self, message: str, *, hint: str | None = None, place: int = 0) -> None:
         super().__init__(message, hint=hint)
         self.place = place
+
+
+class Interrupted(Exception):
+    """A run was asked to stop before its end, and what it has reached is saved.
+
+    It is no `SegdreamError`: whatever continues a list after a failed item must not continue after this.
+
+    Args:
+        message: what was stopped.
+        exit_code: what the command ends with.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

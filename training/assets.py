@@ -15,8 +15,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from segdream_cli.cli.output import Output
+from segdream_cli import load
 from segdream_cli.config import MINI
+from segdream_cli.config.values import parse_assignments
 from segdream_cli.distill.schedule import NoiseSchedule
 from segdream_cli.distill.view_prompts import clean_prompt, conditions, view_weights
 from segdream_cli.errors import UsageProblem
@@ -26,8 +27,6 @@ from segdream_cli.optimize.state import AssetState
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
 from segdream_cli.render.cameras import turntable_azimuths, viewing
 from segdream_cli.render.images import contact_sheet
-from segdream_cli.runs.load import Request, open_checkpoint, open_clouds, open_pipeline
-from segdream_cli.util.devices import choose_device
 from segdream_cli.util.files import replacing
 from training.world.catalog import Combination
 
@@ -74,13 +73,9 @@ def label(combination: Combination) -> Label:
 
 def load_mini(quality: str, assignments: Sequence[str], device: torch.device, model: Path | None = None) -> Pipeline:
     """The pipeline of the embedded prior, or of a checkpoint like it, with a preset and changes to it."""
-    options = {"prior.name": MINI, "prior.model": model and str(model)}
-    request = Request(quality=quality, options=options, assignments=tuple(assignments), device=str(device))
-    device, sink = choose_device(request.device), Output()
-    checkpoint = open_checkpoint(request, device, sink)
-    config = request.resolve(checkpoint.profile)
-    clouds = open_clouds(config, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=True)
-    return open_pipeline(config, checkpoint, device, sink, clouds)
+    path = None if model is None else str(model)
+    settings = parse_assignments(assignments)
+    return load(quality=quality, prior=MINI, model=path, settings=settings, device=str(device)).pipeline
 
 
 def distill(pipeline: Pipeline, prompts: Sequence[str], seed: int, batch: int = 24) -> list[AssetState]:

@@ -10,7 +10,7 @@ import typer
 
 from segdream_cli.cli import doctor, export, fetch, generate, init, render, view
 from segdream_cli.cli.output import Output
-from segdream_cli.errors import EXIT_CODES, SegdreamError, UsageProblem
+from segdream_cli.errors import EXIT_CODES, Interrupted, SegdreamError, UsageProblem
 from segdream_cli.util import compat
 
 EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         output.error(problem)
         sys.exit(problem.exit_code)
+    except Interrupted as stop:
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:

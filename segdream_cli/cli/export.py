@@ -119,7 +119,7 @@ def export(
 
     segdream export bus.ply --format mesh -o bus.glb
     """
-    from segdream_cli.formats import read
+    from segdream_cli import read
     from segdream_cli.splats.edits import Edits, apply_edits
     from segdream_cli.util.files import check_output
 
@@ -244,7 +244,7 @@ def _files(path: Path, name: str) -> list[Path]:
 def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[str, Any]) -> dict[str, object]:
     """Writes one output, and returns the fields of its result line."""
     if name != MESH:
-        from segdream_cli.formats import write
+        from segdream_cli import write
 
         write(path, splats, name, **options)
         return {"gaussians": len(splats)}

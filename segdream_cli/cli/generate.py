@@ -1,7 +1,6 @@
 """`segdream generate`: makes assets from a prompt or a list of prompts."""
 
 import dataclasses
-from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -10,12 +9,13 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.view import Watch
+from segdream_cli.cli.reporter import TerminalReporter
+from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.jobs import Job, jobs_of_list, jobs_of_prompt, parse_seeds
-from segdream_cli.runs.load import Request
-from segdream_cli.runs.processes import own_share
+from segdream_cli.runs.processes import parse_devices, run_on_devices
+from segdream_cli.runs.spec import JobSpec, Request
 
 
 def generate(
@@ -115,51 +115,57 @@ def generate(
     sink = Output(json=json, quiet=quiet)
     request = Request(
         quality=str(quality),
-        options={
-            "prior.name": prior and str(prior),
-            "prior.model": model,
-            **shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
-            **shared.hardware_settings(dtype, low_vram),
-            "optim.steps": steps,
-            "distill.guidance_scale": guidance_scale,
-            "distill.perp_neg": perp_neg,
-            "output.preview_every": preview_every,
-        },
-        assignments=tuple(assignments or ()),
+        settings=shared.settings(
+            {
+                "prior.name": prior and str(prior),
+                "prior.model": model,
+                **shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
+                **shared.hardware_settings(dtype, low_vram),
+                "optim.steps": steps,
+                "distill.guidance_scale": guidance_scale,
+                "distill.perp_neg": perp_neg,
+                "output.preview_every": preview_every,
+            },
+            assignments,
+        ),
         file=config,
         device=device,
         offline=offline,
     )
     if list_words:
-        _list_words(request, sink)
-        return
+        return _list_words(request, sink)
     if no_browser and not view:
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
-    watching = Watch(sink, no_browser=no_browser) if view else nullcontext()
+    reporter = TerminalReporter(sink, bars=devices is None, browser=not no_browser)
     if resume is not None:
         others, hint = set(context.params) - RESUME_TAKES, f"segdream generate --resume {quote(str(resume))}"
         shared.refuse_given(context, others, "can't be changed: --resume keeps the run's own settings", hint)
-        from segdream_cli.runs.session import resume as continue_run
+        from segdream_cli.runs.session import resume_run  # heavy: a mistake above is answered without it
 
-        with watching as watch:
-            continue_run(resume, request, sink, force=force, watch=watch)
-        return
+        return resume_run(resume, request, reporter, StopOnSignal(), force=force, live=view)
     if seeds is not None:
         shared.refuse_given(context, {"seed"}, "can't be combined with --seeds", "--seeds 0-3")
     if seeds is None and prompts is None:
         shared.refuse_given(context, {"batch"}, "needs several assets, from --prompts or --seeds", "--seeds 0-3")
     jobs = _jobs(prompt, prompts, output, out_dir, None if seeds is None else parse_seeds(seeds), seed)
+    spec = JobSpec(
+        request=request,
+        jobs=tuple(jobs),
+        negative_prompt=negative,
+        batch=batch,
+        force=force,
+        as_list=prompts is not None,
+        live=view,
+    )
     if devices is not None:
         shared.refuse_given(context, {"device"}, "can't be combined with --devices", "--devices 0,1")
-        if prompts == "-":
-            raise UsageProblem("--devices can't read the prompts from stdin", hint="--prompts list.txt")
-        request, jobs = own_share(devices, request, jobs)
-    from segdream_cli.runs.session import Session  # heavy: a mistake above is answered without it
+        tally = run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal())
+    else:
+        from segdream_cli.runs.session import run_jobs
 
-    session = Session.open(request, sink, negative, batch)
-    make = session.make_all if prompts is None else session.make_list
-    with watching as session.watch:
-        make(jobs, force=force)
+        tally = run_jobs(spec, reporter, StopOnSignal())
+    if tally.failed:  # each failure has been reported
+        raise typer.Exit(1)
 
 
 def _jobs(

@@ -8,10 +8,10 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.reporter import TerminalReporter
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
-from segdream_cli.runs.load import Request, open_checkpoint, open_clouds
-from segdream_cli.util.devices import choose_device
+from segdream_cli.runs.spec import Request
 
 
 def init(
@@ -55,19 +55,22 @@ def init(
 
     segdream init "a yellow school bus" --init point-e --preview -o cloud.ply
     """
-    from segdream_cli import __version__, formats
+    from segdream_cli import __version__, formats, write
     from segdream_cli.distill.view_prompts import clean_prompt
     from segdream_cli.optimize.start import POINT_E, SHAPES, check_start, cloud_words, initial_gaussians
     from segdream_cli.optimize.state import build_generators
     from segdream_cli.priors.checkpoint import profile_of
     from segdream_cli.runs.jobs import slug
+    from segdream_cli.runs.load import load_checkpoint, load_clouds
+    from segdream_cli.util.devices import choose_device
     from segdream_cli.util.files import check_output
 
     start = shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir)
     request = Request(
         quality=str(quality),
-        options={"prior.name": prior and str(prior), "prior.model": model, "init.count": count, **start},
-        assignments=tuple(assignments or ()),
+        settings=shared.settings(
+            {"prior.name": prior and str(prior), "prior.model": model, "init.count": count, **start}, assignments
+        ),
         file=config,
         device=device,
         offline=offline,
@@ -90,17 +93,19 @@ def init(
     formats.check_format(path, None)
     for file in [path, picture] if preview else [path]:
         check_output(file, force=force)
-    clouds = open_clouds(
-        resolved, profile.point_e, lambda: open_checkpoint(request, place, sink), place, sink, offline=offline
+    reporter = TerminalReporter(sink)
+    clouds = load_clouds(
+        resolved, profile.point_e, lambda: load_checkpoint(request, place, reporter), place, reporter, offline=offline
     )
     cloud = None if clouds is None or words is None else partial(clouds, words, seed)
     gaussians = initial_gaussians(settings, build_generators(seed)["init"], cloud)
     origin = settings.shape if clouds is None else f"Point-E's cloud of {words!r}"
     provenance = {"generator": f"segdream {__version__}", "prompt": text, "seed": seed, "init": origin}
-    formats.write(path, gaussians.splats(provenance))
+    splats = gaussians.splats(provenance)
+    write(path, splats)
     if preview:
         from segdream_cli.render.job import Shot
 
-        Shot.load(path, device, size=256, channel="rgb", color=(1.0, 1.0, 1.0)).sheet(picture, elevation=15.0)
+        Shot.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0)).sheet(picture, elevation=15.0)
     sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if preview else ""))
     sink.result(path, prompt=text, seed=seed, gaussians=len(gaussians), init=settings.shape)

@@ -1,12 +1,14 @@
 """Options that several commands share, each declared once."""
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from segdream_cli.config import AUTO, MINI, SD21
+from segdream_cli.config.values import parse_assignments
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.profile import QUALITIES
 from segdream_cli.runs.jobs import MAX_SEED
@@ -37,6 +39,16 @@ def refuse_given(context: typer.Context, names: set[str], reason: str, hint: str
             given.append(item.opts[-1] if item.opts[0].startswith("-") else "PROMPT")
     if given:
         raise UsageProblem(f"{', '.join(given)} {reason}", hint=hint)
+
+
+def settings(options: Mapping[str, Any], assignments: Sequence[str] | None) -> dict[str, Any]:
+    """The settings that options stand for, and the `--set` entries, which win over them.
+
+    Raises:
+        UsageProblem: an entry is not key=value.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    return given | parse_assignments(assignments or ())
 
 
 def start_settings(

@@ -3,15 +3,13 @@
 import os
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from segdream_cli.cli.output import Output
-
-if TYPE_CHECKING:
-    from segdream_cli.optimize.report import StepReport
+from segdream_cli.runs.reporter import Stepped
 
 LINE_EVERY_S = 30.0
 
@@ -22,30 +20,40 @@ class LiveBar:
     Args:
         output: receives the lines; its `quiet` hides the bar too.
         columns: the columns after the title and the bar.
+        bar: False shows lines only.
     """
 
-    def __init__(self, output: Output, *columns: ProgressColumn) -> None:
+    def __init__(self, output: Output, *columns: ProgressColumn, bar: bool = True) -> None:
         self.output = output
         self.last_line = time.monotonic()
         console = Console(stderr=True)
+        shown = bar and not output.quiet and console.is_terminal and not os.environ.get("SEGDREAM_NO_PROGRESS")
         self.lines = not output.quiet and not console.is_terminal
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             *columns,
             console=console,
-            disable=output.quiet or not console.is_terminal or bool(os.environ.get("SEGDREAM_NO_PROGRESS")),
+            disable=not shown,
             transient=True,
         )
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Shows the bar."""
         self.bar.start()
+
+    def stop(self) -> None:
+        """Removes the bar."""
+        self.bar.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        self.stop()
 
     def line_due(self) -> bool:
         """Whether a line is due; if so, restarts the interval."""
@@ -64,20 +72,19 @@ class RunProgress(LiveBar):
         total: number of steps.
         done: steps done before this start.
         output: receives the lines; its `quiet` hides the bar too.
+        bar: False shows lines only.
     """
 
-    def __init__(self, title: str, total: int, done: int, output: Output) -> None:
-        super().__init__(output, MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"))
+    def __init__(self, title: str, total: int, done: int, output: Output, *, bar: bool = True) -> None:
+        columns = MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}")
+        super().__init__(output, *columns, bar=bar)
         self.total, self.first = total, done
         self.begin, self.gradient = self.last_line, ""
         self.task = self.bar.add_task(title, total=total, completed=done, detail="")
 
-    def update(self, report: "StepReport", *, gradient: bool = True) -> None:
-        """Shows one step: the total number of Gaussians and, with `gradient`, the largest gradient norm.
-
-        Without `gradient` the last norm stays, because reading one on CUDA would wait for the device.
-        """
-        if gradient:
+    def update(self, report: Stepped) -> None:
+        """Shows one step: the total number of Gaussians and the largest gradient norm that is known."""
+        if report.grad_norm is not None:
             self.gradient = f"  gradient {max(report.grad_norm):.2g}"
         detail = f"{sum(report.n_gaussians):,} Gaussians{self.gradient}  {report.memory_gib:.1f} GiB"
         self.bar.update(self.task, completed=report.step, detail=detail)

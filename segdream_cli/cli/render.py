@@ -114,13 +114,13 @@ def render(
     path = output or default_output(assets, kind, transparent=color is None)
     check_transparency(path, kind, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     check_target(path, kind, force=force)
+    from segdream_cli import read
     from segdream_cli.render.camera_path import read_camera_path
     from segdream_cli.render.job import Shot
 
     flight = read_camera_path(camera_path, n_frames) if camera_path is not None else None
-    shot = Shot.load(
-        assets[0], device, sides, str(channel), color, beside=assets[1:], supersample=supersample, captions=captions
-    )
+    splats = [read(asset) for asset in assets]
+    shot = Shot.of(splats, device, sides, str(channel), color, supersample=supersample, captions=captions)
     sink = Output(json=json, quiet=quiet)
     about: dict[str, object] = {"asset": str(assets[0]), "kind": kind, "channel": str(channel)}
     about |= {"size": sides[0] if sides[0] == sides[1] else list(sides)}

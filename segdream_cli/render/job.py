@@ -13,7 +13,6 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segdream_cli import formats
 from segdream_cli.render.cameras import Cameras, turntable_azimuths, viewing
 from segdream_cli.render.images import (
     caption_strip,
@@ -27,6 +26,7 @@ from segdream_cli.render.images import (
 )
 from segdream_cli.render.raster import Rendering, normals_from_depth, rasterize
 from segdream_cli.render.video import write_video
+from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
 from segdream_cli.util.devices import choose_device
 from segdream_cli.util.memory import out_of_memory
@@ -51,9 +51,9 @@ class Subject:
     extent: float
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> Self:
-        """Reads an asset; errors as `formats.read`."""
-        gaussians = Gaussians.from_splats(formats.read(path)).to(device)
+    def of(cls, splats: Splats, device: torch.device) -> Self:
+        """An asset on its device."""
+        gaussians = Gaussians.from_splats(splats).to(device)
         return cls(gaussians, *bounds(gaussians))
 
 
@@ -76,33 +76,31 @@ class Shot:
     """One an asset, or none at all."""
 
     @classmethod
-    def load(
+    def of(
         cls,
-        asset: Path,
+        assets: Sequence[Splats],
         device: str,
         size: int | tuple[int, int],
         channel: str,
         color: Color | None,
         *,
-        beside: Sequence[Path] = (),
         supersample: int = 1,
         captions: Sequence[str] = (),
     ) -> Self:
-        """Reads an asset, and those beside it; errors as `formats.read`.
+        """A shot of assets, from left to right.
 
         Args:
-            asset: the file.
+            assets: what is shown.
             device: value of `--device`.
             size: side of a picture in pixels, or its width and height.
             channel: as the field.
             color: as the field.
-            beside: files of further assets, to be shown on its right.
             supersample: as the field.
             captions: as the field.
         """
         chosen = choose_device(device)
         width, height = (size, size) if isinstance(size, int) else size
-        subjects = [Subject.load(path, chosen) for path in (asset, *beside)]
+        subjects = [Subject.of(splats, chosen) for splats in assets]
         return cls(subjects, chosen, width, height, channel, color, supersample, captions)
 
     def turn(self, n: int, elevation: float) -> Move:

@@ -1,94 +1,42 @@
-"""From options to a pipeline: the device, the prior, the configuration."""
+"""From a request to what computes it: the prior's files, Point-E, the pipeline.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+The model libraries take seconds to import, so that each function imports what it needs.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from segdream_cli.cli.output import Output
-from segdream_cli.config import AUTO, Config, PriorConfig, check_settings
-from segdream_cli.config.values import parse_assignments, read_toml
-from segdream_cli.priors.profile import PriorProfile, preset
+import torch
+
+from segdream_cli.config import Config
+from segdream_cli.optimize.start import POINT_E
+from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors.checkpoint import Checkpoint
+from segdream_cli.runs.reporter import DownloadEnded, DownloadProgress, Note, Reporter, note_to
+from segdream_cli.runs.spec import Request
 
 if TYPE_CHECKING:
-    import torch
-
     from segdream_cli.optimize.pipeline import Pipeline
     from segdream_cli.pointe.clouds import Clouds
-    from segdream_cli.priors.checkpoint import Checkpoint
-
-LOW_VRAM_CAP = 100_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What the command line says about settings and hardware.
-
-    Args:
-        quality: the preset.
-        options: dotted settings that have an option of their own.
-        assignments: the `--set` entries, which win.
-        file: the `--config` file, which the options override.
-        device: auto, cpu, cuda or cuda:N.
-        offline: never ask the network.
-    """
-
-    quality: str
-    options: Mapping[str, Any]
-    assignments: tuple[str, ...] = ()
-    file: Path | None = None
-    device: str = AUTO
-    offline: bool = False
-
-    def _overrides(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of the file, and those of the command line, where assignments win over options.
-
-        Raises:
-            UsageProblem: an unknown setting or a value that does not fit.
-        """
-        given = {key: value for key, value in self.options.items() if value is not None}
-        file = read_toml(self.file) if self.file else {}
-        return check_settings(file), check_settings(given | parse_assignments(self.assignments))
-
-    def prior(self) -> PriorConfig:
-        """Which prior is asked for."""
-        file, line = self._overrides()
-        return PriorConfig(
-            **{key.removeprefix("prior."): value for key, value in (file | line).items() if key.startswith("prior.")}
-        )
-
-    def resolve(self, profile: PriorProfile) -> Config:
-        """The configuration for a prior: preset < file < command line.
-
-        Each that names another number of steps stretches the schedules of those below it. Where memory is short the
-        limit on Gaussians is lower, unless the command line names one.
-        """
-        config = preset(profile, self.quality)
-        file, line = self._overrides()
-        for overrides in (file, line):
-            config = config.with_steps(overrides.get("optim.steps", config.optim.steps)).set(overrides)
-        if config.prior.low_vram and "densify.cap" not in line:
-            config = config.set({"densify.cap": min(config.densify.cap or LOW_VRAM_CAP, LOW_VRAM_CAP)})
-        return config
-
-
-def open_checkpoint(request: Request, device: "torch.device", output: Output) -> "Checkpoint":
+def load_checkpoint(request: Request, device: torch.device, reporter: Reporter) -> Checkpoint:
     """The prior's files on this machine, downloaded if need be.
 
     Raises:
         WeightsUnavailable: they can't be had.
     """
-    from segdream_cli.priors import checkpoint as weights
+    cuda = device.type == "cuda"
+    return weights.resolve(request.prior(), cuda=cuda, offline=request.offline, announce=note_to(reporter))
 
-    return weights.resolve(request.prior(), cuda=device.type == "cuda", offline=request.offline, announce=output.note)
 
-
-def open_clouds(
+def load_clouds(
     config: Config,
     point_e: str | None,
-    checkpoint: "Callable[[], Checkpoint]",
-    device: "torch.device",
-    output: Output,
+    checkpoint: Callable[[], Checkpoint],
+    device: torch.device,
+    reporter: Reporter,
     *,
     offline: bool,
 ) -> "Clouds | None":
@@ -99,65 +47,67 @@ def open_clouds(
         point_e: the prior's folder with a Point-E of its own, if it has one.
         checkpoint: finds the prior's files, which are needed only then.
         device: where Point-E runs.
-        output: receives sizes, hashes and the time it takes.
+        reporter: receives sizes, hashes and the time it takes.
         offline: never ask the network.
 
     Raises:
         WeightsUnavailable: a file can't be had.
     """
-    from segdream_cli.optimize.start import POINT_E
-
-    init, how = config.init, config.prior
+    init, networks = config.init, config.prior
     if init.shape != POINT_E:
         return None
-    import torch
-
     from segdream_cli.accel.cuda_graphs import compute_dtype
-    from segdream_cli.cli.download_bar import DownloadBar
     from segdream_cli.pointe.checkpoint import open_point_e, resolve_point_e
     from segdream_cli.pointe.clip import resolve_clip
     from segdream_cli.pointe.clouds import Clouds
     from segdream_cli.pointe.model import PointE
     from segdream_cli.priors.text import TextEncoder, TextVector
 
-    dtype = compute_dtype(how.dtype, device)
+    note = note_to(reporter)
+    dtype = compute_dtype(networks.dtype, device)
+
+    def download_progress(done: int, total: int) -> None:
+        reporter(DownloadProgress(POINT_E, done, total))
+
     if point_e is not None and init.point_e is None:
         own = checkpoint()
         files = open_point_e(own.folder / point_e / "model.safetensors", origin=own.name)
         digest = f"{files.digest} {own.digest}"
 
         def text_vector() -> TextVector:
-            return TextVector(TextEncoder.load(own, device, torch.float32, warn=output.note))
+            return TextVector(TextEncoder.load(own, device, torch.float32, warn=note))
     else:
         folder = None if init.point_e is None else Path(init.point_e)
-        with DownloadBar("point-e", output) as bar:
-            files = resolve_point_e(folder, offline=offline, announce=output.note, progress=bar.update)
-        clip = resolve_clip(folder, offline=offline, announce=output.note)
+        try:
+            files = resolve_point_e(folder, offline=offline, announce=note, progress=download_progress)
+        finally:
+            reporter(DownloadEnded(POINT_E))
+        clip = resolve_clip(folder, offline=offline, announce=note)
         digest = files.digest
 
         def text_vector() -> TextVector:
-            return TextVector.load(clip, device, warn=output.note)
+            return TextVector.load(clip, device, warn=note)
 
-    def load() -> "tuple[PointE, Callable[[str], torch.Tensor]]":
+    def load() -> tuple[PointE, Callable[[str], torch.Tensor]]:
         point_e = PointE.load(files, device, dtype)
         if device.type == "cuda":
-            point_e.speed_up(output.note, graphs=how.cuda_graphs, compiling=how.compile == "on")
+            point_e.speed_up(note, graphs=networks.cuda_graphs, compiling=networks.compile == "on")
         return point_e, text_vector().encode
 
-    return Clouds(digest, device, dtype, load, announce=output.note)
+    return Clouds(digest, device, dtype, load, announce=note)
 
 
-def open_pipeline(
+def load_pipeline(
     config: Config,
-    checkpoint: "Checkpoint",
-    device: "torch.device",
-    output: Output,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    reporter: Reporter,
     clouds: "Clouds | None" = None,
     assets: int = 1,
 ) -> "Pipeline":
-    """The pipeline with its prior loaded, and with what makes the clouds of a start from Point-E.
+    """The pipeline with its prior loaded.
 
-    A full-size prior on CUDA is said beforehand to take so much memory and time for so many assets at once.
+    For a full-size prior on CUDA, memory and time of `assets` at once are estimated and reported first.
 
     Raises:
         WeightsUnavailable: the files can't be loaded.
@@ -170,11 +120,16 @@ def open_pipeline(
 
     with out_of_memory(device, "the prior", "nvidia-smi  # close what fills the GPU, or add --device cpu"):
         prior = DiffusionPrior.load(
-            checkpoint, device, config.prior, warn=output.note, batch=config.camera.batch, steps=config.optim.steps
+            checkpoint,
+            device,
+            config.prior,
+            warn=note_to(reporter),
+            batch=config.camera.batch,
+            steps=config.optim.steps,
         )
     if device.type == "cuda" and full_size(prior.unet):
         work = workload(prior, config, assets)
         needed = work.memory_gib(config.densify.cap or config.init.count)
         for line in forecast(needed, free_gib(device), work.seconds(device), config):
-            output.note(line)
+            reporter(Note(line))
     return Pipeline(config, prior, device, clouds)

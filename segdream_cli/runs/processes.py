@@ -1,46 +1,26 @@
-"""`--devices`: the assets of a list shared out among devices, one process each.
+"""`--devices`: the jobs of a spec shared among devices of this host, one process each.
 
-Every process is given the same command line, and in its environment which device it has and which share is its own.
+A process is started afresh and given its share as a pickled `JobSpec`. Through a pipe it sends events, and at last how
+it ended; whatever comes back through the pipe, its end included, asks it to stop.
 """
 
 import dataclasses
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import TypeAlias
 
-import typer
+from segdream_cli.errors import Interrupted, SegdreamError, UsageProblem
+from segdream_cli.runs.reporter import Event, JobFailed, Reporter
+from segdream_cli.runs.spec import JobSpec, Tally
+from segdream_cli.runs.stopping import StopRequest
 
-from segdream_cli.errors import UsageProblem
-from segdream_cli.runs.jobs import Job
-from segdream_cli.runs.load import Request
-from segdream_cli.util.devices import visible_device
-
-SHARE = "SEGDREAM_SHARE"
-
-
-def own_share(devices: str, request: Request, jobs: list[Job]) -> tuple[Request, list[Job]]:
-    """The request and the jobs of this process, in one that was started for a device.
-
-    The first process starts the others instead, waits for them, and does not come back.
-
-    Args:
-        devices: the option's value.
-        request: what the command line says.
-        jobs: all that it asks for.
-
-    Raises:
-        UsageProblem: the devices can't be read.
-        EnvironmentProblem: one of them is not there.
-        typer.Exit: in the first process, with 0 if all went well, else with the code of one that failed.
-    """
-    names = parse_devices(devices)[: len(jobs)]
-    if SHARE in os.environ:
-        number = int(os.environ[SHARE])
-        return dataclasses.replace(request, device=names[number]), jobs[number :: len(names)]
-    for name in names:
-        visible_device(name, instead="--devices cpu")
-    raise typer.Exit(_run(len(names)))
+POLL_S = 0.1
+Outcome: TypeAlias = Tally | SegdreamError | Interrupted
 
 
 def parse_devices(text: str) -> list[str]:
@@ -55,26 +35,126 @@ def parse_devices(text: str) -> list[str]:
     return [part if part == "cpu" else f"cuda:{part}" for part in parts]
 
 
-def _run(count: int) -> int:
-    """Starts the processes, hands signals on to them, and returns the code to end with."""
-    command = [sys.executable, "-m", "segdream_cli", *sys.argv[1:]]
-    running = [
-        # of a session of its own: Ctrl-C reaches it through this process, once, and not from the terminal as well
-        subprocess.Popen(
-            command, env=os.environ | {SHARE: str(number), "SEGDREAM_NO_PROGRESS": "1"}, start_new_session=True
+def share(spec: JobSpec, devices: Sequence[str]) -> list[JobSpec]:
+    """A spec per device, or per job if there are fewer; the jobs are dealt in turn."""
+    count = min(len(devices), len(spec.jobs))
+    return [
+        dataclasses.replace(
+            spec, request=dataclasses.replace(spec.request, device=devices[i]), jobs=spec.jobs[i::count]
         )
-        for number in range(count)
+        for i in range(count)
     ]
 
-    def hand_on(number: int, _: object) -> None:
-        for process in running:
-            process.send_signal(number)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+def run_on_devices(spec: JobSpec, devices: Sequence[str], reporter: Reporter, stop: StopRequest) -> Tally:
+    """Does the jobs of a spec, each device those of its share; all shares are done even if one fails.
+
+    Raises:
+        UsageProblem, EnvironmentProblem: a device does not exist.
+        Interrupted: a stop was asked for; the runs have been saved.
+        SegdreamError: of the errors that ended a share, the one with the highest exit code; the others are reported.
+    """
+    from segdream_cli.util.devices import visible_device
+
+    shares = share(spec, devices)
+    for part in shares:
+        visible_device(part.request.device, instead="--devices cpu")
+    workers = [_Worker(part) for part in shares]
     try:
-        codes = [process.wait() for process in running]
+        with stop:
+            _relay(workers, reporter, stop)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    failed = [code if code > 0 else 1 for code in codes if code]
-    return max(failed, default=0)
+        for worker in workers:
+            worker.end()
+    outcomes = [worker.outcome for worker in workers]
+    problems = sorted((each for each in outcomes if isinstance(each, SegdreamError)), key=lambda each: each.exit_code)
+    interrupted = any(isinstance(outcome, Interrupted) for outcome in outcomes)
+    last = problems.pop() if problems and not interrupted else None
+    for problem in problems:
+        reporter(JobFailed(problem))
+    if interrupted:
+        raise Interrupted("stopped on all devices", exit_code=stop.exit_code)
+    if last is not None:
+        raise last
+    return sum((each for each in outcomes if isinstance(each, Tally)), Tally())
+
+
+class _Worker:
+    """A process that does a spec, seen from the process that started it."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        context = multiprocessing.get_context("spawn")  # CUDA can't be used in a forked process
+        self.pipe, theirs = context.Pipe()
+        self.device = spec.request.device
+        self.outcome: Outcome | None = None
+        self._process: BaseProcess = context.Process(target=_work, args=(spec, theirs))
+        self._process.start()
+        theirs.close()
+
+    def receive(self, reporter: Reporter) -> None:
+        """Passes on an event, or keeps how the process ended."""
+        try:
+            message: Event | Outcome = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            message = SegdreamError(
+                f"the process of {self.device} ended with exit code {self._process.exitcode}",
+                hint=f"--device {self.device}  # shows what happens in one process",
+            )
+        if isinstance(message, Tally | SegdreamError | Interrupted):
+            self.outcome = message
+        else:
+            reporter(message)
+
+    def ask_to_stop(self) -> None:
+        """Lets the process save its runs and end."""
+        with suppress(BrokenPipeError):  # it has just ended
+            self.pipe.send(None)
+
+    def end(self) -> None:
+        """Ends a process that has no outcome, and waits for one that has."""
+        if self.outcome is None:
+            self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+
+def _relay(workers: Sequence[_Worker], reporter: Reporter, stop: StopRequest) -> None:
+    """Receives from the processes until each has an outcome, and asks them to stop once that is asked for."""
+    asked = False
+    while pending := {worker.pipe: worker for worker in workers if worker.outcome is None}:
+        if stop.is_set() and not asked:
+            asked = True
+            for worker in pending.values():
+                worker.ask_to_stop()
+        for pipe in wait(list(pending), POLL_S):
+            pending[pipe].receive(reporter)  # type: ignore[index]
+
+
+class _StopFromParent(StopRequest):
+    """Asked for by anything that arrives through a pipe, and by the end of the process at its other side."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def is_set(self) -> bool:
+        """Whether something has arrived."""
+        return self._pipe.poll()
+
+
+def _work(spec: JobSpec, pipe: Connection) -> None:
+    """Does a spec in a process of its own."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all processes; the first one decides
+        signal.signal(number, signal.SIG_IGN)
+    from segdream_cli.runs.session import run_jobs
+
+    def send(message: Event | Outcome) -> None:
+        with suppress(BrokenPipeError):  # the other process is gone: save what there is all the same
+            pipe.send(message)
+
+    try:
+        send(run_jobs(spec, send, _StopFromParent(pipe)))
+    except (SegdreamError, Interrupted) as problem:
+        problem.add_note(traceback.format_exc())  # SEGDREAM_DEBUG shows it; a pickled error has no traceback
+        send(problem)

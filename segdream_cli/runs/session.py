@@ -1,36 +1,63 @@
-"""From jobs to assets: check a job, begin it or take it up again, make as many together as the machine is meant to."""
+"""One pipeline and the jobs that share it: check a job, begin or resume it, make several together."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
-import typer
 
 from segdream_cli import __version__, formats
-from segdream_cli.cli.output import Output
-from segdream_cli.cli.view import Watch
 from segdream_cli.config import AUTO, Config
 from segdream_cli.distill.schedule import trajectory_segments
 from segdream_cli.distill.view_prompts import clean_negative, clean_prompt
-from segdream_cli.errors import OutOfMemory, OutputExists, SegdreamError, UsageProblem
+from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.optimize.report import StepReport
 from segdream_cli.optimize.start import check_start, cloud_words
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.priors.checkpoint import Checkpoint
 from segdream_cli.runs.jobs import Job
-from segdream_cli.runs.load import Request, open_checkpoint, open_clouds, open_pipeline
+from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline
+from segdream_cli.runs.reporter import JobFailed, JobSkipped, Note, PageServed, Reporter, discard
 from segdream_cli.runs.run_dir import RunDir, RunRecord, installed_versions
-from segdream_cli.runs.runner import Follower, Growing
+from segdream_cli.runs.runner import ActiveRun, Destination, Runner
+from segdream_cli.runs.spec import JobSpec, Request, Tally
+from segdream_cli.runs.stopping import StopRequest
+from segdream_cli.splats import Splats
 from segdream_cli.util.devices import choose_device
 from segdream_cli.util.files import check_output
+from segdream_cli.viewer.live import LivePage
 
 METHOD = "sctd"
+Begin = Callable[[], ActiveRun]
+T = TypeVar("T")
+
+
+class Generation(Iterator[StepReport]):
+    """An asset in the making: an iterator of the reports of its steps.
+
+    To leave the iteration early, call `close`; a run that has a folder is then saved there.
+    """
+
+    def __init__(self, steps: Generator[StepReport, None, object], snapshot: Callable[[], Splats]) -> None:
+        self._steps, self._snapshot = steps, snapshot
+
+    def __next__(self) -> StepReport:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """Ends the iteration."""
+        self._steps.close()
+
+    def splats(self) -> Splats:
+        """The asset as it is now, with its provenance."""
+        return self._snapshot()
 
 
 @dataclass
@@ -42,34 +69,51 @@ class Session:
         checkpoint: the prior's files.
         device: where everything is computed.
         quality: the preset's name.
-        sink: where results and words go.
-        negative: negative prompt in place of the prior's own.
+        negative_prompt: replaces the prior's own.
         batch: how many assets are made at once.
-        clouds: makes the clouds of a start from Point-E; a run that goes on needs none.
-        watch: the page on which the assets are shown while they are being made.
+        clouds: makes the clouds of a start from Point-E; a resumed run needs none.
+        reporter: receives the events.
+        stop: asks runs to save themselves and stop.
+        page: shows the assets while they are made.
     """
 
     config: Config
     checkpoint: Checkpoint
     device: torch.device
     quality: str
-    sink: Output
-    negative: str | None
+    negative_prompt: str | None = None
     batch: int = 1
     clouds: Clouds | None = None
-    watch: Watch | None = None
+    reporter: Reporter = discard
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
+    page: LivePage | None = None
 
     @classmethod
-    def open(cls, request: Request, sink: Output, negative: str | None, batch: int | None = None) -> Self:
+    def load(
+        cls,
+        request: Request,
+        negative_prompt: str | None = None,
+        batch: int | None = None,
+        *,
+        reporter: Reporter = discard,
+        stop: StopRequest | None = None,
+        page: LivePage | None = None,
+    ) -> Self:
         """Resolves device, weights and configuration; the prior itself is loaded when it is first needed.
 
-        Without a `batch`, as many assets as the prior suggests are made at once on CUDA, and one on a CPU.
+        Args:
+            request: settings and hardware.
+            negative_prompt: replaces the prior's own.
+            batch: how many assets to make at once; by default as many as the prior suggests on CUDA, and one on a CPU.
+            reporter: receives the events.
+            stop: asks runs to save themselves and stop.
+            page: shows the assets while they are made.
 
         Raises:
             SegdreamError: any of them can't be had.
         """
         device = choose_device(request.device)
-        checkpoint = open_checkpoint(request, device, sink)
+        checkpoint = load_checkpoint(request, device, reporter)
         config = request.resolve(checkpoint.profile)
         model = config.prior.model
         if model is not None and Path(model).expanduser().is_dir():  # so that the run can be resumed from elsewhere
@@ -77,144 +121,197 @@ class Session:
         trajectory_segments(config.distill)  # these refuse what would otherwise fail late
         check_start(config.init.shape)
         cloud_words(config.init, None, checkpoint.profile.vocabulary)
-        if negative is not None:
-            clean_negative(negative, checkpoint.profile.vocabulary)
-        clouds = open_clouds(
-            config, checkpoint.profile.point_e, lambda: checkpoint, device, sink, offline=request.offline
+        if negative_prompt is not None:
+            clean_negative(negative_prompt, checkpoint.profile.vocabulary)
+        clouds = load_clouds(
+            config, checkpoint.profile.point_e, lambda: checkpoint, device, reporter, offline=request.offline
         )
         batch = batch or (checkpoint.profile.batch if device.type == "cuda" else 1)
-        return cls(config, checkpoint, device, request.quality, sink, negative, batch, clouds)
+        return cls(
+            config,
+            checkpoint,
+            device,
+            request.quality,
+            negative_prompt,
+            batch,
+            clouds,
+            reporter,
+            stop or StopRequest(),
+            page,
+        )
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """The pipeline with its prior."""
-        return open_pipeline(self.config, self.checkpoint, self.device, self.sink, self.clouds, self.batch)
+        """The pipeline with its prior, which is loaded on first use."""
+        return load_pipeline(self.config, self.checkpoint, self.device, self.reporter, self.clouds, self.batch)
+
+    def iterate(
+        self, prompt: str, *, seed: int = 0, output: str | Path | None = None, force: bool = False
+    ) -> Generation:
+        """Begins an asset, and returns an iterator that takes a step and yields its report.
+
+        Args:
+            prompt: what to make.
+            seed: of all random numbers.
+            output: file to write at the end, with its run folder beside it; None keeps the asset in memory.
+            force: replace what exists.
+
+        Raises:
+            UsageProblem: the prompt or the output can't be used.
+            OutputExists: the asset or an unfinished run of it exists.
+            SegdreamError: while iterating, a step failed.
+        """
+        if output is None:
+            clean_prompt(prompt, self.checkpoint.profile.vocabulary)
+            active = self._begin(prompt, seed, None)
+        else:
+            job = Job(prompt, seed, Path(output))
+            self.check(job, force=force)
+            active = self._begin_job(job)
+        return Generation(self._finish([active]), partial(self._runner.snapshot, active))
+
+    def generate(self, prompt: str, *, seed: int = 0, output: str | Path | None = None, force: bool = False) -> Splats:
+        """Makes an asset; arguments and errors as of `iterate`."""
+        generation = self.iterate(prompt, seed=seed, output=output, force=force)
+        for _ in generation:
+            pass
+        return generation.splats()
 
     def check(self, job: Job, *, force: bool) -> None:
         """Refuses a job that can't end well, before any work.
 
         Raises:
             UsageProblem: prompt or output can't be used.
-            OutputExists: the asset or an unfinished run of it is there.
+            OutputExists: the asset or an unfinished run of it exists.
         """
         clean_prompt(job.prompt, self.checkpoint.profile.vocabulary)
         check_output(job.output, force=force)
         formats.format_of(job.output)
         RunDir.beside(job.output).check_free(force=force)
 
-    def make_all(self, jobs: Sequence[Job], *, force: bool) -> None:
+    def generate_all(self, jobs: Sequence[Job], *, force: bool) -> Tally:
         """Makes assets that must all be possible before the first is begun, `batch` at once.
 
         Raises:
-            typer.Exit: a signal stopped the run; it has been saved.
+            Interrupted: a stop was asked for; the runs have been saved.
             SegdreamError: an asset is not possible, or failed; those that ran with it are done.
         """
         for job in jobs:
             self.check(job, force=force)
         for start in range(0, len(jobs), self.batch):
-            self._finish([self._begin(job) for job in jobs[start : start + self.batch]])
+            self._check_stop()
+            _drain(self._finish([self._begin_job(job) for job in jobs[start : start + self.batch]]))
+        return Tally(made=len(jobs))
 
     def resume(self, run: RunDir) -> None:
-        """Continues a run to its end; raises as `make_all`, and UsageProblem for a run that can't be continued."""
-        self._finish([self._restore(run)])
+        """Takes a run to its end; raises as `generate_all`, and UsageProblem for a run that can't be resumed."""
+        _drain(self._finish([self._restore(run)]))
 
-    def make_list(self, jobs: Sequence[Job], *, force: bool) -> None:
-        """Makes what is not there yet, continues what was stopped, and goes on after a failure.
+    def generate_list(self, jobs: Sequence[Job], *, force: bool) -> Tally:
+        """Makes what does not exist yet, resumes what was stopped, and continues after a failure.
 
-        What can't be made is told before the first is begun. Assets at the same step are made together, up to `batch`
-        at once.
+        What can't be made is reported before the first is begun. Assets at the same step are made together, up to
+        `batch` at once.
 
         Raises:
-            typer.Exit: with 1 if any failed, or a signal's code.
+            Interrupted: a stop was asked for; the runs have been saved.
             OutOfMemory: several at once do not fit.
         """
-        tally: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         possible = [
             (number, job)
             for number, job in enumerate(jobs, 1)
-            if _is_there(job, force=force)
-            or self._planned(job, f"{job.output}: {job.prompt}", tally, force=force) is not None
+            if _exists(job, force=force)
+            or self._plan_or_report(job, f"{job.output}: {job.prompt}", counts, force=force) is not None
         ]
-        waiting: dict[int, list[Callable[[], Growing]]] = {}
-        for number, job in possible:  # looked at again: what was free hours ago may be taken
-            place = f"[{number}/{len(jobs)}]"
-            if _is_there(job, force=force):
-                tally["skipped"] += 1
-                self.sink.skipped(job.output, f"{place} {job.output} is there")
+        waiting: dict[int, list[Begin]] = {}
+        for number, job in possible:  # checked again: what was free hours ago may be taken
+            if _exists(job, force=force):
+                counts["skipped"] += 1
+                self.reporter(JobSkipped(job.output, number, len(jobs)))
                 continue
             self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
-            words = f"{place} {job.prompt}"
-            plan = self._planned(job, words, tally, force=force)
+            title = f"[{number}/{len(jobs)}] {job.prompt}"
+            plan = self._plan_or_report(job, title, counts, force=force)
             if plan is None:
                 continue
             step, begin = plan
-            self.sink.note(words)
+            self.reporter(Note(title))
             waiting.setdefault(step, []).append(begin)
             if len(waiting[step]) == self.batch:
-                self._make_together(waiting.pop(step), tally)
+                self._make_together(waiting.pop(step), counts)
         for begins in waiting.values():
-            self._make_together(begins, tally)
-        self.sink.note(f"{tally['made']} made, {tally['skipped']} there already, {tally['failed']} failed")
-        if tally["failed"]:
-            raise typer.Exit(1)
+            self._make_together(begins, counts)
+        self.reporter(Note(f"{counts['made']} made, {counts['skipped']} there already, {counts['failed']} failed"))
+        return Tally(counts["made"], counts["skipped"], counts["failed"])
 
-    def _planned(
-        self, job: Job, words: str, tally: Counter[str], *, force: bool
-    ) -> tuple[int, Callable[[], Growing]] | None:
-        """The plan of a job of a list; None for one that is not possible, which is counted and shown after `words`."""
+    def _plan_or_report(self, job: Job, title: str, counts: Counter[str], *, force: bool) -> tuple[int, Begin] | None:
+        """The plan of a job of a list; None for one that is not possible, which is counted and reported."""
         try:
             return self._plan(job, force=force)
         except SegdreamError as problem:
-            tally["failed"] += 1
-            self.sink.note(words)
-            self.sink.error(problem, job.output)
+            counts["failed"] += 1
+            self.reporter(Note(title))
+            self.reporter(JobFailed(problem, job.output))
             return None
 
-    def _plan(self, job: Job, *, force: bool) -> tuple[int, Callable[[], Growing]]:
-        """At which step a job's asset is, and what begins it or takes it up again; raises as `check`."""
+    def _plan(self, job: Job, *, force: bool) -> tuple[int, Begin]:
+        """At which step a job's asset is, and what begins or resumes it; raises as `check`."""
         run = RunDir.beside(job.output)
-        if not force and run.unfinished() and self._same_run(run, job):
+        if not force and run.unfinished() and self._is_run_of(run, job):
             return run.step(), partial(self._restore, run)
         self.check(job, force=force)
-        return 0, partial(self._begin, job)
+        return 0, partial(self._begin_job, job)
 
-    def _make_together(self, begins: Sequence[Callable[[], Growing]], tally: Counter[str]) -> None:
-        """Makes assets of a list that are at the same step, and counts and shows those that fail."""
-        growing: list[Growing] = []
-        for begin in begins:
-            try:
-                growing.append(begin())
-            except SegdreamError as problem:
-                self.sink.error(problem)
-        made = 0
-        self._put_clouds_away()
+    def _make_together(self, begins: Sequence[Begin], counts: Counter[str]) -> None:
+        """Makes assets of a list that are at the same step, and counts and reports those that fail."""
+        active: list[ActiveRun] = []
         try:
-            failures = self._follower.follow(growing)
-            made = len(growing) - len(failures)
+            self._check_stop()
+            for begin in begins:
+                try:
+                    active.append(begin())
+                except SegdreamError as problem:
+                    self.reporter(JobFailed(problem))
+            failures = _drain(self._iterate(active))
+            made = len(active) - len(failures)
         except SegdreamError as problem:
-            if isinstance(problem, OutOfMemory) and len(growing) > 1:  # nor would the next ones fit
+            if isinstance(problem, OutOfMemory) and len(active) > 1:  # nor would the next ones fit
                 raise
-            failures = [problem]
-        except typer.Exit:
-            self.sink.note("or the same command again, which goes on with the whole list")
+            failures, made = [problem], 0
+        except Interrupted:
+            self.reporter(Note("or the same command again, which resumes the whole list"))
             raise
         for failure in failures:
-            self.sink.error(failure)
-        tally["made"] += made
-        tally["failed"] += len(begins) - made
+            self.reporter(JobFailed(failure))
+        counts["made"] += made
+        counts["failed"] += len(begins) - made
 
-    def _begin(self, job: Job) -> Growing:
-        """An asset, which has been checked, before its first step."""
-        asset = self.pipeline.prepare(job.prompt, job.seed, self.negative)
-        run = RunDir.beside(job.output)
-        run.create(self._record(job))
-        return Growing(asset, run, job.output, asset.step)
+    def _check_stop(self) -> None:
+        """Leaves if a stop was asked for between two batches.
 
-    def _restore(self, run: RunDir) -> Growing:
+        Raises:
+            Interrupted: it was.
+        """
+        if self.stop.is_set():
+            raise Interrupted("stopped between two assets", exit_code=self.stop.exit_code)
+
+    def _begin(self, prompt: str, seed: int, destination: Destination | None) -> ActiveRun:
+        """An asset before its first step."""
+        asset = self.pipeline.prepare(prompt, seed, self.negative_prompt)
+        return ActiveRun(asset, asset.step, destination)
+
+    def _begin_job(self, job: Job) -> ActiveRun:
+        """The asset of a job, which has been checked, with its new run folder."""
+        active = self._begin(job.prompt, job.seed, Destination(job.output, RunDir.beside(job.output)))
+        RunDir.beside(job.output).create(self._record(job))
+        return active
+
+    def _restore(self, run: RunDir) -> ActiveRun:
         """An asset where its run was stopped.
 
         Raises:
-            UsageProblem: it can't be continued.
+            UsageProblem: it can't be resumed.
         """
         record = run.record()
         if record.prior["digest"] != self.checkpoint.digest:
@@ -228,30 +325,30 @@ class Session:
         except KeyError as problem:
             raise run.damaged(problem) from problem
         run.trim_events(asset.step)
-        self.sink.note(f"continuing {run.path} after step {asset.step} of {self.config.optim.steps}")
-        return Growing(asset, run, run.path.parent / record.output, asset.step)
+        self.reporter(Note(f"resuming {run.path} after step {asset.step} of {self.config.optim.steps}"))
+        return ActiveRun(asset, asset.step, Destination(run.path.parent / record.output, run))
 
-    def _finish(self, growing: Sequence[Growing]) -> None:
+    def _iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[SegdreamError]]:
+        """Runs assets together to their end; as `Runner.iterate`."""
+        if self.clouds is not None:
+            self.clouds.release()  # while assets are optimised, memory is scarce and Point-E idle
+        return self._runner.iterate(active)
+
+    def _finish(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, None]:
         """Runs assets together to their end.
 
         Raises:
-            typer.Exit: a signal stopped them; they have been saved.
-            SegdreamError: the first failure; others are shown.
+            Interrupted: a stop was asked for; they have been saved.
+            SegdreamError: the first failure; others are reported.
         """
-        self._put_clouds_away()
-        failures = self._follower.follow(growing)
+        failures = yield from self._iterate(active)
         for failure in failures[1:]:
-            self.sink.error(failure)
+            self.reporter(JobFailed(failure))
         if failures:
             raise failures[0]
 
-    def _put_clouds_away(self) -> None:
-        """Frees what made the first Gaussians: while an asset grows, memory is scarce and Point-E idle."""
-        if self.clouds is not None:
-            self.clouds.release()
-
     @property
-    def _follower(self) -> Follower:
+    def _runner(self) -> Runner:
         origin = {
             "generator": f"segdream {__version__}",
             "method": METHOD,
@@ -259,13 +356,13 @@ class Session:
             "prior_digest": self.checkpoint.digest,
             "quality": self.quality,
         }
-        return Follower(self.pipeline, self.sink, origin, self.watch)
+        return Runner(self.pipeline, origin, self.reporter, self.stop, self.page)
 
     def _record(self, job: Job) -> RunRecord:
         return RunRecord(
             prompt=job.prompt,
             seed=job.seed,
-            negative_prompt=self.negative,
+            negative_prompt=self.negative_prompt,
             output=job.output.name,
             quality=self.quality,
             config=self.config.flat(),
@@ -274,25 +371,58 @@ class Session:
             versions=installed_versions(),
         )
 
-    def _same_run(self, run: RunDir, job: Job) -> bool:
+    def _is_run_of(self, run: RunDir, job: Job) -> bool:
         """Whether an unfinished run is of this very job."""
         record, wanted = run.record(), self._record(job)
         config = Config().set(record.config).flat()  # settings that a record is too old to know are at their defaults
         return dataclasses.replace(record, config=config, versions=wanted.versions, device=wanted.device) == wanted
 
 
-def _is_there(job: Job, *, force: bool) -> bool:
+def _drain(steps: Generator[StepReport, None, T]) -> T:
+    """Takes all steps, and returns what the generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def _exists(job: Job, *, force: bool) -> bool:
     """Whether a list need not make a job's asset."""
     return job.output.exists() and not force
 
 
-def resume(path: Path, request: Request, sink: Output, *, force: bool, watch: Watch | None = None) -> None:
-    """Continues the run in `path` with the settings it was started with.
+def run_jobs(spec: JobSpec, reporter: Reporter, stop: StopRequest) -> Tally:
+    """Does the jobs of a spec in this process; raises as `Session.load`, `generate_all` and `generate_list`."""
+    with page_for(reporter) if spec.live else nullcontext() as page:
+        session = Session.load(spec.request, spec.negative_prompt, spec.batch, reporter=reporter, stop=stop, page=page)
+        generate = session.generate_list if spec.as_list else session.generate_all
+        return generate(spec.jobs, force=spec.force)
+
+
+def page_for(reporter: Reporter) -> LivePage:
+    """A page whose address is reported."""
+    return LivePage(lambda url: reporter(PageServed(url)))
+
+
+def resume_run(
+    path: Path, request: Request, reporter: Reporter, stop: StopRequest, *, force: bool, live: bool = False
+) -> None:
+    """Resumes the run in `path` with the settings that it was started with.
+
+    Args:
+        path: the run folder.
+        request: device, offline and `output.preview_every` count, everything else is the run's own.
+        reporter: receives the events.
+        stop: asks the run to save itself and stop.
+        force: replace the asset.
+        live: serve a page that shows the asset while it is made.
 
     Raises:
         UsageProblem: it is not a run folder, it was stopped before its first checkpoint, or its asset's folder can't be
             written.
-        OutputExists: the run is done, or its asset is there and `force` is false.
+        OutputExists: the run is done, or its asset exists and `force` is false.
     """
     path = path if path.name not in ("", "..") else path.resolve()  # the asset goes beside the folder, not into it
     run = RunDir(path)
@@ -311,13 +441,26 @@ def resume(path: Path, request: Request, sink: Output, *, force: bool, watch: Wa
         )
     check_output(output, force=force)
     config = run.config()
-    kept = {key: value for key, value in request.options.items() if key == "output.preview_every" and value is not None}
+    kept = {
+        key: value for key, value in request.settings.items() if key == "output.preview_every" and value is not None
+    }
     # another device has other arithmetic and may have other weight files
     device = choose_device(record.device if request.device == AUTO else request.device)
     settings = config.flat()
     if config.prior.model is None:
         settings["prior.name"] = record.prior["name"]  # "auto" may stand for another on this machine
-    prior = Request(quality=record.quality, options=settings, offline=request.offline)
-    checkpoint = open_checkpoint(prior, device, sink)
-    session = Session(config.set(kept), checkpoint, device, record.quality, sink, record.negative_prompt, watch=watch)
-    session.resume(run)
+    own = Request(quality=record.quality, settings=settings, offline=request.offline)
+    checkpoint = load_checkpoint(own, device, reporter)
+    negative = record.negative_prompt
+    with page_for(reporter) if live else nullcontext() as page:
+        session = Session(
+            config.set(kept),
+            checkpoint,
+            device,
+            record.quality,
+            negative,
+            reporter=reporter,
+            stop=stop,
+            page=page,
+        )
+        session.resume(run)

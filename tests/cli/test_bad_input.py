@@ -394,7 +394,7 @@ class Failing(AnalyticPrior):
         return self.fail(noise) if self.calls > 2 else noise
 
 
-GO_ON = "stopped after step 2 of 6; to go on: segdream generate --resume bus.run"
+RESUME = "stopped after step 2 of 6; resume with: segdream generate --resume bus.run"
 
 
 def out_of_memory(noise):
@@ -417,7 +417,7 @@ def test_simpler_words_are_not_read_for_a_start_without_them(segdream):
 @pytest.mark.parametrize(
     ("fail", "code", "words"),
     [
-        (out_of_memory, 5, ["does not hold a step", "the peak was", "GiB", "--set camera.batch=1", GO_ON]),
+        (out_of_memory, 5, ["does not hold a step", "the peak was", "GiB", "--set camera.batch=1", RESUME]),
         (
             lambda noise: noise * torch.nan,
             7,

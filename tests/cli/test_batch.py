@@ -13,14 +13,13 @@ from fakes import AnalyticPrior
 from test_cli import Interrupted
 
 from segdream_cli import formats
-from segdream_cli.cli.output import Output
 from segdream_cli.config import MINI
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.pointe.model import PointE
 from segdream_cli.runs import session as running
-from segdream_cli.runs.load import Request
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.session import Session
+from segdream_cli.runs.spec import Request
 
 THREE = ("a red ball", "a blue ball", "a green ball")
 NAMES = ("a_red_ball", "a_blue_ball", "a_green_ball")
@@ -112,7 +111,7 @@ def test_an_interrupted_batch_goes_on_as_if_it_had_not_been(segdream, prior, lis
     again = segdream(*listed, "--batch", "2")
     assert again.code == 0
     assert sizes == [(2, step), (1, 0)]
-    assert f"continuing a_blue_ball.run after step {step}" in again.err
+    assert f"resuming a_blue_ball.run after step {step}" in again.err
     assert [(folder / f"{name}.ply").read_bytes() for name in NAMES] == whole
 
 
@@ -242,5 +241,5 @@ def test_where_batch_has_no_place(segdream, arguments, words):
 )
 def test_without_the_option_the_prior_decides_on_cuda(monkeypatch, device, given, batch):
     monkeypatch.setattr(running, "choose_device", lambda name: torch.device(device))
-    request = Request(quality="standard", options={"prior.name": MINI})
-    assert Session.open(request, Output(quiet=True), None, given).batch == batch
+    request = Request(quality="standard", settings={"prior.name": MINI})
+    assert Session.load(request, batch=given).batch == batch

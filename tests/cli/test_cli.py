@@ -21,8 +21,8 @@ from segdream_cli.cli.render import parse_background, parse_view
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.profile import PriorProfile
 from segdream_cli.runs.jobs import parse_seeds, slug
-from segdream_cli.runs.load import Request
 from segdream_cli.runs.run_dir import RunDir
+from segdream_cli.runs.spec import Request
 
 
 def record(run):
@@ -126,10 +126,10 @@ def test_options_change_the_setting_they_name(segdream, arguments, key, value):
     ],
 )
 def test_little_memory_lowers_the_limit_on_gaussians_unless_one_is_given(settings, cap):
-    request = Request(quality="standard", options={"prior.low_vram": True} | settings)
+    request = Request(quality="standard", settings={"prior.low_vram": True} | settings)
     assert request.resolve(PriorProfile()).densify.cap == cap
     few = PriorProfile(presets={"standard": {"densify.cap": 2000}})
-    assert Request(quality="standard", options={"prior.low_vram": True}).resolve(few).densify.cap == 2000
+    assert Request(quality="standard", settings={"prior.low_vram": True}).resolve(few).densify.cap == 2000
 
 
 def test_options_change_the_result(segdream):
@@ -258,7 +258,7 @@ def test_a_list_goes_on_with_a_run_that_knew_fewer_settings(segdream, prior, fol
     prior()
     done = segdream(*arguments)
     assert done.code == 0, done.err
-    assert "continuing" in done.err
+    assert "resuming" in done.err
 
 
 def test_a_list_loads_the_prior_once(segdream, prior, folder):
@@ -316,7 +316,7 @@ def test_a_signal_finishes_the_step_saves_and_tells_how_to_go_on(segdream, prior
     assert (done.code, done.out) == (code, "")
     steps = len(Path("my runs/bus.run/events.jsonl").read_text().splitlines())
     assert 1 <= steps < 6
-    assert f"stopped after step {steps} of 6; to go on: segdream generate --resume 'my runs/bus.run'" in done.err
+    assert f"stopped after step {steps} of 6; resume with: segdream generate --resume 'my runs/bus.run'" in done.err
     assert not Path("my runs/bus.ply").exists()
     prior()
     again = segdream("generate", "--resume", "my runs/bus.run", "--device", "cpu")
@@ -332,7 +332,7 @@ def test_a_second_signal_leaves_at_once(segdream, prior, number, code):
     prior(lambda profile: Interrupted(profile, 8, signal.SIGINT, number))
     done = segdream("generate", BUS, "-o", "bus.ply", *SIX)
     assert (done.code, done.out) == (code, "")
-    assert "to go on" not in done.err
+    assert "resume with" not in done.err
     assert not Path("bus.run/checkpoint.safetensors").exists()
     assert not Path("bus.ply").exists()
 
@@ -368,7 +368,7 @@ def test_a_list_goes_on_with_what_was_stopped(segdream, prior, folder):
     interrupt(segdream, prior, *arguments)
     done = segdream(*arguments)
     assert done.code == 0
-    assert "continuing a_red_ball.run after step" in done.err
+    assert "resuming a_red_ball.run after step" in done.err
     assert "2 made, 0 there already, 0 failed" in done.err
     segdream("generate", "a red ball", "-o", "whole.ply", *SIX)
     assert (folder / "whole.ply").read_bytes() == (folder / "a_red_ball.ply").read_bytes()

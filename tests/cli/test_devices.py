@@ -20,18 +20,18 @@ LIMIT_S = 240
 SMALL = tuple(part for part in TINY if part not in ("--device", "cpu"))
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, prompts: str = "list.txt") -> subprocess.Popen[str]:
     (folder / "list.txt").write_text(PROMPTS)
-    command = [sys.executable, "-m", "segdream_cli", "generate", "--prompts", "list.txt", *SMALL, *arguments]
+    command = [sys.executable, "-m", "segdream_cli", "generate", "--prompts", prompts, *SMALL, *arguments]
     return subprocess.Popen(
-        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
     )  # fmt: skip
 
 
-def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
-    shared = start(tmp_path, "--out-dir", "shared", "--devices", "cpu,cpu", "--steps", "2")
-    out, err = shared.communicate(timeout=LIMIT_S)
+def test_devices_make_what_one_process_makes(tmp_path: Path) -> None:
+    shared = start(tmp_path, "--out-dir", "shared", "--devices", "cpu,cpu", "--steps", "2", prompts="-")
+    out, err = shared.communicate(PROMPTS, timeout=LIMIT_S)
     assert shared.returncode == 0, err
     names = {"a_red_car.ply", "a_blue_mug.ply", "a_green_cactus.ply"}
     assert {Path(line).name for line in out.splitlines()} == names
@@ -45,7 +45,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
-def test_a_failure_in_one_process_is_the_whole_commands(tmp_path: Path) -> None:
+def test_devices_exit_with_the_code_of_a_failed_one(tmp_path: Path) -> None:
     taken = tmp_path / "assets" / "a_blue_mug.run"
     taken.mkdir(parents=True)
     (taken / "notes.txt").write_text("not a run")
@@ -56,7 +56,7 @@ def test_a_failure_in_one_process_is_the_whole_commands(tmp_path: Path) -> None:
     assert (tmp_path / "assets" / "a_green_cactus.ply").exists()
 
 
-def test_a_signal_reaches_every_process_once(tmp_path: Path) -> None:
+def test_devices_are_all_stopped_by_one_signal(tmp_path: Path) -> None:
     process = start(tmp_path, "--out-dir", "assets", "--devices", "cpu,cpu", "--steps", "100000")
     runs = [tmp_path / "assets" / f"{name}.run" for name in ("a_red_car", "a_blue_mug")]
     end = time.monotonic() + LIMIT_S
@@ -69,12 +69,12 @@ def test_a_signal_reaches_every_process_once(tmp_path: Path) -> None:
     assert all((run / "checkpoint.safetensors").exists() for run in runs)
 
 
-def test_names_of_devices() -> None:
+def test_parse_devices() -> None:
     assert parse_devices("0, 1,3") == ["cuda:0", "cuda:1", "cuda:3"]
     assert parse_devices("cpu,0") == ["cpu", "cuda:0"]
 
 
-def test_a_device_may_be_written_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visible_device_ignores_leading_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for written, meant in (("cuda:00", "cuda:0"), ("cuda:01", "cuda:1"), ("cuda", "cuda"), ("cpu:0", "cpu:0")):
@@ -82,22 +82,12 @@ def test_a_device_may_be_written_with_zeros(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("text", ["", "gpu", "0,,1", "0;1", "-1"])
-def test_names_that_are_none(text: str) -> None:
+def test_parse_devices_refuses_other_texts(text: str) -> None:
     with pytest.raises(UsageProblem, match="not a list of devices"):
         parse_devices(text)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--prompts", "-", "--out-dir", "assets", "--devices", "0,1"), "can't read the prompts from stdin"),
-        (("a red car", "--devices", "0", "--device", "cpu"), "--device can't be combined with --devices"),
-    ],
-)
-def test_what_devices_can_not_be_combined_with(segdream, monkeypatch, arguments, message):
-    import io
-
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROMPTS.encode())))
-    done = segdream("generate", *arguments)
+def test_devices_and_device_exclude_each_other(segdream):
+    done = segdream("generate", "a red car", "--devices", "0", "--device", "cpu")
     assert done.code == 2
-    assert message in done.err
+    assert "--device can't be combined with --devices" in done.err

@@ -82,7 +82,7 @@ def test_a_signal_saves_and_prints_a_command_that_works(launcher, tmp_path, numb
     again.process.send_signal(number)
     ended, _, err = again.finish()
     assert ended == code
-    assert f"continuing der gelbe.run after step {done} of 100000" in err
+    assert f"resuming der gelbe.run after step {done} of 100000" in err
     lines = [json.loads(line)["step"] for line in started.events.read_text().splitlines()]
     assert lines == list(range(1, len(lines) + 1))
 
@@ -146,7 +146,7 @@ def test_kill_9_and_resume_give_the_bits_of_an_uninterrupted_run(tmp_path):
     assert not (tmp_path / "cut.ply").exists()
     resumed = run([*REAL, "generate", "--resume", "cut.run", "--device", "cpu"], tmp_path)
     assert (resumed.returncode, resumed.stdout) == (0, "cut.ply\n")
-    assert "continuing cut.run after step" in resumed.stderr
+    assert "resuming cut.run after step" in resumed.stderr
     assert (tmp_path / "cut.ply").read_bytes() == (tmp_path / "whole.ply").read_bytes()
     events = [json.loads(line) for line in started.events.read_text().splitlines()]
     assert [event["step"] for event in events] == list(range(1, 13))

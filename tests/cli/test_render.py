@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segdream_cli import formats
+from segdream_cli import formats, read
 from segdream_cli.cli.render import parse_size
 from segdream_cli.render.camera_path import read_camera_path
 from segdream_cli.render.cameras import VIEW_FILL, VIEW_FOV_DEG, orbit, viewing
@@ -398,7 +398,7 @@ def test_sizes():
 
 
 def test_depth_planes_follow_the_cameras(folder, asset):
-    shot = Shot.load(Path(asset), "cpu", 32, "depth", None)
+    shot = Shot.of([read(asset)], "cpu", 32, "depth", None)
     subject = shot.subjects[0]
     near, far = shot.depth_range(shot.turn(5, 20.0))
     distance = subject.extent / (VIEW_FILL * math.sin(math.radians(VIEW_FOV_DEG) / 2))

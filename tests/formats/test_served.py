@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +14,10 @@ import pytest
 from browser import MISSING, Browser, chromium
 from test_page import Parts
 
-from segdream_cli.cli.output import Output
-from segdream_cli.cli.view import Watch
 from segdream_cli.formats import page, spz
 from segdream_cli.splats import Splats
 from segdream_cli.viewer import server as serve
+from segdream_cli.viewer.live import LivePage
 from segdream_cli.viewer.server import PageServer
 
 
@@ -156,19 +154,20 @@ def picture(tab: Browser) -> np.ndarray:
 
 
 @needs_browser
-def test_open_page_shows_the_asset_grow(chiral: Splats, tab: Browser, capsys: pytest.CaptureFixture[str]) -> None:
+def test_live_page_shows_the_asset_grow(chiral: Splats, tab: Browser) -> None:
     """Few Gaussians, then all of them and another colour: the page follows by itself, and keeps the last."""
     few, blue = chiral.select(np.arange(50)), replace(chiral, sh0=np.full_like(chiral.sh0, [-2, -2, 2]))
     blue = replace(blue, shN=chiral.shN[:, :0])
-    with Watch(Output(), no_browser=True) as watch:
-        watch.show(lambda: few, "growing")
-        (url,) = re.findall(r"http://127.0.0.1:\d+/", capsys.readouterr().err)
+    urls: list[str] = []
+    with LivePage(urls.append) as live:
+        live.show(lambda: few, "growing")
+        (url,) = urls
         tab.open(f"{url}#rotate=0&background=light", width=300, height=300)
         tab.run("await segdream.ready")
         wait_for(lambda: tab.run("return segdream.viewer.stats.edition") == 1)
         assert tab.run("return segdream.viewer.scene.count") == 50
         first = picture(tab)
-        wait_for(lambda: watch.show(lambda: blue, "<b>grown") or tab.run("return segdream.viewer.stats.edition") > 1)
+        wait_for(lambda: live.show(lambda: blue, "<b>grown") or tab.run("return segdream.viewer.stats.edition") > 1)
         assert tab.run("return segdream.viewer.scene.count") == 400
         title, heading, told = tab.run(
             "return [document.title, ...['h1', 'dl'].map((name) => document.querySelector(name).textContent)]"
@@ -186,12 +185,11 @@ def test_open_page_shows_the_asset_grow(chiral: Splats, tab: Browser, capsys: py
 
 
 @needs_browser
-def test_page_of_a_run_that_broke_off_keeps_what_it_has(
-    chiral: Splats, tab: Browser, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with suppress(RuntimeError), Watch(Output(), no_browser=True) as watch:
-        watch.show(lambda: chiral, "growing")
-        (url,) = re.findall(r"http://127.0.0.1:\d+/", capsys.readouterr().err)
+def test_live_page_keeps_its_asset_when_the_run_fails(chiral: Splats, tab: Browser) -> None:
+    urls: list[str] = []
+    with suppress(RuntimeError), LivePage(urls.append) as live:
+        live.show(lambda: chiral, "growing")
+        (url,) = urls
         tab.open(f"{url}#rotate=0")
         tab.run("await segdream.ready")
         wait_for(lambda: tab.run("return segdream.viewer.stats.edition") == 1)

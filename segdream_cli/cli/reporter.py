@@ -1,0 +1,103 @@
+"""The command line as the reporter of a run: results to stdout, everything else to stderr."""
+
+import os
+import sys
+import webbrowser
+from dataclasses import dataclass, field
+
+from segdream_cli.cli.download_bar import DownloadBar
+from segdream_cli.cli.output import Output
+from segdream_cli.cli.progress import RunProgress
+from segdream_cli.runs.reporter import (
+    AssetFinished,
+    DownloadEnded,
+    DownloadProgress,
+    Event,
+    JobFailed,
+    JobSkipped,
+    Note,
+    PageServed,
+    RunEnded,
+    RunSaved,
+    RunStarted,
+    Stepped,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalReporter:
+    """Shows the events of runs.
+
+    Args:
+        output: where lines go.
+        bars: show bars on a terminal; several processes at once would overwrite each other's.
+        browser: open the pages that are served.
+    """
+
+    output: Output
+    bars: bool = True
+    browser: bool = True
+    _runs: dict[str, RunProgress] = field(default_factory=dict)
+    _downloads: dict[str, DownloadBar] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        """Shows one event."""
+        match event:
+            case Note():
+                self.output.note(event.text)
+            case RunStarted():
+                run = RunProgress(event.title, event.steps, event.done, self.output, bar=self.bars)
+                run.start()
+                self._runs[event.run] = run
+            case Stepped():
+                self._runs[event.run].update(event)
+            case RunEnded():
+                self._runs.pop(event.run).stop()
+            case AssetFinished():
+                self._finished(event)
+            case JobSkipped():
+                text = f"[{event.number}/{event.count}] {event.output} is there"
+                self.output.skipped(event.output, text)
+            case JobFailed():
+                self.output.error(event.problem, event.output)
+            case RunSaved():
+                self._saved(event)
+            case PageServed():
+                self.output.note(f"live page: {event.url}")
+                if self.browser:
+                    open_browser(event.url)
+            case DownloadProgress():
+                if event.name not in self._downloads:
+                    self._downloads[event.name] = DownloadBar(event.name, self.output)
+                    self._downloads[event.name].start()
+                self._downloads[event.name].update(event.done, event.total)
+            case DownloadEnded():
+                if event.name in self._downloads:
+                    self._downloads.pop(event.name).stop()
+
+    def _finished(self, event: AssetFinished) -> None:
+        self.output.result(
+            event.output,
+            prompt=event.prompt,
+            seed=event.seed,
+            prior=event.prior,
+            gaussians=event.gaussians,
+            steps=event.steps,
+            seconds=round(event.seconds, 3),
+            memory_gib=round(event.memory_gib, 3),
+            run=str(event.run),
+        )
+
+    def _saved(self, event: RunSaved) -> None:
+        if event.resume is None:
+            self.output.note(f"kept as it was after step {event.step}: {event.run}")
+            return
+        self.output.stopped(event.run, event.step, f"stopped after step {event.step} of {event.steps}; resume with:")
+        self.output.note(f"  {event.resume}")
+
+
+def open_browser(url: str) -> None:
+    """Opens a window on the desktop, if there is one: a browser in the terminal would take it over."""
+    desktop = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & set(os.environ)
+    if desktop or not sys.platform.startswith("linux"):
+        webbrowser.open(url)

@@ -1,0 +1,102 @@
+"""What to do, as plain values that can be pickled and sent to another process or machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segdream_cli.config import AUTO, Config, PriorConfig, check_settings
+from segdream_cli.config.values import read_toml
+from segdream_cli.priors.profile import preset
+from segdream_cli.runs.jobs import Job
+
+if TYPE_CHECKING:
+    from segdream_cli.priors.profile import PriorProfile
+
+LOW_VRAM_CAP = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Settings and hardware, before the prior is known.
+
+    Args:
+        quality: the preset.
+        settings: dotted settings, which override the file; an entry that is None does not count.
+        file: TOML file of settings or a `run.json`, which overrides the preset.
+        device: auto, cpu, cuda or cuda:N.
+        offline: never ask the network.
+    """
+
+    quality: str = "standard"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+    device: str = AUTO
+    offline: bool = False
+
+    def _overrides(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings of the file, and those of `settings`.
+
+        Raises:
+            UsageProblem: an unknown setting or a value that does not fit.
+        """
+        file = read_toml(self.file) if self.file else {}
+        given = {key: value for key, value in self.settings.items() if value is not None}
+        return check_settings(file), check_settings(given)
+
+    def prior(self) -> PriorConfig:
+        """Which prior is asked for."""
+        file, given = self._overrides()
+        return PriorConfig(
+            **{key.removeprefix("prior."): value for key, value in (file | given).items() if key.startswith("prior.")}
+        )
+
+    def resolve(self, profile: "PriorProfile") -> Config:
+        """The configuration for a prior: preset < file < settings.
+
+        Each that names another number of steps stretches the schedules of those below it. Where memory is short the
+        limit on Gaussians is lower, unless `settings` names one.
+        """
+        config = preset(profile, self.quality)
+        file, given = self._overrides()
+        for overrides in (file, given):
+            config = config.with_steps(overrides.get("optim.steps", config.optim.steps)).set(overrides)
+        if config.prior.low_vram and "densify.cap" not in given:
+            config = config.set({"densify.cap": min(config.densify.cap or LOW_VRAM_CAP, LOW_VRAM_CAP)})
+        return config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """Jobs that share a request, for any backend.
+
+    Args:
+        request: settings and hardware.
+        jobs: the assets to make.
+        negative_prompt: replaces the prior's own.
+        batch: how many assets to make at once; None leaves it to the prior and the device.
+        force: replace what exists.
+        as_list: skip what exists, resume what was stopped, and continue after a failure; otherwise the first failure
+            ends all.
+        live: serve a page that shows the first asset of those that are being made.
+    """
+
+    request: Request
+    jobs: tuple[Job, ...]
+    negative_prompt: str | None = None
+    batch: int | None = None
+    force: bool = False
+    as_list: bool = False
+    live: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many jobs of a spec were made, skipped because their asset exists, or failed."""
+
+    made: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.made + other.made, self.skipped + other.skipped, self.failed + other.failed)
