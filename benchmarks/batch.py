@@ -21,6 +21,8 @@ from torch.profiler import ProfilerActivity, profile
 from segdream_cli import load
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.config.values import parse_assignments
+from segdream_cli.distill import sctd as sctd_module
+from segdream_cli.optimize import batch as batch_module
 from segdream_cli.optimize import pipeline as pipeline_module
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.state import AssetState
@@ -29,12 +31,11 @@ from segdream_cli.util.memory import peak_memory_gib
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts" / "mini.txt"
 WARM_UP = 20
 PARTS = {
-    pipeline_module: (
-        "draw_times", "stack", "sample_cameras", "sample_backgrounds", "rasterize", "conditions", "sctd",
-        "clip_gradients", "adam_step", "gather", "control_density",
-    ),
-    pipeline_module.losses: ("regularisers",),
-    AssetState: ("draws",),
+    pipeline_module: ("sample_cameras", "sample_backgrounds", "render", "conditions"),
+    batch_module: ("stack", "clip_gradients", "adam_step", "accumulate", "control_density"),
+    sctd_module: ("draw_times", "sctd"),
+    pipeline_module.losses: ("regularizers",),
+    AssetState: ("rng_states",),
     torch.Tensor: ("backward", "tolist"),
 }  # fmt: skip
 

@@ -45,7 +45,7 @@ def measure_loop(name: str, settings: Settings, options: argparse.Namespace, dev
     count = options.steps if name in ("cfg", "perpneg") else max(2, options.steps // 4)
     with counted_rows(pipeline) as rows:
         seconds = wall_seconds(device, lambda: [next(steps) for _ in range(count)]) / count
-    work = workload(pipeline.prior, pipeline.config)
+    work = workload(pipeline.prior, pipeline.config, pipeline.method.rows_per_view)
     unet, encoder = work.sample_flops()
     evaluations = sum(rows) / count
     flops = evaluations * unet + 2 * pipeline.config.camera.batch * encoder

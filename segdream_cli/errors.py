@@ -79,14 +79,14 @@ class Diverged(SegdreamError):
     Args:
         message: as of every error.
         hint: as of every error.
-        place: which of the assets of the run it is, from 0.
+        index: which asset of the batch diverged, from 0.
     """
 
     exit_code = 7
 
-    def __init__(self, message: str, *, hint: str | None = None, place: int = 0) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, index: int = 0) -> None:
         super().__init__(message, hint=hint)
-        self.place = place
+        self.index = index
 
 
 class Interrupted(Exception):

@@ -28,8 +28,6 @@ PICTURE_FLOATS = 40
 """Numbers kept a pixel of a render, by the rasteriser, the losses and their gradients."""
 GAUSSIAN_BYTES = 600
 """Bytes a Gaussian: parameters, gradients, two moments, and what the rasteriser keeps of it in four views."""
-UPWARD = 1.4
-"""U-Net rows a view for the walk up to t, on average: two from t_tau on, one below."""
 SHARE_OF_PRODUCT = {"plain": 0.18, "rewritten": 0.22, "compiled, stored": 0.4, "compiled": 0.43}
 """Rate of a step's arithmetic over that of a large matrix product."""
 SHARE_IN_PIECES = 0.75
@@ -45,6 +43,7 @@ class Workload:
         config: the run's settings.
         image_size: side of the renders in pixels.
         compiling: whether the networks are compiled.
+        rows_per_view: rows of the U-Net that a step evaluates per view, on average.
         assets: how many are made at once.
     """
 
@@ -53,6 +52,7 @@ class Workload:
     config: Config
     image_size: int
     compiling: bool
+    rows_per_view: float
     assets: int = 1
 
     @property
@@ -88,7 +88,7 @@ class Workload:
     def step_flops(self) -> float:
         """Floating-point operations of the networks in an average step."""
         views = self.assets * self.config.camera.batch
-        rows = views * (UPWARD + 3 + (1.5 if self.config.distill.perp_neg else 0))
+        rows = views * self.rows_per_view
         encodes = 3 if self.config.prior.low_vram else 2  # the way back costs a forward pass, and is one more there
         unet, encoder = self.sample_flops()
         return rows * unet + views * encodes * encoder

@@ -57,7 +57,7 @@ def init(
     """
     from segdream_cli import __version__, formats, write
     from segdream_cli.distill.view_prompts import clean_prompt
-    from segdream_cli.optimize.start import POINT_E, SHAPES, check_start, cloud_words, initial_gaussians
+    from segdream_cli.optimize.start import POINT_E, SHAPES, check_start, cloud_text, initial_gaussians
     from segdream_cli.optimize.state import build_generators
     from segdream_cli.priors.checkpoint import profile_of
     from segdream_cli.runs.jobs import slug
@@ -80,7 +80,7 @@ def init(
     resolved = request.resolve(profile)
     settings = resolved.init
     text = clean_prompt(prompt, profile.vocabulary)
-    words = cloud_words(settings, prompt, profile.vocabulary)
+    words = cloud_text(settings, prompt, profile.vocabulary)
     path = output or Path(f"{slug(prompt)}-init.ply")
     picture = path.with_suffix(".png")
     check_start(settings.shape)

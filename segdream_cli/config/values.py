@@ -3,7 +3,7 @@
 import json
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -28,6 +28,7 @@ class Within:
     steps: bool = False
 
 
+Range = tuple[float, float]
 Natural = Annotated[int, Within(0)]
 Count = Annotated[int, Within(1)]
 Steps = Annotated[int, Within(0, steps=True)]
@@ -37,7 +38,7 @@ Share = Annotated[float, Within(0, 1)]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The dotted settings of a TOML file (or of a run's `run.json`, to repeat that run).
+    """The settings of a TOML file, as tables, or of a run's `run.json`, to repeat that run.
 
     Raises:
         UsageProblem: the file can't be read, or is neither.
@@ -48,12 +49,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             return dict(json.loads(text)["config"])
-        tables = tomllib.loads(text)
+        return tomllib.loads(text)
     except OSError as problem:
         raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=f"ls -l {quote(str(path))}") from problem
     except (ValueError, KeyError, TypeError) as problem:
         raise UsageProblem(f"{path} is not a configuration: {problem}", hint="segdream generate --help") from problem
-    return dict(_flattened(tables))
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise UsageProblem(f"--set {assignment!r} has no '='", hint="--set distill.segments=4")
+            raise UsageProblem(f"--set {assignment!r} has no '='", hint="--set distill.sctd.segments=4")
         try:
             (parsed[key.strip()],) = tomllib.loads(f"value = {text.strip()}").values()
         except ValueError:  # not TOML, or more than one line of it
@@ -76,20 +76,11 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def _flattened(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of each entry of a two-level TOML document."""
-    for section, table in tables.items():
-        if not isinstance(table, dict):
-            yield section, table
-            continue
-        yield from ((f"{section}.{name}", value) for name, value in table.items())
-
-
 def nearest(key: str, known: Mapping[str, Any]) -> str:
     """What to type instead of an unknown key: the known one of the same name in another section, or the nearest."""
     import difflib
 
-    by_name = [full for full in known if full.partition(".")[2] == key.rpartition(".")[2]]
+    by_name = [full for full in known if full.rpartition(".")[2] == key.rpartition(".")[2]]
     close = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"--set {close[0]}=..."
 
@@ -109,6 +100,12 @@ def checked(key: str, value: Any, annotation: Any) -> Any:
         if accepted:
             return result
     raise UsageProblem(f"{key} can't be {value!r}", hint=f"--set {key}={example(annotation)}")
+
+
+def counts_steps(annotation: Any) -> bool:
+    """Whether a setting counts optimisation steps, which `Config.with_steps` scales."""
+    limits = [part for part in typing.get_args(annotation) if isinstance(part, Within)]
+    return any(part.steps for part in limits)
 
 
 def _limited(key: str, value: Any, limits: Within) -> Any:

@@ -1,8 +1,19 @@
 """Segmented Consistency Trajectory Distillation (SegmentDreamer, ICCV 2025, section 4).
 
+    Algorithm 1, one step for the latents z_0 of a rendered view
+    1   draw t, take e as the last segment edge below it, draw s between e and t        draw_times
+    2   z_e = α_e z_0 + σ_e ε*                                                          NoiseSchedule.add_noise
+    3   carry z_e up to z_t without text, over s where t >= t_tau                       invert
+    4   ẑ_s = z_t taken down to s under the guided noise                                residuals
+    5   self-consistency:  G(ẑ_s, s, e, ∅) - z_e                                        residuals
+    6   cross-consistency: z_e - G(z_t, t, e, y)                                        residuals
+    7   combine both, weighted over t, into the gradient with respect to z_0            released, eq10, weight
+
     variable        symbol                  meaning
     --------------  ----------------------  -----------------------------------------------------
-    z_e, z_s, z_t   z_{s_m}, z̃_s, z̃_t      the latents noised to e, then carried up without a condition (Eq. 11)
+    t, s, e         t, s, s_m               start, middle and end of a denoising step, e <= s < t
+    edges           s_0 ... s_N             ends of the sub-trajectories
+    z_e, z_s, z_t   z_{s_m}, z̃_s, z̃_t      the latents noised to e, then carried up without text (Eq. 11)
     z_s_hat         ẑ_s                     z_t taken down to s under the guided noise
     eps_e, eps_s    ε(z_e, ∅), ε(z_s, ∅)    noise estimates of the inversion
     eps_t           ε̂(z_t, y)               guided noise estimate
@@ -10,41 +21,172 @@
     lower, upper    σ̃_s - σ̃_e, σ̃_t - σ̃_s    lengths of the two halves of the step
 
 G(z, t, e) is the consistency function of Eq. 5, one solver step from t to e. Differences of its values are
-written out in noise estimates, which spares them the cancellation between nearly equal latents.
+written in noise estimates, which spares them the cancellation between nearly equal latents.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from segdream_cli.config import DistillConfig
+from segdream_cli.config import Config
+from segdream_cli.config.distill import SctdConfig
 from segdream_cli.distill.guidance import Conditions, guided_noise
-from segdream_cli.distill.schedule import NoiseSchedule, PredictNoise, Times, per_row
+from segdream_cli.distill.method import Generators, Shape, State, merge
+from segdream_cli.distill.schedule import Latents, NoiseSchedule, PredictNoise, per_row
+from segdream_cli.errors import UsageProblem
+from segdream_cli.priors.protocol import Prior
+
+Edges = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Start, middle and end of a denoising step for each row: e <= s < t."""
+
+    t: Int[Tensor, " b"]
+    s: Int[Tensor, " b"]
+    e: Int[Tensor, " b"]
+
+    def repeat(self, n: int) -> "Times":
+        """Each row's times `n` times over, for the views of an asset."""
+        return Times(*(times.repeat_interleave(n) for times in (self.t, self.s, self.e)))
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Random numbers of one asset's step: (t, s, e), shared by its views, and the noise ε* of each view."""
+
+    times: tuple[int, int, int]
+    noise: Float[Tensor, "v c h w"]
+
+
+class Sctd:
+    """SCTD as a `Method`.
+
+    Raises:
+        UsageProblem: the segments do not fit.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._distill = config.distill.sctd, config.distill
+        self._edges = trajectory_segments(self._config)
+
+    @property
+    def rows_per_view(self) -> float:
+        """Two steps of the inversion from t_tau on, one below: 1.4 on average; then ε(ẑ_s, ∅) and the guidance."""
+        return 1.4 + 1 + (3.5 if self._distill.perp_neg else 2)
+
+    def init_state(self, shape: Shape, generators: Generators) -> State:
+        """ε*, kept for the whole run."""
+        return {"noise": self._draw_noise(shape, generators["noise"])}
+
+    def draw(self, step: int, shape: Shape, state: State, generators: Generators) -> Draw:
+        """(t, s, e), and the run's ε* or, without `fixed_noise`, a fresh one."""
+        times = draw_times(self._config, self._distill.warmup(step), self._edges, generators["times"])
+        fixed = self._config.fixed_noise
+        return Draw(times, state["noise"] if fixed else self._draw_noise(shape, generators["noise"]))
+
+    def describe(self, draw: Draw) -> Mapping[str, int]:
+        """t, s and e."""
+        return dict(zip("tse", draw.times, strict=True))
+
+    def gradient(
+        self, prior: Prior, schedule: NoiseSchedule, latents: Latents, conditions: Conditions, draws: Sequence[Draw]
+    ) -> Latents:
+        """`sctd` of all views, each asset's under its own draw."""
+        times = Times(*torch.tensor([draw.times for draw in draws]).T).repeat(len(latents) // len(draws))
+        noise = merge([draw.noise for draw in draws], latents.device)
+        return sctd(prior.predict_noise, schedule, latents, noise, times, conditions, self._config)
+
+    def _draw_noise(self, shape: Shape, generator: torch.Generator) -> Float[Tensor, "v c h w"]:
+        """Gaussian noise for each view, plus a constant per channel that the views of an asset share (release)."""
+        offset = self._config.noise_offset_perp_neg if self._distill.perp_neg else self._config.noise_offset
+        noise = torch.randn(shape, generator=generator)
+        return noise + offset * torch.randn(1, shape[1], 1, 1, generator=generator)
+
+
+def trajectory_segments(config: SctdConfig, n_timesteps: int = 1000) -> Edges:
+    """The N_s + 1 edges s_0 < s_1 < ... of the sub-trajectories (section 4.3).
+
+    `uniform` cuts [t_min, t_max] into equal parts, as the release does; `full` cuts [0, T], as the paper prints
+    it; `mono` starts with a part of t_tau - t_min and grows each next one by a constant, as the release does.
+
+    Raises:
+        UsageProblem: so many segments that some would be empty, or would shrink instead of grow.
+    """
+    n, low, high = config.segments, config.t_min, config.t_max
+    if config.segmentation == "full":
+        low, high = 0, n_timesteps
+    if config.segmentation == "mono" and n > 1:
+        first = config.t_tau - low
+        growth = 2 * (high - low - n * first) // (n * (n - 1))
+        if growth < 0:
+            most = (high - low) // first
+            raise UsageProblem(
+                f"{n} segments that start with {first} timesteps do not fit into {low}..{high}",
+                hint=f"--set distill.sctd.segments={max(most, 1)}",
+            )
+        edges = [low + i * first + growth * i * (i - 1) // 2 for i in range(n)] + [high]
+    else:
+        edges = [low + i * (high - low) // n for i in range(n + 1)]
+    if any(after <= before for before, after in pairwise(edges)):
+        raise UsageProblem(f"{n} segments leave some of {low}..{high} empty", hint="--set distill.sctd.segments=5")
+    return tuple(edges)
+
+
+def draw_times(config: SctdConfig, warmup: float, edges: Edges, generator: torch.Generator) -> tuple[int, int, int]:
+    """Draws (t, s, e) as the release does.
+
+    t comes from a window that slides down over the warm-up, e is the last edge at or below it, t is lifted to
+    at least `min_gap` above e but never past the next edge, and s lies between with a margin to both ends.
+
+    Args:
+        config: the method's settings.
+        warmup: share of the warm-up that is done, 0..1.
+        edges: ends of the sub-trajectories.
+        generator: source of the two random integers.
+    """
+    shift = int(config.warmup_shift * (1 - warmup))
+    low = config.t_min + (shift if config.window == "sliding" else 0)
+    high = min(config.t_high + shift, config.t_max - 1)
+    t = _draw_integer(min(low, high - 1), high, generator) + 1
+    segment = max(i for i, edge in enumerate(edges[:-1]) if edge <= t and edge < config.t_max - 1)
+    e = edges[segment]
+    t = min(max(t, e + config.min_gap), max(edges[segment + 1], t), config.t_max - 1)
+    margin = min(config.s_margin, (t - e - 1) // 2)
+    return t, _draw_integer(e + margin, max(t - margin, e + margin + 1), generator), e
+
+
+def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:
+    """A uniform integer in [low, high)."""
+    return int(torch.randint(low, high, (), generator=generator))
 
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
     """The unconditional path from e to t, and the noise estimates it was made of."""
 
-    z_t: Float[Tensor, "b c h w"]
-    eps_e: Float[Tensor, "b c h w"]
-    eps_s: Float[Tensor, "b c h w"]
+    z_t: Latents
+    eps_e: Latents
+    eps_s: Latents
 
 
 def invert(
     predict_noise: PredictNoise,
     schedule: NoiseSchedule,
-    z_e: Float[Tensor, "b c h w"],
+    z_e: Latents,
     times: Times,
     null: Float[Tensor, "b l d"],
     t_tau: int,
 ) -> Inversion:
-    """Carries z_e up to t without a condition: over s where t >= t_tau, in one step elsewhere (Eq. 11).
+    """Carries z_e up to t without text: over s where t >= t_tau, in one step elsewhere (Eq. 11).
 
-    The paper prints s_m as the start of the second step and t > t_tau as its test; both follow the release.
-    A one-step row's eps_s is its eps_e, which makes the two cases one formula.
+    The paper prints s_m as the start of the second step and t > t_tau as its condition; both follow the release.
+    For one-step rows eps_s = eps_e, so one formula covers both.
     """
     eps_e = predict_noise(z_e, times.e, null)
     long = (times.t >= t_tau).nonzero(as_tuple=True)[0]
@@ -62,22 +204,22 @@ def invert(
 def sctd(
     predict_noise: PredictNoise,
     schedule: NoiseSchedule,
-    latents: Float[Tensor, "b c h w"],
-    noise: Float[Tensor, "b c h w"],
+    latents: Latents,
+    noise: Latents,
     times: Times,
     conditions: Conditions,
-    config: DistillConfig,
-) -> Float[Tensor, "b c h w"]:
+    config: SctdConfig,
+) -> Latents:
     """The gradient of the SCTD loss with respect to the latents z_0.
 
-    `released` is the residual of Eq. 9 without its generative prior, as the official release computes it;
-    `eq10` is the gradient of the two squared norms that the paper prints.
+    Under the approximation of section 4.4, z_e stands for G(z_t, t, e, ∅), whose derivative is then α_e.
+    Otherwise the combined residual is pulled back through the network.
 
     Args:
         predict_noise: the prior's noise estimate.
         schedule: its noise schedule.
         latents: encoded renders z_0.
-        noise: ε*, the noise that takes z_0 to e.
+        noise: ε*, which takes z_0 to e.
         times: t, s and e of every row.
         conditions: text embeddings of every row.
         config: the method's settings.
@@ -85,56 +227,36 @@ def sctd(
     Returns:
         the weighted gradient, not divided by the number of rows.
     """
+    combine = released if config.loss == "released" else eq10
+    cross_weight = config.guidance_scale + 1 if config.cross_weight is None else config.cross_weight
+    alpha_e = per_row(schedule.alpha(times.e), latents)
     with torch.set_grad_enabled(not config.approximate):
         z_0 = latents.detach().requires_grad_(not config.approximate)
         z_e = schedule.add_noise(z_0, noise, times.e)
         inversion = invert(predict_noise, schedule, z_e, times, conditions.null, config.t_tau)
-        endpoint = z_e
-        if not config.approximate:
-            endpoint = _consistency(predict_noise, schedule, inversion.z_t, times, conditions)
-    with torch.no_grad():
-        self_part, cross_part = _residuals(predict_noise, schedule, inversion, times, conditions, config)
-        gap = z_e - endpoint  # zero under the approximation of section 4.4
-        pull = _cotangent(self_part + gap, cross_part - gap, schedule, times, config)
+    self_part, cross_part = residuals(predict_noise, schedule, inversion, times, conditions, config)
     if config.approximate:
-        gradient = per_row(schedule.alpha(times.e), latents) * pull
+        gradient = alpha_e * combine(self_part, cross_part, cross_weight, alpha_e)
     else:
+        with torch.enable_grad():
+            eps_null = predict_noise(inversion.z_t, times.t, conditions.null)
+            endpoint = schedule.step(inversion.z_t, eps_null, times.t, times.e)  # G(z_t, t, e, ∅)
+        gap = (z_e - endpoint).detach()
+        pull = combine(self_part + gap, cross_part - gap, cross_weight, alpha_e)
         (gradient,) = torch.autograd.grad(endpoint, z_0, pull)
     return per_row(weight(schedule, times, config), latents) * gradient
 
 
-def weight(schedule: NoiseSchedule, times: Times, config: DistillConfig) -> Float[Tensor, " b"]:
-    """The factor on each row's gradient: σ̃_t (release), b(t) of Eq. 8 with ω(t) = σ_t², or 1; times grad_scale."""
-    if config.weight == "b_t":
-        step = schedule.alpha(times.e) * (schedule.noise_ratio(times.t) - schedule.noise_ratio(times.e))
-        factor = schedule.sigma(times.t).square() / step.square()
-    elif config.weight == "sigma_over_alpha":
-        factor = schedule.noise_ratio(times.t)
-    else:
-        factor = torch.ones_like(schedule.alpha(times.t))
-    return config.grad_scale * factor
-
-
-def _consistency(
-    predict_noise: PredictNoise,
-    schedule: NoiseSchedule,
-    z_t: Float[Tensor, "b c h w"],
-    times: Times,
-    conditions: Conditions,
-) -> Float[Tensor, "b c h w"]:
-    """G(z_t, t, e, ∅), differentiable through the network."""
-    return schedule.step(z_t, predict_noise(z_t, times.t, conditions.null), times.t, times.e)
-
-
-def _residuals(
+@torch.no_grad()
+def residuals(
     predict_noise: PredictNoise,
     schedule: NoiseSchedule,
     inversion: Inversion,
     times: Times,
     conditions: Conditions,
-    config: DistillConfig,
-) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-    """G(ẑ_s, s, ∅) - z_e and z_e - G(z_t, t, y), in noise estimates."""
+    config: SctdConfig,
+) -> tuple[Latents, Latents]:
+    """G(ẑ_s, s, e, ∅) - z_e and z_e - G(z_t, t, e, y), in noise estimates."""
     scale = config.guidance_scale if config.double_guidance else 1.0
     eps_t = guided_noise(predict_noise, inversion.z_t, times.t, conditions, scale)
     z_s_hat = schedule.step(inversion.z_t, eps_t, times.t, times.s)
@@ -147,18 +269,28 @@ def _residuals(
     return lower * (inversion.eps_e - eps_s_hat) - guided, lower * (eps_t - inversion.eps_e) + guided
 
 
-def _cotangent(
-    self_part: Float[Tensor, "b c h w"],
-    cross_part: Float[Tensor, "b c h w"],
-    schedule: NoiseSchedule,
-    times: Times,
-    config: DistillConfig,
-) -> Float[Tensor, "b c h w"]:
-    """What is pulled back through G(z_t, t, e, ∅): the loss's derivative, or the release's residual.
+def released(
+    self_part: Latents, cross_part: Latents, cross_weight: float, alpha_e: Float[Tensor, "b 1 1 1"]
+) -> Latents:
+    """The release's pull on G(z_t, t, e, ∅): the residual of Eq. 9 without its generative prior.
 
     The release hands its residual to z_0 as it is; dividing by α_e = dz_e/dz_0 keeps that under the pull-back.
     """
-    cross_weight = config.guidance_scale + 1 if config.cross_weight is None else config.cross_weight
-    if config.loss == "eq10":
-        return 2 * (cross_weight**2 * cross_part - self_part)
-    return (self_part + cross_weight * cross_part) / per_row(schedule.alpha(times.e), self_part)
+    return (self_part + cross_weight * cross_part) / alpha_e
+
+
+def eq10(self_part: Latents, cross_part: Latents, cross_weight: float, _: Float[Tensor, "b 1 1 1"]) -> Latents:
+    """The derivative of Eq. 10, two squared norms, with respect to G(z_t, t, e, ∅)."""
+    return 2 * (cross_weight**2 * cross_part - self_part)
+
+
+def weight(schedule: NoiseSchedule, times: Times, config: SctdConfig) -> Float[Tensor, " b"]:
+    """The factor on each row's gradient: σ̃_t (release), b(t) of Eq. 8 with ω(t) = σ_t², or 1; times grad_scale."""
+    if config.weight == "b_t":
+        step = schedule.alpha(times.e) * (schedule.noise_ratio(times.t) - schedule.noise_ratio(times.e))
+        factor = schedule.sigma(times.t).square() / step.square()
+    elif config.weight == "sigma_over_alpha":
+        factor = schedule.noise_ratio(times.t)
+    else:
+        factor = torch.ones_like(schedule.alpha(times.t))
+    return config.grad_scale * factor

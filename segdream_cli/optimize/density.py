@@ -1,7 +1,7 @@
 """Density control: clone, split, prune, reset, under a hard limit on the number of Gaussians.
 
-The operations on parameters and optimiser state are gsplat's; when they happen and to which Gaussians is decided
-here, since gsplat 1.5.3's own strategy never resets opacities and knows no limit.
+gsplat's operations edit parameters and optimiser state; this file decides when, and on which Gaussians, since
+gsplat 1.5.3's own strategy never resets opacities and has no limit.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ _GSPLAT_NAMES = {"log_scales": "scales", "opacity_logits": "opacities"}
 
 @dataclass(slots=True)
 class DensityStats:
-    """Screen-space gradients gathered since the last densification.
+    """Screen-space gradients accumulated since the last densification.
 
     Args:
         grad_sum: sum over views of each Gaussian's gradient norm, in normalised device units.
-        count: number of views it was seen in.
+        count: number of views that show it.
     """
 
     grad_sum: Float[Tensor, " n"]
@@ -33,15 +33,15 @@ class DensityStats:
 
     @classmethod
     def empty(cls, gaussians: Gaussians) -> "DensityStats":
-        """Nothing gathered yet."""
+        """Statistics of no view yet."""
         zeros = torch.zeros(len(gaussians), device=gaussians.device)
         return cls(zeros, zeros.clone())
 
 
-def gather(
+def accumulate(
     stats: Sequence[DensityStats],
     means2d_grad: Float[Tensor, "a c n 2"],
-    seen: Bool[Tensor, "a c n"],
+    visible: Bool[Tensor, "a c n"],
     size: int,
     views: str,
 ) -> None:
@@ -50,21 +50,21 @@ def gather(
     Args:
         stats: those of each asset, of at most n Gaussians.
         means2d_grad: gradient of the projected centres in pixels.
-        seen: whether a Gaussian was drawn.
+        visible: whether a Gaussian was drawn.
         size: side of the image in pixels.
         views: "all", or "last" for the step's last view alone.
     """
     chosen = slice(-1, None) if views == "last" else slice(None)
-    seen = seen[:, chosen]
+    visible = visible[:, chosen]
     norms = means2d_grad[:, chosen].norm(dim=-1) * (size / 2)
-    sums, counts = torch.where(seen, norms, 0).sum(1), seen.sum(1)  # [a, n] each
+    sums, counts = torch.where(visible, norms, 0).sum(1), visible.sum(1)  # [a, n] each
     for each, grad_sum, count in zip(stats, sums, counts, strict=True):
         each.grad_sum += grad_sum[: len(each.grad_sum)]
         each.count += count[: len(each.count)]
 
 
-def due(step: int, config: DensifyConfig) -> bool:
-    """Whether there is anything for `control_density` to do after optimisation step `step` (1, 2, ...)."""
+def is_due(step: int, config: DensifyConfig) -> bool:
+    """Whether `control_density` changes anything after optimisation step `step` (1, 2, ...)."""
     return _grows(step, config) or _resets(step, config)
 
 
@@ -85,12 +85,12 @@ def control_density(
     config: DensifyConfig,
     generator: torch.Generator,
 ) -> DensityStats:
-    """Does what is due after optimisation step `step` (1, 2, ...), in place.
+    """Densifies, prunes and resets as the schedule says after optimisation step `step` (1, 2, ...), in place.
 
     Parameters and optimiser state stay aligned; new Gaussians start without momentum.
 
     Returns:
-        the statistics to go on with: fresh ones after a densification.
+        the statistics to continue with: empty ones after a densification.
     """
     if _grows(step, config):
         _grow_and_prune(gaussians, optimizers, stats, step, config, generator)
@@ -108,7 +108,7 @@ def _grow_and_prune(
     config: DensifyConfig,
     generator: torch.Generator,
 ) -> None:
-    """Doubles the Gaussians that the image pulls at most, and removes the faint and the huge."""
+    """Clones or splits the Gaussians with the strongest gradients, and prunes the faint and the huge."""
     gradient = stats.grad_sum / stats.count.clamp_min(1)
     faint = gaussians.opacities < config.prune_opacity
     chosen = (gradient >= config.grad_threshold) & ~faint
@@ -122,7 +122,7 @@ def _grow_and_prune(
     _apply(gaussians, optimizers, ops.duplicate, mask=clones)
     splits = torch.cat([chosen & ~small, clones.new_zeros(int(clones.sum()))])
     if splits.any():
-        # gsplat draws from the global generator: lend it a state that the run's own generator decides
+        # gsplat draws from the global generator, so seed that from the run's own and restore it afterwards
         devices = [gaussians.device] if gaussians.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -130,7 +130,7 @@ def _grow_and_prune(
     faint = gaussians.opacities < config.prune_opacity
     huge = gaussians.scales.amax(-1) > config.prune_scale
     dead = faint | huge if step > config.prune_scale_after else faint
-    # where none would be left, the huge ones stay: the faint have made room for their halves
+    # if pruning would remove every Gaussian, keep the huge ones: the faint have made room for their halves
     for mask in (dead, faint):
         if mask.any() and not mask.all():
             _apply(gaussians, optimizers, ops.remove, mask=mask)

@@ -1,4 +1,4 @@
-"""Disparity maps, and the regularisers beside the distillation loss.
+"""Disparity maps, and the regularizers beside the distillation loss.
 
 Shapes: c views of h by w pixels, n Gaussians; a assets.
 """
@@ -46,7 +46,7 @@ def outside(means: Float[Tensor, "*a n 3"]) -> Float[Tensor, "*a n"]:
     return beyond.clamp_min(0)
 
 
-def regularisers(
+def regularizers(
     weights: LossConfig,
     opacity_ramp: float,
     rgb: Float[Tensor, "b h w 3"],

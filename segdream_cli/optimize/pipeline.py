@@ -1,24 +1,24 @@
-"""The pipeline behind every command: prepare an asset, run the distillation, render what is there.
+"""The pipeline behind every command: prepare an asset, then optimise it step by step.
 
-    cameras -> raster -> encode_image -> distillation -> losses -> optimiser -> density control -> StepReport
+    cameras -> raster -> encode_image -> method -> losses -> backward pass -> update -> StepReport
 
-`Pipeline.run` is a generator: whoever drives it decides what to show, when to save and when to stop.
+`Pipeline.run` is a generator: its caller decides what to show, when to save and when to stop.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from segdream_cli.config import Config
+from segdream_cli.distill import build_method
 from segdream_cli.distill.guidance import Conditions
-from segdream_cli.distill.schedule import NoiseSchedule, Times, draw_times, trajectory_segments
-from segdream_cli.distill.sctd import sctd
+from segdream_cli.distill.method import Method, Shape
+from segdream_cli.distill.schedule import Latents, NoiseSchedule
 from segdream_cli.distill.view_prompts import (
     PromptEmbeddings,
     clean_negative,
@@ -27,25 +27,27 @@ from segdream_cli.distill.view_prompts import (
     phrase_texts,
     view_weights,
 )
-from segdream_cli.errors import Diverged, UsageProblem
+from segdream_cli.errors import UsageProblem
 from segdream_cli.optimize import losses
-from segdream_cli.optimize.adam import adam_step, build_optimizers, clip_gradients
-from segdream_cli.optimize.density import DensityStats, control_density, due, gather
-from segdream_cli.optimize.report import Arriving, StepReport, Taken
-from segdream_cli.optimize.start import cloud_words, initial_gaussians
+from segdream_cli.optimize.adam import build_optimizers
+from segdream_cli.optimize.batch import Batch
+from segdream_cli.optimize.density import DensityStats
+from segdream_cli.optimize.report import StepReport
+from segdream_cli.optimize.start import cloud_text, initial_gaussians
 from segdream_cli.optimize.state import AssetState, build_generators
 from segdream_cli.pointe.model import PointCloud
 from segdream_cli.priors.protocol import Prior
 from segdream_cli.render.cameras import Cameras, sample_backgrounds, sample_cameras
 from segdream_cli.render.raster import Rendering
 from segdream_cli.render.view import render
-from segdream_cli.splats.gaussians import Gaussians, stack
+from segdream_cli.splats.gaussians import Gaussians
+from segdream_cli.util.devices import send
 from segdream_cli.util.memory import out_of_memory, peak_memory_gib
 
 
 @dataclass(frozen=True, slots=True)
 class _Views:
-    """What is seen in a step: `a` assets from `v` cameras each, the `b` views of one asset after those of the other."""
+    """The views of one step: `a` assets from `v` cameras each, the `b` views asset by asset."""
 
     cameras: Cameras
     rendering: Rendering
@@ -61,8 +63,11 @@ class Pipeline:
         config: all settings.
         prior: the diffusion model; None serves for rendering only.
         device: where Gaussians and prior live.
-        clouds: makes the cloud of a prompt and a seed, for a start from Point-E.
-        queued: look at a step's gradient in the next step instead of waiting for it; None does so on CUDA.
+        clouds: returns the Point-E cloud of a text and a seed, for a start from Point-E.
+        queued: check a step's gradient in the next step instead of waiting for it; None does so on CUDA.
+
+    Raises:
+        UsageProblem: the settings of the method do not fit together.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Pipeline:
     ) -> None:
         self.config = config
         self.device = device
+        self.method: Method = build_method(config)
         self._prior = prior
         self._clouds = clouds
         self._queued = device.type == "cuda" if queued is None else queued
@@ -96,10 +102,6 @@ class Pipeline:
     def _schedule(self) -> NoiseSchedule:
         return NoiseSchedule(self.prior.alphas_cumprod)
 
-    @cached_property
-    def _edges(self) -> tuple[int, ...]:
-        return trajectory_segments(self.config.distill, len(self.prior.alphas_cumprod))
-
     def prepare(self, prompt: str, seed: int, negative_prompt: str | None = None) -> AssetState:
         """An asset before its first step.
 
@@ -108,8 +110,8 @@ class Pipeline:
         """
         generators = build_generators(seed)
         embeddings = self.embed(prompt, negative_prompt)
-        words = cloud_words(self.config.init, prompt, self.prior.profile.vocabulary)
-        cloud = None if self._clouds is None or words is None else partial(self._clouds, words, seed)
+        text = cloud_text(self.config.init, prompt, self.prior.profile.vocabulary)
+        cloud = None if self._clouds is None or text is None else partial(self._clouds, text, seed)
         gaussians = initial_gaussians(self.config.init, generators["init"], cloud).to(self.device)
         cap = self.config.densify.cap
         if cap is not None and len(gaussians) > cap:
@@ -117,6 +119,7 @@ class Pipeline:
                 f"the start has {len(gaussians):,} Gaussians, more than the limit of {cap:,}",
                 hint=f"--set densify.cap={len(gaussians)}",
             )
+        state = self.method.init_state(self._latent_shape, generators)
         return AssetState(
             prompt=prompt,
             seed=seed,
@@ -124,21 +127,30 @@ class Pipeline:
             gaussians=gaussians,
             optimizers=build_optimizers(gaussians, self.config.optim),
             stats=DensityStats.empty(gaussians),
-            noise=self._draw_noise([generators["noise"]]),
+            method_state={name: send(tensor, self.device) for name, tensor in state.items()},
             generators=generators,
         )
 
     def restore(
         self, tensors: Mapping[str, Tensor], prompt: str, seed: int, negative_prompt: str | None = None
     ) -> AssetState:
-        """An asset as it was when `AssetState.tensors` was called."""
-        embeddings = self.embed(prompt, negative_prompt)
+        """An asset from the tensors of a checkpoint, as `AssetState.tensors` returned them.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
         return AssetState.from_tensors(
-            tensors, prompt=prompt, seed=seed, embeddings=embeddings, config=self.config, device=self.device
+            tensors,
+            prompt=prompt,
+            seed=seed,
+            embeddings=self.embed(prompt, negative_prompt),
+            config=self.config,
+            device=self.device,
+            method_state=self.method.init_state(self._latent_shape, build_generators(seed)),
         )
 
     def embed(self, prompt: str, negative_prompt: str | None = None) -> PromptEmbeddings:
-        """The prompt from every side, the negative prompt and the empty text, encoded together."""
+        """Embeddings of the prompt with each view phrase, of the negative prompt and of the empty text."""
         profile = self.prior.profile
         text = clean_prompt(prompt, profile.vocabulary)
         negative = profile.negative_prompt
@@ -148,98 +160,68 @@ class Pipeline:
         return PromptEmbeddings(phrases=encoded[:-2], uncond=encoded[-2], null=encoded[-1])
 
     def run(self, assets: Sequence[AssetState]) -> Iterator[StepReport]:
-        """Optimises assets in lock step until their last step, yielding once a step.
+        """Optimises assets in lock step until their last step, yielding a report per step.
 
-        They share the work, not the result: each has random numbers of its own, and comes out as it would alone but for
-        the rounding of batched arithmetic. After a yield the assets are in a state that can be saved, unless the step
-        is broken, as `report.taken.broken()` tells: then it is about to be taken back, since queued steps are looked at
-        in the next one, when the rasteriser has waited for the device.
+        Each result equals its solo run up to the rounding of batched arithmetic. After a yield the assets can be saved,
+        unless `report.first_nonfinite()` finds a non-finite gradient: `Batch` rolls such a step back in the next one.
 
         Raises:
-            Diverged: the gradient of one asset is not finite; all are as they were before that step, and the others can
-                go on without it.
+            Diverged: the gradient of one asset is non-finite. All assets are as before that step, and the others can
+                be run without it.
             OutOfMemory: the device's memory does not hold a step.
             ValueError: the assets are not at the same step.
         """
-        if len({asset.step for asset in assets}) != 1:
-            raise ValueError("the assets of a run must be at the same step")
-        last: Taken | None = None
-        while assets[0].step < self.config.optim.steps:
+        batch = Batch(assets, self.config, queued=self._queued)
+        while batch.step <= self.config.optim.steps:
             begin = time.perf_counter()
-            draws = [asset.draws() for asset in assets]
-            try:
-                with out_of_memory(self.device, "a step", self._cheaper(len(assets))):
-                    last = self._step(assets, draws, last)
-            except Diverged:
-                raise
-            except BaseException:
-                if last is not None and last.broken() is not None:
-                    _take_back(assets, last.step, last.draws)
-                else:
-                    _take_back(assets, assets[0].step + 1, draws)
-                raise
+            with batch.transaction(), out_of_memory(self.device, "a step", self._cheaper_setting(len(batch))):
+                self._step(batch)
             yield StepReport(
-                taken=last,
+                step=batch.last.step,
+                timesteps=batch.last.timesteps,
+                norms=batch.last.norms,
                 n_gaussians=tuple(len(asset.gaussians) for asset in assets),
                 seconds=time.perf_counter() - begin,
                 memory_gib=peak_memory_gib(self.device),
             )
-        if last is not None:
-            _check_finite(assets, last)
+        batch.check_last()
 
     @torch.no_grad()
     def render(self, gaussians: Gaussians, cameras: Cameras) -> Rendering:
-        """What the cameras see of Gaussians, nothing behind them.
+        """The views of Gaussians from cameras, with nothing behind them.
 
         Raises:
-            OutOfMemory: the device's memory does not hold the pictures.
+            OutOfMemory: the device's memory does not hold the images.
         """
-        with out_of_memory(self.device, f"{len(cameras)} pictures", f"--size {cameras.size // 2}"):
+        with out_of_memory(self.device, f"{len(cameras)} images", f"--size {cameras.size // 2}"):
             return render(gaussians, cameras.to(self.device))
 
-    def _step(self, assets: Sequence[AssetState], draws: Sequence[Mapping[str, Tensor]], last: Taken | None) -> Taken:
-        """One step of every asset, from where their random generators stand; `last` is the one before it."""
-        config, step = self.config, assets[0].step + 1
-        times = tuple(draw_times(config.distill, step, self._edges, asset.generators["times"]) for asset in assets)
-        gaussians = stack([asset.gaussians for asset in assets])  # [a, n, ...]
-        noise, posterior_noise = self._step_noise(assets), self._posterior_noise(assets)
-        views = self._draw_views(assets, gaussians)  # waits for the device: what is drawn before costs no time
-        if last is not None:
-            _check_finite(assets, last)
-        latents = self.prior.encode_image(views.images, posterior_noise)
-        gradient = sctd(
-            self.prior.predict_noise,
-            self._schedule,
-            latents.detach(),
-            noise,
-            Times(*torch.tensor(times).T).repeat(config.camera.batch),
-            self._conditions(assets, views.cameras),
-            config.distill,
-        )
-        loss = (latents * gradient).sum() + self._regularisers(assets, gaussians, views)
-        loss.backward()
-        norms = clip_gradients(gaussians, config.optim, step)
-        taken = Taken(step, times, Arriving(norms), draws)
-        if self._queued and not due(step, config.densify):
-            self._update(assets, gaussians, views.rendering, usable=norms.isfinite().all())
-        else:
-            _check_finite(assets, taken)
-            self._update(assets, gaussians, views.rendering)
-        return taken
+    def _step(self, batch: Batch) -> None:
+        """One iteration of Algorithm 1 for every asset: θ are its Gaussians, g the rasteriser, E the encoder."""
+        draws = batch.draw(self.method, self._latent_shape)  # t, s, e and ε*
+        posterior_noise = self._draw_posterior_noise(batch)
+        gaussians = batch.stack()  # θ, [a, n, ...]
+        views = self._render_views(batch, gaussians)  # x = g(θ, c) from random cameras c
+        batch.check_last()  # the rasteriser has waited for the device, so the last step's norms are here
+        latents = self.prior.encode_image(views.images, posterior_noise)  # z_0 = E(x)
+        gradient = self._distil(batch, latents, views.cameras, draws)  # the method's loss, differentiated by z_0
+        loss = (latents * gradient).sum() + self._regularizers(batch, gaussians, views)
+        loss.backward()  # chain rule through E and g
+        batch.update(gaussians, views.rendering)  # Adam and density control on θ
 
-    def _draw_views(self, assets: Sequence[AssetState], gaussians: Gaussians) -> _Views:
-        """Draws the cameras of the next step and renders what the prior is to judge."""
-        config, step, size = self.config, assets[0].step + 1, self.image_size
-        cameras = sample_cameras(config.camera, step, size, _generators(assets, "cameras")).to(self.device)
-        backgrounds = sample_backgrounds(config.camera, size, _generators(assets, "backgrounds"), self.device)
+    def _render_views(self, batch: Batch, gaussians: Gaussians) -> _Views:
+        """Draws the cameras of this step and renders the images that the prior is to judge."""
+        config, size = self.config, self.image_size
+        cameras = sample_cameras(config.camera, batch.step, size, batch.generators("cameras")).to(self.device)
+        backgrounds = sample_backgrounds(config.camera, size, batch.generators("backgrounds"), self.device)
         scales = gaussians.scales
         if config.camera.scale_noise:
-            scales = (scales * (1 + config.camera.scale_noise * self._scale_noise(assets, scales))).clamp_min(0)
+            scales = (scales * (1 + config.camera.scale_noise * self._draw_scale_noise(batch, scales))).clamp_min(0)
         rendering = render(gaussians, cameras, scales=scales)
-        rgb = rendering.over(backgrounds.unflatten(0, (len(assets), -1))).flatten(0, 1)
-        draws = torch.stack([torch.rand(2, generator=generator) for generator in _generators(assets, "augment")])
+        rgb = rendering.over(backgrounds.unflatten(0, (len(batch), -1))).flatten(0, 1)
+        uniform = torch.stack([torch.rand(2, generator=generator) for generator in batch.generators("augment")])
         limits = torch.tensor([config.distill.disparity_probability, config.distill.flip_probability])
-        chosen = (draws < limits).repeat_interleave(config.camera.batch, 0)  # [b, 2]
+        chosen = (uniform < limits).repeat_interleave(config.camera.batch, 0)  # [b, 2]
         distil_disparity, flip = chosen.to(self.device, non_blocking=True)[:, :, None, None, None].unbind(1)
         images, disparity = rgb, None
         if chosen[:, 0].any() or config.loss.tv_disparity:
@@ -250,57 +232,35 @@ class Pipeline:
             images = torch.where(flip, images.flip(2), images)
         return _Views(cameras, rendering, rgb, disparity, images.permute(0, 3, 1, 2))
 
-    def _conditions(self, assets: Sequence[AssetState], cameras: Cameras) -> Conditions:
+    def _distil(
+        self, batch: Batch, latents: Latents, cameras: Cameras, draws: Sequence[object]
+    ) -> Float[Tensor, "b c h w"]:
+        """The gradient that pulls latents towards the prior under the text of each view."""
+        text = self._conditions(batch, cameras)
+        return self.method.gradient(self.prior, self._schedule, latents.detach(), text, draws)
+
+    def _conditions(self, batch: Batch, cameras: Cameras) -> Conditions:
         """The text of every row of latents."""
         views, config = self.prior.profile.views, self.config
         angles = cameras.azimuth_deg, cameras.elevation_deg
         weights = view_weights(*angles, views, config.view, perp_neg=config.distill.perp_neg)
-        return conditions([asset.embeddings for asset in assets], weights)
+        return conditions([asset.embeddings for asset in batch.assets], weights)
 
-    def _regularisers(self, assets: Sequence[AssetState], gaussians: Gaussians, views: _Views) -> Float[Tensor, ""]:
+    def _regularizers(self, batch: Batch, gaussians: Gaussians, views: _Views) -> Float[Tensor, ""]:
         """The weighted terms beside the distillation, summed over the assets."""
-        warmup = self.config.distill.warmup_steps
-        return losses.regularisers(
+        return losses.regularizers(
             self.config.loss,
-            min(1.0, (assets[0].step + 1) / warmup) if warmup else 1.0,
+            self.config.distill.warmup(batch.step),
             views.rgb,
             views.disparity,
             gaussians.means,
             gaussians.scales,
             gaussians.opacities,
-            torch.tensor([len(asset.gaussians) for asset in assets]).to(self.device, non_blocking=True),
+            torch.tensor([len(asset.gaussians) for asset in batch.assets]).to(self.device, non_blocking=True),
         )
 
-    def _update(
-        self,
-        assets: Sequence[AssetState],
-        stacked: Gaussians,
-        rendering: Rendering,
-        usable: Bool[Tensor, ""] | None = None,
-    ) -> None:
-        """Moves the assets' parameters by the gradients of their stack and controls their density.
-
-        Nothing but the number of the step changes where `usable` is false; None is true.
-        """
-        config, step = self.config, assets[0].step + 1
-        sets = [asset.gaussians for asset in assets]
-        adam_step(sets, [asset.optimizers for asset in assets], stacked, config.optim, step, usable)
-        if config.optim.scale_range is not None:
-            low, high = map(math.log, config.optim.scale_range)
-            for values in (gaussians.params["log_scales"].data for gaussians in sets):
-                kept = values.clamp(low, high)
-                values.copy_(kept if usable is None else torch.where(usable, kept, values))
-        if step < config.densify.stop and rendering.means2d.grad is not None:
-            stats = [asset.stats for asset in assets]
-            seen = rendering.radii > 0 if usable is None else (rendering.radii > 0) & usable
-            gather(stats, rendering.means2d.grad, seen, self.image_size, config.densify.views)
-        for asset in assets:
-            asset.stats = control_density(
-                asset.gaussians, asset.optimizers, asset.stats, step, config.densify, asset.generators["densify"]
-            )
-            asset.step = step
-
-    def _latent_shape(self) -> tuple[int, int, int, int]:
+    @cached_property
+    def _latent_shape(self) -> Shape:
         """Views, channels, height and width of the latents of an asset's renders.
 
         Raises:
@@ -311,71 +271,29 @@ class Pipeline:
         if self.image_size % factor:
             fitting = max(1, round(self.image_size / factor)) * factor
             raise UsageProblem(
-                f"camera.image_size can't be {self.image_size}: the prior's latents take {factor} pixels each",
+                f"camera.image_size can't be {self.image_size}: each latent of the prior covers {factor} pixels",
                 hint=f"--set camera.image_size={fitting}",
             )
         return self.config.camera.batch, channels, self.image_size // factor, self.image_size // factor
 
-    def _draw_noise(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "b c h w"]:
-        """ε*: Gaussian noise for each view of a step, with a constant added to each channel of an asset (release)."""
-        shape, distill = self._latent_shape(), self.config.distill
-        offset = distill.noise_offset_perp_neg if distill.perp_neg else distill.noise_offset
-        noise = torch.stack([torch.randn(shape, generator=each) for each in generators])  # [a, v, c, h, w]
-        constants = torch.stack([torch.randn(1, shape[1], 1, 1, generator=each) for each in generators])
-        return self._send((noise + offset * constants).flatten(0, 1))
-
-    def _step_noise(self, assets: Sequence[AssetState]) -> Float[Tensor, "b c h w"]:
-        if self.config.distill.fixed_noise:
-            return torch.cat([asset.noise for asset in assets])
-        return self._draw_noise(_generators(assets, "noise"))
-
-    def _posterior_noise(self, assets: Sequence[AssetState]) -> Float[Tensor, "b c h w"] | None:
+    def _draw_posterior_noise(self, batch: Batch) -> Float[Tensor, "b c h w"] | None:
         if not self.config.prior.sample_posterior:
             return None
-        shape = self._latent_shape()
-        drawn = [torch.randn(shape, generator=generator) for generator in _generators(assets, "posterior")]
-        return self._send(torch.cat(drawn))
+        drawn = [torch.randn(self._latent_shape, generator=each) for each in batch.generators("posterior")]
+        return send(torch.cat(drawn), self.device)
 
-    def _scale_noise(self, assets: Sequence[AssetState], scales: Float[Tensor, "a n 3"]) -> Float[Tensor, "a n 3"]:
-        """Standard normal numbers for each asset's own Gaussians, and zeros beyond its last."""
+    def _draw_scale_noise(self, batch: Batch, scales: Float[Tensor, "a n 3"]) -> Float[Tensor, "a n 3"]:
+        """Standard normal numbers for each asset's own Gaussians, and zeros in the padding."""
         noise = torch.zeros(scales.shape)
-        for asset, row in zip(assets, noise, strict=True):
+        for asset, row in zip(batch.assets, noise, strict=True):
             count = len(asset.gaussians)
             torch.randn(count, 3, generator=asset.generators["augment"], out=row[:count])
-        return self._send(noise)
+        return send(noise, self.device)
 
-    def _send(self, drawn: Tensor) -> Tensor:
-        """Numbers from the processor, so that a run is the same everywhere, sent without waiting for the device."""
-        pinned = drawn.pin_memory() if self.device.type == "cuda" else drawn
-        return pinned.to(self.device, non_blocking=True)
-
-    def _cheaper(self, assets: int) -> str:
-        """What to change when a step does not fit."""
+    def _cheaper_setting(self, assets: int) -> str:
+        """An option that makes a step need less memory."""
         if assets > 1:
             return f"--batch {assets // 2}"
         if self.config.camera.batch > 1:
             return f"--set camera.batch={self.config.camera.batch // 2}"
         return f"--set camera.image_size={self.image_size // 2}"
-
-
-def _check_finite(assets: Sequence[AssetState], taken: Taken) -> None:
-    """Takes back a step with a broken gradient, which has not reached the parameters."""
-    place = taken.broken()
-    if place is not None:
-        _take_back(assets, taken.step, taken.draws)
-        t, s, e = taken.times[place]
-        raise Diverged(
-            f"the gradient of {assets[place].prompt!r} is not finite in step {taken.step} (t={t}, s={s}, e={e})",
-            hint="start over with --force and a smaller --guidance-scale, or with --set prior.dtype=fp32",
-            place=place,
-        )
-
-
-def _take_back(assets: Sequence[AssetState], step: int, draws: Sequence[Mapping[str, Tensor]]) -> None:
-    """Puts assets back before a step that has not moved their parameters."""
-    for asset, states in zip(assets, draws, strict=True):
-        asset.rewind(step, states)
-
-
-def _generators(assets: Sequence[AssetState], purpose: str) -> list[torch.Generator]:
-    return [asset.generators[purpose] for asset in assets]

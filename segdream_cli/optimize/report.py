@@ -1,98 +1,78 @@
-"""What a step of the optimisation loop tells, some of it before the device has done it."""
+"""Per-step report; some values are still being copied from the device."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-class Arriving:
-    """Numbers on their way from the device, on which nothing else waits.
+class HostCopy:
+    """Numbers being copied from the device to the host, without anyone waiting.
 
     Args:
-        values: one a row.
+        values: one per row.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Float[Tensor, " a"]) -> None:
         self._values = values.to("cpu", non_blocking=True)
-        self._there: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
         if values.is_cuda:
-            self._there = torch.cuda.Event()
-            self._there.record()
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def tolist(self) -> list[float]:
-        """The numbers, once they are there."""
-        if self._there is not None:
-            self._there.synchronize()
+        """The numbers; waits for the copy."""
+        if self._copied is not None:
+            self._copied.synchronize()
         numbers: list[float] = self._values.tolist()
         return numbers
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A step that has been queued. Where its gradient turns out not to be finite, it has moved nothing.
-
-    Tuples, and the numbers that arrive, hold one entry an asset.
+class StepReport:
+    """One optimisation step of a batch. Tuples and copied numbers hold one entry per asset.
 
     Args:
         step: its number, from 1.
-        times: (t, s, e) of the distillation.
+        timesteps: named timesteps of the distillation, as `Method.describe` gives them.
         norms: norm of the parameters' gradient before clipping.
-        draws: where the random generators of each asset stood before it.
+        n_gaussians: number of Gaussians after the step.
+        seconds: wall time on the host; a GPU may still be working on the step.
+        memory_gib: peak memory so far, of the device or, on a CPU, of the process.
     """
 
     step: int
-    times: tuple[tuple[int, int, int], ...]
-    norms: Arriving
-    draws: Sequence[Mapping[str, Tensor]]
-
-    def broken(self) -> int | None:
-        """The place of the first asset whose gradient is not finite. On CUDA this waits for the step."""
-        return next((place for place, norm in enumerate(self.norms.tolist()) if not math.isfinite(norm)), None)
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one optimisation step did; tuples hold one entry an asset.
-
-    Args:
-        taken: the step.
-        n_gaussians: number of Gaussians after it.
-        seconds: wall time of what the host did for it; a GPU may be some way behind.
-        memory_gib: peak memory so far, of the device or of the process on a CPU.
-    """
-
-    taken: Taken
+    timesteps: tuple[Mapping[str, Any], ...]
+    norms: HostCopy
     n_gaussians: tuple[int, ...]
     seconds: float
     memory_gib: float
 
     @property
-    def step(self) -> int:
-        """Its number, from 1."""
-        return self.taken.step
-
-    @property
-    def times(self) -> tuple[tuple[int, int, int], ...]:
-        """(t, s, e) of the distillation."""
-        return self.taken.times
-
-    @property
     def grad_norm(self) -> tuple[float, ...]:
         """Norm of the parameters' gradient before clipping. On CUDA this waits for the step."""
-        return tuple(self.taken.norms.tolist())
+        return tuple(self.norms.tolist())
 
-    def event(self, place: int) -> dict[str, Any]:
-        """The part of one asset as plain values."""
-        one = slice(place, place + 1)
+    def first_nonfinite(self) -> int | None:
+        """Index of the first asset with a non-finite gradient. On CUDA this waits for the step."""
+        return first_nonfinite(self.norms)
+
+    def event(self, index: int) -> dict[str, Any]:
+        """The part of one asset as JSON values."""
         return {
             "step": self.step,
-            "times": self.times[one],
-            "grad_norm": self.grad_norm[one],
-            "n_gaussians": self.n_gaussians[one],
+            "times": [list(self.timesteps[index].values())],
+            "grad_norm": [self.grad_norm[index]],
+            "n_gaussians": [self.n_gaussians[index]],
             "seconds": self.seconds,
             "memory_gib": self.memory_gib,
         }
+
+
+def first_nonfinite(norms: HostCopy) -> int | None:
+    """Index of the first number that is infinite or not a number; waits for the copy."""
+    return next((index for index, norm in enumerate(norms.tolist()) if not math.isfinite(norm)), None)

@@ -35,7 +35,7 @@ def check_start(shape: str) -> None:
         raise UsageProblem(f"there is no start {shape!r}", hint=f"--init {', '.join(known)} or the path of a .ply file")
 
 
-def cloud_words(config: InitConfig, prompt: str | None, vocabulary: Vocabulary | None) -> str | None:
+def cloud_text(config: InitConfig, prompt: str | None, vocabulary: Vocabulary | None) -> str | None:
     """What Point-E is to make: the start's simpler words, else the prompt, as the prior is to read them.
 
     There are none for a start from something else, and none without a prompt where there are no simpler words.

@@ -1,11 +1,10 @@
-"""One asset while it is being optimised: everything that the next step depends on, and nothing else."""
+"""State of one asset under optimisation: everything the next step depends on, and nothing else."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from segdream_cli.config import Config
@@ -19,7 +18,7 @@ PURPOSES = ("init", "noise", "times", "cameras", "backgrounds", "augment", "post
 
 
 def build_generators(seed: int) -> dict[str, torch.Generator]:
-    """A random generator for each purpose, so that a change in how one is used leaves the others' draws alone."""
+    """One random generator per purpose, so that a change in the use of one leaves the numbers of the others alone."""
     return {
         purpose: torch.Generator().manual_seed(
             int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:7], "big")
@@ -33,15 +32,15 @@ class AssetState:
     """An asset after `step` optimisation steps.
 
     Args:
-        prompt: what it is to become.
-        seed: what all its random numbers come from.
-        embeddings: the prompt as the prior's text encoder reads it.
+        prompt: text that describes the asset.
+        seed: source of all its random numbers.
+        embeddings: the prior's encoding of the prompt.
         gaussians: its Gaussians.
-        optimizers: their optimisers.
-        stats: gradients gathered for the next densification.
-        noise: ε*, one slice a view of a step.
+        optimizers: Adam's moments, one optimizer per parameter group.
+        stats: gradients accumulated for the next densification.
+        method_state: tensors of the distillation method, such as SCTD's ε*.
         generators: random generators by purpose.
-        step: how many steps are done.
+        step: number of steps done.
     """
 
     prompt: str
@@ -50,34 +49,34 @@ class AssetState:
     gaussians: Gaussians
     optimizers: Optimizers
     stats: DensityStats
-    noise: Float[Tensor, "v c h w"]
+    method_state: dict[str, Tensor]
     generators: dict[str, torch.Generator]
     step: int = 0
 
-    def draws(self) -> dict[str, Tensor]:
-        """Where each random generator stands."""
+    def rng_states(self) -> dict[str, Tensor]:
+        """State of each random generator."""
         return {purpose: generator.get_state() for purpose, generator in self.generators.items()}
 
-    def rewind(self, step: int, draws: Mapping[str, Tensor]) -> None:
-        """Takes back a step that has not moved the parameters.
+    def rollback(self, step: int, rng_states: Mapping[str, Tensor]) -> None:
+        """Undoes a step that has not moved the parameters.
 
         Args:
             step: its number.
-            draws: where the random generators stood before it.
+            rng_states: states of the random generators before it.
         """
         self.step = step - 1
         for purpose, generator in self.generators.items():
-            generator.set_state(draws[purpose])
+            generator.set_state(rng_states[purpose])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state as named tensors, for a checkpoint; prompt, seed and embeddings are not among them."""
-        named: dict[str, Tensor] = {"step": torch.tensor(self.step), "noise": self.noise}
+        """The state as named tensors, for a checkpoint, without prompt, seed and embeddings."""
+        named: dict[str, Tensor] = {"step": torch.tensor(self.step), **self.method_state}
         named |= {"stats.grad_sum": self.stats.grad_sum, "stats.count": self.stats.count}
         for group, parameter in self.gaussians.params.items():
             named[f"gaussians.{group}"] = parameter.detach()
             for key, value in self.optimizers[group].state.get(parameter, {}).items():
                 named[f"adam.{group}.{key}"] = value
-        named |= {f"generator.{purpose}": state for purpose, state in self.draws().items()}
+        named |= {f"generator.{purpose}": state for purpose, state in self.rng_states().items()}
         return named
 
     @classmethod
@@ -90,8 +89,18 @@ class AssetState:
         embeddings: PromptEmbeddings,
         config: Config,
         device: torch.device,
+        method_state: Iterable[str],
     ) -> "AssetState":
-        """The state that `tensors` came from, in memory of its own.
+        """The state that `tensors` describes, in memory of its own.
+
+        Args:
+            tensors: what `AssetState.tensors` returned.
+            prompt: as the field.
+            seed: as the field.
+            embeddings: as the field.
+            config: settings of the run.
+            device: where the Gaussians live.
+            method_state: names of the method's tensors.
 
         Raises:
             KeyError: a tensor is missing.
@@ -118,7 +127,7 @@ class AssetState:
             gaussians=gaussians,
             optimizers=optimizers,
             stats=DensityStats(tensors["stats.grad_sum"].to(device), tensors["stats.count"].to(device)),
-            noise=tensors["noise"].to(device),
+            method_state={name: tensors[name].to(device) for name in method_state},
             generators=generators,
             step=int(tensors["step"]),
         )

@@ -1,7 +1,7 @@
 """The interface of a diffusion prior, which every distillation method and the pipeline use."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from segdream_cli.priors.profile import PriorProfile
 
 
+@runtime_checkable
 class Prior(Protocol):
     """A frozen text-to-image latent diffusion model.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from segdream_cli.config import Config
+from segdream_cli.distill import build_method
 from segdream_cli.optimize.start import POINT_E
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors.checkpoint import Checkpoint
@@ -128,7 +129,7 @@ def load_pipeline(
             steps=config.optim.steps,
         )
     if device.type == "cuda" and full_size(prior.unet):
-        work = workload(prior, config, assets)
+        work = workload(prior, config, build_method(config).rows_per_view, assets)
         needed = work.memory_gib(config.densify.cap or config.init.count)
         for line in forecast(needed, free_gib(device), work.seconds(device), config):
             reporter(Note(line))

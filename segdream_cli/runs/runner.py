@@ -98,7 +98,7 @@ class Runner:
                         yield from self._advance(left, name)
                         break
                     except Diverged as problem:
-                        self._keep(left.pop(problem.place), problem)
+                        self._keep(left.pop(problem.index), problem)
                         failures.append(problem)
                     except (SegdreamError, Interrupted) as end:
                         if isinstance(end, SegdreamError):
@@ -126,7 +126,7 @@ class Runner:
                 for every in (look_every, options.preview_every, options.checkpoint_every)
             )
             stopping = self.stop.is_set() and report.step < steps
-            if (look or preview or save or stopping) and report.taken.broken() is not None:
+            if (look or preview or save or stopping) and report.first_nonfinite() is not None:
                 continue  # the pipeline is about to roll this step back, and raises Diverged
             norms = report.grad_norm if look else None
             self.reporter(Stepped(name, report.step, report.n_gaussians, norms, report.memory_gib))
@@ -147,7 +147,7 @@ class Runner:
             try:
                 yield report
             except GeneratorExit:
-                if report.step < steps and report.taken.broken() is None:
+                if report.step < steps and report.first_nonfinite() is None:
                     for each in active:
                         _save(each)
                 raise

@@ -14,12 +14,12 @@ import torch
 
 from segdream_cli import __version__, formats
 from segdream_cli.config import AUTO, Config
-from segdream_cli.distill.schedule import trajectory_segments
+from segdream_cli.distill import build_method
 from segdream_cli.distill.view_prompts import clean_negative, clean_prompt
 from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
-from segdream_cli.optimize.start import check_start, cloud_words
+from segdream_cli.optimize.start import check_start, cloud_text
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.priors.checkpoint import Checkpoint
 from segdream_cli.runs.jobs import Job
@@ -34,7 +34,6 @@ from segdream_cli.util.devices import choose_device
 from segdream_cli.util.files import check_output
 from segdream_cli.viewer.live import LivePage
 
-METHOD = "sctd"
 Begin = Callable[[], ActiveRun]
 T = TypeVar("T")
 
@@ -118,9 +117,9 @@ class Session:
         model = config.prior.model
         if model is not None and Path(model).expanduser().is_dir():  # so that the run can be resumed from elsewhere
             config = config.set({"prior.model": str(Path(model).expanduser().resolve())})
-        trajectory_segments(config.distill)  # these refuse what would otherwise fail late
+        build_method(config)  # these refuse what would otherwise fail late
         check_start(config.init.shape)
-        cloud_words(config.init, None, checkpoint.profile.vocabulary)
+        cloud_text(config.init, None, checkpoint.profile.vocabulary)
         if negative_prompt is not None:
             clean_negative(negative_prompt, checkpoint.profile.vocabulary)
         clouds = load_clouds(
@@ -351,7 +350,7 @@ class Session:
     def _runner(self) -> Runner:
         origin = {
             "generator": f"segdream {__version__}",
-            "method": METHOD,
+            "method": self.config.distill.method,
             "prior": self.checkpoint.name,
             "prior_digest": self.checkpoint.digest,
             "quality": self.quality,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segdream_cli.config import AUTO, Config, PriorConfig, check_settings
+from segdream_cli.config import AUTO, Config, PriorConfig, check_settings, flatten
 from segdream_cli.config.values import read_toml
 from segdream_cli.priors.profile import preset
 from segdream_cli.runs.jobs import Job
@@ -40,9 +40,10 @@ class Request:
         Raises:
             UsageProblem: an unknown setting or a value that does not fit.
         """
-        file = read_toml(self.file) if self.file else {}
+        file = flatten(read_toml(self.file)) if self.file else {}
         given = {key: value for key, value in self.settings.items() if value is not None}
-        return check_settings(file), check_settings(given)
+        method = (file | given).get("distill.method", Config().distill.method)
+        return check_settings(file, method), check_settings(given, method)
 
     def prior(self) -> PriorConfig:
         """Which prior is asked for."""

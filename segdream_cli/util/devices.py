@@ -40,3 +40,13 @@ def visible_device(name: str, instead: str = "--device cpu") -> torch.device:
             f"there is no {name}, only {torch.cuda.device_count()} CUDA devices", hint="nvidia-smi -L"
         )
     return torch.device(kind, int(index)) if index else torch.device(kind)
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The values on the device, sent without waiting for it.
+
+    Random numbers are drawn on the CPU, so that a seed means the same everywhere. Only pinned memory is copied to CUDA
+    while the host goes on.
+    """
+    pinned = values.pin_memory() if device.type == "cuda" and not values.is_cuda else values
+    return pinned.to(device, non_blocking=True)

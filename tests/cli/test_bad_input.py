@@ -133,19 +133,19 @@ def test_nothing_given_shows_the_help(segdream, arguments):
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
-        ("distil.segments=4", ["'distil.segments'", "--set distill.segments="]),
-        ("segments=4", ["'segments'", "--set distill.segments="]),
+        ("distil.segments=4", ["'distil.segments'", "--set distill.sctd.segments="]),
+        ("segments=4", ["'segments'", "--set distill.sctd.segments="]),
         ("optim.step=4", ["'optim.step'", "--set optim.steps="]),
-        ("distill.segments", "no '='"),
-        ("distill.segments=four", ["distill.segments", "'four'"]),
-        ("distill.segments=-1", ["distill.segments", "-1"]),
-        ("distill.segments=4.5", "distill.segments"),
+        ("distill.sctd.segments", "no '='"),
+        ("distill.sctd.segments=four", ["distill.sctd.segments", "'four'"]),
+        ("distill.sctd.segments=-1", ["distill.sctd.segments", "-1"]),
+        ("distill.sctd.segments=4.5", "distill.sctd.segments"),
         ("optim.means_lr=[1]", "optim.means_lr"),
         ("prior.dtype=fp8", ["prior.dtype", "fp8", "fp16"]),
-        ("distill.loss=mse", ["distill.loss", "eq10"]),
-        ("distill.t_min=990", ["t_min", "990"]),
+        ("distill.sctd.loss=mse", ["distill.sctd.loss", "eq10"]),
+        ("distill.sctd.t_min=990", ["t_min", "990"]),
         ("loss.scale=nan", "loss.scale"),
-        ("distill.segments=999", "999 segments"),
+        ("distill.sctd.segments=999", "999 segments"),
     ],
 )
 def test_settings(refused, assignment, words):

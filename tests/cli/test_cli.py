@@ -98,7 +98,7 @@ def test_previews_are_pictures_of_four_sides(segdream):
     ("arguments", "key", "value"),
     [
         (("--steps", "3"), "optim.steps", 3),
-        (("--guidance-scale", "3.5", "--steps", "2"), "distill.guidance_scale", 3.5),
+        (("--guidance-scale", "3.5", "--steps", "2"), "distill.sctd.guidance_scale", 3.5),
         (("--perp-neg", "--steps", "2"), "distill.perp_neg", True),
         (("--no-perp-neg", "--steps", "2"), "distill.perp_neg", False),
         (("--init", "box", "--steps", "2"), "init.shape", "box"),
@@ -136,7 +136,7 @@ def test_options_change_the_result(segdream):
     """One that parses and changes nothing would leave the same bytes."""
     variants = [
         (), ("--guidance-scale", "30"), ("--perp-neg",), ("--negative", "a red ball"), ("--init", "box"),
-        ("--seed", "1"), ("--set", "distill.loss=eq10"),
+        ("--seed", "1"), ("--set", "distill.sctd.loss=eq10"),
     ]  # fmt: skip
     seen = {}
     for number, variant in enumerate(variants):
@@ -161,7 +161,7 @@ def test_a_file_of_settings_gives_way_to_options_and_these_to_set(segdream):
     arguments = ("--config", "my settings.toml", *SIX, "--set", "loss.scale=0.125")
     assert segdream("generate", BUS, "-o", "bus.ply", *arguments).code == 0
     config = record("bus.run")["config"]
-    assert (config["optim.steps"], config["distill.segments"]) == (6, 3)
+    assert (config["optim.steps"], config["distill.sctd.segments"]) == (6, 3)
     assert (config["loss.scale"], config["loss.tv_rgb"]) == (0.125, 0.5)
 
 

@@ -23,7 +23,7 @@ def main() -> None:
         GOLDEN.write_text("[]")
     from test_sctd import ROWS, expected, problem
 
-    from segdream_cli.config import DistillConfig
+    from segdream_cli.config.distill import SctdConfig
 
     times = ROWS["mixed"]
     cases = [
@@ -32,7 +32,7 @@ def main() -> None:
             "settings": settings,
             "perp_neg": perp_neg,
             "times": times,
-            "gradient": expected(DistillConfig(**settings), problem(times, perp_neg=perp_neg)).tolist(),
+            "gradient": expected(SctdConfig(**settings), problem(times, perp_neg=perp_neg)).tolist(),
         }
         for name, settings in CASES.items()
         for perp_neg in (False, True)

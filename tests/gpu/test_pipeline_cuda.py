@@ -32,7 +32,7 @@ def norms(pipeline: Pipeline, steps: int) -> list[float]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"distill__perp_neg": True}, {"distill__loss": "eq10", "distill__approximate": False}],
+    [{}, {"distill__perp_neg": True}, {"distill__sctd__loss": "eq10", "distill__sctd__approximate": False}],
     ids=["guidance", "perp-neg", "exact"],
 )
 def test_cuda_with_graphs_takes_the_steps_of_cuda_without_and_of_the_cpu(settings: dict[str, object]) -> None:
@@ -59,7 +59,7 @@ def test_a_checkpoint_goes_on_where_it_was_on_any_device(here: str, there: str) 
     assert restored.step == 3
     assert all(parameter.device.type == there for parameter in restored.gaussians.params.values())
     expected, found = next(run), next(second.run([restored]))
-    assert found.times == expected.times
+    assert found.timesteps == expected.timesteps
     assert found.grad_norm[0] == pytest.approx(expected.grad_norm[0], rel=1e-2)
 
 
@@ -73,7 +73,7 @@ def test_assets_of_a_batch_take_the_steps_that_each_takes_alone() -> None:
     for place, start in enumerate(starts):
         alone = pipeline.run([pipeline.prepare(*start)])
         expected = [next(alone) for _ in range(5)]
-        assert [report.times[place] for report in reports] == [report.times[0] for report in expected]
+        assert [report.timesteps[place] for report in reports] == [report.timesteps[0] for report in expected]
         found, wanted = ([report.grad_norm[i] for report in these] for these, i in ((reports, place), (expected, 0)))
         assert found[0] == pytest.approx(wanted[0], rel=5e-3)
         assert found == pytest.approx(wanted, rel=5e-2)

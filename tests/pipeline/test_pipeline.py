@@ -9,9 +9,9 @@ from fakes import AnalyticPrior
 
 from segdream_cli.config import Config
 from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
-from segdream_cli.optimize import losses, pipeline
+from segdream_cli.optimize import batch, losses, pipeline
 from segdream_cli.optimize.pipeline import Pipeline
-from segdream_cli.optimize.report import Arriving
+from segdream_cli.optimize.report import HostCopy
 from segdream_cli.render.cameras import turntable_azimuths, viewing
 from segdream_cli.runs.run_dir import RunDir, RunRecord
 from segdream_cli.splats import GROUPS
@@ -75,7 +75,7 @@ def test_reports_say_what_happened():
         seen.append(report)
         assert report.step == asset.step == len(seen)
         assert report.n_gaussians == (len(asset.gaussians),)
-        ((t, s, e),) = report.times
+        t, s, e = report.timesteps[0].values()
         assert 0 <= e <= s < t < 1000
         assert math.isfinite(report.grad_norm[0])
         assert report.grad_norm[0] > 0
@@ -93,7 +93,7 @@ def test_the_prior_pulls_the_picture_towards_its_mean():
     prior = AnalyticPrior({"red": mean} | {f"red, {view}": mean for view in ("front view", "side view", "back view")})
     pipe = build(
         prior, optim__steps=60, densify__every=1000, densify__reset_every=0, loss__scale=0.0, loss__tv_rgb=0.0,
-        loss__tv_disparity=0.0, distill__disparity_probability=0.0, distill__guidance_scale=1.0,
+        loss__tv_disparity=0.0, distill__disparity_probability=0.0, distill__sctd__guidance_scale=1.0,
         camera__scale_noise=0.0,
         init__opacity=0.9, init__radius=0.8, init__count=200, densify__cap=200, optim__sh0_lr=(0.05, 0.05),
     )  # fmt: skip
@@ -110,7 +110,7 @@ EVERY_DRAW = {
     "camera__backgrounds": {"gradient": 0.4, "random": 0.3, "white": 0.3},
     "camera__stratified": True,
     "camera__fill": (0.8, 1.0),
-    "distill__fixed_noise": False,
+    "distill__sctd__fixed_noise": False,
     "distill__disparity_probability": 0.5,
     "loss__tv_rgb": 0.0,  # so that in some steps no gradient reaches some assets' colours
     "loss__opacity": 0.1,
@@ -135,7 +135,7 @@ def test_assets_of_a_batch_do_what_each_does_alone(settings):
     for place, each in enumerate(prompts):
         alone = pipe.prepare(*each)
         own = advance(pipe, [alone], 6)
-        assert [report.times[place] for report in reports] == [report.times[0] for report in own]
+        assert [report.timesteps[place] for report in reports] == [report.timesteps[0] for report in own]
         assert [report.n_gaussians[place] for report in reports] == [report.n_gaussians[0] for report in own]
         for one, other in zip(reports, own, strict=True):
             assert one.grad_norm[place] == pytest.approx(other.grad_norm[0], rel=1e-3)
@@ -154,7 +154,7 @@ def test_a_seed_decides_everything():
     assert not torch.equal(ends[0]["gaussians.means"], ends[2]["gaussians.means"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"distill__fixed_noise": False}, {"distill__perp_neg": True}])
+@pytest.mark.parametrize("settings", [{}, {"distill__sctd__fixed_noise": False}, {"distill__perp_neg": True}])
 @pytest.mark.parametrize("stop", [1, 5])
 def test_a_restored_asset_goes_on_to_the_same_bits(settings, stop):
     """Across clones, splits and a reset, with every generator in use."""
@@ -168,7 +168,7 @@ def test_a_restored_asset_goes_on_to_the_same_bits(settings, stop):
     again = list(other.run([restored]))
     assert len(first) + len(rest) == len(first) + len(again) == 10
     for one, two in zip(rest, again, strict=True):
-        fields = ("step", "times", "grad_norm", "n_gaussians")
+        fields = ("step", "timesteps", "grad_norm", "n_gaussians")
         assert [getattr(one, name) for name in fields] == [getattr(two, name) for name in fields]
     check_same(values(whole), values(restored))
 
@@ -206,8 +206,8 @@ def test_a_checkpoint_that_lacks_something_is_a_key_error():
 
 def captured_loss(monkeypatch, asset_of, **settings):
     """Gradients of the parameters after one step in which the distillation itself gives none."""
-    monkeypatch.setattr(pipeline, "sctd", lambda *arguments: torch.zeros_like(arguments[2]))
     pipe = build(densify__every=1000, densify__reset_every=0, **settings)
+    monkeypatch.setattr(pipe.method, "gradient", lambda prior, schedule, latents, *_: torch.zeros_like(latents))
     asset = asset_of(pipe)
     seen = {}
 
@@ -216,7 +216,7 @@ def captured_loss(monkeypatch, asset_of, **settings):
             seen[name] = None if value.grad is None else value.grad[0].clone()
         return torch.zeros(1)
 
-    monkeypatch.setattr(pipeline, "clip_gradients", keep)
+    monkeypatch.setattr(batch, "clip_gradients", keep)
     before = {name: value.detach().clone() for name, value in asset.gaussians.params.items()}
     advance(pipe, [asset], 1)
     return before, seen
@@ -381,12 +381,12 @@ def test_memory_that_runs_out_after_a_broken_step_takes_both_back(monkeypatch):
     pipe, asset = before_it_breaks(5)
     before = values(asset)
     run = pipe.run([asset])
-    assert next(run).taken.broken() == 0
+    assert next(run).first_nonfinite() == 0
 
-    def rasterize(*_):
+    def render(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "rasterize", rasterize)
+    monkeypatch.setattr(pipeline, "render", render)
     with pytest.raises(OutOfMemory):
         next(run)
     check_same(values(asset), before)
@@ -394,9 +394,9 @@ def test_memory_that_runs_out_after_a_broken_step_takes_both_back(monkeypatch):
 
 def test_a_queued_gradient_is_looked_at_once_the_next_pictures_are_there(monkeypatch):
     """Which the rasteriser has waited for."""
-    order, rasterize, tolist = [], pipeline.rasterize, Arriving.tolist
-    monkeypatch.setattr(pipeline, "rasterize", lambda *given: order.append("render") or rasterize(*given))
-    monkeypatch.setattr(Arriving, "tolist", lambda numbers: order.append("look") or tolist(numbers))
+    order, render, tolist = [], pipeline.render, HostCopy.tolist
+    monkeypatch.setattr(pipeline, "render", lambda *given, **named: order.append("render") or render(*given, **named))
+    monkeypatch.setattr(HostCopy, "tolist", lambda numbers: order.append("look") or tolist(numbers))
     for make, expected in ((build, ["render", "look"]), (queueing, ["render", "render", "look"])):
         order.clear()
         pipe = make()
@@ -412,7 +412,7 @@ def test_queued_steps_are_the_steps():
         assets = [pipe.prepare("a cube", 0), pipe.prepare("a ball", 1)]
         ends.append((advance(pipe, assets, 4), [values(asset) for asset in assets]))
     (one, waited), (other, queued) = ends
-    assert [report.times for report in one] == [report.times for report in other]
+    assert [report.timesteps for report in one] == [report.timesteps for report in other]
     for found, expected in zip(queued, waited, strict=True):
         check_same(found, expected, close)
 
@@ -429,7 +429,7 @@ def test_of_three_assets_one_breaks_and_the_others_go_on_as_if_it_had_never_been
     before = [values(asset) for asset in assets]
     with pytest.raises(Diverged, match="'a ball' is not finite in step 5") as caught:
         list(pipe.run(assets))
-    assert caught.value.place == 1
+    assert caught.value.index == 1
     for asset, kept in zip(assets, before, strict=True):
         check_same(values(asset), kept)
     del assets[1]

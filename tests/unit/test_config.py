@@ -1,5 +1,6 @@
 """Settings: presets, the ways to change a setting, and every way to get one wrong."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segdream_cli.config import Config
+from segdream_cli.config import Config, DistillConfig, check_settings, flatten
+from segdream_cli.config.distill import METHOD_NAMES
 from segdream_cli.config.values import parse_assignments, read_toml
+from segdream_cli.distill import METHODS
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.profile import QUALITIES, PriorProfile, ViewPhrases, preset
 
@@ -72,7 +75,9 @@ def test_a_run_without_steps_is_refused(steps: int) -> None:
 
 
 def test_flat_settings_round_trip_through_json() -> None:
-    config = Config().set({"distill.segments": 4, "camera.fill": [0.5, 0.75], "camera.backgrounds": {"white": 1.0}})
+    config = Config().set(
+        {"distill.sctd.segments": 4, "camera.fill": [0.5, 0.75], "camera.backgrounds": {"white": 1.0}}
+    )
     assert Config().set(json.loads(json.dumps(config.flat()))) == config
     assert config != Config()
     assert Config() == Config().set({})
@@ -81,9 +86,9 @@ def test_flat_settings_round_trip_through_json() -> None:
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
-        ("distill.segmnts", "distill.segments"),
-        ("segments", "distill.segments"),
-        ("optim.t_tau", "distill.t_tau"),
+        ("distill.segmnts", "distill.sctd.segments"),
+        ("segments", "distill.sctd.segments"),
+        ("optim.t_tau", "distill.sctd.t_tau"),
         ("camera.fov", "camera.fov_rad"),
         ("", ""),
         ("distill", "distill."),
@@ -98,15 +103,15 @@ def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("distill.segments", 2.5),
-        ("distill.segments", "4"),
-        ("distill.segments", True),
-        ("distill.segments", None),
-        ("distill.guidance_scale", "high"),
-        ("distill.guidance_scale", float("nan")),
-        ("distill.guidance_scale", float("inf")),
-        ("distill.loss", "eq11"),
-        ("distill.loss", ["eq10"]),
+        ("distill.sctd.segments", 2.5),
+        ("distill.sctd.segments", "4"),
+        ("distill.sctd.segments", True),
+        ("distill.sctd.segments", None),
+        ("distill.sctd.guidance_scale", "high"),
+        ("distill.sctd.guidance_scale", float("nan")),
+        ("distill.sctd.guidance_scale", float("inf")),
+        ("distill.sctd.loss", "eq11"),
+        ("distill.sctd.loss", ["eq10"]),
         ("distill.perp_neg", 1),
         ("distill.perp_neg", "yes"),
         ("camera.radius", 5),
@@ -139,14 +144,14 @@ def test_a_value_of_the_wrong_kind_is_refused_with_one_that_works(key: str, valu
         ("camera.batch", 0),
         ("camera.batch", -4),
         ("camera.image_size", 0),
-        ("distill.segments", 0),
-        ("distill.min_gap", 0),
-        ("distill.s_margin", -1),
+        ("distill.sctd.segments", 0),
+        ("distill.sctd.min_gap", 0),
+        ("distill.sctd.s_margin", -1),
         ("distill.warmup_steps", -1),
-        ("distill.t_min", -1),
-        ("distill.t_max", 1001),
-        ("distill.t_tau", -5),
-        ("distill.guidance_scale", -1.0),
+        ("distill.sctd.t_min", -1),
+        ("distill.sctd.t_max", 1001),
+        ("distill.sctd.t_tau", -5),
+        ("distill.sctd.guidance_scale", -1.0),
         ("distill.disparity_probability", 1.5),
         ("distill.flip_probability", -0.1),
         ("view.negative_weight", 0.5),
@@ -191,23 +196,23 @@ def example(problem: UsageProblem) -> str:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"distill.t_min": 500},
-        {"distill.t_high": 990},
-        {"distill.t_high": 21},
-        {"distill.t_max": 400},
-        {"distill.t_min": 600, "distill.t_high": 500},
+        {"distill.sctd.t_min": 500},
+        {"distill.sctd.t_high": 990},
+        {"distill.sctd.t_high": 21},
+        {"distill.sctd.t_max": 400},
+        {"distill.sctd.t_min": 600, "distill.sctd.t_high": 500},
     ],
 )
 def test_a_window_without_timesteps_is_refused(overrides: dict[str, Any]) -> None:
     problem = refused(overrides)
-    assert "distill.t_min, t_high and t_max must rise" in problem.message
+    assert "distill.sctd.t_min, t_high and t_max must increase" in problem.message
     settings = re.findall(r"--set (\S+)", problem.hint or "")
     assert Config().set(overrides | parse_assignments(settings)) == Config()
 
 
 def test_settings_that_only_fit_together_may_be_given_together() -> None:
-    config = Config().set({"distill.t_min": 550, "distill.t_high": 990, "distill.t_max": 999})
-    assert config.distill.t_min == 550
+    config = Config().set({"distill.sctd.t_min": 550, "distill.sctd.t_high": 990, "distill.sctd.t_max": 999})
+    assert config.distill.sctd.t_min == 550
 
 
 def test_learning_rates_may_fall_or_rise() -> None:
@@ -216,9 +221,14 @@ def test_learning_rates_may_fall_or_rise() -> None:
 
 def test_values_take_the_settings_type() -> None:
     config = Config().set(
-        {"distill.guidance_scale": 10, "camera.radius": [3, 4], "densify.cap": "none", "distill.cross_weight": None}
+        {
+            "distill.sctd.guidance_scale": 10,
+            "camera.radius": [3, 4],
+            "densify.cap": "none",
+            "distill.sctd.cross_weight": None,
+        }
     )
-    assert isinstance(config.distill.guidance_scale, float)
+    assert isinstance(config.distill.sctd.guidance_scale, float)
     assert config.camera.radius == (3.0, 4.0)
     assert config.densify.cap is None
 
@@ -226,8 +236,8 @@ def test_values_take_the_settings_type() -> None:
 def test_assignments_are_toml_and_else_text() -> None:
     assert parse_assignments(
         [
-            "distill.segments=4",
-            " distill.guidance_scale = 7.5 ",
+            "distill.sctd.segments=4",
+            " distill.sctd.guidance_scale = 7.5 ",
             "distill.perp_neg=true",
             "camera.radius=[3, 4.5]",
             "camera.backgrounds={black=1, white=2}",
@@ -237,8 +247,8 @@ def test_assignments_are_toml_and_else_text() -> None:
             "densify.cap=",
         ]
     ) == {
-        "distill.segments": 4,
-        "distill.guidance_scale": 7.5,
+        "distill.sctd.segments": 4,
+        "distill.sctd.guidance_scale": 7.5,
         "distill.perp_neg": True,
         "camera.radius": [3, 4.5],
         "camera.backgrounds": {"black": 1, "white": 2},
@@ -249,8 +259,8 @@ def test_assignments_are_toml_and_else_text() -> None:
 
 
 def test_an_assignment_without_an_equals_sign() -> None:
-    with pytest.raises(UsageProblem, match=r"'distill\.segments' has no '='"):
-        parse_assignments(["distill.segments"])
+    with pytest.raises(UsageProblem, match=r"'distill\.sctd\.segments' has no '='"):
+        parse_assignments(["distill.sctd.segments"])
 
 
 @pytest.mark.parametrize("text", ["1\nseed=2", "1\nvalue=2", "[1,\n2]\nx=3"])
@@ -258,20 +268,22 @@ def test_an_assignment_is_one_value(text: str) -> None:
     assert parse_assignments([f"init.shape={text}"])["init.shape"] == text
 
 
-def test_a_toml_file_is_read_by_section(tmp_path: Path) -> None:
+def test_flatten_reaches_the_settings_of_a_toml_file(tmp_path: Path) -> None:
     path = tmp_path / "night run.toml"
     path.write_text(
-        'distill.segments = 3\n[camera]\nradius = [3, 4]\nbackgrounds = {white = 1}\n[init]\nshape = "bøx"\n'
+        "[distill]\nt_tau = 90\n[distill.sds]\nt_min = 30\n"
+        '[camera]\nradius = [3, 4]\nbackgrounds = {white = 1}\n[init]\nshape = "bøx"\n'
     )
-    assert read_toml(path) == {
-        "distill.segments": 3,
+    assert flatten(read_toml(path)) == {
+        "distill.t_tau": 90,
+        "distill.sds.t_min": 30,
         "camera.radius": [3, 4],
         "camera.backgrounds": {"white": 1},
         "init.shape": "bøx",
     }
 
 
-def test_a_runs_record_is_read_as_settings(tmp_path: Path) -> None:
+def test_read_toml_reads_a_run_record(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"prompt": "a dog", "config": Config().flat()}))
     assert Config().set(read_toml(path)) == Config()
@@ -280,7 +292,7 @@ def test_a_runs_record_is_read_as_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("broken.toml", b"distill.segments = \n"),
+        ("broken.toml", b"distill.sctd.segments = \n"),
         ("twice.toml", b"[init]\n[init]\n"),
         ("latin1.toml", b'[init]\nshape = "b\xf8x"\n'),
         ("broken.json", b"{"),
@@ -348,3 +360,27 @@ def test_a_profile_that_is_wrong(data: dict[str, Any], says: str) -> None:
     """AttributeError too, which the reader of the file takes for the same."""
     with pytest.raises((KeyError, TypeError, AttributeError), match=says):
         PriorProfile.from_json(data)
+
+
+def test_short_keys_mean_the_chosen_method() -> None:
+    assert Config().set({"distill.guidance_scale": 5.0}).distill.sctd.guidance_scale == 5.0
+    changed = Config().set({"distill.guidance_scale": 5.0, "distill.method": "sds"})
+    assert (changed.distill.sds.guidance_scale, changed.distill.sctd.guidance_scale) == (5.0, 7.5)
+    assert changed.set({"distill.t_min": 30}).distill.sds.t_min == 30
+    assert check_settings({"distill.t_min": 30}, "sds") == {"distill.sds.t_min": 30}
+
+
+def test_short_keys_of_another_method_are_refused() -> None:
+    with pytest.raises(UsageProblem, match=r"'distill\.segments'") as caught:
+        Config().set({"distill.method": "sds", "distill.segments": 3})
+    assert caught.value.hint == "--set distill.sctd.segments=..."
+
+
+def test_every_method_has_a_section() -> None:
+    sections = {item.name for item in dataclasses.fields(DistillConfig) if dataclasses.is_dataclass(item.default)}
+    assert sections == set(METHOD_NAMES) == set(METHODS)
+
+
+def test_sds_refuses_timesteps_that_fall() -> None:
+    problem = refused({"distill.sds.t_min": 990})
+    assert "distill.sds.t_min must not exceed t_max" in problem.message

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from segdream_cli.config import DensifyConfig, OptimConfig
 from segdream_cli.optimize.adam import build_optimizers
-from segdream_cli.optimize.density import DensityStats, control_density, due, gather
+from segdream_cli.optimize.density import DensityStats, accumulate, control_density, is_due
 from segdream_cli.splats import GROUPS
 from segdream_cli.splats.gaussians import Gaussians
 
@@ -112,7 +112,7 @@ def test_reset_fires_at_its_steps_and_zeroes_the_moments(step, fires):
     gaussians, optimizers = scene([0.01, 0.01, 0.01], [0.9, 0.1, 0.3])
     untouched = {name: optimizers[name].state[gaussians.params[name]]["exp_avg"].clone() for name in GROUPS}
     control(gaussians, optimizers, stats_of([9.0, 9.0, 9.0]), config, step)
-    assert due(step, config) is fires
+    assert is_due(step, config) is fires
     expected = [0.2, 0.1, 0.2] if fires else [0.9, 0.1, 0.3]
     torch.testing.assert_close(gaussians.opacities, torch.tensor(expected))
     assert gaussians.opacities.requires_grad
@@ -139,7 +139,7 @@ def test_densification_happens_after_start_at_multiples_before_stop(step, grows)
     gaussians, optimizers = scene([0.01, 0.01], [0.5, 0.5])
     stats = stats_of([2.0, 2.0])
     result = control(gaussians, optimizers, stats, config, step)
-    assert due(step, config) is grows
+    assert is_due(step, config) is grows
     assert len(gaussians) == (4 if grows else 2)
     assert (result is stats) is not grows
 
@@ -248,7 +248,7 @@ def test_the_global_generator_is_left_alone():
 
 
 @pytest.mark.parametrize("views", ["all", "last"])
-def test_gather_against_a_loop(views):
+def test_accumulate_against_a_loop(views):
     generator = torch.Generator().manual_seed(0)
     gaussians, _ = scene([0.01] * 6, [0.5] * 6)
     stats = DensityStats.empty(gaussians)
@@ -257,7 +257,7 @@ def test_gather_against_a_loop(views):
         gradient = torch.randn(4, 6, 2, generator=generator)
         radii = torch.randint(0, 3, (4, 6), generator=generator)
         gradient[radii == 0] = torch.nan  # what was not drawn has no meaning
-        gather([stats], gradient[None], radii[None] > 0, size, views)
+        accumulate([stats], gradient[None], radii[None] > 0, size, views)
         for view in range(4) if views == "all" else [3]:
             for i in range(6):
                 if radii[view, i] > 0:
@@ -268,15 +268,15 @@ def test_gather_against_a_loop(views):
     assert stats.count.tolist() == count
 
 
-def test_gather_shares_the_rows_out_among_assets_of_different_size():
+def test_accumulate_shares_the_rows_out_among_assets_of_different_size():
     generator = torch.Generator().manual_seed(1)
     gradient = torch.randn(3, 2, 9, 2, generator=generator)
     radii = torch.randint(0, 2, (3, 2, 9), generator=generator)
     together, alone = ([DensityStats.empty(scene([0.01] * n, [0.5] * n)[0]) for n in (4, 9, 1)] for _ in range(2))
-    gather(together, gradient, radii > 0, 32, "all")
+    accumulate(together, gradient, radii > 0, 32, "all")
     for place, (found, expected) in enumerate(zip(together, alone, strict=True)):
         n = len(expected.count)
-        gather([expected], gradient[place : place + 1, :, :n], radii[place : place + 1, :, :n] > 0, 32, "all")
+        accumulate([expected], gradient[place : place + 1, :, :n], radii[place : place + 1, :, :n] > 0, 32, "all")
         torch.testing.assert_close(found.grad_sum, expected.grad_sum)
         assert torch.equal(found.count, expected.count)
         assert found.count.sum() == radii[place, :, :n].sum()

@@ -33,7 +33,7 @@ def networks() -> tuple[Any, Any]:
 
 def workload(networks: tuple[Any, Any], *, compiling: bool = False, assets: int = 1, **settings: Any) -> Workload:
     overrides = {key.replace("__", "."): value for key, value in settings.items()}
-    return Workload(*networks, Config().set(overrides), 512, compiling, assets)
+    return Workload(*networks, Config().set(overrides), 512, compiling, 4.4, assets)
 
 
 def test_arithmetic_is_what_was_counted_at_full_size(networks: tuple[Any, Any]) -> None:

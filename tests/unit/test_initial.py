@@ -10,7 +10,7 @@ from plyfile import PlyData, PlyElement
 from segdream_cli.config import InitConfig
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import ply
-from segdream_cli.optimize.start import cloud_words, initial_gaussians, neighbour_distance, round_gaussians
+from segdream_cli.optimize.start import cloud_text, initial_gaussians, neighbour_distance, round_gaussians
 from segdream_cli.priors.profile import Vocabulary
 from segdream_cli.splats import GROUPS
 from segdream_cli.splats.gaussians import Gaussians
@@ -125,13 +125,13 @@ def test_a_ply_of_points_becomes_round_gaussians(tmp_path, colored):
 )
 def test_words_for_the_cloud(shape, simpler, prompt, words):
     config = InitConfig(shape=shape, prompt=simpler)
-    assert cloud_words(config, prompt, Vocabulary(objects=("car",), colors=("red",), fillers=("a",))) == words
+    assert cloud_text(config, prompt, Vocabulary(objects=("car",), colors=("red",), fillers=("a",))) == words
 
 
 def test_words_for_the_cloud_that_no_prior_reads():
     for simpler in (" ", "a zzz"):
         with pytest.raises(UsageProblem):
-            cloud_words(InitConfig(prompt=simpler), "a car", Vocabulary(objects=("car",), fillers=("a",)))
+            cloud_text(InitConfig(prompt=simpler), "a car", Vocabulary(objects=("car",), fillers=("a",)))
 
 
 def test_an_unknown_shape_names_the_known_ones():

@@ -1,4 +1,4 @@
-"""Disparity and the regularisers against loops in numpy."""
+"""Disparity and the regularizers against loops in numpy."""
 
 import math
 

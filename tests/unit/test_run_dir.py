@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
-from segdream_cli.optimize.report import Arriving, StepReport, Taken
+from segdream_cli.optimize.report import HostCopy, StepReport
 from segdream_cli.runs.run_dir import RunDir, RunRecord, installed_versions
 
 RECORD = RunRecord(
@@ -21,7 +21,7 @@ RECORD = RunRecord(
     negative_prompt=None,
     output="bus.ply",
     quality="standard",
-    config=Config().set({"optim.steps": 7, "distill.segments": 3}).flat(),
+    config=Config().set({"optim.steps": 7, "distill.sctd.segments": 3}).flat(),
     prior={"name": "a folder", "digest": "0123"},
     device="cpu",
     versions=installed_versions(),
@@ -52,9 +52,8 @@ def run(tmp_path):
 
 
 def report(step):
-    taken = Taken(step, ((9, 5, 1),), Arriving(torch.tensor([0.5])), [{}])
-    whole = StepReport(taken, n_gaussians=(12,), seconds=0.1, memory_gib=1.5)
-    return whole.event(0)
+    norms, timesteps = HostCopy(torch.tensor([0.5])), ({"t": 9, "s": 5, "e": 1},)
+    return StepReport(step, timesteps, norms, n_gaussians=(12,), seconds=0.1, memory_gib=1.5).event(0)
 
 
 def test_the_folder_stands_beside_the_asset():
@@ -66,7 +65,7 @@ def test_a_record_comes_back(run):
     assert run.exists()
     assert not run.unfinished()
     assert run.record() == RECORD
-    assert run.config() == Config().set({"optim.steps": 7, "distill.segments": 3})
+    assert run.config() == Config().set({"optim.steps": 7, "distill.sctd.segments": 3})
     assert {"python", "torch", "numba"} <= set(run.record().versions)
 
 

@@ -12,10 +12,10 @@ from fakes import AnalyticPrior
 from sctd_reference import Literal, Row
 from torch import Tensor
 
-from segdream_cli.config import DistillConfig
+from segdream_cli.config.distill import SctdConfig
 from segdream_cli.distill.guidance import Conditions
-from segdream_cli.distill.schedule import NoiseSchedule, Times
-from segdream_cli.distill.sctd import sctd
+from segdream_cli.distill.schedule import NoiseSchedule
+from segdream_cli.distill.sctd import Times, sctd
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sctd.json"
 SHORT, LONG = (120, 60, 20), (450, 430, 404)
@@ -36,7 +36,7 @@ def curved(latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
     return eps + 0.3 * torch.tanh(latents + eps.roll(1, -1)) * (timesteps[:, None, None, None] / 1000)
 
 
-def literal(config: DistillConfig) -> Literal:
+def literal(config: SctdConfig) -> Literal:
     def one(latents: Tensor, t: int, text: Tensor) -> Tensor:
         return curved(latents[None], torch.tensor([t]), text[None])[0]
 
@@ -60,11 +60,11 @@ def problem(rows: list[tuple[int, int, int]], *, perp_neg: bool = False) -> dict
     }
 
 
-def gradient(config: DistillConfig, given: dict[str, Any]) -> Tensor:
+def gradient(config: SctdConfig, given: dict[str, Any]) -> Tensor:
     return sctd(curved, SCHEDULE, config=config, **given)
 
 
-def expected(config: DistillConfig, given: dict[str, Any]) -> Tensor:
+def expected(config: SctdConfig, given: dict[str, Any]) -> Tensor:
     """The reference's gradient, row by row."""
     text, times, reference = given["conditions"], given["times"], literal(config)
     rows = [
@@ -92,7 +92,7 @@ def assert_equal(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("perp_neg", [False, True])
 @pytest.mark.parametrize("loss", ["released", "eq10"])
 def test_the_gradient_is_that_of_the_literal_steps(loss: Any, perp_neg: bool, rows: list[tuple[int, int, int]]) -> None:
-    config, given = DistillConfig(loss=loss), problem(rows, perp_neg=perp_neg)
+    config, given = SctdConfig(loss=loss), problem(rows, perp_neg=perp_neg)
     assert_equal(gradient(config, given), expected(config, given))
 
 
@@ -114,7 +114,7 @@ def test_the_gradient_is_that_of_the_literal_steps(loss: Any, perp_neg: bool, ro
     ids=lambda changes: "-".join(f"{key}={value}" for key, value in changes.items()),
 )
 def test_every_setting_acts_as_in_the_literal_steps(changes: dict[str, Any], loss: Any) -> None:
-    given, plain = problem(ROWS["mixed"], perp_neg=True), DistillConfig(loss=loss)
+    given, plain = problem(ROWS["mixed"], perp_neg=True), SctdConfig(loss=loss)
     config = dataclasses.replace(plain, **changes)
     assert_equal(gradient(config, given), expected(config, given))
     assert not torch.allclose(gradient(config, given), gradient(plain, given), rtol=1e-3)
@@ -123,7 +123,7 @@ def test_every_setting_acts_as_in_the_literal_steps(changes: dict[str, Any], los
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("perp_neg", [False, True])
 def test_the_exact_variant_is_autograd_through_the_network(rows: list[tuple[int, int, int]], perp_neg: bool) -> None:
-    config, given = DistillConfig(loss="eq10", approximate=False), problem(rows, perp_neg=perp_neg)
+    config, given = SctdConfig(loss="eq10", approximate=False), problem(rows, perp_neg=perp_neg)
     ours = gradient(config, given)
     assert_equal(ours, expected(config, given))
     assert not ours.requires_grad
@@ -132,7 +132,7 @@ def test_the_exact_variant_is_autograd_through_the_network(rows: list[tuple[int,
 
 def test_the_exact_variant_is_the_slope_of_the_printed_loss() -> None:
     """Finite differences of Eq. 10 along random directions, its stopped terms held at the point."""
-    config, given = DistillConfig(loss="eq10", approximate=False), problem(ROWS["mixed"])
+    config, given = SctdConfig(loss="eq10", approximate=False), problem(ROWS["mixed"])
     text, times, reference = given["conditions"], given["times"], literal(config)
     ours, h = gradient(config, given), 1e-5
     for i in range(len(ours)):
@@ -160,7 +160,7 @@ def test_the_exact_variant_is_the_slope_of_the_printed_loss() -> None:
 
 def test_the_release_through_the_network_is_its_residual_pulled_back() -> None:
     """Without the approximation z_e becomes G(z_t, t, ∅), and dG/dz_0 over α_e takes the place of 1."""
-    config, given = DistillConfig(approximate=False, weight="none", grad_scale=1.0), problem([LONG])
+    config, given = SctdConfig(approximate=False, weight="none", grad_scale=1.0), problem([LONG])
     text, (t, s, e) = given["conditions"], LONG
     reference, z_0 = literal(config), given["latents"][0].clone().requires_grad_()
     row = Row(given["noise"][0], (t, s, e), text.null[0], text.uncond[0], text.positive[0], [], [])
@@ -173,7 +173,7 @@ def test_the_release_through_the_network_is_its_residual_pulled_back() -> None:
 
 @pytest.mark.parametrize("approximate", [True, False])
 def test_rows_do_not_touch_each_other(approximate: bool) -> None:
-    config = DistillConfig(loss="eq10", approximate=approximate)
+    config = SctdConfig(loss="eq10", approximate=approximate)
     given = problem(ROWS["mixed"], perp_neg=True)
     together = gradient(config, given)
     for i in range(4):
@@ -203,7 +203,7 @@ def test_the_network_is_asked_as_often_as_the_release_asks() -> None:
             seen.append(len(latents))
             return curved(latents, t, text)
 
-        sctd(counting, SCHEDULE, config=DistillConfig(), **problem(rows, perp_neg=perp_neg))
+        sctd(counting, SCHEDULE, config=SctdConfig(), **problem(rows, perp_neg=perp_neg))
         assert sum(seen) == evaluations
 
 
@@ -213,7 +213,7 @@ def test_a_prior_that_agrees_with_the_latents_leaves_the_inversion_error_only() 
     given = problem([LONG]) | {
         "conditions": Conditions(text, text, text, text[None], torch.zeros(1, 1)),
     }
-    config = DistillConfig(weight="none", grad_scale=1.0)
+    config = SctdConfig(weight="none", grad_scale=1.0)
     pull = sctd(PRIOR.predict_noise, SCHEDULE, config=config, **given)
     z_e = SCHEDULE.add_noise(given["latents"], given["noise"], given["times"].e)
     guided = sctd(PRIOR.predict_noise, SCHEDULE, config=config, **problem([LONG]))
@@ -227,7 +227,7 @@ def test_following_the_gradient_reaches_the_texts_mean() -> None:
     null = PRIOR.encode_text([""])
     latents, noise = 0.1 * draw(1, 4, 3, 3), draw(1, 4, 3, 3, seed=1)
     conditions = Conditions(null, null, text, text[None], torch.zeros(1, 1))
-    config = DistillConfig(guidance_scale=2.0)
+    config = SctdConfig(guidance_scale=2.0)
     mean = text.reshape(1, 4, 3, 3)
     before = torch.cosine_similarity(latents.flatten(), mean.flatten(), 0)
     for t, s, e in itertools.islice(itertools.cycle([LONG, SHORT, (300, 250, 212)]), 300):
@@ -242,7 +242,7 @@ def test_following_the_gradient_reaches_the_texts_mean() -> None:
 def test_golden_numbers(case: dict[str, Any]) -> None:
     """Numbers of the literal reference, written by golden/make.py: to 1e-8 in float64, to 2e-4 in float32."""
     given = problem([tuple(times) for times in case["times"]], perp_neg=case["perp_neg"])
-    config, theirs = DistillConfig(**case["settings"]), torch.tensor(case["gradient"], dtype=torch.float64)
+    config, theirs = SctdConfig(**case["settings"]), torch.tensor(case["gradient"], dtype=torch.float64)
     torch.testing.assert_close(gradient(config, given), theirs, rtol=1e-8, atol=1e-8 * float(theirs.abs().max()))
     single = given | {"latents": given["latents"].float(), "noise": given["noise"].float()}
     ours = gradient(config, single)

@@ -23,8 +23,9 @@ import torch
 from fakes import AnalyticPrior, stable_diffusion_alphas
 from torch import Tensor
 
-from segdream_cli.config import DistillConfig
-from segdream_cli.distill.schedule import NoiseSchedule, trajectory_segments
+from segdream_cli.config.distill import SctdConfig
+from segdream_cli.distill.schedule import NoiseSchedule
+from segdream_cli.distill.sctd import trajectory_segments
 
 FINE = 1000  # parts of a timestep
 STARTS = 4  # starting times t of a segment
@@ -36,7 +37,7 @@ PRIOR = AnalyticPrior(
 )
 SCHEDULE = NoiseSchedule(PRIOR.alphas_cumprod)
 EMBEDDING = PRIOR.encode_text([TEXT])
-SEGMENT_ENDS = trajectory_segments(DistillConfig())[:-1]
+SEGMENT_ENDS = trajectory_segments(SctdConfig())[:-1]
 FULL = 192.0  # length of the release's segments
 STEPS = (0.25, 0.5, 1, 2, 4, 8)
 

@@ -1,0 +1,123 @@
+"""Settings of the distillation: what every method shares, and one section per method.
+
+Sources in brackets as in `sections`; a method's section has the defaults that its authors published.
+"""
+
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from segdream_cli.config.values import Amount, Count, Natural, Share, Steps, Within
+from segdream_cli.errors import UsageProblem
+
+MethodName = Literal["sctd", "sds"]
+METHOD_NAMES: tuple[MethodName, ...] = typing.get_args(MethodName)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SctdConfig:
+    """Segmented Consistency Trajectory Distillation (SegmentDreamer, ICCV 2025)."""
+
+    loss: Literal["released", "eq10"] = "released"
+    """The release's residual (Eq. 9 without its generative prior), or the gradient of the paper's Eq. 10."""
+    approximate: bool = True
+    """Take z_e for G(z_t, t, e, null) (paper 4.4); false differentiates through the U-Net."""
+    double_guidance: bool = True
+    """Use the guided noise inside G(z_t, t, e, y) as well (release); false uses the conditional one (paper)."""
+    guidance_scale: Amount = 7.5
+    """Omega of classifier-free guidance (release, paper)."""
+    cross_weight: Annotated[float | None, Within(0)] = None
+    """Weight of the cross-consistency term; none is omega + 1 (Eq. 9)."""
+    weight: Literal["sigma_over_alpha", "b_t", "none"] = "sigma_over_alpha"
+    """Weight over t: sigma_t / alpha_t (release), or b(t) of Eq. 8 with omega(t) = sigma_t^2."""
+    grad_scale: Amount = 0.1
+    """Factor on the gradient of the latents (release: lambda_guidance)."""
+    segments: Annotated[int, Within(1, 1000)] = 5
+    """Number of sub-trajectories N_s (release, paper)."""
+    segmentation: Literal["uniform", "full", "mono"] = "uniform"
+    """Equal parts of [t_min, t_max] (release), of [0, T] (paper), or monotonically increasing ones."""
+    t_min: Annotated[int, Within(0, 999)] = 20
+    """Smallest timestep (release)."""
+    t_max: Annotated[int, Within(1, 1000)] = 980
+    """Largest timestep (release)."""
+    t_tau: Annotated[int, Within(0, 1000)] = 150
+    """From this t on the inversion takes two steps instead of one (release)."""
+    window: Literal["sliding", "lower_fixed"] = "sliding"
+    """Draw t from [t_min + shift, t_high + shift) (release) or from [t_min, t_high + shift) (paper 5.1)."""
+    t_high: Annotated[int, Within(1, 1000)] = 500
+    """Upper end of the window after the warm-up (release, paper)."""
+    warmup_shift: Natural = 480
+    """How far the window starts above its final place (release, paper)."""
+    min_gap: Count = 80
+    """Smallest t - e (release: delta_t)."""
+    s_margin: Natural = 10
+    """Smallest s - e, and t - s but one (release: t_eps)."""
+    fixed_noise: bool = True
+    """Keep one eps* for the whole run (release, paper); false draws it anew each step."""
+    noise_offset: Amount = 0.1
+    """Standard deviation of the per-channel constant added to eps* (release, classifier-free guidance)."""
+    noise_offset_perp_neg: Amount = 0.05
+    """The same under Perp-Neg (release)."""
+
+    def check(self) -> None:
+        """Refuses limits of t that leave nothing to draw from.
+
+        Raises:
+            UsageProblem: naming them.
+        """
+        if not self.t_min + 1 < self.t_high <= self.t_max:
+            raise UsageProblem(
+                "distill.sctd.t_min, t_high and t_max must increase, "
+                f"but they are {self.t_min}, {self.t_high} and {self.t_max}",
+                hint="--set distill.sctd.t_min=20 --set distill.sctd.t_high=500 --set distill.sctd.t_max=980",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SdsConfig:
+    """Score Distillation Sampling (DreamFusion, ICLR 2023); "threestudio" is its Stable Diffusion configuration."""
+
+    guidance_scale: Amount = 101.0
+    """Omega of classifier-free guidance, eps_u + omega (eps_c - eps_u) (threestudio: 100, which it adds to 1)."""
+    weight: Literal["sigma_squared", "sigma_over_alpha", "none"] = "sigma_squared"
+    """Weight over t: sigma_t^2 (threestudio), sigma_t / alpha_t (ours, as SCTD has it), or 1."""
+    grad_scale: Amount = 1.0
+    """Factor on the gradient of the latents, which is divided by the number of views (threestudio)."""
+    t_min: Annotated[int, Within(0, 999)] = 20
+    """Smallest timestep (threestudio)."""
+    t_max: Annotated[int, Within(0, 999)] = 980
+    """Largest timestep, itself included (threestudio)."""
+
+    def check(self) -> None:
+        """Refuses limits of t that leave nothing to draw from.
+
+        Raises:
+            UsageProblem: naming them.
+        """
+        if self.t_min > self.t_max:
+            raise UsageProblem(
+                f"distill.sds.t_min must not exceed t_max, but they are {self.t_min} and {self.t_max}",
+                hint="--set distill.sds.t_min=20 --set distill.sds.t_max=980",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillConfig:
+    """The distillation. `distill.NAME` is short for `distill.METHOD.NAME` of the chosen method."""
+
+    method: MethodName = "sctd"
+    """Which method turns latents into a gradient (ours)."""
+    perp_neg: bool = False
+    """Perp-Neg in place of classifier-free guidance (release: per prompt)."""
+    warmup_steps: Steps = 1500
+    """Steps over which the shift falls to zero (release, paper)."""
+    disparity_probability: Share = 0.2
+    """Probability that a step distils the disparity map in place of the colours (release)."""
+    flip_probability: Share = 0.5
+    """Probability that a step's images are mirrored (release)."""
+    sctd: SctdConfig = SctdConfig()
+    sds: SdsConfig = SdsConfig()
+
+    def warmup(self, step: int) -> float:
+        """Share of the warm-up that is done in a step (1, 2, ...), 0..1."""
+        return min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
