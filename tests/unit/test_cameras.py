@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segdream_cli.config import Background, CameraConfig
+from segdream_cli.config import CameraConfig
+from segdream_cli.config.sections import Background
 from segdream_cli.render.cameras import (
     BACKGROUNDS,
     VIEW_FILL,
