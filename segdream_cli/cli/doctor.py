@@ -47,9 +47,17 @@ def doctor(
     """
     sink = Output(json=json)
     if build_kernels:
-        _show_the_build(sink)
+        _show_compiler_output(sink)
     findings = []
-    for check in (_python, _torch, _rasterizer, _embedded_prior, _downloaded_prior, _ffmpeg, _disk):
+    for check in (
+        _check_python,
+        _check_torch,
+        _check_rasterizer,
+        _check_embedded_prior,
+        _check_downloaded_prior,
+        _check_ffmpeg,
+        _check_disk,
+    ):
         for finding in check():
             findings.append(finding)
             if json:
@@ -63,7 +71,7 @@ def doctor(
         raise EnvironmentProblem(f"no asset can be made here: {', '.join(broken)}", hint="follow the hints above")
 
 
-def _show_the_build(sink: Output) -> None:
+def _show_compiler_output(sink: Output) -> None:
     """Makes gsplat show its compiler's output when the check of the rasteriser builds its kernels.
 
     Raises:
@@ -77,7 +85,7 @@ def _show_the_build(sink: Output) -> None:
     sink.note("building gsplat's CUDA kernels, once per torch version: about a minute on 16 cores")
 
 
-def _guarded(name: str, check: Callable[[], str], *, needed: bool = True) -> Finding:
+def _finding_of(name: str, check: Callable[[], str], *, needed: bool = True) -> Finding:
     """Runs a check that returns a detail or raises an error, and returns its finding."""
     try:
         return Finding(name, "ok", check())
@@ -85,7 +93,7 @@ def _guarded(name: str, check: Callable[[], str], *, needed: bool = True) -> Fin
         return Finding(name, "problem" if needed else "absent", problem.message, problem.hint)
 
 
-def _python() -> Iterator[Finding]:
+def _check_python() -> Iterator[Finding]:
     from segdream_cli import __version__
 
     fits = (3, 11) <= sys.version_info[:2] < (3, 14)
@@ -97,7 +105,7 @@ def _python() -> Iterator[Finding]:
     )
 
 
-def _torch() -> Iterator[Finding]:
+def _check_torch() -> Iterator[Finding]:
     import torch
 
     from segdream_cli.util.memory import GIB
@@ -112,7 +120,7 @@ def _torch() -> Iterator[Finding]:
         yield Finding("cuda", "ok", f"cuda:{index} {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
 
 
-def _rasterizer() -> Iterator[Finding]:
+def _check_rasterizer() -> Iterator[Finding]:
     """Renders one opaque ball on each kind of device, and checks its middle."""
     import torch
 
@@ -141,12 +149,12 @@ def _rasterizer() -> Iterator[Finding]:
             )
         return "renders a test image"
 
-    yield _guarded("numba", lambda: render_ball("cpu"))
+    yield _finding_of("numba", lambda: render_ball("cpu"))
     if torch.cuda.is_available():
-        yield _guarded("gsplat", lambda: render_ball("cuda"))
+        yield _finding_of("gsplat", lambda: render_ball("cuda"))
 
 
-def _embedded_prior() -> Iterator[Finding]:
+def _check_embedded_prior() -> Iterator[Finding]:
     from segdream_cli.config import MINI, PriorConfig
     from segdream_cli.priors.checkpoint import resolve
 
@@ -154,10 +162,10 @@ def _embedded_prior() -> Iterator[Finding]:
         checkpoint = resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=lambda _: None)
         return f"{checkpoint.name}, {checkpoint.digest[:12]}"
 
-    yield _guarded("prior", look)
+    yield _finding_of("prior", look)
 
 
-def _downloaded_prior() -> Iterator[Finding]:
+def _check_downloaded_prior() -> Iterator[Finding]:
     from segdream_cli.config import SD21, PriorConfig
     from segdream_cli.priors.checkpoint import resolve
 
@@ -169,13 +177,13 @@ def _downloaded_prior() -> Iterator[Finding]:
         yield Finding("prior", "absent", f"{SD21}: {problem.message.partition(', and')[0]}", hint)
 
 
-def _ffmpeg() -> Iterator[Finding]:
+def _check_ffmpeg() -> Iterator[Finding]:
     from segdream_cli.render.video import ffmpeg_version
 
-    yield _guarded("ffmpeg", ffmpeg_version, needed=False)
+    yield _finding_of("ffmpeg", ffmpeg_version, needed=False)
 
 
-def _disk() -> Iterator[Finding]:
+def _check_disk() -> Iterator[Finding]:
     from segdream_cli.util.memory import GIB
 
     free = shutil.disk_usage(Path.cwd()).free / GIB

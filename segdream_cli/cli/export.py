@@ -128,7 +128,7 @@ def export(
         return list_formats(sink)
     if asset is None or not outputs:
         raise UsageProblem("give an ASSET and at least one -o", hint="segdream export bus.ply -o bus.splat")
-    names = chosen_formats(outputs, format)
+    names = choose_formats(outputs, format)
     if MESH not in names:
         hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
         shared.refuse_given(context, set(MESH_OPTIONS), "only affect a mesh, and no mesh is asked for", hint)
@@ -172,7 +172,7 @@ def list_formats(sink: Output) -> None:
     sink.result(f"{MESH:14} {'.glb .obj':15} triangles with a texture, for engines and printers")
 
 
-def chosen_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
+def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
     """The format of each output: the given one if its suffix allows it, else the default of its suffix.
 
     Raises:

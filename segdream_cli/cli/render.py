@@ -16,20 +16,20 @@ from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 
 Channel = StrEnum("Channel", ["rgb", "alpha", "depth", "normals"])
-TURNTABLE, SHEET, STILL, FRAMES, FILM = "turntable", "contact sheet", "view", "frames", "camera path"
+TURNTABLE, SHEET, STILL, FRAMES, CAMERA_PATH = "turntable", "contact sheet", "view", "frames", "camera path"
 UNUSED = {
     TURNTABLE: set[str](),
     FRAMES: {"fps"},
     SHEET: {"fps", "n_frames"},
     STILL: {"fps", "n_frames", "elevation"},
-    FILM: {"elevation"},
+    CAMERA_PATH: {"elevation"},
 }
 """Parameters that have no effect on a kind of output."""
 
-LEAST_SIDE, MOST_SIDE, MOST_SAMPLES, MOST_WIDTH = 16, 4096, 8192, 16382
-PLAYERS_END = 4096, 2304
+MIN_SIDE, MAX_SIDE, MAX_SAMPLES, MAX_WIDTH = 16, 4096, 8192, 16382
+MAX_PLAYER_SIZE = 4096, 2304
 """Width and height in pixels of the largest H.264 frame that common hardware decodes (level 5.1)."""
-COUNTED_FRAMES, FPS = 120, 30.0
+DEFAULT_FRAMES, FPS = 120, 30.0
 
 
 def render(
@@ -58,7 +58,7 @@ def render(
     n_frames: Annotated[
         int | None,
         typer.Option(
-            "--n-frames", min=2, max=3600, show_default=f"{COUNTED_FRAMES}, or the path's", help="Number of frames."
+            "--n-frames", min=2, max=3600, show_default=f"{DEFAULT_FRAMES}, or the path's", help="Number of frames."
         ),
     ] = None,
     fps: Annotated[
@@ -101,15 +101,15 @@ def render(
     curve passes through the cameras; "loop": true closes it.
     """
     hint = f"segdream render {' '.join(quote(str(asset)) for asset in assets)} --turntable"
-    flying = camera_path is not None
-    kind = chosen_kind(
-        {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames, FILM: flying}, hint
+    on_path = camera_path is not None
+    kind = choose_kind(
+        {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames, CAMERA_PATH: on_path}, hint
     )
-    idle = idle_parameters(kind, channel, flying=flying)
+    idle = idle_parameters(kind, channel, on_path=on_path)
     shared.refuse_given(context, idle, f"has no effect on a {kind} of {channel}", hint)
     angles = parse_view(view) if view is not None else (0.0, elevation)
     color, sides = parse_background(background), parse_size(size, supersample)
-    captions = chosen_captions(caption, assets)
+    captions = choose_captions(caption, assets)
     check_width(kind, sides[0] * len(assets), len(assets))
     path = output or default_output(assets, kind, transparent=color is None)
     check_transparency(path, kind, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
@@ -118,7 +118,7 @@ def render(
     from segdream_cli.render.camera_path import read_camera_path
     from segdream_cli.render.job import Shot
 
-    flight = read_camera_path(camera_path, n_frames) if camera_path is not None else None
+    track = read_camera_path(camera_path, n_frames) if camera_path is not None else None
     splats = [read(asset) for asset in assets]
     shot = Shot.of(splats, device, sides, str(channel), color, supersample=supersample, captions=captions)
     sink = Output(json=json, quiet=quiet)
@@ -128,17 +128,17 @@ def render(
     if kind == SHEET:
         shot.sheet(path, elevation)
         return sink.result(path, **about)
-    if flight is not None:
-        move = shot.follow(flight.viewmats, flight.fov_rad)
+    if track is not None:
+        move = shot.follow(track.viewmats, track.fov_rad)
     else:
-        move = shot.view(*angles) if kind == STILL else shot.turn(n_frames or COUNTED_FRAMES, elevation)
+        move = shot.view(*angles) if kind == STILL else shot.turn(n_frames or DEFAULT_FRAMES, elevation)
     about |= {"frames": len(move[0])} if kind != STILL else {}
     if kind == STILL:
         shot.still(path, move)
     elif kind == FRAMES:
         shot.frames(path, move)
     else:
-        about["fps"] = rate = fps or (flight and flight.fps) or FPS
+        about["fps"] = rate = fps or (track and track.fps) or FPS
         note_players(sink, path, sides, len(assets))
         shot.film(path, move, rate)
     if channel == Channel.depth and kind in (STILL, FRAMES):
@@ -148,23 +148,23 @@ def render(
     sink.result(path, **about)
 
 
-def chosen_kind(asked: dict[str, bool], hint: str) -> str:
+def choose_kind(asked: dict[str, bool], hint: str) -> str:
     """The kind of output to make, given the kinds that were asked for.
 
     Raises:
         UsageProblem: several were asked for that exclude each other.
     """
     kinds = [kind for kind, given in asked.items() if given] or [TURNTABLE]
-    if kinds == [FRAMES, FILM]:
+    if kinds == [FRAMES, CAMERA_PATH]:
         return FRAMES
     if len(kinds) > 1:
         raise UsageProblem(f"{' and '.join(kinds)} exclude each other: choose one at a time", hint=hint)
     return kinds[0]
 
 
-def idle_parameters(kind: str, channel: str, *, flying: bool) -> set[str]:
+def idle_parameters(kind: str, channel: str, *, on_path: bool) -> set[str]:
     """Parameters that have no effect."""
-    idle = UNUSED[kind] | ({"elevation"} if flying else set())
+    idle = UNUSED[kind] | ({"elevation"} if on_path else set())
     if channel != Channel.rgb:
         idle |= {"background"}
     if channel == Channel.depth and kind in (STILL, FRAMES):
@@ -172,7 +172,7 @@ def idle_parameters(kind: str, channel: str, *, flying: bool) -> set[str]:
     return idle
 
 
-def chosen_captions(given: Sequence[str] | None, assets: Sequence[Path]) -> list[str]:
+def choose_captions(given: Sequence[str] | None, assets: Sequence[Path]) -> list[str]:
     """One caption per asset: those given, else the names of several assets, else none.
 
     Raises:
@@ -198,15 +198,15 @@ def parse_size(text: str, supersample: int = 1) -> tuple[int, int]:
     """
     match = re.fullmatch(r"\s*(\d{1,6})(?:\s*[xX×]\s*(\d{1,6}))?\s*", text)
     width, height = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not all(LEAST_SIDE <= side <= MOST_SIDE for side in (width, height)):
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in (width, height)):
         raise UsageProblem(
-            f"--size {text!r} is not SIDE or WIDTHxHEIGHT, each {LEAST_SIDE} to {MOST_SIDE} pixels",
+            f"--size {text!r} is not SIDE or WIDTHxHEIGHT, each {MIN_SIDE} to {MAX_SIDE} pixels",
             hint="--size 1280x720",
         )
-    if max(width, height) * supersample > MOST_SAMPLES:
+    if max(width, height) * supersample > MAX_SAMPLES:
         raise UsageProblem(
-            f"--size {text} with --supersample {supersample} needs more than {MOST_SAMPLES} samples along a side",
-            hint=f"--supersample {MOST_SAMPLES // max(width, height)}",
+            f"--size {text} with --supersample {supersample} needs more than {MAX_SAMPLES} samples along a side",
+            hint=f"--supersample {MAX_SAMPLES // max(width, height)}",
         )
     return width, height
 
@@ -246,8 +246,14 @@ def parse_background(text: str) -> tuple[float, float, float] | None:
 
 def default_output(assets: Sequence[Path], kind: str, *, transparent: bool) -> Path:
     """The default output: beside the first asset."""
-    film = ".webm" if transparent else ".mp4"
-    endings = {TURNTABLE: film, FILM: f"-path{film}", SHEET: "-sheet.png", STILL: "-view.png", FRAMES: "-frames"}
+    video = ".webm" if transparent else ".mp4"
+    endings = {
+        TURNTABLE: video,
+        CAMERA_PATH: f"-path{video}",
+        SHEET: "-sheet.png",
+        STILL: "-view.png",
+        FRAMES: "-frames",
+    }
     others = "-side-by-side" if len(assets) > 1 else ""
     return assets[0].with_name(assets[0].stem + others + endings[kind])
 
@@ -258,10 +264,10 @@ def check_width(kind: str, width: int, count: int) -> None:
     Raises:
         UsageProblem: the row is wider than encoders can write.
     """
-    if kind != SHEET and width > MOST_WIDTH:
+    if kind != SHEET and width > MAX_WIDTH:
         raise UsageProblem(
-            f"{count} images side by side are {width} pixels wide; the maximum is {MOST_WIDTH}",
-            hint=f"--size {MOST_WIDTH // count}",
+            f"{count} images side by side are {width} pixels wide; the maximum is {MAX_WIDTH}",
+            hint=f"--size {MAX_WIDTH // count}",
         )
 
 
@@ -278,15 +284,15 @@ def check_transparency(path: Path, kind: str, color: Sequence[float] | None) -> 
     if kind == SHEET:
         raise UsageProblem(f"a {kind} has no transparency", hint="--view 45,20 --background transparent")
     suffix = path.suffix.lower()
-    if kind in (TURNTABLE, FILM) and suffix in SUFFIXES and suffix not in WITH_ALPHA:
+    if kind in (TURNTABLE, CAMERA_PATH) and suffix in SUFFIXES and suffix not in WITH_ALPHA:
         raise UsageProblem(f"a {suffix} video has no transparency", hint=f"-o {path.with_suffix('.webm')}")
 
 
 def note_players(sink: Output, path: Path, sides: tuple[int, int], count: int) -> None:
     """Notes a video that is larger than common players can show."""
     width, height = sides[0] * count, sides[1]
-    if path.suffix.lower() == ".mp4" and (width > PLAYERS_END[0] or height > PLAYERS_END[1]):
-        most = "x".join(str(side) for side in PLAYERS_END)
+    if path.suffix.lower() == ".mp4" and (width > MAX_PLAYER_SIZE[0] or height > MAX_PLAYER_SIZE[1]):
+        most = "x".join(str(side) for side in MAX_PLAYER_SIZE)
         sink.note(
             f"many players show at most {most} pixels, and this video has {width}x{height}: choose a smaller --size"
         )
@@ -309,7 +315,7 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
         there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
         check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
         return
-    if kind in (TURNTABLE, FILM):
+    if kind in (TURNTABLE, CAMERA_PATH):
         if path.suffix.lower() == ".png":
             raise UsageProblem(
                 f"a {kind} is a video, and {path} is an image", hint=f"--view 45,20 -o {quote(str(path))}"
