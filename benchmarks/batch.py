@@ -1,8 +1,8 @@
 """Several assets at once: seconds for each and milliseconds a step, from 1 asset to 24.
 
-    python benchmarks/batch.py --device cuda --record
-    python benchmarks/batch.py --device cuda --profile 24   # where the host's time of a step goes
-    python benchmarks/batch.py --smoke                      # a few steps of a few assets, anywhere
+    python -m benchmarks.batch --device cuda --record
+    python -m benchmarks.batch --device cuda --profile 24   # where the host's time of a step goes
+    python -m benchmarks.batch --smoke                      # a few steps of a few assets, anywhere
 
 Seconds are those of preparing the assets and of their loop: the prior is loaded and the libraries are warm, but CUDA
 graphs are captured within the loop.
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import record
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.record import record
 from segdream_cli import load
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.config.values import parse_assignments

@@ -1,6 +1,6 @@
 """Times every asset format, written and read, side by side with PlayCanvas's splat-transform; the viewer; a mesh.
 
-python benchmarks/formats.py [--count 1000000] [--small 20000] [--runs 3] [--only sog html] [--sh 0 3] [--record]
+python -m benchmarks.formats [--count 1000000] [--small 20000] [--runs 3] [--only sog html] [--sh 0 3] [--record]
 
 splat-transform runs in one Node process, whose start is not counted, on the same files, in turns with ours; ours
 syncs each file to the disk, theirs does not. The best of the runs counts. It comes from .node/node_modules, where
@@ -20,8 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from record import record
 
+from benchmarks.record import record
 from segdream_cli import formats
 from segdream_cli.formats import FORMATS, page
 from segdream_cli.splats import BANDS, Splats

@@ -1,6 +1,6 @@
 """The README's main job as a user runs it: wall time, time of the loop, peak memory.
 
-    python benchmarks/main_job.py --runs 3
+    python -m benchmarks.main_job --runs 3
 
 The first, uncounted run fills the caches (bytecode, compiled rasteriser), which is what "warm" means here. It has
 another seed, and every counted one its own, so that none finds its Point-E cloud in the cache.
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import record
+from benchmarks.record import record
 
 PROMPT = "a yellow school bus"
 FIRST_SEED = random.randrange(10**6)

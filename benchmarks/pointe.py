@@ -1,8 +1,8 @@
 """What a cloud of Point-E takes: both stages at full size with random weights, 64 + 64 Karras steps, 4,096 points.
 
-    python benchmarks/pointe.py --record          # and the official sampler beside it, where `point_e` is importable
-    python benchmarks/pointe.py --only graphs --steps 16
-    python benchmarks/pointe.py --smoke           # small networks on the CPU, where no way is a faster one
+    python -m benchmarks.pointe --record          # and the official sampler beside it, where `point_e` is importable
+    python -m benchmarks.pointe --only graphs --steps 16
+    python -m benchmarks.pointe --smoke           # small networks on the CPU, where no way is a faster one
 
 Every part has the same weights, text vector and noise. Differences are those to `fp32`: our code in single precision,
 kernel by kernel. A trajectory of random weights is rough, so that single precision itself differs from run to run by
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pointe_official import importable, official_sampler
-from record import record
-from stages import wall_seconds
 from torch import Tensor
 
 import segdream_cli
+from benchmarks.pointe_official import importable, official_sampler
+from benchmarks.record import record
+from benchmarks.step.stages import wall_seconds
 from segdream_cli.accel.cuda_graphs import FallbackChain
 from segdream_cli.pointe.checkpoint import open_point_e
 from segdream_cli.pointe.model import PointCloud, PointE

@@ -1,6 +1,6 @@
 """Times the rasteriser: a table of milliseconds, one view, forward and forward with backward.
 
-python benchmarks/raster.py [--device cuda] [--repeats 10]
+python -m benchmarks.raster [--device cuda] [--repeats 10]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Times `segdream render`: a turntable's seconds, how many of them are encoding, and the peak memory by its length.
 
-python benchmarks/render.py [--device cuda] [--count 50000] [--size 512] [--frames 120]
+python -m benchmarks.render [--device cuda] [--count 50000] [--size 512] [--frames 120]
 
 Processor seconds, here and in ffmpeg together, mean something on a busy machine as well; the wall clock does not.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from raster import closed_surface
 
+from benchmarks.raster import closed_surface
 from segdream_cli import formats, read
 from segdream_cli.render.images import to_uint8
 from segdream_cli.render.job import Shot
@@ -57,7 +57,7 @@ def peaks(asset: Path, suffix: str, options: argparse.Namespace, frames: int) ->
         f"--frames={frames}",
         f"--device={options.device}",
     ]
-    command = [sys.executable, __file__, *arguments, "--only", suffix, "--asset", str(asset)]
+    command = [sys.executable, "-m", "benchmarks.render", *arguments, "--only", suffix, "--asset", str(asset)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return float(said[0]), float(said[1])
 

@@ -1,10 +1,6 @@
-"""The benchmarks that need a GPU, on small models: every part runs, and a whole run goes on where it was stopped.
-
-And some of the damaged files that all readers are tried on.
-"""
+"""The benchmarks that need a GPU, on small models: every part runs, and a stopped run resumes."""
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -16,26 +12,30 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.pointe import flop
+from benchmarks.step import __main__ as step
 from segdream_cli.pointe.transformer import BASE, UPSAMPLE, PointTransformer
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def benchmark(*arguments: str, script: str = "sd21_step.py") -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / script), "--smoke", *arguments]
+def smoke(module: str, *arguments: str) -> str:
+    """The output of a benchmark at its smallest size."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--smoke", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """The cells of each line of the tables by the first of them."""
+    """The cells of each line of the tables, keyed by the first."""
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return {name: values for name, *values in cells}
 
 
-def test_every_part_ends_in_a_table() -> None:
-    said = benchmark("--steps", "4")
+@pytest.mark.slow
+def test_step_measures_every_part() -> None:
+    said = smoke("step", "--steps", "4")
     assert "not measured: nothing" in said
     found = rows(said)
     assert found[""] == ["cfg", "perpneg", "lowvram", "eager"]
@@ -54,27 +54,21 @@ def test_every_part_ends_in_a_table() -> None:
     assert float(found["encoder, eager"][1]) == float(found["U-Net, 4 rows, eager"][1]) == 0
 
 
-def test_a_whole_run_spans_two_commands(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_step_resumes_a_whole_run(tmp_path: Path) -> None:
     run = str(tmp_path / "whole.run")
-    stopped = benchmark("--whole", "--run", run, "--stop-at", "5")
+    stopped = smoke("step", "--whole", "--run", run, "--stop-at", "5")
     assert "steps 5, of 12" in stopped
-    done = benchmark("--whole", "--run", run)
+    done = smoke("step", "--whole", "--run", run)
     assert "steps 12, of 12" in done
     assert "finite True" in done
 
 
-@pytest.fixture
-def step(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The benchmark of a step as a module."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("sd21_step")
-
-
-def test_figures_of_a_slower_way_are_not_recorded(step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the shape of a part: of a loop its times, of the throughput a row for each number of assets."""
+def test_record_all_skips_parts_that_fell_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of either shape: times of a loop, and one row per number of assets of the throughput."""
     parts = {"cfg": {"ms": 7.0, "peak_gib": 1.0}, "throughput": {"8": {"ms": 5.0, "assets_an_hour": 90.0}}}
     recorded: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("sd21_tables.record", lambda *figures: recorded.append(figures))
+    monkeypatch.setattr("benchmarks.step.tables.record", lambda *figures: recorded.append(figures))
     result = tmp_path / "result.json"
     for failed, figures in (([], 3), (["compiled code"], 0)):
         monkeypatch.setattr(step, "FAILED", [[], failed])
@@ -87,7 +81,7 @@ def test_figures_of_a_slower_way_are_not_recorded(step: Any, tmp_path: Path, mon
         assert len(recorded) == figures
 
 
-def test_a_part_that_failed_is_shown_as_far_as_it_came(step: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_what_a_failed_part_measured(capsys: pytest.CaptureFixture[str]) -> None:
     early = {"unet_s": 3.25, "given_up": 1}
     step.show({"cfg": early, "eager": {"ms": 9.5, "given_up": 0}, "throughput": {"given_up": 0}, "lowvram": None})
     said = capsys.readouterr().out
@@ -97,8 +91,8 @@ def test_a_part_that_failed_is_shown_as_far_as_it_came(step: Any, capsys: pytest
     assert "nothing is recorded: cfg\n" in said
 
 
-def test_a_build_beside_the_parts_ends_with_them(step: Any, tmp_path: Path) -> None:
-    """Its compilers too, here a process of its process, which would say that it lived on."""
+def test_building_ends_with_its_block(tmp_path: Path) -> None:
+    """Its compilers too: here a process of its process, which would leave a file if it lived on."""
     started, alive = tmp_path / "started", tmp_path / "alive"
     grandchild = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(1)"
     grandchild += f"; pathlib.Path({str(alive)!r}).touch()"
@@ -111,23 +105,10 @@ def test_a_build_beside_the_parts_ends_with_them(step: Any, tmp_path: Path) -> N
     assert not alive.exists()
 
 
-def test_a_variant_does_not_wait_for_a_parent_that_is_gone(tmp_path: Path) -> None:
-    """The child, whose own child it is here, ends by itself; its output ends with it."""
-    script = ROOT / "benchmarks" / "sd21_variants.py"
-    child = [sys.executable, str(script), "--smoke", "--child", "all", "--folder", str(tmp_path)]
-    ready = tmp_path / "all.ready"
-    parent = f"import pathlib, subprocess, time; subprocess.Popen({child!r})\n"
-    parent += f"while not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.05)"
-    done = subprocess.run(
-        [sys.executable, "-c", parent], capture_output=True, text=True, check=True, timeout=120, cwd=ROOT
-    )
-    assert "nobody waits" in done.stderr
-    assert not (tmp_path / "all.json").exists()
-
-
-def test_point_e_is_timed_in_every_way() -> None:
+@pytest.mark.slow
+def test_pointe_measures_every_implementation() -> None:
     """The official sampler too, where it is importable; in single precision its cloud is ours."""
-    said = benchmark("--steps", "4", "--repeats", "1", script="pointe.py")
+    said = smoke("pointe", "--steps", "4", "--repeats", "1")
     found = rows(said)
     keys = found[""]
     parts = {name: dict(zip(keys, values, strict=True)) for name, values in found.items() if name not in ("", "---")}
@@ -140,10 +121,9 @@ def test_point_e_is_timed_in_every_way() -> None:
     assert all(float(parts[name]["points_most"]) < 1e-4 for name in official)
 
 
-def test_the_operations_of_a_cloud_are_those_that_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flop_of_a_cloud_is_what_torch_counts() -> None:
     """At full size; the embeddings, which the formula leaves out, are less than a thousandth."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    formula = importlib.import_module("pointe").flop((BASE, UPSAMPLE))
+    formula = flop((BASE, UPSAMPLE))
     counted = 0.0
     for config, rows, given in ((BASE, 2, 1), (UPSAMPLE, 1, 256 + 1024)):
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:

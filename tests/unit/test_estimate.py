@@ -82,7 +82,7 @@ def test_memory_of_several_assets_is_what_was_reserved(networks: tuple[Any, Any]
 def test_what_saves_memory_is_estimated_to(networks: tuple[Any, Any]) -> None:
     plain, small = workload(networks), workload(networks, prior__low_vram=True)
     compiled = workload(networks, compiling=True).memory_gib(100_000)
-    assert small.memory_gib(100_000) < 4.5 < compiled < 7.5  # what `sd21_step.py` holds the two to
+    assert small.memory_gib(100_000) < 4.5 < compiled < 7.5  # what `benchmarks.step` holds the two to
     assert small.memory_gib(100_000) < compiled - 2 < plain.memory_gib(100_000) - 4
     assert plain.memory_gib(1_100_000) - plain.memory_gib(100_000) == pytest.approx(600e6 / 2**30)
     half = workload(networks, camera__batch=2)

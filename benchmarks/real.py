@@ -1,6 +1,6 @@
 """Assets from real Stable Diffusion 2.1 weights: contact sheets, timings, and a row for RESULTS.md.
 
-    python benchmarks/sd21_real.py prompts/dreamfusion40.txt --out-dir real --quality standard
+    python -m benchmarks.real prompts/dreamfusion40.txt --out-dir real --quality standard
 
 Not run by its authors, who had no access to the weights; whoever has them is welcome to send what it prints.
 """

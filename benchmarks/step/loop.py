@@ -13,9 +13,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from sd21_random import random_pipeline
-from stages import settled, stage_milliseconds, wall_seconds
 
+from benchmarks.step.random_prior import random_pipeline
+from benchmarks.step.stages import settled, stage_milliseconds, wall_seconds
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
 from segdream_cli.priors.stable_diffusion import workload

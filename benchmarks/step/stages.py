@@ -1,7 +1,7 @@
 """Where the time of a distillation step goes, stage by stage.
 
-    python benchmarks/stages.py --steps 60                     # the embedded prior
-    python benchmarks/stages.py --device cuda --model FOLDER   # any checkpoint
+    python -m benchmarks.step.stages --steps 60                     # the embedded prior
+    python -m benchmarks.step.stages --device cuda --model FOLDER   # any checkpoint
 
 On CUDA the stages are taken from events in the device's queue, without waiting for any of them: the time between two
 events is charged to the stage that the later one ends, the device's idle time in it included.
@@ -16,8 +16,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from batch import opened
 
+from benchmarks.batch import opened
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.optimize import pipeline as pipeline_module
 from segdream_cli.optimize.pipeline import Pipeline

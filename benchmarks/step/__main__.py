@@ -1,10 +1,10 @@
 """What a step of the full-size model takes: random weights in the layout of Stable Diffusion 2.1-base.
 
-    python benchmarks/sd21_step.py --record               # everything, in at most ten minutes of one GPU
-    python benchmarks/sd21_step.py --whole --record       # one asset of 5,000 steps; again, to go on where it stopped
-    python benchmarks/sd21_step.py --only throughput      # 1, 2, 4 and 8 assets in lock step
-    python benchmarks/sd21_step.py --only cfg --steps 200 --set prior.tuned_convolutions=true
-    python benchmarks/sd21_step.py --smoke                # a small model on the CPU: does all of it run?
+    python -m benchmarks.step --record               # everything, in at most ten minutes of one GPU
+    python -m benchmarks.step --whole --record       # one asset of 5,000 steps; again, to go on where it stopped
+    python -m benchmarks.step --only throughput      # 1, 2, 4 and 8 assets in lock step
+    python -m benchmarks.step --only cfg --steps 200 --set prior.tuned_convolutions=true
+    python -m benchmarks.step --smoke                # a small model on the CPU: does all of it run?
 
 Each part runs in a process of its own, so that a peak of memory is its own, and the first compiles what the later ones
 find in the cache. A part's table comes when it is done or has failed, with what it had found by then; all of them come
@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sd21_loop import Found, measure_loop, measure_throughput, measure_whole
-from sd21_pieces import measure_pieces
-from sd21_random import EAGER, FAILED
-from sd21_tables import record_all, show
 
+from benchmarks.step.loop import Found, measure_loop, measure_throughput, measure_whole
+from benchmarks.step.pieces import measure_pieces
+from benchmarks.step.random_prior import EAGER, FAILED
+from benchmarks.step.tables import record_all, show
 from segdream_cli.accel.estimate import product_rate
 from segdream_cli.config.values import parse_assignments
 
@@ -106,7 +106,17 @@ def in_a_process(name: str, seconds: float, options: argparse.Namespace) -> Foun
     """What a part finds in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, __file__, "--part", name, "--result", str(result), "--steps", str(options.steps)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.step",
+            "--part",
+            name,
+            "--result",
+            str(result),
+            "--steps",
+            str(options.steps),
+        ]
         command += ["--run", str(options.run), "--stop-at", str(options.stop_at), *["--perp-neg"] * options.perp_neg]
         command += ["--deadline", str(time.time() + seconds)]
         for assignment in options.set:

@@ -1,8 +1,8 @@
-"""What `sd21_step.py` has found as tables, and as figures in results.json."""
+"""Results of `benchmarks.step` as tables and as figures in results.json."""
 
 from typing import Any
 
-from record import record
+from benchmarks.record import record
 
 NESTED = ("stages", "waits", "kernels")
 OTHER = ("pieces", "throughput", "whole")

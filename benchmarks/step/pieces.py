@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sd21_random import EAGER, FIXED, networks, random_prior
-from stages import wall_seconds
 from torch import Tensor
 
+from benchmarks.step.random_prior import EAGER, FIXED, networks, random_prior
+from benchmarks.step.stages import wall_seconds
 from segdream_cli.config import Config
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
 
