@@ -25,7 +25,7 @@ from benchmarks.record import record
 from segdream_cli import formats
 from segdream_cli.formats import FORMATS, page
 from segdream_cli.splats import BANDS, Splats
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
 NODE_MODULES = Path(os.environ.get("SEGDREAM_NODE_MODULES", HERE.parent / ".node" / "node_modules")).resolve()
@@ -107,7 +107,7 @@ def raw_seconds(path: Path, splats: Splats) -> float:
     """The time that numpy alone takes for the rows of a compact PLY, put in place and synced as ours are."""
     table = np.ones((len(splats), 17 + 3 * splats.shN.shape[1]), np.float32)
     start = time.perf_counter()
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         table.tofile(temporary)
     return time.perf_counter() - start
 

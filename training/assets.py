@@ -27,7 +27,7 @@ from segdream_cli.optimize.state import AssetState
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
 from segdream_cli.render.cameras import turntable_azimuths, viewing
 from segdream_cli.render.images import contact_sheet
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 from training.world.catalog import Combination
 
 JUDGE = Path(__file__).resolve().parents[1] / "benchmarks" / "judge"
@@ -145,7 +145,7 @@ def write_sheet(path: Path, images: Float[Tensor, "p v 3 s s"], prompts: Sequenc
     columns = -(-len(prompts) // ROWS)
     tiles = images.permute(0, 1, 3, 4, 2).flatten(0, 1).cpu().numpy()
     labels = [line for prompt in prompts for line in [*wrap(prompt, 20), *[""] * VIEWS][:VIEWS]]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(contact_sheet(list(tiles), VIEWS * columns, labels)).save(temporary, format="WebP", quality=85)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segdream_cli.evaluate.judge import CLASSES_FILE, HEADS, WEIGHTS_FILE, Judge
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 from training.bank import Bank, render_bank
 from training.world.camera import Lens, Light, backgrounds
 from training.world.catalog import ATTRIBUTES, COLORS, OBJECTS, OVERHEAD_DEG, VIEWS, combinations
@@ -37,9 +37,9 @@ def save(judge: Judge, folder: Path, about: dict[str, object]) -> None:
     """Writes the weights in half precision, and beside them the classes and what is known `about` the judge."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous().cpu() for name, value in judge.state_dict().items()}
-    with replacing(folder / WEIGHTS_FILE) as temporary:
+    with atomic_write(folder / WEIGHTS_FILE) as temporary:
         save_file(weights, temporary)
-    with replacing(folder / CLASSES_FILE) as temporary:
+    with atomic_write(folder / CLASSES_FILE) as temporary:
         temporary.write_text(json.dumps({**judge.classes, **about}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from segdream_cli.cli import doctor, export, fetch, generate, init, render, view
 from segdream_cli.cli.output import Output
 from segdream_cli.errors import EXIT_CODES, Interrupted, SegdreamError, UsageProblem
-from segdream_cli.util import compat
+from segdream_cli.util import compat, files
 
 EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
@@ -53,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(json="--json" in arguments)
-    # Python's own handler prints a traceback if Ctrl-C comes while a library is being imported
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         code = _run(arguments)
     except SegdreamError as problem:
@@ -69,6 +69,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     finally:
         signal.signal(signal.SIGINT, before)
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ends the process at once on Ctrl-C, but lets the writer of a file remove its temporary file first.
+
+    Python's own handler always raises, which ends in a traceback if a library is being imported.
+
+    Raises:
+        KeyboardInterrupt: a file is being written.
+    """
+    if files.is_writing():
+        raise KeyboardInterrupt
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def _run(arguments: list[str]) -> int:

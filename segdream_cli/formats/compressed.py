@@ -25,7 +25,7 @@ from segdream_cli.formats.ply import (
 )
 from segdream_cli.formats.spz_values import BYTE_LOGITS, UInt32s
 from segdream_cli.splats import SH_C0, Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 CHUNK = 256
 CACHED_CHUNKS = 64
@@ -66,7 +66,7 @@ def write(path: Path, splats: Splats) -> None:
     header += [f"comment {comment}" for comment in provenance_comments(splats)]
     for name, count, kind, properties in elements:
         header += [f"element {name} {count}", *(f"property {kind} {each}" for each in properties)]
-    with replacing(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         stream.write("\n".join([*header, "end_header", ""]).encode("ascii"))
         stream.writelines(
             [bounds.tobytes(), vertices.tobytes(), _packed_harmonics(turned.shN).take(order, axis=0).tobytes()]

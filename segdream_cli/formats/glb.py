@@ -20,7 +20,7 @@ from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
 from segdream_cli.splats import BANDS, SH_C0, Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
 from segdream_cli.splats.transform import rotation_matrices, transform
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 EXTENSION = "KHR_gaussian_splatting"
 ROTATION, SCALE, OPACITY = (f"{EXTENSION}:{name}" for name in ("ROTATION", "SCALE", "OPACITY"))
@@ -62,7 +62,7 @@ def write(path: Path, splats: Splats) -> None:
     size = 28 + len(text) + body
     if size >= SIZE_LIMIT:
         raise SegdreamError(f"{len(splats)} Gaussians do not fit the 4 GiB of a .glb", hint="use a .ply or .spz file")
-    with replacing(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         stream.write(struct.pack("<5I", MAGIC, 2, size, len(text), JSON_CHUNK))
         stream.write(text)
         stream.write(struct.pack("<2I", body, BIN_CHUNK))

@@ -21,7 +21,7 @@ from segdream_cli.formats import spz
 from segdream_cli.formats.ply import require_finite
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.bounds import bounds
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
 POLICY = (
@@ -56,7 +56,7 @@ def write(path: Path, splats: Splats, *, title: str | None = None) -> None:
         UsageProblem: the centres reach too far for SPZ, or the folder can't be written.
     """
     content = document(splats, title or title_of(splats, path.stem))
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 

@@ -20,7 +20,7 @@ from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError, PlyProp
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import not_a_file
 from segdream_cli.splats import Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 MEANS = ("x", "y", "z")
 NORMALS = ("nx", "ny", "nz")
@@ -95,7 +95,7 @@ def write(path: Path, splats: Splats, *, pad_sh: bool = True) -> None:
     element = PlyElement("vertex", [PlyProperty(name, "f4") for name in names], n)
     header = PlyData([element], byte_order="<", comments=provenance_comments(splats)).header
     table = np.zeros((CACHED_ROWS, len(names)), "<f4")
-    with replacing(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         stream.write(f"{header}\n".encode("ascii"))
         for start in range(0, n, CACHED_ROWS):  # a block stays in the cache from step to step
             part = splats.slice_rows(slice(start, start + CACHED_ROWS))
@@ -116,9 +116,9 @@ def _filled(table: Float32s, splats: Splats, channel: int) -> Float32s:
 
 
 def save(path: Path, rows: NDArray[np.void], comments: Sequence[str]) -> None:
-    """Writes a structured array as the vertices of a little-endian PLY; errors as `files.replacing`."""
+    """Writes a structured array as the vertices of a little-endian PLY; errors as `files.atomic_write`."""
     data = PlyData([PlyElement.describe(rows, "vertex")], byte_order="<", comments=comments)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         data.write(str(temporary))
 
 

@@ -28,7 +28,7 @@ from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_code
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
 from segdream_cli.formats.spz_values import BYTE_LOGITS
 from segdream_cli.splats import BANDS, Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 Bytes = NDArray[np.uint8]
 
@@ -80,7 +80,7 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
         turned = turned.select(along_z_curve(turned.means))
         jobs = _pictures(turned, meta, books, palette)
         pictures = {name: pool.submit(_webp, pixels, 0 if name == NOISE else 1) for name, pixels in jobs}
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
         for name, picture in pictures.items():
             bundle.writestr(zipfile.ZipInfo(name), picture.result())
         bundle.writestr(zipfile.ZipInfo(META), json.dumps(meta, allow_nan=False))

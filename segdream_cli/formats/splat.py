@@ -10,7 +10,7 @@ from segdream_cli.formats.ordering import falling
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
 from segdream_cli.formats.spz_values import BYTE_LOGITS
 from segdream_cli.splats import SH_C0, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 ROW = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
 BLOCK = 1 << 14
@@ -34,7 +34,7 @@ def write(path: Path, splats: Splats) -> None:
         _fill(rows[start : start + BLOCK], turned, slice(start, start + BLOCK))
     volumes = turned.log_scales.sum(axis=1) - np.logaddexp(0, -turned.opacity_logits)
     order = falling(volumes)
-    with replacing(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         for start in range(0, len(rows), BLOCK):  # tofile hides that the disk is full
             stream.write(rows.take(order[start : start + BLOCK]).tobytes())
 

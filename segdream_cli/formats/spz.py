@@ -30,7 +30,7 @@ from segdream_cli.formats.spz_values import (
     unpacked_quats,
 )
 from segdream_cli.splats import Splats, from_ply_frame, sanitize, to_ply_frame
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 MAGIC, GZIP = b"NGSP", b"\x1f\x8b"
 HEADER = struct.Struct("<4sIIBBBB")
@@ -121,7 +121,7 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
     streams, flags = (len(blocks), HAS_EXTENSIONS if note else 0) if version == 4 else (0, 0)
     header = _Header(version, len(splats), COEFFICIENTS.index(splats.shN.shape[1]), bits, flags, streams)
     parts = (_zstandard_file if version == 4 else _gzip_file)(header, blocks, note)
-    with replacing(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         stream.writelines(parts)
 
 

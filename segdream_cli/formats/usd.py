@@ -26,7 +26,7 @@ from segdream_cli.formats.bundle import BROKEN, leads_out
 from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
 from segdream_cli.splats import Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
 from segdream_cli.splats.transform import transform
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 SCHEMA = "ParticleField3DGaussianSplat"
 COEFFICIENTS = (1, 4, 9, 16)
@@ -65,7 +65,7 @@ def write(path: Path, splats: Splats) -> None:
             raise SegdreamError(f"{path} was not written: {problem}", hint="df -h  # is the disk full?") from problem
         if not packed:
             raise SegdreamError(f"{path} was not written: the package could not be made", hint="df -h")
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(package.read_bytes())
 
 

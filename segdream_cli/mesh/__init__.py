@@ -26,7 +26,7 @@ from segdream_cli.mesh.solid import Field, opacity_field
 from segdream_cli.mesh.texture import bake
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -154,7 +154,7 @@ def write(path: Path, mesh: Mesh) -> None:
     if suffix not in SUFFIXES:
         raise UsageProblem(f"{path} names no mesh format; known are {', '.join(SUFFIXES)}", hint=f"{path.stem}.glb")
     for each, content in (_glb(path, mesh) if suffix == ".glb" else _obj(path, mesh)).items():
-        with replacing(each) as temporary:
+        with atomic_write(each) as temporary:
             temporary.write_bytes(content)
 
 

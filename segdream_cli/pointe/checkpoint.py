@@ -29,7 +29,7 @@ from segdream_cli.util.download import (
     download,
     file_sha256,
 )
-from segdream_cli.util.files import exclusive, replacing
+from segdream_cli.util.files import atomic_write, exclusive
 from segdream_cli.util.hub import first_line, is_offline
 
 ADDRESS = "https://openaipublic.azureedge.net/main/point-e"
@@ -303,9 +303,9 @@ def _convert(pickled: Path, store: Path, file: Published, origin: str, sha256: s
     record = _Record(origin=origin, sha256=sha256, converted_sha256=hashlib.sha256(content).hexdigest())
     with cache_write_errors(store):
         store.mkdir(exist_ok=True)
-        with replacing(_weights_path(store, file)) as temporary:
+        with atomic_write(_weights_path(store, file)) as temporary:
             temporary.write_bytes(content)
-        with replacing(_record_path(store, file)) as temporary:
+        with atomic_write(_record_path(store, file)) as temporary:
             temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
 

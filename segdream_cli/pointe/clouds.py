@@ -16,7 +16,7 @@ from torch import Tensor
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
 from segdream_cli.pointe.model import PointCloud, PointE
 from segdream_cli.util.download import cache_folder
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 WORTH_SAYING_S = 10.0
 LINE_EVERY_S = 30.0
@@ -60,7 +60,7 @@ class Clouds:
         cloud = self._make(prompt, seed)
         with suppress(OSError, SegdreamError):  # a cache that can't be written costs time, not the run
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(save({"points": cloud.points, "colors": cloud.colors}))
         return cloud
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from segdream_cli.errors import SegdreamError
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -38,7 +38,7 @@ def write_png(path: Path, image: Array, about: Mapping[str, str] | None = None) 
     info = PngInfo()
     for key, text in (about or {}).items():
         info.add_text(key, text)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
 
 

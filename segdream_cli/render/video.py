@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.render.images import spread_colours
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 Frame = NDArray[np.uint8]
 
@@ -146,7 +146,7 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
                 shown = spread_colours(frame) if alpha and suffix == ".webm" else frame
                 encoder.write(_padded(shown, height, width))
 
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         if suffix == ".gif":
             _write_gif(path, temporary, source, feed)
         else:

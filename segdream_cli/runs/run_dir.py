@@ -24,7 +24,7 @@ from torch import Tensor
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.state import AssetState
-from segdream_cli.util.files import replacing, write_problem
+from segdream_cli.util.files import atomic_write, write_problem
 
 FORMAT = 1
 RECORD_TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -148,7 +148,7 @@ class RunDir:
         except OSError as problem:
             raise write_problem(problem, self.path) from problem
         try:
-            with replacing(self.path / "run.json") as temporary:
+            with atomic_write(self.path / "run.json") as temporary:
                 temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
         except SegdreamError:
             with suppress(OSError):
@@ -189,7 +189,7 @@ class RunDir:
     def save(self, asset: AssetState) -> None:
         """Replaces the checkpoint by the asset's present state."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in asset.tensors().items()}
-        with replacing(self.checkpoint) as temporary:
+        with atomic_write(self.checkpoint) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors))  # its save_file hides that the disk is full
 
     def load(self) -> dict[str, Tensor]:
@@ -237,5 +237,5 @@ class RunDir:
             with suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")

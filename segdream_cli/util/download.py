@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
-from segdream_cli.util.files import replacing
+from segdream_cli.util.files import atomic_write
 
 Progress = Callable[[int, int], None]
 """Receives the bytes done and the bytes in total."""
@@ -176,7 +176,7 @@ class _PartialFile:
         """Removes the partial file and records the content that it will hold."""
         self.discard()
         fields = {"url": remote.url, "etag": remote.etag, "size": remote.size}
-        with replacing(self.record) as temporary:
+        with atomic_write(self.record) as temporary:
             temporary.write_text(json.dumps(fields), encoding="utf-8")
 
     def discard(self) -> None:

@@ -1,10 +1,9 @@
-"""How every file of the project is written: whole or not at all, and never over another by accident."""
+"""Writes files completely or not at all, never over another by accident, and locks them between processes."""
 
 import errno
 import logging
 import os
 import shlex
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,25 +12,28 @@ from pathlib import Path
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 
 STEM_LENGTH = 32
-"""Characters of a file's name that its temporary twin takes over."""
+"""Characters of a file's name that the name of its temporary file starts with."""
+
+_unfinished: set[Path] = set()
+"""Temporary files of the blocks of `atomic_write` under way."""
 
 
 def check_output(path: Path, *, force: bool) -> None:
     """Refuses an output that could not be written at the end, before any work starts.
 
     Raises:
-        OutputExists: `path` is there and `force` is false.
-        UsageProblem: its folder is missing or can't be written, or `path` is a folder.
+        OutputExists: `path` exists and `force` is false.
+        UsageProblem: its folder is missing or not writable, or `path` is a folder.
     """
     folder = path.parent
-    try:  # a name too long, or a folder that can't be entered, fails in the first look already
+    try:  # a name too long, or a folder without access, fails here already
         if path.is_dir():
             raise UsageProblem(f"{path} is a folder", hint=f"name a file in it, such as -o {path / 'asset.ply'}")
         if not folder.is_dir():
             raise UsageProblem(f"the folder {folder} does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}")
         if path.exists() and not force:
             raise OutputExists(f"{path} exists", hint="add --force to replace it, or choose another -o")
-        with tempfile.TemporaryFile(dir=folder):  # os.access knows neither read-only mounts nor a superuser's limits
+        with tempfile.TemporaryFile(dir=folder):  # os.access misses read-only mounts and limits of root
             pass
     except OSError as problem:
         raise write_problem(problem, path) from problem
@@ -49,28 +51,27 @@ def write_problem(problem: OSError, path: Path) -> SegdreamError:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary file's path beside `path`, and renames it to `path` once the block ends well.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields the path of a temporary file beside `path`, and renames it to `path` after the block.
 
-    A block that raises leaves neither a new `path` nor the temporary file behind.
+    If the block raises, `path` stays as it was, and the temporary file is removed.
 
     Raises:
-        SegdreamError: the disk is full; UsageProblem: the folder can't be written.
+        SegdreamError: the disk is full.
+        UsageProblem: the folder can't be written.
     """
     temporary: Path | None = None
-    interruptible = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    if interruptible:  # the command line's way to leave at once would leave the temporary file behind
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        # a name of full length plus what mkstemp adds would be too long for the file system
+        # a name of full length plus the characters that mkstemp adds would exceed the limit of the file system
         stem = f".{path.stem[:STEM_LENGTH]}."
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=stem, suffix=f".partial{path.suffix}")
         temporary = Path(name)
+        _unfinished.add(temporary)
         os.close(handle)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's private mode is for secrets, not for results
+        temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only their owner can read
         temporary.replace(path)
     except OSError as problem:
         raise write_problem(problem, path) from problem
@@ -78,8 +79,12 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
-        if interruptible:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _unfinished.discard(temporary)
+
+
+def is_writing() -> bool:
+    """Whether a block of `atomic_write` is under way: a process killed now would leave its temporary file behind."""
+    return bool(_unfinished)
 
 
 @contextmanager

@@ -129,6 +129,37 @@ main()
     assert not (tmp_path / "bus.run" / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.parametrize("writing", [True, False])
+def test_ctrl_c_ends_a_command_at_once_and_leaves_no_temporary_file(tmp_path, writing):
+    script = tmp_path / "write.py"
+    block = 'atomic_write(Path("bus.ply"))' if writing else "nullcontext()"
+    script.write_text(
+        f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from contextlib import nullcontext
+from pathlib import Path
+from segdream_cli import cli
+from segdream_cli.util.files import atomic_write
+
+def app(**_):
+    with {block}:
+        Path("started").touch()
+        time.sleep({LIMIT_S})
+
+cli.app = app
+cli.main([])
+"""
+    )
+    started = Started([sys.executable, str(script)], tmp_path, "none.run")
+    end = time.monotonic() + LIMIT_S
+    while not (tmp_path / "started").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    started.process.send_signal(signal.SIGINT)
+    assert started.finish() == (130 if writing else -signal.SIGINT, "", "")  # a shell shows 130 for either
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["started", "write.py"]
+
+
 @pytest.mark.slow
 def test_kill_9_and_resume_give_the_bits_of_an_uninterrupted_run(tmp_path):
     """With the real networks: the checkpoint, not the process, holds everything the next step depends on."""

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.render.images import write_png
 from segdream_cli.util import files
-from segdream_cli.util.files import check_output, exclusive, replacing, write_problem
+from segdream_cli.util.files import atomic_write, check_output, exclusive, write_problem
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -33,7 +33,7 @@ def full_disk(monkeypatch):
 
 def test_a_new_file_appears_with_its_content_and_nothing_else(tmp_path):
     path = tmp_path / "asset.ply"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         assert temporary.parent == tmp_path
         assert temporary.suffix == ".ply"
         temporary.write_text("new")
@@ -45,7 +45,7 @@ def test_a_new_file_appears_with_its_content_and_nothing_else(tmp_path):
 def test_an_old_file_is_replaced_only_at_the_end(tmp_path):
     path = tmp_path / "asset.ply"
     path.write_text("old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -57,7 +57,7 @@ def test_an_exception_leaves_nothing_and_keeps_the_old_file(tmp_path, problem):
     path.write_text("old")
 
     def fail():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise problem
 
@@ -70,7 +70,7 @@ def test_an_exception_leaves_nothing_and_keeps_the_old_file(tmp_path, problem):
 def test_results_have_the_permissions_of_any_new_file(tmp_path):
     before = os.umask(0o027)
     try:
-        with replacing(tmp_path / "asset.ply") as temporary:
+        with atomic_write(tmp_path / "asset.ply") as temporary:
             temporary.write_text("new")
     finally:
         os.umask(before)
@@ -79,13 +79,13 @@ def test_results_have_the_permissions_of_any_new_file(tmp_path):
 
 def test_a_file_name_may_be_as_long_as_the_system_allows(tmp_path):
     for stem in ("x" * 251, "日" * 83):  # 255 and 253 bytes with the suffix
-        with replacing(tmp_path / f"{stem}.ply") as temporary:
+        with atomic_write(tmp_path / f"{stem}.ply") as temporary:
             temporary.write_text("new")
         assert (tmp_path / f"{stem}.ply").read_text() == "new"
 
 
 def test_a_missing_folder_is_a_usage_problem(tmp_path):
-    with pytest.raises(UsageProblem, match=r"none/asset\.ply"), replacing(tmp_path / "none" / "asset.ply"):
+    with pytest.raises(UsageProblem, match=r"none/asset\.ply"), atomic_write(tmp_path / "none" / "asset.ply"):
         pytest.fail("there is nowhere to write to")
 
 
@@ -93,7 +93,7 @@ def test_a_missing_folder_is_a_usage_problem(tmp_path):
 def test_a_full_disk_fails_with_1_and_leaves_nothing(tmp_path, full_disk):
     text, picture = tmp_path / "run.json", tmp_path / "picture.png"
     picture.write_bytes(b"old")
-    with pytest.raises(SegdreamError, match=r"disk is full.*run\.json") as caught, replacing(text) as temporary:
+    with pytest.raises(SegdreamError, match=r"disk is full.*run\.json") as caught, atomic_write(text) as temporary:
         temporary.write_text(json.dumps(list(range(9999))))
     assert caught.value.exit_code == 1
     assert str(tmp_path) in caught.value.hint
