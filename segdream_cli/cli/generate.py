@@ -62,6 +62,10 @@ def generate(
     init_points: shared.InitPointsOption = None,
     init_scale: shared.InitScaleOption = None,
     quality: shared.QualityOption = shared.STANDARD,
+    method: Annotated[
+        shared.Method | None,
+        typer.Option("--method", help="Distillation method; sctd by default.", rich_help_panel=shared.QUALITY),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Number of optimisation steps.", rich_help_panel=shared.QUALITY)
     ] = None,
@@ -122,6 +126,7 @@ def generate(
                 **shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
                 **shared.hardware_settings(dtype, low_vram),
                 "optim.steps": steps,
+                "distill.method": method and str(method),
                 "distill.guidance_scale": guidance_scale,
                 "distill.perp_neg": perp_neg,
                 "output.preview_every": preview_every,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from segdream_cli.config import AUTO, MINI, SD21
+from segdream_cli.config.distill import METHOD_NAMES
 from segdream_cli.config.values import parse_assignments
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.profile import QUALITIES
@@ -15,6 +16,7 @@ from segdream_cli.runs.jobs import MAX_SEED
 
 Quality = StrEnum("Quality", {name: name for name in QUALITIES})  # type: ignore[misc]
 STANDARD: Quality = Quality("standard")
+Method = StrEnum("Method", {name: name for name in METHOD_NAMES})  # type: ignore[misc]
 PriorName = StrEnum("PriorName", {name: name for name in (AUTO, SD21, MINI)})  # type: ignore[misc]
 
 PROMPT, START, QUALITY, RUN, HARDWARE, OUTPUT = "Prompt", "Start", "Quality", "Run", "Hardware and weights", "Output"
