@@ -252,13 +252,12 @@ def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[st
 
     made = mesh.extract(splats, **options)
     mesh.write(path, made)
-    lost = [f"{made.left_out:,} of its parts, the smallest, are left out"] if made.left_out else []
+    changes = [f"{made.left_out:,} small parts dropped"] if made.left_out else []
     if made.resolution < mesh.RESOLUTION:
-        lost.append(f"a grid of {made.resolution} steps, not {mesh.RESOLUTION}, closes the smallest of its holes")
-    if lost:
-        named = made.enough and not made.left_out
-        more = f"--faces {made.enough} keeps the grid" if named else "more --faces keeps more"
-        sink.note(f"{path} is simpler than the asset: {' and '.join(lost)}; {more}")
+        changes.append(f"grid reduced from {mesh.RESOLUTION} to {made.resolution}, which closes small holes")
+    if changes:
+        remedy = f"use --faces {made.enough}" if made.enough and not made.left_out else "raise --faces"
+        sink.note(f"{path}: mesh simplified: {', '.join(changes)}; {remedy} to keep more")
     return {
         "triangles": len(made.faces),
         "watertight": made.watertight,

@@ -291,8 +291,8 @@ def test_export_says_what_a_mesh_lacks(trimesh, tmp_path: Path, segdream_export,
     facts = json.loads(said.out)
     assert (facts["parts"], facts["parts_left_out"], facts["watertight"]) == (2, 123, True)
     (line,) = said.err.splitlines()
-    assert "123 of its parts" in line
-    assert line.endswith("more --faces keeps more")
+    assert "123 small parts dropped" in line
+    assert line.endswith("; raise --faces to keep more")
 
 
 def test_export_names_the_triangles_that_keep_the_grid(ball, tmp_path: Path, segdream_export, capsys, monkeypatch):
@@ -300,7 +300,7 @@ def test_export_names_the_triangles_that_keep_the_grid(ball, tmp_path: Path, seg
     made = dataclasses.replace(ball, resolution=115, enough=196_720)
     monkeypatch.setattr(mesh, "extract", lambda *_, **__: made)
     segdream_export(tmp_path / "a.ply", "-o", tmp_path / "a.obj")
-    assert capsys.readouterr().err.strip().endswith("; --faces 196720 keeps the grid")
+    assert capsys.readouterr().err.strip().endswith("; use --faces 196720 to keep more")
 
 
 def test_faint_gaussians_have_no_surface(trimesh) -> None:
