@@ -5,7 +5,7 @@
     session = segdream.load(quality="draft")
     splats = session.generate("a yellow school bus", seed=0)
     segdream.write("bus.ply", splats)
-    image = segdream.render(splats, azimuth=45, elevation=20)
+    image = segdream.render_image(splats, azimuth=45, elevation=20)
 
 Importing it is cheap: each name imports what it needs when it is used.
 """
@@ -15,12 +15,13 @@ from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from segdream_cli.errors import Interrupted, SegdreamError, UsageProblem
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from segdream_cli.config import Config
-    from segdream_cli.errors import Interrupted, SegdreamError
     from segdream_cli.optimize.report import StepReport
     from segdream_cli.render.job import Shot
     from segdream_cli.runs.reporter import Event
@@ -40,15 +41,13 @@ __all__ = [
     "__version__",
     "load",
     "read",
-    "render",
-    "turntable",
+    "render_image",
+    "render_turntable",
     "write",
 ]
 _CLASSES = {
     "Config": "config",
     "Generation": "runs.session",
-    "Interrupted": "errors",
-    "SegdreamError": "errors",
     "Session": "runs.session",
     "Splats": "splats",
     "StepReport": "optimize.report",
@@ -143,7 +142,7 @@ def write(path: "str | PathLike[str]", splats: "Splats", format: str | None = No
     formats.write(Path(path), splats, format, **options)
 
 
-def render(
+def render_image(
     splats: "Splats",
     *,
     azimuth: float = 0.0,
@@ -159,20 +158,24 @@ def render(
         splats: the asset.
         azimuth: degrees around it: 0 is its front, 90 its left side.
         elevation: degrees above the horizon.
-        size: side in pixels, or width and height.
+        size: side in pixels, or width and height; 16 to 4096.
         background: RGB in 0..1, or None for transparency.
         supersample: side of the square of samples per pixel.
         device: auto, cpu, cuda or cuda:N.
 
     Returns:
         [height, width, 3], or with transparency [height, width, 4] with straight alpha.
+
+    Raises:
+        SegdreamError: an argument is out of range, or the device's memory does not hold the image.
     """
+    _check_elevation(elevation)
     shot = _shot(splats, size, background, supersample, device)
     (image,) = _images(shot, shot.view(azimuth, elevation))
     return image
 
 
-def turntable(
+def render_turntable(
     splats: "Splats",
     *,
     n_frames: int = 120,
@@ -182,9 +185,17 @@ def turntable(
     supersample: int = 1,
     device: str = "auto",
 ) -> "Iterator[NDArray[np.uint8]]":
-    """Images of an asset from `n_frames` equally spaced azimuths, one at a time; arguments as of `render`."""
+    """Images of an asset from `n_frames` equally spaced azimuths, one at a time; arguments as of `render_image`."""
+    _check_elevation(elevation)
+    if n_frames < 1:
+        raise UsageProblem(f"n_frames can't be {n_frames}", hint="n_frames=120")
     shot = _shot(splats, size, background, supersample, device)
     return _images(shot, shot.turn(n_frames, elevation))
+
+
+def _check_elevation(elevation: float) -> None:
+    if not abs(elevation) <= 90:
+        raise UsageProblem(f"the elevation {elevation} is not in -90 to 90 degrees", hint="elevation=15")
 
 
 def _shot(
@@ -194,8 +205,10 @@ def _shot(
     supersample: int,
     device: str,
 ) -> "Shot":
+    from segdream_cli.render import check_size
     from segdream_cli.render.job import Shot
 
+    check_size(size, supersample)
     return Shot.of([splats], device, size, "rgb", background, supersample=supersample)
 
 

@@ -14,6 +14,7 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
+from segdream_cli.render import check_size
 
 Channel = StrEnum("Channel", ["rgb", "alpha", "depth", "normals"])
 TURNTABLE, SHEET, STILL, FRAMES, CAMERA_PATH = "turntable", "contact sheet", "view", "frames", "camera path"
@@ -26,7 +27,7 @@ UNUSED = {
 }
 """Parameters that have no effect on a kind of output."""
 
-MIN_SIDE, MAX_SIDE, MAX_SAMPLES, MAX_WIDTH = 16, 4096, 8192, 16382
+MAX_WIDTH = 16382
 MAX_PLAYER_SIZE = 4096, 2304
 """Width and height in pixels of the largest H.264 frame that common hardware decodes (level 5.1)."""
 DEFAULT_FRAMES, FPS = 120, 30.0
@@ -198,16 +199,7 @@ def parse_size(text: str, supersample: int = 1) -> tuple[int, int]:
     """
     match = re.fullmatch(r"\s*(\d{1,6})(?:\s*[xX×]\s*(\d{1,6}))?\s*", text)
     width, height = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not all(MIN_SIDE <= side <= MAX_SIDE for side in (width, height)):
-        raise UsageProblem(
-            f"--size {text!r} is not SIDE or WIDTHxHEIGHT, each {MIN_SIDE} to {MAX_SIDE} pixels",
-            hint="--size 1280x720",
-        )
-    if max(width, height) * supersample > MAX_SAMPLES:
-        raise UsageProblem(
-            f"--size {text} with --supersample {supersample} needs more than {MAX_SAMPLES} samples along a side",
-            hint=f"--supersample {MAX_SAMPLES // max(width, height)}",
-        )
+    check_size((width, height), supersample, f"--size {text!r}")
     return width, height
 
 

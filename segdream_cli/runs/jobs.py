@@ -25,6 +25,16 @@ class Job:
     output: Path
 
 
+def check_seed(seed: int) -> None:
+    """Refuses a seed that `--seed` would refuse.
+
+    Raises:
+        UsageProblem: it is negative or too large.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageProblem(f"the seed {seed} is not in 0 to {MAX_SEED:,}", hint="--seed 0")
+
+
 def parse_seeds(text: str) -> list[int]:
     """The seeds of `0-3`, `1,5` or a mixture, in the order given.
 

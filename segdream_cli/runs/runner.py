@@ -147,7 +147,7 @@ class Runner:
             try:
                 yield report
             except GeneratorExit:
-                if report.step < steps and report.first_nonfinite() is None:
+                if report.first_nonfinite() is None:
                     for each in active:
                         _save(each)
                 raise

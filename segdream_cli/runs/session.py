@@ -22,7 +22,7 @@ from segdream_cli.optimize.report import StepReport
 from segdream_cli.optimize.start import check_start, cloud_text
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.priors.checkpoint import Checkpoint
-from segdream_cli.runs.jobs import Job
+from segdream_cli.runs.jobs import Job, check_seed
 from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline
 from segdream_cli.runs.reporter import JobFailed, JobSkipped, Note, PageServed, Reporter, discard
 from segdream_cli.runs.run_dir import RunDir, RunRecord, installed_versions
@@ -55,8 +55,8 @@ class Generation(Iterator[StepReport]):
         self._steps.close()
 
     def splats(self) -> Splats:
-        """The asset as it is now, with its provenance."""
-        return self._snapshot()
+        """The asset as it is now, with its provenance; later steps do not change it."""
+        return self._snapshot().copy()
 
 
 @dataclass
@@ -160,6 +160,7 @@ class Session:
             OutputExists: the asset or an unfinished run of it exists.
             SegdreamError: while iterating, a step failed.
         """
+        check_seed(seed)
         if output is None:
             clean_prompt(prompt, self.checkpoint.profile.vocabulary)
             active = self._begin(prompt, seed, None)

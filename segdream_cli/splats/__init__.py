@@ -60,6 +60,11 @@ class Splats:
     def __len__(self) -> int:
         return len(self.means)
 
+    def copy(self) -> "Splats":
+        """The same Gaussians in memory of their own."""
+        arrays: dict[str, Any] = {name: array.copy() for name, array in self.arrays().items()}
+        return dataclasses.replace(self, **arrays)
+
     def arrays(self) -> dict[str, Float32s]:
         """The six arrays by their names, without copies."""
         return {name: getattr(self, name) for name in GROUPS}

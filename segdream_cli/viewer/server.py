@@ -1,6 +1,5 @@
 """One page on the loopback address: an asset to look at, or one that is still being made."""
 
-import dataclasses
 import json
 import re
 import threading
@@ -69,8 +68,7 @@ class PageServer:
     def publish(self, splats: Splats, title: str, *, done: bool = False) -> None:
         """Makes a copy of `splats` the present edition; `done` tells open pages that it is the last."""
         number = self._edition.number + 1 if self._edition else 1
-        arrays: dict[str, Any] = {name: array.copy() for name, array in splats.arrays().items()}
-        self._edition = _Edition(number, dataclasses.replace(splats, **arrays), title, done)
+        self._edition = _Edition(number, splats.copy(), title, done)
         self._published = time.monotonic()
 
     def wanted(self) -> bool:
