@@ -64,7 +64,7 @@ def generate(
     quality: shared.QualityOption = shared.STANDARD,
     method: Annotated[
         shared.Method | None,
-        typer.Option("--method", help="Distillation method; sctd by default.", rich_help_panel=shared.QUALITY),
+        typer.Option("--method", help="Distillation method; the default is sctd.", rich_help_panel=shared.QUALITY),
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Number of optimisation steps.", rich_help_panel=shared.QUALITY)
