@@ -22,7 +22,7 @@ import torch
 from benchmarks.raster import closed_surface
 from segdream_cli import formats, read
 from segdream_cli.render.images import to_uint8
-from segdream_cli.render.job import Shot
+from segdream_cli.render.job import RenderJob
 from segdream_cli.splats import GROUPS, SH_C0
 from segdream_cli.splats.gaussians import Gaussians
 
@@ -64,7 +64,7 @@ def peaks(asset: Path, suffix: str, options: argparse.Namespace, frames: int) ->
 
 def report_peaks(asset: Path, suffix: str, options: argparse.Namespace) -> None:
     """Makes one film and prints the peaks of this process and of its ffmpeg."""
-    shot = Shot.of([read(asset)], options.device, options.size, "rgb", WHITE)
+    job = RenderJob.of([read(asset)], options.device, options.size, "rgb", WHITE)
     done, highest = threading.Event(), [0]
 
     def watch() -> None:
@@ -80,7 +80,7 @@ def report_peaks(asset: Path, suffix: str, options: argparse.Namespace) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     with TemporaryDirectory() as folder:
-        shot.film(Path(folder) / f"turn{suffix}", shot.turn(options.frames, 15.0), 30)
+        job.write_video(Path(folder) / f"turn{suffix}", job.turntable(options.frames, 15.0), 30)
     done.set()
     watcher.join()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, highest[0] / 1024)
@@ -102,18 +102,18 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         asset = Path(folder) / "surface.ply"
         write_asset(asset, options.count)
-        shot = Shot.of([read(asset)], options.device, options.size, "rgb", WHITE)
-        clear = Shot.of([read(asset)], options.device, options.size, "rgb", None)
-        move, warm = shot.turn(options.frames, 15.0), shot.turn(2, 15.0)
-        shot.film(Path(folder) / "warm.mp4", warm, 30)
+        job = RenderJob.of([read(asset)], options.device, options.size, "rgb", WHITE)
+        clear = RenderJob.of([read(asset)], options.device, options.size, "rgb", None)
+        track, warm = job.turntable(options.frames, 15.0), job.turntable(2, 15.0)
+        job.write_video(Path(folder) / "warm.mp4", warm, 30)
         print(
             f"{options.device}, torch {torch.__version__}, {torch.get_num_threads()} threads; {options.count:,} "
             f"Gaussians, {options.frames} frames of {options.size} px"
         )
-        rows = {"pictures alone": lambda: [to_uint8(picture) for picture in shot.pictures(move, precise=False)]}
+        rows = {"pictures alone": lambda: [to_uint8(picture) for picture in job.images(track, precise=False)]}
         for suffix in SUFFIXES:
-            rows[suffix] = lambda suffix=suffix: shot.film(Path(folder) / f"turn{suffix}", move, 30)
-        rows[".webm, transparent"] = lambda: clear.film(Path(folder) / "clear.webm", move, 30)
+            rows[suffix] = lambda suffix=suffix: job.write_video(Path(folder) / f"turn{suffix}", track, 30)
+        rows[".webm, transparent"] = lambda: clear.write_video(Path(folder) / "clear.webm", track, 30)
         print(" " * 18, "wall s".rjust(8), "CPU s".rjust(8))
         for name, work in rows.items():
             wall, spent = seconds(work)

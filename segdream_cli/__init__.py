@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from segdream_cli.config import Config
     from segdream_cli.optimize.report import StepReport
-    from segdream_cli.render.job import Shot
+    from segdream_cli.render.job import RenderJob
     from segdream_cli.runs.reporter import Event
     from segdream_cli.runs.session import Generation, Session
     from segdream_cli.splats import Splats
@@ -170,8 +170,8 @@ def render_image(
         SegdreamError: an argument is out of range, or the device's memory does not hold the image.
     """
     _check_elevation(elevation)
-    shot = _shot(splats, size, background, supersample, device)
-    (image,) = _images(shot, shot.view(azimuth, elevation))
+    job = _job(splats, size, background, supersample, device)
+    (image,) = _images(job, job.single_view(azimuth, elevation))
     return image
 
 
@@ -189,8 +189,8 @@ def render_turntable(
     _check_elevation(elevation)
     if n_frames < 1:
         raise UsageProblem(f"n_frames can't be {n_frames}", hint="n_frames=120")
-    shot = _shot(splats, size, background, supersample, device)
-    return _images(shot, shot.turn(n_frames, elevation))
+    job = _job(splats, size, background, supersample, device)
+    return _images(job, job.turntable(n_frames, elevation))
 
 
 def _check_elevation(elevation: float) -> None:
@@ -198,21 +198,21 @@ def _check_elevation(elevation: float) -> None:
         raise UsageProblem(f"the elevation {elevation} is not in -90 to 90 degrees", hint="elevation=15")
 
 
-def _shot(
+def _job(
     splats: "Splats",
     size: int | tuple[int, int],
     background: tuple[float, float, float] | None,
     supersample: int,
     device: str,
-) -> "Shot":
+) -> "RenderJob":
     from segdream_cli.render import check_size
-    from segdream_cli.render.job import Shot
+    from segdream_cli.render.job import RenderJob
 
     check_size(size, supersample)
-    return Shot.of([splats], device, size, "rgb", background, supersample=supersample)
+    return RenderJob.of([splats], device, size, "rgb", background, supersample=supersample)
 
 
-def _images(shot: "Shot", move: Any) -> "Iterator[NDArray[np.uint8]]":
+def _images(job: "RenderJob", track: Any) -> "Iterator[NDArray[np.uint8]]":
     from segdream_cli.render.images import to_uint8
 
-    return (to_uint8(picture) for picture in shot.pictures(move, precise=True))
+    return (to_uint8(image) for image in job.images(track, precise=True))

@@ -25,7 +25,7 @@ from segdream_cli.evaluate.judge import Label
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
-from segdream_cli.render.cameras import turntable_azimuths, viewing
+from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.images import contact_sheet
 from segdream_cli.util.files import atomic_write
 from training.world.catalog import Combination
@@ -93,7 +93,7 @@ def distill(pipeline: Pipeline, prompts: Sequence[str], seed: int, batch: int = 
 def render_views(pipeline: Pipeline, assets: Sequence[AssetState], seed: int, size: int = SIZE) -> Views:
     """The assets from eight azimuths."""
     generator = torch.Generator().manual_seed(seed)
-    cameras = viewing(turntable_azimuths(VIEWS), torch.full((VIEWS,), ELEVATION_DEG), size)
+    cameras = frame_sphere(turntable_azimuths(VIEWS), torch.full((VIEWS,), ELEVATION_DEG), size)
     images, alphas = [], []
     for asset in assets:
         rendering = pipeline.render(asset.gaussians, cameras)

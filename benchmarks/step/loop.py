@@ -19,7 +19,7 @@ from benchmarks.step.stages import settled, stage_milliseconds, wall_seconds
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
 from segdream_cli.priors.stable_diffusion import workload
-from segdream_cli.render.cameras import viewing
+from segdream_cli.render.cameras import frame_sphere
 from segdream_cli.runs.run_dir import RunDir, RunRecord, installed_versions
 from segdream_cli.util.memory import GIB, peak_memory_gib
 
@@ -89,7 +89,7 @@ def ready(pipeline: Pipeline) -> Found:
         prior.encode_image(pictures.permute(0, 3, 1, 2), None).sum().backward()
 
     def render() -> None:
-        pipeline.render(pipeline.prepare(PROMPT, 0).gaussians, viewing(torch.zeros(1), torch.zeros(1), 64))
+        pipeline.render(pipeline.prepare(PROMPT, 0).gaussians, frame_sphere(torch.zeros(1), torch.zeros(1), 64))
 
     work: dict[str, Callable[[], None]] = {
         "unet_s": lambda: predict(views), "unet_twice_s": lambda: predict(2 * views), "encoder_s": encode,

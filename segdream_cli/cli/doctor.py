@@ -124,11 +124,11 @@ def _check_rasterizer() -> Iterator[Finding]:
     """Renders one opaque ball on each kind of device, and checks its middle."""
     import torch
 
-    from segdream_cli.render.cameras import viewing
+    from segdream_cli.render.cameras import frame_sphere
     from segdream_cli.render.raster import rasterize
 
     def render_ball(device: str) -> str:
-        camera = viewing(torch.zeros(1), torch.zeros(1), 16).to(torch.device(device))
+        camera = frame_sphere(torch.zeros(1), torch.zeros(1), 16).to(torch.device(device))
         ones = torch.ones(1, 3, device=device)
         view = rasterize(
             0 * ones,

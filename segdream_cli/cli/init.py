@@ -104,8 +104,9 @@ def init(
     splats = gaussians.splats(provenance)
     write(path, splats)
     if preview:
-        from segdream_cli.render.job import Shot
+        from segdream_cli.render.job import RenderJob
 
-        Shot.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0)).sheet(picture, elevation=15.0)
+        job = RenderJob.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0))
+        job.write_contact_sheet(picture, elevation=15.0)
     sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if preview else ""))
     sink.result(path, prompt=text, seed=seed, gaussians=len(gaussians), init=settings.shape)

@@ -117,33 +117,33 @@ def render(
     check_target(path, kind, force=force)
     from segdream_cli import read
     from segdream_cli.render.camera_path import read_camera_path
-    from segdream_cli.render.job import Shot
+    from segdream_cli.render.job import RenderJob
 
-    track = read_camera_path(camera_path, n_frames) if camera_path is not None else None
+    camera_file = read_camera_path(camera_path, n_frames) if camera_path is not None else None
     splats = [read(asset) for asset in assets]
-    shot = Shot.of(splats, device, sides, str(channel), color, supersample=supersample, captions=captions)
+    job = RenderJob.of(splats, device, sides, str(channel), color, supersample=supersample, captions=captions)
     sink = Output(json=json, quiet=quiet)
     about: dict[str, object] = {"asset": str(assets[0]), "kind": kind, "channel": str(channel)}
     about |= {"size": sides[0] if sides[0] == sides[1] else list(sides)}
     about |= {"assets": [str(asset) for asset in assets]} if len(assets) > 1 else {}
     if kind == SHEET:
-        shot.sheet(path, elevation)
+        job.write_contact_sheet(path, elevation)
         return sink.result(path, **about)
-    if track is not None:
-        move = shot.follow(track.viewmats, track.fov_rad)
+    if camera_file is not None:
+        track = job.fixed_cameras(camera_file.viewmats, camera_file.fov_rad)
     else:
-        move = shot.view(*angles) if kind == STILL else shot.turn(n_frames or DEFAULT_FRAMES, elevation)
-    about |= {"frames": len(move[0])} if kind != STILL else {}
+        track = job.single_view(*angles) if kind == STILL else job.turntable(n_frames or DEFAULT_FRAMES, elevation)
+    about |= {"frames": len(track[0])} if kind != STILL else {}
     if kind == STILL:
-        shot.still(path, move)
+        job.write_image(path, track)
     elif kind == FRAMES:
-        shot.frames(path, move)
+        job.write_frames(path, track)
     else:
-        about["fps"] = rate = fps or (track and track.fps) or FPS
+        about["fps"] = rate = fps or (camera_file and camera_file.fps) or FPS
         note_players(sink, path, sides, len(assets))
-        shot.film(path, move, rate)
+        job.write_video(path, track, rate)
     if channel == Channel.depth and kind in (STILL, FRAMES):
-        near, far = shot.depth_range(move)
+        near, far = job.depth_range(track)
         sink.note(f"depth: grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}, 0 is background")
         about |= {"near": near, "far": far}
     sink.result(path, **about)

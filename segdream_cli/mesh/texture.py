@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from segdream_cli.mesh.solid import ragged
-from segdream_cli.render.cameras import Cameras, viewing
+from segdream_cli.render.cameras import Cameras, frame_sphere
+from segdream_cli.render.images import push_pull
 from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians
@@ -43,7 +44,7 @@ def bake(
     shown = np.zeros((size * size, 4), np.float32)
     shown[pixel] = sums
     seen = sums[:, 3] > 1e-6
-    return _filled(shown.reshape(size, size, 4)), float(seen.mean())
+    return _fill_holes(shown.reshape(size, size, 4)), float(seen.mean())
 
 
 def _pictures(splats: Splats, box: Any, device: torch.device) -> tuple[Cameras, Floats]:
@@ -51,7 +52,7 @@ def _pictures(splats: Splats, box: Any, device: torch.device) -> tuple[Cameras, 
     turn = torch.arange(VIEWS) * math.degrees(math.pi * (3 - math.sqrt(5)))  # Fibonacci's spiral
     height = 1 - (torch.arange(VIEWS) + 0.5) * 2 / VIEWS
     low, high = torch.from_numpy(np.asarray(box, np.float32))
-    cameras = viewing(
+    cameras = frame_sphere(
         turn, height.asin().rad2deg(), VIEW_SIZE, center=(low + high) / 2, extent=float((high - low).norm()) / 2
     )
     gaussians = Gaussians.from_splats(splats).to(device)
@@ -146,22 +147,11 @@ def _bilinear(picture: Floats, where: Floats) -> Floats:
     return values
 
 
-def _filled(shown: Floats) -> Bytes:
-    """Colours [h, w, 3] from sums of colour and weight; where there is none, from ever larger squares around."""
-    weight = shown[:, :, 3:]
-    colours = np.where(weight > 1e-6, shown / np.maximum(weight, 1e-6), 0)  # weight becomes 1 or 0
-    filled = _pulled(colours)[:, :, :3]
+def _fill_holes(shown: Floats) -> Bytes:
+    """Colours [h, w, 3] from sums of premultiplied colour and of alpha [h, w, 4]; holes take colours around them."""
+    alpha = shown[:, :, 3:]
+    known = alpha > 1e-6
+    colours = np.where(known, shown[:, :, :3] / np.maximum(alpha, 1e-6), 0)
+    filled = push_pull(colours, known.astype(np.float32), renormalize=True)
     pixels: Bytes = np.rint(np.clip(filled, 0, 1) * 255).astype(np.uint8)
     return pixels
-
-
-def _pulled(colours: Floats) -> Floats:
-    known = colours[:, :, 3:] > 0
-    if known.all() or len(colours) == 1:
-        return colours
-    padded = np.pad(colours, ((0, len(colours) % 2), (0, len(colours) % 2), (0, 0)))
-    half = len(padded) // 2
-    sums = padded.reshape(half, 2, half, 2, 4).sum(axis=(1, 3))
-    smaller = _pulled(np.where(sums[:, :, 3:] > 0, sums / np.maximum(sums[:, :, 3:], 1), 0).astype(np.float32))
-    larger = smaller.repeat(2, axis=0).repeat(2, axis=1)[: len(colours), : len(colours)]
-    return np.where(known, colours, larger)

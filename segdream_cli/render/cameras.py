@@ -1,8 +1,8 @@
-"""Cameras on an orbit about the object, and what is behind it.
+"""Cameras on an orbit about the object, and the backgrounds behind it.
 
 World: right-handed, y up, the object faces +Z and fits the unit sphere. Camera: x right, y down, z forward
 (OpenCV). Azimuth 0 looks at the front and grows towards the object's left (+X); elevation 0 is the horizon.
-Everything is drawn and computed on the CPU; `Cameras.to` moves what the rasteriser needs.
+Random numbers and matrices are computed on the CPU; `Cameras.to` moves what the rasteriser needs.
 """
 
 import math
@@ -24,8 +24,8 @@ class Cameras:
     Args:
         viewmats: world to camera.
         Ks: intrinsics in pixels; pixel centres lie at half-integers.
-        azimuth_deg: where each camera stands, 0 in front of the object, growing towards its left.
-        elevation_deg: above the horizon.
+        azimuth_deg: azimuth of each camera, 0 in front of the object, growing towards its left.
+        elevation_deg: elevation above the horizon.
         size: side of the image in pixels.
     """
 
@@ -77,12 +77,12 @@ def orbit(
 
     Args:
         azimuth_deg: 0 in front of the object, growing towards its left.
-        elevation_deg: above the horizon.
+        elevation_deg: elevation above the horizon.
         radius: distance from the origin.
         fov_rad: vertical (and horizontal) field of view.
         size: side of the image in pixels.
-        shift: added to the camera's place.
-        target: the point looked at, the origin if not given.
+        shift: added to the camera's position.
+        target: the point that the camera looks at; the origin if None.
         up_tilt: added to the up vector before it is normalised.
     """
     azimuth, elevation = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
@@ -113,9 +113,10 @@ def orbit(
 
 VIEW_FOV_DEG = 40.0
 VIEW_FILL = 0.85
+"""Share of the image's side that the framed sphere takes."""
 
 
-def viewing(
+def frame_sphere(
     azimuth_deg: Float[Tensor, " c"],
     elevation_deg: Float[Tensor, " c"],
     size: int,
@@ -123,7 +124,15 @@ def viewing(
     center: Float[Tensor, " 3"] | None = None,
     extent: float = 1.0,
 ) -> Cameras:
-    """Cameras for looking at an asset, so that a sphere of radius `extent` about `center` fills most of the frame."""
+    """Cameras from which a sphere of radius `extent` about `center` fills most of the image.
+
+    Args:
+        azimuth_deg: 0 in front of the object, growing towards its left.
+        elevation_deg: elevation above the horizon.
+        size: side of the image in pixels.
+        center: centre of the sphere; the origin if None.
+        extent: radius of the sphere.
+    """
     c = len(azimuth_deg)
     target = (torch.zeros(3) if center is None else center).expand(c, 3)
     fov = math.radians(VIEW_FOV_DEG)
@@ -134,13 +143,13 @@ def viewing(
 
 
 def turntable_azimuths(n: int) -> Float[Tensor, " n"]:
-    """`n` azimuths evenly spaced from the front on, without repeating the first."""
+    """`n` azimuths in degrees, evenly spaced around a circle from the front; the first is not repeated."""
     return torch.arange(n) * (360 / n)
 
 
 @dataclass(frozen=True, slots=True)
 class CameraRanges:
-    """Where cameras may stand at some step of a run."""
+    """Ranges that a step's cameras are drawn from: distances, fields of view, and the largest azimuth."""
 
     radius: Range
     fov_rad: Range
@@ -148,7 +157,7 @@ class CameraRanges:
 
 
 def camera_ranges(config: CameraConfig, step: int) -> CameraRanges:
-    """The ranges at optimisation step `step` (1, 2, ...), widened once every `widen_every` steps."""
+    """The ranges at optimisation step `step` (1, 2, ...), which widen every `widen_every` steps."""
     n = step // config.widen_every if config.widen_every else 0
     narrow, wide = config.fov_factors
     low, high = config.fov_rad
@@ -165,18 +174,24 @@ def camera_ranges(config: CameraConfig, step: int) -> CameraRanges:
 
 
 def sample_cameras(config: CameraConfig, step: int, size: int, generators: Sequence[torch.Generator]) -> Cameras:
-    """Draws the views of one step for each generator, one asset's after the other's.
+    """Draws the `config.batch` views of one step for each generator; views of the same asset are adjacent.
 
     All views of an asset have the same field of view, as in the release.
+
+    Args:
+        config: the ranges.
+        step: optimisation step, from 1.
+        size: side of the image in pixels.
+        generators: one per asset.
     """
     c, ranges = config.batch, camera_ranges(config, step)
     middle = sum(config.elevation_deg) / 2
     reach = (config.elevation_deg[1] - config.elevation_deg[0]) / 2
-    azimuth = ranges.azimuth_deg * _signed(c, config.gamma, generators)
+    azimuth = ranges.azimuth_deg * _signed_power(c, config.gamma, generators)
     if config.stratified:
         sector = (torch.arange(c).repeat(len(generators)) + _rand(c, generators)) / c
         azimuth = ranges.azimuth_deg * (2 * sector - 1)
-    elevation = middle + reach * _signed(c, config.gamma, generators)
+    elevation = middle + reach * _signed_power(c, config.gamma, generators)
     fov = _uniform(1, ranges.fov_rad, generators).repeat_interleave(c)
     radius = _uniform(c, ranges.radius, generators)
     if config.fill is not None:
@@ -198,9 +213,9 @@ def sample_cameras(config: CameraConfig, step: int, size: int, generators: Seque
 def sample_backgrounds(
     config: CameraConfig, size: int, generators: Sequence[torch.Generator], device: torch.device
 ) -> Float[Tensor, "b h w 3"]:
-    """Draws what is behind the object in each view of a step, for each generator; colours in 0..1, on `device`.
+    """Draws the background of each view of a step, for each generator; RGB in 0..1, on `device`.
 
-    Each is a colour that runs gently into another across the picture, most often into itself.
+    A background is a linear gradient between two colours, which are most often the same.
     """
     kinds = list(config.backgrounds)
     weights = torch.tensor([float(config.backgrounds[kind]) for kind in kinds])
@@ -214,15 +229,16 @@ def sample_backgrounds(
     first = torch.where(gray < 0.4, 0.6 * first.mean(-1, keepdim=True) + 0.4, first)
     second = torch.where(ramp < 0.5, first, second)
     x, y = torch.cos(2 * math.pi * angle).expand(-1, 3), torch.sin(2 * math.pi * angle).expand(-1, 3)
-    moved = torch.stack([first, second, x, y])[..., None, None, :].to(device, non_blocking=True)
-    first, second, x, y = moved  # [b, 1, 1, 3] each
+    sent = torch.stack([first, second, x, y])[..., None, None, :].to(device, non_blocking=True)  # one copy for all
+    first, second, x, y = sent  # [b, 1, 1, 3] each
     axis = torch.linspace(-1, 1, size, device=device)[:, None]
     along = 0.5 + 0.35 * (axis * x + axis[:, None] * y)
-    pictures: Tensor = first + (second - first) * 0.5 * along
-    return pictures
+    backgrounds: Tensor = first + (second - first) * 0.5 * along
+    return backgrounds
 
 
 def _plain(value: float | None, generator: torch.Generator) -> Float[Tensor, "3 3"]:
+    """One colour throughout: grey of `value`, or a random one."""
     color = torch.rand(3, generator=generator) if value is None else torch.full((3,), value)
     return torch.stack([color, color, torch.ones(3)])
 
@@ -233,24 +249,25 @@ BACKGROUNDS: Mapping[str, Callable[[torch.Generator], Tensor]] = {
     "random": partial(_plain, None),
     "gradient": lambda generator: torch.rand(3, 3, generator=generator),
 }
-"""What each kind draws: two colours, and three numbers in 0..1.
+"""Kind of background -> a function that draws two colours and three numbers in 0..1, [3, 3].
 
-The first of these turns the first colour into a light grey one below 0.4, the second puts it in the place of the second
-colour below 0.5, the third is the direction from one to the other in turns.
+Below 0.4, the first number turns the first colour into a light grey. Below 0.5, the second number makes the second
+colour equal to the first. The third number is the direction of the gradient in turns.
 """
 
 
 def _rand(n: int, generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
-    """`n` numbers in 0..1 of each generator."""
+    """`n` numbers in 0..1 from each generator."""
     return torch.cat([torch.rand(n, generator=generator) for generator in generators])
 
 
 def _uniform(n: int, bounds: Range, generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
+    """`n` numbers within `bounds` from each generator."""
     low, high = bounds
     return low + (high - low) * _rand(n, generators)
 
 
-def _signed(n: int, gamma: float, generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
+def _signed_power(n: int, gamma: float, generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
     """±U^γ: uniform in -1..1 at γ = 1, and more often near 0 above."""
     size = _rand(n, generators) ** gamma
     sign = torch.cat([torch.randint(0, 2, (n,), generator=generator) for generator in generators])

@@ -1,4 +1,4 @@
-"""Pictures: PNG files, contact sheets, captions, and depth and normals as colours."""
+"""Images: PNG files, contact sheets, captions, and depth and normals as colours."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,20 @@ Bytes = NDArray[np.uint8]
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 SYSTEM_FONTS = "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"
 DEPTH_STEPS = 65534
-"""Steps between near and far in a 16-bit depth picture; 0 is kept for "nothing there"."""
+"""Steps between near and far in a 16-bit depth image; the value 0 means that nothing is there."""
 
 
 def write_png(path: Path, image: Array, about: Mapping[str, str] | None = None) -> None:
-    """Writes a picture [h, w], [h, w, 3] or [h, w, 4]: floats in 0..1, bytes, or 16-bit grey; RGBA is straight alpha.
+    """Writes an image [h, w], [h, w, 3] or [h, w, 4]: floats in 0..1, bytes, or 16-bit grey; RGBA is straight alpha.
 
     Args:
-        path: the file.
-        image: the picture.
-        about: text to keep in the file under each key.
+        path: the file, replaced as a whole.
+        image: the image.
+        about: key -> text to store in the file.
 
     Raises:
-        SegdreamError: a value is not finite, or the disk is full; UsageProblem: the folder can't be written.
+        SegdreamError: a value is not finite, or the disk is full.
+        UsageProblem: the folder can't be written.
     """
     pixels = np.ascontiguousarray(image if image.dtype in (np.uint8, np.uint16) else to_uint8(image))
     info = PngInfo()
@@ -43,7 +44,7 @@ def write_png(path: Path, image: Array, about: Mapping[str, str] | None = None) 
 
 
 def to_uint8(image: Array) -> Bytes:
-    """Floats in 0..1 to the nearest of the 256 steps; values outside are clipped, bytes pass through.
+    """Rounds floats in 0..1 to 256 steps; values outside are clipped, bytes pass through.
 
     Raises:
         SegdreamError: a value is not finite.
@@ -53,7 +54,7 @@ def to_uint8(image: Array) -> Bytes:
     bad = int(np.count_nonzero(~np.isfinite(image)))
     if bad:
         raise SegdreamError(
-            f"{bad} of {image.size} values of a picture are not finite",
+            f"{bad} of {image.size} values of an image are not finite",
             hint="go back to the last checkpoint with --resume",
         )
     return np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
@@ -67,30 +68,42 @@ def straight_alpha(rgb: Array, alpha: Array) -> NDArray[np.float32]:
 
 
 def spread_colours(rgba: Bytes) -> Bytes:
-    """Gives what is wholly transparent in [h, w, 4] the mean colour of its surroundings.
+    """Gives every transparent pixel of [h, w, 4] the mean colour of its surroundings by `push_pull`.
 
-    Nothing of it shows, but codecs mix the colours of neighbours: black behind the rim would darken the rim. The
-    means are those of the smallest square of 2, 4, 8 ... pixels that holds something ("push-pull").
+    The change is invisible, but codecs mix the colours of neighbours: black behind the rim would darken the rim.
     """
-    weight = rgba[..., 3:].astype(np.float32)
-    levels = [(rgba[..., :3] * weight, weight)]
-    while max(levels[-1][0].shape[:2]) > 1:
-        levels.append((_quartered(levels[-1][0]), _quartered(levels[-1][1])))
-    colour = np.zeros((1, 1, 3), np.float32)
-    for summed, weight in reversed(levels):
-        height, width, _ = summed.shape
-        colour = np.repeat(np.repeat(colour, 2, axis=0), 2, axis=1)[:height, :width]
-        colour = np.where(weight > 0, summed / np.maximum(weight, 1), colour)
-    return np.where(rgba[..., 3:] > 0, rgba, np.dstack([to_uint8(colour / 255), rgba[..., 3:]]))
+    weights = rgba[..., 3:].astype(np.float32)
+    colours = push_pull(rgba[..., :3] * weights, weights)
+    return np.where(weights > 0, rgba, np.dstack([to_uint8(colours / 255), rgba[..., 3:]]))
+
+
+def push_pull(sums: Array, weights: Array, *, renormalize: bool = False) -> NDArray[np.float32]:
+    """Weighted means [h, w, c], in which pixels without weight take the mean of their surroundings.
+
+    The mean is that of the smallest square of 2, 4, 8 ... pixels that holds some weight (Gortler 1996).
+
+    Args:
+        sums: values times their weights, [h, w, c].
+        weights: [h, w, 1], not between 0 and 1.
+        renormalize: give every square that holds some weight the same weight in larger squares.
+    """
+    means: NDArray[np.float32] = np.where(weights > 0, sums / np.maximum(weights, 1), 0).astype(np.float32)
+    if (weights > 0).all() or max(means.shape[:2]) == 1:
+        return means
+    if renormalize:
+        sums, weights = means, (weights > 0).astype(np.float32)
+    coarse = push_pull(_sum_quads(sums), _sum_quads(weights), renormalize=renormalize)
+    larger = coarse.repeat(2, axis=0).repeat(2, axis=1)[: means.shape[0], : means.shape[1]]
+    return np.where(weights > 0, means, larger)
 
 
 def caption_strip(captions: Sequence[str], width: int, paper: Sequence[float] | None) -> Bytes:
-    """A strip to stand above pictures of `width` that are side by side, each caption over its picture.
+    """A strip of captions for images side by side, each caption centred over its image.
 
     Args:
-        captions: one a picture; those too long are cut and end in an ellipsis.
-        width: of each picture in pixels.
-        paper: colour behind the words in 0..1, or None for transparency.
+        captions: one per image; those too long are cut and end in an ellipsis.
+        width: width of each image in pixels.
+        paper: RGB in 0..1 behind the text, or None for transparency.
 
     Returns:
         Bytes [h, len(captions) * width, 3], or 4 channels without paper; h is even.
@@ -105,9 +118,9 @@ def caption_strip(captions: Sequence[str], width: int, paper: Sequence[float] | 
         strip = Image.new("RGB", size, (red, green, blue))
     draw = ImageDraw.Draw(strip)
     for i, caption in enumerate(captions):
-        text, font = _lettered(caption, width)
+        text, font = _fit_label(caption, width)
         left = i * width + (width - font.getlength(text)) / 2
-        if paper is None:  # to be read on whatever comes behind it
+        if paper is None:  # an outline keeps it legible on any background
             draw.text((left, 3), text, fill=PAPER, font=font, stroke_width=1, stroke_fill=INK)
         else:
             draw.text((left, 3), text, fill=PAPER if dark else INK, font=font)
@@ -115,22 +128,22 @@ def caption_strip(captions: Sequence[str], width: int, paper: Sequence[float] | 
 
 
 def contact_sheet(images: Sequence[Array], columns: int, labels: Sequence[str] | None = None) -> Bytes:
-    """Pictures of one size [h, w, 3], row by row on white, each with its label above it.
+    """Images of one size [h, w, 3], row by row on white, each with its label above it.
 
     Args:
         images: at least one; floats in 0..1 or bytes.
-        columns: pictures in a row, at least one.
-        labels: one a picture; those too long for its width are cut and end in an ellipsis.
+        columns: images per row, at least one.
+        labels: one per image; those too long for its width are cut and end in an ellipsis.
 
     Returns:
         Bytes [H, W, 3].
 
     Raises:
-        ValueError: there are no pictures, or labels and pictures differ in number.
+        ValueError: labels and images differ in number.
     """
     tiles = [to_uint8(image) for image in images]
     if labels is not None and len(labels) != len(tiles):
-        raise ValueError(f"{len(labels)} labels for {len(tiles)} pictures")
+        raise ValueError(f"{len(labels)} labels for {len(tiles)} images")
     height, width, _ = tiles[0].shape
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -140,14 +153,14 @@ def contact_sheet(images: Sequence[Array], columns: int, labels: Sequence[str] |
     for i, tile in enumerate(tiles):
         left, top = i % columns * width, i // columns * (height + strip)
         if labels is not None:
-            text, font = _lettered(labels[i], width)
+            text, font = _fit_label(labels[i], width)
             draw.text((left + 4, top + 3), text, fill=INK, font=font)
         sheet.paste(Image.fromarray(tile), (left, top + strip))
     return np.asarray(sheet)
 
 
 def depth_to_uint16(depth: Array, alpha: Array, near: float, far: float) -> NDArray[np.uint16]:
-    """Depth [h, w] between two fixed planes as 16-bit grey: near is 1, far is 65535, and 0 is where alpha is <= 0.5.
+    """Depth [h, w] between two planes as 16-bit grey: near is 1, far is 65535, and 0 is where alpha is <= 0.5.
 
     A value v > 0 reads back as near + (v - 1) / 65534 * (far - near).
     """
@@ -156,22 +169,23 @@ def depth_to_uint16(depth: Array, alpha: Array, near: float, far: float) -> NDAr
 
 
 def depth_preview(depth: Array, alpha: Array, near: float, far: float) -> Bytes:
-    """Depth [h, w] as grey [h, w, 3] to look at: near is white, far dark, and black is where alpha is <= 0.5."""
+    """Depth [h, w] as grey [h, w, 3] to look at: near is white, far is dark, and alpha <= 0.5 is black."""
     grey = np.where(alpha > 0.5, 1 - 0.8 * _between(depth, near, far), 0)
     return np.repeat(to_uint8(grey)[..., None], 3, axis=2)
 
 
 def normals_to_rgb(normals: Array) -> Bytes:
-    """Unit normals [h, w, 3] as the usual colours, n / 2 + 1 / 2; where there is no surface (zero) it is grey."""
+    """Unit normals n [h, w, 3] as the usual colours, n / 2 + 1 / 2; zero, which is no surface, becomes grey."""
     return to_uint8(normals * 0.5 + 0.5)
 
 
 def _between(depth: Array, near: float, far: float) -> Array:
-    # where nothing is drawn, depth over alpha may be 0 / 0
+    """Depth as a share of the way from near to far, 0..1."""
+    # depth over alpha may be 0 / 0 where nothing is drawn
     return np.clip((np.nan_to_num(depth, nan=far, posinf=far) - near) / (far - near), 0, 1)
 
 
-def _quartered(values: Array) -> Array:
+def _sum_quads(values: Array) -> Array:
     """Sums over squares of two by two pixels of [h, w, c], zeros beyond an odd rim."""
     height, width, channels = values.shape
     even = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)))
@@ -180,36 +194,36 @@ def _quartered(values: Array) -> Array:
 
 
 def _letter_size(width: int) -> float:
-    """Size of the letters on a picture of `width`."""
+    """Font size on an image of `width` pixels."""
     return float(np.clip(width // 16, 10, 24))
 
 
 def _strip_height(width: int) -> int:
-    """Height of a strip of labels for pictures of `width`."""
+    """Height in pixels of a strip of labels for images of `width` pixels."""
     return int(ImageFont.load_default(size=_letter_size(width)).getbbox("Ag")[3]) + 6
 
 
-def _lettered(text: str, width: int) -> tuple[str, Any]:
-    """A label as it fits a picture of `width`, and the font that has its letters.
+def _fit_label(text: str, width: int) -> tuple[str, Any]:
+    """A label as it fits an image of `width` pixels, and a font that has its letters.
 
-    Pillow's own font, the same everywhere, knows ASCII only; other letters take a font of the system, or where there
-    is none lose their accents.
+    Pillow's own font is the same everywhere but has ASCII letters only. Other letters take a font of the system; where
+    there is none, they lose their accents.
     """
     text, size = " ".join(text.split()), _letter_size(width)
     font: Any = ImageFont.load_default(size=size)
     if not text.isascii():
         for name in SYSTEM_FONTS:
             with suppress(OSError):
-                font = ImageFont.truetype(name, size * 0.85)  # they stand higher in their line than Pillow's
+                font = ImageFont.truetype(name, size * 0.85)  # its letters are taller than those of Pillow's
                 break
         else:
             letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
             text = "".join(letters).encode("ascii", "replace").decode()
-    return _fitted(text, font, width - 8), font
+    return _truncate(text, font, width - 8), font
 
 
-def _fitted(text: str, font: Any, width: int) -> str:
-    """`text`, or as much of its start as fits `width` pixels with an ellipsis."""
+def _truncate(text: str, font: Any, width: int) -> str:
+    """`text`, or as much of its start as fits into `width` pixels with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

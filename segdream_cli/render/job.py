@@ -1,4 +1,4 @@
-"""Assets in front of a camera, and what `segdream render` makes of the pictures."""
+"""`RenderJob`: assets side by side, rendered to images, videos and contact sheets."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segdream_cli.render.cameras import Cameras, turntable_azimuths, viewing
+from segdream_cli.render.cameras import Cameras, frame_sphere, turntable_azimuths
 from segdream_cli.render.images import (
     caption_strip,
     contact_sheet,
@@ -24,56 +24,60 @@ from segdream_cli.render.images import (
     to_uint8,
     write_png,
 )
-from segdream_cli.render.raster import Rendering, normals_from_depth, rasterize
+from segdream_cli.render.raster import Rendering, normals_from_depth
 from segdream_cli.render.video import write_video
+from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
 from segdream_cli.util.devices import choose_device
 from segdream_cli.util.memory import out_of_memory
 
-Picture = NDArray[Any]
+Image = NDArray[Any]
 Color = Sequence[float]
-Move = list[Cameras]
-"""The cameras of a film or of one picture, a batch an asset."""
+CameraTrack = list[Cameras]
+"""The cameras of a video or of one image: one batch per asset, all of the same length."""
 
 SIDES = ("front", "front left", "left", "back left", "back", "back right", "right", "front right")
-BEHIND = {"alpha": (0.0, 0.0, 0.0), "depth": (0.0, 0.0, 0.0), "normals": (128 / 255,) * 3}
-NEAREST = 0.01
-"""The rasteriser's near plane."""
+CHANNEL_BACKGROUND = {"alpha": (0.0, 0.0, 0.0), "depth": (0.0, 0.0, 0.0), "normals": (128 / 255,) * 3}
+"""Colour behind captions, by channel; rgb has a background of its own."""
+NEAR_PLANE = 0.01
+"""Least depth that the rasteriser draws."""
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """An asset and the sphere that holds it."""
+class FramedAsset:
+    """An asset and the sphere that its views frame."""
 
     gaussians: Gaussians
     center: Float[Tensor, " 3"]
     extent: float
+    """Radius of the sphere."""
 
     @classmethod
     def of(cls, splats: Splats, device: torch.device) -> Self:
-        """An asset on its device."""
+        """Moves an asset to `device` and finds its sphere."""
         gaussians = Gaussians.from_splats(splats).to(device)
         return cls(gaussians, *bounds(gaussians))
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
-    """Assets side by side, how they are framed, and what is shown of them."""
+class RenderJob:
+    """Assets side by side, the size of their images, and the channel to show."""
 
-    subjects: list[Subject]
+    assets: list[FramedAsset]
     device: torch.device
     width: int
-    """Of one asset's picture in pixels, as the height."""
+    """Width in pixels of one asset's image."""
     height: int
+    """Height in pixels."""
     channel: str
-    """What is shown: rgb, alpha, depth or normals."""
+    """rgb, alpha, depth or normals."""
     color: Color | None
-    """What is behind it, or None for transparency."""
+    """RGB in 0..1 behind the asset, or None for transparency."""
     supersample: int = 1
-    """Side of the square of samples whose mean is a pixel."""
+    """Samples per pixel along each axis; a pixel is their mean."""
     captions: Sequence[str] = ()
-    """One an asset, or none at all."""
+    """One per asset, or none at all."""
 
     @classmethod
     def of(
@@ -87,12 +91,12 @@ class Shot:
         supersample: int = 1,
         captions: Sequence[str] = (),
     ) -> Self:
-        """A shot of assets, from left to right.
+        """Frames assets, from left to right; errors as `choose_device`.
 
         Args:
-            assets: what is shown.
-            device: value of `--device`.
-            size: side of a picture in pixels, or its width and height.
+            assets: at least one.
+            device: name of the device, as `choose_device` takes it.
+            size: side of an image in pixels, or its width and height.
             channel: as the field.
             color: as the field.
             supersample: as the field.
@@ -100,103 +104,106 @@ class Shot:
         """
         chosen = choose_device(device)
         width, height = (size, size) if isinstance(size, int) else size
-        subjects = [Subject.of(splats, chosen) for splats in assets]
-        return cls(subjects, chosen, width, height, channel, color, supersample, captions)
+        framed = [FramedAsset.of(splats, chosen) for splats in assets]
+        return cls(framed, chosen, width, height, channel, color, supersample, captions)
 
-    def turn(self, n: int, elevation: float) -> Move:
-        """`n` views all around each asset, from its front on, so that the next would be the first again."""
-        return self._orbit(turntable_azimuths(n), elevation)
+    def turntable(self, n: int, elevation: float) -> CameraTrack:
+        """`n` views around each asset, starting at its front; view n + 1 would be the first again."""
+        return self._frame_assets(turntable_azimuths(n), elevation)
 
-    def view(self, azimuth: float, elevation: float) -> Move:
+    def single_view(self, azimuth: float, elevation: float) -> CameraTrack:
         """One view of each asset, from angles in degrees."""
-        return self._orbit(torch.tensor([azimuth]), elevation)
+        return self._frame_assets(torch.tensor([azimuth]), elevation)
 
-    def _orbit(self, azimuth_deg: Float[Tensor, " c"], elevation: float) -> Move:
-        """A view of each asset from every azimuth, far enough away to see it whole."""
+    def _frame_assets(self, azimuth_deg: Float[Tensor, " c"], elevation: float) -> CameraTrack:
+        """A view of each asset from every azimuth, far enough away to see all of it."""
         elevations = torch.full_like(azimuth_deg, elevation)
         side = min(self.width, self.height)
         return [
-            self._centered(viewing(azimuth_deg, elevations, side, center=subject.center, extent=subject.extent))
-            for subject in self.subjects
+            self._center_axis(frame_sphere(azimuth_deg, elevations, side, center=asset.center, extent=asset.extent))
+            for asset in self.assets
         ]
 
-    def follow(self, viewmats: Float[Tensor, "c 4 4"], fov_rad: Float[Tensor, " c"]) -> Move:
-        """The same cameras for every asset; `fov_rad` is the angle from the lower to the upper rim."""
+    def fixed_cameras(self, viewmats: Float[Tensor, "c 4 4"], fov_rad: Float[Tensor, " c"]) -> CameraTrack:
+        """The same cameras for every asset; `fov_rad` is the vertical field of view."""
         Ks = torch.eye(3).repeat(len(viewmats), 1, 1)
         Ks[:, 0, 0] = Ks[:, 1, 1] = self.height / 2 / torch.tan(fov_rad / 2)
         unknown = torch.zeros(len(viewmats))
-        return [self._centered(Cameras(viewmats, Ks, unknown, unknown, self.height))] * len(self.subjects)
+        return [self._center_axis(Cameras(viewmats, Ks, unknown, unknown, self.height))] * len(self.assets)
 
-    def depth_range(self, move: Move) -> tuple[float, float]:
-        """Depths that 1 and 65535 stand for in 16 bits, the same for every picture of a move and every asset."""
+    def depth_range(self, track: CameraTrack) -> tuple[float, float]:
+        """Depths stored as 1 and 65535 in 16 bits, the same for every image and asset of a track."""
         middles = [
-            cameras.viewmats[:, 2, :3] @ subject.center + cameras.viewmats[:, 2, 3]
-            for subject, cameras in zip(self.subjects, move, strict=True)
+            cameras.viewmats[:, 2, :3] @ asset.center + cameras.viewmats[:, 2, 3]
+            for asset, cameras in zip(self.assets, track, strict=True)
         ]
-        near = min(float(z.min()) - subject.extent for z, subject in zip(middles, self.subjects, strict=True))
-        far = max(float(z.max()) + subject.extent for z, subject in zip(middles, self.subjects, strict=True))
-        near = max(near, NEAREST)
-        return near, max(far, near + NEAREST)
+        near = min(float(z.min()) - asset.extent for z, asset in zip(middles, self.assets, strict=True))
+        far = max(float(z.max()) + asset.extent for z, asset in zip(middles, self.assets, strict=True))
+        near = max(near, NEAR_PLANE)
+        return near, max(far, near + NEAR_PLANE)
 
-    def film(self, path: Path, move: Move, fps: float) -> None:
-        """Writes a move as a film."""
-        write_video(path, (to_uint8(picture) for picture in self.pictures(move, precise=False)), fps)
+    def write_video(self, path: Path, track: CameraTrack, fps: float) -> None:
+        """Writes a track as a video; errors as `video.write_video`."""
+        write_video(path, (to_uint8(image) for image in self.images(track, precise=False)), fps)
 
-    def frames(self, folder: Path, move: Move) -> None:
-        """Writes a move as numbered pictures, depth in 16 bits; of an earlier, longer move none is left."""
+    def write_frames(self, folder: Path, track: CameraTrack) -> None:
+        """Writes a track as numbered PNG files, depth in 16 bits; removes the frames of an earlier, longer track."""
         folder.mkdir(exist_ok=True)
-        for number, picture in enumerate(self.pictures(move, precise=True)):
-            write_png(folder / f"frame-{number:04d}.png", picture, self._about(move))
-        kept = {f"frame-{number:04d}.png" for number in range(len(move[0]))}
+        for number, image in enumerate(self.images(track, precise=True)):
+            write_png(folder / f"frame-{number:04d}.png", image, self._depth_notes(track))
+        kept = {f"frame-{number:04d}.png" for number in range(len(track[0]))}
         for path in folder.glob("frame-*.png"):
             if re.fullmatch(r"frame-([0-9]{4}|[1-9][0-9]{4,})\.png", path.name) and path.name not in kept:
                 path.unlink()
 
-    def still(self, path: Path, move: Move) -> None:
-        """Writes a move of one view as a picture, depth in 16 bits."""
-        (picture,) = self.pictures(move, precise=True)
-        write_png(path, picture, self._about(move))
+    def write_image(self, path: Path, track: CameraTrack) -> None:
+        """Writes a track of one view as a PNG file, depth in 16 bits."""
+        (image,) = self.images(track, precise=True)
+        write_png(path, image, self._depth_notes(track))
 
-    def sheet(self, path: Path, elevation: float) -> None:
-        """Writes eight sides of one asset as one picture, or those of several with a row for each."""
-        move = self.turn(len(SIDES), elevation)
-        planes = self.depth_range(move)
-        pictures = [
-            self._picture(subject, cameras, i, planes, precise=False)
-            for subject, cameras in zip(self.subjects, move, strict=True)
+    def write_contact_sheet(self, path: Path, elevation: float) -> None:
+        """Writes eight sides of one asset as one image; several assets have a row each."""
+        track = self.turntable(len(SIDES), elevation)
+        planes = self.depth_range(track)
+        images = [
+            self._image(asset, cameras.view(i), planes, precise=False)
+            for asset, cameras in zip(self.assets, track, strict=True)
             for i in range(len(SIDES))
         ]
-        captions = self.captions or [""] * len(self.subjects)
+        captions = self.captions or [""] * len(self.assets)
         labels = [f"{caption}, {side}" if caption else side for caption in captions for side in SIDES]
-        write_png(path, contact_sheet(pictures, columns=4 if len(move) == 1 else len(SIDES), labels=labels))
+        write_png(path, contact_sheet(images, columns=4 if len(track) == 1 else len(SIDES), labels=labels))
 
-    def _about(self, move: Move) -> dict[str, str]:
-        """What a reader of 16-bit depth needs to know."""
+    def _depth_notes(self, track: CameraTrack) -> dict[str, str]:
+        """PNG text that says how to turn 16-bit values into depths; empty for other channels."""
         if self.channel != "depth":
             return {}
-        near, far = self.depth_range(move)
+        near, far = self.depth_range(track)
         rule = "depth = near + (value - 1) / 65534 * (far - near) along the camera's axis; 0 is nothing"
         return {"near": repr(near), "far": repr(far), "Description": rule}
 
-    def pictures(self, move: Move, *, precise: bool) -> Iterator[Picture]:
-        """The pictures of a move, one at a time, with all assets and their captions."""
-        planes = self.depth_range(move)
+    def images(self, track: CameraTrack, *, precise: bool) -> Iterator[Image]:
+        """The images [h, w, channels] of a track, one at a time, with all assets and their captions.
+
+        Args:
+            track: the cameras.
+            precise: depth as 16-bit values to measure instead of grey to look at.
+        """
+        planes = self.depth_range(track)
         strips = []
         if any(self.captions) and not (precise and self.channel == "depth"):
-            strips = [caption_strip(self.captions, self.width, BEHIND.get(self.channel, self.color))]
-        for i in range(len(move[0])):
+            strips = [caption_strip(self.captions, self.width, CHANNEL_BACKGROUND.get(self.channel, self.color))]
+        for i in range(len(track[0])):
             parts = [
-                self._picture(subject, cameras, i, planes, precise=precise)
-                for subject, cameras in zip(self.subjects, move, strict=True)
+                self._image(asset, cameras.view(i), planes, precise=precise)
+                for asset, cameras in zip(self.assets, track, strict=True)
             ]
-            picture = np.concatenate(parts, axis=1)
-            yield np.concatenate([*strips, to_uint8(picture)]) if strips else picture
+            image = np.concatenate(parts, axis=1)
+            yield np.concatenate([*strips, to_uint8(image)]) if strips else image
 
-    def _picture(
-        self, subject: Subject, cameras: Cameras, i: int, planes: tuple[float, float], *, precise: bool
-    ) -> Picture:
-        """What camera `i` sees, as an array that `write_png` takes; depth in 16 bits if `precise`, else to look at."""
-        seen = self._seen(subject.gaussians, cameras, i)
+    def _image(self, asset: FramedAsset, camera: Cameras, planes: tuple[float, float], *, precise: bool) -> Image:
+        """One asset from one camera, as an array that `write_png` takes."""
+        seen = self._render(asset.gaussians, camera)
         rgb, alpha = seen.rgb[0].cpu().numpy(), seen.alpha[0, ..., 0].cpu().numpy()
         if self.channel == "alpha":
             return np.repeat(alpha[..., None], 3, axis=2)
@@ -207,39 +214,36 @@ class Shot:
             return normals_to_rgb(rgb)
         if self.color is None:
             return straight_alpha(rgb, alpha)
-        picture: Picture = rgb + (1 - alpha[..., None]) * np.array(self.color, np.float32)
-        return picture
+        image: Image = rgb + (1 - alpha[..., None]) * np.array(self.color, np.float32)
+        return image
 
     @torch.no_grad()
-    def _seen(self, gaussians: Gaussians, cameras: Cameras, i: int) -> Rendering:
-        """What camera `i` sees, the means of its samples; normals take the place of colours where they are asked for.
+    def _render(self, gaussians: Gaussians, camera: Cameras) -> Rendering:
+        """One camera's rendering, averaged over its samples; the channel `normals` puts normals in place of colours.
 
         Raises:
-            OutOfMemory: the device's memory does not hold the picture.
+            OutOfMemory: the device's memory does not hold the image.
         """
         s, width, height = self.supersample, self.width * self.supersample, self.height * self.supersample
-        viewmats = cameras.viewmats[i : i + 1].to(self.device)
-        Ks = (cameras.Ks[i : i + 1] * torch.tensor([[s], [s], [1.0]])).to(self.device)
+        camera = replace(camera, Ks=camera.Ks * torch.tensor([[s], [s], [1.0]])).to(self.device)
         cheaper = f"--size {min(self.width, self.height) // 2}" if s == 1 else "--supersample 1"
-        with out_of_memory(self.device, f"a picture of {width}x{height} pixels", cheaper):
-            colors = gaussians.colors(cameras.positions[i : i + 1].to(self.device))
-            shape = gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities
-            seen = rasterize(*shape, colors, viewmats, Ks, width, height)
+        with out_of_memory(self.device, f"an image of {width}x{height} pixels", cheaper):
+            seen = render(gaussians, camera, resolution=(width, height))
             if self.channel == "normals":
-                seen = replace(seen, rgb=normals_from_depth(seen.expected_depth(), viewmats, Ks))
+                seen = replace(seen, rgb=normals_from_depth(seen.expected_depth(), camera.viewmats, camera.Ks))
             if s > 1:
-                seen = replace(seen, **{name: _averaged(getattr(seen, name), s) for name in ("rgb", "alpha", "depth")})
+                seen = replace(seen, **{name: _average(getattr(seen, name), s) for name in ("rgb", "alpha", "depth")})
                 if self.channel == "normals":
                     seen = replace(seen, rgb=F.normalize(seen.rgb, dim=-1))
         return seen
 
-    def _centered(self, cameras: Cameras) -> Cameras:
-        """The same cameras with the middle of the picture on their axis."""
+    def _center_axis(self, cameras: Cameras) -> Cameras:
+        """The same cameras with their axis through the middle of the image."""
         Ks = cameras.Ks.clone()
         Ks[:, 0, 2], Ks[:, 1, 2] = self.width / 2, self.height / 2
         return replace(cameras, Ks=Ks)
 
 
-def _averaged(values: Float[Tensor, "1 h w k"], s: int) -> Float[Tensor, "1 H W k"]:
+def _average(values: Float[Tensor, "1 h w k"], s: int) -> Float[Tensor, "1 H W k"]:
     """Means over squares of `s` by `s` samples."""
     return F.avg_pool2d(values.movedim(-1, 1), s).movedim(1, -1)

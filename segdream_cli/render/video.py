@@ -1,6 +1,7 @@
-"""Films: frames streamed through ffmpeg to MP4, WebM, GIF or animated WebP."""
+"""Videos: frames streamed through ffmpeg to MP4, WebM, GIF or animated WebP."""
 
 import difflib
+import errno
 import itertools
 import os
 import shutil
@@ -15,51 +16,51 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.render.images import spread_colours
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import atomic_write, write_problem
 
 Frame = NDArray[np.uint8]
 
-# Without the matrix ffmpeg converts by BT.601, and players that expect BT.709 show other colours.
+# Without the matrix, ffmpeg converts by BT.601, and players that expect BT.709 show other colours.
 _TO_BT709 = (
     "scale=in_range=full:out_color_matrix=bt709:out_range=limited:flags=bicubic+accurate_rnd+full_chroma_int,"
     "format={pix_fmt},"
     "setparams=range=limited:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 )
 _TAGS = ("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv")
-# Some of a picture's pixels tell its colours; counting them all takes longer than the rest, and memory for each shade.
+# A sample of the pixels is enough for the palette: counting all takes longer than the rest, and memory for each shade.
 _COUNT = "split[kept][all];[all]scale=w='min(iw,96)':h='min(ih,96)':flags=neighbor[some];[some]palettegen[palette]"
 _PALETTE = "paletteuse=dither=bayer:bayer_scale=4:alpha_threshold=128"
 
 
 def _mp4(fps: float, alpha: bool) -> list[str]:
-    """H.264 that plays everywhere: High profile, 4:2:0, a closed group of pictures every 2 s, index in front."""
+    """Options for H.264 that plays everywhere: High profile, 4:2:0, closed GOPs of 2 s, index at the front."""
     codec = ["-c:v", "libx264", "-profile:v", "high", "-preset", "medium", "-crf", "18", "-g", str(round(2 * fps))]
-    pictures = ["-vf", _TO_BT709.format(pix_fmt="yuv420p")]
-    return [*pictures, *codec, *_TAGS, "-fps_mode", "cfr", "-movflags", "+faststart", "-f", "mp4"]
+    convert = ["-vf", _TO_BT709.format(pix_fmt="yuv420p")]
+    return [*convert, *codec, *_TAGS, "-fps_mode", "cfr", "-movflags", "+faststart", "-f", "mp4"]
 
 
 def _webm(fps: float, alpha: bool) -> list[str]:
-    """VP9, with alpha as a second picture in every packet; the encoder refuses its hidden frames beside alpha."""
+    """Options for VP9; alpha is a second image in every packet, beside which the encoder refuses hidden frames."""
     codec = ["-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", "-g", str(round(2 * fps))]
     speed = ["-deadline", "good", "-cpu-used", "4", "-row-mt", "1", "-auto-alt-ref", "0" if alpha else "1"]
-    pictures = ["-vf", _TO_BT709.format(pix_fmt="yuva420p" if alpha else "yuv420p")]
-    return [*pictures, *codec, *speed, *_TAGS, "-fps_mode", "cfr", "-f", "webm"]
+    convert = ["-vf", _TO_BT709.format(pix_fmt="yuva420p" if alpha else "yuv420p")]
+    return [*convert, *codec, *speed, *_TAGS, "-fps_mode", "cfr", "-f", "webm"]
 
 
 def _webp(fps: float, alpha: bool) -> list[str]:
-    """An animated WebP, repeated for ever; libwebp itself does the conversion from RGB."""
+    """Options for an animated WebP that loops forever; libwebp itself converts from RGB."""
     return ["-c:v", "libwebp_anim", "-pix_fmt", "bgra", "-quality", "80", "-loop", "0", "-f", "webp"]
 
 
 ENCODINGS = {".mp4": _mp4, ".webm": _webm, ".webp": _webp}
-"""Suffix -> ffmpeg's output options at a frame rate, of what one pass can write."""
+"""Suffix -> function of the frame rate and of whether frames have alpha, which returns ffmpeg's output options."""
 SUFFIXES = (*ENCODINGS, ".gif")
 WITH_ALPHA = (".webm", ".webp", ".gif")
-"""Suffixes of films that may be transparent, a GIF by whole pixels only."""
+"""Suffixes of videos that may be transparent; a GIF only by whole pixels."""
 
 
 def check_suffix(path: Path) -> None:
-    """Refuses a film of an unknown kind, before its frames are rendered.
+    """Refuses an unknown video format before its frames are rendered.
 
     Raises:
         UsageProblem: the suffix is not one of `SUFFIXES`.
@@ -68,16 +69,16 @@ def check_suffix(path: Path) -> None:
     if suffix not in SUFFIXES:
         nearest = difflib.get_close_matches(suffix, SUFFIXES, n=1, cutoff=0.1)
         raise UsageProblem(
-            f"{path} names no known kind of film; known are {', '.join(SUFFIXES)}",
+            f"{path} names no known video format; known are {', '.join(SUFFIXES)}",
             hint=f"-o {path.with_suffix(nearest[0] if nearest else '.mp4')}",
         )
 
 
 def ffmpeg_version() -> str:
-    """Name and version of the ffmpeg that films are made with.
+    """Version and path of the ffmpeg that writes videos.
 
     Raises:
-        EnvironmentProblem: there is none that runs.
+        EnvironmentProblem: no ffmpeg runs.
     """
     try:
         program = _ffmpeg()
@@ -90,7 +91,7 @@ def ffmpeg_version() -> str:
 
 
 def _ffmpeg() -> str:
-    """The ffmpeg of imageio-ffmpeg; stills need neither, so a system without the package may have one of its own.
+    """Path of imageio-ffmpeg's ffmpeg, or of the system's own where the package is missing.
 
     Raises:
         RuntimeError: there is none.
@@ -107,32 +108,32 @@ def _ffmpeg() -> str:
 
 
 def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
-    """Encodes frames as they come, at a constant rate; no more than one is held here, and few by ffmpeg.
+    """Encodes frames as they arrive, at a constant rate; this process holds one frame at a time, ffmpeg a few.
 
-    The colours of a GIF are known after its last frame, so that its frames wait in a lossless file beside it.
+    A GIF's palette is known only after its last frame, so its frames wait in a lossless file beside it.
 
     Args:
         path: .mp4 (H.264 High, CRF 18) or .webm (VP9), both 4:2:0 and BT.709, an odd side padded by its edge pixels;
             .gif or .webp.
         frames: bytes [h, w, 3], or [h, w, 4] with straight alpha for a suffix in `WITH_ALPHA`; all of one size, at
             least one.
-        fps: frames a second, above 0; a GIF rounds each frame's time to 1/100 s.
+        fps: frames per second, above 0; a GIF rounds each frame's time to 1/100 s.
 
     Raises:
         UsageProblem: the suffix is not known, or the folder can't be written.
         EnvironmentProblem: ffmpeg is missing or fails.
         SegdreamError: the disk is full.
-        ValueError: there are no frames, they differ in size, they are not bytes, or the film can't be transparent.
+        ValueError: there are no frames, they differ in size, they are not bytes, or the format can't be transparent.
     """
     check_suffix(path)
     suffix = path.suffix.lower()
     rest = iter(frames)
     first = next(rest, None)
     if first is None:
-        raise ValueError("a film needs at least one frame")
+        raise ValueError("a video needs at least one frame")
     alpha = first.shape[-1] == 4
     if alpha and suffix not in WITH_ALPHA:
-        raise ValueError(f"a {suffix} film has no transparency")
+        raise ValueError(f"a {suffix} video has no transparency")
     step = 2 if suffix in (".mp4", ".webm") else 1  # 4:2:0 halves the sides
     height, width = (-(-side // step) * step for side in first.shape[:2])
     pixels = ["-pix_fmt", "rgba" if alpha else "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps:.10g}"]
@@ -142,9 +143,9 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
         with _Encoder(options, path) as encoder:
             for frame in itertools.chain([first], rest):
                 if frame.shape != first.shape or frame.dtype != np.uint8:
-                    raise ValueError(f"a frame {frame.shape} {frame.dtype} in a film of {first.shape} uint8")
+                    raise ValueError(f"a frame {frame.shape} {frame.dtype} in a video of {first.shape} uint8")
                 shown = spread_colours(frame) if alpha and suffix == ".webm" else frame
-                encoder.write(_padded(shown, height, width))
+                encoder.write(_pad(shown, height, width))
 
     with atomic_write(path) as temporary:
         if suffix == ".gif":
@@ -154,7 +155,7 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
 
 
 def _write_gif(path: Path, temporary: Path, source: list[str], feed: Callable[[list[str]], None]) -> None:
-    """Two passes: `feed` fills a lossless file and counts the colours, then every frame gets the one palette."""
+    """Encodes in two passes: `feed` fills a lossless file and a palette, with which a second ffmpeg writes the GIF."""
     with TemporaryDirectory(dir=path.parent, prefix=".segdream-") as folder:
         kept, palette = (f"file:{Path(folder, name)}" for name in ("frames.nut", "palette.png"))
         lossless = ["-map", "[kept]", "-c:v", "ffv1", "-f", "nut", kept]
@@ -164,22 +165,23 @@ def _write_gif(path: Path, temporary: Path, source: list[str], feed: Callable[[l
             pass
 
 
-def _padded(frame: Frame, height: int, width: int) -> Frame:
+def _pad(frame: Frame, height: int, width: int) -> Frame:
+    """The frame with its last row and column repeated up to this size."""
     missing = ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0))
     return np.ascontiguousarray(np.pad(frame, missing, mode="edge"))
 
 
 class _Encoder:
-    """An ffmpeg process that is fed through its standard input, and stopped if the block that feeds it raises."""
+    """An ffmpeg process that reads frames from its standard input; it is stopped if the `with` block raises."""
 
     def __init__(self, options: list[str], path: Path) -> None:
         self._options, self._path = options, path
 
     def __enter__(self) -> "_Encoder":
-        self._log: IO[bytes] = TemporaryFile()  # a pipe that nobody reads would stall ffmpeg
+        self._log: IO[bytes] = TemporaryFile()  # a full pipe would stall ffmpeg
         try:
             command = [_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", *self._options]
-            # a session of its own: Ctrl-C is for this process, which then stops the other
+            # in a session of its own, so that Ctrl-C reaches this process only, which then stops ffmpeg
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log, start_new_session=True
             )
@@ -187,7 +189,7 @@ class _Encoder:
             self._log.close()
             raise EnvironmentProblem(
                 f"ffmpeg can't be started: {problem}",
-                hint="pip install --force-reinstall imageio-ffmpeg  # or point IMAGEIO_FFMPEG_EXE at an ffmpeg",
+                hint="pip install --force-reinstall imageio-ffmpeg",
             ) from problem
         return self
 
@@ -196,7 +198,7 @@ class _Encoder:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(frame.data)
-        except OSError as problem:  # it has closed its end: what it wrote says why
+        except OSError as problem:  # ffmpeg has closed the pipe: its log says why
             self._process.wait()
             raise self._failure() from problem
 
@@ -215,12 +217,10 @@ class _Encoder:
             self._log.close()
 
     def _failure(self) -> SegdreamError:
+        """The error to raise for an ffmpeg that failed, from its log."""
         self._log.seek(0)
         lines = self._log.read().decode("utf-8", errors="replace").strip().splitlines()
         if any("No space left on device" in line for line in lines):
-            return SegdreamError(
-                f"the disk is full: {self._path} was not written",
-                hint=f"df -h {self._path.parent}  # then run the command again",
-            )
+            return write_problem(OSError(errno.ENOSPC, "No space left on device"), self._path)
         reason = lines[-1] if lines else f"exit code {self._process.returncode}"
         return EnvironmentProblem(f"ffmpeg failed on {self._path}: {reason}", hint="segdream doctor")

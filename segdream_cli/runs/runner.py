@@ -13,7 +13,7 @@ from segdream_cli.errors import Diverged, Interrupted, OutOfMemory, SegdreamErro
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
 from segdream_cli.optimize.state import AssetState
-from segdream_cli.render.cameras import turntable_azimuths, viewing
+from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.images import contact_sheet, write_png
 from segdream_cli.runs.reporter import AssetFinished, JobFailed, Reporter, RunEnded, RunSaved, RunStarted, Stepped
 from segdream_cli.runs.run_dir import RunDir
@@ -210,7 +210,7 @@ class Runner:
     def _preview(self, each: ActiveRun, run: RunDir) -> None:
         """Writes an image of the asset from four sides into the run folder."""
         pipeline, asset = self.pipeline, each.asset
-        cameras = viewing(turntable_azimuths(4), torch.full((4,), 15.0), pipeline.config.output.preview_size)
+        cameras = frame_sphere(turntable_azimuths(4), torch.full((4,), 15.0), pipeline.config.output.preview_size)
         images = pipeline.render(asset.gaussians, cameras).over(torch.ones(3, device=pipeline.device))
         sheet = contact_sheet(list(images.cpu().numpy()), columns=4)
         write_png(run.path / f"preview-{asset.step:06d}.png", sheet)

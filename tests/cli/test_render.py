@@ -14,8 +14,8 @@ from PIL import Image
 from segdream_cli import formats, read
 from segdream_cli.cli.render import parse_size
 from segdream_cli.render.camera_path import read_camera_path
-from segdream_cli.render.cameras import VIEW_FILL, VIEW_FOV_DEG, orbit, viewing
-from segdream_cli.render.job import Shot
+from segdream_cli.render.cameras import VIEW_FILL, VIEW_FOV_DEG, frame_sphere, orbit
+from segdream_cli.render.job import RenderJob
 from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
@@ -187,7 +187,7 @@ def test_depth_in_16_bits_has_one_range_for_all_frames(segdream, asset):
             assert (float(picture.info["near"]), float(picture.info["far"])) == (said["near"], said["far"])
             values = np.asarray(picture)
         assert values.dtype == np.uint16
-        cameras = viewing(torch.tensor([90.0 * i]), torch.tensor([15.0]), 40, center=center, extent=extent)
+        cameras = frame_sphere(torch.tensor([90.0 * i]), torch.tensor([15.0]), 40, center=center, extent=extent)
         seen = render(gaussians, cameras)
         solid = (seen.alpha > 0.5)[0, ..., 0].numpy()
         np.testing.assert_array_equal(values > 0, solid)
@@ -398,13 +398,13 @@ def test_sizes():
 
 
 def test_depth_planes_follow_the_cameras(folder, asset):
-    shot = Shot.of([read(asset)], "cpu", 32, "depth", None)
-    subject = shot.subjects[0]
-    near, far = shot.depth_range(shot.turn(5, 20.0))
-    distance = subject.extent / (VIEW_FILL * math.sin(math.radians(VIEW_FOV_DEG) / 2))
-    assert (near, far) == pytest.approx((distance - subject.extent, distance + subject.extent), rel=1e-4)
+    job = RenderJob.of([read(asset)], "cpu", 32, "depth", None)
+    framed = job.assets[0]
+    near, far = job.depth_range(job.turntable(5, 20.0))
+    distance = framed.extent / (VIEW_FILL * math.sin(math.radians(VIEW_FOV_DEG) / 2))
+    assert (near, far) == pytest.approx((distance - framed.extent, distance + framed.extent), rel=1e-4)
     written({"frames": [{"position": [0, 0, 2]}, {"position": [0, 0, 5]}, {"position": [0.0, 0, 0.1]}]})
     path = read_camera_path(Path("path.json"))
-    near, far = shot.depth_range(shot.follow(path.viewmats, path.fov_rad))
+    near, far = job.depth_range(job.fixed_cameras(path.viewmats, path.fov_rad))
     assert near == pytest.approx(0.01)
-    assert far == pytest.approx(5 - float(subject.center[2]) + subject.extent, rel=1e-4)
+    assert far == pytest.approx(5 - float(framed.center[2]) + framed.extent, rel=1e-4)

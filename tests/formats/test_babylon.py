@@ -20,7 +20,7 @@ from viewers import AZIMUTHS, CONTROL, ELEVATIONS, SIZE, Viewer, check, on_white
 
 from segdream_cli import mesh
 from segdream_cli.formats import glb, points, read, spz, usd
-from segdream_cli.render.cameras import viewing
+from segdream_cli.render.cameras import frame_sphere
 from segdream_cli.splats import BANDS, SH_C0, Splats
 from segdream_cli.splats.transform import transform
 
@@ -70,7 +70,7 @@ def test_points(chiral: Splats, babylon: Viewer) -> None:
     file = babylon.folder / "points.ply"
     points.write(file, chiral)
     assert babylon.load(file) == [["Mesh", len(chiral), None]]
-    cameras = viewing(AZIMUTHS, ELEVATIONS, SIZE)
+    cameras = frame_sphere(AZIMUTHS, ELEVATIONS, SIZE)
     colours = np.clip(0.5 + SH_C0 * chiral.sh0, 0, 1)
     for view in range(2):
         picture = babylon.picture(cameras, view, torch.zeros(3))
@@ -159,7 +159,7 @@ def test_meshes(letter: tuple[Splats, mesh.Mesh], babylon: Viewer, suffix: str) 
     file = babylon.folder / f"letter{suffix}"
     mesh.write(file, one)
     assert len(one.vertices) in [vertices for kind, vertices, _ in babylon.load(file) if kind == "Mesh"]
-    cameras = viewing(torch.tensor([20.0, 130.0, 250.0]), torch.tensor([10.0, 35.0, -20.0]), SIZE, extent=0.75)
+    cameras = frame_sphere(torch.tensor([20.0, 130.0, 250.0]), torch.tensor([10.0, 35.0, -20.0]), SIZE, extent=0.75)
     seen = rasterized(splats, cameras)
     for view, ours in enumerate(on_white(seen)):
         theirs = babylon.picture(cameras, view, torch.zeros(3))

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import FORMATS
-from segdream_cli.render.cameras import Cameras, viewing
+from segdream_cli.render.cameras import Cameras, frame_sphere
 from segdream_cli.render.view import render
 from segdream_cli.splats import GROUPS, Splats
 from segdream_cli.splats.bounds import bounds
@@ -124,7 +124,7 @@ def test_moved_asset_looks_the_same_to_a_moved_camera(chiral: Splats, tmp_path: 
     path = tmp_path / f"a{FORMATS[format].suffix}"
     formats.write(path, apply_edits(chiral, Edits(rotate=TURN, scale=FACTOR)), format)
     there = formats.read(path)
-    cameras = viewing(torch.tensor([40.0]), torch.tensor([25.0]), SIZE)
+    cameras = frame_sphere(torch.tensor([40.0]), torch.tensor([25.0]), SIZE)
     matrix = torch.from_numpy(Rotation.from_euler("xyz", TURN, degrees=True).as_matrix()).float()
     back = torch.eye(4)
     back[:3, :3] = matrix.T

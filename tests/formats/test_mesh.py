@@ -16,7 +16,7 @@ from segdream_cli import mesh
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats import write
 from segdream_cli.mesh import Mesh
-from segdream_cli.render.cameras import Cameras, viewing
+from segdream_cli.render.cameras import Cameras, frame_sphere
 from segdream_cli.render.view import render
 from segdream_cli.splats import GROUPS, SH_C0, Splats
 from segdream_cli.splats.gaussians import Gaussians
@@ -205,7 +205,7 @@ def drawn(one: Mesh, cameras, view: int) -> tuple[np.ndarray, np.ndarray]:
 def test_pictures_of_the_mesh_are_those_of_the_gaussians(letter: Mesh) -> None:
     """From cameras of which none baked the texture, with the ray caster above as the renderer of the mesh."""
     gaussians = Gaussians.from_splats(boxes(*CHIRAL))
-    cameras = viewing(torch.tensor([20.0, 130.0, 250.0]), torch.tensor([10.0, 35.0, -20.0]), 96, extent=0.75)
+    cameras = frame_sphere(torch.tensor([20.0, 130.0, 250.0]), torch.tensor([10.0, 35.0, -20.0]), 96, extent=0.75)
     with torch.no_grad():
         seen = render(gaussians, cameras)
     for view in range(3):

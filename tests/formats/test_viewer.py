@@ -13,7 +13,7 @@ from browser import MISSING, Browser, chromium, decoded
 from test_page import HOSTILE
 
 from segdream_cli.formats import page, spz
-from segdream_cli.render.cameras import viewing
+from segdream_cli.render.cameras import frame_sphere
 from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
@@ -77,7 +77,7 @@ def cpu_picture(
     gaussians = Gaussians.from_splats(splats)
     center, extent = bounds(gaussians)
     angles = torch.tensor([azimuth, elevation], dtype=torch.float32)[:, None]
-    cameras = viewing(*angles, min(width, height), center=center, extent=extent / closer)
+    cameras = frame_sphere(*angles, min(width, height), center=center, extent=extent / closer)
     intrinsics = cameras.Ks.clone()
     intrinsics[:, 0, 2], intrinsics[:, 1, 2] = width / 2, height / 2
     with torch.no_grad():

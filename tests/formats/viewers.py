@@ -15,7 +15,7 @@ import pytest
 import torch
 from browser import Browser, chromium, decoded
 
-from segdream_cli.render.cameras import Cameras, viewing
+from segdream_cli.render.cameras import Cameras, frame_sphere
 from segdream_cli.render.raster import Rendering
 from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
@@ -97,7 +97,7 @@ def on_white(seen: Rendering) -> np.ndarray:
 def check(shown: Viewer, expected: Splats) -> None:
     """What the viewer shows is what the rasteriser shows of `expected`, and not that mirrored, turned or flat."""
     center, extent = bounds(Gaussians.from_splats(expected))
-    cameras = viewing(AZIMUTHS, ELEVATIONS, SIZE, center=center, extent=extent)
+    cameras = frame_sphere(AZIMUTHS, ELEVATIONS, SIZE, center=center, extent=extent)
     flat = on_white(rasterized(replace(expected, shN=expected.shN[:, :0]), cameras))
     for view, ours in enumerate(on_white(rasterized(expected, cameras))):
         theirs = shown.picture(cameras, view, center)

@@ -16,7 +16,7 @@ from segdream_cli.cli import main
 from segdream_cli.config import MINI, Config
 from segdream_cli.evaluate.measures import silhouette_iou
 from segdream_cli.optimize.pipeline import Pipeline
-from segdream_cli.render.cameras import viewing
+from segdream_cli.render.cameras import frame_sphere
 from segdream_cli.splats.gaussians import SH_C0, Gaussians
 from training.world.camera import look_at
 from training.world.catalog import Combination, build
@@ -34,7 +34,7 @@ ENOUGH = 0.75
 def reference():
     """Masks [4, 32, 32] and premultiplied colours [4, 32, 32, 3] at azimuth 0, 90, 180 and 270, in 0..1."""
     primitives, looks = build([Combination("school bus", "yellow", "")] * BUSES, np.random.default_rng(0))
-    camera = viewing(torch.zeros(1), torch.full((1,), ELEVATION_DEG), SIZE * SHARPER)
+    camera = frame_sphere(torch.zeros(1), torch.full((1,), ELEVATION_DEG), SIZE * SHARPER)
     tan = np.full(BUSES, camera.size / 2 / camera.Ks[0, 0, 0].item())
     distance, elevation = np.full(BUSES, camera.positions[0].norm().item()), np.full(BUSES, ELEVATION_DEG)
     means = []
@@ -79,7 +79,9 @@ def best_views(gaussians, masks, turn_deg=0.0):
     azimuths, elevations = torch.tensor(AZIMUTHS_DEG) + turn_deg, torch.full((4,), ELEVATION_DEG)
     best, seen = np.zeros(4), None
     for extent, height in itertools.product(EXTENTS, HEIGHTS):
-        cameras = viewing(azimuths, elevations, masks.shape[-1], center=torch.tensor([0.0, height, 0.0]), extent=extent)
+        cameras = frame_sphere(
+            azimuths, elevations, masks.shape[-1], center=torch.tensor([0.0, height, 0.0]), extent=extent
+        )
         picture = pipeline.render(gaussians, cameras)
         alpha = picture.alpha[..., 0].numpy()
         overlap = silhouette_iou(alpha, masks)

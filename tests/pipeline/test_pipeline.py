@@ -12,7 +12,7 @@ from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
 from segdream_cli.optimize import batch, losses, pipeline
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import HostCopy
-from segdream_cli.render.cameras import turntable_azimuths, viewing
+from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.runs.run_dir import RunDir, RunRecord
 from segdream_cli.splats import GROUPS
 from segdream_cli.util import memory
@@ -505,7 +505,7 @@ def test_higher_harmonics_are_optimised_too():
 def test_rendering_needs_no_prior():
     asset = build().prepare("a cube", 0)
     pipe = Pipeline(Config(), None, CPU)
-    picture = pipe.render(asset.gaussians, viewing(turntable_azimuths(3), torch.zeros(3), 24))
+    picture = pipe.render(asset.gaussians, frame_sphere(turntable_azimuths(3), torch.zeros(3), 24))
     assert picture.rgb.shape == (3, 24, 24, 3)
     assert not picture.rgb.requires_grad
     assert picture.alpha[:, 12, 12].min() > picture.alpha[:, 0, 0].max()

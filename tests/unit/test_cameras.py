@@ -19,11 +19,11 @@ from segdream_cli.render.cameras import (
     VIEW_FOV_DEG,
     Cameras,
     camera_ranges,
+    frame_sphere,
     orbit,
     sample_backgrounds,
     sample_cameras,
     turntable_azimuths,
-    viewing,
 )
 
 STILL = {"position_jitter": 0.0, "target_jitter": 0.0, "up_jitter": 0.0}
@@ -107,7 +107,7 @@ def test_moving_the_device_keeps_the_angles() -> None:
 
 def test_viewing_cameras_fit_a_sphere_about_its_centre() -> None:
     center, extent = torch.tensor([0.3, -0.2, 0.1]), 0.7
-    cameras = viewing(torch.tensor([20.0, 200.0]), torch.tensor([10.0, -40.0]), 128, center=center, extent=extent)
+    cameras = frame_sphere(torch.tensor([20.0, 200.0]), torch.tensor([10.0, -40.0]), 128, center=center, extent=extent)
     assert_rigid(cameras)
     distance = (cameras.positions - center).norm(dim=1)
     silhouette = torch.tan(torch.asin(extent / distance)) / math.tan(math.radians(VIEW_FOV_DEG) / 2)

@@ -94,7 +94,7 @@ def test_contact_sheet_labels_differ_and_stay_in_their_tile() -> None:
 
 
 def test_contact_sheet_refuses_wrong_numbers_of_labels() -> None:
-    with pytest.raises(ValueError, match="1 labels for 2 pictures"):
+    with pytest.raises(ValueError, match="1 labels for 2 images"):
         images.contact_sheet([np.zeros((4, 4, 3))] * 2, 2, ["one"])
 
 

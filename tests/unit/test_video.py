@@ -119,14 +119,14 @@ def test_animations_have_all_frames_and_repeat(tmp_path: Path, suffix: str) -> N
     path = tmp_path / f"turn{suffix.upper()}"
     frames = list(moving(12))
     write_video(path, frames, fps=10)
-    with Image.open(path) as film:
-        assert film.n_frames == 12  # type: ignore[attr-defined]
-        assert film.info["loop"] == 0
-        film.seek(7)
-        film.load()
-        assert film.size == (64, 48)
-        assert film.info["duration"] == 100
-        back = np.asarray(film.convert("RGB")).astype(int)
+    with Image.open(path) as video:
+        assert video.n_frames == 12  # type: ignore[attr-defined]
+        assert video.info["loop"] == 0
+        video.seek(7)
+        video.load()
+        assert video.size == (64, 48)
+        assert video.info["duration"] == 100
+        back = np.asarray(video.convert("RGB")).astype(int)
     assert np.abs(back - frames[7]).mean() < 3
     assert np.abs(back[20, 13] - (200, 30, 30)).max() < 20
 
@@ -175,10 +175,10 @@ def test_animations_keep_alpha(tmp_path: Path, suffix: str, half: int) -> None:
     """Squares that move on must not stay where they were."""
     path = tmp_path / f"turn{suffix}"
     write_video(path, clear(9), fps=10)
-    with Image.open(path) as film:
-        assert film.n_frames == 9  # type: ignore[attr-defined]
-        film.seek(7)
-        back = np.asarray(film.convert("RGBA")).astype(int)
+    with Image.open(path) as video:
+        assert video.n_frames == 9  # type: ignore[attr-defined]
+        video.seek(7)
+        back = np.asarray(video.convert("RGBA")).astype(int)
     assert back[16, 6, 3] == back[32, 6, 3] == back[4, 40, 3] == 0
     assert np.abs(back[16, 20] - (200, 30, 30, 255)).max() <= 20
     assert np.abs(back[32, 20] - (20, 160, 40, half)).max() <= 20
@@ -232,7 +232,7 @@ print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, reso
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
-def test_memory_does_not_grow_with_the_film(tmp_path: Path, suffix: str) -> None:
+def test_memory_does_not_grow_with_the_video(tmp_path: Path, suffix: str) -> None:
     """Neither here nor in ffmpeg: 192 frames more are 59 MB of bytes."""
     peaks = []
     for n in (48, 240):
@@ -285,7 +285,7 @@ def test_a_single_odd_frame_of_one_pixel(tmp_path: Path) -> None:
 
 
 def test_frames_are_taken_as_they_are_encoded(tmp_path: Path) -> None:
-    """A long film must not be gathered first: the process that encodes it has to be there from the first frames on."""
+    """A long video must not be gathered first: the process that encodes it has to be there from the first frames on."""
     children: list[set[str]] = []
 
     def watched() -> Iterator[np.ndarray]:
@@ -351,7 +351,7 @@ def test_ffmpeg_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody needs it for stills; films take an ffmpeg that is named or on the PATH, or say what to install."""
+    """Nobody needs it for images; videos take an ffmpeg that is named or on the PATH, or say what to install."""
     program = imageio_ffmpeg.get_ffmpeg_exe()
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     monkeypatch.delitem(sys.modules, "segdream_cli.render.video")

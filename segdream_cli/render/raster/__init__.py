@@ -1,6 +1,6 @@
-"""Gaussians to pictures: one function, two backends with the same rules, and what is derived from a picture.
+"""Gaussians to images: `rasterize` with two backends of the same rules, and depth and normals from an image.
 
-Both composite as gsplat 1.5.3 does in its classic mode: 0.3 square pixels added to the projected covariance,
+Both backends composite as gsplat 1.5.3 does in its classic mode: 0.3 square pixels added to the projected covariance,
 alpha below 1/255 skipped and capped at 0.999, a pixel closed before its transmittance falls to 1e-4.
 """
 
@@ -14,25 +14,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What `rasterize` returns for `c` views of `n` Gaussians, or of each of `a` sets of them."""
+    """Images of `c` views of `n` Gaussians, or of each of `a` sets of them, from `rasterize`."""
 
     rgb: Float[Tensor, "*a c h w 3"]
-    """Colour premultiplied by alpha, with nothing behind."""
+    """Colour premultiplied by alpha, with nothing behind it."""
     alpha: Float[Tensor, "*a c h w 1"]
     """Opacity of a pixel, 0 to 1."""
     depth: Float[Tensor, "*a c h w 1"]
     """Accumulated depth: the sum of each Gaussian's camera-space z times its weight."""
     means2d: Float[Tensor, "*a c n 2"]
-    """Projected centres in pixels, undefined where `radii` is 0. Keeps its gradient for density control."""
+    """Projected centres in pixels, undefined where `radii` is 0; the tensor keeps its gradient for density control."""
     radii: Int[Tensor, "*a c n"]
     """Half side of the box a Gaussian reaches on the screen, in pixels; 0 where it is culled or off the screen."""
 
     def over(self, background: Float[Tensor, "..."]) -> Float[Tensor, "*a c h w 3"]:
-        """The picture in front of `background`, a colour or pictures broadcastable to `*a c h w 3`."""
+        """The image composited over `background`: a colour, or images broadcastable to `*a c h w 3`."""
         return self.rgb + (1 - self.alpha) * background
 
     def expected_depth(self) -> Float[Tensor, "*a c h w 1"]:
-        """Mean camera-space z of what a pixel shows: depth over alpha, 0 where alpha is 0."""
+        """Mean camera-space z of each pixel: depth over alpha, 0 where alpha is 0."""
         seen = self.alpha > 0
         return torch.where(seen, self.depth / torch.where(seen, self.alpha, 1), 0)
 
@@ -50,21 +50,21 @@ def rasterize(
 ) -> Rendering:
     """Renders all views of the Gaussians in one call, on the device of `means`.
 
-    With a dimension in front of all tensors there are `a` sets of Gaussians, each with views of its own. A Gaussian of
-    opacity 0 is not drawn and gets no gradient: it fills up a set.
+    A leading dimension of all tensors holds `a` sets of Gaussians, each with views of its own. A Gaussian of opacity
+    0 is not drawn and gets no gradient, so it can pad a set.
 
-    Gradients reach the five parameters of the Gaussians through `rgb`, `alpha` and `depth`, and no camera.
+    Gradients flow from `rgb`, `alpha` and `depth` to the five parameters of the Gaussians, not to the cameras.
 
     Args:
         means: centres, world frame.
         quats: rotations (w, x, y, z) of any norm; a zero quaternion is no rotation.
         scales: standard deviations along the Gaussian's axes, after activation.
         opacities: 0 to 1, after activation.
-        colors: one colour a Gaussian, or one a view and Gaussian; any range, nothing is clamped.
+        colors: one colour per Gaussian, or one per view and Gaussian; any range, nothing is clamped.
         viewmats: world to camera, OpenCV axes (x right, y down, z forward).
         Ks: pinhole intrinsics in pixels; pixel centres are at half integers, skew is ignored.
-        width: picture width in pixels.
-        height: picture height in pixels.
+        width: image width in pixels.
+        height: image height in pixels.
 
     Raises:
         EnvironmentProblem: the tensors are on CUDA and gsplat's kernels can't be built.
@@ -89,10 +89,10 @@ def normals_from_depth(
     viewmats: Float[Tensor, "c 4 4"],
     Ks: Float[Tensor, "c 3 3"],
 ) -> Float[Tensor, "c h w 3"]:
-    """World-space unit normals of the surface that a depth picture shows, facing the camera.
+    """World-space unit normals of the surface in a depth image, facing the camera.
 
-    They come from central differences of the unprojected points, and are zero at the picture's rim and
-    wherever the pixel or one of its four neighbours has no depth.
+    They come from central differences of the unprojected points. They are zero at the rim of the image, and wherever
+    the pixel or one of its four neighbours has no depth.
     """
     height, width = expected_depth.shape[1:3]
     columns = torch.arange(width, device=Ks.device) + 0.5
