@@ -26,7 +26,7 @@ from segdream_cli.config.sections import (
     PriorConfig,
     ViewConfig,
 )
-from segdream_cli.config.values import Range, checked, counts_steps, example, nearest, plain
+from segdream_cli.config.values import Range, convert, counts_steps, example, nearest, plain
 from segdream_cli.errors import UsageProblem
 
 __all__ = [
@@ -143,7 +143,7 @@ def check_settings(overrides: Mapping[str, Any], method: str = DistillConfig().m
         full = f"distill.{method}.{name}" if section == "distill" and key not in known else key
         if full not in known:
             raise UsageProblem(f"there is no setting {key!r}", hint=nearest(key, known))
-        found[full] = checked(full, value, known[full])
+        found[full] = convert(full, value, known[full])
     return found
 
 

@@ -1,4 +1,4 @@
-"""The settings of a run but for those of its distillation method, as one frozen dataclass per section.
+"""The settings of a run, except those of its distillation method: one frozen dataclass per section.
 
 The defaults are the values of the official SegmentDreamer release, with their source in brackets: "release" is that
 code, "paper" the publication, "ours" a choice of this project. Steps are optimisation steps of a full run;
@@ -21,36 +21,36 @@ Rates = Annotated[Range, Within(1e-12)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorConfig:
-    """Which diffusion prior, and how it computes."""
+    """The diffusion prior, and how it computes."""
 
     name: str = AUTO
-    """A name from `weights.PRIORS`, or "auto"."""
+    """A name from `priors.checkpoint.PRIORS`, or "auto"."""
     model: str | None = None
     """A Hub id or a local folder in the Stable Diffusion layout, in place of the named prior's own."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the networks; "auto" is fp16 on CUDA (release) and fp32 elsewhere."""
+    """Precision of the networks; "auto" is fp16 on CUDA (release) and fp32 elsewhere."""
     cuda_graphs: bool = True
     """On CUDA, replay the networks as CUDA graphs instead of launching their kernels one by one (ours)."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """On CUDA, put the networks through torch's compiler; "auto" from 500 M parameters and 1,000 steps on (ours)."""
+    """On CUDA, compile the networks; "auto" does so from 500 M parameters and 1,000 steps on (ours)."""
     written_attention: bool = True
-    """On CUDA, write out the autoencoder's attention, whose one wide head the fused kernels compute slowly (ours)."""
+    """On CUDA, compute the wide head of the autoencoder's attention as plain matrix products (ours)."""
     forward_gradients: bool = True
-    """On CUDA, compute input gradients of the encoder's convolutions by convolution forwards (ours)."""
+    """On CUDA, compute input gradients of the encoder's convolutions as forward convolutions (ours)."""
     fused_projections: bool = True
-    """On CUDA, compute the U-Net's queries, keys and values of one input by one matrix product (ours)."""
+    """On CUDA, compute queries, keys and values of the U-Net in one matrix product (ours)."""
     tuned_convolutions: bool = False
     """On CUDA, let cuDNN time its convolution kernels instead of guessing the fastest (ours)."""
     channel_norms: bool = True
-    """Where the networks are compiled, take group norms channel by channel (ours)."""
+    """If the networks are compiled, compute group norms channel by channel (ours)."""
     recomputed_values: bool = True
-    """Where the networks are compiled, compute a value again for each reader instead of storing it (ours)."""
+    """If the networks are compiled, recompute a value for each of its uses instead of storing it (ours)."""
     low_vram: bool = False
-    """Encode one view at a time, compute it again for its gradient, and predict noise two rows at a time (ours)."""
+    """Encode one view at a time, recompute it in the backward pass, and predict noise two rows at a time (ours)."""
     sample_posterior: bool = True
-    """Encode images to a draw from the autoencoder's posterior rather than to its mean (release)."""
+    """Sample latents from the autoencoder's posterior instead of taking its mean (release)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,43 +62,43 @@ class ViewConfig:
     overhead_elevation_deg: Annotated[float | None, Within(-90, 90)] = None
     """Above this elevation the overhead phrase is used (release: never; DreamFusion: 60)."""
     negative_weight: Annotated[float, Within(-math.inf, 0)] = -2.0
-    """Weight of a negative view branch where it acts in full (release)."""
+    """Largest weight of a negative view branch (release)."""
     front_decay: Amount = 2.0
     """Exponential decay of the front branch's weight towards the front (release)."""
     side_decay: Amount = 10.0
     """Exponential decay of the side branch's weight away from the side (release)."""
     front_until: Share = 0.8
-    """Nearness to the front (1 in front, 0 at the side) above which the front branch rests; the same from the side
+    """Nearness to the front (1 in front, 0 at the side) above which the front branch is off; the same from the side
     to the back for the side branch (release)."""
     side_from: Share = 0.2
-    """Nearness to the front below which the side branch rests (release)."""
+    """Nearness to the front below which the side branch is off (release)."""
     weight_floor: Amount = 1e-4
     """Branches whose weight is smaller are not evaluated (release: skipped in the sum only)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraConfig:
-    """Random cameras on an orbit about the object, and what is behind it (release: dataset_readers.py)."""
+    """Random cameras on an orbit around the object, and its background (release: dataset_readers.py)."""
 
     batch: Annotated[int, Within(1, 1000)] = 4
-    """Views a step (release)."""
+    """Views per step (release)."""
     image_size: Annotated[int | None, Within(8)] = None
-    """Side of the square renders in pixels; none is what the prior was trained at (release: 512)."""
-    radius: Annotated[Range, Within(0.1, rising=True)] = (5.2, 5.5)
+    """Side of the square renders in pixels; none is the size that the prior was trained at (release: 512)."""
+    radius: Annotated[Range, Within(0.1, increasing=True)] = (5.2, 5.5)
     """Distance from the origin at the start (release)."""
-    radius_floor: Annotated[Range, Within(0, rising=True)] = (3.5, 5.0)
-    """What the two ends of `radius` shrink towards (release)."""
+    radius_floor: Annotated[Range, Within(0, increasing=True)] = (3.5, 5.0)
+    """Limits that the two ends of `radius` shrink towards (release)."""
     radius_factor: Annotated[float, Within(0.01)] = 0.95
     """Factor on both ends of `radius` at each widening (release)."""
-    fill: Annotated[Range | None, Within(0.01, rising=True)] = None
+    fill: Annotated[Range | None, Within(0.01, increasing=True)] = None
     """If given, the share of half the frame that the unit sphere fills; it then sets the radius (ours)."""
-    fov_rad: Annotated[Range, Within(0.01, 3.1, rising=True)] = (0.32, 0.60)
+    fov_rad: Annotated[Range, Within(0.01, 3.1, increasing=True)] = (0.32, 0.60)
     """Vertical field of view at the start (release)."""
-    fov_limit_rad: Annotated[Range, Within(0.01, 3.1, rising=True)] = (0.16, 0.60)
+    fov_limit_rad: Annotated[Range, Within(0.01, 3.1, increasing=True)] = (0.16, 0.60)
     """Widest range the field of view grows to (release)."""
     fov_factors: Annotated[Range, Within(0.01)] = (0.75, 1.1)
     """Factors on the lower and upper field of view at each widening (release)."""
-    elevation_deg: Annotated[Range, Within(-90, 90, rising=True)] = (-15.0, 45.0)
+    elevation_deg: Annotated[Range, Within(-90, 90, increasing=True)] = (-15.0, 45.0)
     """Elevation above the horizon (release: polar angle 45 to 105 degrees)."""
     azimuth_deg: Annotated[float, Within(0, 180)] = 180.0
     """Largest absolute azimuth at the start (release: 80 to 180, per prompt)."""
@@ -111,7 +111,7 @@ class CameraConfig:
     widen_every: Steps = 500
     """Steps between two widenings of the ranges (release)."""
     position_jitter: Amount = 0.025
-    """Half width of the uniform jitter of the camera's place, per axis (release)."""
+    """Half width of the uniform jitter of the camera position, per axis (release)."""
     target_jitter: Amount = 0.05
     """Standard deviation of the point looked at, per axis (release)."""
     up_jitter: Amount = 0.01
@@ -131,19 +131,19 @@ class InitConfig:
     point_e: str | None = None
     """Folder with Point-E's official checkpoints; none is the prior's own Point-E, or the download cache."""
     prompt: str | None = None
-    """What Point-E is to make where simpler words suit it better than the prompt; none is the prompt."""
+    """A simpler prompt for Point-E; none is the prompt itself."""
     color: Literal["gray", "points"] = "gray"
     """Grey, or the colours of Point-E's points (release: grey)."""
     points: Annotated[int | None, Within(1)] = None
-    """How many of Point-E's points are used; none is all of them (release)."""
+    """Number of Point-E's points to use; none is all (release)."""
     copies: Count = 20
-    """Gaussians about each of Point-E's points (release: 100,000 / 5,000)."""
+    """Gaussians around each of Point-E's points (release: 100,000 / 5,000)."""
     spread: Amount = 0.05
-    """Radius of the ball about a point in which its Gaussians lie (release)."""
+    """Radius of the ball around a point in which its Gaussians lie (release)."""
     scale: Annotated[float, Within(0.001)] = 1.0
     """Factor on Point-E's cloud, whose half side is about 0.5 (release)."""
     lift: float = 0.15
-    """How far Point-E's cloud is raised (release)."""
+    """Height by which Point-E's cloud is raised (release)."""
     count: Annotated[int, Within(1, 10_000_000)] = 100_000
     """Number of Gaussians of a geometric start (release)."""
     radius: Annotated[float, Within(0.001)] = 0.5
@@ -160,7 +160,7 @@ class InitConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """Adam, one learning rate a parameter group, log-linear from start to end (release)."""
+    """Adam, one learning rate per parameter group, log-linear from start to end (release)."""
 
     steps: Period = 5000
     """Optimisation steps of the run (release, paper)."""
@@ -184,8 +184,8 @@ class OptimConfig:
     """Limit of each tensor's gradient norm at the start and after `clip_steps` (release)."""
     clip_steps: Steps = 1000
     """Steps over which the limit grows (release)."""
-    scale_range: Annotated[Range | None, Within(1e-8, rising=True)] = None
-    """If given, scales are kept inside (ours)."""
+    scale_range: Annotated[Range | None, Within(1e-8, increasing=True)] = None
+    """If given, scales are clamped to this range (ours)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +199,7 @@ class DensifyConfig:
     stop: Steps = 3000
     """No densification or reset from this step on (release)."""
     grad_threshold: Amount = 7.5e-4
-    """Mean screen-space gradient, in normalised device units, from which a Gaussian is doubled (release)."""
+    """Mean screen-space gradient, in normalised device units, from which a Gaussian is cloned or split (release)."""
     clone_scale: Amount = 0.0105
     """Gaussians up to this scale are cloned, larger ones split (release: 0.003 times the extent 3.5)."""
     prune_opacity: Share = 0.005
@@ -211,11 +211,11 @@ class DensifyConfig:
     reset_every: Steps = 300
     """Steps between two opacity resets; 0 is never (release)."""
     reset_opacity: Annotated[float, Within(1e-4, 0.9999)] = 0.01
-    """What a reset lowers opacities to (release)."""
+    """Opacity after a reset (release)."""
     cap: Annotated[int | None, Within(1)] = None
     """Largest number of Gaussians; the strongest gradients come first (release: no cap)."""
     views: Literal["all", "last"] = "last"
-    """Views of a step whose gradients count (release: the last)."""
+    """Views of a step whose gradients are accumulated (release: the last)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,11 +236,11 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
-    """What a run leaves in its folder."""
+    """Files that a run writes to its folder."""
 
     checkpoint_every: Natural = 500
-    """Steps between two checkpoints; 0 is only when a run is stopped."""
+    """Steps between two checkpoints; 0 saves one only when the run stops."""
     preview_every: Natural = 0
-    """Steps between two preview pictures; 0 is none."""
+    """Steps between two preview images; 0 saves none."""
     preview_size: Annotated[int, Within(8)] = 256
     """Side of a preview's views in pixels."""

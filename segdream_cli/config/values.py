@@ -1,4 +1,4 @@
-"""How settings are read from text, and what their values may be."""
+"""Reading settings from text, and checking their values."""
 
 import json
 import math
@@ -14,17 +14,18 @@ from segdream_cli.errors import UsageProblem
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """What the numbers of a setting may be.
+    """Limits of the numbers of a setting.
 
     Args:
-        low, high: their limits.
-        rising: whether the first of a pair is the lower one.
-        steps: whether they are steps of a full run, which `with_steps` scales.
+        low: smallest value.
+        high: largest value.
+        increasing: the first of a pair must not exceed the second.
+        steps: the setting counts steps of a full run, which `Config.with_steps` scales.
     """
 
     low: float
     high: float = math.inf
-    rising: bool = False
+    increasing: bool = False
     steps: bool = False
 
 
@@ -57,7 +58,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Dotted settings of `key=value` strings; a value is read as TOML, and as text where it is none.
+    """Dotted settings of `key=value` strings; a value is read as TOML or, if that fails, as text.
 
     Raises:
         UsageProblem: an entry without an equals sign.
@@ -77,7 +78,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def nearest(key: str, known: Mapping[str, Any]) -> str:
-    """What to type instead of an unknown key: the known one of the same name in another section, or the nearest."""
+    """The option that may have been meant by an unknown key: the same name in another section, or the nearest key."""
     import difflib
 
     by_name = [full for full in known if full.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -85,17 +86,18 @@ def nearest(key: str, known: Mapping[str, Any]) -> str:
     return f"--set {close[0]}=..."
 
 
-def checked(key: str, value: Any, annotation: Any) -> Any:
-    """`value` as the setting's type.
+def convert(key: str, value: Any, annotation: Any) -> Any:
+    """The value as the setting's type.
 
     Raises:
-        UsageProblem: it can't be, or lies outside the setting's limits.
+        UsageProblem: it has another type, or lies outside the setting's limits.
     """
     if typing.get_origin(annotation) is Annotated:
         kind, limits = typing.get_args(annotation)
-        return _limited(key, checked(key, value, kind), limits)
+        return _check_limits(key, convert(key, value, kind), limits)
     options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    for option in sorted(options, key=lambda kind: kind is not type(None)):  # "none" is nothing before it is a text
+    # None comes first: the word "none" means None even where text is allowed
+    for option in sorted(options, key=lambda kind: kind is not type(None)):
         accepted, result = _accept(value, option)
         if accepted:
             return result
@@ -108,11 +110,11 @@ def counts_steps(annotation: Any) -> bool:
     return any(part.steps for part in limits)
 
 
-def _limited(key: str, value: Any, limits: Within) -> Any:
-    """`value`, a number, a pair of them or None, once it is known to lie within the limits.
+def _check_limits(key: str, value: Any, limits: Within) -> Any:
+    """The value, a number, a pair of numbers or None, if it lies within the limits.
 
     Raises:
-        UsageProblem: it does not; the hint is the nearest value that does.
+        UsageProblem: it does not; the hint has the nearest value that does.
     """
     if value is None:
         return None
@@ -121,21 +123,24 @@ def _limited(key: str, value: Any, limits: Within) -> Any:
     if numbers != nearest:
         named = (("at least", limits.low), ("at most", limits.high))
         bounds = " and ".join(f"{word} {bound:g}" for word, bound in named if math.isfinite(bound))
-        raise UsageProblem(f"{key} can't be {_shown(numbers)}: it must be {bounds}", hint=_assignment(key, nearest))
-    if limits.rising and numbers != sorted(numbers):
         raise UsageProblem(
-            f"{key} can't be {_shown(numbers)}: it goes from low to high", hint=_assignment(key, sorted(numbers))
+            f"{key} can't be {_format_numbers(numbers)}: it must be {bounds}", hint=_assignment(key, nearest)
+        )
+    if limits.increasing and numbers != sorted(numbers):
+        reason = "the first number must not exceed the second"
+        raise UsageProblem(
+            f"{key} can't be {_format_numbers(numbers)}: {reason}", hint=_assignment(key, sorted(numbers))
         )
     return value
 
 
-def _shown(numbers: Sequence[float]) -> str:
+def _format_numbers(numbers: Sequence[float]) -> str:
     texts = [f"{number:g}" if isinstance(number, float) else str(number) for number in numbers]
     return texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
 
 
 def _assignment(key: str, numbers: Sequence[float]) -> str:
-    return f"--set {key}={_shown(numbers)}"
+    return f"--set {key}={_format_numbers(numbers)}"
 
 
 def _is_union(annotation: Any) -> bool:
@@ -167,7 +172,7 @@ def _is_number(value: Any) -> bool:
 
 
 def example(annotation: Any) -> str:
-    """A value of the kind, as it is typed after `--set key=`."""
+    """A value of the setting's type, as it is typed after `--set key=`."""
     options = typing.get_args(annotation)
     kind = (
         next((option for option in options if option is not type(None)), annotation)
@@ -182,7 +187,7 @@ def example(annotation: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A setting's value as JSON holds it."""
+    """A setting's value as a JSON value."""
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value

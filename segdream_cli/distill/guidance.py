@@ -14,7 +14,7 @@ from segdream_cli.distill.schedule import PredictNoise
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The text each row of latents is conditioned on.
+    """Text embeddings that condition each row of latents.
 
     Args:
         null: embedding of the empty text, for the inversion and G(z_s, s).
@@ -45,7 +45,7 @@ def perp_neg(
     weights: Float[Tensor, "k b"],
     guidance_scale: float,
 ) -> Float[Tensor, "b c h w"]:
-    """Perp-Neg (Armandpour et al., 2023): negative branches act at a right angle to the positive one only.
+    """Perp-Neg (Armandpour et al., 2023): negative branches act only at a right angle to the positive one.
 
     With δ = ε - ε_u: ε_u + ω (δ_c + Σ_i w_i (δ_i - <δ_i, δ_c> / |δ_c|² δ_c)); inner products over all elements
     of a row.
@@ -65,7 +65,7 @@ def guided_noise(
     conditions: Conditions,
     guidance_scale: float,
 ) -> Float[Tensor, "b c h w"]:
-    """The guided noise estimate, every branch that counts in one call of the network.
+    """The guided noise estimate, with every active branch in one call of the network.
 
     Without negative branches this is classifier-free guidance, and at scale 1 the conditional estimate alone.
     """

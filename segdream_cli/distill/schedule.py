@@ -24,10 +24,10 @@ PredictNoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class NoiseSchedule:
-    """Coefficients of the forward process, looked up in float64 and handed out in the latents' precision.
+    """Coefficients of the forward process, looked up in float64 and applied in the precision of the latents.
 
     Args:
-        alphas_cumprod: one value a timestep, decreasing, in (0, 1), on the CPU.
+        alphas_cumprod: one value per timestep, decreasing, in (0, 1), on the CPU.
     """
 
     alphas_cumprod: Float[Tensor, " T"]
@@ -67,6 +67,6 @@ class NoiseSchedule:
 
 
 def per_row(values: Float[Tensor, " b"], like: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
-    """One factor a row, in the precision and on the device of `like`."""
-    # without waiting: a handful of numbers is copied before the call returns, and a step makes dozens of such calls
+    """One factor per row, in the precision and on the device of `like`."""
+    # non-blocking: so few numbers are copied before the call returns, and a step makes dozens of such calls
     return values.to(like.dtype).to(like.device, non_blocking=True)[:, None, None, None]

@@ -7,7 +7,7 @@
     4   ẑ_s = z_t taken down to s under the guided noise                                residuals
     5   self-consistency:  G(ẑ_s, s, e, ∅) - z_e                                        residuals
     6   cross-consistency: z_e - G(z_t, t, e, y)                                        residuals
-    7   combine both, weighted over t, into the gradient with respect to z_0            released, eq10, weight
+    7   combine both, weighted over t, into the gradient with respect to z_0            pull_released, pull_eq10, weight
 
     variable        symbol                  meaning
     --------------  ----------------------  -----------------------------------------------------
@@ -227,7 +227,7 @@ def sctd(
     Returns:
         the weighted gradient, not divided by the number of rows.
     """
-    combine = released if config.loss == "released" else eq10
+    pull = pull_released if config.loss == "released" else pull_eq10
     cross_weight = config.guidance_scale + 1 if config.cross_weight is None else config.cross_weight
     alpha_e = per_row(schedule.alpha(times.e), latents)
     with torch.set_grad_enabled(not config.approximate):
@@ -236,14 +236,14 @@ def sctd(
         inversion = invert(predict_noise, schedule, z_e, times, conditions.null, config.t_tau)
     self_part, cross_part = residuals(predict_noise, schedule, inversion, times, conditions, config)
     if config.approximate:
-        gradient = alpha_e * combine(self_part, cross_part, cross_weight, alpha_e)
+        gradient = alpha_e * pull(self_part, cross_part, cross_weight, alpha_e)
     else:
         with torch.enable_grad():
             eps_null = predict_noise(inversion.z_t, times.t, conditions.null)
             endpoint = schedule.step(inversion.z_t, eps_null, times.t, times.e)  # G(z_t, t, e, ∅)
         gap = (z_e - endpoint).detach()
-        pull = combine(self_part + gap, cross_part - gap, cross_weight, alpha_e)
-        (gradient,) = torch.autograd.grad(endpoint, z_0, pull)
+        cotangent = pull(self_part + gap, cross_part - gap, cross_weight, alpha_e)
+        (gradient,) = torch.autograd.grad(endpoint, z_0, cotangent)
     return per_row(weight(schedule, times, config), latents) * gradient
 
 
@@ -269,7 +269,7 @@ def residuals(
     return lower * (inversion.eps_e - eps_s_hat) - guided, lower * (eps_t - inversion.eps_e) + guided
 
 
-def released(
+def pull_released(
     self_part: Latents, cross_part: Latents, cross_weight: float, alpha_e: Float[Tensor, "b 1 1 1"]
 ) -> Latents:
     """The release's pull on G(z_t, t, e, ∅): the residual of Eq. 9 without its generative prior.
@@ -279,7 +279,7 @@ def released(
     return (self_part + cross_weight * cross_part) / alpha_e
 
 
-def eq10(self_part: Latents, cross_part: Latents, cross_weight: float, _: Float[Tensor, "b 1 1 1"]) -> Latents:
+def pull_eq10(self_part: Latents, cross_part: Latents, cross_weight: float, _: Float[Tensor, "b 1 1 1"]) -> Latents:
     """The derivative of Eq. 10, two squared norms, with respect to G(z_t, t, e, ∅)."""
     return 2 * (cross_weight**2 * cross_part - self_part)
 

@@ -1,4 +1,4 @@
-"""From a prompt to what each camera should see: checked text, view phrases, and their weights by direction.
+"""From a prompt to the text of each camera: clean text, view phrases, and their weights by direction.
 
 Shapes: b views, p phrases in the order of `phrase_texts`, l tokens of width d.
 """
@@ -26,21 +26,21 @@ FRONT, SIDE, BACK, OVERHEAD, RING = range(5)
 
 
 def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
-    """The prompt as the prior is to read it, once it is known to be usable.
+    """The prompt as the prior reads it.
 
-    A prior that takes any text gets it without the space around it; one with a vocabulary gets the phrases it
-    knows, in lower case and without punctuation, since it has seen nothing else.
+    A prior that takes any text reads the prompt without surrounding space. One with a vocabulary reads the phrases of
+    its vocabulary, in lower case and without punctuation, since it was trained on nothing else.
 
     Raises:
-        UsageProblem: it is empty, absurdly long, holds control characters or words the prior does not know, or, for
-            a prior with a vocabulary, does not name exactly one object, or two colours or attributes.
+        UsageProblem: the prompt is empty, too long, or has control characters. For a prior with a vocabulary: it has
+            unknown words, not exactly one object, or more than one colour or attribute.
     """
-    text = _checked_text(prompt, "prompt")
+    text = _strip_text(prompt, "prompt")
     if not text:
         raise UsageProblem("the prompt is empty", hint='segdream generate "a yellow school bus" -o bus.ply')
     if vocabulary is None:
         return text
-    phrases = _known_phrases(text, vocabulary)
+    phrases = _find_phrases(text, vocabulary)
     for kind, known, fewest in (
         ("object", vocabulary.objects, 1),
         ("colour", vocabulary.colors, 0),
@@ -48,46 +48,44 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
     ):
         named = [phrase for phrase in phrases if phrase in known]
         if not fewest <= len(named) <= 1:
-            names = " and ".join(named) or "none"
-            raise UsageProblem(f"this prior draws one {kind} at a time, and {text!r} names {names}", hint=WORDS_HINT)
+            count, names = "exactly" if fewest else "at most", " and ".join(named) or "none"
+            raise UsageProblem(f"the prompt must name {count} one {kind}; {text!r} names {names}", hint=WORDS_HINT)
     return " ".join(phrases)
 
 
 def clean_negative(negative: str, vocabulary: Vocabulary | None) -> str:
-    """The negative prompt as the prior is to read it, which may be empty and may name any number of objects.
+    """The negative prompt as the prior reads it; it may be empty, and may name any number of objects.
 
     Raises:
-        UsageProblem: it is absurdly long, or holds control characters or words the prior does not know.
+        UsageProblem: it is too long, or has control characters or words that the prior does not know.
     """
-    text = _checked_text(negative, "negative prompt")
-    return text if vocabulary is None else " ".join(_known_phrases(text, vocabulary))
+    text = _strip_text(negative, "negative prompt")
+    return text if vocabulary is None else " ".join(_find_phrases(text, vocabulary))
 
 
-def _checked_text(text: str, name: str) -> str:
-    """The text without the space around it.
+def _strip_text(text: str, name: str) -> str:
+    """The text without surrounding space.
 
     Raises:
-        UsageProblem: it is absurdly long or holds control characters.
+        UsageProblem: it is too long or has control characters.
     """
     text = text.strip()
     if len(text) > MAX_PROMPT:
         raise UsageProblem(
-            f"the {name} has {len(text):,} characters, and no prior reads more than {MAX_PROMPT:,}",
+            f"the {name} has {len(text):,} characters, but the limit is {MAX_PROMPT:,}",
             hint="describe one object in a sentence",
         )
     odd = next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), None)
     if odd is not None:
-        raise UsageProblem(
-            f"the {name} holds the control character {odd!r}", hint="put each prompt on a line of its own"
-        )
+        raise UsageProblem(f"the {name} has the control character {odd!r}", hint="put each prompt on a line of its own")
     return text
 
 
-def _known_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
-    """The known phrases that make up a text, in their order.
+def _find_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
+    """The phrases of the vocabulary that make up a text, in order.
 
     Raises:
-        UsageProblem: naming the words that belong to none, and the nearest known phrases.
+        UsageProblem: naming the words outside the vocabulary, and the closest known phrases.
     """
     phrases = sorted(itertools.chain(*dataclasses.astuple(vocabulary)), key=len, reverse=True)
     known = re.compile(r"\b(?:" + "|".join(map(re.escape, phrases)) + r")\b")
@@ -97,14 +95,14 @@ def _known_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
         words = ", ".join(map(repr, dict.fromkeys(unknown)))
         near = dict.fromkeys(phrase for word in unknown for phrase in _nearest(word, phrases))
         raise UsageProblem(
-            f"this prior does not know {words}" + (f"; the nearest it knows: {', '.join(near)}" if near else ""),
+            f"this prior does not know {words}" + (f"; the closest it knows: {', '.join(near)}" if near else ""),
             hint=WORDS_HINT,
         )
     return known.findall(text)
 
 
 def _nearest(word: str, phrases: Sequence[str]) -> list[str]:
-    """Known phrases that contain the word, or else are spelt like it."""
+    """Known phrases that contain the word or, failing that, have a similar spelling."""
     containing = [phrase for phrase in phrases if word in phrase.split()]
     return containing or difflib.get_close_matches(word, phrases, n=3, cutoff=0.5)
 
@@ -116,7 +114,7 @@ def phrase_texts(prompt: str, views: ViewPhrases) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class ViewWeights:
-    """How much of each phrase a view takes.
+    """Weight of each phrase in a view's text.
 
     Args:
         positive: weights of the phrases, each row summing to 1.
@@ -141,14 +139,14 @@ def view_weights(
     `overhead_elevation_deg` it is the overhead phrase alone, without negative branches.
     """
     ring = torch.arange(RING, RING + len(views.ring)) if views.ring else torch.tensor([FRONT, SIDE, BACK, SIDE])
-    place = azimuth_deg.remainder(360) * len(ring) / 360
-    lower = place.floor()
-    share = place - lower if config.blend else (place - lower).round()
-    rows = torch.arange(len(place))
-    positive = torch.zeros(len(place), RING + len(views.ring))
+    position = azimuth_deg.remainder(360) * len(ring) / 360
+    lower = position.floor()
+    share = position - lower if config.blend else (position - lower).round()
+    rows = torch.arange(len(position))
+    positive = torch.zeros(len(position), RING + len(views.ring))
     positive.index_put_((rows, ring[lower.long() % len(ring)]), 1 - share, accumulate=True)
     positive.index_put_((rows, ring[(lower.long() + 1) % len(ring)]), share, accumulate=True)
-    negative = perp_neg_weights(azimuth_deg, config) if perp_neg else torch.zeros(2, len(place))
+    negative = perp_neg_weights(azimuth_deg, config) if perp_neg else torch.zeros(2, len(position))
     if config.overhead_elevation_deg is not None:
         overhead = elevation_deg > config.overhead_elevation_deg
         positive[overhead] = torch.eye(positive.shape[1])[OVERHEAD]
@@ -176,7 +174,7 @@ def perp_neg_weights(azimuth_deg: Float[Tensor, " b"], config: ViewConfig) -> Fl
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbeddings:
-    """Everything the text encoder has to say about one prompt."""
+    """Embeddings of one prompt: with each view phrase, of the negative prompt, and of the empty text."""
 
     phrases: Float[Tensor, "p l d"]
     uncond: Float[Tensor, "l d"]
@@ -184,7 +182,7 @@ class PromptEmbeddings:
 
 
 def conditions(embeddings: Sequence[PromptEmbeddings], weights: ViewWeights) -> Conditions:
-    """The text of each view, blended by its weights; the views of one prompt after those of the other."""
+    """The text of each view, blended by its weights, prompt by prompt."""
     phrases, uncond, null = (
         torch.stack([getattr(prompt, name) for prompt in embeddings]) for name in ("phrases", "uncond", "null")
     )

@@ -59,14 +59,14 @@ def regularizers(
     """The weighted terms, summed over the assets: each is a mean over an asset's own views or Gaussians.
 
     Args:
-        weights: of the terms; one of weight 0 is not computed.
+        weights: weights of the terms; a term of weight 0 is not computed.
         opacity_ramp: factor in 0..1 on the weight of the opacities.
-        rgb: pictures, as many of each asset.
-        disparities: their disparity maps, unless they are not needed.
+        rgb: images, the same number of each asset.
+        disparities: their disparity maps; None if that term is off.
         means: centres; beyond an asset's count they lie within the unit sphere.
         scales: standard deviations, 0 beyond the count.
         opacities: in 0..1, 0 beyond the count.
-        counts: number of Gaussians of each asset.
+        counts: number of Gaussians of each asset, without padding.
     """
     total = means.new_zeros(())
     if weights.tv_rgb:

@@ -1,6 +1,6 @@
-"""The first Gaussians of a run: about the points of Point-E, a ball, a box, or what a PLY file holds.
+"""The initial Gaussians of a run: around the points of Point-E, in a ball or a box, or from a PLY file.
 
-A new geometric start is one more function from an `InitConfig` to points, beside `_ball` and `_box`.
+A new geometric start is a function like `_ball` and `_box`, and a row of `SHAPES`.
 """
 
 import math
@@ -36,28 +36,28 @@ def check_start(shape: str) -> None:
 
 
 def cloud_text(config: InitConfig, prompt: str | None, vocabulary: Vocabulary | None) -> str | None:
-    """What Point-E is to make: the start's simpler words, else the prompt, as the prior is to read them.
+    """The text for Point-E: the prompt of the start, else that of the run, as the prior reads it.
 
-    There are none for a start from something else, and none without a prompt where there are no simpler words.
+    Returns None unless starting from Point-E, or if neither text is set.
 
     Raises:
-        UsageProblem: they can't be used.
+        UsageProblem: the text can't be used.
     """
-    words = prompt if config.prompt is None else config.prompt
-    return None if config.shape != POINT_E or words is None else clean_prompt(words, vocabulary)
+    text = prompt if config.prompt is None else config.prompt
+    return None if config.shape != POINT_E or text is None else clean_prompt(text, vocabulary)
 
 
 def initial_gaussians(
     config: InitConfig, generator: torch.Generator, cloud: Callable[[], PointCloud] | None = None
 ) -> Gaussians:
-    """Gaussians to start from.
+    """The Gaussians before the first step.
 
-    A PLY of Gaussians is taken as it is; a PLY of points gives each point a round Gaussian with the point's colour.
+    A PLY of Gaussians is used unchanged. A PLY of points becomes round Gaussians in the colours of the points.
 
     Args:
-        config: what to start from.
-        generator: of everything random but Point-E's noise.
-        cloud: makes Point-E's cloud, for a start from it.
+        config: settings of the start.
+        generator: source of all random numbers except Point-E's noise.
+        cloud: returns Point-E's cloud, for a start from Point-E.
 
     Raises:
         UsageProblem: an unknown shape, or a file that can't be used.
@@ -66,7 +66,7 @@ def initial_gaussians(
     if config.shape == POINT_E:
         if cloud is None:
             raise ValueError("a start from Point-E needs its cloud")
-        means, rgb = about_points(cloud(), config, generator)
+        means, rgb = scatter_around(cloud(), config, generator)
     elif config.shape in SHAPES:
         means, rgb = SHAPES[config.shape](config, generator), None
     else:
@@ -79,12 +79,12 @@ def initial_gaussians(
     return round_gaussians(means, colors, config, generator)
 
 
-def about_points(
+def scatter_around(
     cloud: PointCloud, config: InitConfig, generator: torch.Generator
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"] | None]:
-    """`copies` places about each point of a cloud, the same about all, and their colours unless they are to be grey.
+    """`copies` positions around each point of a cloud, at the same offsets, and their colours unless they are grey.
 
-    Radius, polar angle and azimuth of a place are each uniform, so that most are near the point (release).
+    Radius, polar angle and azimuth of an offset are each uniform, so most positions are near their point (release).
     """
     points, colors = config.scale * cloud.points, cloud.colors
     points[:, 1] += config.lift
@@ -102,7 +102,7 @@ def about_points(
 def round_gaussians(
     means: Float[Tensor, "n 3"], colors: Float[Tensor, "n 3"], config: InitConfig, generator: torch.Generator
 ) -> Gaussians:
-    """A round Gaussian at each point, as wide as the root mean square distance to its three nearest neighbours."""
+    """One round Gaussian per point; its scale is the root mean square distance to the three nearest neighbours."""
     n = len(means)
     k = {0: 0, 1: 3, 2: 8, 3: 15}[config.sh_degree]
     noise = config.color_noise * torch.randn(n, 3, generator=generator)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from segdream_cli.config.values import checked
+from segdream_cli.config.values import convert
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.pointe.schedule import Sampling, Schedule
 
@@ -314,6 +314,6 @@ def _checked(kind: Any, data: Any) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"there is no field {min(unknown)!r}")
     return {
-        key: Sampling(**_checked(Sampling, value)) if hints[key] is Sampling else checked(key, value, hints[key])
+        key: Sampling(**_checked(Sampling, value)) if hints[key] is Sampling else convert(key, value, hints[key])
         for key, value in data.items()
     }

@@ -55,7 +55,7 @@ def generate(*arguments):
         ("bus " * 2500, "9,999 characters"),
         ("a yellow\x07 bus", r"control character '\x07'"),
         ("a red ball\na blue ball", r"control character '\n'"),
-        ("a yellow skool bus", ["'skool'", "the nearest it knows", "school bus"]),
+        ("a yellow skool bus", ["'skool'", "the closest it knows", "school bus"]),
         ("ein süßer Bus", ["'ein'", "'süßer'"]),
         ("a \udcff bus", "control character"),
         ("yellow", "names none"),

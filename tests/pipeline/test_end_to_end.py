@@ -91,7 +91,7 @@ def best_views(gaussians, masks, turn_deg=0.0):
 
 
 @pytest.mark.slow
-def test_the_bus_has_the_silhouette_of_a_bus(bus, reference):
+def test_generate_bus_has_the_silhouette_of_a_bus(bus, reference):
     overlap, _ = best_views(bus, reference[0])
     assert overlap.min() > ENOUGH, overlap
     turned, _ = best_views(bus, reference[0], turn_deg=90.0)
@@ -99,7 +99,7 @@ def test_the_bus_has_the_silhouette_of_a_bus(bus, reference):
 
 
 @pytest.mark.slow
-def test_the_bus_has_the_colour_of_a_bus(bus, reference):
+def test_generate_bus_has_the_color_of_a_bus(bus, reference):
     """Mean colour of what lies inside the masks; yellow is far more than this distance from the other colours."""
     masks, colors = reference
     _, picture = best_views(bus, masks)
@@ -112,7 +112,7 @@ def test_the_bus_has_the_colour_of_a_bus(bus, reference):
     assert abs(red - green) < 0.2
 
 
-def test_a_ball_of_the_right_colour_fails(reference):
+def test_silhouette_rejects_a_ball_of_the_right_color(reference):
     masks, colors = reference
     color = colors.sum((0, 1, 2)) / masks.sum()
     for radius in (0.25, 0.35, 0.45, 0.55, 0.65):
@@ -121,7 +121,7 @@ def test_a_ball_of_the_right_colour_fails(reference):
         assert 0.2 < overlap.min() < ENOUGH - 0.08, overlap
 
 
-def test_the_reference_passes_its_own_test(reference):
+def test_silhouette_accepts_the_reference(reference):
     """The masks are of a bus: long from the side, narrow from the front, and mirror images left and right."""
     masks, _ = reference
     widths = [(mask.max(0) > 0.5).sum() for mask in masks]

@@ -67,7 +67,7 @@ def close(one, other):
     return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-5)
 
 
-def test_reports_say_what_happened():
+def test_run_reports_every_step():
     pipe = build()
     asset = pipe.prepare("a cube", 0)
     seen = []
@@ -87,7 +87,7 @@ def test_reports_say_what_happened():
     assert not list(pipe.run([asset]))  # a finished asset takes no more steps
 
 
-def test_the_prior_pulls_the_picture_towards_its_mean():
+def test_run_pulls_colors_towards_the_prior_mean():
     """An analytic prior whose images are all of one colour paints the Gaussians in that colour."""
     mean = torch.tensor([0.8, -0.6, 0.2, 0.4 / 3])[:, None, None].expand(4, 8, 8)
     prior = AnalyticPrior({"red": mean} | {f"red, {view}": mean for view in ("front view", "side view", "back view")})
@@ -125,7 +125,7 @@ EVERY_DRAW = {
 @pytest.mark.parametrize(
     "settings", [{}, {"distill__perp_neg": True}, EVERY_DRAW], ids=["guidance", "perp-neg", "every draw"]
 )
-def test_assets_of_a_batch_do_what_each_does_alone(settings):
+def test_batch_equals_solo_runs(settings):
     """The number of Gaussians of each goes its own way."""
     pipe = build(prior__sample_posterior=True, densify__grad_threshold=1.0, densify__cap=500, **settings)
     prompts = [("a cube", 1), ("a ball", 2), ("a cone", 3)]
@@ -142,7 +142,7 @@ def test_assets_of_a_batch_do_what_each_does_alone(settings):
         check_same(values(together[place]), values(alone), close)
 
 
-def test_a_seed_decides_everything():
+def test_prepare_depends_on_the_seed_alone():
     pipe = build()
     ends = []
     for seed in (0, 0, 1):
@@ -156,7 +156,7 @@ def test_a_seed_decides_everything():
 
 @pytest.mark.parametrize("settings", [{}, {"distill__sctd__fixed_noise": False}, {"distill__perp_neg": True}])
 @pytest.mark.parametrize("stop", [1, 5])
-def test_a_restored_asset_goes_on_to_the_same_bits(settings, stop):
+def test_restore_resumes_to_the_same_bits(settings, stop):
     """Across clones, splits and a reset, with every generator in use."""
     pipe = build(init__color_noise=0.05, camera__backgrounds={"gradient": 0.5, "random": 0.5}, **settings)
     whole = pipe.prepare("a cube", 3)
@@ -173,7 +173,7 @@ def test_a_restored_asset_goes_on_to_the_same_bits(settings, stop):
     check_same(values(whole), values(restored))
 
 
-def test_a_run_continued_from_its_folder_ends_with_the_same_bits(tmp_path):
+def test_restore_from_a_run_folder_ends_with_the_same_bits(tmp_path):
     pipe = build()
     whole = pipe.prepare("a cube", 3, "fog")
     list(pipe.run([whole]))
@@ -196,7 +196,7 @@ def test_a_run_continued_from_its_folder_ends_with_the_same_bits(tmp_path):
     check_same(values(whole), values(restored))
 
 
-def test_a_checkpoint_that_lacks_something_is_a_key_error():
+def test_restore_names_a_missing_tensor():
     pipe = build()
     tensors = pipe.prepare("a cube", 0).tensors()
     for name in ("gaussians.sh0", "generator.times", "noise", "step", "stats.count"):
@@ -225,7 +225,7 @@ def captured_loss(monkeypatch, asset_of, **settings):
 OFF = {"loss__tv_rgb": 0.0, "loss__tv_disparity": 0.0, "loss__scale": 0.0}
 
 
-def test_the_scale_opacity_and_outside_terms_have_their_written_gradients(monkeypatch):
+def test_regularizers_have_their_analytic_gradients(monkeypatch):
     weights = {"loss__scale": 0.7, "loss__opacity": 0.6, "loss__outside": 0.5}
     before, grad = captured_loss(
         monkeypatch, lambda pipe: pipe.prepare("a cube", 0), init__radius=1.5, init__shape="box", **(OFF | weights)
@@ -242,14 +242,14 @@ def test_the_scale_opacity_and_outside_terms_have_their_written_gradients(monkey
     torch.testing.assert_close(grad["means"], expected)
 
 
-def test_without_weights_nothing_moves(monkeypatch):
+def test_regularizers_without_weights_have_no_gradient(monkeypatch):
     _, grad = captured_loss(monkeypatch, lambda pipe: pipe.prepare("a cube", 0), **OFF)
     for name, value in grad.items():
         assert value is None or not value.any(), name
 
 
 @pytest.mark.parametrize("name", ["tv_rgb", "tv_disparity"])
-def test_total_variation_is_of_the_colours_or_of_the_disparity(monkeypatch, name):
+def test_regularizers_apply_total_variation_to_color_or_disparity(monkeypatch, name):
     pictures = []
     real = losses.total_variation
     monkeypatch.setattr(pipeline.losses, "total_variation", lambda image: pictures.append(image.shape) or real(image))
@@ -280,7 +280,7 @@ def first_images(**settings):
     return prior.images[0]
 
 
-def test_flipped_steps_show_the_mirrored_picture():
+def test_flip_mirrors_the_images():
     plain = first_images(distill__flip_probability=0.0, distill__disparity_probability=0.0)
     flipped = first_images(distill__flip_probability=1.0, distill__disparity_probability=0.0)
     assert plain.shape == (2, 3, 32, 32)
@@ -288,7 +288,7 @@ def test_flipped_steps_show_the_mirrored_picture():
     assert not torch.equal(flipped, plain)
 
 
-def test_disparity_steps_show_grey_pictures_of_depth():
+def test_disparity_steps_encode_gray_depth():
     shown = first_images(distill__flip_probability=0.0, distill__disparity_probability=1.0, init__opacity=0.9)
     assert shown.shape == (2, 3, 32, 32)
     assert torch.equal(shown[:, 0], shown[:, 1])
@@ -297,7 +297,7 @@ def test_disparity_steps_show_grey_pictures_of_depth():
     assert shown[:, :, 12:20, 12:20].mean() > shown[:, :, :4, :4].mean()
 
 
-def test_about_as_many_steps_are_flipped_as_asked_for():
+def test_flip_probability_sets_the_share_of_steps():
     prior, plain = Watching(), Watching()
     for seen, probability in ((prior, 0.25), (plain, 0.0)):
         still = {f"optim__{name}_lr": (1e-12, 1e-12) for name in ("means", "quat", "scale", "opacity", "sh0")}
@@ -324,7 +324,7 @@ class Breaking(AnalyticPrior):
 
 
 @pytest.mark.parametrize(("make", "reports"), [(build, 4), (queueing, 5)])
-def test_a_gradient_that_is_not_finite_stops_before_the_parameters(make, reports):
+def test_diverged_leaves_the_parameters_unchanged(make, reports):
     counting = Breaking(10**9)
     pipe = make(counting)
     advance(pipe, [pipe.prepare("a cube", 0)], 4)
@@ -356,7 +356,7 @@ def before_it_breaks(step, **settings):
 
 
 @pytest.mark.parametrize("step", [4, 6, 10])
-def test_a_queued_step_is_looked_at_before_density_control_and_after_the_last(step):
+def test_queued_step_is_checked_before_density_control_and_at_the_end(step):
     """The fourth resets opacities, the sixth splits, the tenth is the last."""
     pipe, asset = before_it_breaks(step)
     before = values(asset)
@@ -366,7 +366,7 @@ def test_a_queued_step_is_looked_at_before_density_control_and_after_the_last(st
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_broken_step_does_not_bring_scales_into_their_range(step):
+def test_nonfinite_step_does_not_clamp_scales(step):
     """Those of the start are outside it, and after the third step those of halves."""
     outside = {"optim__scale_range": (0.15, 0.3), "densify__clone_scale": 0.05, "densify__reset_every": 0}
     pipe, asset = before_it_breaks(step, **outside)
@@ -377,7 +377,7 @@ def test_a_broken_step_does_not_bring_scales_into_their_range(step):
     check_same(values(asset), before)
 
 
-def test_memory_that_runs_out_after_a_broken_step_takes_both_back(monkeypatch):
+def test_out_of_memory_after_a_nonfinite_step_rolls_back_both(monkeypatch):
     pipe, asset = before_it_breaks(5)
     before = values(asset)
     run = pipe.run([asset])
@@ -392,7 +392,7 @@ def test_memory_that_runs_out_after_a_broken_step_takes_both_back(monkeypatch):
     check_same(values(asset), before)
 
 
-def test_a_queued_gradient_is_looked_at_once_the_next_pictures_are_there(monkeypatch):
+def test_queued_gradient_is_checked_after_the_next_render(monkeypatch):
     """Which the rasteriser has waited for."""
     order, render, tolist = [], pipeline.render, HostCopy.tolist
     monkeypatch.setattr(pipeline, "render", lambda *given, **named: order.append("render") or render(*given, **named))
@@ -404,7 +404,7 @@ def test_a_queued_gradient_is_looked_at_once_the_next_pictures_are_there(monkeyp
         assert order[: len(expected)] == expected
 
 
-def test_queued_steps_are_the_steps():
+def test_queued_steps_equal_waited_steps():
     """But for the rounding of another kernel of Adam."""
     ends = []
     for make in (build, queueing):
@@ -418,7 +418,7 @@ def test_queued_steps_are_the_steps():
 
 
 @pytest.mark.parametrize("make", [build, queueing])
-def test_of_three_assets_one_breaks_and_the_others_go_on_as_if_it_had_never_been(make):
+def test_diverged_asset_leaves_the_others_as_if_alone(make):
     """The run names it and leaves all as they were before the step; without it the others end as they do alone."""
     pipe = make()
     assets = [pipe.prepare(*each) for each in (("a cube", 0), ("a ball", 1), ("a cone", 2))]
@@ -467,7 +467,7 @@ class Greedy(AnalyticPrior):
         MemoryError(),
     ],
 )
-def test_running_out_of_memory_names_the_peak_and_a_cheaper_setting(monkeypatch, assets, batch, hint, problem):
+def test_out_of_memory_names_the_peak_and_a_cheaper_setting(monkeypatch, assets, batch, hint, problem):
     monkeypatch.setattr(memory, "peak_memory_gib", lambda device: 12.34)
     pipe = build(Greedy(problem), camera__batch=batch)
     with pytest.raises(OutOfMemory, match=r"memory of cpu .* 12\.3 GiB") as caught:
@@ -476,13 +476,13 @@ def test_running_out_of_memory_names_the_peak_and_a_cheaper_setting(monkeypatch,
     assert caught.value.hint == hint
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
+def test_out_of_memory_does_not_catch_other_errors():
     pipe = build(Greedy(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         advance(pipe, [pipe.prepare("a cube", 0)], 1)
 
 
-def test_scales_are_kept_in_their_range():
+def test_scale_range_clamps_scales():
     pipe = build(optim__scale_range=(0.05, 0.06), optim__scale_lr=(1.0, 1.0))
     asset = pipe.prepare("a cube", 0)
     advance(pipe, [asset], 3)
@@ -491,7 +491,7 @@ def test_scales_are_kept_in_their_range():
     assert scales.max() <= 0.06 * (1 + 1e-6)
 
 
-def test_higher_harmonics_are_optimised_too():
+def test_run_optimizes_higher_harmonics():
     pipe = build(init__sh_degree=1)
     asset = pipe.prepare("a cube", 0)
     advance(pipe, [asset], 4)
@@ -502,7 +502,7 @@ def test_higher_harmonics_are_optimised_too():
     check_same(values(asset), values(restored))
 
 
-def test_rendering_needs_no_prior():
+def test_render_needs_no_prior():
     asset = build().prepare("a cube", 0)
     pipe = Pipeline(Config(), None, CPU)
     picture = pipe.render(asset.gaussians, frame_sphere(turntable_azimuths(3), torch.zeros(3), 24))
@@ -521,7 +521,7 @@ def test_prepare_refuses_prompts_and_starts():
         build(init__shape="none").prepare("a cube", 0)
 
 
-def test_the_negative_prompt_is_the_prior_s_unless_another_is_given():
+def test_embed_uses_the_prior_negative_prompt_by_default():
     prior = AnalyticPrior()
     pipe = build(prior)
     own, other = pipe.embed("a cube"), pipe.embed("a cube", "fog")
@@ -531,19 +531,19 @@ def test_the_negative_prompt_is_the_prior_s_unless_another_is_given():
     assert torch.equal(own.phrases, other.phrases)
 
 
-def test_reports_are_frozen():
+def test_step_report_is_frozen():
     pipe = build()
     (report,) = advance(pipe, [pipe.prepare("a cube", 0)], 1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.seconds = 9.0
 
 
-def test_every_group_of_parameters_has_an_optimiser():
+def test_prepare_gives_every_group_an_optimizer():
     asset = build().prepare("a cube", 0)
     assert set(asset.optimizers) == set(asset.gaussians.params) == set(GROUPS)
 
 
-def test_a_step_that_failed_can_be_taken_again(monkeypatch):
+def test_failed_step_can_be_repeated(monkeypatch):
     """Out of memory in step 3 leaves no trace: going on gives what an undisturbed run gives."""
     pipe = build()
     undisturbed = pipe.prepare("a cube", 0)
@@ -558,7 +558,7 @@ def test_a_step_that_failed_can_be_taken_again(monkeypatch):
     check_same(values(undisturbed), values(asset))
 
 
-def test_assets_at_different_steps_do_not_run_together():
+def test_run_refuses_assets_at_different_steps():
     pipe = build()
     first, second = pipe.prepare("a cube", 0), pipe.prepare("a ball", 1)
     advance(pipe, [first], 1)

@@ -8,7 +8,7 @@ import torch
 
 from segdream_cli.config import InitConfig
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.optimize.start import about_points, initial_gaussians
+from segdream_cli.optimize.start import initial_gaussians, scatter_around
 from segdream_cli.pointe import clouds as module
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.pointe.model import PointCloud, PointE
@@ -150,7 +150,7 @@ def cloud_of(n: int) -> PointCloud:
 def test_gaussians_lie_about_the_points_the_same_way_about_each() -> None:
     cloud = cloud_of(50)
     config = InitConfig(copies=20, spread=0.05, scale=2.0, lift=0.15)
-    means, colors = about_points(cloud, config, torch.Generator().manual_seed(0))
+    means, colors = scatter_around(cloud, config, torch.Generator().manual_seed(0))
     assert colors is None
     offsets = means.reshape(50, 20, 3) - (2 * cloud.points + torch.tensor([0, 0.15, 0]))[:, None]
     torch.testing.assert_close(offsets, offsets[:1].expand(50, -1, -1), atol=1e-6, rtol=0)
@@ -160,7 +160,7 @@ def test_gaussians_lie_about_the_points_the_same_way_about_each() -> None:
 def test_places_about_a_point_have_uniform_radius_and_angles() -> None:
     config = InitConfig(copies=20_000, spread=1.0, scale=1.0, lift=0.0)
     cloud = PointCloud(torch.zeros(1, 3), torch.zeros(1, 3))
-    means, _ = about_points(cloud, config, torch.Generator().manual_seed(0))
+    means, _ = scatter_around(cloud, config, torch.Generator().manual_seed(0))
     radius = means.norm(dim=-1)
     polar = (means[:, 1] / radius).acos()
     azimuth = torch.atan2(means[:, 2], means[:, 0]).remainder(2 * math.pi)

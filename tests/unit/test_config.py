@@ -25,7 +25,7 @@ def refused(overrides: dict[str, Any]) -> UsageProblem:
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
-def test_every_preset_of_the_default_profile_builds(quality: str) -> None:
+def test_preset_builds_for_every_quality(quality: str) -> None:
     profile = PriorProfile()
     config = preset(profile, quality)
     for key, value in profile.presets[quality].items():
@@ -33,17 +33,17 @@ def test_every_preset_of_the_default_profile_builds(quality: str) -> None:
     assert Config().set(config.flat()) == config
 
 
-def test_an_unknown_preset_names_the_known_ones() -> None:
+def test_preset_names_the_known_ones() -> None:
     with pytest.raises(UsageProblem, match=r"draft, standard, high, paper$"):
         preset(PriorProfile(), "best")
 
 
-def test_presets_fit_their_schedules_to_their_steps() -> None:
+def test_preset_scales_schedules_to_its_steps() -> None:
     config = preset(PriorProfile(presets={"tiny": {"optim.steps": 50, "densify.stop": 7}}), "tiny")
     assert (config.optim.steps, config.distill.warmup_steps, config.densify.stop) == (50, 15, 7)
 
 
-def test_with_steps_scales_what_is_counted_in_steps_and_nothing_else() -> None:
+def test_with_steps_scales_step_settings_only() -> None:
     before, after = Config().flat(), Config().with_steps(500).flat()
     scaled = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
     assert scaled == {
@@ -60,7 +60,7 @@ def test_with_steps_scales_what_is_counted_in_steps_and_nothing_else() -> None:
 
 
 @given(st.integers(1, 20_000))
-def test_with_steps_keeps_never_as_never_and_the_rest_alive(steps: int) -> None:
+def test_with_steps_keeps_zero_and_at_least_one(steps: int) -> None:
     config = Config().set({"densify.reset_every": 0}).with_steps(steps)
     assert config.optim.steps == steps
     assert config.densify.reset_every == 0
@@ -69,12 +69,12 @@ def test_with_steps_keeps_never_as_never_and_the_rest_alive(steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, -3])
-def test_a_run_without_steps_is_refused(steps: int) -> None:
+def test_with_steps_refuses_zero(steps: int) -> None:
     with pytest.raises(UsageProblem, match=r"optim\.steps"):
         Config().with_steps(steps)
 
 
-def test_flat_settings_round_trip_through_json() -> None:
+def test_flat_round_trips_through_json() -> None:
     config = Config().set(
         {"distill.sctd.segments": 4, "camera.fill": [0.5, 0.75], "camera.backgrounds": {"white": 1.0}}
     )
@@ -94,7 +94,7 @@ def test_flat_settings_round_trip_through_json() -> None:
         ("distill", "distill."),
     ],
 )
-def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
+def test_set_names_the_nearest_key(key: str, nearest: str) -> None:
     problem = refused({key: 1})
     assert repr(key) in problem.message
     assert nearest in (problem.hint or "")
@@ -130,7 +130,7 @@ def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
         ("prior.dtype", "fp8"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused_with_one_that_works(key: str, value: Any) -> None:
+def test_set_refuses_a_wrong_type_with_a_working_hint(key: str, value: Any) -> None:
     problem = refused({key: value})
     assert key in problem.message
     assert problem.exit_code == 2
@@ -180,7 +180,7 @@ def test_a_value_of_the_wrong_kind_is_refused_with_one_that_works(key: str, valu
         ("output.preview_size", 0),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_the_nearest_that_works(key: str, value: Any) -> None:
+def test_set_refuses_out_of_range_with_a_working_hint(key: str, value: Any) -> None:
     problem = refused({key: value})
     assert key in problem.message
     assert f"--set {key}=" in (problem.hint or "")
@@ -203,23 +203,23 @@ def example(problem: UsageProblem) -> str:
         {"distill.sctd.t_min": 600, "distill.sctd.t_high": 500},
     ],
 )
-def test_a_window_without_timesteps_is_refused(overrides: dict[str, Any]) -> None:
+def test_set_refuses_a_window_without_timesteps(overrides: dict[str, Any]) -> None:
     problem = refused(overrides)
     assert "distill.sctd.t_min, t_high and t_max must increase" in problem.message
     settings = re.findall(r"--set (\S+)", problem.hint or "")
     assert Config().set(overrides | parse_assignments(settings)) == Config()
 
 
-def test_settings_that_only_fit_together_may_be_given_together() -> None:
+def test_set_checks_related_settings_together() -> None:
     config = Config().set({"distill.sctd.t_min": 550, "distill.sctd.t_high": 990, "distill.sctd.t_max": 999})
     assert config.distill.sctd.t_min == 550
 
 
-def test_learning_rates_may_fall_or_rise() -> None:
+def test_set_accepts_rates_in_either_direction() -> None:
     assert Config().set({"optim.means_lr": [1e-3, 1e-2]}).optim.means_lr == (1e-3, 1e-2)
 
 
-def test_values_take_the_settings_type() -> None:
+def test_set_converts_values_to_the_setting_type() -> None:
     config = Config().set(
         {
             "distill.sctd.guidance_scale": 10,
@@ -233,7 +233,7 @@ def test_values_take_the_settings_type() -> None:
     assert config.densify.cap is None
 
 
-def test_assignments_are_toml_and_else_text() -> None:
+def test_parse_assignments_reads_toml_or_text() -> None:
     assert parse_assignments(
         [
             "distill.sctd.segments=4",
@@ -258,13 +258,13 @@ def test_assignments_are_toml_and_else_text() -> None:
     }
 
 
-def test_an_assignment_without_an_equals_sign() -> None:
+def test_parse_assignments_refuses_a_missing_equals_sign() -> None:
     with pytest.raises(UsageProblem, match=r"'distill\.sctd\.segments' has no '='"):
         parse_assignments(["distill.sctd.segments"])
 
 
 @pytest.mark.parametrize("text", ["1\nseed=2", "1\nvalue=2", "[1,\n2]\nx=3"])
-def test_an_assignment_is_one_value(text: str) -> None:
+def test_parse_assignments_keeps_multiline_text(text: str) -> None:
     assert parse_assignments([f"init.shape={text}"])["init.shape"] == text
 
 
@@ -301,7 +301,7 @@ def test_read_toml_reads_a_run_record(tmp_path: Path) -> None:
         ("number.json", b'{"config": 3}'),
     ],
 )
-def test_a_file_that_is_no_configuration(tmp_path: Path, name: str, content: bytes) -> None:
+def test_read_toml_refuses_other_files(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageProblem, match="is not a configuration") as caught:
         read_toml(tmp_path / name)
@@ -309,14 +309,14 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, name: str, content: byt
     assert caught.value.hint
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+def test_read_toml_refuses_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="No such file"):
         read_toml(tmp_path / "none.toml")
     with pytest.raises(UsageProblem, match="Is a directory"):
         read_toml(tmp_path)
 
 
-def test_a_profile_from_json() -> None:
+def test_profile_from_json() -> None:
     profile = PriorProfile.from_json(
         {
             "title": "toy",
@@ -356,7 +356,7 @@ def test_a_profile_from_json() -> None:
         ({"presets": {"draft": 3}}, "int"),
     ],
 )
-def test_a_profile_that_is_wrong(data: dict[str, Any], says: str) -> None:
+def test_profile_from_json_refuses_bad_fields(data: dict[str, Any], says: str) -> None:
     """AttributeError too, which the reader of the file takes for the same."""
     with pytest.raises((KeyError, TypeError, AttributeError), match=says):
         PriorProfile.from_json(data)
@@ -381,6 +381,6 @@ def test_every_method_has_a_section() -> None:
     assert sections == set(METHOD_NAMES) == set(METHODS)
 
 
-def test_sds_refuses_timesteps_that_fall() -> None:
+def test_set_refuses_a_reversed_sds_range() -> None:
     problem = refused({"distill.sds.t_min": 990})
     assert "distill.sds.t_min must not exceed t_max" in problem.message

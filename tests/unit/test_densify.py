@@ -68,7 +68,7 @@ def check_aligned(gaussians, optimizers, parents, fresh):
     torch.testing.assert_close(gaussians.params["shN"][:, 2, 1].cpu(), torch.tensor(parents, dtype=torch.float32))
 
 
-def test_clone_split_and_prune_keep_parameters_and_moments_aligned():
+def test_control_density_keeps_parameters_and_moments_aligned():
     """Row 0 stays, 1 is cloned, 2 is split, 3 is too faint, for all its pull, and 4 too large."""
     gaussians, optimizers = scene([0.01, 0.02, 0.2, 0.02, 1.5], [0.5, 0.6, 0.7, 0.001, 0.8])
     stats = control(gaussians, optimizers, stats_of([0.5, 2.0, 3.0, 9.0, 0.1]))
@@ -82,7 +82,7 @@ def test_clone_split_and_prune_keep_parameters_and_moments_aligned():
     assert not stats.count.any()
 
 
-def test_optimisers_still_step_after_density_control():
+def test_control_density_leaves_working_optimizers():
     gaussians, optimizers = scene([0.01, 0.2, 0.02], [0.5, 0.6, 0.001])
     control(gaussians, optimizers, stats_of([2.0, 2.0, 0.0]))
     before = {name: value.detach().clone() for name, value in gaussians.params.items()}
@@ -93,7 +93,7 @@ def test_optimisers_still_step_after_density_control():
         assert (value != before[name]).all(), name
 
 
-def test_the_optimisers_of_what_has_grown_take_steps():
+def test_control_density_gives_new_gaussians_steps():
     gaussians, _ = scene([0.01, 0.2], [0.5, 0.5])
     optimizers = build_optimizers(gaussians, OptimConfig())
     control(gaussians, optimizers, stats_of([2.0, 2.0]))
@@ -106,7 +106,7 @@ def test_the_optimisers_of_what_has_grown_take_steps():
 @pytest.mark.parametrize(
     ("step", "fires"), [(29, False), (30, True), (31, False), (60, True), (90, False), (120, False)]
 )
-def test_reset_fires_at_its_steps_and_zeroes_the_moments(step, fires):
+def test_reset_happens_on_schedule_and_zeroes_the_moments(step, fires):
     """90 is `stop`: nothing happens from there on."""
     config = DensifyConfig(start=1000, every=7, stop=90, reset_every=30, reset_opacity=0.2)
     gaussians, optimizers = scene([0.01, 0.01, 0.01], [0.9, 0.1, 0.3])
@@ -123,7 +123,7 @@ def test_reset_fires_at_its_steps_and_zeroes_the_moments(step, fires):
             torch.testing.assert_close(state[moment], 0 * untouched[name] if zeroed else factor * untouched[name])
 
 
-def test_no_reset_without_a_period():
+def test_reset_needs_a_period():
     config = DensifyConfig(start=0, every=1000, reset_every=0)
     gaussians, optimizers = scene([0.01], [0.9])
     for step in range(1, 700):
@@ -134,7 +134,7 @@ def test_no_reset_without_a_period():
 @pytest.mark.parametrize(
     ("step", "grows"), [(20, False), (21, False), (30, True), (35, False), (40, True), (50, False)]
 )
-def test_densification_happens_after_start_at_multiples_before_stop(step, grows):
+def test_densification_happens_on_schedule(step, grows):
     config = dataclasses.replace(EVERY_TEN, start=20, stop=50)
     gaussians, optimizers = scene([0.01, 0.01], [0.5, 0.5])
     stats = stats_of([2.0, 2.0])
@@ -144,7 +144,7 @@ def test_densification_happens_after_start_at_multiples_before_stop(step, grows)
     assert (result is stats) is not grows
 
 
-def test_large_gaussians_are_kept_up_to_the_step_where_pruning_by_scale_begins():
+def test_pruning_by_scale_starts_on_schedule():
     config = dataclasses.replace(EVERY_TEN, prune_scale_after=20)
     for step, left in ((20, 2), (30, 1)):
         gaussians, optimizers = scene([1.5, 0.01], [0.5, 0.5])
@@ -152,7 +152,7 @@ def test_large_gaussians_are_kept_up_to_the_step_where_pruning_by_scale_begins()
         assert len(gaussians) == left
 
 
-def test_the_last_gaussians_are_never_removed():
+def test_pruning_keeps_the_last_gaussians():
     gaussians, optimizers = scene([0.01, 0.02], [0.001, 0.002])
     control(gaussians, optimizers, stats_of([9.0, 9.0]))
     check_aligned(gaussians, optimizers, parents=[0, 1], fresh=[])
@@ -172,7 +172,7 @@ gaussian_rows = st.lists(
 @given(rows=gaussian_rows, cap=st.integers(1, 24), threshold=st.floats(0, 3), prune=st.sampled_from([0.0, 0.005, 0.7]))
 @settings(max_examples=150)
 @example(rows=[(2.0, 0.5, 2.0), (0.01, 0.001, 0.0)], cap=2, threshold=1.0, prune=0.005)  # none would be left
-def test_the_cap_is_hard(rows, cap, threshold, prune):
+def test_cap_is_never_exceeded(rows, cap, threshold, prune):
     """More Gaussians than the cap are there only if they were there from the start."""
     scales, opacities, gradients = map(list, zip(*rows, strict=True))
     config = dataclasses.replace(EVERY_TEN, cap=cap, grad_threshold=threshold, prune_opacity=prune)
@@ -187,26 +187,26 @@ def test_the_cap_is_hard(rows, cap, threshold, prune):
         assert sizes == {len(gaussians)}
 
 
-def test_the_cap_takes_the_strongest_gradients_first():
+def test_cap_prefers_the_strongest_gradients():
     gaussians, optimizers = scene([0.01] * 5, [0.5] * 5)
     control(gaussians, optimizers, stats_of([2.0, 5.0, 3.0, 0.5, 4.0]), dataclasses.replace(EVERY_TEN, cap=7))
     assert gaussians.params["sh0"][:, 0].tolist() == [0, 1, 2, 3, 4, 1, 4]
 
 
-def test_gaussians_that_are_about_to_go_make_room_under_the_cap():
+def test_cap_counts_pruned_gaussians_as_room():
     gaussians, optimizers = scene([0.01] * 4, [0.5, 0.5, 0.001, 0.001])
     control(gaussians, optimizers, stats_of([2.0, 3.0, 0.0, 0.0]), dataclasses.replace(EVERY_TEN, cap=4))
     assert gaussians.params["sh0"][:, 0].tolist() == [0, 1, 0, 1]
 
 
-def test_the_gradient_that_counts_is_the_mean_over_the_views():
+def test_densification_uses_the_mean_gradient_over_views():
     gaussians, optimizers = scene([0.01, 0.01], [0.5, 0.5])
     stats = DensityStats(torch.tensor([3.0, 3.0]), torch.tensor([2.0, 4.0]))  # means 1.5 and 0.75 around 1
     control(gaussians, optimizers, stats)
     assert gaussians.params["sh0"][:, 0].tolist() == [0, 1, 0]
 
 
-def test_split_children_are_drawn_from_their_parent():
+def test_split_samples_children_from_their_parent():
     """Each child lies at the parent's centre plus R diag(s) n with n standard normal, and is 1.6 times smaller."""
     n = 4000
     gaussians, optimizers = scene([0.1] * n, [0.5] * n)
@@ -228,7 +228,7 @@ def test_split_children_are_drawn_from_their_parent():
     assert not torch.equal(offsets[:n], offsets[n:])
 
 
-def test_splits_depend_on_the_generator_alone():
+def test_split_depends_on_the_generator_alone():
     def run(seed, noise):
         torch.manual_seed(noise)
         gaussians, optimizers = scene([0.2] * 3, [0.5] * 3)
@@ -239,7 +239,7 @@ def test_splits_depend_on_the_generator_alone():
     assert not torch.equal(run(0, 1), run(1, 1))
 
 
-def test_the_global_generator_is_left_alone():
+def test_split_restores_the_global_generator():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     gaussians, optimizers = scene([0.2] * 3, [0.5] * 3)
@@ -248,7 +248,7 @@ def test_the_global_generator_is_left_alone():
 
 
 @pytest.mark.parametrize("views", ["all", "last"])
-def test_accumulate_against_a_loop(views):
+def test_accumulate_equals_a_loop(views):
     generator = torch.Generator().manual_seed(0)
     gaussians, _ = scene([0.01] * 6, [0.5] * 6)
     stats = DensityStats.empty(gaussians)
@@ -268,7 +268,7 @@ def test_accumulate_against_a_loop(views):
     assert stats.count.tolist() == count
 
 
-def test_accumulate_shares_the_rows_out_among_assets_of_different_size():
+def test_accumulate_serves_assets_of_different_sizes():
     generator = torch.Generator().manual_seed(1)
     gradient = torch.randn(3, 2, 9, 2, generator=generator)
     radii = torch.randint(0, 2, (3, 2, 9), generator=generator)

@@ -59,31 +59,31 @@ def conditions(weights: Tensor) -> Conditions:
     )
 
 
-def test_classifier_free_guidance_is_an_extrapolation() -> None:
+def test_classifier_free_extrapolates() -> None:
     torch.testing.assert_close(classifier_free(UNCOND, COND, SCALE), (1 - SCALE) * UNCOND + SCALE * COND)
     torch.testing.assert_close(classifier_free(UNCOND, COND, 1.0), COND)
     torch.testing.assert_close(classifier_free(UNCOND, COND, 0.0), UNCOND)
     torch.testing.assert_close(classifier_free(COND, COND, SCALE), COND)
 
 
-def test_perp_neg_is_the_loop_over_rows_and_branches() -> None:
+def test_perp_neg_equals_the_loop_over_rows_and_branches() -> None:
     ours = perp_neg(UNCOND, COND, NEGATIVES, WEIGHTS.double(), SCALE)
     torch.testing.assert_close(ours, reference(UNCOND, COND, NEGATIVES, WEIGHTS, SCALE), rtol=1e-12, atol=1e-12)
 
 
-def test_zero_weights_are_plain_guidance() -> None:
+def test_perp_neg_with_zero_weights_is_classifier_free() -> None:
     plain = classifier_free(UNCOND, COND, SCALE)
     torch.testing.assert_close(perp_neg(UNCOND, COND, NEGATIVES, torch.zeros(2, 3).double(), SCALE), plain)
 
 
 @given(st.floats(-3, 3), st.floats(-2, 0))
-def test_a_negative_parallel_to_the_positive_contributes_nothing(factor: float, weight: float) -> None:
+def test_perp_neg_ignores_a_parallel_negative(factor: float, weight: float) -> None:
     parallel = (UNCOND + factor * (COND - UNCOND))[None]
     ours = perp_neg(UNCOND, COND, parallel, torch.full((1, 3), weight).double(), SCALE)
     torch.testing.assert_close(ours, classifier_free(UNCOND, COND, SCALE), rtol=1e-10, atol=1e-10)
 
 
-def test_what_the_negatives_add_is_at_a_right_angle_to_the_positive() -> None:
+def test_perp_neg_adds_only_orthogonal_parts() -> None:
     added = perp_neg(UNCOND, COND, NEGATIVES, WEIGHTS.double(), SCALE) - classifier_free(UNCOND, COND, SCALE)
     products = (added * (COND - UNCOND)).flatten(1).sum(1)
     assert added[:2].flatten(1).norm(dim=1).min() > 1
@@ -91,14 +91,14 @@ def test_what_the_negatives_add_is_at_a_right_angle_to_the_positive() -> None:
     assert products.abs().max() < 1e-9
 
 
-def test_an_orthogonal_negative_acts_in_full() -> None:
+def test_perp_neg_keeps_an_orthogonal_negative() -> None:
     positive, negative = torch.zeros(2, 1, 1, 2, 2, dtype=torch.float64)
     positive[..., 0, 0], negative[..., 1, 1] = 1.0, 3.0
     ours = perp_neg(torch.zeros_like(positive), positive, negative[None], torch.tensor([[-2.0]]).double(), 10.0)
     torch.testing.assert_close(ours[0, 0], torch.tensor([[10.0, 0.0], [0.0, -60.0]], dtype=torch.float64))
 
 
-def test_a_positive_equal_to_the_base_stays_finite() -> None:
+def test_perp_neg_is_finite_for_a_zero_positive() -> None:
     ours = perp_neg(COND, COND, NEGATIVES, WEIGHTS.double(), SCALE)
     torch.testing.assert_close(ours, reference(COND, COND, NEGATIVES, WEIGHTS, SCALE))
     assert ours.isfinite().all()
@@ -106,7 +106,7 @@ def test_a_positive_equal_to_the_base_stays_finite() -> None:
 
 @pytest.mark.parametrize("scale", [SCALE, 1.0])
 @pytest.mark.parametrize("weights", [WEIGHTS, WEIGHTS * 0, -torch.ones(2, 3)], ids=["some", "none", "all"])
-def test_guided_noise_is_the_dense_computation(weights: Tensor, scale: float) -> None:
+def test_guided_noise_equals_the_dense_computation(weights: Tensor, scale: float) -> None:
     recorder, text = Recorder(), conditions(weights)
     latents, t = draw(*SHAPE, seed=4), torch.tensor([30, 400, 900])
     ours = guided_noise(recorder, latents, t, text, scale)
@@ -124,7 +124,7 @@ def test_guided_noise_is_the_dense_computation(weights: Tensor, scale: float) ->
     [(WEIGHTS, SCALE, 3 + 3 + 3), (WEIGHTS, 1.0, 9), (WEIGHTS * 0, SCALE, 6), (WEIGHTS * 0, 1.0, 3)],
     ids=["perp-neg", "perp-neg at scale 1", "plain", "plain at scale 1"],
 )
-def test_only_branches_that_count_are_evaluated_in_one_call(weights: Tensor, scale: float, rows: int) -> None:
+def test_guided_noise_evaluates_active_branches_in_one_call(weights: Tensor, scale: float, rows: int) -> None:
     recorder, text = Recorder(), conditions(weights)
     latents, t = draw(*SHAPE, seed=4), torch.tensor([30, 400, 900])
     guided_noise(recorder, latents, t, text, scale)

@@ -41,7 +41,7 @@ def test_box_fills_a_cube_evenly():
     assert float((means.abs() > side / 2).any(1).float().mean()) == pytest.approx(7 / 8, abs=0.02)
 
 
-def test_every_gaussian_is_round_grey_and_as_opaque_as_asked():
+def test_round_gaussians_are_gray_and_of_the_given_opacity():
     gaussians = start(shape="box", count=50, opacity=0.3, gray=0.25, sh_degree=2)
     torch.testing.assert_close(gaussians.opacities.detach(), torch.full((50,), 0.3))
     torch.testing.assert_close(gaussians.colors(torch.zeros(1, 3)).detach(), torch.full((1, 50, 3), 0.25))
@@ -50,20 +50,20 @@ def test_every_gaussian_is_round_grey_and_as_opaque_as_asked():
     assert torch.equal(gaussians.scales[:, :1].expand(-1, 3), gaussians.scales)
 
 
-def test_colour_noise_has_the_spread_asked_for():
+def test_color_noise_has_the_given_deviation():
     colors = 0.5 + 0.28209479177387814 * start(count=5000, gray=0.5, color_noise=0.05).params["sh0"].detach()
     assert float(colors.std()) == pytest.approx(0.05, rel=0.05)
     assert float(colors.mean()) == pytest.approx(0.5, abs=0.003)
 
 
-def test_the_same_seed_gives_the_same_start():
+def test_initial_gaussians_depend_on_the_seed_alone():
     first, again, other = start(3, count=40), start(3, count=40), start(4, count=40)
     assert all(torch.equal(first.params[name], again.params[name]) for name in GROUPS)
     assert not torch.equal(first.means, other.means)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 60])
-def test_neighbour_distance_against_brute_force(n):
+def test_neighbour_distance_equals_brute_force(n):
     means = torch.randn(n, 3, generator=torch.Generator().manual_seed(n))
     expected = []
     for i in range(n):
@@ -72,18 +72,18 @@ def test_neighbour_distance_against_brute_force(n):
     torch.testing.assert_close(neighbour_distance(means), torch.tensor(expected))
 
 
-def test_points_in_one_place_get_the_least_distance():
+def test_neighbour_distance_has_a_minimum():
     torch.testing.assert_close(neighbour_distance(torch.ones(9, 3)), torch.full((9,), math.sqrt(1e-7)))
 
 
-def test_one_point_has_a_size():
+def test_neighbour_distance_of_one_point():
     gaussians = round_gaussians(torch.zeros(1, 3), torch.full((1, 3), 0.5), InitConfig(), torch.Generator())
     assert len(gaussians) == 1
     assert torch.isfinite(gaussians.scales).all()
     assert 0.01 < float(gaussians.scales[0, 0].detach()) < 1
 
 
-def test_a_ply_of_gaussians_is_taken_as_it_is(tmp_path):
+def test_initial_gaussians_keep_a_ply_of_gaussians(tmp_path):
     generator = torch.Generator().manual_seed(0)
     widths = {"means": (3,), "log_scales": (3,), "opacity_logits": (), "sh0": (3,), "shN": (3, 3)}
     tensors = {name: torch.randn(6, *width, generator=generator) for name, width in widths.items()}
@@ -96,7 +96,7 @@ def test_a_ply_of_gaussians_is_taken_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("colored", [True, False])
-def test_a_ply_of_points_becomes_round_gaussians(tmp_path, colored):
+def test_initial_gaussians_round_a_ply_of_points(tmp_path, colored):
     xyz = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 2]], np.float32)
     rgb = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [51, 102, 153]], np.uint8)
     fields = [(axis, "f4") for axis in "xyz"]
@@ -123,23 +123,23 @@ def test_a_ply_of_points_becomes_round_gaussians(tmp_path, colored):
         ("start.ply", None, "a red car", None),
     ],
 )
-def test_words_for_the_cloud(shape, simpler, prompt, words):
+def test_cloud_text(shape, simpler, prompt, words):
     config = InitConfig(shape=shape, prompt=simpler)
     assert cloud_text(config, prompt, Vocabulary(objects=("car",), colors=("red",), fillers=("a",))) == words
 
 
-def test_words_for_the_cloud_that_no_prior_reads():
+def test_cloud_text_refuses_unknown_words():
     for simpler in (" ", "a zzz"):
         with pytest.raises(UsageProblem):
             cloud_text(InitConfig(prompt=simpler), "a car", Vocabulary(objects=("car",), fillers=("a",)))
 
 
-def test_an_unknown_shape_names_the_known_ones():
+def test_check_start_names_the_known_shapes():
     with pytest.raises(UsageProblem, match="'spere'") as caught:
         start(shape="spere")
     assert "sphere, box" in caught.value.hint
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_initial_gaussians_name_a_missing_file(tmp_path):
     with pytest.raises(UsageProblem, match=r"none\.ply"):
         start(shape=str(tmp_path / "none.ply"))

@@ -37,7 +37,7 @@ def scene() -> tuple[Tensor, Tensor, Tensor]:
     return alpha * (3 + draw(4, 5, 6, 1, seed=1)), alpha, torch.tensor([0.9, 1.6, 2.0, 3.0], dtype=torch.float64)
 
 
-def test_disparity_is_the_loop_over_views() -> None:
+def test_disparity_equals_the_loop_over_views() -> None:
     depth, alpha, focal = scene()
     ours = disparity(depth, alpha, focal)
     theirs = reference_disparity(depth.numpy(), alpha.numpy(), focal.numpy())
@@ -46,7 +46,7 @@ def test_disparity_is_the_loop_over_views() -> None:
     assert ours.min() == 0
 
 
-def test_disparity_is_larger_where_it_is_nearer() -> None:
+def test_disparity_increases_towards_the_camera() -> None:
     depth = torch.full((1, 2, 2, 1), 4.0)
     depth[0, 0, 0], depth[0, 1, 1] = 3.0, 3.5
     values = disparity(depth, torch.ones(1, 2, 2, 1), torch.tensor([1.5]))[0, ..., 0]
@@ -55,17 +55,17 @@ def test_disparity_is_larger_where_it_is_nearer() -> None:
     assert 0 < values[1, 1] < 1
 
 
-def test_disparity_of_an_empty_picture_is_finite() -> None:
+def test_disparity_of_an_empty_image_is_finite() -> None:
     values = disparity(torch.zeros(2, 3, 3, 1), torch.zeros(2, 3, 3, 1), torch.tensor([1.0, 2.0]))
     assert torch.equal(values, torch.zeros_like(values))
 
 
-def test_gradients_of_disparity_are_finite_differences_also_through_its_limits() -> None:
+def test_disparity_gradient_equals_finite_differences() -> None:
     depth, alpha, focal = (part[:1].clone().requires_grad_() for part in scene())
     assert torch.autograd.gradcheck(disparity, (depth, alpha, focal), eps=1e-7, atol=1e-5)
 
 
-def test_gradients_of_an_empty_disparity_are_finite() -> None:
+def test_disparity_gradient_of_an_empty_image_is_finite() -> None:
     depth, alpha = (torch.zeros(1, 3, 3, 1, requires_grad=True) for _ in range(2))
     disparity(depth, alpha, torch.tensor([1.0])).sum().backward()
     assert depth.grad is not None
@@ -73,7 +73,7 @@ def test_gradients_of_an_empty_disparity_are_finite() -> None:
     assert torch.cat([depth.grad, alpha.grad]).isfinite().all()
 
 
-def test_total_variation_is_the_loop_over_pixels() -> None:
+def test_total_variation_equals_the_loop_over_pixels() -> None:
     images = draw(2, 4, 5, 3)
     values = images.numpy()
     down = [(values[v, y + 1, x] - values[v, y, x]) ** 2 for v in range(2) for y in range(3) for x in range(5)]
@@ -81,14 +81,14 @@ def test_total_variation_is_the_loop_over_pixels() -> None:
     assert float(total_variation(images)) == pytest.approx(2 * (np.mean(down) + np.mean(across)), rel=1e-12)
 
 
-def test_total_variation_of_known_pictures() -> None:
+def test_total_variation_of_known_images() -> None:
     assert float(total_variation(torch.ones(1, 4, 4, 3))) == 0
     ramp = torch.arange(4.0).expand(1, 4, 4)[..., None]
     assert float(total_variation(ramp)) == 2
     assert float(total_variation(ramp.transpose(1, 2))) == 2
 
 
-def test_outside_counts_only_what_is_beyond_the_unit_sphere() -> None:
+def test_outside_is_zero_within_the_unit_sphere() -> None:
     means = torch.tensor([[0.0, 0, 0], [0.6, 0.6, 0.5], [3, 4, 0], [0, 0, -0.9]])
     assert outside(means).tolist() == pytest.approx([0, 0, 4, 0])
     moved = means.clone().requires_grad_()

@@ -33,18 +33,18 @@ def at(*timesteps: int) -> Tensor:
     return torch.tensor(timesteps)
 
 
-def test_wrong_shapes_are_caught_while_tests_run() -> None:
+def test_shape_hints_are_checked_in_tests() -> None:
     with pytest.raises(TypeCheckError):
         SCHEDULE.step(draw(1, 4, 2, 2), draw(1, 4, 2, 3), at(5), at(3))
 
 
-def test_the_fakes_alphas_are_diffusers() -> None:
+def test_fake_alphas_equal_diffusers() -> None:
     torch.testing.assert_close(
         DDIMScheduler(**OPTIONS).alphas_cumprod.double(), SCHEDULE.alphas_cumprod, rtol=1e-5, atol=1e-7
     )
 
 
-def test_add_noise_is_diffusers() -> None:
+def test_add_noise_equals_diffusers() -> None:
     scheduler = DDIMScheduler(**OPTIONS)
     latents, noise, t = draw(3, 4, 2, 2), draw(3, 4, 2, 2, seed=1), at(0, 500, 999)
     ours = NoiseSchedule(scheduler.alphas_cumprod).add_noise(latents, noise, t)
@@ -52,7 +52,7 @@ def test_add_noise_is_diffusers() -> None:
 
 
 @pytest.mark.parametrize("n_steps", [10, 50, 1000])
-def test_a_step_down_is_diffusers_ddim(n_steps: int) -> None:
+def test_step_down_equals_diffusers_ddim(n_steps: int) -> None:
     scheduler = DDIMScheduler(**OPTIONS, clip_sample=False, set_alpha_to_one=False)
     scheduler.set_timesteps(n_steps)
     ours = NoiseSchedule(scheduler.alphas_cumprod)
@@ -63,7 +63,7 @@ def test_a_step_down_is_diffusers_ddim(n_steps: int) -> None:
 
 
 @pytest.mark.parametrize("n_steps", [10, 50])
-def test_a_step_up_is_diffusers_ddim_inversion(n_steps: int) -> None:
+def test_step_up_equals_diffusers_ddim_inversion(n_steps: int) -> None:
     scheduler = DDIMInverseScheduler(**OPTIONS, clip_sample=False)
     scheduler.set_timesteps(n_steps)
     ours = NoiseSchedule(scheduler.alphas_cumprod)
@@ -74,7 +74,7 @@ def test_a_step_up_is_diffusers_ddim_inversion(n_steps: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' use of numpy
-def test_a_walk_down_is_diffusers_first_order_dpm_solver() -> None:
+def test_steps_down_equal_diffusers_first_order_dpm_solver() -> None:
     scheduler = DPMSolverMultistepScheduler(**OPTIONS, solver_order=1, final_sigmas_type="sigma_min")
     scheduler.set_timesteps(20)
     ours = NoiseSchedule(scheduler.alphas_cumprod)
@@ -87,27 +87,27 @@ def test_a_walk_down_is_diffusers_first_order_dpm_solver() -> None:
 
 
 @given(TIMES, TIMES)
-def test_a_step_back_with_the_same_estimate_undoes_it(t: int, s: int) -> None:
+def test_step_is_undone_by_the_reverse_step(t: int, s: int) -> None:
     latents, eps = draw(1, 4, 2, 2), draw(1, 4, 2, 2, seed=1)
     there = SCHEDULE.step(latents, eps, at(t), at(s))
     torch.testing.assert_close(SCHEDULE.step(there, eps, at(s), at(t)), latents, rtol=1e-10, atol=1e-9)
 
 
 @given(TIMES, TIMES, TIMES)
-def test_a_stop_on_the_way_changes_nothing_under_a_constant_estimate(t: int, s: int, e: int) -> None:
+def test_step_composes_under_a_constant_estimate(t: int, s: int, e: int) -> None:
     latents, eps = draw(1, 4, 2, 2), draw(1, 4, 2, 2, seed=1)
     halves = SCHEDULE.step(SCHEDULE.step(latents, eps, at(t), at(s)), eps, at(s), at(e))
     torch.testing.assert_close(halves, SCHEDULE.step(latents, eps, at(t), at(e)), rtol=1e-9, atol=1e-8)
 
 
 @given(TIMES, TIMES)
-def test_a_step_under_the_true_noise_is_the_forward_process(t: int, e: int) -> None:
+def test_step_under_the_true_noise_is_the_forward_process(t: int, e: int) -> None:
     latents, noise = draw(1, 4, 2, 2), draw(1, 4, 2, 2, seed=1)
     stepped = SCHEDULE.step(SCHEDULE.add_noise(latents, noise, at(t)), noise, at(t), at(e))
     torch.testing.assert_close(stepped, SCHEDULE.add_noise(latents, noise, at(e)), rtol=1e-9, atol=1e-8)
 
 
-def test_every_row_has_its_own_times() -> None:
+def test_step_takes_one_timestep_per_row() -> None:
     latents, eps, t, e = draw(3, 4, 2, 2), draw(3, 4, 2, 2, seed=1), at(900, 500, 20), at(20, 499, 980)
     together = SCHEDULE.step(latents, eps, t, e)
     for i in range(3):
@@ -115,7 +115,7 @@ def test_every_row_has_its_own_times() -> None:
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=0)
 
 
-def test_half_precision_latents_keep_their_dtype_and_exact_coefficients() -> None:
+def test_step_keeps_the_dtype_and_exact_coefficients() -> None:
     latents, eps = draw(1, 4, 2, 2).float(), draw(1, 4, 2, 2, seed=1).float()
     single = SCHEDULE.step(latents, eps, at(979), at(20))
     assert single.dtype == torch.float32
@@ -123,7 +123,7 @@ def test_half_precision_latents_keep_their_dtype_and_exact_coefficients() -> Non
 
 
 @pytest.mark.parametrize(("t", "e"), [(800, 100), (100, 800)])
-def test_the_solver_converges_to_the_exact_flow_with_order_one(t: int, e: int) -> None:
+def test_step_converges_to_the_exact_flow_with_order_one(t: int, e: int) -> None:
     prior = AnalyticPrior(variance=0.3, alphas_cumprod=stable_diffusion_alphas(100_000))
     schedule, text = NoiseSchedule(prior.alphas_cumprod), prior.encode_text(["a duck"])
     start = draw(1, *prior.latent_shape)

@@ -91,7 +91,7 @@ def assert_equal(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("perp_neg", [False, True])
 @pytest.mark.parametrize("loss", ["released", "eq10"])
-def test_the_gradient_is_that_of_the_literal_steps(loss: Any, perp_neg: bool, rows: list[tuple[int, int, int]]) -> None:
+def test_sctd_equals_the_literal_steps(loss: Any, perp_neg: bool, rows: list[tuple[int, int, int]]) -> None:
     config, given = SctdConfig(loss=loss), problem(rows, perp_neg=perp_neg)
     assert_equal(gradient(config, given), expected(config, given))
 
@@ -113,7 +113,7 @@ def test_the_gradient_is_that_of_the_literal_steps(loss: Any, perp_neg: bool, ro
     ],
     ids=lambda changes: "-".join(f"{key}={value}" for key, value in changes.items()),
 )
-def test_every_setting_acts_as_in_the_literal_steps(changes: dict[str, Any], loss: Any) -> None:
+def test_sctd_settings_act_as_in_the_literal_steps(changes: dict[str, Any], loss: Any) -> None:
     given, plain = problem(ROWS["mixed"], perp_neg=True), SctdConfig(loss=loss)
     config = dataclasses.replace(plain, **changes)
     assert_equal(gradient(config, given), expected(config, given))
@@ -122,7 +122,7 @@ def test_every_setting_acts_as_in_the_literal_steps(changes: dict[str, Any], los
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("perp_neg", [False, True])
-def test_the_exact_variant_is_autograd_through_the_network(rows: list[tuple[int, int, int]], perp_neg: bool) -> None:
+def test_sctd_exact_is_autograd_through_the_network(rows: list[tuple[int, int, int]], perp_neg: bool) -> None:
     config, given = SctdConfig(loss="eq10", approximate=False), problem(rows, perp_neg=perp_neg)
     ours = gradient(config, given)
     assert_equal(ours, expected(config, given))
@@ -130,7 +130,7 @@ def test_the_exact_variant_is_autograd_through_the_network(rows: list[tuple[int,
     assert not torch.allclose(ours, gradient(dataclasses.replace(config, approximate=True), given), rtol=1e-3)
 
 
-def test_the_exact_variant_is_the_slope_of_the_printed_loss() -> None:
+def test_sctd_exact_is_the_slope_of_the_printed_loss() -> None:
     """Finite differences of Eq. 10 along random directions, its stopped terms held at the point."""
     config, given = SctdConfig(loss="eq10", approximate=False), problem(ROWS["mixed"])
     text, times, reference = given["conditions"], given["times"], literal(config)
@@ -158,7 +158,7 @@ def test_the_exact_variant_is_the_slope_of_the_printed_loss() -> None:
         torch.testing.assert_close((ours[i] * direction).sum(), (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
-def test_the_release_through_the_network_is_its_residual_pulled_back() -> None:
+def test_sctd_exact_pulls_the_released_residual_back() -> None:
     """Without the approximation z_e becomes G(z_t, t, ∅), and dG/dz_0 over α_e takes the place of 1."""
     config, given = SctdConfig(approximate=False, weight="none", grad_scale=1.0), problem([LONG])
     text, (t, s, e) = given["conditions"], LONG
@@ -172,7 +172,7 @@ def test_the_release_through_the_network_is_its_residual_pulled_back() -> None:
 
 
 @pytest.mark.parametrize("approximate", [True, False])
-def test_rows_do_not_touch_each_other(approximate: bool) -> None:
+def test_sctd_rows_are_independent(approximate: bool) -> None:
     config = SctdConfig(loss="eq10", approximate=approximate)
     given = problem(ROWS["mixed"], perp_neg=True)
     together = gradient(config, given)
@@ -194,7 +194,7 @@ def test_rows_do_not_touch_each_other(approximate: bool) -> None:
         torch.testing.assert_close(together[i : i + 1], gradient(config, alone), rtol=1e-12, atol=1e-12)
 
 
-def test_the_network_is_asked_as_often_as_the_release_asks() -> None:
+def test_sctd_evaluates_the_network_as_often_as_the_release() -> None:
     """peers.md 1.6: 5 evaluations a row from t_tau on, 4 below, 2 more where both Perp-Neg branches count."""
     for rows, perp_neg, evaluations in ([LONG], False, 5), ([SHORT], False, 4), ([LONG], True, 7), ([SHORT], True, 6):
         seen: list[int] = []
@@ -207,7 +207,7 @@ def test_the_network_is_asked_as_often_as_the_release_asks() -> None:
         assert sum(seen) == evaluations
 
 
-def test_a_prior_that_agrees_with_the_latents_leaves_the_inversion_error_only() -> None:
+def test_sctd_under_one_text_is_the_inversion_error() -> None:
     """Under one text for all branches and steps of the exact flow, self and cross terms are the solver's alone."""
     text = PRIOR.encode_text([""])
     given = problem([LONG]) | {
@@ -221,7 +221,7 @@ def test_a_prior_that_agrees_with_the_latents_leaves_the_inversion_error_only() 
     assert pull.norm() < 0.1 * guided.norm()
 
 
-def test_following_the_gradient_reaches_the_texts_mean() -> None:
+def test_sctd_descent_reaches_the_mean_of_the_text() -> None:
     """On an unconditional prior at 0 and a text at mu, latents end where the guided prior is at rest, along mu."""
     text = PRIOR.encode_text(["a duck"])
     null = PRIOR.encode_text([""])
@@ -239,7 +239,7 @@ def test_following_the_gradient_reaches_the_texts_mean() -> None:
 
 
 @pytest.mark.parametrize("case", json.loads(GOLDEN.read_text()), ids=lambda case: case["name"])
-def test_golden_numbers(case: dict[str, Any]) -> None:
+def test_sctd_golden_numbers(case: dict[str, Any]) -> None:
     """Numbers of the literal reference, written by golden/make.py: to 1e-8 in float64, to 2e-4 in float32."""
     given = problem([tuple(times) for times in case["times"]], perp_neg=case["perp_neg"])
     config, theirs = SctdConfig(**case["settings"]), torch.tensor(case["gradient"], dtype=torch.float64)

@@ -53,14 +53,14 @@ ANGLES = st.floats(-1000, 1000)
     ],
 )
 @pytest.mark.parametrize("turn", [1, -1])
-def test_perp_neg_weights_are_the_releases(azimuth: float, front: float, side: float, turn: int) -> None:
+def test_perp_neg_weights_equal_the_release(azimuth: float, front: float, side: float, turn: int) -> None:
     """peers.md section 5, columns LD; at 18 degrees the table states both sides of the jump."""
     weights = perp_neg_weights(torch.tensor([float(turn * azimuth)]), ViewConfig())
     assert weights[:, 0].tolist() == pytest.approx([front, side], abs=1e-3)
 
 
 @given(st.floats(-180, 180, width=32))
-def test_perp_neg_weights_are_the_formula(azimuth: float) -> None:
+def test_perp_neg_weights_equal_the_formula(azimuth: float) -> None:
     a = abs(azimuth)
     if a < 90:
         r = 1 - a / 90
@@ -74,14 +74,14 @@ def test_perp_neg_weights_are_the_formula(azimuth: float) -> None:
     assert perp_neg_weights(torch.tensor([azimuth]), ViewConfig())[:, 0].tolist() == pytest.approx(wanted, abs=2e-4)
 
 
-def test_the_side_branch_returns_behind_108_degrees() -> None:
+def test_perp_neg_side_branch_returns_behind_108_degrees() -> None:
     front, side = perp_neg_weights(torch.tensor([107.9, 108.1]), ViewConfig()).tolist()
     assert front == [-2.0, -2.0]
     assert side[0] == 0
     assert side[1] == pytest.approx(-math.exp(-10 * (2 - 108.1 / 90)), rel=1e-4)
 
 
-def test_perp_neg_settings_act() -> None:
+def test_perp_neg_weights_follow_the_settings() -> None:
     config = ViewConfig(negative_weight=-1.0, front_decay=1.0, side_decay=2.0, weight_floor=0.5)
     front, side = perp_neg_weights(torch.tensor([45.0, 30.0]), config).tolist()
     assert front == pytest.approx([-math.exp(-0.5), -math.exp(-2 / 3)])
@@ -101,9 +101,7 @@ def weights(
 @pytest.mark.parametrize("views", [ViewPhrases(), ViewPhrases(ring=RING_OF_8)], ids=["three", "ring"])
 @pytest.mark.parametrize("blend", [True, False])
 @given(azimuth=ANGLES, elevation=st.floats(-90, 90))
-def test_positive_weights_are_a_share_of_each_phrase(
-    views: ViewPhrases, blend: bool, azimuth: float, elevation: float
-) -> None:
+def test_view_weights_sum_to_one(views: ViewPhrases, blend: bool, azimuth: float, elevation: float) -> None:
     positive = weights([azimuth], views, elevation, blend=blend, overhead_elevation_deg=60.0).positive
     assert positive.shape == (1, RING + len(views.ring))
     assert float(positive.sum()) == pytest.approx(1)
@@ -111,7 +109,7 @@ def test_positive_weights_are_a_share_of_each_phrase(
     assert int((positive > 0).sum()) <= (2 if blend else 1)
 
 
-def test_three_phrases_blend_as_the_release() -> None:
+def test_view_weights_blend_three_phrases_as_the_release() -> None:
     positive = weights([0, 30, 45, 90, 120, 180, -30, -90, 330]).positive
     thirds = 2 / 3, 1 / 3
     wanted = [
@@ -131,12 +129,12 @@ def test_three_phrases_blend_as_the_release() -> None:
 
 @pytest.mark.parametrize("views", [ViewPhrases(), ViewPhrases(ring=RING_OF_8)], ids=["three", "ring"])
 @pytest.mark.parametrize("corner", [0, 45, 90, 135, 180, -45, -90, -180, 360])
-def test_positive_weights_have_no_jumps(views: ViewPhrases, corner: float) -> None:
+def test_view_weights_are_continuous(views: ViewPhrases, corner: float) -> None:
     before, after = weights([corner - 0.01, corner + 0.01], views).positive
     assert (before - after).abs().max() < 1e-3
 
 
-def test_a_ring_of_eight_is_met_every_45_degrees() -> None:
+def test_view_weights_of_a_ring_of_eight() -> None:
     views = ViewPhrases(ring=RING_OF_8)
     exact = weights([45.0 * i for i in range(8)], views).positive
     assert torch.equal(exact[:, RING:], torch.eye(8))
@@ -145,14 +143,14 @@ def test_a_ring_of_eight_is_met_every_45_degrees() -> None:
     assert between.tolist() == pytest.approx([0.75, 0, 0, 0, 0, 0, 0, 0.25])
 
 
-def test_without_blending_the_nearest_phrase_is_taken() -> None:
+def test_view_weights_without_blending_take_the_nearest() -> None:
     three = weights([44, 46, 134, 136, -44, -46], blend=False).positive.argmax(1)
     assert three.tolist() == [FRONT, SIDE, SIDE, BACK, FRONT, SIDE]
     ring = weights([22, 23, -23, 350], ViewPhrases(ring=RING_OF_8), blend=False).positive.argmax(1)
     assert (ring - RING).tolist() == [0, 1, 7, 0]
 
 
-def test_the_overhead_phrase_stands_alone() -> None:
+def test_view_weights_overhead_phrase_stands_alone() -> None:
     above = weights([45.0], elevation=61.0, overhead_elevation_deg=60.0)
     assert above.positive[0].tolist() == [float(phrase == OVERHEAD) for phrase in range(RING)]
     assert not above.negative.any()
@@ -161,7 +159,7 @@ def test_the_overhead_phrase_stands_alone() -> None:
         assert other.negative.abs().min() > 0
 
 
-def test_without_perp_neg_there_are_no_negatives() -> None:
+def test_view_weights_without_perp_neg_have_no_negatives() -> None:
     assert not weights([0, 45, 90, 180], perp_neg=False).negative.any()
     assert torch.equal(weights([0, 45, 180]).negative, perp_neg_weights(torch.tensor([0.0, 45, 180]), ViewConfig()))
 
@@ -172,7 +170,7 @@ def test_phrase_texts() -> None:
     assert (texts[FRONT], texts[SIDE], texts[BACK], texts[OVERHEAD], texts[RING]) == (*texts[:4], texts[4])
 
 
-def test_conditions_blend_embeddings_as_a_loop_does() -> None:
+def test_conditions_equal_a_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     phrases, uncond, null = (torch.randn(*shape, generator=generator) for shape in ((4, 5, 6), (5, 6), (5, 6)))
     given_weights = weights([0, 30, 100, -170])
@@ -187,7 +185,7 @@ def test_conditions_blend_embeddings_as_a_loop_does() -> None:
     assert torch.equal(text.weights, given_weights.negative)
 
 
-def test_conditions_of_several_prompts_are_those_of_each_one_after_the_other() -> None:
+def test_conditions_concatenate_several_prompts() -> None:
     generator = torch.Generator().manual_seed(0)
     prompts = [
         PromptEmbeddings(*(torch.randn(*shape, generator=generator) for shape in ((4, 5, 6), (5, 6), (5, 6))))
@@ -216,13 +214,13 @@ def test_conditions_of_several_prompts_are_those_of_each_one_after_the_other() -
         ("school bus", "school bus"),
     ],
 )
-def test_a_vocabulary_reads_known_phrases(prompt: str, read: str) -> None:
+def test_clean_prompt_reads_known_phrases(prompt: str, read: str) -> None:
     assert clean_prompt(prompt, WORDS) == read
     assert clean_prompt(prompt, None) == prompt.strip()
 
 
 @pytest.mark.parametrize("prompt", ["ein Teddybär auf dem Mond", "a 🚌, 4k", "x" * 1000, "l'été"])
-def test_a_prior_without_a_vocabulary_takes_any_text(prompt: str) -> None:
+def test_clean_prompt_without_a_vocabulary_takes_any_text(prompt: str) -> None:
     assert clean_prompt(prompt, None) == prompt
 
 
@@ -242,7 +240,7 @@ def test_a_prior_without_a_vocabulary_takes_any_text(prompt: str) -> None:
     ],
 )
 @pytest.mark.parametrize("vocabulary", [None, WORDS], ids=["any", "words"])
-def test_unusable_prompts_are_refused(prompt: str, says: str, vocabulary: Vocabulary | None) -> None:
+def test_clean_prompt_refuses_unusable_prompts(prompt: str, says: str, vocabulary: Vocabulary | None) -> None:
     with pytest.raises(UsageProblem) as caught:
         clean_prompt(prompt, vocabulary)
     assert says in caught.value.message
@@ -255,22 +253,22 @@ def test_unusable_prompts_are_refused(prompt: str, says: str, vocabulary: Vocabu
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
-        ("a yelow dog", "'yelow'; the nearest it knows: yellow"),
-        ("a bus", "'bus'; the nearest it knows: school bus"),
-        ("a cream cone", "'cream', 'cone'; the nearest it knows: ice cream cone"),
-        ("a dogs", "'dogs'; the nearest it knows: dog"),
+        ("a yelow dog", "'yelow'; the closest it knows: yellow"),
+        ("a bus", "'bus'; the closest it knows: school bus"),
+        ("a cream cone", "'cream', 'cone'; the closest it knows: ice cream cone"),
+        ("a dogs", "'dogs'; the closest it knows: dog"),
         ("a xylophone qqqq qqqq dog", "'xylophone', 'qqqq'"),
-        ("a school-bus", "'school', 'bus'; the nearest it knows: school bus"),
+        ("a school-bus", "'school', 'bus'; the closest it knows: school bus"),
         ("a yellow car and a dog", "names car and dog"),
         ("dog dog", "names dog and dog"),
-        ("a yellow red dog", "one colour at a time, and 'a yellow red dog' names yellow and red"),
-        ("a striped dog wearing a red hat", "one attribute at a time"),
-        ("a dog wearing a hat", "'wearing', 'hat'; the nearest it knows: wearing a red hat"),
+        ("a yellow red dog", "at most one colour; 'a yellow red dog' names yellow and red"),
+        ("a striped dog wearing a red hat", "at most one attribute"),
+        ("a dog wearing a hat", "'wearing', 'hat'; the closest it knows: wearing a red hat"),
         ("a yellow", "names none"),
         ("🚌", "names none"),
     ],
 )
-def test_words_beyond_the_vocabulary_are_named_with_the_nearest(prompt: str, says: str) -> None:
+def test_clean_prompt_names_the_closest_phrases(prompt: str, says: str) -> None:
     with pytest.raises(UsageProblem) as caught:
         clean_prompt(prompt, WORDS)
     assert says in caught.value.message
