@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from segdream_cli.runs.run_dir import installed_versions
+from segdream_cli.runs.run_dir import package_versions
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -35,7 +35,7 @@ def record(metric: str, value: float, unit: str, device: str) -> None:
             "value": round(value, 4),
             "unit": unit,
             "device": name,
-            "versions": installed_versions(),
+            "versions": package_versions(),
             "commit": commit,
         }
     )

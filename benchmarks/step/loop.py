@@ -20,7 +20,7 @@ from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
 from segdream_cli.priors.stable_diffusion import workload
 from segdream_cli.render.cameras import frame_sphere
-from segdream_cli.runs.run_dir import RunDir, RunRecord, installed_versions
+from segdream_cli.runs.run_dir import RunDir, RunRecord, package_versions
 from segdream_cli.util.memory import GIB, peak_memory_gib
 
 Settings = dict[str, Any]
@@ -178,7 +178,7 @@ def measure_whole(settings: Settings, options: argparse.Namespace, device: torch
     first = ready(pipeline)
     started(pipeline)  # of an asset that is thrown away: compiling is no part of the mean
     run, log = RunDir(options.run), options.run / "milliseconds.json"
-    if run.unfinished():
+    if run.can_resume():
         asset = pipeline.restore(run.load(), PROMPT, 0)
     else:
         asset = pipeline.prepare(PROMPT, 0)
@@ -186,7 +186,7 @@ def measure_whole(settings: Settings, options: argparse.Namespace, device: torch
             RunRecord(
                 prompt=PROMPT, seed=0, negative_prompt=None, output="whole.ply", quality="standard",
                 config=pipeline.config.flat(), prior={"name": "random", "digest": "random"}, device=str(device),
-                versions=installed_versions(),
+                versions=package_versions(),
             )
         )  # fmt: skip
     spent = json.loads(log.read_text()) if asset.step and log.exists() else []

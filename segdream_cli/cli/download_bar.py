@@ -23,5 +23,5 @@ class DownloadBar(LiveBar):
     def update(self, done: int, total: int) -> None:
         """Shows that `done` of `total` bytes have arrived."""
         self.bar.update(self.task, completed=done, total=total)
-        if self.line_due():
+        if self.claim_line():
             self.output.note(f"{self.title}: {format_size(done)} of {format_size(total)}")

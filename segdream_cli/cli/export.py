@@ -131,7 +131,7 @@ def export(
     names = choose_formats(outputs, format)
     if MESH not in names:
         hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
-        shared.refuse_given(context, set(MESH_OPTIONS), "only affect a mesh, and no mesh is asked for", hint)
+        shared.refuse_options(context, set(MESH_OPTIONS), "only affect a mesh, and no mesh is asked for", hint)
     if spz_bits is not None and not any(name.startswith("spz") for name in names):
         raise UsageProblem(
             "--spz-bits only affects .spz files, and no .spz file is asked for", hint=f"-o {quote(asset.stem)}.spz"

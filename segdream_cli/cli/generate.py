@@ -144,14 +144,14 @@ def generate(
     reporter = TerminalReporter(sink, bars=devices is None, browser=not no_browser)
     if resume is not None:
         others, hint = set(context.params) - RESUME_TAKES, f"segdream generate --resume {quote(str(resume))}"
-        shared.refuse_given(context, others, "can't be changed: --resume keeps the run's own settings", hint)
+        shared.refuse_options(context, others, "can't be changed: --resume keeps the run's own settings", hint)
         from segdream_cli.runs.session import resume_run  # heavy: a mistake above is answered without it
 
         return resume_run(resume, request, reporter, StopOnSignal(), force=force, live=view)
     if seeds is not None:
-        shared.refuse_given(context, {"seed"}, "can't be combined with --seeds", "--seeds 0-3")
+        shared.refuse_options(context, {"seed"}, "can't be combined with --seeds", "--seeds 0-3")
     if seeds is None and prompts is None:
-        shared.refuse_given(context, {"batch"}, "needs several assets, from --prompts or --seeds", "--seeds 0-3")
+        shared.refuse_options(context, {"batch"}, "needs several assets, from --prompts or --seeds", "--seeds 0-3")
     jobs = _jobs(prompt, prompts, output, out_dir, None if seeds is None else parse_seeds(seeds), seed)
     spec = JobSpec(
         request=request,
@@ -163,7 +163,7 @@ def generate(
         live=view,
     )
     if devices is not None:
-        shared.refuse_given(context, {"device"}, "can't be combined with --devices", "--devices 0,1")
+        shared.refuse_options(context, {"device"}, "can't be combined with --devices", "--devices 0,1")
         tally = run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal())
     else:
         from segdream_cli.runs.session import run_jobs

@@ -22,7 +22,7 @@ PriorName = StrEnum("PriorName", {name: name for name in (AUTO, SD21, MINI)})  #
 PROMPT, START, QUALITY, RUN, HARDWARE, OUTPUT = "Prompt", "Start", "Quality", "Run", "Hardware and weights", "Output"
 
 
-def refuse_given(context: typer.Context, names: set[str], reason: str, hint: str) -> None:
+def refuse_options(context: typer.Context, names: set[str], reason: str, hint: str) -> None:
     """Refuses options that have no effect.
 
     Args:

@@ -41,13 +41,13 @@ class Output:
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()
 
-    def skipped(self, output: Path, message: str) -> None:
+    def skip(self, output: Path, message: str) -> None:
         """Reports a result that exists already: a note, and with `json` an object."""
         if self.json:
             self._line(event="skipped", output=str(output))
         self.note(message)
 
-    def stopped(self, run: Path, step: int, message: str) -> None:
+    def stop(self, run: Path, step: int, message: str) -> None:
         """Reports a run that was saved before its end: a note, and with `json` an object."""
         if self.json:
             self._line(event="stopped", run=str(run), step=step)

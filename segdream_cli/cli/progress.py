@@ -55,7 +55,7 @@ class LiveBar:
     ) -> None:
         self.stop()
 
-    def line_due(self) -> bool:
+    def claim_line(self) -> bool:
         """Whether a line is due; if so, restarts the interval."""
         now = time.monotonic()
         due = self.lines and now - self.last_line >= LINE_EVERY_S
@@ -88,6 +88,6 @@ class RunProgress(LiveBar):
             self.gradient = f"  gradient {max(report.grad_norm):.2g}"
         detail = f"{sum(report.n_gaussians):,} Gaussians{self.gradient}  {report.memory_gib:.1f} GiB"
         self.bar.update(self.task, completed=report.step, detail=detail)
-        if self.line_due():
+        if self.claim_line():
             left = (self.last_line - self.begin) / max(1, report.step - self.first) * (self.total - report.step)
             self.output.note(f"step {report.step}/{self.total}  {left:.0f} s left  {detail}")

@@ -107,12 +107,12 @@ def render(
         {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames, CAMERA_PATH: on_path}, hint
     )
     idle = idle_parameters(kind, channel, on_path=on_path)
-    shared.refuse_given(context, idle, f"has no effect on a {kind} of {channel}", hint)
+    shared.refuse_options(context, idle, f"has no effect on a {kind} of {channel}", hint)
     angles = parse_view(view) if view is not None else (0.0, elevation)
     color, sides = parse_background(background), parse_size(size, supersample)
     captions = choose_captions(caption, assets)
     check_width(kind, sides[0] * len(assets), len(assets))
-    path = output or default_output(assets, kind, transparent=color is None)
+    path = output or output_path(assets, kind, transparent=color is None)
     check_transparency(path, kind, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     check_target(path, kind, force=force)
     from segdream_cli import read
@@ -236,7 +236,7 @@ def parse_background(text: str) -> tuple[float, float, float] | None:
     return red / 255, green / 255, blue / 255
 
 
-def default_output(assets: Sequence[Path], kind: str, *, transparent: bool) -> Path:
+def output_path(assets: Sequence[Path], kind: str, *, transparent: bool) -> Path:
     """The default output: beside the first asset."""
     video = ".webm" if transparent else ".mp4"
     endings = {

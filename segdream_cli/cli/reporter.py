@@ -54,14 +54,14 @@ class TerminalReporter:
             case RunEnded():
                 self._runs.pop(event.run).stop()
             case AssetFinished():
-                self._finished(event)
+                self._show_result(event)
             case JobSkipped():
                 text = f"[{event.number}/{event.count}] {event.output} is there"
-                self.output.skipped(event.output, text)
+                self.output.skip(event.output, text)
             case JobFailed():
                 self.output.error(event.problem, event.output)
             case RunSaved():
-                self._saved(event)
+                self._show_checkpoint(event)
             case PageServed():
                 self.output.note(f"live page: {event.url}")
                 if self.browser:
@@ -75,7 +75,7 @@ class TerminalReporter:
                 if event.name in self._downloads:
                     self._downloads.pop(event.name).stop()
 
-    def _finished(self, event: AssetFinished) -> None:
+    def _show_result(self, event: AssetFinished) -> None:
         self.output.result(
             event.output,
             prompt=event.prompt,
@@ -88,11 +88,11 @@ class TerminalReporter:
             run=str(event.run),
         )
 
-    def _saved(self, event: RunSaved) -> None:
+    def _show_checkpoint(self, event: RunSaved) -> None:
         if event.resume is None:
             self.output.note(f"kept as it was after step {event.step}: {event.run}")
             return
-        self.output.stopped(event.run, event.step, f"stopped after step {event.step} of {event.steps}; resume with:")
+        self.output.stop(event.run, event.step, f"stopped after step {event.step} of {event.steps}; resume with:")
         self.output.note(f"  {event.resume}")
 
 

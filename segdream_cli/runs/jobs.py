@@ -1,4 +1,4 @@
-"""Which assets a command line asks for, and where each goes."""
+"""The assets that prompts and seeds ask for, and the file of each."""
 
 import re
 import sys
@@ -65,7 +65,7 @@ def slug(prompt: str) -> str:
 
 
 def jobs_of_prompt(prompt: str, output: Path | None, seeds: Sequence[int] | None, seed: int) -> list[Job]:
-    """The jobs of one prompt: one, or with `seeds` one a seed.
+    """The jobs of one prompt: one, or with `seeds` one per seed.
 
     Raises:
         UsageProblem: several seeds for one file.
@@ -78,19 +78,20 @@ def jobs_of_prompt(prompt: str, output: Path | None, seeds: Sequence[int] | None
     elif output is None:
         pattern = slug(prompt) + "-{seed}.ply"
     if "{seed}" not in pattern:
+        path = Path(pattern)
+        several = path.with_name(f"{path.stem}-{{seed}}{path.suffix or '.ply'}")
         raise UsageProblem(
-            f"-o {output} is one file, and several seeds were asked for",
-            hint=f'-o "{Path(pattern).stem}-{{seed}}{Path(pattern).suffix or ".ply"}", or a folder',
+            f"-o {output} is one file, and several seeds were asked for", hint=f"-o {quote(str(several))}"
         )
     return [Job(prompt, each, Path(pattern.replace("{seed}", str(each)))) for each in seeds]
 
 
 def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, with_seed: bool) -> list[Job]:
-    """The jobs of a list of prompts, one a line; empty lines and those that begin with # are passed over.
+    """The jobs of a list of prompts, one per line; empty lines and those that begin with # are skipped.
 
     Args:
         source: a file, or "-" for standard input.
-        out_dir: folder of the assets, made if it is not there.
+        out_dir: folder of the assets, created if it does not exist.
         seeds: seeds for each prompt.
         with_seed: put the seed into the file names.
 
@@ -99,7 +100,8 @@ def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, wit
     """
     if out_dir is None:
         raise UsageProblem(
-            "--prompts needs a folder for the assets", hint=f"segdream generate --prompts {source} --out-dir assets"
+            "--prompts needs a folder for the assets",
+            hint=f"segdream generate --prompts {quote(source)} --out-dir assets",
         )
     try:
         text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
@@ -107,15 +109,19 @@ def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, wit
     except OSError as problem:
         raise UsageProblem(f"{source} can't be read: {problem.strerror}", hint=f"ls -l {quote(source)}") from problem
     except UnicodeDecodeError as problem:
-        raise UsageProblem(f"{source} is not UTF-8 text", hint=f"file {quote(source)}") from problem
+        raise UsageProblem(
+            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > prompts.txt"
+        ) from problem
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise UsageProblem(f"{source} holds no prompt", hint="one prompt a line; lines that begin with # are comments")
+        raise UsageProblem(
+            f"{source} has no prompt; it needs one per line, and # begins a comment", hint="--prompts list.txt"
+        )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise UsageProblem(
-            f"the folder {out_dir} can't be made: {problem.strerror}", hint="choose another --out-dir"
+            f"the folder {out_dir} can't be created: {problem.strerror}", hint="choose another --out-dir"
         ) from problem
     jobs: dict[Path, Job] = {}
     for prompt in dict.fromkeys(found):

@@ -1,9 +1,9 @@
-"""The folder of a run: what it was asked for, how far it came, and what it looked like on the way.
+"""The folder of a run: its record, its latest checkpoint, its events and previews.
 
-run.json                 configuration, prompt, seed, prior, versions; enough to continue or to repeat the run
+run.json                 configuration, prompt, seed, prior, versions; enough to resume or to repeat the run
 checkpoint.safetensors   everything the next step depends on
-events.jsonl             one line a reported step
-preview-000400.png       pictures, if asked for
+events.jsonl             one line per reported step
+preview-000400.png       images, if asked for
 """
 
 import json
@@ -41,16 +41,16 @@ PACKAGES = ("segdream", "torch", "diffusers", "transformers", "gsplat", "numba",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What `run.json` holds.
+    """The content of `run.json`.
 
     Args:
-        prompt, seed, negative_prompt: what was asked for; no negative prompt is the prior's own.
+        prompt, seed, negative_prompt: of the job; without a negative prompt the prior's own counts.
         output: the asset's path, relative to the run folder's parent.
         quality: the preset the configuration started from.
         config: dotted settings.
         prior: name and digest of the checkpoint.
-        device: where it was computed.
-        versions: of what can change the result.
+        device: the device that computed it.
+        versions: of Python and the packages that can change the result.
     """
 
     prompt: str
@@ -65,7 +65,7 @@ class RunRecord:
     format: int = FORMAT
 
 
-def _checked(data: Mapping[str, Any]) -> RunRecord:
+def _parse_record(data: Mapping[str, Any]) -> RunRecord:
     """The record in the content of a `run.json`.
 
     Raises:
@@ -80,7 +80,7 @@ def _checked(data: Mapping[str, Any]) -> RunRecord:
     return record
 
 
-def installed_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -110,33 +110,33 @@ class RunDir:
         return self.path / "checkpoint.safetensors"
 
     def exists(self) -> bool:
-        """Whether a run was ever started here."""
+        """Whether the folder has a record."""
         return (self.path / "run.json").is_file()
 
-    def unfinished(self) -> bool:
-        """Whether a run stopped here after at least one checkpoint; a finished one leaves none."""
+    def can_resume(self) -> bool:
+        """Whether the folder has an unfinished run with a checkpoint."""
         return self.exists() and self.checkpoint.exists()
 
     def resume_command(self) -> str:
-        """What to type to continue the run."""
+        """The command that resumes the run."""
         return f"segdream generate --resume {shlex.quote(str(self.path))}"
 
     def check_free(self, *, force: bool) -> None:
-        """Refuses to start a run where that would lose one.
+        """Refuses to start a run that would delete another one.
 
         Raises:
-            OutputExists: an unfinished run is here and `force` is false, or the folder is not a run's.
+            OutputExists: the folder has an unfinished run and `force` is false, or is not a run folder.
         """
         if self.path.exists() and not self.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise OutputExists(f"{self.path} exists and is not a run folder", hint="choose another -o")
-        if self.unfinished() and not force:
+        if self.can_resume() and not force:
             raise OutputExists(
                 f"{self.path} holds an unfinished run at step {self.step()}",
                 hint=f"{self.resume_command()}  # or --force to start over",
             )
 
     def create(self, record: RunRecord) -> None:
-        """Makes the folder afresh and writes what was asked for.
+        """Replaces the folder by a new one with a record.
 
         Raises:
             SegdreamError: the disk is full; UsageProblem: the folder can't be written.
@@ -156,11 +156,11 @@ class RunDir:
             raise
 
     def finish(self) -> None:
-        """Marks the run as done: what is left repeats it, but no longer continues it."""
+        """Marks the run as done: its record can repeat it, but nothing is left to resume."""
         self.checkpoint.unlink(missing_ok=True)
 
     def record(self) -> RunRecord:
-        """What the run was asked for.
+        """The record of the run.
 
         Raises:
             UsageProblem: the folder is not a run folder, or of a later version.
@@ -172,13 +172,13 @@ class RunDir:
                     f"{self.path} was written by another version of segdream (run format {data['format']})",
                     hint="pip install --upgrade segdream",
                 )
-            record = _checked(data)
+            record = _parse_record(data)
         except OSError as problem:
             reason = "it has no run.json" if self.path.is_dir() else problem.strerror
             raise UsageProblem(f"{self.path} is not a run folder: {reason}", hint="ls -d *.run") from problem
         except (ValueError, KeyError, TypeError) as problem:
             raise UsageProblem(
-                f"{self.path / 'run.json'} is damaged: {problem}", hint="start over with --force"
+                f"{self.path / 'run.json'} is damaged: {problem}", hint="add --force to start over"
             ) from problem
         return record
 
@@ -201,7 +201,7 @@ class RunDir:
         try:
             tensors: dict[str, Tensor] = safetensors.torch.load_file(self.checkpoint)
         except (SafetensorError, OSError) as problem:
-            raise self.damaged(problem) from problem
+            raise self.damage_error(problem) from problem
         return tensors
 
     def step(self) -> int:
@@ -212,11 +212,11 @@ class RunDir:
             with safe_open(self.checkpoint, "pt") as tensors:
                 return int(tensors.get_tensor("step"))
         except (SafetensorError, OSError) as problem:
-            raise self.damaged(problem) from problem
+            raise self.damage_error(problem) from problem
 
-    def damaged(self, problem: Exception) -> UsageProblem:
+    def damage_error(self, problem: Exception) -> UsageProblem:
         """The error to raise when the checkpoint can't be used."""
-        return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint="start over with --force")
+        return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint="add --force to start over")
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Adds a line to `events.jsonl` and hands it to the operating system."""

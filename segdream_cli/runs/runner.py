@@ -112,7 +112,7 @@ class Runner:
             self.reporter(RunEnded(name))
         seconds = time.monotonic() - begin
         for each in done:
-            self._report_finished(each, seconds)
+            self._report_result(each, seconds)
         return failures
 
     def _advance(self, active: Sequence[ActiveRun], name: str) -> Generator[StepReport, None, None]:
@@ -142,7 +142,7 @@ class Runner:
                     each.destination.run.save(each.asset)
             if stopping:
                 for each in active:
-                    self._report_saved(each)
+                    self._report_checkpoint(each)
                 raise Interrupted(f"stopped after step {report.step} of {steps}", exit_code=self.stop.exit_code)
             try:
                 yield report
@@ -170,17 +170,17 @@ class Runner:
         if isinstance(problem, (Diverged, OutOfMemory)) or isinstance(problem.__cause__, OSError):
             with suppress(SegdreamError):  # of two errors, the first is the one to report
                 _save(each)
-        if each.destination is not None and each.destination.run.unfinished():
-            self._report_saved(each, resumable=not isinstance(problem, Diverged))
+        if each.destination is not None and each.destination.run.can_resume():
+            self._report_checkpoint(each, resumable=not isinstance(problem, Diverged))
 
-    def _report_saved(self, each: ActiveRun, *, resumable: bool = True) -> None:
+    def _report_checkpoint(self, each: ActiveRun, *, resumable: bool = True) -> None:
         """Reports a run that was saved; one that is not `resumable` would fail in the same step again."""
         if each.destination is None:
             return
         run, step, steps = each.destination.run, each.asset.step, self.pipeline.config.optim.steps
         self.reporter(RunSaved(run.path, step, steps, run.resume_command() if resumable else None))
 
-    def _report_finished(self, each: ActiveRun, seconds: float) -> None:
+    def _report_result(self, each: ActiveRun, seconds: float) -> None:
         """Reports a finished asset that has a file; the time is that of all that ran with it."""
         if each.destination is None:
             return

@@ -25,7 +25,7 @@ from segdream_cli.priors.checkpoint import Checkpoint
 from segdream_cli.runs.jobs import Job, check_seed
 from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline
 from segdream_cli.runs.reporter import JobFailed, JobSkipped, Note, PageServed, Reporter, discard
-from segdream_cli.runs.run_dir import RunDir, RunRecord, installed_versions
+from segdream_cli.runs.run_dir import RunDir, RunRecord, package_versions
 from segdream_cli.runs.runner import ActiveRun, Destination, Runner
 from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.runs.stopping import StopRequest
@@ -258,7 +258,7 @@ class Session:
     def _plan(self, job: Job, *, force: bool) -> tuple[int, Begin]:
         """At which step a job's asset is, and what begins or resumes it; raises as `check`."""
         run = RunDir.beside(job.output)
-        if not force and run.unfinished() and self._is_run_of(run, job):
+        if not force and run.can_resume() and self._is_run_of(run, job):
             return run.step(), partial(self._restore, run)
         self.check(job, force=force)
         return 0, partial(self._begin_job, job)
@@ -323,7 +323,7 @@ class Session:
         try:
             asset = self.pipeline.restore(tensors, record.prompt, record.seed, record.negative_prompt)
         except KeyError as problem:
-            raise run.damaged(problem) from problem
+            raise run.damage_error(problem) from problem
         run.trim_events(asset.step)
         self.reporter(Note(f"resuming {run.path} after step {asset.step} of {self.config.optim.steps}"))
         return ActiveRun(asset, asset.step, Destination(run.path.parent / record.output, run))
@@ -368,7 +368,7 @@ class Session:
             config=self.config.flat(),
             prior={"name": self.checkpoint.name, "digest": self.checkpoint.digest},
             device=str(self.device),
-            versions=installed_versions(),
+            versions=package_versions(),
         )
 
     def _is_run_of(self, run: RunDir, job: Job) -> bool:
@@ -428,7 +428,7 @@ def resume_run(
     run = RunDir(path)
     record = run.record()
     output = path.parent / record.output
-    if not run.unfinished():
+    if not run.can_resume():
         if output.exists():
             raise OutputExists(
                 f"{path} is done: {output} is there", hint=f"segdream render {quote(str(output))} --turntable"

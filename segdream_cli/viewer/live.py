@@ -31,7 +31,7 @@ class LivePage:
             return
         if kind is None:
             self._server.publish(self._latest(), self._title, done=True)
-            self._server.wait_until_taken()
+            self._server.wait_for_pages()
         self._server.close()
 
     def show(self, latest: Callable[[], Splats], title: str) -> None:
@@ -42,5 +42,5 @@ class LivePage:
             self._server.publish(latest(), title)
             self._server.start()
             self._announce(self._server.url)
-        elif self._server.wanted():
+        elif self._server.needs_edition():
             self._server.publish(latest(), title)

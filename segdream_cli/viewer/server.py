@@ -1,4 +1,4 @@
-"""One page on the loopback address: an asset to look at, or one that is still being made."""
+"""Serves one page on the loopback address: an asset, or one that is still being made."""
 
 import json
 import re
@@ -15,11 +15,11 @@ from segdream_cli.formats.page import document, edition
 from segdream_cli.splats import Splats
 
 NEWER = "/newer"
-"""Where a page asks for what comes after the edition that it has."""
+"""The path at which a page asks for a newer edition than its own."""
 INTERVAL_S = 1.0
-"""Between two editions."""
+"""Shortest time between two editions."""
 GONE_S = 5.0
-"""A page that has not asked for so long is taken as closed; an open one asks twice a second."""
+"""A page that has not asked for this long counts as closed; an open one asks twice per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class _Edition:
 
 
 class PageServer:
-    """Serves the page of the edition that was published last, to this machine only, between `start` and `close`.
+    """Serves the latest edition to this machine only, between `start` and `close`.
 
     Args:
         live: whether an open page asks for newer editions.
@@ -44,8 +44,8 @@ class PageServer:
         self.live = live
         self._edition: _Edition | None = None
         self._published = self._asked = -GONE_S
-        self.taken = 0
-        """Number of the latest edition that a page has got."""
+        self.sent = 0
+        """Number of the latest edition that was sent to a page."""
         try:
             self._http = _Http(("127.0.0.1", 0), _Handler)
         except OSError as problem:
@@ -57,30 +57,30 @@ class PageServer:
         self.url = f"http://127.0.0.1:{self._http.server_port}/"
 
     def start(self) -> None:
-        """Answers from now on, in a thread of its own."""
+        """Starts a thread that answers requests."""
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
 
     def close(self) -> None:
-        """Ends what `start` began."""
+        """Stops answering."""
         self._http.shutdown()
         self._http.server_close()
 
     def publish(self, splats: Splats, title: str, *, done: bool = False) -> None:
-        """Makes a copy of `splats` the present edition; `done` tells open pages that it is the last."""
+        """Makes a copy of `splats` the latest edition; `done` tells open pages that it is the last one."""
         number = self._edition.number + 1 if self._edition else 1
         self._edition = _Edition(number, splats.copy(), title, done)
         self._published = time.monotonic()
 
-    def wanted(self) -> bool:
-        """Whether a page is open and has waited long enough for a newer edition."""
-        return time.monotonic() - self._published >= INTERVAL_S and self._watched()
+    def needs_edition(self) -> bool:
+        """Whether a page is open and the latest edition is old enough."""
+        return time.monotonic() - self._published >= INTERVAL_S and self._has_page()
 
-    def wait_until_taken(self) -> None:
-        """Returns once an open page has the present edition, or none is open."""
-        while self._edition is not None and self.taken < self._edition.number and self._watched():
+    def wait_for_pages(self) -> None:
+        """Waits until an open page has the latest edition, or none is open."""
+        while self._edition is not None and self.sent < self._edition.number and self._has_page():
             time.sleep(0.05)
 
-    def _watched(self) -> bool:
+    def _has_page(self) -> bool:
         return time.monotonic() - self._asked < GONE_S
 
     def page(self) -> bytes | None:
@@ -91,7 +91,7 @@ class PageServer:
         return document(latest.splats, latest.title, newer=NEWER if self.live else "")
 
     def newer(self, number: int) -> tuple[int, bytes] | None:
-        """The present edition's number and its JSON, or None if it is not newer than `number`."""
+        """Number and JSON of the latest edition, or None if it is not newer than `number`."""
         self._asked = time.monotonic()
         latest = self._edition
         if latest is None or latest.number <= number:
@@ -105,7 +105,7 @@ class _Http(ThreadingHTTPServer):
     pages: PageServer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing: a page that is closed while it loads is no error of the command's."""
+        """Prints nothing: a page that is closed while it loads is not an error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "segdream", ""
 
     def do_GET(self) -> None:
-        """Answers the page, or what is newer."""
+        """Sends the page, or a newer edition."""
         host, port = self.headers.get("Host", ""), self.server.server_port
         if host not in (f"127.0.0.1:{port}", f"localhost:{port}"):  # another site's name for this machine
             return self._answer(HTTPStatus.FORBIDDEN)
@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(HTTPStatus.NO_CONTENT)
         number, content = found
         self._answer(HTTPStatus.OK, content, "application/json")
-        self.server.pages.taken = number
+        self.server.pages.sent = number
 
     def _answer(self, status: HTTPStatus, content: bytes | None = None, kind: str = "text/plain") -> None:
         self.send_response(status)
@@ -148,4 +148,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content or b"")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Prints nothing."""

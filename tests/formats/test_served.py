@@ -117,13 +117,13 @@ def test_editions_are_made_for_open_pages_only(chiral: Splats, monkeypatch: pyte
     with serving(live=True) as server:
         server.publish(chiral, "a")
         time.sleep(0.1)
-        assert not server.wanted()
-        server.wait_until_taken()  # nobody is there to take it
+        assert not server.needs_edition()
+        server.wait_for_pages()  # nobody is there to take it
         ask(server, "/newer?after=0")
-        assert server.wanted()
+        assert server.needs_edition()
         server.publish(chiral, "b")
-        assert not server.wanted()
-        waiting = threading.Thread(target=server.wait_until_taken)
+        assert not server.needs_edition()
+        waiting = threading.Thread(target=server.wait_for_pages)
         waiting.start()
         time.sleep(0.1)
         assert waiting.is_alive()

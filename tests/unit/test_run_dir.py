@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.report import HostCopy, StepReport
-from segdream_cli.runs.run_dir import RunDir, RunRecord, installed_versions
+from segdream_cli.runs.run_dir import RunDir, RunRecord, package_versions
 
 RECORD = RunRecord(
     prompt="ein süßer Bus, 日本",
@@ -24,7 +24,7 @@ RECORD = RunRecord(
     config=Config().set({"optim.steps": 7, "distill.sctd.segments": 3}).flat(),
     prior={"name": "a folder", "digest": "0123"},
     device="cpu",
-    versions=installed_versions(),
+    versions=package_versions(),
 )
 
 
@@ -63,7 +63,7 @@ def test_the_folder_stands_beside_the_asset():
 
 def test_a_record_comes_back(run):
     assert run.exists()
-    assert not run.unfinished()
+    assert not run.can_resume()
     assert run.record() == RECORD
     assert run.config() == Config().set({"optim.steps": 7, "distill.sctd.segments": 3})
     assert {"python", "torch", "numba"} <= set(run.record().versions)
@@ -73,7 +73,7 @@ def test_a_checkpoint_comes_back_and_is_replaced(run):
     for step in (5, 6):
         saved = asset(step)
         run.save(saved)
-        assert run.unfinished()
+        assert run.can_resume()
         assert run.step() == step
         loaded = run.load()
         assert set(loaded) == set(saved.values)
@@ -81,7 +81,7 @@ def test_a_checkpoint_comes_back_and_is_replaced(run):
             assert torch.equal(loaded[name], value)
     assert sorted(path.name for path in run.path.iterdir()) == ["checkpoint.safetensors", "run.json"]
     run.finish()
-    assert not run.unfinished()
+    assert not run.can_resume()
     assert run.step() == 0
     assert run.exists()
 
