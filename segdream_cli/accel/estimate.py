@@ -1,8 +1,8 @@
-"""What a run will need of a GPU, before it starts: memory and time.
+"""Forecast of the GPU memory and the time of a run, before it starts.
 
-Weights are counted. What the networks keep is a number of tensors of their first layer's size, fitted to what torch had
-reserved on one GPU (benchmarks/RESULTS.md). The arithmetic is counted on shapes alone, and its time follows from a
-matrix product on the device.
+The memory of the weights is counted. That of the activations is a multiple of the first layer's activation tensor; the
+multiples were fitted to the memory that torch reserved on one GPU (benchmarks/RESULTS.md). Floating-point operations
+are counted on shapes alone; their time follows from a timed matrix product on the device.
 """
 
 import time
@@ -17,21 +17,21 @@ from segdream_cli.config import Config
 from segdream_cli.util.memory import GIB
 
 UNET_TENSORS = 25
-"""Those a row."""
-ENCODER_TENSORS = {"plain": 32, "rewritten": 24, "compiled, stored": 18, "compiled": 14}
-"""Those a view, captured: nothing else can use the memory of a graph."""
+"""U-Net activations per row of latents, in tensors of the first layer's size."""
+ENCODER_TENSORS = {"plain": 32, "fast layers": 24, "compiled, stored": 18, "compiled": 14}
+"""Encoder activations per view, in tensors of the first layer's size, with CUDA graphs, which share no memory."""
 WITHOUT_GRAPHS = 0.77
-"""Share of these where the encoder is not captured."""
+"""Factor of the encoder activations without CUDA graphs."""
 WORKSPACES_GIB = 0.2
-"""What libraries keep for themselves."""
-PICTURE_FLOATS = 40
-"""Numbers kept a pixel of a render, by the rasteriser, the losses and their gradients."""
+"""Workspaces of libraries."""
+PIXEL_FLOATS = 40
+"""Float32 numbers per pixel of a render: of the rasteriser, the losses and their gradients."""
 GAUSSIAN_BYTES = 600
-"""Bytes a Gaussian: parameters, gradients, two moments, and what the rasteriser keeps of it in four views."""
-SHARE_OF_PRODUCT = {"plain": 0.18, "rewritten": 0.22, "compiled, stored": 0.4, "compiled": 0.43}
-"""Rate of a step's arithmetic over that of a large matrix product."""
-SHARE_IN_PIECES = 0.75
-"""Share of these where memory is short and each call is small."""
+"""Bytes per Gaussian: parameters, gradients, two moments, and the rasteriser's state in four views."""
+SPEED = {"plain": 0.18, "fast layers": 0.22, "compiled, stored": 0.4, "compiled": 0.43}
+"""Operations per second of a step, relative to those of a large matrix product."""
+LOW_VRAM_SPEED = 0.75
+"""Factor of `SPEED` in low-VRAM mode, whose calls are small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Workload:
     """The networks of a run, and how they compute.
 
     Args:
-        unet, vae: diffusers' networks, or ones of their configuration without memory.
+        unet, vae: diffusers' networks, or networks of the same configuration on the meta device.
         config: the run's settings.
         image_size: side of the renders in pixels.
         compiling: whether the networks are compiled.
         rows_per_view: rows of the U-Net that a step evaluates per view, on average.
-        assets: how many are made at once.
+        assets: assets optimised at once.
     """
 
     unet: Any
@@ -56,17 +56,17 @@ class Workload:
     assets: int = 1
 
     @property
-    def way(self) -> str:
-        """The row of this file's tables."""
+    def implementation(self) -> str:
+        """The key for `ENCODER_TENSORS` and `SPEED`."""
         prior = self.config.prior
         if self.compiling:
             return "compiled" if prior.recomputed_values else "compiled, stored"
-        return "rewritten" if prior.forward_gradients else "plain"
+        return "fast layers" if prior.forward_gradients else "plain"
 
     def memory_gib(self, gaussians: int) -> float:
-        """What torch will have reserved at most with that many Gaussians an asset, which is what has to fit.
+        """The peak of the memory that torch reserves, with so many Gaussians per asset.
 
-        The context of CUDA and the code of the kernels come on top.
+        The CUDA context and the code of the kernels come on top.
         """
         config, views, itemsize = self.config, self.assets * self.config.camera.batch, self.unet.dtype.itemsize
         branches = 4 if config.distill.perp_neg else 2
@@ -76,25 +76,27 @@ class Workload:
             rows, encoded = LOW_VRAM_ROWS, 1
         pixels = self.image_size**2
         latents = pixels // 4 ** (len(self.vae.config.block_out_channels) - 1)
-        unet = UNET_TENSORS * rows * latents * self.unet.config.block_out_channels[0] * itemsize
-        encoder = ENCODER_TENSORS[self.way] * encoded * pixels * self.vae.config.block_out_channels[0] * itemsize
+        unet_channels, vae_channels = (network.config.block_out_channels[0] for network in (self.unet, self.vae))
+        unet = UNET_TENSORS * rows * latents * unet_channels * itemsize
+        encoder = ENCODER_TENSORS[self.implementation] * encoded * pixels * vae_channels * itemsize
         if not config.prior.cuda_graphs:
             encoder *= WITHOUT_GRAPHS
         weights = sum(value.nbytes for network in (self.unet, self.vae) for value in network.parameters())
-        pictures = PICTURE_FLOATS * 4 * views * pixels
-        total: float = weights + unet + encoder + pictures + GAUSSIAN_BYTES * gaussians * self.assets
+        renders = PIXEL_FLOATS * 4 * views * pixels
+        total: float = weights + unet + encoder + renders + GAUSSIAN_BYTES * gaussians * self.assets
         return total / GIB + WORKSPACES_GIB
 
     def step_flops(self) -> float:
         """Floating-point operations of the networks in an average step."""
         views = self.assets * self.config.camera.batch
         rows = views * self.rows_per_view
-        encodes = 3 if self.config.prior.low_vram else 2  # the way back costs a forward pass, and is one more there
+        # a backward pass costs as much as a forward pass, which low-VRAM mode computes twice
+        encodes = 3 if self.config.prior.low_vram else 2
         unet, encoder = self.sample_flops()
         return rows * unet + views * encodes * encoder
 
     def sample_flops(self) -> tuple[float, float]:
-        """Those of the U-Net for a row of latents, and of the encoder for an image, forward."""
+        """Floating-point operations of a forward pass: of the U-Net per row of latents, of the encoder per image."""
         with torch.device("meta"), torch.no_grad():
             unet, vae = (type(network).from_config(network.config) for network in (self.unet, self.vae))
             side = self.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
@@ -111,14 +113,14 @@ class Workload:
         return counts[0], counts[1]
 
     def seconds(self, device: torch.device) -> float:
-        """Time of the run's steps on a device, compilation apart."""
-        rate = product_rate(device, self.unet.dtype) * SHARE_OF_PRODUCT[self.way]
-        rate *= SHARE_IN_PIECES if self.config.prior.low_vram else 1
+        """Seconds of the run's steps on a device, without compilation."""
+        rate = product_rate(device, self.unet.dtype) * SPEED[self.implementation]
+        rate *= LOW_VRAM_SPEED if self.config.prior.low_vram else 1
         return self.config.optim.steps * self.step_flops() / rate
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, repeats: int = 10) -> float:
-    """Floating-point operations a second of a square matrix product."""
+    """Floating-point operations per second of a square matrix product."""
     generator = torch.Generator(device).manual_seed(0)
     factor = torch.randn(size, size, device=device, generator=generator).to(dtype)  # a GPU is faster at equal numbers
 
@@ -135,7 +137,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, rep
 
 
 def forecast(needed_gib: float, free_gib: float, seconds: float, config: Config) -> list[str]:
-    """What to say before a run: how much it takes, and what to do where that is more than there is."""
+    """The lines to announce before a run: its memory and time, and the remedy if the memory may not suffice."""
     minutes = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     lines = [f"about {needed_gib:.1f} GiB of the GPU's memory and {minutes} for {config.optim.steps:,} steps"]
     if needed_gib > free_gib:

@@ -1,6 +1,5 @@
 """`segdream init`: the initial Gaussians of a run as a file to inspect, edit or start from."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +56,7 @@ def init(
     """
     from segdream_cli import __version__, formats, write
     from segdream_cli.distill.view_prompts import clean_prompt
-    from segdream_cli.optimize.start import POINT_E, SHAPES, check_start, cloud_text, initial_gaussians
+    from segdream_cli.optimize.start import POINT_E, SHAPES, bind_cloud, check_start, cloud_text, initial_gaussians
     from segdream_cli.optimize.state import build_generators
     from segdream_cli.priors.checkpoint import profile_of
     from segdream_cli.runs.jobs import slug
@@ -97,8 +96,7 @@ def init(
     clouds = load_clouds(
         resolved, profile.point_e, lambda: load_checkpoint(request, place, reporter), place, reporter, offline=offline
     )
-    cloud = None if clouds is None or words is None else partial(clouds, words, seed)
-    gaussians = initial_gaussians(settings, build_generators(seed)["init"], cloud)
+    gaussians = initial_gaussians(settings, build_generators(seed)["init"], bind_cloud(clouds, words, seed))
     origin = settings.shape if clouds is None else f"Point-E's cloud of {words!r}"
     provenance = {"generator": f"segdream {__version__}", "prompt": text, "seed": seed, "init": origin}
     splats = gaussians.splats(provenance)

@@ -8,7 +8,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,7 @@ from segdream_cli.optimize.adam import build_optimizers
 from segdream_cli.optimize.batch import Batch
 from segdream_cli.optimize.density import DensityStats
 from segdream_cli.optimize.report import StepReport
-from segdream_cli.optimize.start import cloud_text, initial_gaussians
+from segdream_cli.optimize.start import bind_cloud, cloud_text, initial_gaussians
 from segdream_cli.optimize.state import AssetState, build_generators
 from segdream_cli.pointe.model import PointCloud
 from segdream_cli.priors.protocol import Prior
@@ -111,7 +111,7 @@ class Pipeline:
         generators = build_generators(seed)
         embeddings = self.embed(prompt, negative_prompt)
         text = cloud_text(self.config.init, prompt, self.prior.profile.vocabulary)
-        cloud = None if self._clouds is None or text is None else partial(self._clouds, text, seed)
+        cloud = bind_cloud(self._clouds, text, seed)
         gaussians = initial_gaussians(self.config.init, generators["init"], cloud).to(self.device)
         cap = self.config.densify.cap
         if cap is not None and len(gaussians) > cap:

@@ -5,6 +5,7 @@ A new geometric start is a function like `_ball` and `_box`, and a row of `SHAPE
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,6 +46,13 @@ def cloud_text(config: InitConfig, prompt: str | None, vocabulary: Vocabulary | 
     """
     text = prompt if config.prompt is None else config.prompt
     return None if config.shape != POINT_E or text is None else clean_prompt(text, vocabulary)
+
+
+def bind_cloud(
+    clouds: Callable[[str, int], PointCloud] | None, text: str | None, seed: int
+) -> Callable[[], PointCloud] | None:
+    """A function without arguments that makes Point-E's cloud of a text; None without Point-E or a text."""
+    return None if clouds is None or text is None else partial(clouds, text, seed)
 
 
 def initial_gaussians(

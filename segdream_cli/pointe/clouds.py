@@ -1,4 +1,4 @@
-"""Point-E's clouds: made once for a prompt and a seed, then kept in the cache."""
+"""Point-E's clouds: sampled once per prompt and seed, then kept in the cache."""
 
 import hashlib
 import time
@@ -18,7 +18,8 @@ from segdream_cli.pointe.model import PointCloud, PointE
 from segdream_cli.util.download import cache_folder
 from segdream_cli.util.files import atomic_write
 
-WORTH_SAYING_S = 10.0
+LONG_S = 10.0
+"""A cloud that takes longer is announced."""
 LINE_EVERY_S = 30.0
 
 
@@ -27,11 +28,11 @@ class Clouds:
     """Clouds of one Point-E.
 
     Args:
-        digest: of its weights and of those that its text vectors come from.
+        digest: of its weights and of those of its text encoder.
         device: where it runs.
-        dtype: of the arithmetic of its blocks.
-        load: its networks, and what turns a text into a text vector; called when the first cloud has to be made.
-        announce: receives lines about how long a cloud will take, and one when the first comes from the cache.
+        dtype: dtype of its blocks.
+        load: returns the networks, and a function from a text to a text vector; called for the first cloud to sample.
+        announce: receives lines about the time of a cloud, and one about the first cloud from the cache.
     """
 
     digest: str
@@ -39,25 +40,25 @@ class Clouds:
     dtype: torch.dtype
     load: Callable[[], tuple[PointE, Callable[[str], Float[Tensor, " d"]]]]
     announce: Callable[[str], None]
-    _told_of_cache: bool = field(default=False, init=False)
+    _announced_cache: bool = field(default=False, init=False)
 
     def __call__(self, prompt: str, seed: int) -> PointCloud:
-        """The cloud of a prompt: always the same for a seed, a set of weights, a kind of device and an arithmetic.
+        """The cloud of a prompt; the same for the same seed, weights, device type and dtype.
 
         Raises:
-            WeightsUnavailable: the networks can't be loaded, or give what are no points.
+            WeightsUnavailable: the networks can't be loaded, or give non-finite points.
         """
         how = f"{self.device.type} {self.dtype}"
         key = hashlib.sha256(f"{self.digest} {how} {seed} {prompt}".encode()).hexdigest()
         path = cache_folder() / "clouds" / f"{key[:32]}.safetensors"
-        with suppress(OSError, SafetensorError, KeyError):  # one that is damaged is made anew
-            kept = load_file(path)
-            cloud = PointCloud(kept["points"], kept["colors"])
-            if not self._told_of_cache:
-                self._told_of_cache = True
-                self.announce(f"a cloud that Point-E has made before comes from the cache: {path.parent}")
+        with suppress(OSError, SafetensorError, KeyError):  # a damaged file is replaced
+            stored = load_file(path)
+            cloud = PointCloud(stored["points"], stored["colors"])
+            if not self._announced_cache:
+                self._announced_cache = True
+                self.announce(f"Point-E's cloud comes from the cache: {path.parent}")
             return cloud
-        cloud = self._make(prompt, seed)
+        cloud = self._sample(prompt, seed)
         with suppress(OSError, SegdreamError):  # a cache that can't be written costs time, not the run
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
@@ -65,20 +66,20 @@ class Clouds:
         return cloud
 
     def release(self) -> None:
-        """Frees the memory of the networks; the next cloud that has to be made loads them again."""
-        self.__dict__.pop("_loaded", None)
+        """Frees the memory of the networks; the next cloud to sample loads them again."""
+        self.__dict__.pop("_networks", None)
 
     @cached_property
-    def _loaded(self) -> tuple[PointE, Callable[[str], Float[Tensor, " d"]]]:
+    def _networks(self) -> tuple[PointE, Callable[[str], Float[Tensor, " d"]]]:
         return self.load()
 
-    def _make(self, prompt: str, seed: int) -> PointCloud:
-        point_e, text_vector = self._loaded
+    def _sample(self, prompt: str, seed: int) -> PointCloud:
+        point_e, text_vector = self._networks
         vector = text_vector(prompt)
         progress = self._forecast(point_e) if self.device.type == "cpu" else None
         cloud = point_e.sample(vector, torch.Generator().manual_seed(seed), progress=progress)
         if not (cloud.points.isfinite().all() and cloud.colors.isfinite().all()):
-            half = self.dtype == torch.float16  # of the three only this one has a smaller range
+            half = self.dtype == torch.float16  # of the three dtypes only this one has a smaller range
             raise WeightsUnavailable(
                 f"Point-E's cloud of {prompt!r} is not finite: its weights are damaged"
                 + (" or too large for fp16" if half else ""),
@@ -88,27 +89,29 @@ class Clouds:
         return cloud
 
     def _forecast(self, point_e: PointE) -> Callable[[int, int], None] | None:
-        """Says how long a cloud will take, if that is long; returns what then says now and then how much is left."""
-        seconds = _seconds_by_call(point_e)
+        """Announces the time of a cloud if it is long; returns a function that then announces the time left."""
+        seconds = _time_calls(point_e)
         total = sum(seconds)
-        if total <= WORTH_SAYING_S:
+        if total <= LONG_S:
             return None
-        self.announce(f"Point-E takes about {_in_words(total)} on this processor, {len(seconds)} calls of its networks")
+        self.announce(
+            f"Point-E takes about {_format_time(total)} on this processor, {len(seconds)} calls of its networks"
+        )
         begin = last = time.monotonic()
 
-        def tell(done: int, calls: int) -> None:
+        def announce_rest(done: int, calls: int) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= LINE_EVERY_S and done < calls:
                 last = now
                 left = (now - begin) / sum(seconds[:done]) * sum(seconds[done:])
-                self.announce(f"Point-E: {done} of {calls} calls, about {_in_words(left)} left")
+                self.announce(f"Point-E: {done} of {calls} calls, about {_format_time(left)} left")
 
-        return tell
+        return announce_rest
 
 
-def _seconds_by_call(point_e: PointE) -> list[float]:
-    """Seconds that each call of a network for a cloud will take, from one call of each network."""
+def _time_calls(point_e: PointE) -> list[float]:
+    """Predicts the seconds of each network call for a cloud, from one call of each network."""
     seconds: list[float] = []
     for stage, calls in enumerate(point_e.evaluations):
         begin = time.perf_counter()
@@ -117,5 +120,5 @@ def _seconds_by_call(point_e: PointE) -> list[float]:
     return seconds
 
 
-def _in_words(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,4 +1,4 @@
-"""Point-E as the rest of the program sees it: a text vector in, a coloured point cloud in our frame out."""
+"""Point-E: from a text vector to a coloured point cloud in the inner frame."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class PointCloud:
-    """Coloured points in the inner frame, float32 on the CPU; the base stage's come first."""
+    """Coloured points in the inner frame, float32 on the CPU; those of the base stage come first."""
 
     points: Float[Tensor, "n 3"]
     """Right-handed, y up, the object faces +Z, about -0.5..0.5."""
@@ -36,38 +36,40 @@ class PointCloud:
 
 
 class PointE:
-    """A base stage that makes points from a text vector, and optionally one that adds points to those.
+    """A base stage that samples points for a text vector, and optionally a stage that adds points to them.
 
     Args:
         base: conditioned on a text vector.
         upsample: conditioned on the points of `base`.
+
+    Attributes:
+        chains: the implementations of each stage after `speed_up`; empty before.
     """
 
     def __init__(self, base: PointTransformer, upsample: PointTransformer | None = None) -> None:
         self.stages = (base,) if upsample is None else (base, upsample)
         self.chains: tuple[FallbackChain, ...] = ()
-        """The implementations of each stage, once `speed_up` was called."""
 
     @classmethod
     def load(cls, checkpoint: PointECheckpoint, device: torch.device, dtype: torch.dtype) -> "PointE":
         """Loads a verified checkpoint.
 
-        A `config.json` beside the base stage describes it; without one it is the official one's.
+        A `config.json` beside the base stage holds its configuration; without one the official one applies.
 
         Args:
-            checkpoint: where the stages' safetensors are.
+            checkpoint: the stages' safetensors.
             device: where the networks run.
-            dtype: of their matrix products; see `PointTransformer.compute_in`.
+            dtype: dtype of their matrix products; see `PointTransformer.compute_in`.
 
         Raises:
-            WeightsUnavailable: a file can't be read, or does not hold what it should.
+            WeightsUnavailable: a file can't be read, or holds another network.
         """
         states = [read_state(path) for path in (checkpoint.base, checkpoint.upsample) if path is not None]
         configs = [infer_config(state) for state in states[1:]]
         described = checkpoint.base.with_name(CONFIG_FILE)
         configs.insert(0, _read_config(described) if described.is_file() else infer_config(states[0]))
-        for config, place in zip(configs, ("text", "points"), strict=False):
-            if config.condition != place:
+        for config, condition in zip(configs, ("text", "points"), strict=False):
+            if config.condition != condition:
                 raise WeightsUnavailable(
                     f"{checkpoint.base} and {checkpoint.upsample} are not the base and the upsampling stage of Point-E",
                     hint="--point-e-dir with base_40m_textvec.pt and upsample_40m.pt",
@@ -119,12 +121,12 @@ class PointE:
 
     @property
     def evaluations(self) -> tuple[int, ...]:
-        """How often `sample` calls the network of each stage."""
+        """Network calls of `sample` for each stage."""
         return tuple(network.config.sampling.evaluations for network in self.stages)
 
     @torch.no_grad()
     def evaluate(self, stage: int) -> None:
-        """Calls a stage's network once, as `sample` does `evaluations[stage]` times, so that a caller can time it."""
+        """Calls the network of a stage once, for a caller that times it; `sample` makes `evaluations[stage]` calls."""
         network = self.stages[stage]
         config, weight = network.config, network.input_proj.weight
         shape = (config.text_width,) if config.condition == "text" else (config.low_points, CHANNELS)
@@ -139,47 +141,46 @@ class PointE:
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> PointCloud:
-        """Makes a cloud.
+        """Samples a cloud.
 
         Args:
-            text_vector: of unit length, `text_width` numbers; see `text.TextVector`.
-            generator: of all noise; the numbers are drawn on its own device, so that one of the CPU starts every
-                device alike.
-            progress: receives how many evaluations of the networks are done, and how many there are.
+            text_vector: `text_width` numbers of unit length; see `TextVector`.
+            generator: draws all noise on its own device, so that a CPU generator gives the same noise on every device.
+            progress: receives the network evaluations done and in total.
         """
         done, total = 0, sum(self.evaluations)
 
-        def called() -> None:
+        def count_call() -> None:
             nonlocal done
             done += 1
             if progress:
                 progress(done, total)
 
         weight = self.stages[0].input_proj.weight
-        given = text_vector.to(weight)
+        condition = text_vector.to(weight)
         cloud = weight.new_empty(0, CHANNELS)
         for network, call in zip(self.stages, self._calls, strict=True):
             config = network.config
             noise = torch.randn(
                 config.sampling.draws, config.points, CHANNELS, generator=generator, device=generator.device
             )
-            made = sample(Denoiser(network, given[None], called, call), noise.to(weight), config.sampling)
-            cloud = given = torch.cat([cloud, to_world(made)])
+            new = sample(Denoiser(network, condition[None], count_call, call), noise.to(weight), config.sampling)
+            cloud = condition = torch.cat([cloud, to_world(new)])
         xyz, rgb = cloud.float().cpu().split(3, dim=-1)
         return PointCloud(to_inner_frame(xyz), (rgb / 255).clamp(0, 1))
 
 
 def to_world(points: Float[Tensor, "n 6"]) -> Float[Tensor, "n 6"]:
-    """From the networks' units to Point-E's own: xyz in about -0.5..0.5, colours in about 0..255."""
+    """Converts the networks' units to Point-E's world units: xyz in about -0.5..0.5, colours in about 0..255."""
     return (points - points.new_tensor(CHANNEL_BIASES)) / points.new_tensor(CHANNEL_SCALES)
 
 
 def to_inner_frame(xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-    """A quarter turn about X: Point-E's clouds are z up and, as a rule, face -y; ours are y up and face +Z.
+    """Rotates a quarter turn about X: Point-E's clouds are z up and usually face -y; the inner frame is y up, faces +Z.
 
-    The clouds it was trained on are Blender's imports, which are right-handed and put a front at -y; the corgi in the
-    release's examples looks at -y, and other users of Point-E turn it as if it did. The start code of the Gaussian
-    releases negates y instead: that brings the face to their first camera, but mirrors the object.
+    Point-E was trained on clouds of Blender imports, which are right-handed and face -y. The corgi in the release's
+    examples faces -y, and other users of Point-E rotate their clouds accordingly. The releases of Gaussian methods
+    negate y instead, which turns the front to their first camera but mirrors the object.
     """
     x, y, z = xyz.unbind(-1)
     return torch.stack([x, z, -y], dim=-1)

@@ -1,7 +1,6 @@
-"""Point-E's diffusion transformer over points (Nichol et al. 2022), under the names of its official checkpoints.
+"""Point-E's diffusion transformer over points (Nichol et al. 2022), with the names of its official checkpoints.
 
-Every point is a token, and so are the time and what the network is conditioned on. No token knows its place: the
-network's answer follows any reordering of the points.
+Points, time and condition are tokens. There are no positional encodings: if the points are permuted, so is the output.
 """
 
 import dataclasses
@@ -21,10 +20,10 @@ from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.pointe.schedule import Sampling, Schedule
 
 CHANNELS = 6
-"""Values of a point: x, y, z, red, green, blue."""
+"""Values per point: x, y, z, red, green, blue."""
 
 CHANNEL_SCALES = (2.0, 2.0, 2.0, *3 * (0.007843137255,))
-"""From world units (xyz in -0.5..0.5, colours in 0..255) to the networks' -1..1, with `CHANNEL_BIASES` added."""
+"""Scales from world units (xyz in -0.5..0.5, colours in 0..255) to the networks' -1..1; `CHANNEL_BIASES` is added."""
 CHANNEL_BIASES = (0.0, 0.0, 0.0, -1.0, -1.0, -1.0)
 
 _OFFICIAL = "--point-e-dir with base_40m_textvec.pt and upsample_40m.pt, or --init sphere"
@@ -33,19 +32,19 @@ _DEFAULT_SAMPLING = Sampling()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointTransformerConfig:
-    """One stage of Point-E: its network, its training schedule and how it is sampled."""
+    """One stage of Point-E: network, training schedule and sampling."""
 
     points: int
-    """Points that the stage makes."""
+    """Points that the stage samples."""
     width: int = 512
     layers: int = 12
     heads: int = 8
     condition: Literal["text", "points"] = "text"
-    """A text vector, or the points of the stage before with an (always empty) grid of image features."""
+    """A text vector, or the points of the previous stage with a grid of image features, which is always empty."""
     text_width: int = 768
     """Length of the text vector."""
     low_points: int = 0
-    """Points of the stage before."""
+    """Points of the previous stage."""
     grid_tokens: int = 256
     grid_width: int = 1024
     schedule: Schedule = "cosine"
@@ -53,13 +52,13 @@ class PointTransformerConfig:
 
     @classmethod
     def from_json(cls, data: Any) -> "PointTransformerConfig":
-        """Reads the content of a stage's `config.json`; a field left out has its default.
+        """Reads the content of a stage's `config.json`; absent fields have their defaults.
 
         Raises:
-            WeightsUnavailable: it is no mapping, or a field does not exist, is missing or has the wrong type.
+            WeightsUnavailable: the content is not a mapping, or a field is unknown, is missing or has the wrong type.
         """
         try:
-            config = cls(**_checked(cls, data))
+            config = cls(**_check_fields(cls, data))
         except (UsageProblem, TypeError) as problem:
             raise WeightsUnavailable(
                 f"not the configuration of a Point-E stage: {problem}", hint=_OFFICIAL
@@ -72,7 +71,7 @@ class PointTransformerConfig:
         return config
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """The content of a `config.json`."""
         return dataclasses.asdict(self)
 
 
@@ -93,7 +92,7 @@ UPSAMPLE = PointTransformerConfig(
 class PointTransformer(nn.Module):
     """Predicts the noise in noisy points.
 
-    New weights are drawn as the official code draws them; the first prediction is zero.
+    New weights are initialised as in the official code; the first prediction is zero.
     """
 
     def __init__(self, config: PointTransformerConfig) -> None:
@@ -124,7 +123,7 @@ class PointTransformer(nn.Module):
         """A frozen float32 network with exactly these weights.
 
         Raises:
-            WeightsUnavailable: a weight is missing, of another shape, or not known.
+            WeightsUnavailable: a weight is missing, has another shape, or is unknown.
         """
         with torch.device("meta"):
             network = cls(config)
@@ -135,44 +134,44 @@ class PointTransformer(nn.Module):
         return network.eval().requires_grad_(False)
 
     def compute_in(self, dtype: torch.dtype) -> "PointTransformer":
-        """Does the matrix products of the blocks in `dtype`; norms, sums, points and predictions keep their precision.
+        """Sets the dtype of the blocks' matrix products; norms, sums, points and predictions keep their precision.
 
-        Coordinates of neighbouring points differ by less than bfloat16 resolves.
+        bfloat16 could not resolve the differences between coordinates of neighbouring points.
         """
         for module in self.backbone.modules():
             if isinstance(module, nn.Linear):
                 module.to(dtype)
         return self
 
-    def embed(self, given: Float[Tensor, "b ..."]) -> Float[Tensor, "b c w"]:
-        """The tokens of what the network is conditioned on; they stay the same for all timesteps.
+    def embed(self, condition: Float[Tensor, "b ..."]) -> Float[Tensor, "b c w"]:
+        """The tokens of a condition, which are the same for all timesteps.
 
         Args:
-            given: unit text vectors [b, text_width], or points in world units [b, low_points, 6].
-                Zeros stand for nothing given, as in guidance.
+            condition: unit text vectors [b, text_width], or points in world units [b, low_points, 6]. Zeros are the
+                empty condition of guidance.
         """
         if self.config.condition == "text":
             # the factor gives the features unit variance
-            token: Tensor = self.clip_embed(math.sqrt(self.config.text_width) * given)
+            token: Tensor = self.clip_embed(math.sqrt(self.config.text_width) * condition)
             return token[:, None]
-        grid = self.clip_embed(given.new_zeros(len(given), self.config.grid_tokens, self.config.grid_width))
-        low = self.cond_point_proj(given * self.channel_scales + self.channel_biases)
+        grid = self.clip_embed(condition.new_zeros(len(condition), self.config.grid_tokens, self.config.grid_width))
+        low = self.cond_point_proj(condition * self.channel_scales + self.channel_biases)
         return torch.cat([grid, low], dim=1)
 
     def forward(
         self, points: Float[Tensor, "b n 6"], timesteps: Int[Tensor, " b"], condition: Float[Tensor, "b c w"]
     ) -> Float[Tensor, "b n 12"]:
-        """The noise in `points`, in the first six channels; the other six, a variance, are not used in sampling.
+        """Predicts the noise in `points` (the first six channels) and a variance, which sampling does not use.
 
-        Shapes depend on nothing but the inputs' shapes, and nothing waits for the device, so that a call can be
-        captured in a CUDA graph.
+        Shapes depend only on the inputs' shapes, and nothing waits for the device, so that a call can be captured in a
+        CUDA graph.
 
         Args:
             points: noisy points of unit variance, sqrt(a) x0 + sqrt(1 - a) noise, x0 in -1..1.
             timesteps: 0..1023.
-            condition: what `embed` returned.
+            condition: the result of `embed`.
         """
-        time = self.time_embed(time_embedding(timesteps, self.config.width, points.dtype))
+        time = self.time_embed(embed_time(timesteps, self.config.width, points.dtype))
         x = torch.cat([condition, time[:, None], self.input_proj(points)], dim=1)  # b c+1+n w
         x = self.backbone(self.ln_pre(x))
         output: Tensor = self.output_proj(self.ln_post(x[:, -points.shape[1] :]))
@@ -238,21 +237,21 @@ def _linear(inputs: int, outputs: int, width: int) -> nn.Linear:
     return layer
 
 
-def time_embedding(timesteps: Int[Tensor, " b"], width: int, dtype: torch.dtype) -> Float[Tensor, "b w"]:
-    """Cosines, then sines, of the timesteps at frequencies falling from 1 towards 1 / 10,000 (Vaswani et al. 2017)."""
+def embed_time(timesteps: Int[Tensor, " b"], width: int, dtype: torch.dtype) -> Float[Tensor, "b w"]:
+    """Cosines, then sines, of the timesteps at frequencies from 1 down to almost 1 / 10,000 (Vaswani et al. 2017)."""
     half = width // 2
-    places = torch.arange(half, device=timesteps.device, dtype=dtype)
-    angles = timesteps[:, None] * torch.exp(-math.log(10_000) / half * places)
+    indices = torch.arange(half, device=timesteps.device, dtype=dtype)
+    angles = timesteps[:, None] * torch.exp(-math.log(10_000) / half * indices)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def infer_config(state: Mapping[str, Tensor]) -> PointTransformerConfig:
-    """Which of the two official stages a state dict belongs to, by its names and shapes.
+    """The configuration of the official stage that a state dict belongs to, by its names and shapes.
 
-    base40M-imagevec has the very names and shapes of base40M-textvec, and is taken for it.
+    base40M-imagevec has the same names and shapes as base40M-textvec, and passes as that.
 
     Raises:
-        WeightsUnavailable: it is another variant, or none.
+        WeightsUnavailable: the state dict is of another variant, or not of Point-E.
     """
     if "cond_point_proj.weight" in state:
         known, title = UPSAMPLE, "upsample"
@@ -268,10 +267,10 @@ def infer_config(state: Mapping[str, Tensor]) -> PointTransformerConfig:
 
 
 def _refuse_variants(state: Mapping[str, Tensor]) -> None:
-    """Refuses Point-E's other networks by what they are.
+    """Refuses Point-E's other networks, and says what they are.
 
     Raises:
-        WeightsUnavailable: naming it.
+        WeightsUnavailable: the weights are of another variant.
     """
     reason = None
     if any(key.startswith("encoder.") for key in state):
@@ -280,15 +279,15 @@ def _refuse_variants(state: Mapping[str, Tensor]) -> None:
         reason = "it is no Point-E network"
     elif "clip_embed.1.weight" in state:
         width = state["clip_embed.1.weight"].shape[0]
-        reason = f"it is conditioned on a picture (a grid of image features, width {width}), not on a text"
+        reason = f"it is conditioned on an image (a grid of image features, width {width}), not on a text"
     elif "clip_embed.weight" not in state:
-        reason = "it is not conditioned on anything, a text is needed"
+        reason = "it is not conditioned on a text"
     if reason:
         raise WeightsUnavailable(f"the checkpoint is of another variant: {reason}", hint=_OFFICIAL)
 
 
 def _mismatch(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """The first difference in names or shapes in words, or None."""
+    """A description of the first difference in names or shapes; None without one."""
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing:
         return f"it lacks {min(missing)}" + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")
@@ -300,11 +299,11 @@ def _mismatch(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> st
     return None
 
 
-def _checked(kind: Any, data: Any) -> dict[str, Any]:
-    """The fields of the dataclass `kind` in `data`, each of its type.
+def _check_fields(kind: Any, data: Any) -> dict[str, Any]:
+    """The fields of the dataclass `kind` in `data`, after a check of their types.
 
     Raises:
-        TypeError: `data` is no mapping, or a field does not exist.
+        TypeError: `data` is not a mapping, or a field is unknown.
         UsageProblem: a value has the wrong type.
     """
     if not isinstance(data, Mapping):
@@ -314,6 +313,6 @@ def _checked(kind: Any, data: Any) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"there is no field {min(unknown)!r}")
     return {
-        key: Sampling(**_checked(Sampling, value)) if hints[key] is Sampling else convert(key, value, hints[key])
+        key: Sampling(**_check_fields(Sampling, value)) if hints[key] is Sampling else convert(key, value, hints[key])
         for key, value in data.items()
     }

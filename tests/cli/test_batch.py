@@ -72,7 +72,7 @@ def test_the_cache_of_clouds_is_named_once_a_run_and_its_networks_do_not_stay(se
     monkeypatch.setattr(PointE, "load", lambda *given, load=PointE.load: loads.append(given[2]) or load(*given))
 
     def run(pipeline, assets):
-        while_running.append("_loaded" in vars(pipeline._clouds))
+        while_running.append("_networks" in vars(pipeline._clouds))
         return real(pipeline, assets)
 
     monkeypatch.setattr(Pipeline, "run", run)

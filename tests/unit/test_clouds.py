@@ -51,7 +51,7 @@ def test_a_cloud_is_made_once_and_kept(cache: Path) -> None:
     again = clouds("a", 0)
     clouds("a", 0)
     assert loads == [1]
-    assert said == [f"a cloud that Point-E has made before comes from the cache: {cache / 'clouds'}"]  # once
+    assert said == [f"Point-E's cloud comes from the cache: {cache / 'clouds'}"]  # once
     assert torch.equal(first.points, again.points)
     assert torch.equal(first.colors, again.colors)
 
@@ -98,7 +98,7 @@ def test_networks_that_were_released_are_loaded_again_when_needed(cache: Path) -
 
 def test_a_long_wait_is_announced_before_it_begins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(module, "_seconds_by_call", lambda point_e: [610.0] * 3)
+    monkeypatch.setattr(module, "_time_calls", lambda point_e: [610.0] * 3)
     build(said, [])("a", 0)
     assert said == ["Point-E takes about 30 min on this processor, 3 calls of its networks"]
 
@@ -112,7 +112,7 @@ def test_a_long_wait_is_estimated_from_a_call_of_each_network(monkeypatch: pytes
 
     clock = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
-    assert module._seconds_by_call(TwoStages(PointTransformer(CONFIG))) == [2.0, 2.0, 2.0, 5.0, 5.0]
+    assert module._time_calls(TwoStages(PointTransformer(CONFIG))) == [2.0, 2.0, 2.0, 5.0, 5.0]
 
 
 def test_during_a_long_wait_there_is_a_line_now_and_then(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_during_a_long_wait_there_is_a_line_now_and_then(cache: Path, monkeypatc
     said: list[str] = []
     clouds = build(said, [])
     clock = [0.0]
-    monkeypatch.setattr(module, "_seconds_by_call", lambda point_e: [10.0, 10.0, 40.0, 40.0])
+    monkeypatch.setattr(module, "_time_calls", lambda point_e: [10.0, 10.0, 40.0, 40.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     tell = clouds._forecast(PointE(PointTransformer(CONFIG)))
     assert tell is not None
@@ -133,7 +133,7 @@ def test_during_a_long_wait_there_is_a_line_now_and_then(cache: Path, monkeypatc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_cloud_that_is_not_finite_is_refused_and_not_kept(dtype: torch.dtype, cache: Path) -> None:
     clouds = build([], [], dtype=dtype)
-    point_e, _ = clouds._loaded
+    point_e, _ = clouds._networks
     point_e.stages[0].output_proj.bias[0] = math.nan
     with pytest.raises(WeightsUnavailable, match="cloud of 'a' is not finite") as caught:
         clouds("a", 0)

@@ -31,8 +31,8 @@ from segdream_cli.pointe.transformer import (
     UPSAMPLE,
     PointTransformer,
     PointTransformerConfig,
+    embed_time,
     infer_config,
-    time_embedding,
 )
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors.text import TextEncoder, TextVector
@@ -138,8 +138,8 @@ def test_noise_levels(config: PointTransformerConfig) -> None:
 
 
 @pytest.mark.parametrize("t", [0, 1, 700, 1023])
-def test_time_embedding(t: int) -> None:
-    embedded = time_embedding(torch.tensor([t]), 512, torch.float64)
+def test_embed_time(t: int) -> None:
+    embedded = embed_time(torch.tensor([t]), 512, torch.float64)
     near(embedded[0], reference.time_embedding(t, 512), 1e-10)
 
 
@@ -388,8 +388,8 @@ def of_pictures() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (of_pictures, "conditioned on a picture .*width 2048"),
-        (lambda: {k: v for k, v in official().items() if "clip_embed" not in k}, "not conditioned on anything"),
+        (of_pictures, "conditioned on an image .*width 2048"),
+        (lambda: {k: v for k, v in official().items() if "clip_embed" not in k}, "not conditioned on a text"),
         (lambda: {"encoder.resblocks.0.ln_1.weight": torch.ones(256)}, "signed-distance"),
         (lambda: {"conv.weight": torch.ones(3)}, "no Point-E network"),
         (lambda: official() | {"clip_embed.weight": torch.empty(512, 512)}, r"base40M.*\[512, 512\], not \[512, 768\]"),

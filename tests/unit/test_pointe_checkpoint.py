@@ -466,7 +466,7 @@ def test_another_variant_is_refused_with_the_reason(release: Path, suffix: str) 
     state |= {"clip_embed.1.weight": weight, "clip_embed.1.bias": state.pop("clip_embed.bias")}
     path = release / f"base_40m_textvec.{suffix}"
     torch.save(state, path) if suffix == "pt" else save_file(state, path)
-    error = refuses("conditioned on a picture", release)
+    error = refuses("conditioned on an image", release)
     assert str(path) in error.message
     assert cached() == set()
 
