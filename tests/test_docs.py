@@ -1,4 +1,4 @@
-"""The pages: their links lead somewhere, and their lines are short enough to read in a diff."""
+"""The pages: their links and file names exist, and their lines are short enough to read in a diff."""
 
 import re
 from pathlib import Path
@@ -28,6 +28,15 @@ def test_links_lead_to_files_and_headings(page):
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+@each_page
+def test_file_names_exist(page):
+    names = re.findall(r"`((?:\w+/)+[\w.]+\.\w+)`", page.read_text(encoding="utf-8"))
+    folders = (ROOT, ROOT / "segdream_cli", page.parent)
+    placeholders = ("NAME", "bus.run/", "owner/")
+    files = [name for name in names if not any(part in name for part in placeholders)]
+    assert [name for name in files if not any((folder / name).exists() for folder in folders)] == []
 
 
 @each_page
