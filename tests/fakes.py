@@ -24,6 +24,11 @@ def stable_diffusion_alphas(n_timesteps: int = 1000) -> Tensor:
     return (1 - betas * 1000 / n_timesteps).cumprod(0)
 
 
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers, the same for the same shape and seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
 class AnalyticPrior:
     """The `Prior` of a Gaussian data distribution.
 

@@ -140,7 +140,7 @@ def test_a_turntable_does_not_repeat_its_first_view() -> None:
 def test_ranges_widen_as_the_releases(
     step: int, fov: tuple[float, float], radius: tuple[float, float], azimuth: float
 ) -> None:
-    """peers.md section 2."""
+    """Release ceb78a6, train.py lines 272-285: every 500 steps; limits of arguments/__init__.py lines 220-228."""
     ranges = camera_ranges(CameraConfig(azimuth_deg=80.0), step)
     assert ranges.fov_rad == pytest.approx(fov, abs=0.0051)
     assert ranges.radius == pytest.approx(radius, abs=0.0051)

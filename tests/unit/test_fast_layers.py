@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from fakes import draw
 from torch import Tensor, nn
 
 from segdream_cli.accel.fast_layers import (
@@ -18,10 +19,6 @@ from segdream_cli.accel.fast_layers import (
 )
 
 EXACT, SINGLE = 1e-11, 2e-5
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

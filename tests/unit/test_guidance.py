@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fakes import AnalyticPrior
+from fakes import AnalyticPrior, draw
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,16 +13,12 @@ SHAPE = (3, 4, 8, 8)
 SCALE = 7.5
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 UNCOND, COND = draw(*SHAPE), draw(*SHAPE, seed=1)
 NEGATIVES, WEIGHTS = draw(2, *SHAPE, seed=2), torch.tensor([[-2.0, -0.5, 0.0], [0.0, -1.2, 0.0]])
 
 
 def reference(uncond: Tensor, cond: Tensor, negatives: Tensor, weights: Tensor, scale: float) -> Tensor:
-    """Perp-Neg a row and a branch at a time, as peers.md section 5 states it."""
+    """Perp-Neg per row and branch, release ceb78a6, guidance/perpneg_utils.py lines 4-48."""
     rows = []
     for i in range(len(cond)):
         positive = (cond[i] - uncond[i]).flatten()

@@ -15,7 +15,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def reference_disparity(depth: np.ndarray, alpha: np.ndarray, focal: np.ndarray) -> np.ndarray:
-    """peers.md section 2, a view at a time."""
+    """Release ceb78a6, gaussian_renderer/__init__.py lines 153-161, one view at a time."""
     views = []
     for d, a, f in zip(depth, alpha, focal, strict=True):
         transmittance = 1 - a

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
-from fakes import AnalyticPrior, stable_diffusion_alphas
+from fakes import AnalyticPrior, draw, stable_diffusion_alphas
 from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
@@ -23,10 +23,6 @@ OPTIONS = {
     "timestep_spacing": "leading",
 }
 TIMES = st.integers(0, 999)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def at(*timesteps: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import AnalyticPrior
+from fakes import AnalyticPrior, draw
 from sctd_reference import Literal, Row
 from torch import Tensor
 
@@ -24,10 +24,6 @@ ROWS = {"one step": [SHORT, (101, 25, 20)], "two steps": [LONG, FAR], "mixed": [
 PRIOR = AnalyticPrior(variance=0.3, latent_shape=(4, 3, 3))
 SCHEDULE = NoiseSchedule(PRIOR.alphas_cumprod)
 PERP_NEG = torch.tensor([[-2.0, 0.0, -0.4, -1.0], [-0.5, 0.0, 0.0, -0.2]])
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def curved(latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
@@ -195,7 +191,10 @@ def test_sctd_rows_are_independent(approximate: bool) -> None:
 
 
 def test_sctd_evaluates_the_network_as_often_as_the_release() -> None:
-    """peers.md 1.6: 5 evaluations a row from t_tau on, 4 below, 2 more where both Perp-Neg branches count."""
+    """5 evaluations per row from t_tau on, 4 below, 2 more where both Perp-Neg branches count.
+
+    Release ceb78a6, guidance/sctd_utils.py lines 374-394, 300 (2 per row for guidance) and 279 (4 with Perp-Neg).
+    """
     for rows, perp_neg, evaluations in ([LONG], False, 5), ([SHORT], False, 4), ([LONG], True, 7), ([SHORT], True, 6):
         seen: list[int] = []
 

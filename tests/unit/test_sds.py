@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fakes import AnalyticPrior
+from fakes import AnalyticPrior, draw
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,10 +20,6 @@ VARIANCE = 0.3
 PRIOR = AnalyticPrior(variance=VARIANCE, latent_shape=(4, 3, 3))
 SCHEDULE = NoiseSchedule(PRIOR.alphas_cumprod)
 TIMESTEPS = torch.tensor([20, 400, 980])
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def conditions(weights: Tensor | None = None) -> Conditions:

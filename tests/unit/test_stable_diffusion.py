@@ -1,10 +1,12 @@
 """The diffusion prior against diffusers' own pipeline parts, closed forms and finite differences."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import fakes
 import pytest
 import torch
 from checkpoints import build, edit_json, edit_weights
@@ -45,9 +47,7 @@ def load(folder: Path, dtype: Any = "fp32", **how: Any) -> DiffusionPrior:
     return DiffusionPrior.load(checkpoint, "cpu", PriorConfig(dtype=dtype, **how), warn=pytest.fail)
 
 
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
+draw = functools.partial(fakes.draw, dtype=torch.float32)
 
 ALL = pytest.mark.parametrize("name", ["epsilon", "v_prediction", "shipped"])
 

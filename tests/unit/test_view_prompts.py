@@ -54,7 +54,7 @@ ANGLES = st.floats(-1000, 1000)
 )
 @pytest.mark.parametrize("turn", [1, -1])
 def test_perp_neg_weights_equal_the_release(azimuth: float, front: float, side: float, turn: int) -> None:
-    """peers.md section 5, columns LD; at 18 degrees the table states both sides of the jump."""
+    """Release ceb78a6, train.py lines 95-136, evaluated by hand; 17.9 and 18.1 are both sides of a jump."""
     weights = perp_neg_weights(torch.tensor([float(turn * azimuth)]), ViewConfig())
     assert weights[:, 0].tolist() == pytest.approx([front, side], abs=1e-3)
 

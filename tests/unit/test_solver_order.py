@@ -1,12 +1,15 @@
-"""Theorem 1: the distillation error over a segment [s_m, s_{m+1}] is O(Δt) (s_{m+1} - s_m), Eq. 13.
+"""The order of the solver step: walks of `NoiseSchedule.step` across the segments of `trajectory_segments`.
 
-What is measured. The theorem supposes that G(z_t, t, y) = G(ẑ_s, s, y) for all times of a segment, where ẑ_s is one
-solver step of at most Δt from z_t, and G(z, s_m, y) = z. Such a G is the walk of solver steps of size Δt from t
-down to s_m: applying the condition once replaces G(z_t, t) by G one step lower. By Eq. 12 and 28 a converged z_0 is
-where that walk ends, and z_data where the exact flow ends, both taken back from s_m to 0 with the same ε*. Here the
-flow is known in closed form (Gaussian data), so the error |z_0 - z_data|, its supremum over starting times t of the
-segment, is measured and not bounded. Each step errs by O(Δt²) and there are (s_{m+1} - s_m) / Δt of them: the slope
-in log-log axes is 1 in the segment's length at a fixed step, and 1 in the step at a fixed length.
+Eq. 13 (Theorem 1) bounds the distillation error over a segment [s_m, s_{m+1}] by O(Δt) (s_{m+1} - s_m). These tests
+prove the solver's part of it and never call `sctd`: a walk of steps of size Δt from t down to s_m errs with order 1.
+
+The theorem supposes that G(z_t, t, y) = G(ẑ_s, s, y) for all times of a segment, where ẑ_s is one solver step of at
+most Δt from z_t, and G(z, s_m, y) = z. Such a G is the walk: applying the condition once replaces G(z_t, t) by G one
+step lower. By Eq. 12 and 28 a converged z_0 is where the walk ends, and z_data where the exact flow ends, both taken
+from s_m to 0 with the same ε*. Here the flow is known in closed form (Gaussian data), so that the error
+|z_0 - z_data|, its supremum over starting times t of the segment, is measured and not bounded. Each step errs by
+O(Δt²) and there are (s_{m+1} - s_m) / Δt of them: the slope in log-log axes is 1 in the segment's length at a fixed
+step, and 1 in the step at a fixed length.
 
 The slope in the length needs lengths over which the ODE's coefficients stay alike, so up to half of s_m: near t = 0
 the noise grows like sqrt(t), and a longer segment errs less than in proportion. The bound itself is tested at the
@@ -54,7 +57,7 @@ def walk(z_t: Tensor, t: float, e: float, step: float) -> Tensor:
     return z_t
 
 
-def distillation_error(e: float, length: float, step: float) -> float:
+def walk_error(e: float, length: float, step: float) -> float:
     """|z_0 - z_data| for the segment [e, e + length], the largest over starting times t."""
     generator = torch.Generator().manual_seed(0)
     spread = PRIOR.variance.sqrt()
@@ -76,44 +79,44 @@ def lengths(e: int) -> tuple[float, ...]:
     return tuple(longest / 2**i for i in range(5, -1, -1))
 
 
-def slope(sizes: tuple[float, ...], errors: list[float]) -> float:
-    """The straight line's through the points in log-log axes."""
+def loglog_slope(sizes: tuple[float, ...], errors: list[float]) -> float:
+    """The slope of the straight line through the points in log-log axes."""
     return float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
 
 
 @pytest.mark.parametrize("e", SEGMENT_ENDS)
-def test_the_error_grows_linearly_with_the_segments_length(e: int) -> None:
+def test_walk_error_is_linear_in_the_segment_length(e: int) -> None:
     sizes = lengths(e)
-    errors = [distillation_error(e, length, sizes[0] / 8) for length in sizes]
+    errors = [walk_error(e, length, sizes[0] / 8) for length in sizes]
     assert errors == sorted(errors)
-    assert slope(sizes, errors) == pytest.approx(1, abs=0.2)
+    assert loglog_slope(sizes, errors) == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize("e", SEGMENT_ENDS)
-def test_the_error_grows_linearly_with_the_step(e: int) -> None:
-    errors = [distillation_error(e, FULL, step) for step in STEPS]
+def test_walk_error_is_linear_in_the_step(e: int) -> None:
+    errors = [walk_error(e, FULL, step) for step in STEPS]
     assert errors == sorted(errors)
-    assert slope(STEPS, errors) == pytest.approx(1, abs=0.2)
+    assert loglog_slope(STEPS, errors) == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize("e", SEGMENT_ENDS)
-def test_one_step_across_the_segment_errs_with_the_square_of_its_length(e: int) -> None:
-    errors = [distillation_error(e, length, length) for length in lengths(e)]
-    assert slope(lengths(e), errors) == pytest.approx(2, abs=0.2)
+def test_one_step_error_is_quadratic_in_the_segment_length(e: int) -> None:
+    errors = [walk_error(e, length, length) for length in lengths(e)]
+    assert loglog_slope(lengths(e), errors) == pytest.approx(2, abs=0.2)
 
 
 @pytest.mark.parametrize("e", SEGMENT_ENDS)
-def test_the_constant_of_short_segments_bounds_the_long_ones(e: int) -> None:
+def test_walk_error_of_long_segments_is_bounded_by_the_constant_of_short_ones(e: int) -> None:
     """error <= C Δt (s_{m+1} - s_m) up to the release's length, with the C of a short segment and small steps."""
-    constant = distillation_error(e, 3, 0.25) / (3 * 0.25)
+    constant = walk_error(e, 3, 0.25) / (3 * 0.25)
     for length in (3, 12, 48, FULL):
         for step in (0.25, 1, 4):
-            assert distillation_error(e, length, min(step, length)) <= 1.01 * constant * step * length
+            assert walk_error(e, length, min(step, length)) <= 1.01 * constant * step * length
 
 
-def test_every_segment_errs_less_than_the_whole_trajectory() -> None:
-    """Why SCTD cuts the trajectory: the bound's length is a segment's and not T's."""
-    whole = distillation_error(20, 960, 8)
-    parts = [distillation_error(e, FULL, 8) for e in SEGMENT_ENDS]
+def test_walk_error_of_a_segment_is_below_that_of_the_whole_trajectory() -> None:
+    """SCTD cuts the trajectory because the length in the bound is a segment's and not T."""
+    whole = walk_error(20, 960, 8)
+    parts = [walk_error(e, FULL, 8) for e in SEGMENT_ENDS]
     assert max(parts) < 0.8 * whole
     assert np.mean(parts) < whole / 3
