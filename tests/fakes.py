@@ -1,6 +1,6 @@
 """A diffusion prior whose noise estimate and probability-flow ODE are known in closed form.
 
-Its data are Gaussian, N(mu, S) with one variance S a latent element. Noised to t they are N(α_t mu, v_t) with
+Its data are Gaussian, N(mu, S) with one variance S per latent element. Noised to t they are N(α_t mu, v_t) with
 v_t = α_t² S + σ_t², so that
 
     ε(z, t) = σ_t (z - α_t mu) / v_t        the exact noise estimate

@@ -1,4 +1,4 @@
-"""A real HTTP server of a few files, which can be told to misbehave."""
+"""A real HTTP server of a few files, that misbehaves on demand."""
 
 import hashlib
 import re

@@ -98,7 +98,7 @@ def serving(models: dict[str, Path]) -> Iterator[tuple[type[Hub], str]]:
 
 
 def point_to(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the Hub's client use another address and an own cache."""
+    """Points the Hub's client to an address and a cache of its own."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")

@@ -53,7 +53,7 @@ def clouds(point_e: PointE) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_graphs_replay_what_would_be_called(dtype: torch.dtype) -> None:
+def test_graphed_calls_match_eager_calls(dtype: torch.dtype) -> None:
     stages = stage(LOW, dtype), stage(HIGH, dtype)
     eager = clouds(PointE(*stages))
     graphed = clouds(PointE(*stages).speed_up(pytest.fail, graphs=True, compiling=False))
@@ -64,7 +64,7 @@ def test_graphs_replay_what_would_be_called(dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.filterwarnings("ignore")  # of what the compiler imports, and its advice to compute less exactly
-def test_compiled_networks_make_the_same_cloud() -> None:
+def test_compiled_point_e_samples_the_same_cloud() -> None:
     said: list[str] = []
     stages = stage(LOW, torch.float32), stage(HIGH, torch.float32)
     (expected, *_), (found, *_) = (
@@ -75,7 +75,7 @@ def test_compiled_networks_make_the_same_cloud() -> None:
     assert [line.split()[0] for line in said] == ["compiling", "compiled"] * 2
 
 
-def test_the_cpu_makes_the_same_cloud() -> None:
+def test_point_e_samples_the_same_cloud_on_the_cpu() -> None:
     stages = stage(LOW, torch.float32), stage(HIGH, torch.float32)
     found = clouds(PointE(*stages).speed_up(pytest.fail, graphs=True, compiling=False))
     expected = clouds(PointE(*(network.cpu() for network in stages)))
@@ -85,7 +85,7 @@ def test_the_cpu_makes_the_same_cloud() -> None:
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @torch.no_grad()
-def test_the_host_never_waits_between_the_first_evaluation_and_the_last() -> None:
+def test_sample_never_waits_for_the_device() -> None:
     network = stage(LOW, torch.float16)
     evaluate = GraphedCalls(network, CompileNotices("it", pytest.fail, compiling=False))
     denoise = Denoiser(network, text(LOW.text_width, 1)[None].to(CUDA), evaluate=evaluate)
@@ -99,7 +99,7 @@ def test_the_host_never_waits_between_the_first_evaluation_and_the_last() -> Non
     assert torch.equal(found, expected)
 
 
-def test_attention_of_half_precision_is_of_the_fused_kernels() -> None:
+def test_half_precision_attention_uses_fused_kernels() -> None:
     """The matrix of all pairs, 606 MB in the official upsampler, is never there: the peak is far below it."""
     config = replace(UPSAMPLE, layers=1)
     network = stage(config, torch.float16)
@@ -110,7 +110,7 @@ def test_attention_of_half_precision_is_of_the_fused_kernels() -> None:
     assert torch.cuda.max_memory_allocated() - before < 200e6
 
 
-def test_the_embedded_priors_own_is_the_same_replayed() -> None:
+def test_graphed_point_e_of_the_embedded_prior_samples_the_same_cloud() -> None:
     checkpoint = weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=pytest.fail)
     assert checkpoint.profile.point_e is not None
     files = open_point_e(checkpoint.folder / checkpoint.profile.point_e / "model.safetensors", origin="here")

@@ -76,12 +76,14 @@ def unit(vector: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vector, dim=-1)
 
 
-def test_state_dicts_are_recognised(networks: list[Any]) -> None:
+def test_infer_config_recognises_official_state_dicts(networks: list[Any]) -> None:
     assert [infer_config(network.state_dict()) for network in networks] == [BASE, UPSAMPLE]
 
 
 @pytest.mark.parametrize("stage", [0, 1], ids=NAMES)
-def test_forward(networks: list[Any], ours: list[PointTransformer], stage: int, record_property: Any) -> None:
+def test_point_transformer_matches_the_official_network(
+    networks: list[Any], ours: list[PointTransformer], stage: int, record_property: Any
+) -> None:
     config, count = CONFIGS[stage], 2 - stage
     noisy, timesteps = normal(count, config.points, 6), torch.tensor([700, 3])[:count]
     if stage == 0:
@@ -97,7 +99,7 @@ def test_forward(networks: list[Any], ours: list[PointTransformer], stage: int, 
 
 
 @pytest.mark.parametrize("stage", [0, 1], ids=NAMES)
-def test_schedule(stage: int) -> None:
+def test_schedule_matches_the_official_one(stage: int) -> None:
     configs, karras = official("diffusion.configs"), official("diffusion.k_diffusion")
     diffusion = configs.diffusion_from_config(configs.DIFFUSION_CONFIGS[NAMES[stage]])
     sampling, alphas = CONFIGS[stage].sampling, alphas_cumprod(CONFIGS[stage].schedule)
@@ -111,7 +113,7 @@ def test_schedule(stage: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_stages_of_sampling(
+def test_sample_matches_the_official_sampler(
     networks: list[Any], ours: list[PointTransformer], monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
     """Few steps, for time, but with the churn, the guidance and the noise levels of the release."""

@@ -1,4 +1,4 @@
-"""Clouds of Point-E: made once, kept, made anew when the file is damaged; and Gaussians about their points."""
+"""Clouds of Point-E: sampled once, cached, replaced if the file is damaged; and the Gaussians about their points."""
 
 import math
 from pathlib import Path
@@ -40,7 +40,7 @@ def build(said: list[str], loads: list[int], digest: str = "digest", dtype: torc
     return Clouds(digest, torch.device("cpu"), dtype, load, announce=said.append)
 
 
-def test_a_cloud_is_made_once_and_kept(cache: Path) -> None:
+def test_clouds_sample_once_and_cache(cache: Path) -> None:
     said: list[str] = []
     loads: list[int] = []
     first = build(said, loads)("a", 0)
@@ -56,7 +56,7 @@ def test_a_cloud_is_made_once_and_kept(cache: Path) -> None:
     assert torch.equal(first.colors, again.colors)
 
 
-def test_text_seed_weights_and_arithmetic_each_make_another_cloud(cache: Path) -> None:
+def test_clouds_depend_on_text_seed_weights_and_dtype(cache: Path) -> None:
     loads: list[int] = []
     clouds = build([], loads)
     made = [clouds("a", 0), clouds("b", 0), clouds("a", 1)]
@@ -69,7 +69,7 @@ def test_text_seed_weights_and_arithmetic_each_make_another_cloud(cache: Path) -
     assert len(list((cache / "clouds").iterdir())) == 5
 
 
-def test_a_damaged_file_is_made_anew_and_no_cache_is_no_failure(cache: Path) -> None:
+def test_clouds_replace_damaged_files_and_work_without_a_cache(cache: Path) -> None:
     loads: list[int] = []
     cloud = build([], loads)("a", 0)
     (kept,) = (cache / "clouds").iterdir()
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_made_anew_and_no_cache_is_no_failure(cache: Path) -> 
     assert torch.equal(build([], loads)("a", 0).points, cloud.points)
 
 
-def test_networks_that_were_released_are_loaded_again_when_needed(cache: Path) -> None:
+def test_clouds_load_networks_again_after_release(cache: Path) -> None:
     loads: list[int] = []
     clouds = build([], loads)
     clouds.release()
@@ -96,14 +96,14 @@ def test_networks_that_were_released_are_loaded_again_when_needed(cache: Path) -
     assert loads == [1, 1]
 
 
-def test_a_long_wait_is_announced_before_it_begins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clouds_announce_a_long_wait(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(module, "_time_calls", lambda point_e: [610.0] * 3)
     build(said, [])("a", 0)
     assert said == ["Point-E takes about 30 min on this processor, 3 calls of its networks"]
 
 
-def test_a_long_wait_is_estimated_from_a_call_of_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_calls_measures_one_call_of_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
     class TwoStages(PointE):
         evaluations = (3, 2)
 
@@ -115,7 +115,7 @@ def test_a_long_wait_is_estimated_from_a_call_of_each_network(monkeypatch: pytes
     assert module._time_calls(TwoStages(PointTransformer(CONFIG))) == [2.0, 2.0, 2.0, 5.0, 5.0]
 
 
-def test_during_a_long_wait_there_is_a_line_now_and_then(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clouds_announce_the_time_left(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left follows from the pace so far: here each call takes twice its estimate."""
     said: list[str] = []
     clouds = build(said, [])
@@ -131,7 +131,7 @@ def test_during_a_long_wait_there_is_a_line_now_and_then(cache: Path, monkeypatc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_cloud_that_is_not_finite_is_refused_and_not_kept(dtype: torch.dtype, cache: Path) -> None:
+def test_clouds_refuse_non_finite_points(dtype: torch.dtype, cache: Path) -> None:
     clouds = build([], [], dtype=dtype)
     point_e, _ = clouds._networks
     point_e.stages[0].output_proj.bias[0] = math.nan
@@ -147,7 +147,7 @@ def cloud_of(n: int) -> PointCloud:
     return PointCloud(torch.rand(n, 3, generator=generator) - 0.5, torch.rand(n, 3, generator=generator))
 
 
-def test_gaussians_lie_about_the_points_the_same_way_about_each() -> None:
+def test_about_points_repeats_the_offsets_at_each_point() -> None:
     cloud = cloud_of(50)
     config = InitConfig(copies=20, spread=0.05, scale=2.0, lift=0.15)
     means, colors = scatter_around(cloud, config, torch.Generator().manual_seed(0))
@@ -157,7 +157,7 @@ def test_gaussians_lie_about_the_points_the_same_way_about_each() -> None:
     assert offsets.norm(dim=-1).max() <= 0.05 + 1e-6
 
 
-def test_places_about_a_point_have_uniform_radius_and_angles() -> None:
+def test_about_points_offsets_have_uniform_radius_and_angles() -> None:
     config = InitConfig(copies=20_000, spread=1.0, scale=1.0, lift=0.0)
     cloud = PointCloud(torch.zeros(1, 3), torch.zeros(1, 3))
     means, _ = scatter_around(cloud, config, torch.Generator().manual_seed(0))
@@ -169,20 +169,20 @@ def test_places_about_a_point_have_uniform_radius_and_angles() -> None:
         torch.testing.assert_close(counts, torch.full((10,), 0.1), atol=0.01, rtol=0)
 
 
-def test_colours_points_and_the_rest_follow_the_settings() -> None:
+def test_initial_gaussians_from_a_cloud_follow_the_settings() -> None:
     cloud = cloud_of(40)
     config = InitConfig(copies=3, points=10, color="points", opacity=0.1, spread=0.0, lift=0.0)
     gaussians = initial_gaussians(config, torch.Generator().manual_seed(0), lambda: cloud)
     assert len(gaussians) == 30
-    place = torch.cdist(gaussians.means.detach(), cloud.points).argmin(1)
-    assert len(place.unique()) == 10
-    torch.testing.assert_close(0.5 + SH_C0 * gaussians.params["sh0"].detach(), cloud.colors[place])
+    nearest = torch.cdist(gaussians.means.detach(), cloud.points).argmin(1)
+    assert len(nearest.unique()) == 10
+    torch.testing.assert_close(0.5 + SH_C0 * gaussians.params["sh0"].detach(), cloud.colors[nearest])
     torch.testing.assert_close(gaussians.opacities.detach(), torch.full((30,), 0.1))
     gray = initial_gaussians(InitConfig(copies=2), torch.Generator(), lambda: cloud)
     assert len(gray) == 80
     torch.testing.assert_close(0.5 + SH_C0 * gray.params["sh0"].detach(), torch.full((80, 3), 0.498))
 
 
-def test_a_start_from_point_e_needs_its_cloud() -> None:
+def test_initial_gaussians_need_the_cloud_of_point_e() -> None:
     with pytest.raises(ValueError, match="cloud"):
         initial_gaussians(InitConfig(), torch.Generator())

@@ -66,7 +66,7 @@ def refuses(server: FileServer, target: Path, words: str, **options: Any) -> Wei
     return caught.value
 
 
-def test_a_file_arrives_whole_with_its_hash_and_nothing_beside_it(server: FileServer, target: Path) -> None:
+def test_download_writes_the_file_and_returns_its_hash(server: FileServer, target: Path) -> None:
     told: list[tuple[int, int]] = []
     found = fetch(
         server, target, size=len(CONTENT), sha256=sha256(CONTENT), progress=lambda *report: told.append(report)
@@ -81,7 +81,7 @@ def test_a_file_arrives_whole_with_its_hash_and_nothing_beside_it(server: FileSe
     assert {total for _, total in told} == {len(CONTENT)}
 
 
-def test_a_broken_connection_is_gone_on_with(server: FileServer, target: Path) -> None:
+def test_download_resumes_a_broken_connection(server: FileServer, target: Path) -> None:
     server.script = [cut(body=100_000), cut(body=50_000), cut(body=1)]
     told: list[int] = []
     fetch(server, target, progress=lambda done, _: told.append(done))
@@ -90,14 +90,14 @@ def test_a_broken_connection_is_gone_on_with(server: FileServer, target: Path) -
     assert told == sorted(told)
 
 
-def test_many_breaks_do_not_end_it_while_the_file_grows(server: FileServer, target: Path) -> None:
+def test_download_survives_many_breaks_while_the_file_grows(server: FileServer, target: Path) -> None:
     server.script = [cut(body=2**15) for _ in range(8)]
     fetch(server, target)
     assert target.read_bytes() == CONTENT
     assert len(server.requests) == 9
 
 
-def test_what_has_come_is_kept_for_the_next_call(server: FileServer, target: Path) -> None:
+def test_download_keeps_the_partial_file_for_the_next_call(server: FileServer, target: Path) -> None:
     server.script = [cut(body=100_000)] + [cut(body=10) for _ in range(4)]
     error = refuses(server, target, "ended after 100,040 of 300,000 bytes")
     assert error.hint == HINT
@@ -109,7 +109,7 @@ def test_what_has_come_is_kept_for_the_next_call(server: FileServer, target: Pat
     assert left(target) == {"model.pt"}
 
 
-def test_a_silent_server_is_asked_again(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_retries_a_silent_server(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
     server.script = [cut(body=100_000, pause=1.0), lambda _: time.sleep(1.0)]
     began = time.monotonic()
@@ -120,9 +120,7 @@ def test_a_silent_server_is_asked_again(server: FileServer, target: Path, monkey
 
 
 @pytest.mark.parametrize("if_range", [True, False])
-def test_a_file_that_changed_between_two_attempts_is_fetched_anew(
-    server: FileServer, target: Path, if_range: bool
-) -> None:
+def test_download_restarts_if_the_file_changed(server: FileServer, target: Path, if_range: bool) -> None:
     def change(handler: Any) -> None:
         server.files["/model.pt"] = OTHER
         handler.send_file(if_range=if_range)
@@ -133,7 +131,7 @@ def test_a_file_that_changed_between_two_attempts_is_fetched_anew(
     assert server.ranges()[1] == "bytes=100000-"
 
 
-def test_a_file_that_shrank_between_two_attempts_is_fetched_anew(server: FileServer, target: Path) -> None:
+def test_download_restarts_if_the_file_shrank(server: FileServer, target: Path) -> None:
     def shrink(handler: Any) -> None:
         server.files["/model.pt"] = OTHER[:500]
         handler.send_file(if_range=False)
@@ -145,23 +143,21 @@ def test_a_file_that_shrank_between_two_attempts_is_fetched_anew(server: FileSer
 
 
 @pytest.mark.parametrize("first", [{"etag": None}, {"etag": "weak"}])
-def test_without_a_promise_of_the_same_bytes_nothing_is_gone_on_with(
-    server: FileServer, target: Path, first: dict[str, Any]
-) -> None:
+def test_download_restarts_without_a_strong_etag(server: FileServer, target: Path, first: dict[str, Any]) -> None:
     server.script = [cut(body=100_000, **first)]
     fetch(server, target)
     assert target.read_bytes() == CONTENT
     assert server.ranges() == [None, None]
 
 
-def test_a_server_without_ranges_sends_it_all_again(server: FileServer, target: Path) -> None:
+def test_download_restarts_without_ranges(server: FileServer, target: Path) -> None:
     server.script = [cut(body=100_000, ranges=False), cut(ranges=False)]
     fetch(server, target)
     assert target.read_bytes() == CONTENT
     assert len(server.requests) == 2
 
 
-def test_a_part_of_another_address_is_not_gone_on_with(server: FileServer, target: Path) -> None:
+def test_download_ignores_a_partial_file_of_another_address(server: FileServer, target: Path) -> None:
     server.files["/other.pt"] = OTHER
     server.script = [cut(body=100_000)] + [cut(body=0) for _ in range(4)]
     refuses(server, target, "ended after")
@@ -172,7 +168,7 @@ def test_a_part_of_another_address_is_not_gone_on_with(server: FileServer, targe
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{}", '{"url": 3}', '{"url": 1, "etag": 2, "size": 3, "more": 4}'])
-def test_a_damaged_record_of_a_part_is_passed_over(server: FileServer, target: Path, record: str) -> None:
+def test_download_ignores_a_damaged_record(server: FileServer, target: Path, record: str) -> None:
     target.parent.mkdir()
     target.with_name("model.pt.part").write_bytes(OTHER[:1000])
     target.with_name("model.pt.part.json").write_text(record)
@@ -181,7 +177,7 @@ def test_a_damaged_record_of_a_part_is_passed_over(server: FileServer, target: P
     assert left(target) == {"model.pt"}
 
 
-def test_a_whole_part_needs_no_request(server: FileServer, target: Path) -> None:
+def test_download_makes_no_request_for_a_complete_partial_file(server: FileServer, target: Path) -> None:
     target.parent.mkdir()
     target.with_name("model.pt.part").write_bytes(CONTENT)
     fields = {"url": f"{server.address}/model.pt", "etag": '"x"', "size": len(CONTENT)}
@@ -191,7 +187,7 @@ def test_a_whole_part_needs_no_request(server: FileServer, target: Path) -> None
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_refusal_ends_it_at_once_and_its_page_is_not_saved(server: FileServer, target: Path, status: int) -> None:
+def test_download_fails_at_once_if_the_server_refuses(server: FileServer, target: Path, status: int) -> None:
     server.script = [page(status, "<html>no</html>")]
     error = refuses(server, target, f"model.pt answered {status}")
     assert error.hint == HINT
@@ -199,20 +195,20 @@ def test_a_refusal_ends_it_at_once_and_its_page_is_not_saved(server: FileServer,
     assert left(target) == set()
 
 
-def test_a_web_page_with_status_200_is_not_saved(server: FileServer, target: Path) -> None:
+def test_download_refuses_a_web_page_with_status_200(server: FileServer, target: Path) -> None:
     server.script = [page(200, "<html>Please sign in</html>")]
     refuses(server, target, "answered with a web page instead of the file")
     assert left(target) == set()
 
 
 @pytest.mark.parametrize("status", [204, 206])
-def test_another_success_is_no_file(server: FileServer, target: Path, status: int) -> None:
+def test_download_refuses_other_success_codes(server: FileServer, target: Path, status: int) -> None:
     server.script = [page(status) for _ in range(4)]
     refuses(server, target, "answered 204|another part of the file")
     assert left(target) == set()
 
 
-def test_another_length_than_the_known_one_is_refused_before_it_comes(server: FileServer, target: Path) -> None:
+def test_download_refuses_another_length_before_the_body(server: FileServer, target: Path) -> None:
     told: list[int] = []
     refuses(
         server,
@@ -225,7 +221,7 @@ def test_another_length_than_the_known_one_is_refused_before_it_comes(server: Fi
     assert left(target) == set()
 
 
-def test_an_unstated_length_is_taken_only_where_it_is_known(server: FileServer, target: Path) -> None:
+def test_download_needs_a_stated_or_known_length(server: FileServer, target: Path) -> None:
     server.script = [cut(length=False)]
     refuses(server, target, "does not state the length")
     server.script = [cut(length=False)]
@@ -233,7 +229,7 @@ def test_an_unstated_length_is_taken_only_where_it_is_known(server: FileServer, 
     assert target.read_bytes() == CONTENT
 
 
-def test_a_busy_server_is_asked_again_a_few_times(server: FileServer, target: Path) -> None:
+def test_download_retries_a_busy_server_a_few_times(server: FileServer, target: Path) -> None:
     server.script = [page(503), page(429), page(500)]
     fetch(server, target)
     assert target.read_bytes() == CONTENT
@@ -244,7 +240,9 @@ def test_a_busy_server_is_asked_again_a_few_times(server: FileServer, target: Pa
     assert len(server.requests) == 4
 
 
-def test_no_server_is_said_at_once(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_fails_at_once_without_a_server(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "DELAYS_S", (9.0, 9.0, 9.0))
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -257,13 +255,13 @@ def test_no_server_is_said_at_once(server: FileServer, target: Path, monkeypatch
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "nonsense", "", "http://", "http://a b/c", "http://[::1/x"])
-def test_what_is_no_http_address_is_refused(target: Path, url: str) -> None:
+def test_download_refuses_other_addresses_than_http(target: Path, url: str) -> None:
     with pytest.raises(WeightsUnavailable, match=r"is not an http address|out of reach"):
         download(url, target, hint=HINT)
     assert not target.exists()
 
 
-def test_another_hash_is_refused_with_both(server: FileServer, target: Path) -> None:
+def test_download_refuses_another_hash(server: FileServer, target: Path) -> None:
     error = refuses(server, target, sha256(CONTENT), sha256=sha256(OTHER))
     assert sha256(OTHER) in error.message
     assert error.hint == HINT
@@ -271,7 +269,7 @@ def test_another_hash_is_refused_with_both(server: FileServer, target: Path) -> 
     assert len(server.requests) == 1
 
 
-def test_a_part_that_was_tampered_with_is_fetched_anew(server: FileServer, target: Path) -> None:
+def test_download_restarts_if_the_partial_file_changed(server: FileServer, target: Path) -> None:
     server.script = [cut(body=100_000)] + [cut(body=0) for _ in range(4)]
     refuses(server, target, "ended after")
     target.with_name("model.pt.part").write_bytes(OTHER[:100_000])
@@ -279,7 +277,7 @@ def test_a_part_that_was_tampered_with_is_fetched_anew(server: FileServer, targe
     assert target.read_bytes() == CONTENT
 
 
-def test_a_disk_without_room_is_said_before_the_download(
+def test_download_checks_the_free_space_first(
     server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage("/")
@@ -289,7 +287,9 @@ def test_a_disk_without_room_is_said_before_the_download(
     assert not target.with_name("model.pt.part").exists()
 
 
-def test_only_what_is_missing_needs_room(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_needs_space_only_for_the_rest(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.script = [cut(body=100_000)] + [cut(body=0) for _ in range(4)]
     refuses(server, target, "ended after")
     usage = shutil.disk_usage("/")
@@ -298,7 +298,7 @@ def test_only_what_is_missing_needs_room(server: FileServer, target: Path, monke
     assert target.read_bytes() == CONTENT
 
 
-def test_a_disk_that_fills_up_is_said(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_names_a_disk_that_fills_up(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -308,14 +308,14 @@ def test_a_disk_that_fills_up_is_said(server: FileServer, target: Path, monkeypa
     assert len(server.requests) == 1
 
 
-def test_a_cache_that_can_not_be_written_is_said(server: FileServer, tmp_path: Path) -> None:
+def test_download_names_a_cache_that_can_not_be_written(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     error = refuses(server, tmp_path / "file" / "model.pt", "file can't be written: ")
     assert "SEGDREAM_CACHE=" in str(error.hint)
     assert server.requests == []
 
 
-def test_room_is_looked_for_where_a_folder_will_be(tmp_path: Path) -> None:
+def test_check_space_accepts_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     check_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(WeightsUnavailable, match="GB are needed") as caught:
         check_space(tmp_path / "not" / "yet", 10**18, variable="HF_HOME")
@@ -333,7 +333,7 @@ def test_room_is_looked_for_where_a_folder_will_be(tmp_path: Path) -> None:
         ({}, "/home/me/.cache/segdream"),
     ],
 )
-def test_the_cache_is_where_the_environment_says(
+def test_cache_folder_follows_the_environment(
     environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("SEGDREAM_CACHE", "XDG_CACHE_HOME"):

@@ -1,4 +1,4 @@
-"""Rewritten layers against the layers they stand for: a whole encoder in Stable Diffusion's layout, and odd shapes."""
+"""Fast layers against the layers that they replace, in an encoder of Stable Diffusion and in odd shapes."""
 
 import copy
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("names", [["attention"], ["convolutions"], ["norms"], list(REWRITES)], ids="+".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.usefixtures("form")
-def test_the_encoder_and_its_gradient_are_those_of_diffusers(
+def test_replacements_give_the_encoder_and_gradient_of_diffusers(
     autoencoder: AutoencoderKL, names: list[str], dtype: torch.dtype, channels_last: bool
 ) -> None:
     plain = copy.deepcopy(autoencoder).double()
@@ -85,7 +85,7 @@ def test_the_encoder_and_its_gradient_are_those_of_diffusers(
         assert relative(found.double(), expected) < (EXACT if exact else SINGLE)
 
 
-def test_rewriting_reaches_what_it_should_and_keeps_the_parameters(autoencoder: AutoencoderKL) -> None:
+def test_replacements_keep_the_parameters(autoencoder: AutoencoderKL) -> None:
     vae = copy.deepcopy(autoencoder)
     before = vae.state_dict()
     for rewrite in REWRITES.values():
@@ -102,7 +102,7 @@ def test_rewriting_reaches_what_it_should_and_keeps_the_parameters(autoencoder: 
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own doing
-def test_the_compiler_takes_the_whole_encoder_in_one_piece(autoencoder: AutoencoderKL) -> None:
+def test_replacements_compile_without_graph_breaks(autoencoder: AutoencoderKL) -> None:
     """A break would leave parts of it uncompiled, and could not be captured with the rest."""
     vae = copy.deepcopy(autoencoder).double()
     for rewrite in REWRITES.values():
@@ -119,7 +119,7 @@ def test_the_compiler_takes_the_whole_encoder_in_one_piece(autoencoder: Autoenco
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (3, 1), (3, 0), ((5, 3), (1, 2)), (4, 2)])
 @pytest.mark.usefixtures("form")
-def test_a_convolutions_gradient_is_a_convolution(kernel: int, padding: int, bias: bool) -> None:
+def test_frozen_convolution_matches_conv2d(kernel: int, padding: int, bias: bool) -> None:
     layer = nn.Conv2d(3, 5, kernel, padding=padding, bias=bias).double().requires_grad_(False)
     x, other = (draw(2, 3, 9, 11).requires_grad_() for _ in range(2))
     found, expected = FrozenConvolution(layer)(x), layer(other)
@@ -130,7 +130,7 @@ def test_a_convolutions_gradient_is_a_convolution(kernel: int, padding: int, bia
     torch.testing.assert_close(x.grad, other.grad)
 
 
-def test_a_convolution_keeps_nothing_of_its_input() -> None:
+def test_frozen_convolution_saves_only_its_weights() -> None:
     kept = []
     layer = FrozenConvolution(nn.Conv2d(3, 5, 3, padding=1).requires_grad_(False))
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -141,14 +141,14 @@ def test_a_convolution_keeps_nothing_of_its_input() -> None:
 @pytest.mark.parametrize(
     "change", [{"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding_mode": "reflect"}, {"padding": 3}]
 )
-def test_other_convolutions_stay_as_they_are(change: dict[str, object]) -> None:
+def test_replace_convolutions_skips_other_convolutions(change: dict[str, object]) -> None:
     layer = nn.Sequential(nn.Conv2d(4, 4, 3, **{"padding": 1, **change}))
     replace_convolutions(layer)
     assert type(layer[0]) is nn.Conv2d
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_fused_projections_predict_what_separate_ones_do(dtype: torch.dtype) -> None:
+def test_drop_separate_projections_keeps_the_prediction(dtype: torch.dtype) -> None:
     """Self-attention and cross-attention of a U-Net in Stable Diffusion's layout."""
     torch.manual_seed(0)
     plain = UNet2DConditionModel(
@@ -168,7 +168,7 @@ def test_fused_projections_predict_what_separate_ones_do(dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("shape", [(2, 12, 7), (2, 12, 5, 7), (1, 12, 1, 1)])
-def test_a_norm_by_channel_is_the_group_norm(shape: tuple[int, ...]) -> None:
+def test_channel_norm_matches_group_norm(shape: tuple[int, ...]) -> None:
     layer = nn.GroupNorm(4, 12, eps=1e-5).double()
     layer.weight.data, layer.bias.data = draw(12, seed=1), draw(12, seed=2)
     layer.requires_grad_(False)
@@ -180,7 +180,7 @@ def test_a_norm_by_channel_is_the_group_norm(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(x.grad, other.grad, atol=1e-9, rtol=1e-9)
 
 
-def test_a_norm_in_half_precision_takes_its_statistics_in_single() -> None:
+def test_channel_norm_in_half_precision_has_single_statistics() -> None:
     layer = nn.GroupNorm(2, 4).half()
     x = (200 + draw(1, 4, 64, 64)).half()  # the squares alone would be beyond half precision
     expected = nn.GroupNorm(2, 4)(x.float())

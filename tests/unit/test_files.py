@@ -1,4 +1,4 @@
-"""Files are written whole or not at all. A disk that fills up is /dev/full, where the kernel itself says so."""
+"""Writes of complete files, checks of outputs, and locks. A full disk is /dev/full, where the kernel reports it."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ def full_disk(monkeypatch):
     monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
 
 
-def test_a_new_file_appears_with_its_content_and_nothing_else(tmp_path):
+def test_atomic_write_creates_a_file(tmp_path):
     path = tmp_path / "asset.ply"
     with atomic_write(path) as temporary:
         assert temporary.parent == tmp_path
@@ -42,7 +42,7 @@ def test_a_new_file_appears_with_its_content_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_old_file_is_replaced_only_at_the_end(tmp_path):
+def test_atomic_write_replaces_an_old_file_at_the_end(tmp_path):
     path = tmp_path / "asset.ply"
     path.write_text("old")
     with atomic_write(path) as temporary:
@@ -52,7 +52,7 @@ def test_an_old_file_is_replaced_only_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("problem", [ValueError("bad"), KeyboardInterrupt(), OSError(errno.EIO, "broken")])
-def test_an_exception_leaves_nothing_and_keeps_the_old_file(tmp_path, problem):
+def test_atomic_write_keeps_the_old_file_on_an_exception(tmp_path, problem):
     path = tmp_path / "asset.ply"
     path.write_text("old")
 
@@ -67,7 +67,7 @@ def test_an_exception_leaves_nothing_and_keeps_the_old_file(tmp_path, problem):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_results_have_the_permissions_of_any_new_file(tmp_path):
+def test_atomic_write_sets_the_permissions_of_a_new_file(tmp_path):
     before = os.umask(0o027)
     try:
         with atomic_write(tmp_path / "asset.ply") as temporary:
@@ -77,20 +77,20 @@ def test_results_have_the_permissions_of_any_new_file(tmp_path):
     assert stat.S_IMODE((tmp_path / "asset.ply").stat().st_mode) == 0o640
 
 
-def test_a_file_name_may_be_as_long_as_the_system_allows(tmp_path):
+def test_atomic_write_accepts_the_longest_file_names(tmp_path):
     for stem in ("x" * 251, "日" * 83):  # 255 and 253 bytes with the suffix
         with atomic_write(tmp_path / f"{stem}.ply") as temporary:
             temporary.write_text("new")
         assert (tmp_path / f"{stem}.ply").read_text() == "new"
 
 
-def test_a_missing_folder_is_a_usage_problem(tmp_path):
+def test_atomic_write_refuses_a_missing_folder(tmp_path):
     with pytest.raises(UsageProblem, match=r"none/asset\.ply"), atomic_write(tmp_path / "none" / "asset.ply"):
         pytest.fail("there is nowhere to write to")
 
 
 @needs_dev_full
-def test_a_full_disk_fails_with_1_and_leaves_nothing(tmp_path, full_disk):
+def test_atomic_write_leaves_nothing_on_a_full_disk(tmp_path, full_disk):
     text, picture = tmp_path / "run.json", tmp_path / "picture.png"
     picture.write_bytes(b"old")
     with pytest.raises(SegdreamError, match=r"disk is full.*run\.json") as caught, atomic_write(text) as temporary:
@@ -112,7 +112,7 @@ def test_a_full_disk_fails_with_1_and_leaves_nothing(tmp_path, full_disk):
         (errno.EROFS, 2, "Read-only file system"),
     ],
 )
-def test_system_failures_by_their_number(number, code, words):
+def test_write_problem_depends_on_the_error_number(number, code, words):
     problem = write_problem(OSError(number, os.strerror(number)), Path("my assets/bus.ply"))
     assert problem.exit_code == code
     assert words in problem.message
@@ -120,12 +120,12 @@ def test_system_failures_by_their_number(number, code, words):
     assert problem.hint
 
 
-def test_a_free_output_passes_and_nothing_is_left(tmp_path):
+def test_check_output_leaves_no_file(tmp_path):
     check_output(tmp_path / "asset.ply", force=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_that_is_there_needs_force(tmp_path):
+def test_check_output_needs_force_for_an_existing_file(tmp_path):
     path = tmp_path / "asset.ply"
     path.write_text("old")
     with pytest.raises(OutputExists, match=r"asset\.ply exists") as caught:
@@ -136,7 +136,7 @@ def test_an_output_that_is_there_needs_force(tmp_path):
 
 
 @pytest.mark.parametrize("force", [True, False])
-def test_outputs_that_can_not_be_written(tmp_path, force):
+def test_check_output_refuses_paths_that_can_not_be_written(tmp_path, force):
     (tmp_path / "file").write_text("")
     cases = {
         tmp_path: "is a folder",
@@ -153,7 +153,7 @@ def test_outputs_that_can_not_be_written(tmp_path, force):
     assert caught.value.hint == f"mkdir -p '{tmp_path}/no such folder'"
 
 
-def test_a_folder_that_takes_no_file_is_found_by_trying(tmp_path, monkeypatch):
+def test_check_output_tries_to_create_a_file(tmp_path, monkeypatch):
     """The tests may run as root, whom permission bits do not stop, so the attempt itself is refused."""
 
     def refuse(**_):
@@ -165,7 +165,7 @@ def test_a_folder_that_takes_no_file_is_found_by_trying(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder(tmp_path):
+def test_check_output_refuses_a_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(UsageProblem, match="Permission denied"):

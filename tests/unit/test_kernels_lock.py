@@ -1,4 +1,4 @@
-"""gsplat's kernels are built by one process at a time; a package of the same names stands in for gsplat."""
+"""One process at a time builds gsplat's kernels; a package of the same names stands in for gsplat."""
 
 import logging
 import sys
@@ -38,7 +38,7 @@ def load(monkeypatch: pytest.MonkeyPatch, rasterization: Callable[[], Any]) -> C
     return cuda.load_kernels.__wrapped__()
 
 
-def test_a_lock_in_the_cache_is_held_while_kernels_are_loaded(
+def test_load_kernels_holds_a_lock_in_the_cache(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     lock = FileLock(cache / "gsplat.lock")
@@ -54,7 +54,7 @@ def test_a_lock_in_the_cache_is_held_while_kernels_are_loaded(
     lock.acquire(timeout=0)
 
 
-def test_a_line_says_that_another_process_builds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_kernels_warns_while_another_process_builds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.mkdir()
     other = FileLock(cache / "gsplat.lock")
     other.acquire(timeout=0)
@@ -75,9 +75,7 @@ def test_a_line_says_that_another_process_builds(cache: Path, monkeypatch: pytes
     assert line.startswith("waiting for another process")
 
 
-def test_a_cache_that_can_not_be_written_is_no_fault_of_the_compiler(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_kernels_names_a_cache_that_can_not_be_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write_text("in the way")
     with pytest.raises(EnvironmentProblem, match="cache can't be written") as caught:
         load(monkeypatch, lambda: pytest.fail("it is loaded without a lock"))
@@ -88,7 +86,7 @@ def test_a_cache_that_can_not_be_written_is_no_fault_of_the_compiler(
         load(monkeypatch, lambda: pytest.fail("it is loaded without a lock"))
 
 
-def test_a_build_that_fails_says_so_and_frees_the_lock(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_kernels_releases_the_lock_if_the_build_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OSError("cannot open shared object file")
 

@@ -1,4 +1,4 @@
-"""Point-E: official shapes, arithmetic against float64 numpy, whole clouds in our frame, and its text vector."""
+"""Point-E: official shapes, results against float64 numpy, clouds in the inner frame, and the text vector."""
 
 import json
 import math
@@ -79,9 +79,7 @@ def near(ours: Tensor, expected: np.ndarray, atol: float) -> None:
 
 
 @pytest.mark.parametrize(("config", "values", "tensors"), [(BASE, 40_333_836, 158), (UPSAMPLE, 40_470_552, 164)])
-def test_the_official_stages_have_the_official_shapes(
-    config: PointTransformerConfig, values: int, tensors: int
-) -> None:
+def test_point_transformer_has_the_official_shapes(config: PointTransformerConfig, values: int, tensors: int) -> None:
     with torch.device("meta"):
         state = PointTransformer(config).state_dict()
     assert (sum(tensor.numel() for tensor in state.values()), len(state)) == (values, tensors)
@@ -116,7 +114,7 @@ def test_the_official_stages_have_the_official_shapes(
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_noise_schedules(kind: Any) -> None:
+def test_alphas_cumprod_of_both_schedules(kind: Any) -> None:
     alphas, expected = alphas_cumprod(kind), reference.alphas_cumprod(kind)
     np.testing.assert_allclose(alphas.numpy(), expected, rtol=1e-9)
     sigmas = (1 / expected - 1) ** 0.5
@@ -130,7 +128,7 @@ def test_noise_schedules(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("config", [BASE, UPSAMPLE], ids=["base", "upsample"])
-def test_noise_levels(config: PointTransformerConfig) -> None:
+def test_noise_levels_match_the_reference(config: PointTransformerConfig) -> None:
     levels = noise_levels(config.sampling)
     expected = reference.noise_levels(64, 1e-3, 120 if config is BASE else 160, 7)
     np.testing.assert_allclose(levels.numpy(), expected, rtol=1e-12)
@@ -144,7 +142,7 @@ def test_embed_time(t: int) -> None:
 
 
 @pytest.mark.parametrize("config", [LOW, HIGH], ids=["base", "upsample"])
-def test_network(config: PointTransformerConfig) -> None:
+def test_point_transformer_matches_the_reference(config: PointTransformerConfig) -> None:
     made = network(config)
     noisy, given = normal(2, config.points, 6), normal(2, 8) if config is LOW else 100 * normal(2, 5, 6)
     outputs = made(noisy, torch.tensor([900, 4]), made.embed(given))
@@ -152,7 +150,7 @@ def test_network(config: PointTransformerConfig) -> None:
         near(outputs[k], predictor(made)(noisy[k].numpy(), t, given[k].numpy()), 1e-10)
 
 
-def test_the_order_of_the_points_is_only_that() -> None:
+def test_point_transformer_is_equivariant_to_permutations() -> None:
     made = network(LOW)
     noisy, condition, order = normal(1, 5, 6), made.embed(normal(1, 8)), torch.tensor([3, 0, 4, 1, 2])
     timesteps = torch.tensor([300])
@@ -160,7 +158,7 @@ def test_the_order_of_the_points_is_only_that() -> None:
     torch.testing.assert_close(shuffled, made(noisy, timesteps, condition)[:, order])
 
 
-def test_a_call_of_the_network_never_waits_for_values() -> None:
+def test_point_transformer_never_waits_for_values() -> None:
     """On the meta device there are no values: whatever asked for one, and so can't be captured, would raise."""
     with torch.device("meta"):
         made = PointTransformer(HIGH)
@@ -179,7 +177,7 @@ def _unchecked() -> Iterator[None]:
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler itself imports
 @pytest.mark.parametrize("config", [LOW, HIGH], ids=["base", "upsample"])
-def test_the_compiler_takes_a_network_whole(config: PointTransformerConfig) -> None:
+def test_point_transformer_compiles_without_graph_breaks(config: PointTransformerConfig) -> None:
     made = network(config)
     condition = made.embed(normal(2, 8) if config is LOW else 100 * normal(2, 5, 6))
     inputs = normal(2, config.points, 6), torch.tensor([900, 4]), condition
@@ -188,7 +186,7 @@ def test_the_compiler_takes_a_network_whole(config: PointTransformerConfig) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_for_the_blocks_products_only(dtype: torch.dtype) -> None:
+def test_compute_in_changes_only_the_blocks_products(dtype: torch.dtype) -> None:
     exact = network(LOW).float()
     half = network(LOW).float().compute_in(dtype)
     for key, tensor in half.state_dict().items():
@@ -200,7 +198,7 @@ def test_half_precision_is_for_the_blocks_products_only(dtype: torch.dtype) -> N
     assert 0 < (outputs - expected).std() < 0.03 * expected.std()
 
 
-def test_training_starts_from_a_prediction_of_zero() -> None:
+def test_point_transformer_first_predicts_zero() -> None:
     made = PointTransformer(LOW)
     assert not made(torch.ones(1, 5, 6), torch.tensor([5]), made.embed(torch.ones(1, 8))).any()
     assert made.backbone.resblocks[0].mlp.c_fc.weight.std().item() == pytest.approx(0.25 / math.sqrt(16), rel=0.1)
@@ -208,7 +206,7 @@ def test_training_starts_from_a_prediction_of_zero() -> None:
 
 @pytest.mark.parametrize("churn", [0.0, 3.0])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_a_trajectory_with_churn_and_guidance(churn: float, guidance_scale: float) -> None:
+def test_sample_with_churn_and_guidance_matches_the_reference(churn: float, guidance_scale: float) -> None:
     sampling = Sampling(steps=7, churn=churn, guidance_scale=guidance_scale)
     made = network(replace(LOW, sampling=sampling))
     noise, given = normal(sampling.draws, 5, 6), normal(8)
@@ -228,7 +226,7 @@ def test_a_trajectory_with_churn_and_guidance(churn: float, guidance_scale: floa
     near(sample(Denoiser(made, given[None]), noise, sampling), expected, 1e-8)
 
 
-def test_two_stages_against_the_reference() -> None:
+def test_point_e_sample_of_two_stages_matches_the_reference() -> None:
     low, high = network(LOW), network(HIGH, seed=1)
     text = torch.nn.functional.normalize(normal(8), dim=0)
     cloud = PointE(low, high).sample(text.float(), torch.Generator().manual_seed(3))
@@ -255,7 +253,7 @@ def counting(made: PointTransformer, batches: list[int]) -> PointTransformer:
     return made
 
 
-def test_evaluations_and_progress_are_what_happens() -> None:
+def test_point_e_counts_evaluations_and_progress() -> None:
     low_batches: list[int] = []
     high_batches: list[int] = []
     pointe = PointE(counting(network(LOW), low_batches), counting(network(HIGH), high_batches))
@@ -313,7 +311,7 @@ def test_point_e_speed_up_gives_the_same_cloud_and_announces_fallbacks(
 BASE_OF_ONE = replace(LOW, sampling=BASE.sampling)
 
 
-def test_a_seed_makes_a_cloud() -> None:
+def test_point_e_sample_depends_on_the_seed() -> None:
     pointe = PointE(network(LOW).float())
 
     def cloud(seed: int) -> Tensor:
@@ -336,7 +334,7 @@ class Knowing(PointTransformer):
         return torch.cat([noise, torch.zeros_like(noise)], dim=-1).float()
 
 
-def test_a_chiral_cloud_is_turned_and_not_mirrored() -> None:
+def test_to_inner_frame_rotates_without_mirroring() -> None:
     """A right hand in Point-E's frame: up the thumb, ahead (-y) the fingers, red to blue along the knuckles."""
     origin, knuckles, fingers, thumb = [0, 0, 0], [0.3, 0, 0], [0, -0.6, 0], [0, 0, 0.9]
     xyz = torch.tensor([origin, knuckles, fingers, thumb, [0.1, 0.1, 0.1]], dtype=torch.float32)
@@ -365,7 +363,7 @@ def state_of(config: PointTransformerConfig) -> dict[str, Tensor]:
         (lambda state: state.update({"ln_post.bias": torch.ones(3)}), r"ln_post.bias is \[3\], not \[16\]"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(change: Callable[[dict[str, Tensor]], Any], said: str) -> None:
+def test_from_state_refuses_other_weights(change: Callable[[dict[str, Tensor]], Any], said: str) -> None:
     state = state_of(LOW)
     PointTransformer.from_state(LOW, state)
     change(state)
@@ -398,12 +396,12 @@ def of_pictures() -> dict[str, Tensor]:
     ],
     ids=["image", "unconditional", "sdf", "other", "clip", "upsampler", "shallow"],
 )
-def test_other_variants_are_refused_by_name(state: Callable[[], dict[str, Tensor]], said: str) -> None:
+def test_infer_config_names_other_variants(state: Callable[[], dict[str, Tensor]], said: str) -> None:
     with pytest.raises(WeightsUnavailable, match=said):
         infer_config(state())
 
 
-def test_a_configuration_goes_through_json() -> None:
+def test_config_survives_json() -> None:
     for config in (BASE, UPSAMPLE, LOW, HIGH):
         assert PointTransformerConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert PointTransformerConfig.from_json({"points": 1024}) == BASE
@@ -422,7 +420,7 @@ def test_a_configuration_goes_through_json() -> None:
         ([], "is not a set of fields"),
     ],
 )
-def test_a_configuration_that_can_not_be_is_refused(data: Any, said: str) -> None:
+def test_config_from_json_refuses_wrong_fields(data: Any, said: str) -> None:
     with pytest.raises(WeightsUnavailable, match=said):
         PointTransformerConfig.from_json(data)
 
@@ -433,7 +431,7 @@ def saved(folder: Path, config: PointTransformerConfig, name: str, seed: int = 0
     return path
 
 
-def test_a_small_base_stage_is_loaded_by_its_configuration(tmp_path: Path) -> None:
+def test_point_e_load_reads_the_config_of_a_small_base_stage(tmp_path: Path) -> None:
     path = saved(tmp_path, LOW, "base")
     (tmp_path / "config.json").write_text(json.dumps(LOW.to_json()), encoding="utf-8")
     pointe = PointE.load(open_point_e(path, origin="here"), CPU, torch.float32)
@@ -447,7 +445,7 @@ def test_a_small_base_stage_is_loaded_by_its_configuration(tmp_path: Path) -> No
     assert PointE.load(open_point_e(path, origin="here"), CPU, torch.bfloat16).evaluations == (7,)
 
 
-def test_a_damaged_or_an_absent_configuration_is_refused(tmp_path: Path) -> None:
+def test_point_e_load_refuses_a_damaged_or_absent_config(tmp_path: Path) -> None:
     path = saved(tmp_path, LOW, "base")
     with pytest.raises(WeightsUnavailable, match="base40M-textvec"):
         PointE.load(open_point_e(path, origin="here"), CPU, torch.float32)
@@ -496,7 +494,7 @@ def text_vector(folder: Path, said: list[str] | None = None) -> TextVector:
     return TextVector.load(folder, CPU, warn=warn)
 
 
-def test_the_text_vector_is_the_projected_feature_of_the_end_token(clip: Path) -> None:
+def test_text_vector_is_the_projected_feature_of_the_end_token(clip: Path) -> None:
     text = text_vector(clip)
     vector = text.encode("a red car")
     assert vector.shape == (24,)
@@ -511,12 +509,12 @@ def test_the_text_vector_is_the_projected_feature_of_the_end_token(clip: Path) -
     assert (vector - text.encode("a car")).abs().max() > 0.01
 
 
-def test_curly_quotes_are_straightened(clip: Path) -> None:
+def test_text_vector_straightens_curly_quotes(clip: Path) -> None:
     text = text_vector(clip)
     assert torch.equal(text.encode("“a car’s ‘red’”"), text.encode("\"a car's 'red'\""))
 
 
-def test_a_long_text_is_cut_with_a_warning(clip: Path) -> None:
+def test_text_vector_cuts_a_long_text_with_a_warning(clip: Path) -> None:
     said: list[str] = []
     text = text_vector(clip, said)
     fits = " ".join(["red"] * 75)
@@ -526,7 +524,7 @@ def test_a_long_text_is_cut_with_a_warning(clip: Path) -> None:
     assert said == ["Point-E reads 75 tokens of a text; not read: 'car'"]
 
 
-def test_the_priors_own_encoder_makes_the_vectors_that_its_point_e_is_trained_on() -> None:
+def test_text_vector_of_the_prior_is_the_mean_that_training_used() -> None:
     checkpoint = weights.resolve(PriorConfig(), cuda=False, offline=True, announce=lambda _: None)
     text = TextVector(TextEncoder.load(checkpoint, CPU, torch.float32, warn=pytest.fail))
     texts = ["a red mushroom", "a red apple", "a brown dog wearing a red hat"]
@@ -537,7 +535,7 @@ def test_the_priors_own_encoder_makes_the_vectors_that_its_point_e_is_trained_on
     assert alike.fill_diagonal_(0).max() < 0.8  # an end token's state hardly knows an apple from a mushroom
 
 
-def test_a_clip_that_is_not_whole_is_refused(clip: Path) -> None:
+def test_text_vector_load_refuses_an_incomplete_clip(clip: Path) -> None:
     edit_weights(clip / "model.safetensors", drop="text_projection.weight")
     with pytest.raises(WeightsUnavailable, match=r"lacks 1 weights, the first is text_projection.weight"):
         text_vector(clip)
@@ -546,7 +544,7 @@ def test_a_clip_that_is_not_whole_is_refused(clip: Path) -> None:
         text_vector(clip)
 
 
-def test_a_clip_without_its_vocabulary_is_refused(clip: Path) -> None:
+def test_text_vector_load_refuses_a_clip_without_its_vocabulary(clip: Path) -> None:
     path = clip / "vocab.json"
     vocabulary = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(vocabulary | {"extra</w>": len(vocabulary)}), encoding="utf-8")

@@ -101,7 +101,7 @@ def same(path: Path, expected: dict[str, Tensor]) -> None:
 COMPLETE = {f"point-e/{Path(name).stem}.{suffix}" for name in NAMES for suffix in ("json", "safetensors")}
 
 
-def test_the_published_files_have_the_lengths_that_their_weights_ask_for() -> None:
+def test_published_sizes_fit_the_weights() -> None:
     """A .pt is the weights in float32 and an index of some 300 bytes a tensor."""
     for file, config in zip(checkpoint.PUBLISHED, (transformer.BASE, transformer.UPSAMPLE), strict=True):
         with torch.device("meta"):
@@ -112,7 +112,7 @@ def test_the_published_files_have_the_lengths_that_their_weights_ask_for() -> No
         assert len(bytes.fromhex(str(file.sha256))) == 32
 
 
-def test_it_is_downloaded_verified_and_converted_once(server: FileServer, release: Path) -> None:
+def test_resolve_point_e_downloads_verifies_and_converts_once(server: FileServer, release: Path) -> None:
     said: list[str] = []
     told: list[tuple[int, int]] = []
     found = resolve(said=said, progress=lambda *report: told.append(report))
@@ -135,7 +135,7 @@ def test_it_is_downloaded_verified_and_converted_once(server: FileServer, releas
     assert len(said) == 3
 
 
-def test_later_loads_never_unpickle(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_point_e_unpickles_only_once(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     found = resolve()
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -145,7 +145,7 @@ def test_later_loads_never_unpickle(server: FileServer, monkeypatch: pytest.Monk
     assert resolve() == found
 
 
-def test_the_digest_is_of_the_weights_wherever_they_lie(server: FileServer, release: Path, tmp_path: Path) -> None:
+def test_digest_does_not_depend_on_the_folder(server: FileServer, release: Path, tmp_path: Path) -> None:
     digest = resolve().digest
     assert resolve(release).digest == digest
     copy = tmp_path / "copy"
@@ -159,7 +159,7 @@ def test_the_digest_is_of_the_weights_wherever_they_lie(server: FileServer, rele
     assert resolve(copy).digest != digest
 
 
-def test_each_file_is_hashed_once_at_a_start(
+def test_resolve_point_e_hashes_each_file_once(
     server: FileServer, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve()
@@ -174,7 +174,7 @@ def test_each_file_is_hashed_once_at_a_start(
     assert len(hashed) == len(set(hashed)) == 4  # the .pt, to find their conversions, and these
 
 
-def test_a_network_that_describes_itself_is_opened_by_its_path(release: Path, tmp_path: Path) -> None:
+def test_open_point_e_reads_the_config_beside_the_weights(release: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
     save_file(weights(BASE, 3), path)
     alone = open_point_e(path, origin="mine")
@@ -183,7 +183,7 @@ def test_a_network_that_describes_itself_is_opened_by_its_path(release: Path, tm
     assert open_point_e(path, origin="mine").digest != alone.digest
 
 
-def test_offline_says_how_to_get_it_and_asks_nobody(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_point_e_offline_makes_no_requests(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     error = refuses("is not in the cache", offline=True)
     assert all(words in str(error.hint) for words in ("segdream fetch point-e", "--point-e-dir", "--init sphere"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -192,7 +192,7 @@ def test_offline_says_how_to_get_it_and_asks_nobody(server: FileServer, monkeypa
     assert cached() == set()
 
 
-def test_an_address_out_of_reach_is_named_with_the_ways_around_it(server: FileServer) -> None:
+def test_resolve_point_e_names_an_unreachable_address(server: FileServer) -> None:
     server.shutdown()
     server.server_close()
     error = refuses("base_40m_textvec.pt is out of reach")
@@ -200,7 +200,7 @@ def test_an_address_out_of_reach_is_named_with_the_ways_around_it(server: FileSe
     assert cached() == set()
 
 
-def test_a_page_in_the_place_of_the_file_leaves_nothing(server: FileServer) -> None:
+def test_resolve_point_e_discards_a_web_page(server: FileServer) -> None:
     server.files = {}
     refuses("answered 404")
     assert cached() == set()
@@ -209,7 +209,7 @@ def test_a_page_in_the_place_of_the_file_leaves_nothing(server: FileServer) -> N
     assert cached() == set()
 
 
-def test_a_download_that_broke_off_is_gone_on_with(server: FileServer) -> None:
+def test_resolve_point_e_resumes_a_download(server: FileServer) -> None:
     server.script = [lambda handler: handler.send_file(body=3000)] + 3 * [lambda handler: handler.send_file(body=0)]
     refuses("can't be downloaded: the connection ended after 3,000 of")
     assert cached() == {"point-e/base_40m_textvec.pt.part", "point-e/base_40m_textvec.pt.part.json"}
@@ -219,7 +219,7 @@ def test_a_download_that_broke_off_is_gone_on_with(server: FileServer) -> None:
     assert cached() == COMPLETE
 
 
-def test_a_whole_file_that_was_not_converted_yet_is_not_fetched_again(server: FileServer, release: Path) -> None:
+def test_resolve_point_e_converts_a_complete_download(server: FileServer, release: Path) -> None:
     store = download.cache_folder() / "point-e"
     store.mkdir(parents=True)
     shutil.copy(release / NAMES[0], store)
@@ -229,7 +229,7 @@ def test_a_whole_file_that_was_not_converted_yet_is_not_fetched_again(server: Fi
     assert cached() == COMPLETE
 
 
-def test_what_has_come_of_two_files_is_not_fetched_again(server: FileServer) -> None:
+def test_resolve_point_e_keeps_the_first_of_two_files(server: FileServer) -> None:
     last = server.files.pop("/point-e/upsample_40m.pt")
     refuses("upsample_40m.pt answered 404")
     server.files["/point-e/upsample_40m.pt"] = last
@@ -240,7 +240,7 @@ def test_what_has_come_of_two_files_is_not_fetched_again(server: FileServer) -> 
     assert told[-1] == (len(last), len(last))
 
 
-def test_another_file_than_the_published_one_is_refused_with_both_hashes(server: FileServer) -> None:
+def test_resolve_point_e_refuses_an_unpublished_file(server: FileServer) -> None:
     right = server.files["/point-e/upsample_40m.pt"]
     wrong = right[:-1] + bytes([right[-1] ^ 1])
     server.files["/point-e/upsample_40m.pt"] = wrong
@@ -250,7 +250,7 @@ def test_another_file_than_the_published_one_is_refused_with_both_hashes(server:
     assert cached() == {name for name in COMPLETE if "base" in name}
 
 
-def test_a_file_of_unknown_hash_is_trusted_once(
+def test_resolve_point_e_trusts_a_file_of_unknown_hash_once(
     server: FileServer, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(release, monkeypatch, pinned=False)
@@ -276,7 +276,7 @@ def test_a_file_of_unknown_hash_is_trusted_once(
     same(resolve().base, weights(BASE, 9))
 
 
-def test_a_cached_file_that_changed_is_refused_with_both_hashes(server: FileServer) -> None:
+def test_resolve_point_e_refuses_a_changed_cached_file(server: FileServer) -> None:
     found = resolve()
     before = sha256(found.base.read_bytes())
     content = bytearray(found.base.read_bytes())
@@ -290,13 +290,13 @@ def test_a_cached_file_that_changed_is_refused_with_both_hashes(server: FileServ
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"origin": "x"}'])
-def test_a_damaged_record_is_named(server: FileServer, content: str) -> None:
+def test_resolve_point_e_names_a_damaged_record(server: FileServer, content: str) -> None:
     record = resolve().upsample.with_suffix(".json")
     record.write_text(content)
     assert f"rm {record}" in str(refuses("is not a record").hint)
 
 
-def test_two_at_once_download_it_once(server: FileServer) -> None:
+def test_resolve_point_e_downloads_once_for_two_processes(server: FileServer) -> None:
     found: list[Any] = []
     both = [threading.Thread(target=lambda: found.append(resolve())) for _ in range(2)]
     for thread in both:
@@ -308,7 +308,7 @@ def test_two_at_once_download_it_once(server: FileServer) -> None:
     assert len(server.requests) == 2
 
 
-def test_a_disk_without_room_is_said_first(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_point_e_checks_the_free_space_first(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30_000))
     assert "SEGDREAM_CACHE=" in str(refuses("free, and .* are needed").hint)
@@ -316,9 +316,7 @@ def test_a_disk_without_room_is_said_first(server: FileServer, monkeypatch: pyte
     assert cached() == set()
 
 
-def test_a_disk_that_fills_up_while_converting_leaves_no_half_file(
-    server: FileServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resolve_point_e_leaves_no_partial_conversion(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         if "safetensors" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(28, "No space left on device")
@@ -328,7 +326,7 @@ def test_a_disk_that_fills_up_while_converting_leaves_no_half_file(
     assert cached() == set()
 
 
-def test_a_cache_that_can_not_be_written_is_said(
+def test_resolve_point_e_names_a_cache_that_can_not_be_written(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -337,7 +335,7 @@ def test_a_cache_that_can_not_be_written_is_said(
         assert "SEGDREAM_CACHE=" in str(refuses("can't be written", folder).hint)
 
 
-def test_a_folder_of_the_users_is_read_and_its_conversion_kept(release: Path) -> None:
+def test_resolve_point_e_caches_the_conversion_of_a_users_folder(release: Path) -> None:
     said: list[str] = []
     found = resolve(release, offline=True, said=said)
     same(found.base, weights(BASE, 1))
@@ -349,7 +347,7 @@ def test_a_folder_of_the_users_is_read_and_its_conversion_kept(release: Path) ->
     assert len(said) == 2
 
 
-def test_another_file_in_the_users_folder_is_used_and_said(release: Path) -> None:
+def test_resolve_point_e_announces_an_unpublished_file_of_the_user(release: Path) -> None:
     first = resolve(release)
     torch.save(weights(BASE, 7), release / NAMES[0])
     said: list[str] = []
@@ -363,19 +361,19 @@ def test_another_file_in_the_users_folder_is_used_and_said(release: Path) -> Non
     ]
 
 
-def test_safetensors_are_used_in_their_place(release: Path) -> None:
+def test_resolve_point_e_uses_safetensors_without_a_copy(release: Path) -> None:
     save_file(weights(BASE, 5), release / "base_40m_textvec.safetensors")
     found = resolve(release)
     assert found.base == release / "base_40m_textvec.safetensors"
     assert found.upsample.is_relative_to(download.cache_folder())
 
 
-def test_an_older_format_of_torch_is_read(release: Path) -> None:
+def test_resolve_point_e_reads_an_older_torch_format(release: Path) -> None:
     torch.save(weights(BASE, 4), release / NAMES[0], _use_new_zipfile_serialization=False)
     same(resolve(release).base, weights(BASE, 4))
 
 
-def test_weights_that_share_memory_or_are_not_contiguous_are_converted(release: Path) -> None:
+def test_resolve_point_e_converts_shared_or_strided_weights(release: Path) -> None:
     state = weights(BASE, 4)
     state["ln_pre.weight"] = state["ln_pre.bias"]
     state["input_proj.weight"] = state["input_proj.weight"].T.contiguous().T
@@ -384,14 +382,14 @@ def test_weights_that_share_memory_or_are_not_contiguous_are_converted(release: 
 
 
 @pytest.mark.parametrize("missing", NAMES)
-def test_a_missing_file_is_named(release: Path, missing: str) -> None:
+def test_resolve_point_e_names_a_missing_file(release: Path, missing: str) -> None:
     (release / missing).unlink()
     assert "ls " in str(refuses(f"has neither {missing} nor", release).hint)
     refuses("has neither base_40m_textvec.pt nor", release / "nowhere")
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 3000, -1])
-def test_a_truncated_pt_is_refused(release: Path, length: int) -> None:
+def test_resolve_point_e_refuses_a_truncated_pt(release: Path, length: int) -> None:
     path = release / NAMES[0]
     path.write_bytes(path.read_bytes()[:length])
     error = refuses("base_40m_textvec.pt can't be read: ", release)
@@ -400,14 +398,14 @@ def test_a_truncated_pt_is_refused(release: Path, length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 7, 200, -1])
-def test_truncated_safetensors_are_refused(release: Path, length: int) -> None:
+def test_resolve_point_e_refuses_truncated_safetensors(release: Path, length: int) -> None:
     path = release / "upsample_40m.safetensors"
     save_file(weights(UPSAMPLE, 5), path)
     path.write_bytes(path.read_bytes()[:length])
     refuses("upsample_40m.safetensors can't be read: ", release)
 
 
-def test_an_error_page_that_was_saved_as_weights_is_refused(release: Path) -> None:
+def test_resolve_point_e_refuses_an_error_page_as_weights(release: Path) -> None:
     for name in ("base_40m_textvec.pt", "base_40m_textvec.safetensors"):
         (release / name).write_text("<!DOCTYPE html><html><h1>404 Not Found</h1></html>" * 50)
         refuses(f"{name} can't be read", release)
@@ -424,7 +422,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_is_more_than_weights_is_not_unpickled(release: Path, tmp_path: Path, zipped: bool) -> None:
+def test_resolve_point_e_unpickles_only_weights(release: Path, tmp_path: Path, zipped: bool) -> None:
     proof = tmp_path / "exploded"
     bomb = {**weights(BASE, 1), "bomb": Bomb(proof)}
     path = release / NAMES[0]
@@ -452,14 +450,14 @@ def test_what_is_more_than_weights_is_not_unpickled(release: Path, tmp_path: Pat
         ({"conv1.weight": torch.zeros(3)}, "no Point-E network"),
     ],
 )
-def test_a_pt_of_another_kind_is_refused_with_the_reason(release: Path, data: Any, reason: str) -> None:
+def test_resolve_point_e_refuses_a_pt_of_another_kind(release: Path, data: Any, reason: str) -> None:
     torch.save(data, release / NAMES[0])
     refuses(reason, release)
     assert cached() == set()
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_another_variant_is_refused_with_the_reason(release: Path, suffix: str) -> None:
+def test_resolve_point_e_refuses_another_variant(release: Path, suffix: str) -> None:
     state = weights(BASE, 1)
     weight = state.pop("clip_embed.weight")
     state |= {"clip_embed.0.weight": torch.ones(6), "clip_embed.0.bias": torch.ones(6)}
@@ -471,7 +469,7 @@ def test_another_variant_is_refused_with_the_reason(release: Path, suffix: str) 
     assert cached() == set()
 
 
-def test_a_downloaded_file_of_another_network_leaves_nothing(
+def test_resolve_point_e_discards_a_download_of_another_network(
     server: FileServer, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(weights(dataclasses.replace(BASE, layers=2), 1), release / NAMES[0])
@@ -481,12 +479,12 @@ def test_a_downloaded_file_of_another_network_leaves_nothing(
     assert cached() == set()
 
 
-def test_stages_under_each_others_name_are_refused(release: Path) -> None:
+def test_resolve_point_e_refuses_swapped_stages(release: Path) -> None:
     shutil.copy(release / NAMES[0], release / NAMES[1])
     refuses("upsample_40m.pt holds the stage that is conditioned on text, and not on points", release)
 
 
-def test_the_safetensors_hold_no_more_than_the_weights(server: FileServer) -> None:
+def test_conversion_holds_only_the_weights(server: FileServer) -> None:
     with safe_open(resolve().base, framework="pt") as file:
         assert file.metadata() is None
         assert set(file.keys()) == set(weights(BASE, 1))

@@ -53,7 +53,7 @@ ALL = pytest.mark.parametrize("name", ["epsilon", "v_prediction", "shipped"])
 
 
 @ALL
-def test_predicted_noise_is_the_networks_and_the_schedulers(
+def test_predict_noise_matches_unet_and_scheduler_of_diffusers(
     priors: dict[str, DiffusionPrior], folders: dict[str, Path], name: str
 ) -> None:
     """diffusers' DDIM step says which epsilon it took: in x_prev with x0 forced through its own formula."""
@@ -77,7 +77,7 @@ def test_predicted_noise_is_the_networks_and_the_schedulers(
 
 
 @ALL
-def test_timesteps_and_texts_of_a_batch_are_independent(priors: dict[str, DiffusionPrior], name: str) -> None:
+def test_predict_noise_treats_rows_independently(priors: dict[str, DiffusionPrior], name: str) -> None:
     prior = priors[name]
     latents, text = draw(3, *prior.latent_shape), prior.encode_text(["a red car", "", "a blue car"])
     timesteps = torch.tensor([20, 500, 980])
@@ -88,7 +88,7 @@ def test_timesteps_and_texts_of_a_batch_are_independent(priors: dict[str, Diffus
     assert not together.requires_grad
 
 
-def test_v_and_epsilon_of_the_same_network_differ_by_the_conversion(priors: dict[str, DiffusionPrior]) -> None:
+def test_predict_noise_converts_v_to_epsilon(priors: dict[str, DiffusionPrior]) -> None:
     """Both tiny checkpoints hold the same U-Net, so its output is known from one and converted in the other."""
     latents, timesteps = draw(3, 4, 8, 8), torch.tensor([20, 500, 980])
     text = priors["epsilon"].encode_text(["a", "b", "c"])
@@ -101,7 +101,7 @@ def test_v_and_epsilon_of_the_same_network_differ_by_the_conversion(priors: dict
     torch.testing.assert_close(v.double(), alpha * epsilon - sigma * x0, atol=1e-4, rtol=1e-4)
 
 
-def test_alphas_are_those_of_the_configured_schedule(priors: dict[str, DiffusionPrior]) -> None:
+def test_alphas_cumprod_is_the_scaled_linear_schedule(priors: dict[str, DiffusionPrior]) -> None:
     alphas = priors["epsilon"].alphas_cumprod
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     assert alphas.dtype == torch.float64
@@ -109,7 +109,7 @@ def test_alphas_are_those_of_the_configured_schedule(priors: dict[str, Diffusion
 
 
 @ALL
-def test_noise_prediction_is_differentiable_in_the_latents(priors: dict[str, DiffusionPrior], name: str) -> None:
+def test_predict_noise_gradient_matches_finite_differences(priors: dict[str, DiffusionPrior], name: str) -> None:
     prior = priors[name]
     latents, text = draw(1, *prior.latent_shape).requires_grad_(), prior.encode_text(["a red car"])
     timesteps = torch.tensor([300])
@@ -128,7 +128,7 @@ def test_noise_prediction_is_differentiable_in_the_latents(priors: dict[str, Dif
 
 
 @pytest.mark.parametrize("name", ["epsilon", "shipped"])
-def test_images_are_encoded_as_the_autoencoder_does(
+def test_encode_image_and_decode_match_the_autoencoder(
     priors: dict[str, DiffusionPrior], folders: dict[str, Path], name: str
 ) -> None:
     prior = priors[name]
@@ -155,14 +155,14 @@ def test_analytic_prior_encodes_what_it_decodes() -> None:
     torch.testing.assert_close(prior.encode_image(prior.decode(latents), None), latents)
 
 
-def test_the_shipped_autoencoder_gives_an_image_back(priors: dict[str, DiffusionPrior]) -> None:
+def test_decode_restores_an_encoded_image(priors: dict[str, DiffusionPrior]) -> None:
     prior = priors["shipped"]
     ramp = torch.linspace(0, 1, 64)
     rgb = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.full((64, 64), 0.3)])[None]
     assert (prior.decode(prior.encode_image(rgb)) - rgb).abs().mean() < 0.05
 
 
-def test_the_shipped_prior_finds_the_noise_in_a_noisy_image(priors: dict[str, DiffusionPrior]) -> None:
+def test_predict_noise_of_the_shipped_prior_finds_the_noise(priors: dict[str, DiffusionPrior]) -> None:
     """A trained model's error lies far below 1, the error of predicting nothing."""
     prior = priors["shipped"]
     latents, noise = (
@@ -175,7 +175,7 @@ def test_the_shipped_prior_finds_the_noise_in_a_noisy_image(priors: dict[str, Di
     assert (epsilon - noise).square().mean() < 0.3
 
 
-def test_a_shift_factor_is_taken_off(copy: Path, priors: dict[str, DiffusionPrior]) -> None:
+def test_encode_image_subtracts_the_shift_factor(copy: Path, priors: dict[str, DiffusionPrior]) -> None:
     edit_json(copy / "vae" / "config.json", shift_factor=0.25)
     rgb = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     plain, shifted = priors["epsilon"].encode_image(rgb), load(copy).encode_image(rgb)
@@ -184,7 +184,7 @@ def test_a_shift_factor_is_taken_off(copy: Path, priors: dict[str, DiffusionPrio
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_encoding_has_the_gradient_of_finite_differences(copy: Path, sampled: bool) -> None:
+def test_encode_image_gradient_matches_finite_differences(copy: Path, sampled: bool) -> None:
     prior = load(copy)
     prior.vae.double()
     prior.dtype = torch.float64
@@ -207,7 +207,7 @@ def test_encoding_has_the_gradient_of_finite_differences(copy: Path, sampled: bo
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.08), ("fp16", 0.02)])
-def test_half_precisions_agree_with_single(
+def test_half_precision_agrees_with_single(
     folders: dict[str, Path], priors: dict[str, DiffusionPrior], dtype: str, tolerance: float
 ) -> None:
     half, single = load(folders["shipped"], dtype), priors["shipped"]
@@ -221,7 +221,7 @@ def test_half_precisions_agree_with_single(
     assert (half.encode_image(rgb) - single.encode_image(rgb)).square().mean().sqrt() < tolerance
 
 
-def test_half_precision_files_are_loaded(tmp_path: Path, priors: dict[str, DiffusionPrior]) -> None:
+def test_load_reads_half_precision_files(tmp_path: Path, priors: dict[str, DiffusionPrior]) -> None:
     half = load(build(tmp_path / "half", variant="fp16"))
     latents, timesteps, texts = draw(1, 4, 8, 8), torch.tensor([500]), ["a red car"]
     expected = priors["epsilon"].predict_noise(latents, timesteps, priors["epsilon"].encode_text(texts))
@@ -229,7 +229,7 @@ def test_half_precision_files_are_loaded(tmp_path: Path, priors: dict[str, Diffu
     torch.testing.assert_close(got, expected, atol=5e-3, rtol=5e-3)
 
 
-def test_any_number_of_latent_channels(tmp_path: Path) -> None:
+def test_load_accepts_any_number_of_latent_channels(tmp_path: Path) -> None:
     prior = load(build(tmp_path / "wide", latent_channels=8))
     latents = prior.encode_image(torch.rand(1, 3, 128, 128))
     assert latents.shape == (1, 8, 16, 16)
@@ -238,16 +238,14 @@ def test_any_number_of_latent_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text"])
-def test_networks_are_frozen(priors: dict[str, DiffusionPrior], part: str) -> None:
+def test_load_freezes_the_networks(priors: dict[str, DiffusionPrior], part: str) -> None:
     network = getattr(priors["shipped"], part)
     network = getattr(network, "network", network)
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert not network.training
 
 
-def test_every_tensor_of_the_shipped_networks_is_the_files(
-    priors: dict[str, DiffusionPrior], folders: dict[str, Path]
-) -> None:
+def test_load_takes_every_tensor_from_the_file(priors: dict[str, DiffusionPrior], folders: dict[str, Path]) -> None:
     for part in ("unet", "vae"):
         loaded = getattr(priors["shipped"], part).state_dict()
         stored = load_file(folders["shipped"] / part / "diffusion_pytorch_model.safetensors")
@@ -259,19 +257,21 @@ def test_every_tensor_of_the_shipped_networks_is_the_files(
     ("part", "key"),
     [("unet", "conv_in.weight"), ("vae", "encoder.mid_block.attentions.0.query.weight"), ("vae", "quant_conv.bias")],
 )
-def test_a_missing_weight_is_refused(copy: Path, part: str, key: str) -> None:
+def test_load_refuses_a_missing_weight(copy: Path, part: str, key: str) -> None:
     edit_weights(copy / part / "diffusion_pytorch_model.safetensors", drop=key)
     with pytest.raises(WeightsUnavailable, match=f"{part} of .* lacks 1 weights"):
         load(copy)
 
 
-def test_a_weight_of_another_shape_is_refused(copy: Path) -> None:
+def test_load_refuses_a_weight_of_another_shape(copy: Path) -> None:
     edit_weights(copy / "unet" / "diffusion_pytorch_model.safetensors", **{"conv_in.bias": torch.ones(3)})
     with pytest.raises(WeightsUnavailable, match="unet"):
         load(copy)
 
 
-def test_low_vram_computes_the_same_and_keeps_less(folders: dict[str, Path], priors: dict[str, DiffusionPrior]) -> None:
+def test_low_vram_gives_equal_results_and_stores_less(
+    folders: dict[str, Path], priors: dict[str, DiffusionPrior]
+) -> None:
     small = load(folders["epsilon"], low_vram=True)
     noise, weight = (draw(3, *small.latent_shape, seed=seed) for seed in (1, 2))
     found = []
@@ -289,7 +289,9 @@ def test_low_vram_computes_the_same_and_keeps_less(folders: dict[str, Path], pri
     assert found[0][3] < found[1][3] / 10
 
 
-def test_what_compiles(priors: dict[str, DiffusionPrior], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_depends_on_setting_size_steps_and_triton(
+    priors: dict[str, DiffusionPrior], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A setting decides, and "auto" by size, length of the run, and whether there is a compiler."""
     unet = priors["epsilon"].unet
     monkeypatch.setattr(compat, "has_triton", lambda: True)
@@ -320,7 +322,7 @@ def test_diffusion_prior_builds_chains_by_its_settings(
 
 
 @pytest.mark.gpu
-def test_cuda_graphs_give_the_eager_result_for_interleaved_shapes(folders: dict[str, Path]) -> None:
+def test_predict_noise_with_graphs_equals_eager_for_interleaved_shapes(folders: dict[str, Path]) -> None:
     checkpoint = weights.resolve(
         PriorConfig(model=str(folders["shipped"])), cuda=True, offline=True, announce=pytest.fail
     )
@@ -343,7 +345,7 @@ def test_cuda_graphs_give_the_eager_result_for_interleaved_shapes(folders: dict[
 
 
 @pytest.mark.gpu
-def test_the_graphed_encoder_and_its_gradient_are_the_eager_ones(folders: dict[str, Path]) -> None:
+def test_encode_image_with_graphs_equals_eager(folders: dict[str, Path]) -> None:
     checkpoint = weights.resolve(
         PriorConfig(model=str(folders["shipped"])), cuda=True, offline=True, announce=pytest.fail
     )
@@ -364,7 +366,7 @@ def test_the_graphed_encoder_and_its_gradient_are_the_eager_ones(folders: dict[s
             assert (got - expected).norm() < 2e-3 * expected.norm()
 
 
-def test_loading_prints_nothing(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_load_prints_nothing(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
     load(folders["shipped"])
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""

@@ -1,4 +1,4 @@
-"""The CLIP text encoder: its weights are the file's, its tokens the vocabulary's, and nothing is cut in silence."""
+"""The CLIP text encoder: weights of the file, tokens of the vocabulary, and a warning for each text that is cut."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def reference(tensors: dict[str, torch.Tensor], ids: torch.Tensor, heads: int, q
 
 
 @pytest.mark.parametrize("shipped", [True, False], ids=["shipped", "tiny"])
-def test_embeddings_are_those_of_the_files_tensors(tiny: Path, shipped: bool) -> None:
+def test_text_encoder_embeddings_match_the_files_tensors(tiny: Path, shipped: bool) -> None:
     """Fails where a library loads other weights than the file's, as transformers 5.5 does without the prefix."""
     folder = Path(weights.PRIORS[weights.choose("auto", cuda=False)]) if shipped else tiny
     encoder = load(folder)
@@ -82,7 +82,7 @@ def test_embeddings_are_those_of_the_files_tensors(tiny: Path, shipped: bool) ->
     torch.testing.assert_close(embeddings.double(), expected, atol=2e-5, rtol=1e-4)
 
 
-def test_each_word_the_shipped_prior_knows_is_one_token_of_its_vocabulary() -> None:
+def test_shipped_vocabulary_words_are_single_tokens() -> None:
     checkpoint = weights.resolve(PriorConfig(), cuda=False, offline=True, announce=lambda _: None)
     known, views = checkpoint.profile.vocabulary, checkpoint.profile.views
     assert known is not None
@@ -101,21 +101,21 @@ def test_each_word_the_shipped_prior_knows_is_one_token_of_its_vocabulary() -> N
     assert {word for phrase in phrases for word in phrase.split() if f"{word}</w>" not in tokens} == set()
 
 
-def test_each_text_is_encoded_on_its_own(tiny: Path) -> None:
+def test_text_encoder_encodes_texts_independently(tiny: Path) -> None:
     encoder = load(tiny)
     both = encoder.encode(["a red car", ""])
     torch.testing.assert_close(both, torch.cat([encoder.encode(["a red car"]), encoder.encode([""])]))
     assert (both[0] - both[1]).abs().max() > 0.1
 
 
-def test_the_network_is_frozen_and_in_the_wanted_dtype(tiny: Path) -> None:
+def test_text_encoder_is_frozen_in_the_requested_dtype(tiny: Path) -> None:
     encoder = load(tiny, dtype=torch.bfloat16)
     assert not any(parameter.requires_grad for parameter in encoder.network.parameters())
     assert not encoder.network.training
     assert encoder.encode(["a"]).dtype == torch.bfloat16
 
 
-def test_a_text_over_the_limit_warns_with_what_is_cut(tiny: Path) -> None:
+def test_text_encoder_warns_with_the_end_that_it_cuts(tiny: Path) -> None:
     said: list[str] = []
     encoder = load(tiny, said)
     fits = " ".join(["Red"] * 75)
@@ -131,25 +131,25 @@ def test_a_text_over_the_limit_warns_with_what_is_cut(tiny: Path) -> None:
     torch.testing.assert_close(cut[0], encoder.encode([fits])[0])
 
 
-def test_the_shorter_of_the_tokenizers_and_the_encoders_limits_holds(copy: Path) -> None:
+def test_text_encoder_limit_is_the_shorter_of_two(copy: Path) -> None:
     edit_json(copy / "tokenizer" / "tokenizer_config.json", model_max_length=10**30)
     assert load(copy).limit == 77
 
 
 @pytest.mark.parametrize("key", ["text_model.final_layer_norm.weight", "text_model.encoder.layers.1.mlp.fc1.bias"])
-def test_a_missing_weight_is_refused(copy: Path, key: str) -> None:
+def test_text_encoder_load_refuses_a_missing_weight(copy: Path, key: str) -> None:
     edit_weights(copy / "text_encoder" / "model.safetensors", drop=key)
     with pytest.raises(WeightsUnavailable, match=r"text encoder .* lacks 1 weights"):
         load(copy)
 
 
-def test_a_weight_of_another_shape_is_refused(copy: Path) -> None:
+def test_text_encoder_load_refuses_a_weight_of_another_shape(copy: Path) -> None:
     edit_weights(copy / "text_encoder" / "model.safetensors", **{"text_model.final_layer_norm.weight": torch.ones(7)})
     with pytest.raises(WeightsUnavailable, match="text encoder"):
         load(copy)
 
 
-def test_a_vocabulary_that_does_not_fit_is_refused(copy: Path) -> None:
+def test_text_encoder_load_refuses_another_vocabulary(copy: Path) -> None:
     path = copy / "tokenizer" / "vocab.json"
     vocabulary = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(vocabulary | {"extra</w>": len(vocabulary)}), encoding="utf-8")
@@ -157,7 +157,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(copy: Path) -> None:
         load(copy)
 
 
-def test_a_tokenizer_that_is_no_json_is_refused(copy: Path) -> None:
+def test_text_encoder_load_refuses_a_tokenizer_without_json(copy: Path) -> None:
     (copy / "tokenizer" / "vocab.json").write_text("<html>", encoding="utf-8")
     with pytest.raises(WeightsUnavailable, match="tokenizer"):
         load(copy)

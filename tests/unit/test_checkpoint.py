@@ -1,4 +1,4 @@
-"""Finding, downloading and verifying a prior, against a loopback server that answers as the Hub does."""
+"""`resolve` finds, downloads and verifies a prior, against a loopback server that answers like the Hub."""
 
 import shutil
 import socket
@@ -43,7 +43,7 @@ def resolve(
     return weights.resolve(config, cuda=cuda, offline=offline, announce=announced.append)
 
 
-def test_auto_takes_stable_diffusion_with_cuda_and_the_packaged_prior_without() -> None:
+def test_choose_auto_depends_on_cuda() -> None:
     with_cuda, without = weights.choose("auto", cuda=True), weights.choose("auto", cuda=False)
     assert "/" in weights.PRIORS[with_cuda]
     assert not Path(weights.PRIORS[with_cuda]).exists()
@@ -51,13 +51,13 @@ def test_auto_takes_stable_diffusion_with_cuda_and_the_packaged_prior_without() 
     assert weights.choose(with_cuda, cuda=False) == with_cuda
 
 
-def test_an_unknown_prior_is_a_usage_error_that_lists_the_known_ones() -> None:
+def test_choose_refuses_an_unknown_prior() -> None:
     with pytest.raises(UsageProblem, match="'sdxl'") as caught:
         weights.choose("sdxl", cuda=True)
     assert all(name in str(caught.value.hint) for name in weights.PRIORS)
 
 
-def test_the_packaged_prior_resolves_without_a_network_and_says_why_it_was_chosen() -> None:
+def test_resolve_finds_the_packaged_prior_offline() -> None:
     said: list[str] = []
     checkpoint = weights.resolve(PriorConfig(), cuda=False, offline=True, announce=said.append)
     assert checkpoint.name == weights.choose("auto", cuda=False)
@@ -69,7 +69,7 @@ def test_the_packaged_prior_resolves_without_a_network_and_says_why_it_was_chose
     assert "--prior" in said[0]
 
 
-def test_a_folder_is_used_as_it_is_with_the_default_profile(tiny: Path) -> None:
+def test_resolve_uses_a_folder_with_the_default_profile(tiny: Path) -> None:
     said: list[str] = []
     checkpoint = resolve(tiny, said=said)
     assert checkpoint.folder == tiny
@@ -77,20 +77,20 @@ def test_a_folder_is_used_as_it_is_with_the_default_profile(tiny: Path) -> None:
     assert said == []
 
 
-def test_a_profile_beside_the_model_is_read(copy: Path) -> None:
+def test_resolve_reads_the_profile_in_the_folder(copy: Path) -> None:
     write_json(copy / PROFILE_FILE, {"title": "mine", "negative_prompt": "bad", "views": {"front": "seen from afar"}})
     profile = resolve(copy).profile
     assert (profile.title, profile.negative_prompt, profile.views.front) == ("mine", "bad", "seen from afar")
 
 
 @pytest.mark.parametrize("content", ['{"titel": "x"}', '{"presets": {"draft": {"no.such": 1}}}', "[]", "{"])
-def test_a_broken_profile_is_refused(copy: Path, content: str) -> None:
+def test_resolve_refuses_a_damaged_profile(copy: Path, content: str) -> None:
     (copy / PROFILE_FILE).write_text(content, encoding="utf-8")
     with pytest.raises(WeightsUnavailable, match=PROFILE_FILE):
         resolve(copy)
 
 
-def test_the_digest_follows_the_weights_and_nothing_else(tiny: Path, copy: Path) -> None:
+def test_resolve_digest_depends_only_on_the_weights(tiny: Path, copy: Path) -> None:
     before = resolve(tiny).digest
     write_json(copy / PROFILE_FILE, {"title": "other"})
     assert resolve(copy).digest == before
@@ -101,7 +101,7 @@ def test_the_digest_follows_the_weights_and_nothing_else(tiny: Path, copy: Path)
     assert resolve(copy).digest != before
 
 
-def test_a_download_announces_its_size_fetches_only_what_is_needed_and_is_used_again(
+def test_resolve_downloads_only_needed_files_once(
     hub: type[Hub], tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     extended = Path(shutil.copytree(tiny, tmp_path / "extended"))
@@ -132,7 +132,7 @@ def test_a_download_announces_its_size_fetches_only_what_is_needed_and_is_used_a
     ("cuda", "dtype", "expected"),
     [(True, "auto", "fp16"), (False, "fp16", "fp16"), (False, "auto", None), (True, "fp32", None)],
 )
-def test_half_precision_files_are_taken_where_half_precision_is_computed_in(
+def test_resolve_prefers_half_precision_files_for_half_precision(
     hub: type[Hub], tiny: Path, tmp_path: Path, cuda: bool, dtype: str, expected: str | None
 ) -> None:
     both = Path(shutil.copytree(tiny, tmp_path / "both"))
@@ -145,7 +145,7 @@ def test_half_precision_files_are_taken_where_half_precision_is_computed_in(
     assert len(list(checkpoint.folder.rglob("*.safetensors"))) == 3
 
 
-def test_a_revision_is_asked_for(hub: type[Hub]) -> None:
+def test_resolve_downloads_the_revision(hub: type[Hub]) -> None:
     assert resolve("org/tiny", revision=COMMIT).folder.name == COMMIT
     with pytest.raises(WeightsUnavailable, match="no revision 'v9'") as caught:
         resolve("org/tiny", revision="v9")
@@ -164,9 +164,7 @@ def test_a_revision_is_asked_for(hub: type[Hub]) -> None:
         ("/no/such", "there is no folder /no/such", "--prior"),
     ],
 )
-def test_what_the_hub_refuses_becomes_a_sentence_and_a_next_step(
-    hub: type[Hub], model: str, sentence: str, step: str
-) -> None:
+def test_resolve_translates_errors_of_the_hub(hub: type[Hub], model: str, sentence: str, step: str) -> None:
     began = time.monotonic()
     with pytest.raises(WeightsUnavailable, match=sentence) as caught:
         resolve(model)
@@ -175,9 +173,7 @@ def test_what_the_hub_refuses_becomes_a_sentence_and_a_next_step(
     assert time.monotonic() - began < 5
 
 
-def test_without_a_network_it_fails_at_once_and_never_switches_the_prior(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resolve_fails_at_once_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -190,7 +186,9 @@ def test_without_a_network_it_fails_at_once_and_never_switches_the_prior(
 
 
 @pytest.mark.parametrize("by_environment", [False, True])
-def test_offline_never_asks_the_network(hub: type[Hub], monkeypatch: pytest.MonkeyPatch, by_environment: bool) -> None:
+def test_resolve_offline_makes_no_requests(
+    hub: type[Hub], monkeypatch: pytest.MonkeyPatch, by_environment: bool
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", by_environment)
     with pytest.raises(WeightsUnavailable, match="is not in the local cache") as caught:
         resolve("org/tiny", offline=not by_environment)
@@ -198,7 +196,7 @@ def test_offline_never_asks_the_network(hub: type[Hub], monkeypatch: pytest.Monk
     assert hub.requests == []
 
 
-def test_a_partial_snapshot_is_refused_offline_and_completed_online(hub: type[Hub]) -> None:
+def test_resolve_completes_a_partial_snapshot_online_only(hub: type[Hub]) -> None:
     whole = resolve("org/tiny")
     link = whole.folder / "vae" / "diffusion_pytorch_model.safetensors"
     link.resolve().unlink()
@@ -208,7 +206,7 @@ def test_a_partial_snapshot_is_refused_offline_and_completed_online(hub: type[Hu
     assert resolve("org/tiny") == whole
 
 
-def test_a_full_disk_is_named(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_names_a_full_disk(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def full(*_: Any, **__: Any) -> str:
@@ -231,13 +229,13 @@ def test_a_full_disk_is_named(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -
         ("tokenizer/merges.txt", "no tokenizer/merges.txt"),
     ],
 )
-def test_a_missing_file_is_named(copy: Path, name: str, sentence: str) -> None:
+def test_resolve_names_a_missing_file(copy: Path, name: str, sentence: str) -> None:
     (copy / name).unlink()
     with pytest.raises(WeightsUnavailable, match=sentence):
         resolve(copy)
 
 
-def test_a_missing_tokenizer_is_refused_before_the_weights_are_downloaded(hub: type[Hub], copy: Path) -> None:
+def test_resolve_refuses_a_missing_tokenizer_before_the_download(hub: type[Hub], copy: Path) -> None:
     shutil.rmtree(copy / "tokenizer")
     hub.models["org/mute"] = copy
     with pytest.raises(WeightsUnavailable, match=r"no tokenizer/vocab\.json, tokenizer/merges\.txt"):
@@ -245,21 +243,21 @@ def test_a_missing_tokenizer_is_refused_before_the_weights_are_downloaded(hub: t
     assert not any(".safetensors" in request for request in _downloads(hub))
 
 
-def test_pickled_weights_are_not_read(copy: Path) -> None:
+def test_resolve_refuses_pickled_weights(copy: Path) -> None:
     path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     path.rename(path.with_suffix(".bin"))
     with pytest.raises(WeightsUnavailable, match="only pickled weights"):
         resolve(copy)
 
 
-def test_a_single_file_is_no_checkpoint(tmp_path: Path) -> None:
+def test_resolve_refuses_a_single_file(tmp_path: Path) -> None:
     (tmp_path / "v2-1.safetensors").write_bytes(b"")
     with pytest.raises(WeightsUnavailable, match="is a single file"):
         resolve(tmp_path / "v2-1.safetensors")
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 200, -1, 1])
-def test_a_truncated_or_padded_weight_file_is_refused(copy: Path, length: int) -> None:
+def test_resolve_refuses_truncated_or_padded_weights(copy: Path, length: int) -> None:
     path = copy / "text_encoder" / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content + b"\0" if length == 1 else content[:length])
@@ -268,7 +266,7 @@ def test_a_truncated_or_padded_weight_file_is_refused(copy: Path, length: int) -
     assert str(path) in str(caught.value.hint)
 
 
-def test_an_error_page_saved_as_weights_is_refused(copy: Path) -> None:
+def test_resolve_refuses_an_error_page_as_weights(copy: Path) -> None:
     (copy / "unet" / "diffusion_pytorch_model.safetensors").write_text("<html>404 not found</html>" * 9)
     with pytest.raises(WeightsUnavailable, match="not a whole safetensors file"):
         resolve(copy)
@@ -287,7 +285,7 @@ def test_an_error_page_saved_as_weights_is_refused(copy: Path) -> None:
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 500}, "has 500 timesteps"),
     ],
 )
-def test_another_architecture_is_refused_with_the_reason(
+def test_resolve_refuses_another_architecture(
     hub: type[Hub], copy: Path, file: str, changes: dict[str, Any], reason: str
 ) -> None:
     edit_json(copy / file, **changes)
