@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from os.path import isdir
 from pathlib import Path
-from shlex import quote
 from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.errors import UsageProblem
+from segdream_cli.formats.common import not_a_file
 from segdream_cli.splats import Splats
 
 
@@ -87,11 +87,6 @@ def goes_with(path: Path, name: str) -> bool:
 
 def _suffixes() -> list[str]:
     return list(dict.fromkeys(row.suffix for row in FORMATS.values()))
-
-
-def not_a_file(path: Path) -> UsageProblem:
-    """The error to raise for a folder or a pipe where an asset is to be read."""
-    return UsageProblem(f"{path} is not a file", hint=f"ls -l {quote(str(path))}")
 
 
 def read(path: Path) -> Splats:

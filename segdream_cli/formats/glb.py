@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
+from segdream_cli.formats.common import (
+    ANOTHER_FILE,
+    extras_provenance,
+    open_asset,
+    provenance_extras,
+    refuse_nonfinite,
+    require_finite,
+    to_log_scales,
+    to_opacity_logits,
+)
 from segdream_cli.splats import BANDS, SH_C0, Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
 from segdream_cli.splats.transform import rotation_matrices, transform
 from segdream_cli.util.files import atomic_write
@@ -56,7 +65,9 @@ def write(path: Path, splats: Splats) -> None:
     """
     require_finite(splats)
     columns = _columns(sanitize(splats))
-    text = json.dumps(_document(columns, splats.provenance), allow_nan=False, separators=(",", ":")).encode("ascii")
+    text = json.dumps(_document(columns, provenance_extras(splats)), allow_nan=False, separators=(",", ":")).encode(
+        "ascii"
+    )
     text += b" " * (-len(text) % 4)
     body = sum(column.nbytes for column in columns.values())
     size = 28 + len(text) + body
@@ -93,7 +104,8 @@ def _fallback(splats: Splats, opacities: Float64s) -> NDArray[np.uint8]:
     return colours
 
 
-def _document(columns: Mapping[str, NDArray[Any]], provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _document(columns: Mapping[str, NDArray[Any]], extras: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of a .glb with these attributes, whose `asset` gets `extras`."""
     views: list[dict[str, Any]] = []
     accessors: list[dict[str, Any]] = []
     offset = 0
@@ -112,8 +124,6 @@ def _document(columns: Mapping[str, NDArray[Any]], provenance: Mapping[str, Any]
         "mode": 0,
         "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
     }
-    plain = json.loads(json.dumps(dict(provenance)), parse_constant=lambda _: None)  # glTF's JSON knows no NaN
-    extras = {"extras": {"segdream": plain}} if plain else {}
     return {
         "asset": {"version": "2.0", "generator": f"segdream {__version__}", **extras},
         "extensionsUsed": [EXTENSION],
@@ -134,7 +144,7 @@ def read(path: Path) -> Splats:
         UsageProblem: the file can't be opened, is no .glb, is damaged, or holds something other than Gaussians of
             the ellipse kernel in sRGB.
     """
-    with opened(path) as stream:
+    with open_asset(path) as stream:
         document, body = _chunks(path, stream)
     glb = _Glb(path, document, body)
     parts: list[Splats] = []
@@ -155,7 +165,7 @@ def read(path: Path) -> Splats:
         parts.append(part)
     if not parts:
         raise UsageProblem(f"{path} holds no Gaussians: no primitive of its scene has {EXTENSION}", hint=ANOTHER_FILE)
-    splats = concat(parts, glb.provenance())
+    splats = concat(parts, extras_provenance(document))
     refuse_nonfinite(path, find_nonfinite(splats), len(splats))
     return sanitize(splats)
 
@@ -233,13 +243,6 @@ class _Glb:
             raise self.damaged(f"a node's {key} are not finite")
         return values
 
-    def provenance(self) -> Mapping[str, Any]:
-        """What a writer of ours noted; whatever else stands there says nothing."""
-        found: Any = self.document
-        for key in ("asset", "extras", "segdream"):
-            found = found.get(key) if isinstance(found, dict) else None
-        return found if isinstance(found, dict) else {}
-
     def placed_primitives(self) -> Iterator[tuple[Float64s, Mapping[str, Any]]]:
         """The primitives of Gaussians in the scene, each with the [4, 4] matrix that places it."""
         unknown = {str(name) for name in self.array(self.document, "extensionsRequired")} - {EXTENSION}
@@ -295,17 +298,14 @@ class _Glb:
         rest = [self.values(name, attributes[name]) for name in present]
         if len({len(column) for column in (means, quats, scales, opacities, sh0, *rest)}) > 1:
             raise self.damaged("its attributes are not of one length")
-        with np.errstate(divide="ignore", invalid="ignore"):
-            opacities = opacities[:, 0].astype(np.float64)
-            opacities = np.where(np.isfinite(opacities), np.clip(opacities, 0, 1), np.nan)
-            return Splats(
-                means=means,
-                quats=np.roll(quats, 1, axis=1),
-                log_scales=np.maximum(np.log(scales), -1e3),
-                opacity_logits=np.clip(np.log(opacities) - np.log1p(-opacities), -1e3, 1e3).astype(np.float32),
-                sh0=sh0,
-                shN=np.stack(rest, axis=1) if rest else np.zeros((len(means), 0, 3), np.float32),
-            )
+        return Splats(
+            means=means,
+            quats=np.roll(quats, 1, axis=1),
+            log_scales=to_log_scales(scales),
+            opacity_logits=to_opacity_logits(opacities[:, 0]),
+            sh0=sh0,
+            shN=np.stack(rest, axis=1) if rest else np.zeros((len(means), 0, 3), np.float32),
+        )
 
     def require_known(self, primitive: Mapping[str, Any], extension: Mapping[str, Any]) -> None:
         """Refuses what this reader would show wrongly."""

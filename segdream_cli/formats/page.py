@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from segdream_cli.formats import spz
-from segdream_cli.formats.ply import require_finite
+from segdream_cli.formats.common import require_finite
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.bounds import bounds
 from segdream_cli.util.files import atomic_write

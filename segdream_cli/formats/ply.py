@@ -1,24 +1,30 @@
-"""The INRIA layout of Gaussian-splat PLY, and the reading of PLY vertices from any tool.
+"""The INRIA layout of Gaussian-splat PLY, and the vertices of PLY files by any tool.
 
 There is no text standard; the layout is that of graphdeco-inria/gaussian-splatting, `scene/gaussian_model.py`.
 """
 
 import io
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from plyfile import PlyData, PlyElement, PlyListProperty, PlyParseError, PlyProperty
+from plyfile import PlyData, PlyElement, PlyParseError
 
-from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.formats import not_a_file
+from segdream_cli.errors import UsageProblem
+from segdream_cli.formats.common import (
+    ANOTHER_FILE,
+    CACHED_ROWS,
+    open_asset,
+    parse_provenance,
+    provenance_comments,
+    refuse_nonfinite,
+    require_finite,
+)
+from segdream_cli.formats.ply_header import BYTE_ORDERS, Element, PlyHeader, damaged, header_text, read_header
 from segdream_cli.splats import Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
 
@@ -30,49 +36,14 @@ LOG_SCALES = ("scale_0", "scale_1", "scale_2")
 QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
 REQUIRED = (*MEANS, *SH0, *OPACITY, *LOG_SCALES, *QUATS)
 REST_COUNTS = (0, 9, 24, 45)
-CACHED_ROWS = 4096
+"""Numbers of `f_rest` properties, by SH degree."""
 PACKED = "packed_position"
 """A property of PlayCanvas's compressed form."""
 
-HEADER_LIMIT = 1 << 20
-"""Bytes in which a header must end."""
-SIGNATURE = "segdream "
-"""What our one header comment starts with; JSON follows."""
-ANOTHER_FILE = 'give another file, or make one: segdream generate "a red mushroom" -o mushroom.ply'
-
-
-_PRINTABLE = bytes(code if 32 <= code < 127 or code in b"\t\r\n" else ord("?") for code in range(256))
-
 
 def rest_names(count: int) -> tuple[str, ...]:
-    """The properties of `count` higher spherical-harmonics values."""
+    """Names of `count` higher spherical-harmonics properties."""
     return tuple(f"f_rest_{i}" for i in range(count))
-
-
-def provenance_comments(splats: Splats) -> list[str]:
-    """The header comments of `splats`: its provenance as one line of ASCII JSON, or nothing.
-
-    plyfile takes no other characters, and a line break in a prompt would end the comment; JSON escapes both.
-    """
-    if not splats.provenance:
-        return []
-    return [SIGNATURE + json.dumps(dict(splats.provenance), ensure_ascii=True, sort_keys=True)]
-
-
-def require_finite(splats: Splats) -> None:
-    """Refuses to write what no viewer could show.
-
-    Raises:
-        SegdreamError: there are no Gaussians, or some have a value that is not a finite number.
-    """
-    if not len(splats):
-        raise SegdreamError("there are no Gaussians to write", hint="go back to the last checkpoint with --resume")
-    bad = find_nonfinite(splats)
-    if len(bad):
-        raise SegdreamError(
-            f"{len(bad)} of {len(splats)} Gaussians have a value that is not a finite number, first number {bad[0]}",
-            hint="go back to the last checkpoint with --resume",
-        )
 
 
 def write(path: Path, splats: Splats, *, pad_sh: bool = True) -> None:
@@ -81,8 +52,8 @@ def write(path: Path, splats: Splats, *, pad_sh: bool = True) -> None:
     Args:
         path: the file, replaced as a whole.
         splats: the asset; its log-scales are clamped to [-20, 20], its opacity logits to [-15, 15].
-        pad_sh: fill the spherical harmonics with zeros up to degree 3, which the reference loader and older
-            importers insist on (248 bytes a Gaussian); otherwise write only those that are there (68 at degree 0).
+        pad_sh: pad the spherical harmonics with zeros to degree 3, which the reference loader and older importers
+            require (248 bytes per Gaussian); otherwise write only those that the asset has (68 bytes at degree 0).
 
     Raises:
         SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
@@ -92,18 +63,18 @@ def write(path: Path, splats: Splats, *, pad_sh: bool = True) -> None:
     n, k, _ = splats.shN.shape
     channel = max(REST_COUNTS) // 3 if pad_sh else k
     names = (*MEANS, *NORMALS, *SH0, *rest_names(3 * channel), *OPACITY, *LOG_SCALES, *QUATS)
-    element = PlyElement("vertex", [PlyProperty(name, "f4") for name in names], n)
-    header = PlyData([element], byte_order="<", comments=provenance_comments(splats)).header
+    element = Element("vertex", n, [(name, "float") for name in names])
+    header = header_text("binary_little_endian", [element], provenance_comments(splats))
     table = np.zeros((CACHED_ROWS, len(names)), "<f4")
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        stream.write(f"{header}\n".encode("ascii"))
+        stream.write(header)
         for start in range(0, n, CACHED_ROWS):  # a block stays in the cache from step to step
             part = splats.slice_rows(slice(start, start + CACHED_ROWS))
-            stream.write(_filled(table[: len(part)], to_ply_frame(sanitize(part)), channel).data)
+            stream.write(_fill(table[: len(part)], to_ply_frame(sanitize(part)), channel).data)
 
 
-def _filled(table: Float32s, splats: Splats, channel: int) -> Float32s:
-    """The table with the values of as many Gaussians, in columns as in the file."""
+def _fill(table: Float32s, splats: Splats, channel: int) -> Float32s:
+    """Fills `table` with as many Gaussians, in columns as in the file; `channel` is the number of f_rest per colour."""
     k = splats.shN.shape[1]
     table[:, 0:3] = splats.means
     table[:, 6:9] = splats.sh0
@@ -128,31 +99,32 @@ def holds_gaussians(path: Path) -> bool:
     Raises:
         UsageProblem: the file can't be opened, is no PLY, is damaged, or has no vertices.
     """
-    with opened(path) as stream:
-        return is_asset(item.name for item in _read_header(path, stream).layout["vertex"].properties)
+    with open_asset(path) as stream:
+        vertices = _elements_to_vertices(path, read_header(path, stream), stream)[-1]
+        return is_asset(name for name, _ in vertices.properties)
 
 
 def is_asset(names: Iterable[str]) -> bool:
-    """Whether vertices with these properties are Gaussians, be it in a form that can't be read."""
+    """Whether vertices with these properties are Gaussians, in a form that can be read or not."""
     return not {*SH0, *LOG_SCALES, PACKED}.isdisjoint(names)
 
 
 def read(path: Path) -> Splats:
     """The Gaussians of a PLY by this or another tool, in the inner frame.
 
-    Any property order, ASCII or either byte order, float or double, with or without normals; properties that are not
-    an asset's are passed over. Quaternions are normalised, zero ones become the identity; log-scales and opacity
-    logits are clamped as in `write`; the highest bands of spherical harmonics are left out where all is zero.
+    Properties may stand in any order, as text or in either byte order, as float or double; other properties are
+    ignored. Quaternions are normalised, and zero ones become the identity. Log-scales and opacity logits are clamped
+    as in `write`. The highest bands of spherical harmonics are dropped if they are zero for all Gaussians.
 
     Raises:
         UsageProblem: the file can't be opened, is no PLY, is damaged, or holds something other than Gaussians.
     """
-    vertices = read_vertices(path)
-    return splats_of(path, vertices)
+    return to_splats(read_vertices(path))
 
 
-def splats_of(path: Path, vertices: "Vertices") -> Splats:
-    """The Gaussians in the vertices of `path`; errors as `read`."""
+def to_splats(vertices: "Vertices") -> Splats:
+    """The Gaussians in vertices, in the inner frame; errors as `read`."""
+    path = vertices.path
     names = vertices.rows.dtype.names or ()
     _require(path, names)
     rest = [name for name in names if name.startswith("f_rest_")]
@@ -167,58 +139,39 @@ def splats_of(path: Path, vertices: "Vertices") -> Splats:
         log_scales=vertices.floats(LOG_SCALES),
         opacity_logits=vertices.floats(OPACITY)[:, 0],
         sh0=vertices.floats(SH0),
-        shN=_without_padding(vertices.floats(rest_names(len(rest)))),
-        provenance=provenance_of(vertices.comments),
+        shN=_trim_bands(vertices.floats(rest_names(len(rest)))),
+        provenance=parse_provenance(vertices.comments),
     )
     refuse_nonfinite(path, find_nonfinite(splats), len(splats))
     return from_ply_frame(sanitize(splats))
 
 
-def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:
-    """Raises a UsageProblem if `bad`, the indices of rows of `path` that are not finite, is not empty."""
-    if len(bad):
-        raise UsageProblem(
-            f"{path}: {len(bad)} of {count} rows have a value that is not a finite number, first row {bad[0]}",
-            hint=f"npx @playcanvas/splat-transform {path} --filter-nan clean.ply",
-        )
-
-
 def _require(path: Path, names: Sequence[str]) -> None:
+    """Refuses vertices that lack a property of Gaussians, and says what they are instead."""
     missing = [name for name in REQUIRED if name not in names]
     if not missing:
         return
     if PACKED in names:
         raise UsageProblem(
             f"{path} is a compressed PLY, whose Gaussians are packed",
-            hint=f"mv {path} {path.with_suffix('.compressed.ply')}",
+            hint=f"mv {quote(str(path))} {quote(str(path.with_suffix('.compressed.ply')))}",
         )
     if not is_asset(names) and set(MEANS) <= set(names):
-        raise UsageProblem(f"{path} holds points, not Gaussians", hint=f"segdream generate PROMPT --init {path}")
+        raise UsageProblem(
+            f"{path} holds points, not Gaussians", hint=f"segdream generate PROMPT --init {quote(str(path))}"
+        )
     raise UsageProblem(f"{path} holds no Gaussians: it lacks the properties {', '.join(missing)}", hint=ANOTHER_FILE)
 
 
-def _without_padding(rest: Float32s) -> Float32s:
+def _trim_bands(rest: Float32s) -> Float32s:
     """[n, 3k] channel-major, as in the file, to [n, k, 3] without the highest bands where all is zero."""
     by_channel = rest.reshape(len(rest), 3, -1)  # [n, 3, k]
     k = by_channel.shape[2]
-    with np.errstate(invalid="ignore"):  # a signalling NaN is found later on
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused later
         for lower in (8, 3, 0):
             if k > lower and not by_channel[:, :, lower:k].any():
                 k = lower
     return np.ascontiguousarray(by_channel[:, :, :k].transpose(0, 2, 1))
-
-
-def provenance_of(comments: Sequence[str]) -> dict[str, Any]:
-    """What a comment of ours says; other tools' comments, and damaged ones, say nothing."""
-    for comment in comments:
-        if comment.startswith(SIGNATURE):
-            try:
-                found = json.loads(comment.removeprefix(SIGNATURE))
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(found, dict):
-                return found
-    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +180,15 @@ class Vertices:
 
     path: Path
     rows: NDArray[np.void]
+    """A structured array [n]: one field per property."""
     comments: Sequence[str]
+    """The comments of the file's header."""
 
     def floats(self, names: Sequence[str]) -> Float32s:
-        """The named properties as float32, [n, len(names)]; out of its range becomes infinite.
+        """The named properties as float32, [n, len(names)]; values out of its range become infinite.
 
         Raises:
-            UsageProblem: one of them is a whole number in the file, which an asset's or a point's is not.
+            UsageProblem: one of them is an integer in the file.
         """
         columns = np.empty((len(self.rows), len(names)), np.float32)
         for name in names:
@@ -251,144 +206,53 @@ class Vertices:
 
 
 def read_vertices(path: Path) -> Vertices:
-    """The vertices of a PLY file through plyfile, after the checks that plyfile does not make.
+    """The vertices of a PLY file through plyfile, after checks that plyfile does not make.
 
-    plyfile refuses headers that are not ASCII, and believes their row counts before it looks at the size of the
-    file. So it is given a header of ours: the same elements up to the vertices, in ASCII, with counts that fit.
+    plyfile is given a new header: the elements up to the vertices, without empty ones.
 
     Raises:
         UsageProblem: the file can't be opened, is no PLY, is damaged, or has no vertices.
     """
-    with opened(path) as stream:
-        header = _read_header(path, stream)
-        text = _with_counts(header.lines, header.counts)
-        source = io.BytesIO(text + stream.read()) if header.layout.text else _HeaderThenFile(text, stream)
-        data = _parsed(path, lambda: PlyData.read(source))
-        vertex = data["vertex"]
-        return Vertices(path, np.asarray(vertex.data), [*data.comments, *vertex.comments])
+    with open_asset(path) as stream:
+        header = read_header(path, stream)
+        elements = _elements_to_vertices(path, header, stream)
+        text = header_text(header.layout, elements)
+        source = io.BytesIO(text + stream.read()) if header.layout == "ascii" else _HeaderThenFile(text, stream)
+        try:
+            data = PlyData.read(source)
+        except (PlyParseError, ValueError, OverflowError, TypeError) as problem:
+            raise damaged(path, problem) from problem
+        return Vertices(path, np.asarray(data["vertex"].data), header.comments)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """The regular file `path`, open for reading.
-
-    Raises:
-        UsageProblem: it is missing, empty, a folder or a pipe, or may not be read.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise not_a_file(path)
-        with path.open("rb") as stream:
-            if not stream.read(1):
-                raise UsageProblem(f"{path} is empty", hint=ANOTHER_FILE)
-            stream.seek(0)
-            yield stream
-    except OSError as problem:
+def _elements_to_vertices(path: Path, header: PlyHeader, stream: BinaryIO) -> list[Element]:
+    """The elements up to the vertices, without empty ones, after the check that the file is long enough for them."""
+    elements: list[Element] = []
+    for element in header.elements.values():
+        if element.count:
+            elements.append(element)
+        if element.name == "vertex":
+            break
+    if not elements or elements[-1].name != "vertex":
+        missing = "zero Gaussians" if "vertex" in header.elements else "no vertex element"
+        raise UsageProblem(f"{path} has {missing}", hint=ANOTHER_FILE)
+    needed, text = 0, header.layout == "ascii"
+    for element in elements:
+        row = element.dtype(path, BYTE_ORDERS[header.layout]).itemsize
+        needed += element.count * (2 * len(element.properties) if text else row)  # as text: a digit and a separator
+    size = stream.seek(0, io.SEEK_END) - header.size
+    stream.seek(header.size)
+    if size < needed - text:  # the last value needs no separator
         raise UsageProblem(
-            f"{path} can't be read: {problem.strerror or problem}", hint=f"ls -l {quote(str(path))}"
-        ) from problem
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """A header up to its vertices."""
-
-    lines: Sequence[bytes]
-    """Its lines, without empty elements."""
-    counts: Mapping[bytes, int]
-    """Element -> number of rows."""
-    layout: Any
-    """What plyfile makes of the lines: elements and properties, no rows."""
-
-
-def _read_header(path: Path, stream: BinaryIO) -> _Header:
-    """The header at the start of `stream`, which stands behind it afterwards; errors as `read_vertices`."""
-    lines, start = _header_lines(path, stream)
-    kept, counts = _elements_to_vertex(path, lines)
-    layout = _parsed(path, lambda: PlyData.read(io.BytesIO(_with_counts(kept, {}))))
-    _check_size(path, layout, counts, stream.seek(0, io.SEEK_END) - start)
-    stream.seek(start)
-    return _Header(kept, counts, layout)
-
-
-def _header_lines(path: Path, stream: BinaryIO) -> tuple[list[bytes], int]:
-    """The lines of the header with '?' for what is not printable ASCII, and the offset of what follows."""
-    head = stream.read(HEADER_LIMIT)
-    start = re.match(rb"ply(\r\n|\n|\r)", head)
-    if not start:
-        raise UsageProblem(f"{path} is not a PLY file", hint=ANOTHER_FILE)
-    end = re.compile(rb"[\r\n]end_header[ \t]*" + start[1]).search(head)
-    if not end:
-        raise UsageProblem(f"{path} is damaged: its header has no end", hint=ANOTHER_FILE)
-    return head[: end.start()].translate(_PRINTABLE).splitlines(), end.end()
-
-
-def _elements_to_vertex(path: Path, lines: Sequence[bytes]) -> tuple[list[bytes], dict[bytes, int]]:
-    """The header's lines up to the last property of the vertices, without empty elements; and the row counts."""
-    kept: list[bytes] = []
-    counts: dict[bytes, int] = {}
-    skipping = False
-    for line in lines:
-        words = line.split()
-        if words[:1] == [b"element"]:
-            if b"vertex" in counts:
-                break
-            count = _row_count(path, words)
-            skipping = count == 0 and words[1] != b"vertex"
-            if not skipping:
-                counts[words[1]] = count
-        if words and not skipping:
-            kept.append(line)
-    if not counts.get(b"vertex"):
-        what = "no vertex element" if b"vertex" not in counts else "zero Gaussians"
-        raise UsageProblem(f"{path} has {what}", hint=ANOTHER_FILE)
-    return kept, counts
-
-
-def _row_count(path: Path, words: Sequence[bytes]) -> int:
-    if len(words) != 3 or not re.fullmatch(rb"\d{1,18}", words[2]):
-        line = b" ".join(words).decode("ascii")
-        raise UsageProblem(f"{path} is damaged: {line[:80]!r} does not give a number of rows", hint=ANOTHER_FILE)
-    return int(words[2])
-
-
-def _with_counts(lines: Sequence[bytes], counts: Mapping[bytes, int]) -> bytes:
-    """A header of these lines, in which an element that `counts` does not name has no rows."""
-    rebuilt = [
-        b"element %s %d" % (words[1], counts.get(words[1], 0)) if (words := line.split())[:1] == [b"element"] else line
-        for line in lines
-    ]
-    return b"\n".join([*rebuilt, b"end_header", b""])
-
-
-def _check_size(path: Path, layout: Any, counts: Mapping[bytes, int], size: int) -> None:
-    """Refuses a file with fewer bytes after the header than the rows that the header claims must take."""
-    needed = 0
-    for element in layout:
-        lists = [item.name for item in element.properties if isinstance(item, PlyListProperty)]
-        if lists or not element.properties:
-            what = f"the list property {lists[0]}" if lists else "no properties"
-            raise UsageProblem(f"{path}: the element {element.name} has {what}", hint=ANOTHER_FILE)
-        row = 2 * len(element.properties) if layout.text else element.dtype().itemsize  # text: digit and separator
-        needed += counts[element.name.encode("ascii")] * row
-    if size < needed - (1 if layout.text else 0):  # the last value needs no separator
-        raise UsageProblem(
-            f"{path} is truncated: its header claims {counts[b'vertex']} rows, of at least {needed} bytes, "
+            f"{path} is truncated: its header claims {elements[-1].count} rows, of at least {needed} bytes, "
             f"and {size} bytes follow",
             hint=f"copy or download {path} again",
         )
-
-
-def _parsed(path: Path, parse: Callable[[], Any]) -> Any:
-    """What `parse` returns, with plyfile's ways to fail put into one."""
-    try:
-        return parse()
-    except (PlyParseError, ValueError, OverflowError, TypeError) as problem:
-        raise UsageProblem(f"{path} is damaged: {problem}", hint=ANOTHER_FILE) from problem
+    return elements
 
 
 class _HeaderThenFile:
-    """A header, then an open file from where it stands, as plyfile reads and maps it."""
+    """A header, then an open file from its position on, as plyfile reads and maps it."""
 
     def __init__(self, header: bytes, stream: BinaryIO) -> None:
         self._header = io.BytesIO(header)

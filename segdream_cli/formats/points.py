@@ -5,18 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.ply import (
-    ANOTHER_FILE,
-    MEANS,
-    Vertices,
-    is_asset,
-    provenance_comments,
-    read_vertices,
-    refuse_nonfinite,
-    require_finite,
-    save,
-    splats_of,
-)
+from segdream_cli.formats.common import ANOTHER_FILE, provenance_comments, refuse_nonfinite, require_finite
+from segdream_cli.formats.ply import MEANS, Vertices, is_asset, read_vertices, save, to_splats
 from segdream_cli.splats import SH_C0, Float32s, Splats
 
 COLOURS = ("red", "green", "blue")
@@ -50,7 +40,7 @@ def read(path: Path) -> tuple[Float32s, Float32s | None]:
     vertices = read_vertices(path)
     names = vertices.rows.dtype.names or ()
     if is_asset(names):
-        splats = splats_of(path, vertices)
+        splats = to_splats(vertices)
         return splats.means, _colours(splats)
     missing = [name for name in MEANS if name not in names]
     if missing:

@@ -22,11 +22,19 @@ from PIL import Image
 
 from segdream_cli import __version__
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.bundle import BROKEN, leads_out
+from segdream_cli.formats.common import (
+    ANOTHER_FILE,
+    BYTE_LOGITS,
+    ZIP_ERRORS,
+    escapes_archive,
+    extras_provenance,
+    open_asset,
+    provenance_extras,
+    refuse_nonfinite,
+    require_finite,
+)
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
-from segdream_cli.formats.spz_values import BYTE_LOGITS
 from segdream_cli.splats import BANDS, Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
 
@@ -71,10 +79,8 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     if palette is not None and not 1 <= palette <= PALETTE_LIMIT:
         raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}", hint="leave it out")
     turned = to_ply_frame(sanitize(splats))
-    meta: dict[str, Any] = {"version": 2, "asset": {"generator": f"segdream {__version__}"}, "count": len(splats)}
-    if splats.provenance:
-        text = json.dumps(dict(splats.provenance))
-        meta["asset"]["extras"] = {"segdream": json.loads(text, parse_constant=lambda _: None)}  # players know no NaN
+    asset = {"generator": f"segdream {__version__}", **provenance_extras(splats)}
+    meta: dict[str, Any] = {"version": 2, "asset": asset, "count": len(splats)}
     with ThreadPoolExecutor() as pool:  # numpy and libwebp work outside the interpreter's lock
         books = pool.map(codebook, (turned.log_scales, turned.sh0))  # for which any order will do
         turned = turned.select(along_z_curve(turned.means))
@@ -168,12 +174,12 @@ def read(path: Path) -> Splats:
     Raises:
         UsageProblem: the file can't be opened, is no version 2 bundle, is damaged, or claims more than it can hold.
     """
-    with opened(path) as stream:
+    with open_asset(path) as stream:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(0)
         try:
             bundle = zipfile.ZipFile(stream)
-        except BROKEN as problem:
+        except ZIP_ERRORS as problem:
             raise UsageProblem(f"{path} is no .sog file: {problem}", hint=ANOTHER_FILE) from problem
         with bundle:
             source = _Source(path, size, bundle)
@@ -205,13 +211,13 @@ class _Source:
             return self.bundle.read(info)
         except KeyError as problem:
             raise self.damaged(f"there is no {name[:80]!r} in it") from problem
-        except BROKEN as problem:
+        except ZIP_ERRORS as problem:
             raise self.damaged(f"{name} can't be unpacked: {problem}") from problem
 
     def meta(self) -> "_Meta":
         """What `meta.json` says, after a look at the names of all members."""
         for name in self.bundle.namelist():
-            if leads_out(name):
+            if escapes_archive(name):
                 raise self.damaged(f"the name {name[:80]!r} leads out of the bundle")
         try:
             found = json.loads(self.member(META, META_LIMIT))
@@ -236,7 +242,7 @@ class _Source:
         try:
             with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
                 pixels = np.asarray(image.convert("RGBA"))
-        except (*BROKEN, SyntaxError, Image.DecompressionBombError) as problem:
+        except (*ZIP_ERRORS, SyntaxError, Image.DecompressionBombError) as problem:
             raise self.damaged(f"{name} can't be decoded: {problem}") from problem
         if pixels.shape[1::-1] != shape:
             raise self.damaged(f"{name} is not of the size that it claims")
@@ -340,7 +346,7 @@ def _decoded(source: _Source, meta: _Meta) -> Splats:
             shN=_unpacked_rest(meta.part("shN"), count, fits)
             if "shN" in meta.values
             else np.zeros((count, 0, 3), "f4"),
-            provenance=_provenance(meta),
+            provenance=extras_provenance(meta.values),
         )
 
 
@@ -371,11 +377,3 @@ def _unpacked_rest(meta: _Meta, count: int, fits: Callable[[int, int], bool]) ->
         raise meta.source.damaged(f"a Gaussian has entry {labels.max()} of a palette of {entries}")
     palette: Float32s = meta.codebook()[sheet[:, :3]].reshape(-1, k, 3)
     return palette.take(labels, axis=0)
-
-
-def _provenance(meta: _Meta) -> Mapping[str, Any]:
-    """What a writer of ours noted; whatever else stands there says nothing."""
-    found: Any = meta.values
-    for key in ("asset", "extras", "segdream"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}

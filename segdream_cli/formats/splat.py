@@ -6,9 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
+from segdream_cli.formats.common import (
+    ANOTHER_FILE,
+    BYTE_LOGITS,
+    open_asset,
+    refuse_nonfinite,
+    require_finite,
+    to_log_scales,
+)
 from segdream_cli.formats.ordering import falling
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
-from segdream_cli.formats.spz_values import BYTE_LOGITS
 from segdream_cli.splats import SH_C0, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
 
@@ -54,7 +60,7 @@ def read(path: Path) -> Splats:
     Raises:
         UsageProblem: the file can't be opened, its size is not a multiple of 32, or a value can't be right.
     """
-    with opened(path) as stream:
+    with open_asset(path) as stream:
         content = stream.read()
     if len(content) % ROW.itemsize:
         raise UsageProblem(
@@ -62,12 +68,10 @@ def read(path: Path) -> Splats:
             hint=ANOTHER_FILE,
         )
     rows = np.frombuffer(content, ROW)
-    with np.errstate(divide="ignore", invalid="ignore"):  # the clamp sees to a scale of zero
-        log_scales = np.maximum(np.log(rows["scales"]), -1e3)
     splats = Splats(
         means=rows["means"].astype(np.float32),
         quats=((rows["quats"] - np.float32(128)) / 128).astype(np.float32),
-        log_scales=log_scales.astype(np.float32),
+        log_scales=to_log_scales(rows["scales"]),
         opacity_logits=BYTE_LOGITS[rows["rgba"][:, 3]],
         sh0=((rows["rgba"][:, :3] / np.float32(255) - np.float32(0.5)) / np.float32(SH_C0)).astype(np.float32),
         shN=np.zeros((len(rows), 0, 3), np.float32),

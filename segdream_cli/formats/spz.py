@@ -18,16 +18,22 @@ from typing import Any
 import numpy as np
 
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, provenance_comments, provenance_of, require_finite
+from segdream_cli.formats.common import (
+    ANOTHER_FILE,
+    BYTE_LOGITS,
+    open_asset,
+    parse_provenance,
+    provenance_comments,
+    require_finite,
+)
 from segdream_cli.formats.spz_values import (
     BYTE_COLOURS,
-    BYTE_LOGITS,
     BYTE_SCALES,
     Bytes,
-    packed_blocks,
-    unpacked_harmonics,
-    unpacked_means,
-    unpacked_quats,
+    pack_blocks,
+    unpack_harmonics,
+    unpack_means,
+    unpack_quats,
 )
 from segdream_cli.splats import Splats, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
@@ -78,7 +84,7 @@ class _Header:
     flags: int = 0
     streams: int = 0
 
-    def packed(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """Its first 16 bytes."""
         values = (self.version, self.count, self.degree, self.fractional_bits, self.flags, self.streams)
         return HEADER.pack(MAGIC, *values)
@@ -113,9 +119,9 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
     require_finite(splats)
     if version not in (3, 4):
         raise UsageProblem(f"SPZ is written in version 3 or 4, not {version}", hint="--format spz")
-    bits = _checked_bits(splats, fractional_bits)
+    bits = _choose_bits(splats, fractional_bits)
     turned = to_ply_frame(sanitize(splats))
-    blocks = [block for block in packed_blocks(turned, bits) if block.size]
+    blocks = [block for block in pack_blocks(turned, bits) if block.size]
     note = "".join(provenance_comments(splats)).encode("ascii")
     note = note if len(note) <= NOTE_LIMIT else b""
     streams, flags = (len(blocks), HAS_EXTENSIONS if note else 0) if version == 4 else (0, 0)
@@ -135,7 +141,7 @@ def read(path: Path) -> Splats:
         UsageProblem: the file can't be opened, is no SPZ, is damaged, or unpacks to too much.
         EnvironmentProblem: it is of version 4 and zstandard is not installed.
     """
-    with opened(path) as stream:
+    with open_asset(path) as stream:
         content = stream.read()
     if content[:4] == MAGIC:
         header, blocks, extensions = _zstandard_blocks(path, content)
@@ -149,19 +155,19 @@ def read(path: Path) -> Splats:
     frame = _frame(path, records)
     splats = sanitize(
         Splats(
-            means=unpacked_means(blocks["means"], header.fractional_bits),
-            quats=unpacked_quats(blocks["rotations"], header.version),
+            means=unpack_means(blocks["means"], header.fractional_bits),
+            quats=unpack_quats(blocks["rotations"], header.version),
             log_scales=BYTE_SCALES[blocks["scales"].reshape(-1, 3)],
             opacity_logits=BYTE_LOGITS[blocks["alphas"]],
             sh0=BYTE_COLOURS[blocks["colours"].reshape(-1, 3)],
-            shN=unpacked_harmonics(harmonics),
+            shN=unpack_harmonics(harmonics),
             provenance=_provenance(content, records),
         )
     )
     return splats if frame == RUB else from_ply_frame(splats)
 
 
-def _checked_bits(splats: Splats, wanted: int | None) -> int:
+def _choose_bits(splats: Splats, wanted: int | None) -> int:
     """The number of fractional bits to write with, after the check that the centres fit."""
     reach = float(np.abs(splats.means).max())
     if wanted is not None and wanted not in FRACTIONAL_BITS:
@@ -179,7 +185,7 @@ def _checked_bits(splats: Splats, wanted: int | None) -> int:
 
 def _gzip_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterator[bytes]:
     """One gzip member, deflated in pieces by as many threads as there are processors."""
-    contents = [header.packed(), *(block.tobytes() for block in blocks)]
+    contents = [header.to_bytes(), *(block.tobytes() for block in blocks)]
     pieces = [
         (content[start : start + DEFLATED_AT_ONCE], strategy)
         for content in contents
@@ -189,7 +195,7 @@ def _gzip_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterato
     yield b"\x1f\x8b\x08%c\0\0\0\0\0\xff" % (GZIP_COMMENT if note else 0)  # deflate, no time, unknown system
     yield note + b"\0" if note else b""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        yield from pool.map(lambda piece: _deflated(*piece), pieces)
+        yield from pool.map(lambda piece: _deflate(*piece), pieces)
     yield zlib.compressobj(wbits=-zlib.MAX_WBITS).flush()  # the last block, empty
     checksum = 0
     for content in contents:
@@ -197,7 +203,7 @@ def _gzip_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterato
     yield struct.pack("<II", checksum, sum(map(len, contents)) % 2**32)
 
 
-def _deflated(content: bytes, strategy: int) -> bytes:
+def _deflate(content: bytes, strategy: int) -> bytes:
     """Whole bytes of deflate, not its end."""
     deflate = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return deflate.compress(content) + deflate.flush(zlib.Z_SYNC_FLUSH)
@@ -205,7 +211,7 @@ def _deflated(content: bytes, strategy: int) -> bytes:
 
 def _strategy(content: bytes) -> int:
     """The one of zlib's that suits the start of an attribute best."""
-    return min(STRATEGIES, key=lambda strategy: len(_deflated(content[:SAMPLE], strategy)))
+    return min(STRATEGIES, key=lambda strategy: len(_deflate(content[:SAMPLE], strategy)))
 
 
 def _zstandard_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterator[bytes]:
@@ -219,7 +225,7 @@ def _zstandard_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> It
         _, best = min((len(each.compress(content[:SAMPLE])), i) for i, each in enumerate(compressors))
         frames.append(compressors[best].compress(content))
     extension = struct.pack("<II", PROVENANCE, len(note)) + note if note else b""
-    yield header.packed() + struct.pack("<I12x", HEADER_4.size + len(extension)) + extension
+    yield header.to_bytes() + struct.pack("<I12x", HEADER_4.size + len(extension)) + extension
     for content, frame in zip(contents, frames, strict=True):
         yield STREAM.pack(len(frame), len(content))
     yield from frames
@@ -234,7 +240,7 @@ def _zstandard() -> ModuleType:
         ) from problem
 
 
-def _checked_header(path: Path, head: bytes, size: int) -> _Header:
+def _parse_header(path: Path, head: bytes, size: int) -> _Header:
     """The header in `head`, of a file of `size` bytes, if it claims what can be."""
     if len(head) < HEADER.size:
         raise UsageProblem(f"{path} is truncated in its header", hint=ANOTHER_FILE)
@@ -252,7 +258,7 @@ def _checked_header(path: Path, head: bytes, size: int) -> _Header:
     unpacked = sum(header.sizes().values())
     if unpacked > max(UNPACKED_FREE, UNPACKED_RATIO * size):
         raise UsageProblem(
-            f"{path} claims {header.count} Gaussians, of {unpacked} bytes, more than {size} bytes can honestly hold",
+            f"{path} claims {header.count} Gaussians, of {unpacked} bytes, but has only {size} bytes",
             hint=ANOTHER_FILE,
         )
     return header
@@ -262,7 +268,7 @@ def _gzip_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes],
     """Header, attributes and extensions of version 2 or 3; no more is unpacked than the header claims."""
     stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
-        header = _checked_header(path, stream.decompress(content, HEADER.size), len(content))
+        header = _parse_header(path, stream.decompress(content, HEADER.size), len(content))
         if header.version == 4:
             raise UsageProblem(f"{path} is damaged: version 4 inside gzip", hint=ANOTHER_FILE)
         needed = sum(header.sizes().values())
@@ -283,7 +289,7 @@ def _gzip_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes],
 
 def _zstandard_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes], bytes]:
     """Header, attributes and extensions of version 4; no more is unpacked than the header claims."""
-    header = _checked_header(path, content, len(content))
+    header = _parse_header(path, content, len(content))
     if header.version != 4 or len(content) < HEADER_4.size:
         raise UsageProblem(f"{path} is damaged: version {header.version} outside gzip", hint=ANOTHER_FILE)
     table = HEADER_4.unpack_from(content)[-1]
@@ -338,4 +344,4 @@ def _provenance(content: bytes, records: Mapping[int, bytes]) -> Mapping[str, An
     note = records.get(PROVENANCE, b"")
     if content[:2] == GZIP and content[3] == GZIP_COMMENT:
         note = content[10 : 10 + NOTE_LIMIT + 1].partition(b"\0")[0]
-    return provenance_of([note.decode("ascii", "replace")])
+    return parse_provenance([note.decode("ascii", "replace")])

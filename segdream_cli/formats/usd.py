@@ -22,8 +22,16 @@ import numpy as np
 
 from segdream_cli import __version__
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
-from segdream_cli.formats.bundle import BROKEN, leads_out
-from segdream_cli.formats.ply import ANOTHER_FILE, opened, refuse_nonfinite, require_finite
+from segdream_cli.formats.common import (
+    ANOTHER_FILE,
+    ZIP_ERRORS,
+    escapes_archive,
+    open_asset,
+    refuse_nonfinite,
+    require_finite,
+    to_log_scales,
+    to_opacity_logits,
+)
 from segdream_cli.splats import Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
 from segdream_cli.splats.transform import transform
 from segdream_cli.util.files import atomic_write
@@ -114,7 +122,7 @@ def read(path: Path) -> Splats:
         UsageProblem: the file can't be opened, is no package, is damaged, refers to other files, or holds no Gaussians.
     """
     _Pxr.load()
-    with opened(path) as stream:
+    with open_asset(path) as stream:
         size = _checked_package(path, stream)
     with TemporaryDirectory(prefix="segdream-") as folder:
         target = Path(folder) / "splats.npz"
@@ -141,7 +149,7 @@ def _checked_package(path: Path, stream: BinaryIO) -> int:
     try:
         with zipfile.ZipFile(stream) as package:
             for info in package.infolist():
-                if leads_out(info.filename):
+                if escapes_archive(info.filename):
                     raise UsageProblem(
                         f"{path} is damaged: the name {info.filename[:80]!r} leads out of it", hint=ANOTHER_FILE
                     )
@@ -153,7 +161,7 @@ def _checked_package(path: Path, stream: BinaryIO) -> int:
             if sum(info.file_size for info in package.infolist()) > size:
                 raise UsageProblem(f"{path} is damaged: its files claim more than it holds", hint=ANOTHER_FILE)
             wrong = package.testzip()
-    except BROKEN as problem:
+    except ZIP_ERRORS as problem:
         raise UsageProblem(f"{path} is no .usdz package: {problem}", hint=ANOTHER_FILE) from problem
     if wrong is not None:
         raise UsageProblem(f"{path} is damaged: the sum of {wrong[:80]!r} is wrong", hint=ANOTHER_FILE)
@@ -241,16 +249,14 @@ def _splats(pxr: "_Pxr", prim: Any) -> Splats:
     if {len(quats), len(scales), len(opacities)} != {n} or len(harmonics) != n * (degree + 1) ** 2:
         raise ValueError(f"the arrays of {prim.GetPath()} are not of one length")
     harmonics = harmonics.reshape(n, -1, 3)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(np.isfinite(opacities[:, 0]), np.clip(opacities[:, 0].astype(np.float64), 0, 1), np.nan)
-        return Splats(
-            means=means,
-            quats=np.roll(quats, 1, axis=1),
-            log_scales=np.maximum(np.log(scales), -1e3),
-            opacity_logits=np.clip(np.log(shares) - np.log1p(-shares), -1e3, 1e3).astype(np.float32),
-            sh0=np.ascontiguousarray(harmonics[:, 0]),
-            shN=np.ascontiguousarray(harmonics[:, 1 : COEFFICIENTS[-1]]),
-        )
+    return Splats(
+        means=means,
+        quats=np.roll(quats, 1, axis=1),
+        log_scales=to_log_scales(scales),
+        opacity_logits=to_opacity_logits(opacities[:, 0]),
+        sh0=np.ascontiguousarray(harmonics[:, 0]),
+        shN=np.ascontiguousarray(harmonics[:, 1 : COEFFICIENTS[-1]]),
+    )
 
 
 def _provenance(text: str) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from segdream_cli import __version__
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
-from segdream_cli.formats.ply import require_finite
+from segdream_cli.formats.common import require_finite
 from segdream_cli.mesh.solid import Field, opacity_field
 from segdream_cli.mesh.texture import bake
 from segdream_cli.splats import Splats

@@ -254,9 +254,9 @@ REST_9 = " ".join(f"f_rest_{i}" for i in range(9))
 NAN = struct.pack("<12f", 0, 0, np.nan, *[1] * 9) + bytes(16)
 DAMAGE = {
     "empty": (b"", "is empty"),
-    "another format": (b"NGSP", "is not a compressed PLY"),
+    "another format": (b"NGSP", "is not a PLY"),
     "big-endian": (make().replace(b"little", b"big"), "is not a compressed PLY"),
-    "no end of the header": (make()[:99], "is not a compressed PLY"),
+    "no end of the header": (make()[:99], "is damaged: its header has no end"),
     "body cut off": (make()[:-1], "claims 1 rows of 'vertex', of 16 bytes, and 15 bytes follow"),
     "a billion": (make(counts=(3906250, 10**9)), "claims 3906250 rows of 'chunk', of 187500000 bytes, and 64 bytes"),
     "count beyond all": (make(counts=(1, 10**18 - 1)), "claims 9{18} rows of 'vertex'"),
@@ -274,8 +274,11 @@ DAMAGE = {
     ),
     "words as floats": (make(kinds=("float", "float")), "'packed_position' is of type float32"),
     "bounds as numbers": (make(kinds=("uint", "uint")), "'min_x' is of type uint32"),
-    "doubles": (make(kinds=("double", "uint")), "is damaged: 'property double min_x'"),
-    "lists": (make().replace(b"uint packed_scale", b"list uchar uint packed_scale"), "is damaged: 'property list"),
+    "doubles": (make(kinds=("double", "uint"), body=bytes(999)), "'min_x' is of type float64"),
+    "lists": (
+        make().replace(b"uint packed_scale", b"list uchar uint packed_scale"),
+        "element vertex has the list property packed_scale",
+    ),
     "property without an element": (make().replace(b"element chunk 1\n", b""), "is damaged: 'property float min_x'"),
     "property twice": (make(vertex="packed_position packed_position"), "is damaged: .*packed_position"),
     "element twice": (make().replace(b"element vertex", b"element chunk"), "is damaged: 'element chunk 1'"),

@@ -13,6 +13,7 @@ from scipy.spatial import KDTree
 from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import FORMATS, points, splat
+from segdream_cli.formats.common import ANOTHER_FILE
 from segdream_cli.splats import Splats, find_nonfinite, from_ply_frame, to_ply_frame
 
 
@@ -135,7 +136,7 @@ def test_a_folder_is_no_asset(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(UsageProblem, match="is not a file") as caught:
         formats.read(folder)
-    assert caught.value.hint == f"ls -l {folder}"
+    assert caught.value.hint == ANOTHER_FILE
     with pytest.raises(UsageProblem, match="no known asset format"):  # whatever the system thinks of the name
         formats.read(Path("a" * 300))
 

@@ -281,7 +281,10 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no count": (lambda whole: whole.replace(b"vertex 20", b"vertex"), "does not give a number of rows"),
     "no vertices": (lambda whole: whole.replace(b"element vertex", b"element points"), "no vertex element"),
     "no format": (lambda whole: whole.replace(b"format binary_little_endian 1.0\n", b""), "is damaged"),
-    "unknown format": (lambda whole: whole.replace(b"little_endian", b"middle_endian"), "don't understand format"),
+    "unknown format": (
+        lambda whole: whole.replace(b"little_endian", b"middle_endian"),
+        "is damaged: 'format binary_middle_endian 1.0'",
+    ),
     "unknown type": (lambda whole: whole.replace(b"float opacity", b"floaty opacity"), "floaty"),
     "whole-number type": (
         lambda whole: whole.replace(b"float opacity", b"int opacity"),
@@ -291,7 +294,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda whole: whole.replace(b"float opacity", b"list uchar float opacity"),
         "element vertex has the list property opacity",
     ),
-    "property twice": (lambda whole: whole.replace(b"float nx", b"float x"), "two properties with same name"),
+    "property twice": (lambda whole: whole.replace(b"float nx", b"float x"), "has the property x twice"),
     "property missing": (lambda whole: whole.replace(b"rot_3", b"rot_w"), "lacks the properties rot_3$"),
     "2DGS": (lambda whole: whole.replace(b"scale_2", b"scalex2"), "lacks the properties scale_2$"),
     "odd number of SH": (lambda whole: whole.replace(b"float nx", b"float f_rest_0"), "has 1 f_rest properties"),

@@ -1,0 +1,142 @@
+"""What readers and writers of all formats share: opening a file, finite checks, provenance, byte tables."""
+
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdream_cli.errors import SegdreamError, UsageProblem
+from segdream_cli.splats import OPACITY_LOGIT_LIMIT, Float32s, Splats, find_nonfinite
+
+ANOTHER_FILE = 'give another file, or make one: segdream generate "a red mushroom" -o mushroom.ply'
+"""The hint where nothing cures a file."""
+SIGNATURE = "segdream "
+"""Start of the one comment that this tool writes; JSON follows."""
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
+"""Exceptions of Python's zip reader on a damaged file."""
+CACHED_ROWS = 4096
+"""Rows to convert at a time, so that a block stays in the processor's cache from step to step."""
+
+_BYTES = np.arange(256, dtype=np.float64)
+with np.errstate(divide="ignore"):
+    BYTE_LOGITS: Float32s = np.clip(
+        np.log(_BYTES / 255) - np.log1p(-_BYTES / 255), -OPACITY_LOGIT_LIMIT, OPACITY_LOGIT_LIMIT
+    ).astype(np.float32)
+"""Opacity logit of each byte of opacity, [256]."""
+
+
+@contextmanager
+def open_asset(path: Path) -> Iterator[BinaryIO]:
+    """Opens the regular file `path` for reading.
+
+    Raises:
+        UsageProblem: it is missing, empty, a folder or a pipe, or may not be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise not_a_file(path)
+        with path.open("rb") as stream:
+            if not stream.read(1):
+                raise UsageProblem(f"{path} is empty", hint=ANOTHER_FILE)
+            stream.seek(0)
+            yield stream
+    except OSError as problem:
+        raise UsageProblem(f"{path} can't be read: {problem.strerror or problem}", hint=ANOTHER_FILE) from problem
+
+
+def not_a_file(path: Path) -> UsageProblem:
+    """The error to raise for a folder or a pipe in place of an asset."""
+    return UsageProblem(f"{path} is not a file", hint=ANOTHER_FILE)
+
+
+def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:
+    """Refuses a file of `count` rows of which those at the indices `bad` are not finite.
+
+    Raises:
+        UsageProblem: there are such rows.
+    """
+    if len(bad):
+        raise UsageProblem(
+            f"{path}: {len(bad)} of {count} rows have a value that is not a finite number, first row {bad[0]}",
+            hint=f"npx @playcanvas/splat-transform {quote(str(path))} --filter-nan clean.ply",
+        )
+
+
+def require_finite(splats: Splats) -> None:
+    """Refuses to write an asset that no viewer could show.
+
+    Raises:
+        SegdreamError: there are no Gaussians, or some have a value that is not a finite number.
+    """
+    if not len(splats):
+        raise SegdreamError("there are no Gaussians to write", hint="go back to the last checkpoint with --resume")
+    bad = find_nonfinite(splats)
+    if len(bad):
+        raise SegdreamError(
+            f"{len(bad)} of {len(splats)} Gaussians have a value that is not a finite number, first number {bad[0]}",
+            hint="go back to the last checkpoint with --resume",
+        )
+
+
+def provenance_comments(splats: Splats) -> list[str]:
+    """The provenance as one comment of ASCII JSON, or no comment without provenance.
+
+    plyfile takes ASCII only, and a line break in a prompt would end the comment; JSON escapes both.
+    """
+    if not splats.provenance:
+        return []
+    return [SIGNATURE + json.dumps(dict(splats.provenance), ensure_ascii=True, sort_keys=True)]
+
+
+def parse_provenance(comments: Sequence[str]) -> dict[str, Any]:
+    """The provenance in a comment by `provenance_comments`; empty if there is none or it is damaged."""
+    for comment in comments:
+        if comment.startswith(SIGNATURE):
+            try:
+                found = json.loads(comment.removeprefix(SIGNATURE))
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
+def provenance_extras(splats: Splats) -> dict[str, Any]:
+    """The `extras` of a JSON document's `asset`: the provenance without NaN, which other parsers refuse; or nothing."""
+    plain = json.loads(json.dumps(dict(splats.provenance)), parse_constant=lambda _: None)
+    return {"extras": {"segdream": plain}} if plain else {}
+
+
+def extras_provenance(document: Any) -> Mapping[str, Any]:
+    """The provenance in the `asset.extras` of a JSON document; empty if there is none."""
+    for key in ("asset", "extras", "segdream"):
+        document = document.get(key) if isinstance(document, dict) else None
+    return document if isinstance(document, dict) else {}
+
+
+def to_opacity_logits(opacities: NDArray[np.floating[Any]]) -> Float32s:
+    """Logits within ±1000 of opacities, which are clipped to 0..1; NaN for those that are not finite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        clipped = np.where(np.isfinite(opacities), np.clip(opacities.astype(np.float64), 0, 1), np.nan)
+        logits: Float32s = np.clip(np.log(clipped) - np.log1p(-clipped), -1e3, 1e3).astype(np.float32)
+    return logits
+
+
+def to_log_scales(scales: NDArray[np.floating[Any]]) -> Float32s:
+    """Logarithms of scales, at least -1000; NaN for negative ones."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logarithms: Float32s = np.maximum(np.log(scales), -1e3).astype(np.float32)
+    return logarithms
+
+
+def escapes_archive(name: str) -> bool:
+    """Whether the name of a zip's member is a path to somewhere outside."""
+    return name.startswith(("/", "\\")) or ".." in name or ":" in name
