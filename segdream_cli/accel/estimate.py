@@ -28,7 +28,7 @@ PIXEL_FLOATS = 40
 """Float32 numbers per pixel of a render: of the rasteriser, the losses and their gradients."""
 GAUSSIAN_BYTES = 600
 """Bytes per Gaussian: parameters, gradients, two moments, and the rasteriser's state in four views."""
-SPEED = {"plain": 0.18, "fast layers": 0.22, "compiled, stored": 0.4, "compiled": 0.43}
+SPEED = {"plain": 0.19, "fast layers": 0.232, "compiled, stored": 0.422, "compiled": 0.454}
 """Operations per second of a step, relative to those of a large matrix product."""
 LOW_VRAM_SPEED = 0.75
 """Factor of `SPEED` in low-VRAM mode, whose calls are small."""

@@ -77,8 +77,8 @@ class Sctd:
 
     @property
     def rows_per_view(self) -> float:
-        """Two steps of the inversion from t_tau on, one below: 1.4 on average; then ε(ẑ_s, ∅) and the guidance."""
-        return 1.4 + 1 + (3.5 if self._distill.perp_neg else 2)
+        """The inversion takes two from t_tau on and one below, 1.8 on average; then come ε(ẑ_s, ∅) and the guidance."""
+        return 1.8 + 1 + (3.5 if self._distill.perp_neg else 2)
 
     def init_state(self, shape: Shape, generators: Generators) -> State:
         """ε*, kept for the whole run."""

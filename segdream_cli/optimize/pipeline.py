@@ -61,7 +61,7 @@ class Pipeline:
 
     Args:
         config: all settings.
-        prior: the diffusion model; None serves for rendering only.
+        prior: the diffusion model.
         device: where Gaussians and prior live.
         clouds: returns the Point-E cloud of a text and a seed, for a start from Point-E.
         queued: check a step's gradient in the next step instead of waiting for it; None does so on CUDA.
@@ -73,7 +73,7 @@ class Pipeline:
     def __init__(
         self,
         config: Config,
-        prior: Prior | None,
+        prior: Prior,
         device: torch.device,
         clouds: Callable[[str, int], PointCloud] | None = None,
         *,
@@ -81,26 +81,16 @@ class Pipeline:
     ) -> None:
         self.config = config
         self.device = device
+        self.prior = prior
         self.method: Method = build_method(config)
-        self._prior = prior
+        self._schedule = NoiseSchedule(prior.alphas_cumprod)
         self._clouds = clouds
         self._queued = device.type == "cuda" if queued is None else queued
-
-    @property
-    def prior(self) -> Prior:
-        """The diffusion model."""
-        if self._prior is None:
-            raise RuntimeError("this pipeline was made without a prior")
-        return self._prior
 
     @property
     def image_size(self) -> int:
         """Side of the training renders in pixels."""
         return self.config.camera.image_size or self.prior.image_size
-
-    @cached_property
-    def _schedule(self) -> NoiseSchedule:
-        return NoiseSchedule(self.prior.alphas_cumprod)
 
     def prepare(self, prompt: str, seed: int, negative_prompt: str | None = None) -> AssetState:
         """An asset before its first step.

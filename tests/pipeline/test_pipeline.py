@@ -502,15 +502,12 @@ def test_run_optimizes_higher_harmonics():
     check_same(values(asset), values(restored))
 
 
-def test_render_needs_no_prior():
-    asset = build().prepare("a cube", 0)
-    pipe = Pipeline(Config(), None, CPU)
-    picture = pipe.render(asset.gaussians, frame_sphere(turntable_azimuths(3), torch.zeros(3), 24))
-    assert picture.rgb.shape == (3, 24, 24, 3)
-    assert not picture.rgb.requires_grad
-    assert picture.alpha[:, 12, 12].min() > picture.alpha[:, 0, 0].max()
-    with pytest.raises(RuntimeError, match="without a prior"):
-        pipe.prepare("a cube", 0)
+def test_render_shows_the_asset_in_the_middle():
+    pipe = build()
+    image = pipe.render(pipe.prepare("a cube", 0).gaussians, frame_sphere(turntable_azimuths(3), torch.zeros(3), 24))
+    assert image.rgb.shape == (3, 24, 24, 3)
+    assert not image.rgb.requires_grad
+    assert image.alpha[:, 12, 12].min() > image.alpha[:, 0, 0].max()
 
 
 def test_prepare_refuses_prompts_and_starts():

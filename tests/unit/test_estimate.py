@@ -33,7 +33,7 @@ def networks() -> tuple[Any, Any]:
 
 def workload(networks: tuple[Any, Any], *, compiling: bool = False, assets: int = 1, **settings: Any) -> Workload:
     overrides = {key.replace("__", "."): value for key, value in settings.items()}
-    return Workload(*networks, Config().set(overrides), 512, compiling, 4.4, assets)
+    return Workload(*networks, Config().set(overrides), 512, compiling, 4.8, assets)
 
 
 def test_sample_flops_of_stable_diffusion(networks: tuple[Any, Any]) -> None:
@@ -41,7 +41,7 @@ def test_sample_flops_of_stable_diffusion(networks: tuple[Any, Any]) -> None:
     assert unet == pytest.approx(0.804e12, rel=0.01)
     assert encoder == pytest.approx(1.117e12, rel=0.01)
     plain, low = (workload(networks, prior__low_vram=low).step_flops() for low in (False, True))
-    assert plain == pytest.approx(4 * 4.4 * unet + 8 * encoder)
+    assert plain == pytest.approx(4 * 4.8 * unet + 8 * encoder)
     assert low - plain == pytest.approx(4 * encoder)
 
 
@@ -97,7 +97,7 @@ def test_memory_gib_falls_with_the_settings_that_save_memory(networks: tuple[Any
 def test_seconds_are_operations_over_rate(networks: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segdream_cli.accel.estimate.product_rate", lambda *_: 700e12)
     plain = workload(networks, optim__steps=1000)
-    assert plain.seconds(CPU) == pytest.approx(1000 * plain.step_flops() / (0.22 * 700e12))
+    assert plain.seconds(CPU) == pytest.approx(1000 * plain.step_flops() / (0.232 * 700e12))
     assert workload(networks, compiling=True, optim__steps=1000).seconds(CPU) < plain.seconds(CPU)
 
 
