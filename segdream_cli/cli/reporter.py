@@ -56,7 +56,7 @@ class TerminalReporter:
             case AssetFinished():
                 self._show_result(event)
             case JobSkipped():
-                text = f"[{event.number}/{event.count}] {event.output} is there"
+                text = f"[{event.number}/{event.count}] {event.output} exists, skipped"
                 self.output.skip(event.output, text)
             case JobFailed():
                 self.output.error(event.problem, event.output)

@@ -242,7 +242,7 @@ class Session:
                 self._make_together(waiting.pop(step), counts)
         for begins in waiting.values():
             self._make_together(begins, counts)
-        self.reporter(Note(f"{counts['made']} made, {counts['skipped']} there already, {counts['failed']} failed"))
+        self.reporter(Note(f"{counts['made']} made, {counts['skipped']} skipped, {counts['failed']} failed"))
         return Tally(counts["made"], counts["skipped"], counts["failed"])
 
     def _plan_or_report(self, job: Job, title: str, counts: Counter[str], *, force: bool) -> tuple[int, Begin] | None:
@@ -431,7 +431,7 @@ def resume_run(
     if not run.can_resume():
         if output.exists():
             raise OutputExists(
-                f"{path} is done: {output} is there", hint=f"segdream render {quote(str(output))} --turntable"
+                f"{path} is done: {output} exists", hint=f"segdream render {quote(str(output))} --turntable"
             )
         raise UsageProblem(
             f"{path} has no checkpoint: the run was stopped before its first one",

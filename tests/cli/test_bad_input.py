@@ -460,7 +460,7 @@ def test_a_list_tells_failures_of_runs_apart_from_the_rest(segdream, prior, fold
     done = segdream("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
     assert done.code == 1
     assert done.err.count("does not hold a step") == 2
-    assert "0 made, 0 there already, 2 failed" in done.err
+    assert "0 made, 0 skipped, 2 failed" in done.err
 
 
 def fill_the_disk(monkeypatch, *suffixes):
@@ -534,7 +534,7 @@ def test_resuming_what_is_no_run(refused, folder):
 
 def test_resuming_what_is_done(segdream, refused):
     assert segdream(*generate()).code == 0
-    refused(6, ["bus.run is done: bus.ply is there", "segdream render bus.ply"], "generate", "--resume", "bus.run")
+    refused(6, ["bus.run is done: bus.ply exists", "segdream render bus.ply"], "generate", "--resume", "bus.run")
 
 
 def test_resuming_what_never_reached_a_checkpoint(segdream, refused, stopped):

@@ -47,7 +47,7 @@ def test_each_asset_gets_all_that_is_its_own(segdream, listed, sizes, folder):
     done = segdream(*listed, "--batch", "2", "--json", "--set", "output.preview_every=3")
     assert done.code == 0
     assert sizes == [(2, 0), (1, 0)]
-    assert "3 made, 0 there already, 0 failed" in done.err
+    assert "3 made, 0 skipped, 0 failed" in done.err
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert [(line["event"], line["output"], line["prompt"]) for line in lines] == [
         ("done", f"{name}.ply", prompt) for name, prompt in zip(NAMES, THREE, strict=True)
@@ -142,7 +142,7 @@ def test_one_that_diverges_leaves_the_others_to_go_on(segdream, prior, listed, f
     prior(lambda profile: Poisoned(profile=profile))
     done = segdream(*listed, "--batch", "3", "--force", "--json")
     assert done.code == 1
-    assert "2 made, 0 there already, 1 failed" in done.err
+    assert "2 made, 0 skipped, 1 failed" in done.err
     assert "kept as it was after step 0: a_blue_ball.run" in done.err
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert [line["event"] for line in lines] == ["done", "done", "error"]
@@ -179,7 +179,7 @@ def test_one_that_can_not_be_taken_up_again_leaves_the_others_to_go_on(segdream,
     edit_weights(checkpoint, drop="gaussians.means")
     done = segdream(*listed, "--batch", "3")
     assert (done.code, done.out.split()) == (1, ["a_red_ball.ply", "a_green_ball.ply"])
-    assert "2 made, 0 there already, 1 failed" in done.err
+    assert "2 made, 0 skipped, 1 failed" in done.err
     assert "damaged" in done.err
 
 

@@ -216,14 +216,14 @@ def test_a_list_skips_the_finished_tells_what_it_can_not_make_first_and_sums_up(
     assert [line["event"] for line in lines] == ["error", "done", "skipped", "done"]
     assert "unheard" in lines[0]["message"]
     assert lines[0]["output"] == "assets/an_unheard_of_thing.ply"
-    assert "2 made, 1 there already, 1 failed" in done.err
+    assert "2 made, 1 skipped, 1 failed" in done.err
     assert (folder / "assets" / "a_red_ball.ply").read_text() == "old"
     names = sorted(path.name for path in (folder / "assets").glob("*.ply"))
     assert names == ["a_blue_cube.ply", "a_red_ball.ply", "a_yellow_school_bus.ply"]
     (folder / "list.txt").write_text(f"{BUS}\na red ball\n")
     again = segdream("generate", "--prompts", "list.txt", "--out-dir", "assets", *SIX)
     assert (again.code, again.out) == (0, "")
-    assert "0 made, 2 there already, 0 failed" in again.err
+    assert "0 made, 2 skipped, 0 failed" in again.err
 
 
 def test_what_appears_while_a_list_is_made_is_left_alone(segdream, prior, folder):
@@ -240,7 +240,7 @@ def test_what_appears_while_a_list_is_made_is_left_alone(segdream, prior, folder
     (folder / "list.txt").write_text(f"{BUS}\na red ball\na blue cube\n")
     done = segdream("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
     assert done.code == 1
-    assert "1 made, 1 there already, 1 failed" in done.err
+    assert "1 made, 1 skipped, 1 failed" in done.err
     assert "is not a run folder" in done.err
     assert (folder / "a_red_ball.ply").read_text() == "mine"
     assert (folder / "a_blue_cube.run" / "notes.txt").read_text() == "mine"
@@ -369,7 +369,7 @@ def test_a_list_goes_on_with_what_was_stopped(segdream, prior, folder):
     done = segdream(*arguments)
     assert done.code == 0
     assert "resuming a_red_ball.run after step" in done.err
-    assert "2 made, 0 there already, 0 failed" in done.err
+    assert "2 made, 0 skipped, 0 failed" in done.err
     segdream("generate", "a red ball", "-o", "whole.ply", *SIX)
     assert (folder / "whole.ply").read_bytes() == (folder / "a_red_ball.ply").read_bytes()
 

@@ -197,7 +197,7 @@ def test_a_loop_that_reads_a_list_keeps_its_input(launcher, tmp_path):
     piped = run(command, tmp_path, input="# a list\na thing unheard of\n")
     assert piped.returncode == 1
     assert [json.loads(line)["event"] for line in piped.stdout.splitlines()] == ["error"]
-    assert "0 made, 0 there already, 1 failed" in piped.stderr
+    assert "0 made, 0 skipped, 1 failed" in piped.stderr
 
 
 def test_a_reader_that_left_is_no_crash(tmp_path):
