@@ -43,32 +43,31 @@ def _version(
         raise typer.Exit
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line and exits.
+def main() -> NoReturn:
+    """Runs the command line of this process and exits."""
+    sys.exit(run(sys.argv[1:]))
 
-    Args:
-        argv: arguments without the program's name; those of the process if not given.
-    """
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line, without the program's name, and returns its exit code."""
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # the shell closed the stream
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-    arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(json="--json" in arguments)
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
-        code = _run(arguments)
+        return _run(list(arguments))
     except SegdreamError as problem:
         if os.environ.get("SEGDREAM_DEBUG"):
             raise
         output.error(problem)
-        sys.exit(problem.exit_code)
+        return problem.exit_code
     except Interrupted as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     finally:
         signal.signal(signal.SIGINT, before)
-    sys.exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

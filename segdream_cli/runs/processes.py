@@ -108,7 +108,7 @@ class _Worker:
 
     def ask_to_stop(self) -> None:
         """Lets the process save its runs and end."""
-        with suppress(BrokenPipeError):  # it has just ended
+        with suppress(OSError):  # it has just ended
             self.pipe.send(None)
 
     def end(self) -> None:
@@ -150,7 +150,7 @@ def _work(spec: JobSpec, pipe: Connection) -> None:
     from segdream_cli.runs.session import run_jobs
 
     def send(message: Event | Outcome) -> None:
-        with suppress(BrokenPipeError):  # the other process is gone: save what there is all the same
+        with suppress(OSError):  # the other process is gone: save what there is all the same
             pipe.send(message)
 
     try:

@@ -8,7 +8,7 @@ import pytest
 from commands import LAUNCHER, plain
 from fakes import AnalyticPrior
 
-from segdream_cli.cli import main
+from segdream_cli import cli as command_line
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
 
@@ -58,11 +58,13 @@ def segdream(folder, prior, capsys, monkeypatch):
 
     def run(*arguments):
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
+        try:
+            code = command_line.run([str(argument) for argument in arguments])
+        except SystemExit as end:  # of a second SIGTERM, which leaves at once
+            code = end.code
         said = capsys.readouterr()
         assert "Traceback" not in said.err
-        return Outcome(ended.value.code, said.out, plain(said.err))
+        return Outcome(code, said.out, plain(said.err))
 
     return run
 

@@ -1,20 +1,30 @@
 """A list shared out among devices: every asset is made once, as one process would have made it, and can be stopped."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
+import workers
 from commands import TINY
 
-from segdream_cli.errors import UsageProblem
+from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, SegdreamError, UsageProblem
+from segdream_cli.runs import processes
+from segdream_cli.runs.jobs import Job
 from segdream_cli.runs.processes import parse_devices
+from segdream_cli.runs.reporter import Event, JobFailed, Note, Reporter
+from segdream_cli.runs.spec import JobSpec, Request, Tally
+from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.util.devices import visible_device
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 PROMPTS = "a red car\na blue mug\na green cactus\n"
 LIMIT_S = 240
 SMALL = tuple(part for part in TINY if part not in ("--device", "cpu"))
@@ -25,7 +35,7 @@ def start(folder: Path, *arguments: str, prompts: str = "list.txt") -> subproces
     command = [sys.executable, "-m", "segdream_cli", "generate", "--prompts", prompts, *SMALL, *arguments]
     return subprocess.Popen(
         command, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        start_new_session=True, env=ENVIRONMENT,
     )  # fmt: skip
 
 
@@ -56,17 +66,80 @@ def test_devices_exit_with_the_code_of_a_failed_one(tmp_path: Path) -> None:
     assert (tmp_path / "assets" / "a_green_cactus.ply").exists()
 
 
-def test_devices_are_all_stopped_by_one_signal(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "group", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)])
+def test_devices_are_all_stopped_by_one_signal(tmp_path: Path, number: int, group: bool, code: int) -> None:
+    """Ctrl-C in a terminal reaches the whole group of processes, `kill` the first one only."""
     process = start(tmp_path, "--out-dir", "assets", "--devices", "cpu,cpu", "--steps", "100000")
     runs = [tmp_path / "assets" / f"{name}.run" for name in ("a_red_car", "a_blue_mug")]
     end = time.monotonic() + LIMIT_S
     while not all((run / "events.jsonl").exists() for run in runs) and time.monotonic() < end:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    if group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     _, err = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
+    assert "Traceback" not in err
     assert err.count("segdream generate --resume") == 2
     assert all((run / "checkpoint.safetensors").exists() for run in runs)
+
+
+def run(work: Callable[[JobSpec, Connection], None], reporter: Reporter, stop: StopRequest | None = None) -> Tally:
+    """Shares three jobs between two processes that do `work`."""
+    spec = JobSpec(request=Request(), jobs=tuple(Job("a red car", seed, Path(f"{seed}.ply")) for seed in range(3)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_work", work)
+        return processes.run_on_devices(spec, ["cpu", "cpu"], reporter, stop or StopRequest())
+
+
+def test_run_on_devices_relays_events_and_adds_up() -> None:
+    events: list[Event] = []
+    assert run(workers.make_all, events.append) == Tally(made=3)
+    assert set(events) == {Note("seeds [0, 2] on cpu"), Note("seeds [1] on cpu")}
+
+
+def test_run_on_devices_names_a_process_that_crashes() -> None:
+    events: list[Event] = []
+    with pytest.raises(SegdreamError, match="the process of cpu ended with exit code 9"):
+        run(workers.crash_with_seed_0, events.append)
+    assert events == [Note("seeds [1] on cpu")]  # the other one has done its share
+
+
+def test_run_on_devices_raises_the_highest_exit_code_and_reports_the_rest() -> None:
+    events: list[Event] = []
+    with pytest.raises(OutputExists):
+        run(workers.fail, events.append)
+    (failed,) = events
+    assert isinstance(failed, JobFailed)
+    assert isinstance(failed.problem, OutOfMemory)
+
+
+def test_run_on_devices_passes_a_stop_on() -> None:
+    stop = StopRequest()
+    stop.exit_code = 143
+    with pytest.raises(Interrupted) as stopped:
+        run(workers.wait_for_stop, lambda _: stop.set(), stop)
+    assert stopped.value.exit_code == 143
+
+
+def test_run_on_devices_leaves_no_process_behind() -> None:
+    def interrupt(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(workers.wait_for_stop, interrupt)
+    assert not multiprocessing.active_children()
+
+
+def test_share_deals_the_jobs_in_turn_and_starts_no_idle_process() -> None:
+    jobs = tuple(Job("a red car", seed, Path(f"{seed}.ply")) for seed in range(3))
+    shares = processes.share(JobSpec(request=Request(), jobs=jobs), ["cuda:0", "cuda:1"])
+    assert [(part.request.device, [job.seed for job in part.jobs]) for part in shares] == [
+        ("cuda:0", [0, 2]),
+        ("cuda:1", [1]),
+    ]
+    assert len(processes.share(JobSpec(request=Request(), jobs=jobs[:1]), ["cuda:0", "cuda:1"])) == 1
 
 
 def test_parse_devices() -> None:

@@ -148,7 +148,7 @@ def app(**_):
         time.sleep({LIMIT_S})
 
 cli.app = app
-cli.main([])
+sys.exit(cli.run([]))
 """
     )
     started = Started([sys.executable, str(script)], tmp_path, "none.run")

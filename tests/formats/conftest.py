@@ -98,11 +98,9 @@ def splat_transform(node_modules: Path) -> Callable[..., None]:
 @pytest.fixture
 def segdream_export() -> Callable[..., None]:
     """Runs `segdream export` in this process."""
-    from segdream_cli.cli import main
+    from segdream_cli.cli import run
 
-    def run(*arguments: object) -> None:
-        with pytest.raises(SystemExit) as ended:
-            main(["export", "--force", *map(str, arguments)])
-        assert ended.value.code == 0
+    def export(*arguments: object) -> None:
+        assert run(["export", "--force", *map(str, arguments)]) == 0
 
-    return run
+    return export

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segdream_cli import formats
-from segdream_cli.cli import main
+from segdream_cli.cli import run
 from segdream_cli.splats import Splats
 
 pytestmark = pytest.mark.gpu
@@ -45,9 +45,7 @@ def asset(tmp_path: Path) -> Path:
 def pictures(asset: Path, kind: str, device: str) -> np.ndarray:
     """Every sample of what is written, [pictures, h, w, channels], from 0 to 1."""
     output = asset.with_name(device if kind == "frames" else f"{device}.png")
-    with pytest.raises(SystemExit) as ended:
-        main(["render", str(asset), *KINDS[kind], "--size", "128", "--device", device, "-o", str(output)])
-    assert ended.value.code == 0
+    assert run(["render", str(asset), *KINDS[kind], "--size", "128", "--device", device, "-o", str(output)]) == 0
     files = sorted(output.iterdir()) if kind == "frames" else [output]
     shown = np.stack([np.atleast_3d(np.asarray(Image.open(file))) for file in files])
     return shown / (65535 if kind == "depth" else 255)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from segdream_cli import formats
-from segdream_cli.cli import main
+from segdream_cli import load, read
 from segdream_cli.config import MINI, Config
 from segdream_cli.evaluate.measures import silhouette_iou
 from segdream_cli.optimize.pipeline import Pipeline
@@ -47,14 +46,12 @@ def reference():
 
 @pytest.fixture(scope="module")
 def bus(tmp_path_factory):
-    """A yellow school bus, as the command line makes it."""
+    """A yellow school bus, as the embedded prior makes it."""
+    settings = {"optim.steps": STEPS, "camera.batch": 2}
+    session = load(prior=MINI, quality="draft", device="cpu", settings=settings)
     path = tmp_path_factory.mktemp("bus") / "bus.ply"
-    arguments = ["generate", "a yellow school bus", "-o", str(path), "--device", "cpu", "--prior", MINI, "--quiet"]
-    cost = ["--quality", "draft", "--steps", str(STEPS), "--set", "camera.batch=2"]
-    with pytest.raises(SystemExit) as ended:
-        main([*arguments, *cost])
-    assert ended.value.code == 0
-    return Gaussians.from_splats(formats.read(path))
+    session.generate("a yellow school bus", output=path)
+    return Gaussians.from_splats(read(path))
 
 
 def ball(radius, color):
