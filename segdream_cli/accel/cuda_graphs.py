@@ -52,7 +52,7 @@ def compile_function(function: Callable[..., Any], *, recompute: bool = False) -
     if folder is None or Path(folder).parent == Path(tempfile.gettempdir()):
         os.environ[COMPILER_CACHE] = str(cache_folder() / "inductor")
     compat.cache_custom_autograd_functions()  # ours depend on nothing but their arguments
-    options = compat.known_compiler_options(RECOMPUTE_OPTIONS) if recompute else None
+    options = compat.filter_compiler_options(RECOMPUTE_OPTIONS) if recompute else None
     compiled: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
     return compiled
 

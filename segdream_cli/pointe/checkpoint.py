@@ -254,7 +254,7 @@ def _resolve_local(folder: Path, file: Published, announce: Callable[[str], None
     if not pickled.is_file():
         raise WeightsUnavailable(
             f"{folder} has neither {pickled.name} nor {ready.name}",
-            hint=f"ls {shlex.quote(str(folder))}, or --init sphere",
+            hint=_FALLBACK_HINT,
         )
     with _read_errors(pickled):
         found = file_sha256(pickled)

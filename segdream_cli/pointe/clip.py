@@ -41,7 +41,7 @@ def plan_clip_download() -> HubDownload | None:
     Raises:
         WeightsUnavailable: the Hub can't be reached, or lacks a file.
     """
-    cached = CLIP.cached_folder()
+    cached = CLIP.local_folder()
     return None if cached is not None and _is_complete(cached) else _plan()
 
 

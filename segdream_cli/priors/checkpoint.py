@@ -7,6 +7,7 @@ waits minutes for an unreachable Hub. So these libraries only get a local folder
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def _refuse_paths(model: str, folder: Path) -> None:
             f"{model} is a single file, a folder with {_INDEX} is needed", hint="--model /path/to/folder"
         )
     if model.startswith((".", "/", "~")) or folder.is_absolute() or model.count("/") > 1 or "\\" in model:
-        raise WeightsUnavailable(f"there is no folder {model}", hint=f"ls {folder.parent}, or {FALLBACK_HINT}")
+        raise WeightsUnavailable(f"there is no folder {model}", hint=FALLBACK_HINT)
 
 
 def plan_download(prior: PriorConfig, *, cuda: bool) -> HubDownload | None:
@@ -158,7 +159,7 @@ def plan_download(prior: PriorConfig, *, cuda: bool) -> HubDownload | None:
     if Path(model).expanduser().is_dir():
         return None
     remote = _hub_model(model, prior)
-    cached = remote.cached_folder()
+    cached = remote.local_folder()
     if cached is not None and _is_complete(cached):
         return None
     return _plan(remote, half=_computes_in_half(prior, cuda=cuda))
@@ -254,7 +255,7 @@ def _read_profile(folder: Path) -> PriorProfile:
         return PriorProfile.from_json(_json(folder / PROFILE_FILE))
     except (KeyError, TypeError, AttributeError) as problem:
         raise WeightsUnavailable(
-            f"{folder / PROFILE_FILE} is not a prior's profile: {problem}", hint=f"rm {folder / PROFILE_FILE}"
+            f"{folder / PROFILE_FILE} is not a prior's profile: {problem}", hint=_removal(folder / PROFILE_FILE)
         ) from problem
 
 
@@ -304,10 +305,15 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise WeightsUnavailable(f"{path} can't be read: {problem}", hint=f"rm {path.resolve()}") from problem
+        raise WeightsUnavailable(f"{path} can't be read: {problem}", hint=_removal(path)) from problem
     if not isinstance(data, dict):
-        raise WeightsUnavailable(f"{path} holds no JSON object", hint=f"rm {path.resolve()}")
+        raise WeightsUnavailable(f"{path} holds no JSON object", hint=_removal(path))
     return data
+
+
+def _removal(path: Path) -> str:
+    """The command that removes a file, in the Hub's cache the content that a link points to."""
+    return f"rm {shlex.quote(str(path.resolve()))}"
 
 
 def _check_safetensors(path: Path) -> None:
@@ -320,7 +326,7 @@ def _check_safetensors(path: Path) -> None:
     except (SafetensorError, OSError) as problem:
         raise WeightsUnavailable(
             f"{path} is not a whole safetensors file: {first_line(problem)}",
-            hint=f"rm {path.resolve()}  # then download or copy it again",
+            hint=f"{_removal(path)}  # then download or copy it again",
         ) from problem
 
 

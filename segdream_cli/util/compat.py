@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def known_compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options for `torch.compile` that this torch's compiler has."""
+def filter_compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options for `torch.compile` that this torch's compiler has."""
     from torch._inductor import config
 
     return {name: value for name, value in options.items() if hasattr(config, name)}

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import json
 import os
-import shlex
 import shutil
 import time
 import urllib.error
@@ -100,7 +99,7 @@ def check_space(folder: Path, size: int, *, variable: str = "SEGDREAM_CACHE") ->
     if free < size:
         raise WeightsUnavailable(
             f"{folder} has {format_size(free)} free, and {format_size(size)} are needed",
-            hint=f"df -h {shlex.quote(str(existing))}, or {variable}=/a/larger/disk segdream ...",
+            hint=f"{variable}=/a/larger/disk segdream ...",
         )
 
 

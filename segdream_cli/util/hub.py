@@ -27,7 +27,7 @@ class HubModel:
     revision: str | None = None
     """Branch, tag or commit; None is the main branch."""
 
-    def cached_folder(self) -> Path | None:
+    def local_folder(self) -> Path | None:
         """The snapshot folder in the local cache, complete or not; None without one."""
         from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -80,7 +80,7 @@ class HubModel:
             offline: never use the network; HF_HUB_OFFLINE has the same effect.
             announce: receives a line with the size before the download starts.
         """
-        cached = self.cached_folder()
+        cached = self.local_folder()
         if cached is not None and is_complete(cached):
             return cached
         if is_offline(offline):

@@ -160,7 +160,7 @@ def test_resolve_downloads_the_revision(hub: type[Hub]) -> None:
         ("org/token", "refused the access token", "hf auth login"),
         ("org/down", "answered 503", "--model /path/to/folder"),
         ("bad repo!!", "neither a folder nor a Hub id", "--model /path/to/folder"),
-        ("./no/such", "there is no folder ./no/such", "ls"),
+        ("./no/such", "there is no folder ./no/such", "--model /path/to/folder"),
         ("/no/such", "there is no folder /no/such", "--prior"),
     ],
 )

@@ -384,7 +384,7 @@ def test_resolve_point_e_converts_shared_or_strided_weights(release: Path) -> No
 @pytest.mark.parametrize("missing", NAMES)
 def test_resolve_point_e_names_a_missing_file(release: Path, missing: str) -> None:
     (release / missing).unlink()
-    assert "ls " in str(refuses(f"has neither {missing} nor", release).hint)
+    assert "--point-e-dir " in str(refuses(f"has neither {missing} nor", release).hint)
     refuses("has neither base_40m_textvec.pt nor", release / "nowhere")
 
 
