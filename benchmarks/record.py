@@ -1,23 +1,157 @@
-"""Keeps measured figures in `results.json`: one object a metric and device, with what they depend on."""
+"""Keeps measured figures in `results.json`, and writes the tables of `RESULTS.md` from them.
+
+    python -m benchmarks.record    # after a benchmark with --record: writes the tables again
+
+`results.json` has one object per metric and device, with the versions and the commit of the measurement.
+"""
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from segdream_cli.runs.run_dir import package_versions
 
 RESULTS = Path(__file__).with_name("results.json")
+PAGE = Path(__file__).with_name("RESULTS.md")
+FIGURES: dict[str, list[tuple[str, str, str]]] = {
+    "main job": [
+        ("wall time, median of three runs", "mini_cpu_seconds", "120 s"),
+        ("loop alone", "mini_cpu_loop_seconds", ""),
+        ("peak memory", "mini_cpu_peak_gib", "1.5 GiB"),
+    ],
+    "quality": [
+        ("object right", "mini_heldout_object", "97 %"),
+        ("color right", "mini_heldout_colour", "97 %"),
+        ("attribute right", "mini_heldout_attribute", "90 %"),
+        ("front, side or back right, of the 48 prompts whose azimuth the judge reads", "mini_heldout_view", "85 %"),
+        ("alpha outside the largest connected component", "mini_heldout_floaters", "1 %"),
+        ("mean gradient magnitude inside the silhouette, over that of the samples", "mini_heldout_gradient", "0.9"),
+        ("objects that two readers named without the prompt", "mini_blind_named", ""),
+    ],
+    "mini on a GPU": [
+        ("one asset", "mini_gpu_seconds", "8 s"),
+        ("each of 24 assets at once", "mini_gpu_batch24_seconds_each", "0.7 s"),
+        ("the prior's own point cloud", "mini_point_e_gpu_seconds", ""),
+        ("a step of the first version of the prior (64 px)", "mini_step_ms", ""),
+        ("the same without `prior.cuda_graphs`", "mini_step_no_graphs_ms", ""),
+    ],
+    "full size": [
+        ("mean step of a whole run, classifier-free guidance", "sd21_cfg_ms_per_iteration", "80 ms, aim 60"),
+        ("mean step of a whole run, Perp-Neg", "sd21_perpneg_ms_per_iteration", "95 ms, aim 75"),
+        ("peak memory handed out", "sd21_peak_gib", "7.5 GiB"),
+        ("peak memory reserved", "sd21_reserved_gib", ""),
+        ("`--low-vram`: peak memory handed out", "sd21_lowvram_peak_gib", ""),
+        ("`--low-vram`: peak memory reserved", "sd21_lowvram_reserved_gib", ""),
+        ("time of plain arithmetic over ours", "sd21_eager_ratio", ""),
+    ],
+    "throughput": [(f"{n} at once", f"sd21_assets_an_hour_{n}", "") for n in (1, 2, 4, 8)],
+    "point-e": [
+        ("a cloud, fp16 with CUDA graphs (default)", "point_e_gpu_seconds", "1.5 s"),
+        ("peak memory handed out", "point_e_peak_gib", "2 GiB"),
+        ("time of the official sampler in fp32 over ours", "point_e_official_ratio", ""),
+    ],
+    "start-up": [("`segdream --help` over importing typer and rich", "help_import_ratio", "2")],
+    "small files": [
+        ("compact PLY, SH 0: time over numpy's for as many bytes", "formats_ply_compact_sh0_over_numpy", "3.5"),
+        ("compact PLY, SH 3: the same", "formats_ply_compact_sh3_over_numpy", "3.5"),
+        ("SOG of 20,000 Gaussians, SH 3, written", "formats_sog_write_sh3_20000_s", ""),
+        ("splat-transform's time over that", "formats_sog_write_sh3_20000_times_faster", "5"),
+        ("SOG of 20,000 Gaussians, SH 3, read", "formats_sog_read_sh3_20000_s", ""),
+        ("splat-transform's time over that", "formats_sog_read_sh3_20000_times_faster", ""),
+        ("HTML of 20,000 Gaussians, SH 3, written", "formats_html_write_sh3_20000_s", ""),
+        ("splat-transform's time over that", "formats_html_write_sh3_20000_times_faster", "5"),
+        ("viewer: 200,000 Gaussians shown in headless Chromium", "formats_viewer_ready_s", "2 s"),
+        ("viewer: a sort in its worker", "formats_viewer_sort_ms", "30 ms"),
+        ("textured mesh of 20,000 Gaussians that cover a ball", "formats_mesh_20000_s", "30 s"),
+        ("textured mesh of 20,000 Gaussians that do not touch", "formats_mesh_of_crumbs_20000_s", "30 s"),
+        ("processor time of the former", "formats_mesh_20000_processor_s", ""),
+        ("processor time of the latter", "formats_mesh_of_crumbs_20000_processor_s", ""),
+    ],
+}
+"""Tables of single figures: label, metric and goal of each row."""
+FORMATS = ("ply", "ply-compact", "compressed-ply", "spz", "spz4", "sog", "glb", "usdz", "splat", "html", "points")
+GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
+    "formats": (
+        ["written, SH 0", "read, SH 0", "written, SH 3", "read, SH 3"],
+        {
+            name: [
+                (stem + "_s", stem + "_times_faster")
+                for sh in (0, 3)
+                for stem in (f"formats_{name}_write_sh{sh}_1000000", f"formats_{name}_read_sh{sh}_1000000")
+            ]
+            for name in FORMATS
+        },
+    ),
+    "fuzz": (
+        ["files", "failures", "slowest", "memory grew by"],
+        {
+            name: [(f"fuzz_{name}_{key}",) for key in ("files", "failures", "slowest_ms", "growth_mib")]
+            for name in FORMATS
+            if name not in ("html", "points")
+        },
+    ),
+}
+"""Tables of many: the columns, and per row the metrics of each cell; a second metric stands in brackets."""
 
 
 def device_name(device: str) -> str:
-    """What a figure was measured on."""
+    """The name of the device that a figure is measured on."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """The entries of `results.json` by metric; of several devices the last measured."""
+    return {entry["metric"]: entry for entry in json.loads(RESULTS.read_text(encoding="utf-8"))}
+
+
+def number(entry: dict[str, Any], *, bare: bool = False) -> str:
+    """A value with its unit, to three digits; `bare` is without unit."""
+    value, unit = float(entry["value"]), entry["unit"]
+    if unit == "share":
+        return f"{100 * value:.3g} %"
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return text if bare or unit in ("1", "ratio") else f"{text} {unit.replace('1/h', 'per hour')}"
+
+
+def table(name: str, entries: dict[str, dict[str, Any]]) -> str:
+    """A table of `RESULTS.md` from the entries of `results.json`."""
+    if name in FIGURES:
+        lines = ["| | measured | goal | device | commit |"]
+        for label, metric, goal in FIGURES[name]:
+            entry = entries[metric]
+            lines.append(f"| {label} | {number(entry)} | {goal} | {entry['device']} | {entry['commit']} |")
+    else:
+        columns, rows = GRIDS[name]
+        lines = ["| | " + " | ".join(columns) + " |"]
+        for label, cells in rows.items():
+            texts = []
+            for metric, *others in cells:
+                text = number(entries[metric]) if metric in entries else ""
+                texts.append(text + "".join(f" ({number(entries[o], bare=True)})" for o in others if o in entries))
+            lines.append(f"| {label} | " + " | ".join(texts) + " |")
+        devices = {entries[metric]["device"] for cells in rows.values() for metric, *_ in cells if metric in entries}
+        lines += ["", f"Device: {', '.join(sorted(devices))}."]
+    lines.insert(1, "| --- |" + " --- |" * (lines[0].count("|") - 2))
+    return "\n".join(lines)
+
+
+def render_page(page: str) -> str:
+    """The page with each table between `<!-- table: NAME -->` and `<!-- end -->` written again."""
+    entries = load()
+    return re.sub(
+        r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}\n{table(found[2], entries)}\n\n{found[3]}",
+        page,
+        flags=re.DOTALL,
+    )
 
 
 def record(metric: str, value: float, unit: str, device: str) -> None:
@@ -42,3 +176,7 @@ def record(metric: str, value: float, unit: str, device: str) -> None:
     RESULTS.write_text(
         json.dumps(sorted(entries, key=lambda entry: entry["metric"]), indent=1) + "\n", encoding="utf-8"
     )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

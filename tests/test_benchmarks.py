@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import record
 from benchmarks.pointe import flop
 from benchmarks.step import __main__ as step
 from segdream_cli.pointe.transformer import BASE, UPSAMPLE, PointTransformer
@@ -132,3 +134,34 @@ def test_flop_of_a_cloud_is_what_torch_counts() -> None:
             PointTransformer(config)(points, times, condition)
         counted += 127 * counter.get_total_flops()
     assert formula == pytest.approx(counted, rel=1e-3)
+
+
+def test_render_page_leaves_results_md_as_it_is() -> None:
+    page = record.PAGE.read_text(encoding="utf-8")
+    assert record.render_page(page) == page, "run python -m benchmarks.record"
+
+
+def test_results_md_shows_every_recorded_metric() -> None:
+    tables = set(re.findall("<!-- table: (.+?) -->", record.PAGE.read_text(encoding="utf-8")))
+    assert tables == {*record.FIGURES, *record.GRIDS}
+    shown = {metric for rows in record.FIGURES.values() for _, metric, _ in rows}
+    shown |= {
+        metric for _, rows in record.GRIDS.values() for cells in rows.values() for cell in cells for metric in cell
+    }
+    assert record.load().keys() <= shown
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (76.6099, "s", "76.6 s"),
+        (100000, "1", "100,000"),
+        (0.9961, "share", "99.6 %"),
+        (0.0002, "share", "0.02 %"),
+        (1.1083, "ratio", "1.11"),
+        (8.8011, "1/h", "8.8 per hour"),
+        (17354.9027, "ms", "17,355 ms"),
+    ],
+)
+def test_number_has_three_digits_and_its_unit(value: float, unit: str, text: str) -> None:
+    assert record.number({"value": value, "unit": unit}) == text
