@@ -64,7 +64,7 @@ def generate(*arguments):
     ],
 )
 @pytest.mark.parametrize("command", ["generate", "init"])
-def test_prompts(refused, command, prompt, words):
+def test_prompt_is_refused_with_its_reason(refused, command, prompt, words):
     arguments = SIX if command == "generate" else TINY[:2]
     done = refused(2, words, command, prompt, "-o", "bus.ply", *arguments)
     assert "hint: " in done.err
@@ -72,7 +72,7 @@ def test_prompts(refused, command, prompt, words):
         assert "--list-words" in done.err
 
 
-def test_a_prompt_of_ten_thousand_characters_is_not_repeated(refused):
+def test_long_prompt_is_not_repeated_in_the_error(refused):
     done = refused(2, "the prompt has 10,000 characters", "generate", "x" * 10_000, "-o", "bus.ply", *SIX)
     assert len(done.err) < 500
 
@@ -97,7 +97,7 @@ def test_a_prompt_of_ten_thousand_characters_is_not_repeated(refused):
         (("--init", "none.ply"), "none.ply"),
     ],
 )
-def test_option_values(refused, arguments, words):
+def test_option_values_are_checked(refused, arguments, words):
     refused(2, words, *generate(*arguments))
 
 
@@ -114,7 +114,7 @@ def test_option_values(refused, arguments, words):
         ),
     ],
 )
-def test_command_lines_that_are_none(refused, segdream, arguments, words):
+def test_unparsable_command_lines_have_a_help_hint(refused, segdream, arguments, words):
     """In our words, and as an object where objects are asked for."""
     refused(2, words, *arguments)
     said = json.loads(segdream(*arguments[:2], "--json", *arguments[2:]).out)
@@ -123,7 +123,7 @@ def test_command_lines_that_are_none(refused, segdream, arguments, words):
 
 
 @pytest.mark.parametrize("arguments", [(), ("export",)])
-def test_nothing_given_shows_the_help(segdream, arguments):
+def test_command_without_arguments_shows_its_help(segdream, arguments):
     done = segdream(*arguments)
     assert done.code == 2
     assert "Usage: segdream" in done.out + done.err
@@ -148,7 +148,7 @@ def test_nothing_given_shows_the_help(segdream, arguments):
         ("distill.sctd.segments=999", "999 segments"),
     ],
 )
-def test_settings(refused, assignment, words):
+def test_set_names_the_wrong_setting(refused, assignment, words):
     refused(2, words, *generate("--set", assignment))
 
 
@@ -164,17 +164,26 @@ def test_settings(refused, assignment, words):
         (None, "settings.toml can't be read"),
     ],
 )
-def test_configuration_files(refused, folder, content, words):
+def test_config_file_errors_name_the_file(refused, folder, content, words):
     path = folder / "settings.toml"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(2, words, *generate("--config", "settings.toml"))
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"config": 3}', "{", '{"config": {"optim.step": 3}}'])
-def test_records_that_are_no_configuration(refused, folder, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "run.json is not a configuration: list indices"),
+        ("{}", "run.json is not a configuration: 'config'"),
+        ('{"config": 3}', "run.json is not a configuration: 'int' object"),
+        ("{", "run.json is not a configuration: Expecting"),
+        ('{"config": {"optim.step": 3}}', ["no setting 'optim.step'", "--set optim.steps=..."]),
+    ],
+)
+def test_config_refuses_a_damaged_run_json(refused, folder, content, words):
     (folder / "run.json").write_text(content)
-    refused(2, "", *generate("--config", "run.json"))
+    refused(2, words, *generate("--config", "run.json"))
 
 
 OUTPUTS = {
@@ -193,7 +202,7 @@ def there(segdream, folder):
 
 
 @pytest.mark.parametrize("command", OUTPUTS)
-def test_outputs(refused, there, folder, command, monkeypatch):
+def test_output_that_cannot_be_written_is_refused_first(refused, there, folder, command, monkeypatch):
     name = "bus.png" if command == "render" else "bus.ply"
     run = OUTPUTS[command]
     refused(2, ["no such", "mkdir -p 'no such/folder'"], *run, "-o", f"no such/folder/{name}")
@@ -212,13 +221,13 @@ def test_outputs(refused, there, folder, command, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["generate", "init", "export"])
-def test_unknown_suffixes(refused, there, command):
+def test_unknown_suffix_suggests_a_known_one(refused, there, command):
     done = refused(2, ["bus.xyz", ".splat", "bus.ply"], *OUTPUTS[command], "-o", "bus.xyz")
     assert "hint: " in done.err
     refused(2, "bus", *OUTPUTS[command], "-o", "bus")
 
 
-def test_unknown_formats(refused, there):
+def test_unknown_format_suggests_a_known_one(refused, there):
     refused(2, ["'spalt'", "--format splat"], "export", "there.ply", "-o", "a.splat", "--format", "spalt")
     refused(2, ["the format points", "a.ply"], "export", "there.ply", "-o", "a.splat", "--format", "points")
     refused(2, "give an ASSET", "export", "there.ply")
@@ -240,7 +249,7 @@ def test_unknown_formats(refused, there):
 
 
 @pytest.mark.parametrize(("start", "others"), [("point-e", True), ("there.ply", False)])
-def test_a_count_where_the_start_has_one(refused, there, start, others):
+def test_count_is_refused_for_other_starts(refused, there, start, others):
     done = refused(2, ["--init sphere --count 9", start], "init", BUS, "--init", start, "--count", "9", *TINY[:2])
     assert ("--init-points 9" in done.err) == others
 
@@ -263,7 +272,7 @@ EDITS = [
 
 
 @pytest.mark.parametrize(("option", "value", "told"), EDITS)
-def test_edits_that_cannot_be(refused, there, folder, option, value, told):
+def test_export_refuses_edits_it_cannot_parse(refused, there, folder, option, value, told):
     name = "a.spz" if value == "13" else "a.splat"
     assert "hint: " in refused(2, told, "export", "there.ply", "-o", name, option, value).err
     assert sorted(path.name for path in folder.iterdir()) == ["there.ply"]
@@ -280,12 +289,12 @@ def test_edits_that_cannot_be(refused, there, folder, option, value, told):
         ("--faces", "500"),
     ],
 )
-def test_edits_out_of_range(refused, there, folder, arguments):
+def test_export_refuses_edits_out_of_range(refused, there, folder, arguments):
     refused(2, arguments[0], "export", "there.ply", "-o", "a.splat", *arguments)
     assert sorted(path.name for path in folder.iterdir()) == ["there.ply"]
 
 
-def test_a_folder_in_the_place_of_the_run_folder(refused, folder):
+def test_generate_keeps_a_foreign_run_folder(refused, folder):
     (folder / "bus.run").mkdir()
     (folder / "bus.run" / "thesis.txt").write_text("mine")
     refused(6, "bus.run exists and is not a run folder", *generate())
@@ -340,7 +349,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_files_that_are_no_asset(refused, there, damage):
+def test_broken_assets_are_refused_by_every_command(refused, there, damage):
     change, words = DAMAGES[damage]
     change(there)
     told = ["there.ply", words]
@@ -351,7 +360,7 @@ def test_files_that_are_no_asset(refused, there, damage):
     refused(2, told, "init", BUS, "--init", "there.ply", "-o", "a.ply", *TINY[:2])
 
 
-def test_there_is_no_cuda_where_it_is_asked_for(refused, there, monkeypatch):
+def test_device_cuda_without_cuda_exits_3(refused, there, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = [part for part in SIX if part not in ("--device", "cpu")]
     told = ["CUDA was asked for", "--device cpu"]
@@ -367,7 +376,7 @@ def test_there_is_no_cuda_where_it_is_asked_for(refused, there, monkeypatch):
     refused(3, ["there is no cuda:1", "nvidia-smi"], *several)
 
 
-def test_weights_that_are_not_there_offline(refused, folder, monkeypatch):
+def test_offline_without_weights_exits_4(refused, folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(folder / "empty"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "empty"))
     arguments = ("generate", BUS, "-o", "bus.ply", "--device", "cpu", "--offline")
@@ -403,11 +412,11 @@ def out_of_memory(noise):
 
 @pytest.mark.parametrize("command", ["init", "generate"])
 @pytest.mark.parametrize(("words", "said"), [(" ", "the prompt is empty"), ("a zzz", "does not know 'zzz'")])
-def test_simpler_words_for_the_start_are_read_like_a_prompt(refused, command, words, said):
+def test_init_prompt_is_checked_like_a_prompt(refused, command, words, said):
     refused(2, said, command, "a red car", "--prior", "mini", "--init-prompt", words, "-o", "car.ply")
 
 
-def test_simpler_words_are_not_read_for_a_start_without_them(segdream):
+def test_init_prompt_is_ignored_for_a_sphere(segdream):
     sphere = ("--init", "sphere", "--init-prompt", "a zzz", "-o", "car.ply")
     assert segdream("init", "a red car", *sphere, *TINY[:2]).code == 0
     assert segdream("generate", "a red car", *sphere, *TINY, "--steps", "1", "--force").code == 0
@@ -425,7 +434,7 @@ def test_simpler_words_are_not_read_for_a_start_without_them(segdream):
         ),
     ],
 )
-def test_a_run_that_fails_keeps_its_checkpoint(segdream, prior, folder, fail, code, words):
+def test_failed_run_keeps_its_checkpoint(segdream, prior, folder, fail, code, words):
     prior(lambda profile: Failing(profile, fail))
     done = segdream(*generate())
     assert (done.code, done.out) == (code, "")
@@ -439,7 +448,7 @@ def test_a_run_that_fails_keeps_its_checkpoint(segdream, prior, folder, fail, co
 
 
 @pytest.mark.usefixtures("either_way")
-def test_a_signal_in_a_broken_step_does_not_hide_it(segdream, prior):
+def test_signal_in_a_nonfinite_step_does_not_hide_the_error(segdream, prior):
     def fail(noise):
         if not sent:
             sent.append(os.kill(os.getpid(), signal.SIGINT))
@@ -454,7 +463,7 @@ def test_a_signal_in_a_broken_step_does_not_hide_it(segdream, prior):
     assert RunDir(Path("bus.run")).step() == 2
 
 
-def test_a_list_tells_failures_of_runs_apart_from_the_rest(segdream, prior, folder):
+def test_list_reports_the_failed_run(segdream, prior, folder):
     prior(lambda profile: Failing(profile, out_of_memory))
     (folder / "list.txt").write_text("a red ball\na blue ball\n")
     done = segdream("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
@@ -481,7 +490,7 @@ needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="need
 
 
 @needs_dev_full
-def test_a_full_disk_at_the_end_loses_no_work(segdream, folder, monkeypatch):
+def test_full_disk_at_the_end_keeps_the_checkpoint(segdream, folder, monkeypatch):
     segdream("generate", BUS, "-o", "whole.ply", *SIX)
     with monkeypatch.context() as patch:
         fill_the_disk(patch, ".ply")
@@ -496,7 +505,7 @@ def test_a_full_disk_at_the_end_loses_no_work(segdream, folder, monkeypatch):
 
 @needs_dev_full
 @pytest.mark.parametrize("suffixes", [(".json",), (".safetensors",), (".json", ".safetensors", ".ply", ".png")])
-def test_a_full_disk_on_the_way(segdream, folder, monkeypatch, suffixes):
+def test_full_disk_in_a_step_is_reported(segdream, folder, monkeypatch, suffixes):
     fill_the_disk(monkeypatch, *suffixes)
     done = segdream(*generate("--set", "output.checkpoint_every=2"))
     assert (done.code, done.out) == (1, "")
@@ -509,7 +518,7 @@ def test_a_full_disk_on_the_way(segdream, folder, monkeypatch, suffixes):
 
 @needs_dev_full
 @pytest.mark.parametrize("command", ["init", "render", "export"])
-def test_a_full_disk_elsewhere(refused, there, monkeypatch, command):
+def test_full_disk_of_export_is_reported(refused, there, monkeypatch, command):
     fill_the_disk(monkeypatch, ".ply", ".png", ".splat")
     for suffix in {"init": (".ply",), "render": (".png",), "export": (".ply", ".splat")}[command]:
         refused(1, f"the disk is full: bus{suffix}", *OUTPUTS[command], "-o", f"bus{suffix}")
@@ -524,7 +533,7 @@ def stopped(segdream, prior, folder):
     return folder / "bus.run"
 
 
-def test_resuming_what_is_no_run(refused, folder):
+def test_resume_refuses_a_folder_without_a_run(refused, folder):
     refused(2, "none.run is not a run folder", "generate", "--resume", "none.run")
     (folder / "empty.run").mkdir()
     refused(2, "empty.run is not a run folder", "generate", "--resume", "empty.run")
@@ -532,12 +541,12 @@ def test_resuming_what_is_no_run(refused, folder):
     refused(2, "file.run is not a run folder", "generate", "--resume", "file.run")
 
 
-def test_resuming_what_is_done(segdream, refused):
+def test_resume_refuses_a_finished_run(segdream, refused):
     assert segdream(*generate()).code == 0
     refused(6, ["bus.run is done: bus.ply exists", "segdream render bus.ply"], "generate", "--resume", "bus.run")
 
 
-def test_resuming_what_never_reached_a_checkpoint(segdream, refused, stopped):
+def test_resume_without_checkpoint_prints_the_command_to_start_over(segdream, refused, stopped):
     (stopped / "checkpoint.safetensors").unlink()
     done = refused(2, "bus.run has no checkpoint", "generate", "--resume", "bus.run")
     program, *words = shlex.split(done.err.partition("hint: ")[2])
@@ -560,13 +569,13 @@ def test_resuming_what_never_reached_a_checkpoint(segdream, refused, stopped):
         (("--config", "x.toml"), "--config"),
     ],
 )
-def test_resuming_with_options_that_would_change_the_run(refused, stopped, arguments, named):
+def test_resume_refuses_options_that_change_the_run(refused, stopped, arguments, named):
     refused(2, [f"{named} can't be changed", "--resume"], "generate", "--resume", "bus.run", *arguments)
 
 
 @pytest.mark.parametrize("file", ["run.json", "checkpoint.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 200, "half"])
-def test_damaged_runs(refused, segdream, stopped, file, content):
+def test_resume_names_the_damaged_file(refused, segdream, stopped, file, content):
     path = stopped / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
     refused(2, [f"bus.run/{file} is damaged", "--force"], "generate", "--resume", "bus.run")
@@ -575,7 +584,7 @@ def test_damaged_runs(refused, segdream, stopped, file, content):
     assert segdream(*generate("--force")).code == 0
 
 
-def test_a_checkpoint_that_lacks_a_tensor(refused, stopped):
+def test_resume_refuses_a_checkpoint_without_a_tensor(refused, stopped):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(stopped / "checkpoint.safetensors")
@@ -584,18 +593,18 @@ def test_a_checkpoint_that_lacks_a_tensor(refused, stopped):
     refused(2, "checkpoint.safetensors is damaged", "generate", "--resume", "bus.run")
 
 
-def test_resuming_with_other_weights(refused, stopped):
+def test_resume_refuses_other_weights(refused, stopped):
     text = (stopped / "run.json").read_text()
     at = text.index('"digest"')
     (stopped / "run.json").write_text(text[:at] + text[at:].replace(text[at + 11 : at + 15], "0000", 1))
     refused(2, ["bus.run was started on cpu with other weights", "--force"], "generate", "--resume", "bus.run")
 
 
-def test_an_unfinished_run_is_in_the_way(refused, stopped):
+def test_generate_refuses_to_replace_an_unfinished_run(refused, stopped):
     refused(6, ["bus.run holds an unfinished run at step 2", "--resume bus.run", "--force"], *generate())
 
 
-def test_lists(refused, folder):
+def test_prompts_file_errors_name_the_file(refused, folder):
     listed = ("generate", "--out-dir", "assets", *SIX, "--prompts")
     refused(2, "none.txt can't be read", *listed, "none.txt")
     (folder / "empty.txt").write_text("# nothing\n\n")

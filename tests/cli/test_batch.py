@@ -42,7 +42,7 @@ def sizes(monkeypatch):
     return seen
 
 
-def test_each_asset_gets_all_that_is_its_own(segdream, listed, sizes, folder):
+def test_batch_writes_all_files_of_each_asset(segdream, listed, sizes, folder):
     """Asset, run folder, events and result line; a third that does not fill the batch follows by itself."""
     done = segdream(*listed, "--batch", "2", "--json", "--set", "output.preview_every=3")
     assert done.code == 0
@@ -65,7 +65,7 @@ def test_each_asset_gets_all_that_is_its_own(segdream, listed, sizes, folder):
         assert line["gaussians"] == events[-1]["n_gaussians"][0] == len(asset)
 
 
-def test_the_cache_of_clouds_is_named_once_a_run_and_its_networks_do_not_stay(segdream, listed, folder, monkeypatch):
+def test_batch_loads_point_e_once_and_releases_it(segdream, listed, folder, monkeypatch):
     """The embedded prior's own Point-E, which is freed before assets grow and loaded again for the next ones."""
     monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))
     loads, while_running, real = [], [], Pipeline.run
@@ -92,7 +92,7 @@ def test_the_cache_of_clouds_is_named_once_a_run_and_its_networks_do_not_stay(se
     assert loads[2:] == [torch.bfloat16] * 2
 
 
-def test_an_interrupted_batch_goes_on_as_if_it_had_not_been(segdream, prior, listed, sizes, folder):
+def test_interrupted_batch_resumes_to_the_same_bits(segdream, prior, listed, sizes, folder):
     assert segdream(*listed, "--batch", "2").code == 0
     whole = [(folder / f"{name}.ply").read_bytes() for name in NAMES]
     for name in NAMES:
@@ -115,7 +115,7 @@ def test_an_interrupted_batch_goes_on_as_if_it_had_not_been(segdream, prior, lis
     assert [(folder / f"{name}.ply").read_bytes() for name in NAMES] == whole
 
 
-def test_assets_at_different_steps_go_on_apart(segdream, prior, listed, sizes, folder):
+def test_list_makes_assets_at_the_same_step_together(segdream, prior, listed, sizes, folder):
     """The first was stopped by itself; the other two have not begun."""
     prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
     assert segdream(*listed).code == 130
@@ -136,7 +136,7 @@ class Poisoned(AnalyticPrior):
 
 
 @pytest.mark.usefixtures("either_way")
-def test_one_that_diverges_leaves_the_others_to_go_on(segdream, prior, listed, folder):
+def test_diverged_asset_leaves_the_batch(segdream, prior, listed, folder):
     assert segdream(*listed, "--batch", "3").code == 0
     whole = [formats.read(folder / f"{name}.ply") for name in NAMES]
     prior(lambda profile: Poisoned(profile=profile))
@@ -160,7 +160,7 @@ class PoisonedAndInterrupted(Poisoned, Interrupted):
 
 
 @pytest.mark.usefixtures("either_way")
-def test_of_one_that_diverged_before_a_signal_came_one_hears_all_the_same(segdream, prior, listed, folder):
+def test_diverged_asset_is_reported_after_an_interruption(segdream, prior, listed, folder):
     prior(lambda profile: PoisonedAndInterrupted(profile, 14, signal.SIGINT))
     done = segdream(*listed, "--batch", "3")
     assert done.code == 130
@@ -170,7 +170,7 @@ def test_of_one_that_diverged_before_a_signal_came_one_hears_all_the_same(segdre
         assert f"segdream generate --resume {name}.run" in done.err
 
 
-def test_one_that_can_not_be_taken_up_again_leaves_the_others_to_go_on(segdream, prior, listed, folder):
+def test_damaged_checkpoint_fails_its_asset_only(segdream, prior, listed, folder):
     """A checkpoint of the right step, but without its Gaussians."""
     prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
     assert segdream(*listed, "--batch", "3").code == 130
@@ -183,7 +183,7 @@ def test_one_that_can_not_be_taken_up_again_leaves_the_others_to_go_on(segdream,
     assert "damaged" in done.err
 
 
-def test_several_seeds_at_once(segdream, prior, sizes, folder):
+def test_seeds_are_made_in_one_batch(segdream, prior, sizes, folder):
     seeds = ("generate", "a red ball", "--seeds", "0-2", "-o", "{seed}.ply", "--batch", "3", *SIX)
     done = segdream(*seeds)
     assert (done.code, done.out.split(), sizes) == (0, ["0.ply", "1.ply", "2.ply"], [(3, 0)])
@@ -208,7 +208,7 @@ class Greedy(AnalyticPrior):
         return super().encode_image(rgb, noise)
 
 
-def test_a_lack_of_memory_ends_the_list_with_what_fits_better(segdream, prior, listed, sizes, folder):
+def test_out_of_memory_ends_the_list_with_a_smaller_batch_as_hint(segdream, prior, listed, sizes, folder):
     prior(Greedy)
     done = segdream(*listed, "--batch", "2")
     assert (done.code, done.out) == (5, "")
@@ -230,7 +230,7 @@ def test_a_lack_of_memory_ends_the_list_with_what_fits_better(segdream, prior, l
         (("--resume", "ball.run", "--batch", "2"), "--batch can't be changed"),
     ],
 )
-def test_where_batch_has_no_place(segdream, arguments, words):
+def test_batch_needs_several_assets(segdream, arguments, words):
     done = segdream("generate", *arguments)
     assert done.code == 2
     assert words in done.err
@@ -239,7 +239,7 @@ def test_where_batch_has_no_place(segdream, arguments, words):
 @pytest.mark.parametrize(
     ("device", "given", "batch"), [("cpu", None, 1), ("cuda", None, 24), ("cuda", 3, 3), ("cpu", 5, 5)]
 )
-def test_without_the_option_the_prior_decides_on_cuda(monkeypatch, device, given, batch):
+def test_batch_defaults_to_the_prior_on_cuda(monkeypatch, device, given, batch):
     monkeypatch.setattr(running, "choose_device", lambda name: torch.device(device))
     request = Request(quality="standard", settings={"prior.name": MINI})
     assert Session.load(request, batch=given).batch == batch

@@ -43,14 +43,14 @@ def test_generate_writes_the_asset_and_its_run_folder(segdream, folder):
     assert about["prior_digest"] == record("bus.run")["prior"]["digest"]
 
 
-def test_events_are_one_line_a_step(segdream):
+def test_events_have_one_line_per_step(segdream):
     segdream("generate", BUS, "-o", "bus.ply", *SIX)
     lines = [json.loads(line) for line in Path("bus.run/events.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert set(lines[0]) == {"step", "times", "grad_norm", "n_gaussians", "seconds", "memory_gib"}
 
 
-def test_json_says_what_was_made_and_nothing_else(segdream):
+def test_json_prints_the_result_only(segdream):
     done = segdream("generate", BUS, "-o", "bus.ply", "--json", *SIX)
     (line,) = done.out.splitlines()
     said = json.loads(line)
@@ -59,7 +59,7 @@ def test_json_says_what_was_made_and_nothing_else(segdream):
     assert said["gaussians"] == len(formats.read(Path("bus.ply")))
 
 
-def test_json_errors_are_lines_too(segdream):
+def test_json_prints_errors_as_objects(segdream):
     done = segdream("generate", BUS, "-o", "none/bus.ply", "--json", *SIX)
     said = json.loads(done.out)
     assert (done.code, said["event"], said["exit_code"]) == (2, "error", 2)
@@ -67,26 +67,26 @@ def test_json_errors_are_lines_too(segdream):
     assert said["hint"] == "mkdir -p none"
 
 
-def test_quiet_leaves_results_and_errors(segdream):
+def test_quiet_prints_results_and_errors_only(segdream):
     done = segdream("generate", BUS, "-o", "bus.ply", "--quiet", *SIX)
     assert (done.out, done.err) == ("bus.ply\n", "")
     again = segdream("generate", BUS, "-o", "bus.ply", "--quiet", *SIX)
     assert again.err.startswith("error: bus.ply exists hint:")
 
 
-def test_the_prior_that_auto_takes_is_announced(segdream):
+def test_auto_prior_is_announced_once(segdream):
     arguments = [part for part in SIX if part not in SIX[:2]]
     done = segdream("generate", BUS, "-o", "bus.ply", *arguments)
     assert done.code == 0
     assert done.err.count("because there is no CUDA (--prior") == 1
 
 
-def test_the_name_of_the_asset_comes_from_the_prompt(segdream, folder):
+def test_output_defaults_to_the_prompt(segdream, folder):
     assert segdream("generate", BUS, *SIX).out == "a_yellow_school_bus.ply\n"
     assert (folder / "a_yellow_school_bus.run").is_dir()
 
 
-def test_previews_are_pictures_of_four_sides(segdream):
+def test_previews_show_four_sides(segdream):
     segdream("generate", BUS, "-o", "bus.ply", "--preview-every", "3", "--set", "output.preview_size=32", *SIX)
     names = sorted(path.name for path in Path("bus.run").glob("*.png"))
     assert names == ["preview-000003.png", "preview-000006.png"]
@@ -125,7 +125,7 @@ def test_options_change_the_setting_they_name(segdream, arguments, key, value):
         ({"prior.low_vram": False}, 200_000),
     ],
 )
-def test_little_memory_lowers_the_limit_on_gaussians_unless_one_is_given(settings, cap):
+def test_low_vram_caps_the_gaussians_unless_a_cap_is_given(settings, cap):
     request = Request(quality="standard", settings={"prior.low_vram": True} | settings)
     assert request.resolve(PriorProfile()).densify.cap == cap
     few = PriorProfile(presets={"standard": {"densify.cap": 2000}})
@@ -145,7 +145,7 @@ def test_options_change_the_result(segdream):
     assert len(seen) == len(variants)
 
 
-def test_quality_takes_another_preset(segdream):
+def test_quality_chooses_the_preset(segdream):
     for quality in ("draft", "high"):
         arguments = ("--quality", quality, "--steps", "1", *TINY[:4])
         assert segdream("generate", BUS, "-o", f"{quality}.ply", *arguments).code == 0
@@ -154,7 +154,7 @@ def test_quality_takes_another_preset(segdream):
     assert draft["init.count"] < high["init.count"]
 
 
-def test_a_file_of_settings_gives_way_to_options_and_these_to_set(segdream):
+def test_set_overrides_options_and_these_the_config_file(segdream):
     Path("my settings.toml").write_text(
         "[optim]\nsteps = 9\n[loss]\nscale = 0.5\ntv_rgb = 0.5\n[distill]\nsegments = 3\n"
     )
@@ -165,7 +165,7 @@ def test_a_file_of_settings_gives_way_to_options_and_these_to_set(segdream):
     assert (config["loss.scale"], config["loss.tv_rgb"]) == (0.125, 0.5)
 
 
-def test_the_record_of_a_run_repeats_it(segdream):
+def test_config_from_run_json_repeats_the_run(segdream):
     segdream("generate", BUS, "-o", "first.ply", "--seed", "4", *SIX)
     segdream("generate", BUS, "-o", "second.ply", "--seed", "4", "--device", "cpu", "--config", "first.run/run.json")
     assert Path("first.ply").read_bytes() == Path("second.ply").read_bytes()
@@ -180,7 +180,7 @@ def test_force_replaces_asset_and_run(segdream):
     assert len(Path("bus.run/events.jsonl").read_text().splitlines()) == 6
 
 
-def test_several_seeds_into_a_pattern_a_folder_and_names_of_their_own(segdream):
+def test_seeds_fill_a_pattern_a_folder_or_default_names(segdream):
     Path("my buses").mkdir()
     short = (*TINY, "--steps", "2")
     assert segdream("generate", BUS, "--seeds", "0-1", "-o", "bus-{seed}.ply", *short).out.split() == [
@@ -197,14 +197,14 @@ def test_several_seeds_into_a_pattern_a_folder_and_names_of_their_own(segdream):
     assert not np.array_equal(same[0].means[:1], formats.read(Path("bus-0.ply")).means[:1])
 
 
-def test_several_seeds_are_all_checked_before_the_first_is_made(segdream, folder):
+def test_seeds_are_all_checked_before_the_first_asset(segdream, folder):
     (folder / "bus-1.ply").write_text("old")
     done = segdream("generate", BUS, "--seeds", "0-2", "-o", "bus-{seed}.ply", *SIX)
     assert (done.code, done.out) == (6, "")
     assert [path.name for path in folder.iterdir()] == ["bus-1.ply"]
 
 
-def test_a_list_skips_the_finished_tells_what_it_can_not_make_first_and_sums_up(segdream, folder):
+def test_list_skips_finished_assets_and_reports_failures_first(segdream, folder):
     (folder / "list.txt").write_text(
         f"# mine\n\n{BUS}\r\n  a red ball  \nan unheard of thing\na blue cube\n{BUS}\n", encoding="utf-8-sig"
     )
@@ -226,7 +226,7 @@ def test_a_list_skips_the_finished_tells_what_it_can_not_make_first_and_sums_up(
     assert "0 made, 2 skipped, 0 failed" in again.err
 
 
-def test_what_appears_while_a_list_is_made_is_left_alone(segdream, prior, folder):
+def test_list_keeps_files_that_appear_meanwhile(segdream, prior, folder):
     """Another shell may be at the same list, or somebody puts a file there."""
 
     class Meanwhile(AnalyticPrior):
@@ -246,7 +246,7 @@ def test_what_appears_while_a_list_is_made_is_left_alone(segdream, prior, folder
     assert (folder / "a_blue_cube.run" / "notes.txt").read_text() == "mine"
 
 
-def test_a_list_goes_on_with_a_run_that_knew_fewer_settings(segdream, prior, folder):
+def test_list_resumes_a_run_that_has_fewer_settings(segdream, prior, folder):
     (folder / "list.txt").write_text(f"{BUS}\n")
     arguments = ("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
     prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
@@ -261,7 +261,7 @@ def test_a_list_goes_on_with_a_run_that_knew_fewer_settings(segdream, prior, fol
     assert "resuming" in done.err
 
 
-def test_a_list_loads_the_prior_once(segdream, prior, folder):
+def test_list_loads_the_prior_once(segdream, prior, folder):
     loaded = []
     prior(lambda profile: loaded.append(1) or AnalyticPrior(profile=profile))
     (folder / "list.txt").write_text("a red ball\na blue ball\n")
@@ -270,7 +270,7 @@ def test_a_list_loads_the_prior_once(segdream, prior, folder):
     assert len(list((folder / "new" / "assets").glob("*.ply"))) == 2
 
 
-def test_a_list_with_seeds(segdream, folder):
+def test_list_with_seeds_puts_them_into_the_names(segdream, folder):
     (folder / "list.txt").write_text("a red ball\n")
     segdream("generate", "--prompts", "list.txt", "--out-dir", ".", "--seeds", "2-3", *SIX)
     assert sorted(path.name for path in folder.glob("*.ply")) == ["a_red_ball-2.ply", "a_red_ball-3.ply"]
@@ -282,7 +282,7 @@ def stdin_of(text, monkeypatch):
     return stream.buffer
 
 
-def test_only_a_dash_reads_standard_input(segdream, monkeypatch):
+def test_prompts_dash_alone_reads_stdin(segdream, monkeypatch):
     stream = stdin_of("a red ball\na blue ball\n", monkeypatch)
     assert segdream("generate", BUS, "-o", "bus.ply", *SIX).code == 0
     assert stream.tell() == 0
@@ -306,7 +306,7 @@ class Interrupted(AnalyticPrior):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_the_step_saves_and_tells_how_to_go_on(segdream, prior, number, code):
+def test_signal_saves_the_run_and_prints_the_resume_command(segdream, prior, number, code):
     segdream("generate", BUS, "-o", "whole.ply", *SIX)
     prior(lambda profile: Interrupted(profile, 8, number))
     Path("my runs").mkdir()
@@ -328,7 +328,7 @@ def test_a_signal_finishes_the_step_saves_and_tells_how_to_go_on(segdream, prior
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_second_signal_leaves_at_once(segdream, prior, number, code):
+def test_second_signal_leaves_at_once(segdream, prior, number, code):
     prior(lambda profile: Interrupted(profile, 8, signal.SIGINT, number))
     done = segdream("generate", BUS, "-o", "bus.ply", *SIX)
     assert (done.code, done.out) == (code, "")
@@ -351,7 +351,7 @@ def test_resume_from_within_the_folder_writes_beside_it(segdream, prior, folder,
     assert not (folder / "bus.run" / "bus.ply").exists()
 
 
-def test_resume_replaces_an_asset_only_by_force(segdream, prior, folder):
+def test_resume_replaces_an_asset_only_with_force(segdream, prior, folder):
     (folder / "bus.ply").write_text("old")
     interrupt(segdream, prior, "generate", BUS, "-o", "bus.ply", "--force", *SIX)
     refused = segdream("generate", "--resume", "bus.run")
@@ -362,7 +362,7 @@ def test_resume_replaces_an_asset_only_by_force(segdream, prior, folder):
     assert len(formats.read(folder / "bus.ply"))
 
 
-def test_a_list_goes_on_with_what_was_stopped(segdream, prior, folder):
+def test_list_resumes_what_was_stopped(segdream, prior, folder):
     (folder / "list.txt").write_text("a red ball\na blue ball\n")
     arguments = ("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
     interrupt(segdream, prior, *arguments)
@@ -374,7 +374,7 @@ def test_a_list_goes_on_with_what_was_stopped(segdream, prior, folder):
     assert (folder / "whole.ply").read_bytes() == (folder / "a_red_ball.ply").read_bytes()
 
 
-def test_a_list_does_not_mix_in_a_run_with_other_settings(segdream, prior, folder):
+def test_list_refuses_a_run_with_other_settings(segdream, prior, folder):
     (folder / "list.txt").write_text("a red ball\n")
     interrupt(segdream, prior, "generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
     done = segdream("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX, "--set", "loss.scale=9")
@@ -382,7 +382,7 @@ def test_a_list_does_not_mix_in_a_run_with_other_settings(segdream, prior, folde
     assert "a_red_ball.run holds an unfinished run" in done.err
 
 
-def test_checkpoints_come_regularly_and_go_at_the_end(segdream, monkeypatch):
+def test_checkpoints_are_written_regularly_and_removed_at_the_end(segdream, monkeypatch):
     steps, real = [], RunDir.save
 
     def save(run, asset):
@@ -396,7 +396,7 @@ def test_checkpoints_come_regularly_and_go_at_the_end(segdream, monkeypatch):
     assert not Path("bus.run/checkpoint.safetensors").exists()
 
 
-def test_init_writes_a_start_that_generate_takes(segdream):
+def test_init_writes_a_file_that_generate_starts_from(segdream):
     done = segdream("init", BUS, "--init", "box", "--count", "30", "--seed", "2", "-o", "cloud.ply", *TINY[:2])
     assert (done.code, done.out) == (0, "cloud.ply\n")
     start = formats.read(Path("cloud.ply"))
@@ -414,7 +414,7 @@ def asset(segdream):
     return Path("bus.ply")
 
 
-def test_render_a_view(segdream, asset):
+def test_render_writes_a_view(segdream, asset):
     done = segdream("render", asset, "--view", "45,20", "--size", "48", "-o", "my view.png", "--json")
     said = json.loads(done.out)
     assert (done.code, said["output"], said["kind"], said["size"]) == (0, "my view.png", "view", 48)
@@ -425,21 +425,21 @@ def test_render_a_view(segdream, asset):
 
 
 @pytest.mark.parametrize("channel", ["rgb", "alpha", "depth", "normals"])
-def test_render_channels(segdream, asset, channel):
+def test_render_writes_each_channel(segdream, asset, channel):
     assert segdream("render", asset, "--view", "0,0", "--size", "32", "--channel", channel, "-o", "a.png").code == 0
     with Image.open("a.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     assert np.abs(pixels[16, 16] - pixels[0, 0]).max() > 5
 
 
-def test_render_a_transparent_view(segdream, asset):
+def test_render_writes_a_transparent_view(segdream, asset):
     segdream("render", asset, "--view", "0,0", "--size", "32", "--background", "transparent", "-o", "a.png")
     with Image.open("a.png") as picture:
         assert picture.mode == "RGBA"
         assert picture.getpixel((0, 0))[3] == 0 < picture.getpixel((16, 16))[3]
 
 
-def test_render_sheet_frames_and_film(segdream, asset):
+def test_render_writes_sheet_frames_and_video(segdream, asset):
     assert segdream("render", asset, "--contact-sheet", "--size", "32").out == "bus-sheet.png\n"
     with Image.open("bus-sheet.png") as picture:
         assert picture.size[0] == 128
@@ -453,7 +453,7 @@ def test_render_sheet_frames_and_film(segdream, asset):
         assert (film.n_frames, film.size) == (4, (32, 32))
 
 
-def test_export_to_several_files(segdream, asset):
+def test_export_writes_several_files(segdream, asset):
     done = segdream("export", asset, "-o", "a.splat", "-o", "b.ply", "--json")
     assert [json.loads(line)["output"] for line in done.out.splitlines()] == ["a.splat", "b.ply"]
     assert Path("a.splat").stat().st_size == 50 * 32
@@ -462,7 +462,7 @@ def test_export_to_several_files(segdream, asset):
     assert Path("c.ply").stat().st_size < Path("b.ply").stat().st_size
 
 
-def test_export_changes_on_the_way_and_writes_every_output_alike(segdream, asset):
+def test_export_writes_the_same_edits_to_every_output(segdream, asset):
     before = formats.read(Path(asset))
     edits = ["--max-gaussians", "30", "--rotate", "0,90,0", "--scale", "2", "--sh", "0"]
     done = segdream("export", asset, *edits, "-o", "a.ply", "-o", "b.spz", "-o", "c.glb", "--format", "spz4", "--json")
@@ -476,12 +476,12 @@ def test_export_changes_on_the_way_and_writes_every_output_alike(segdream, asset
 
 
 @pytest.mark.parametrize("bits", [12, 16, 20])
-def test_export_spz_with_fractional_bits(segdream, asset, bits):
+def test_export_writes_spz_with_fractional_bits(segdream, asset, bits):
     assert segdream("export", asset, "-o", "a.spz", "--spz-bits", bits).code == 0
     assert gzip.decompress(Path("a.spz").read_bytes())[13] == bits
 
 
-def test_tables_and_words(segdream):
+def test_list_words_formats_and_version_are_printed(segdream):
     assert "splat" in segdream("export", "--formats").out
     words = segdream("generate", "--list-words", *TINY[:4])
     assert words.code == 0
@@ -490,7 +490,7 @@ def test_tables_and_words(segdream):
     assert segdream("--version").out == f"{__version__}\n"
 
 
-def test_help_of_every_command(segdream):
+def test_help_exists_for_every_command(segdream):
     assert "Exit codes" in segdream("--help").out
     for command in ("init", "generate", "render", "view", "export", "doctor"):
         done = segdream(command, "-h")
@@ -498,7 +498,7 @@ def test_help_of_every_command(segdream):
         assert command in done.out
 
 
-def test_doctor_finds_what_the_main_job_needs(segdream):
+def test_doctor_reports_ok_for_all_that_generate_needs(segdream):
     done = segdream("doctor", "--json")
     findings = {(line["name"], line["state"]): line for line in map(json.loads, done.out.splitlines())}
     assert done.code == 0
@@ -506,13 +506,13 @@ def test_doctor_finds_what_the_main_job_needs(segdream):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it builds them")
-def test_kernels_are_built_for_cuda_only(segdream):
+def test_doctor_builds_kernels_for_cuda_only(segdream):
     done = segdream("doctor", "--build-kernels")
     assert done.code == 3
     assert "no CUDA device" in done.err
 
 
-def test_doctor_ends_with_3_where_no_asset_can_be_made(segdream, monkeypatch):
+def test_doctor_exits_3_if_no_asset_can_be_made(segdream, monkeypatch):
     from segdream_cli.priors import checkpoint as weights
 
     monkeypatch.setattr(weights, "PRIORS", dict.fromkeys(weights.PRIORS, "/nowhere"))
@@ -525,12 +525,12 @@ def test_doctor_ends_with_3_where_no_asset_can_be_made(segdream, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "seeds"), [("3", [3]), ("0-3", [0, 1, 2, 3]), ("5,1", [5, 1]), ("1, 4-5", [1, 4, 5]), ("7-7", [7])]
 )
-def test_seeds(text, seeds):
+def test_parse_seeds_lists_them_in_order(text, seeds):
     assert parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "1,1", "-1", "0-99999", "1,,2", "1-", "0-2,2"])
-def test_seeds_that_are_none(text):
+def test_parse_seeds_refuses_other_texts(text):
     with pytest.raises(UsageProblem, match="--seeds"):
         parse_seeds(text)
 
@@ -546,11 +546,11 @@ def test_seeds_that_are_none(text):
         ("x " * 99, ("x_" * 30).rstrip("_")),
     ],
 )
-def test_names_from_prompts(prompt, name):
+def test_slug_is_a_safe_file_name(prompt, name):
     assert slug(prompt) == name
 
 
-def test_views_and_backgrounds():
+def test_parse_view_and_parse_background():
     assert parse_view(" -45 , 20.5 ") == (-45.0, 20.5)
     assert parse_background("#ff0080") == pytest.approx((1, 0, 128 / 255))
     assert parse_background("transparent") is None

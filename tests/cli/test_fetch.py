@@ -67,7 +67,7 @@ def online(tiny, clip_folder, folder, monkeypatch):
         yield server
 
 
-def test_everything_is_listed_downloaded_and_then_used_without_a_network(segdream, online, folder):
+def test_fetch_lists_and_downloads_what_offline_work_needs(segdream, online, folder):
     done = segdream("fetch", SD21, "point-e")
     assert done.code == 0
     words = (
@@ -94,7 +94,7 @@ def test_everything_is_listed_downloaded_and_then_used_without_a_network(segdrea
     assert online.requests == online.hub.requests == []
 
 
-def test_json_has_a_line_for_each(segdream, online):
+def test_json_has_a_line_per_item(segdream, online):
     done = segdream("fetch", "point-e", "--json", "--quiet")
     files, text = map(json.loads, done.out.splitlines())
     assert (files["event"], files["name"], files["title"]) == ("done", "point-e", " and ".join(STAGES))
@@ -108,7 +108,7 @@ def test_json_has_a_line_for_each(segdream, online):
     ]
 
 
-def test_bytes_are_reported_for_every_download(segdream, online, monkeypatch):
+def test_progress_is_reported_for_every_download(segdream, online, monkeypatch):
     told = {}
     monkeypatch.setattr(
         download_bar.DownloadBar, "update", lambda bar, *report: told.setdefault(bar, []).append(report)
@@ -123,13 +123,13 @@ def test_bytes_are_reported_for_every_download(segdream, online, monkeypatch):
         assert done[-1] == totals.pop()
 
 
-def test_without_a_terminal_there_is_a_line_now_and_then(segdream, online, monkeypatch):
+def test_progress_without_a_terminal_prints_lines(segdream, online, monkeypatch):
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     assert "point-e: 0.1 MB of 0.1 MB" in segdream("fetch", "point-e").err
 
 
 @pytest.mark.parametrize("by_environment", [False, True])
-def test_offline_makes_no_sense(segdream, online, by_environment, monkeypatch):
+def test_offline_is_refused(segdream, online, by_environment, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", by_environment)
     done = segdream("fetch", "point-e", *(() if by_environment else ("--offline",)))
     assert (done.code, done.out) == (2, "")
@@ -139,13 +139,13 @@ def test_offline_makes_no_sense(segdream, online, by_environment, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [("sd22",), (), ("--json",)])
-def test_what_to_fetch_is_to_be_named(segdream, arguments):
+def test_fetch_needs_a_name(segdream, arguments):
     done = segdream("fetch", *arguments)
     assert done.code == 2
     assert "point-e" in done.err + done.out or "weights" in done.err
 
 
-def test_an_address_out_of_reach_is_said_and_leaves_nothing(segdream, online, folder, monkeypatch):
+def test_unreachable_address_is_named_and_leaves_no_file(segdream, online, folder, monkeypatch):
     online.files.clear()
     done = segdream("fetch", "point-e", "--json")
     assert done.code == 4
@@ -155,7 +155,7 @@ def test_an_address_out_of_reach_is_said_and_leaves_nothing(segdream, online, fo
     assert [path.name for path in (folder / "cache").rglob("*") if path.is_file()] in ([], [".lock"])
 
 
-def test_a_hub_out_of_reach_is_said_before_anything_is_downloaded(segdream, online, folder, monkeypatch):
+def test_unreachable_hub_is_reported_before_any_download(segdream, online, folder, monkeypatch):
     point_to("http://127.0.0.1:9", folder / "hub", monkeypatch)
     done = segdream("fetch", "point-e")
     assert done.code == 4
@@ -163,7 +163,7 @@ def test_a_hub_out_of_reach_is_said_before_anything_is_downloaded(segdream, onli
     assert online.requests == []
 
 
-def test_a_disk_without_room_for_the_hubs_files_is_said(segdream, online, monkeypatch):
+def test_full_disk_is_reported(segdream, online, monkeypatch):
     usage = download.shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     done = segdream("fetch", "point-e")
@@ -172,7 +172,7 @@ def test_a_disk_without_room_for_the_hubs_files_is_said(segdream, online, monkey
     assert "HF_HOME=" in done.err
 
 
-def test_a_clip_folder_beside_the_weights_is_preferred_and_looked_at(online, folder, clip_folder):
+def test_clip_folder_beside_the_weights_is_preferred_and_checked(online, folder, clip_folder):
     own = folder / "mine" / "clip-vit-large-patch14"
     own.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer_config.json", "vocab.json"):

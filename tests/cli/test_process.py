@@ -59,7 +59,7 @@ class Started:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_prints_a_command_that_works(launcher, tmp_path, number, code):
+def test_signal_saves_the_run_and_prints_a_command_that_works(launcher, tmp_path, number, code):
     folder = tmp_path / "meine Büsse 日本"
     folder.mkdir()
     started = Started([*launcher, "generate", BUS, "-o", "der gelbe.ply", *ENDLESS], folder, "der gelbe.run")
@@ -87,7 +87,7 @@ def test_a_signal_saves_and_prints_a_command_that_works(launcher, tmp_path, numb
     assert lines == list(range(1, len(lines) + 1))
 
 
-def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+def test_second_ctrl_c_leaves_at_once(tmp_path):
     """A step that would take a minute, so that only the second signal can end the process."""
     script = tmp_path / "slow.py"
     tests = ROOT / "tests"
@@ -130,7 +130,7 @@ main()
 
 
 @pytest.mark.parametrize("writing", [True, False])
-def test_ctrl_c_ends_a_command_at_once_and_leaves_no_temporary_file(tmp_path, writing):
+def test_ctrl_c_leaves_no_temporary_file(tmp_path, writing):
     script = tmp_path / "write.py"
     block = 'atomic_write(Path("bus.ply"))' if writing else "nullcontext()"
     script.write_text(
@@ -161,7 +161,7 @@ sys.exit(cli.run([]))
 
 
 @pytest.mark.slow
-def test_kill_9_and_resume_give_the_bits_of_an_uninterrupted_run(tmp_path):
+def test_resume_after_kill_9_gives_the_same_bits(tmp_path):
     """With the real networks: the checkpoint, not the process, holds everything the next step depends on."""
     arguments = (
         "generate", BUS, "--prior", MINI, "--device", "cpu", "--seed", "7", "--steps", "12", "--quiet",
@@ -184,7 +184,7 @@ def test_kill_9_and_resume_give_the_bits_of_an_uninterrupted_run(tmp_path):
     assert events[-1]["n_gaussians"] == [600]
 
 
-def test_a_loop_that_reads_a_list_keeps_its_input(launcher, tmp_path):
+def test_generate_leaves_stdin_to_the_loop_around_it(launcher, tmp_path):
     """`generate PROMPT` must leave standard input to the shell's `read`; `--prompts -` is the one that takes it."""
     (tmp_path / "list.txt").write_text("a red ball\na blue cube\n")
     script = 'n=0; while read -r p; do n=$((n+1)); "$@" generate "$p" -o "asset $n.ply" $OPTIONS; done < list.txt'
@@ -200,7 +200,7 @@ def test_a_loop_that_reads_a_list_keeps_its_input(launcher, tmp_path):
     assert "0 made, 0 skipped, 1 failed" in piped.stderr
 
 
-def test_a_reader_that_left_is_no_crash(tmp_path):
+def test_closed_pipe_is_no_crash(tmp_path):
     """Standard output is a pipe that nobody reads any more."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -215,12 +215,12 @@ def test_a_reader_that_left_is_no_crash(tmp_path):
     assert "Exception ignored" not in ended.stderr
 
 
-def test_standard_output_may_be_closed(tmp_path):
+def test_closed_stdout_is_no_crash(tmp_path):
     ended = run(["sh", "-c", '"$@" --version >&-', "sh", *REAL], tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_words_that_a_terminal_can_not_show(tmp_path):
+def test_text_beyond_the_terminals_encoding_is_printed(tmp_path):
     """An ASCII-only terminal: a prompt and a path beyond it are shown in some way, and the exit code stays right."""
     plain = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
     command = [*REAL, "generate", "ein süßer 日本", "-o", "süß.ply", "--prior", MINI, "--device", "cpu"]
@@ -255,7 +255,7 @@ def on_a_terminal(command, folder, environment):
 COLORS = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|9[0-7]|4[0-7])(?:;\d+)*m")
 
 
-def test_no_color_is_heeded(launcher, tmp_path):
+def test_no_color_is_respected(launcher, tmp_path):
     environment = {key: value for key, value in ENVIRONMENT.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
     environment["TERM"] = "xterm-256color"
     colored = [*REAL, "generate", "--help"]
@@ -292,7 +292,7 @@ class Listening(Started):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_view_serves_the_page_until_it_is_told_to_stop(tmp_path, number, code):
+def test_view_serves_the_page_until_a_signal(tmp_path, number, code):
     run([*REAL, "init", BUS, *TINY, "-o", "bus.ply"], tmp_path)
     opened = tmp_path / "opened"
     browser = tmp_path / "browser"
@@ -313,7 +313,7 @@ def test_view_serves_the_page_until_it_is_told_to_stop(tmp_path, number, code):
         assert err == "press Ctrl-C to end\n"
 
 
-def test_generate_shows_the_asset_while_it_is_made(launcher, tmp_path):
+def test_generate_view_serves_newer_editions(launcher, tmp_path):
     command = [*launcher, "generate", BUS, "-o", "bus.ply", "--view", "--no-browser", *ENDLESS]
     with Listening(command, tmp_path, "stderr") as started:
         assert BUS.encode() in started.get()

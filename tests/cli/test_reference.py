@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE, TROUBLESHOOTING = ROOT / "docs" / "cli.md", ROOT / "docs" / "troubleshooting.md"
 
 
-def test_the_reference_is_fresh() -> None:
+def test_reference_page_matches_the_commands() -> None:
     command = [sys.executable, "-m", "typer", "segdream_cli.cli", "utils", "docs", "--name", "segdream"]
     environment = os.environ | {"TERMINAL_WIDTH": "100", "NO_COLOR": "1"}
     written = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)

@@ -60,7 +60,7 @@ READABLE = [name for name, row in formats.FORMATS.items() if row.readable]
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_every_format_that_is_read(segdream, folder, asset, name):
+def test_render_reads_every_format(segdream, folder, asset, name):
     path = f"asset{formats.FORMATS[name].suffix}"
     formats.write(folder / path, shell(1), name)
     shown, expected = view(segdream, path, "a.png", angles="30,10"), view(segdream, asset, "b.png", angles="30,10")
@@ -69,7 +69,7 @@ def test_every_format_that_is_read(segdream, folder, asset, name):
     assert segdream("render", path, "--n-frames", "2", "--size", "32", "-o", "a.webp").code == 0
 
 
-def test_the_picture_after_the_last_of_a_turn_is_the_first(segdream, asset):
+def test_turntable_closes(segdream, asset):
     assert segdream("render", asset, "--frames", "--n-frames", "6", "--size", "48", "-o", "turn").code == 0
     frames = [pixels(f"turn/frame-{i:04d}.png") for i in range(6)]
     assert not Path("turn/frame-0006.png").exists()
@@ -79,7 +79,7 @@ def test_the_picture_after_the_last_of_a_turn_is_the_first(segdream, asset):
     assert min(np.abs(frames[i] - frames[i - 1]).mean() for i in range(6)) > 5
 
 
-def test_a_transparent_film_is_a_webm(segdream, asset):
+def test_transparent_video_defaults_to_webm(segdream, asset):
     done = segdream("render", asset, "--background", "transparent", "--n-frames", "4", "--size", "48")
     assert (done.code, done.out) == (0, "one.webm\n")
     assert b"\x53\xc0\x81\x01" in Path("one.webm").read_bytes()  # AlphaMode 1
@@ -87,7 +87,7 @@ def test_a_transparent_film_is_a_webm(segdream, asset):
     assert (refused.code, "no transparency" in refused.err, "a.webm" in refused.err) == (2, True, True)
 
 
-def test_ffprobe_counts_the_frames_of_a_film_with_captions(segdream, asset, other):
+def test_video_with_captions_has_all_frames_for_ffprobe(segdream, asset, other):
     probe = shutil.which("ffprobe")
     if probe is None:
         pytest.skip("no ffprobe on the PATH (apt-get install ffmpeg)")
@@ -102,7 +102,7 @@ def test_ffprobe_counts_the_frames_of_a_film_with_captions(segdream, asset, othe
     assert said["height"] % 2 == 0
 
 
-def test_assets_side_by_side_with_their_names(segdream, asset, other):
+def test_several_assets_are_side_by_side_with_their_names(segdream, asset, other):
     left, right = view(segdream, asset, "a.png", size="96"), view(segdream, other, "b.png", size="96")
     assert segdream("render", asset, other, "--view", "0,0", "--size", "96").out == "one-side-by-side-view.png\n"
     both = pixels("one-side-by-side-view.png")
@@ -118,7 +118,7 @@ def test_assets_side_by_side_with_their_names(segdream, asset, other):
 @pytest.mark.parametrize(
     "options", [("--background", "transparent"), ("--channel", "normals"), ("--background", "#123")]
 )
-def test_captions_are_read_on_any_background(segdream, asset, other, options):
+def test_captions_contrast_with_any_background(segdream, asset, other, options):
     names = ("--caption", "a yellow bus", "--caption", "größer 日本")
     done = segdream("render", asset, other, "--view", "0,0", "--size", "96", *names, *options, "-o", "a.png")
     assert done.code == 0
@@ -136,7 +136,7 @@ def test_empty_captions_leave_no_strip(segdream, asset, other):
     assert one.shape[0] > 56
 
 
-def test_a_sheet_of_two_has_a_row_for_each(segdream, asset, other):
+def test_contact_sheet_of_two_has_a_row_for_each(segdream, asset, other):
     assert segdream("render", asset, other, "--contact-sheet", "--size", "32", "-o", "a.png").code == 0
     sheet = pixels("a.png")
     strip = len(sheet) // 2 - 32
@@ -166,7 +166,7 @@ def test_supersampled_channels(segdream, asset, channel):
         np.testing.assert_allclose(lengths, 1, atol=0.02)
 
 
-def test_wide_and_high_pictures_show_the_whole_asset(segdream, asset):
+def test_wide_and_high_images_show_the_whole_asset(segdream, asset):
     square = view(segdream, asset, "a.png", size="64", angles="40,10")
     wide = view(segdream, asset, "b.png", size="128x64", angles="40,10")
     high = view(segdream, asset, "c.png", size="64x100", angles="40,10")
@@ -175,7 +175,7 @@ def test_wide_and_high_pictures_show_the_whole_asset(segdream, asset):
     np.testing.assert_allclose(high[18:82], square, atol=1)
 
 
-def test_depth_in_16_bits_has_one_range_for_all_frames(segdream, asset):
+def test_depth_frames_share_one_range(segdream, asset):
     done = segdream(
         "render", asset, "--frames", "--n-frames", "4", "--size", "40", "--channel", "depth", "-o", "d", "--json"
     )
@@ -196,7 +196,7 @@ def test_depth_in_16_bits_has_one_range_for_all_frames(segdream, asset):
         np.testing.assert_allclose(back, expected, atol=2 * (said["far"] - said["near"]) / 65534)
 
 
-def test_frames_of_a_longer_turn_do_not_stay(segdream, asset):
+def test_frames_of_a_longer_turn_are_removed(segdream, asset):
     """The last of 10,001 frames is one of them, and names that are never given are someone else's."""
     turn = ("render", asset, "--frames", "--size", "16", "-o", "d", "--force", "--n-frames")
     segdream(*turn, "5")
@@ -207,7 +207,7 @@ def test_frames_of_a_longer_turn_do_not_stay(segdream, asset):
     assert {path.name for path in Path("d").iterdir()} == {*ours, "frame-of-mine.png", "frame-01000.png"}
 
 
-def test_depth_side_by_side_shares_its_range_and_has_no_words(segdream, asset, other):
+def test_depth_of_several_assets_shares_one_range_without_captions(segdream, asset, other):
     both = view(segdream, asset, "a.png", other, "--channel", "depth")
     assert (both.shape, both.max() > 255) == ((48, 96), True)
     refused = segdream("render", asset, "--view", "0,0", "--channel", "depth", "--caption", "a", "-o", "b.png")
@@ -260,14 +260,14 @@ def written(content, path="path.json"):
 
 
 @pytest.mark.parametrize("kind", ["ours", "splat-transform", "nerfstudio", "nerf", "blender", "inria"])
-def test_camera_paths_of_every_tool_are_the_same_cameras(folder, kind):
+def test_camera_paths_of_all_tools_give_the_same_cameras(folder, kind):
     found = read_camera_path(written(described(kind)))
     torch.testing.assert_close(found.viewmats, poses().viewmats, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.fov_rad, torch.tensor([0.7, 0.7]))
     assert found.fps == (24 if kind in ("ours", "splat-transform", "nerfstudio") else None)
 
 
-def test_a_camera_path_shows_what_a_view_shows(segdream, asset):
+def test_camera_path_shows_what_a_view_shows(segdream, asset):
     center, extent = bounds(Gaussians.from_splats(formats.read(Path(asset))))
     away = extent / (VIEW_FILL * math.sin(math.radians(VIEW_FOV_DEG) / 2))
     target = center.tolist()
@@ -284,7 +284,7 @@ def test_a_camera_path_shows_what_a_view_shows(segdream, asset):
     assert (said["output"], said["frames"], said["fps"], said["kind"]) == ("one-path.mp4", 7, 30, "camera path")
 
 
-def test_roll_turns_the_picture_against_the_camera(segdream, asset):
+def test_roll_turns_the_image_against_the_camera(segdream, asset):
     key = {"position": [0, 0, 3], "target": [0, 0, 0]}
     written({"frames": [key, {**key, "roll": 90}]})
     segdream("render", asset, "--camera-path", "path.json", "--frames", "--size", "48", "-o", "flight")
@@ -298,7 +298,7 @@ def square(loop):
     return {"frames": frames, "loop": loop, "fps": 25}
 
 
-def test_a_smooth_path_leads_through_its_cameras(folder):
+def test_smooth_path_passes_through_its_cameras(folder):
     path = written(square(False))
     keys, smooth = read_camera_path(path), read_camera_path(path, 31)
     torch.testing.assert_close(smooth.viewmats[::10], keys.viewmats, atol=1e-5, rtol=0)
@@ -308,7 +308,7 @@ def test_a_smooth_path_leads_through_its_cameras(folder):
     assert ((ahead > 2.2) & (ahead < 3.2)).all()
 
 
-def test_a_closed_path_goes_on_where_it_began(folder):
+def test_closed_path_returns_to_its_start(folder):
     path = written(square(True))
     smooth, twice = read_camera_path(path, 40), read_camera_path(path, 80)
     torch.testing.assert_close(smooth.viewmats[::10], read_camera_path(path).viewmats, atol=1e-5, rtol=0)
@@ -353,7 +353,7 @@ BAD_PATHS = {
 
 
 @pytest.mark.parametrize("case", BAD_PATHS)
-def test_camera_paths_that_cannot_be_right(segdream, asset, folder, case):
+def test_camera_path_errors_name_the_frame(segdream, asset, folder, case):
     content, words = BAD_PATHS[case]
     name = "no-such.json" if content is None else "path.json"
     if isinstance(content, (str, bytes)):
@@ -387,12 +387,12 @@ def test_camera_paths_that_cannot_be_right(segdream, asset, folder, case):
         (("one.ply",) * 4 + ("--size", "4096"), "the maximum is 16382"),
     ],
 )
-def test_options_that_do_not_go_together(segdream, asset, options, words):
+def test_options_that_exclude_each_other_are_refused(segdream, asset, options, words):
     done = segdream("render", asset, *options)
     assert (done.code, words in done.err) == (2, True), done.err
 
 
-def test_sizes():
+def test_parse_size_reads_one_or_two_sides():
     assert parse_size("512") == (512, 512)
     assert parse_size(" 1280 x 720 ") == (1280, 720)
 

@@ -41,7 +41,7 @@ def ask(server: PageServer, path: str, **headers: str) -> tuple[int, bytes, dict
         connection.close()
 
 
-def test_page_is_the_offline_one(chiral: Splats) -> None:
+def test_server_sends_the_offline_page(chiral: Splats) -> None:
     with serving() as server:
         assert ask(server, "/")[0] == 503
         server.publish(chiral, "a helix")
@@ -54,7 +54,7 @@ def test_page_is_the_offline_one(chiral: Splats) -> None:
             assert ask(server, path)[0] == 404
 
 
-def test_only_this_machine_is_answered(chiral: Splats) -> None:
+def test_server_answers_this_machine_only(chiral: Splats) -> None:
     with serving() as server:
         server.publish(chiral, "a helix")
         port = server.url.split(":")[2].strip("/")
@@ -76,7 +76,7 @@ def test_live_page_may_ask_its_server_and_nobody_else(chiral: Splats) -> None:
         assert canvas["data-newer"] == "/newer"
 
 
-def test_newer_editions(chiral: Splats, tmp_path: Path) -> None:
+def test_newer_sends_later_editions_only(chiral: Splats, tmp_path: Path) -> None:
     with serving(live=True) as server:
         assert ask(server, "/newer?after=0")[0] == 204
         server.publish(chiral, "first")
@@ -94,7 +94,7 @@ def test_newer_editions(chiral: Splats, tmp_path: Path) -> None:
             assert json.loads(ask(server, f"/newer{odd}")[1])["number"] == 2
 
 
-def test_editions_are_copies(chiral: Splats) -> None:
+def test_publish_copies_the_arrays(chiral: Splats) -> None:
     """The optimiser goes on to change the arrays in place."""
     with serving(live=True) as server:
         before = page.document(chiral, "a", newer=serve.NEWER)
@@ -103,7 +103,7 @@ def test_editions_are_copies(chiral: Splats) -> None:
         assert ask(server, "/")[1] == before
 
 
-def test_what_can_not_be_shown_is_no_answer(chiral: Splats) -> None:
+def test_server_sends_503_for_an_edition_that_cannot_be_shown(chiral: Splats) -> None:
     with serving(live=True) as server:
         server.publish(replace(chiral, means=chiral.means * np.float32(np.nan)), "a")
         assert ask(server, "/")[0] == 503
@@ -112,7 +112,7 @@ def test_what_can_not_be_shown_is_no_answer(chiral: Splats) -> None:
         assert ask(server, "/")[0] == 200
 
 
-def test_editions_are_made_for_open_pages_only(chiral: Splats, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_needs_edition_is_for_open_pages_only(chiral: Splats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "INTERVAL_S", 0.05)
     with serving(live=True) as server:
         server.publish(chiral, "a")

@@ -56,12 +56,12 @@ def report(step):
     return StepReport(step, timesteps, norms, n_gaussians=(12,), seconds=0.1, memory_gib=1.5).event(0)
 
 
-def test_the_folder_stands_beside_the_asset():
+def test_beside_replaces_the_suffix():
     assert RunDir.beside(Path("my assets/bus.ply")).path == Path("my assets/bus.run")
     assert RunDir.beside(Path("a.b.splat")).path == Path("a.b.run")
 
 
-def test_a_record_comes_back(run):
+def test_record_is_read_as_written(run):
     assert run.exists()
     assert not run.can_resume()
     assert run.record() == RECORD
@@ -69,7 +69,7 @@ def test_a_record_comes_back(run):
     assert {"python", "torch", "numba"} <= set(run.record().versions)
 
 
-def test_a_checkpoint_comes_back_and_is_replaced(run):
+def test_save_replaces_the_checkpoint_that_load_reads(run):
     for step in (5, 6):
         saved = asset(step)
         run.save(saved)
@@ -86,7 +86,7 @@ def test_a_checkpoint_comes_back_and_is_replaced(run):
     assert run.exists()
 
 
-def test_starting_again_clears_what_an_earlier_run_left(run):
+def test_create_clears_an_earlier_run(run):
     run.append_event(report(1))
     (run.path / "preview-000001.png").write_bytes(b"")
     run.create(dataclasses.replace(RECORD, seed=4))
@@ -94,7 +94,7 @@ def test_starting_again_clears_what_an_earlier_run_left(run):
     assert run.record().seed == 4
 
 
-def test_an_unfinished_run_is_not_lost_without_force(run):
+def test_check_free_protects_an_unfinished_run(run):
     run.check_free(force=False)
     run.save(asset(41))
     with pytest.raises(OutputExists, match=r"bus\.run holds an unfinished run at step 41") as caught:
@@ -105,7 +105,7 @@ def test_an_unfinished_run_is_not_lost_without_force(run):
 
 
 @pytest.mark.parametrize("force", [True, False])
-def test_a_folder_of_something_else_is_never_touched(tmp_path, force):
+def test_check_free_protects_a_foreign_folder(tmp_path, force):
     (tmp_path / "bus.run").mkdir()
     RunDir(tmp_path / "bus.run").check_free(force=force)
     (tmp_path / "bus.run" / "thesis.txt").write_text("mine")
@@ -116,7 +116,7 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path, force):
         RunDir(tmp_path / "car.run").check_free(force=force)
 
 
-def test_the_resume_command_can_be_pasted(tmp_path):
+def test_resume_command_is_quoted(tmp_path):
     assert RunDir(Path("my assets/it's.run")).resume_command() == (
         "segdream generate --resume 'my assets/it'\"'\"'s.run'"
     )
@@ -144,32 +144,32 @@ WHOLE = dataclasses.asdict(RECORD)
         damaged(json.dumps(WHOLE | {"output": None})),
     ],
 )
-def test_a_damaged_record_is_named(run, text):
+def test_record_names_the_damaged_file(run, text):
     (run.path / "run.json").write_text(text)
     with pytest.raises(UsageProblem, match=r"run\.json is damaged") as caught:
         run.record()
     assert "--force" in caught.value.hint
 
 
-def test_bytes_that_are_no_text(run):
+def test_record_refuses_bytes_that_are_no_text(run):
     (run.path / "run.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageProblem, match=r"run\.json is damaged"):
         run.record()
 
 
-def test_a_record_of_a_later_version(run):
+def test_record_refuses_a_later_format(run):
     (run.path / "run.json").write_text(json.dumps(WHOLE | {"format": 2}))
     with pytest.raises(UsageProblem, match="another version of segdream"):
         run.record()
 
 
-def test_a_folder_without_a_record(tmp_path):
+def test_record_refuses_a_folder_without_one(tmp_path):
     with pytest.raises(UsageProblem, match="is not a run folder"):
         RunDir(tmp_path).record()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", "cut"])
-def test_a_damaged_checkpoint_is_named_by_all_who_read_it(run, content):
+def test_load_and_step_name_the_damaged_checkpoint(run, content):
     if content == "cut":
         run.save(asset())
         content = run.checkpoint.read_bytes()[:-100]
@@ -185,13 +185,13 @@ def test_a_damaged_checkpoint_is_named_by_all_who_read_it(run, content):
     run.check_free(force=True)
 
 
-def test_a_checkpoint_without_steps_is_damaged(run):
+def test_step_refuses_a_checkpoint_without_it(run):
     save_file({"other": torch.zeros(1)}, run.checkpoint)
     with pytest.raises(UsageProblem, match="damaged"):
         run.step()
 
 
-def test_events_are_flushed_one_a_line(run):
+def test_append_event_flushes_one_line(run):
     for step in range(1, 4):
         run.append_event(report(step))
         lines = (run.path / "events.jsonl").read_text().splitlines()
@@ -203,7 +203,7 @@ def test_events_are_flushed_one_a_line(run):
 
 
 @pytest.mark.parametrize("torn", ['{"step":5,"ti', "", "\x00\x00\x00", "5", "[]", '{"other":1}', '"half'])
-def test_trimming_drops_later_steps_and_a_torn_line(run, torn):
+def test_trim_events_drops_later_steps_and_a_torn_line(run, torn):
     for step in range(1, 6):
         run.append_event(report(step))
     with (run.path / "events.jsonl").open("a") as stream:
@@ -214,7 +214,7 @@ def test_trimming_drops_later_steps_and_a_torn_line(run, torn):
     assert steps == [1, 2, 3, 4]
 
 
-def test_trimming_survives_bytes_that_are_no_text(run):
+def test_trim_events_survives_bytes_that_are_no_text(run):
     run.append_event(report(1))
     with (run.path / "events.jsonl").open("ab") as stream:
         stream.write(b"\xff\xfe{")
@@ -222,13 +222,13 @@ def test_trimming_survives_bytes_that_are_no_text(run):
     assert len((run.path / "events.jsonl").read_text().splitlines()) == 1
 
 
-def test_trimming_without_events_makes_none(run):
+def test_trim_events_creates_no_file(run):
     run.trim_events(3)
     assert not (run.path / "events.jsonl").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_run(run, tmp_path, monkeypatch):
+def test_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_run(run, tmp_path, monkeypatch):
     run.save(asset(5))
 
     def mkstemp(dir=None, prefix="", suffix=""):
@@ -250,6 +250,6 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_run(run, tmp_p
     assert not other.path.exists()
 
 
-def test_a_folder_that_can_not_be_made(tmp_path):
+def test_create_refuses_a_folder_that_cannot_be_created(tmp_path):
     with pytest.raises(UsageProblem, match=r"none/bus\.run can't be written"):
         RunDir(tmp_path / "none" / "bus.run").create(RECORD)
