@@ -1,9 +1,9 @@
 """The rasteriser for machines without CUDA: two differentiable steps around the numba kernels.
 
 Projection and compositing meet in `means2d`, whose gradient density control reads. The kernels release the
-interpreter's lock and are shared out to threads here rather than by numba: that halves the compile time, and
-needs neither OpenMP nor care about concurrent callers. How the work is cut does not depend on the number of
-threads, so neither does any bit of the results.
+interpreter's lock, and this module runs them on threads of its own. That halves the compile time compared with numba's
+threads, needs no OpenMP, and allows concurrent callers. The work is cut into pieces that do not depend on the number of
+threads, so the results have the same bits for any number.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from segdream_cli.render.raster import kernels
 
-SHARES = 8  # pieces a call's work is cut into; bounds the threads and the gradient buffers
+SHARES = 8  # pieces of a call's work; the most threads and gradient buffers
 
 Result = TypeVar("Result")
 
@@ -32,7 +32,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _in_threads(work: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> list[Result]:
-    """`work` of each tuple of arguments, in their order, on as many threads as torch uses but at most SHARES."""
+    """Results of `work` for each tuple of arguments, in order, on as many threads as torch uses but at most SHARES."""
     threads = min(SHARES, torch.get_num_threads())
     if threads == 1:
         return [work(*piece) for piece in arguments]
@@ -45,14 +45,15 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def _ranges(count: int) -> list[tuple[int, int]]:
+    """SHARES ranges (start, stop) that cover 0..count."""
     bounds = [count * share // SHARES for share in range(SHARES + 1)]
     return list(pairwise(bounds))
 
 
 class _Projection(torch.autograd.Function):
-    """`means2d` (c n 2), splats (c n 10) and radii (c n) of the Gaussians.
+    """Projects Gaussians to `means2d` (c n 2), splats (c n 10) and radii (c n).
 
-    The splats repeat the centres; the gradient of the centres comes by `means2d` alone.
+    The splats repeat the centres; the gradient of the centres flows through `means2d` alone.
     """
 
     @staticmethod
@@ -92,7 +93,7 @@ class _Projection(torch.autograd.Function):
 
 
 class _Compositing(torch.autograd.Function):
-    """Pictures (c h w 3, 1, 1) of the splats (c n 10) that have a radius (c n)."""
+    """Composites the splats (c n 10) with a radius (c n) to images (c h w 3, 1, 1)."""
 
     @staticmethod
     def forward(
@@ -101,15 +102,15 @@ class _Compositing(torch.autograd.Function):
         records = _array(splats)
         views, bands = len(records), -(-SHARES // len(records))
         rows = _in_threads(_bin, ((*view, width, height) for view in zip(records, radii.numpy(), strict=True)))
-        pictures = [np.empty((views, height, width, channels), np.float32) for channels in (3, 1, 1)]
+        images = [np.empty((views, height, width, channels), np.float32) for channels in (3, 1, 1)]
         pieces = [
-            (records[v], *rows[v], band, bands, *(picture[v] for picture in pictures))
+            (records[v], *rows[v], band, bands, *(image[v] for image in images))
             for v in range(views)
             for band in range(bands)
         ]
         _in_threads(kernels.composite, pieces)
         ctx.pieces, ctx.shape = pieces, (bands, *records.shape)
-        rgb, alpha, depth = (torch.from_numpy(picture) for picture in pictures)
+        rgb, alpha, depth = (torch.from_numpy(image) for image in images)
         return rgb, alpha, depth
 
     @staticmethod
@@ -128,9 +129,11 @@ class _Compositing(torch.autograd.Function):
 
 
 def _bin(splats: NDArray[np.float32], radii: NDArray[np.int32], width: int, height: int) -> Any:
-    """The spans of a view's rows, front to back: by depth and, where depths are equal, by index, as in gsplat."""
+    """The spans of a view's rows, front to back: by depth and, at equal depths, by index, as in gsplat."""
     visible = np.flatnonzero(radii)
-    bits = splats[visible, kernels.DEPTH].view(np.int32).astype(np.int64)  # of positive floats: they sort alike
+    bits = (
+        splats[visible, kernels.DEPTH].view(np.int32).astype(np.int64)
+    )  # bits of positive floats sort as the floats do
     keys = bits << 32 | visible
     keys.sort()
     return kernels.bin_spans(splats, keys & 0xFFFFFFFF, width, height)
@@ -166,10 +169,10 @@ def rasterize(
         project(*gaussians, (_array(view), _array(K), width, height))
         for *gaussians, view, K in zip(means, quats, scales, opacities, colors, viewmats, Ks, strict=True)
     ]
-    means2d = torch.stack([parts[0] for parts in projected])  # pictures follow from it, so that its gradient is theirs
-    pictures = [
+    means2d = torch.stack([parts[0] for parts in projected])  # images come from the stack, so that gradients reach it
+    images = [
         composite(centres, splats, radii, width, height)
         for centres, (_, splats, radii) in zip(means2d, projected, strict=True)
     ]
-    rgb, alpha, depth = (torch.stack(parts) for parts in zip(*pictures, strict=True))
+    rgb, alpha, depth = (torch.stack(parts) for parts in zip(*images, strict=True))
     return rgb, alpha, depth, means2d, torch.stack([parts[2] for parts in projected])

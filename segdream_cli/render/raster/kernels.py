@@ -1,15 +1,17 @@
 """The CPU rasteriser's numba kernels: projection and compositing, each with its derivative.
 
-A Gaussian on the screen is held as the factors of its inverse covariance,
+A splat stores the factors of its inverse covariance, the conic:
 
-    sigma(dx, dy) = (sharpness_x (dx + shear dy)^2 + sharpness_y dy^2) / 2,
+    sigma(dx, dy) = (sharpness_x (dx + shear dy)^2 + sharpness_y dy^2) / 2
 
-which stay accurate for needles, and which leave one square to compute along a row of pixels. Compositing walks
-a row's Gaussians front to back over the span of pixels where alpha reaches 1/255, in blocks that the compiler
-turns into vector instructions. Backward walks the same way and keeps what is still behind: no list is stored.
-Projection computes in float64, compositing in float32.
+    conic xx = sharpness_x,  conic xy = sharpness_x shear,  conic yy = sharpness_x shear^2 + sharpness_y
 
-Importing this module compiles it, or loads what an earlier import left in numba's cache.
+The factors stay accurate for needles, and cost one square per pixel of a row. Compositing walks the splats of a row
+front to back, in blocks of pixels that the compiler turns into vector instructions. The backward pass walks the same
+way and keeps the sum of what is still behind, so it stores no list. Projection computes in float64, compositing in
+float32. docs/raster.md derives the equations.
+
+Importing this module compiles the kernels, or loads them from numba's cache.
 """
 
 import math
@@ -22,7 +24,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 
 BLUR = 0.3  # px^2, added to the diagonal of the projected covariance
 NEAR, FAR = 0.01, 1e10
-JACOBIAN_MARGIN = 0.15  # of the picture's size: how far outside it the projection's Jacobian still follows
+JACOBIAN_MARGIN = 0.15  # share of the image's size, beyond which the projection's Jacobian no longer changes
 ALPHA_CAP = np.float32(0.999)  # gsplat 1.5.3's; later versions cap at 0.99
 ALPHA_MIN = np.float32(1 / 255)
 TRANSMITTANCE_MIN = np.float32(1e-4)
@@ -35,7 +37,8 @@ SIGMA_MAX = np.float32(7)
 _ROOT = Chebyshev.interpolate(lambda sigma: np.exp(-sigma / 8), 6, domain=[0, 7]).convert(kind=Polynomial).coef
 E0, E1, E2, E3, E4, E5, E6 = (np.float32(coefficient) for coefficient in _ROOT)
 
-# Columns of a splat, the record that compositing reads for one Gaussian in one view, and of its gradient.
+# Columns of a splat, one Gaussian in one view as compositing reads it, and of its gradient. X and Y are pixels;
+# SHARPNESS_X, SHEAR and SHARPNESS_Y are the factors of the conic above; DEPTH is z in camera space.
 X, Y, SHARPNESS_X, SHEAR, SHARPNESS_Y, OPACITY, RED, GREEN, BLUE, DEPTH = range(10)
 COLUMNS = 10
 
@@ -44,9 +47,9 @@ _helper = numba.njit(**_OPTIONS)
 
 
 def _kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles for one signature, and keeps the code on disk where any of numba's cache folders can be written."""
+    """Compiles for one signature, and caches the code on disk if one of numba's cache folders can be written."""
 
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             kernel: Callable[..., Any] = numba.njit(signature, cache=True, **_OPTIONS)(function)
         except RuntimeError as problem:
@@ -55,12 +58,15 @@ def _kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
             kernel = numba.njit(signature, **_OPTIONS)(function)
         return kernel
 
-    return compiled
+    return compile_function
 
 
 @_helper
 def _rotation(quat, rotation):  # type: ignore[no-untyped-def]
-    """Fills the matrix of a quaternion (w, x, y, z); a zero one is no rotation."""
+    """Fills the matrix of a quaternion (w, x, y, z) of any length; a zero one is no rotation.
+
+    numba inlines this formula of `splats.transform.rotation_matrices` in float64; a test compares the two.
+    """
     w, x, y, z = float(quat[0]), float(quat[1]), float(quat[2]), float(quat[3])
     norm = math.sqrt(w * w + x * x + y * y + z * z)
     inverse = 1.0 / norm if norm > 0.0 else 0.0
@@ -90,6 +96,7 @@ def _rotation_backward(quat, g, v_quat):  # type: ignore[no-untyped-def]
 
 @_helper
 def _to_camera(view, mean, point):  # type: ignore[no-untyped-def]
+    """Fills a centre in camera space."""
     for r in range(3):
         point[r] = view[r, 3]
         for k in range(3):
@@ -97,8 +104,8 @@ def _to_camera(view, mean, point):  # type: ignore[no-untyped-def]
 
 
 @_helper
-def _clamped_slope(K, size, point, r):  # type: ignore[no-untyped-def]
-    """x/z (r = 0) or y/z (r = 1), kept near the picture as gsplat keeps it where the Jacobian is taken."""
+def _clamp_slope(K, size, point, r):  # type: ignore[no-untyped-def]
+    """x/z (r = 0) or y/z (r = 1), clamped to the image and a margin, as gsplat does for the Jacobian."""
     focal, centre = float(K[r, r]), float(K[r, 2])
     margin = JACOBIAN_MARGIN * size[r] / focal
     return min(max(point[r] / point[2], -centre / focal - margin), (size[r] - centre) / focal + margin)
@@ -108,7 +115,7 @@ def _clamped_slope(K, size, point, r):  # type: ignore[no-untyped-def]
 def _screen_axes(view, K, size, point, rotation, scale, jacobian, axes):  # type: ignore[no-untyped-def]
     """Fills the projection's Jacobian (2 3, by world axes) and the Gaussian's own axes on the screen (2 3)."""
     for r in range(2):
-        slope = _clamped_slope(K, size, point, r)
+        slope = _clamp_slope(K, size, point, r)
         for i in range(3):
             jacobian[r, i] = K[r, r] / point[2] * (view[r, i] - slope * view[2, i])
         for k in range(3):
@@ -133,7 +140,7 @@ def _factors(axes):  # type: ignore[no-untyped-def]
 
 @_helper
 def _factors_backward(axes, v_splat, v_axes):  # type: ignore[no-untyped-def]
-    """Fills the gradient of the axes on the screen, given that of the factors."""
+    """Fills the gradient of the axes on the screen, given the splat's gradient."""
     v_sharpness_x, v_shear, v_sharpness_y = v_splat[SHARPNESS_X], v_splat[SHEAR], v_splat[SHARPNESS_Y]
     _, _, sharpness_x, shear, sharpness_y = _factors(axes)
     v_xx = -(sharpness_x**2) * v_sharpness_x
@@ -151,9 +158,9 @@ def _factors_backward(axes, v_splat, v_axes):  # type: ignore[no-untyped-def]
 def project(  # type: ignore[no-untyped-def]
     means, quats, scales, opacities, colors, viewmats, Ks, width, height, start, stop, means2d, splats, radii
 ):
-    """Fills the last three, zero before, for the Gaussians start..stop; culled ones stay zero.
+    """Fills `means2d` (c n 2), `splats` (c n 10) and `radii` (c n), zero before, for the Gaussians start..stop.
 
-    `colors` are (1 n 3) or (c n 3); columns X and Y of the splats repeat `means2d`.
+    Culled ones stay zero. `colors` are (1 n 3) or (c n 3); columns X and Y of the splats repeat `means2d`.
     """
     rotation, jacobian, axes, point = np.empty((3, 3)), np.empty((2, 3)), np.empty((2, 3)), np.empty(3)
     for n in range(start, stop):
@@ -170,7 +177,7 @@ def project(  # type: ignore[no-untyped-def]
             xx, yy, sharpness_x, shear, sharpness_y = _factors(axes)
             x, y = K[0, 0] * point[0] / point[2] + K[0, 2], K[1, 1] * point[1] / point[2] + K[1, 2]
             radius_x, radius_y = np.ceil(math.sqrt(reach * xx)), np.ceil(math.sqrt(reach * yy))
-            # In this form a centre that is not a number is culled too.
+            # Written so that a centre that is not a number fails the test too.
             if x + radius_x > 0 and x - radius_x < width and y + radius_y > 0 and y - radius_y < height:
                 means2d[v, n, 0], means2d[v, n, 1] = x, y
                 splat[X], splat[Y], splat[OPACITY], splat[DEPTH] = x, y, opacities[n], point[2]
@@ -188,7 +195,10 @@ def project_backward(  # type: ignore[no-untyped-def]
     means, quats, scales, viewmats, Ks, width, height, start, stop, radii, v_means2d, v_splats,
     v_means, v_quats, v_scales, v_opacities, v_colors,
 ):  # fmt: skip
-    """Fills the last five, zero before, for the Gaussians start..stop; `v_means2d` stands for columns X and Y."""
+    """Fills the gradients of the five parameters, zero before, for the Gaussians start..stop.
+
+    `v_means2d` replaces the columns X and Y of `v_splats`.
+    """
     rotation, v_rotation, v_spread = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))
     jacobian, axes, v_axes = np.empty((2, 3)), np.empty((2, 3)), np.empty((2, 3))
     point, v_point = np.empty(3), np.empty(3)
@@ -205,7 +215,7 @@ def project_backward(  # type: ignore[no-untyped-def]
             v_point[0], v_point[1], v_point[2] = 0.0, 0.0, v_splat[DEPTH]
             for r in range(2):
                 slope, v_slope = point[r] / point[2], 0.0
-                follows = slope == _clamped_slope(K, (width, height), point, r)
+                follows = slope == _clamp_slope(K, (width, height), point, r)
                 for i in range(3):
                     v_jacobian = 0.0
                     for k in range(3):
@@ -229,9 +239,9 @@ def project_backward(  # type: ignore[no-untyped-def]
 
 @_kernel("Tuple((i8[::1],i8[::1],i4[:,::1]))(f4[:,::1],i8[::1],i8,i8)")
 def bin_spans(splats, order, width, height):  # type: ignore[no-untyped-def]
-    """Lists what each row of a view shows: starts (h), ends (h), and spans (m 3) of splat, first and last + 1 pixel.
+    """Lists the spans of each row of a view: starts (h), ends (h), and spans (m 3) of splat, first and last + 1 pixel.
 
-    `order` are the visible splats, front to back; so are the spans of a row.
+    `order` holds the visible splats, front to back; the spans of a row have the same order.
     """
     bounds = np.empty((len(order), 2), np.int32)
     counts = np.zeros(height + 1, np.int64)
@@ -261,6 +271,7 @@ def bin_spans(splats, order, width, height):  # type: ignore[no-untyped-def]
 
 @_helper
 def _exp_minus(sigma):  # type: ignore[no-untyped-def]
+    """exp(-sigma) for sigma from 0 to SIGMA_MAX, constant beyond."""
     sigma = sigma if sigma < SIGMA_MAX else SIGMA_MAX
     root = E0 + sigma * (E1 + sigma * (E2 + sigma * (E3 + sigma * (E4 + sigma * (E5 + sigma * E6)))))
     root = root * root
@@ -270,7 +281,7 @@ def _exp_minus(sigma):  # type: ignore[no-untyped-def]
 
 @_kernel("void(f4[:,::1],i8[::1],i8[::1],i4[:,::1],i8,i8,f4[:,:,::1],f4[:,:,::1],f4[:,:,::1])")
 def composite(splats, starts, ends, spans, share, shares, rgb, alpha, depth):  # type: ignore[no-untyped-def]
-    """Fills rgb, alpha and depth (h w 3, 1, 1) of one view in the rows share, share + shares, ..."""
+    """Fills rgb, alpha and depth (h w 3, 1, 1) of one view, in the rows share, share + shares, ..."""
     height, width, _ = rgb.shape
     row = np.empty(((width + BLOCK - 1) // BLOCK, 6, BLOCK), np.float32)  # transmittance; r, g, b, alpha, depth
     for y in range(share, height, shares):
@@ -310,9 +321,9 @@ def composite(splats, starts, ends, spans, share, shares, rgb, alpha, depth):  #
 def composite_backward(  # type: ignore[no-untyped-def]
     splats, starts, ends, spans, share, shares, rgb, alpha, depth, v_rgb, v_alpha, v_depth, v_splats
 ):
-    """Adds to the gradient of one view's splats what the rows share, share + shares, ... contribute.
+    """Adds the contribution of the rows share, share + shares, ... to the gradient of one view's splats.
 
-    With f the derivative of the loss by a Gaussian's weight, and T the transmittance before it,
+    With f the derivative of the loss by a splat's weight, and T the transmittance before it,
     dloss/dalpha = T f - (sum of weight f behind) / (1 - alpha).
     """
     height, width, _ = rgb.shape
