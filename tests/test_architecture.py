@@ -127,6 +127,16 @@ def test_heavy_libraries_are_imported_in_their_place_only(file, name):
         assert allowed, f"{name} imports {one}"
 
 
+@each_file
+def test_private_interfaces_of_libraries_are_used_in_compat_only(file, name):
+    """By the underscore in an imported name; `tests/unit/test_compat.py` tests each of them."""
+    if name == "util/compat":
+        return
+    for one in imports(file):
+        library, *parts = one.split(".")
+        assert library in ("segdream_cli", "__future__") or not [part for part in parts if part.startswith("_")], one
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_mathematics_needs_torch_only(name):
     found = {one.split(".")[0] for one in imports(PACKAGE / f"{name}.py")}
