@@ -68,7 +68,7 @@ def doctor(
                 sink.result(f"{'':8} {'':12} hint: {finding.hint}")
     broken = [finding.name for finding in findings if finding.state == "problem"]
     if broken:
-        raise EnvironmentProblem(f"no asset can be made here: {', '.join(broken)}", hint="follow the hints above")
+        raise EnvironmentProblem(f"no asset can be made here: {', '.join(broken)}; follow the hints above")
 
 
 def _show_compiler_output(sink: Output) -> None:

@@ -190,7 +190,7 @@ def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
     if not any(fitting) and format == MESH:
         raise UsageProblem(
             f"a mesh needs a .glb or .obj file, not {outputs[0].name}",
-            hint=f"-o {outputs[0].with_suffix('.glb')}",
+            hint=f"-o {quote(str(outputs[0].with_suffix('.glb')))}",
         )
     if not any(fitting):
         check_format(outputs[0], format)  # says why

@@ -277,7 +277,7 @@ def check_transparency(path: Path, kind: str, color: Sequence[float] | None) -> 
         raise UsageProblem(f"a {kind} has no transparency", hint="--view 45,20 --background transparent")
     suffix = path.suffix.lower()
     if kind in (TURNTABLE, CAMERA_PATH) and suffix in SUFFIXES and suffix not in WITH_ALPHA:
-        raise UsageProblem(f"a {suffix} video has no transparency", hint=f"-o {path.with_suffix('.webm')}")
+        raise UsageProblem(f"a {suffix} video has no transparency", hint=f"-o {quote(str(path.with_suffix('.webm')))}")
 
 
 def note_players(sink: Output, path: Path, sides: tuple[int, int], count: int) -> None:
@@ -303,7 +303,9 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
     if kind == FRAMES:
         if path.suffix.lower() in (*SUFFIXES, ".png"):
             folder = path.with_name(f"{path.stem}-frames")
-            raise UsageProblem(f"--frames writes a folder, and {path} is named like a file", hint=f"-o {folder}")
+            raise UsageProblem(
+                f"--frames writes a folder, and {path} is named like a file", hint=f"-o {quote(str(folder))}"
+            )
         there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
         check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
         return
@@ -314,5 +316,7 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
             )
         check_suffix(path)
     elif path.suffix.lower() != ".png":
-        raise UsageProblem(f"a {kind} is a PNG file, and {path} is not", hint=f"-o {path.with_suffix('.png')}")
+        raise UsageProblem(
+            f"a {kind} is a PNG file, and {path} is not", hint=f"-o {quote(str(path.with_suffix('.png')))}"
+        )
     check_output(path, force=force)
