@@ -71,6 +71,7 @@ def load(
     quality: str = "standard",
     prior: str | None = None,
     model: str | None = None,
+    method: str | None = None,
     settings: Mapping[str, Any] | None = None,
     config: "str | PathLike[str] | None" = None,
     negative_prompt: str | None = None,
@@ -78,12 +79,13 @@ def load(
     offline: bool = False,
     reporter: "Callable[[Event], object] | None" = None,
 ) -> "Session":
-    """A session with its weights found and its settings checked; the networks are loaded when they are first needed.
+    """Finds the weights and checks the settings; the session loads the networks when it first needs them.
 
     Args:
         quality: preset: draft, standard or high.
         prior: auto, sd21 or mini.
         model: Hub id or folder of a Stable Diffusion checkpoint, in place of the prior's.
+        method: distillation method: sctd or sds.
         settings: dotted settings, such as `{"optim.steps": 500}`; they win over everything else.
         config: TOML file of settings, or a `run.json`.
         negative_prompt: replaces the prior's own.
@@ -102,7 +104,7 @@ def load(
 
     request = Request(
         quality=quality,
-        settings={"prior.name": prior, "prior.model": model, **(settings or {})},
+        settings={"prior.name": prior, "prior.model": model, "distill.method": method, **(settings or {})},
         file=None if config is None else Path(config),
         device=device,
         offline=offline,

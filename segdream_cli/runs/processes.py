@@ -1,7 +1,7 @@
-"""`--devices`: the jobs of a spec shared among devices of this host, one process each.
+"""`--devices`: one process per device of this host, each with its share of the jobs.
 
-A process is started afresh and given its share as a pickled `JobSpec`. Through a pipe it sends events, and at last how
-it ended; whatever comes back through the pipe, its end included, asks it to stop.
+A process gets its share as a pickled `JobSpec`. Through a pipe it sends its events and at last its outcome. Any message
+to the process, or the end of its parent, asks it to stop.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def parse_devices(text: str) -> list[str]:
 
 
 def share(spec: JobSpec, devices: Sequence[str]) -> list[JobSpec]:
-    """A spec per device, or per job if there are fewer; the jobs are dealt in turn."""
+    """One spec per device, or per job if there are fewer jobs; the jobs are dealt in turn."""
     count = min(len(devices), len(spec.jobs))
     return [
         dataclasses.replace(
@@ -47,12 +47,12 @@ def share(spec: JobSpec, devices: Sequence[str]) -> list[JobSpec]:
 
 
 def run_on_devices(spec: JobSpec, devices: Sequence[str], reporter: Reporter, stop: StopRequest) -> Tally:
-    """Does the jobs of a spec, each device those of its share; all shares are done even if one fails.
+    """Shares the jobs of a spec among devices and does them; one failed share does not stop the others.
 
     Raises:
         UsageProblem, EnvironmentProblem: a device does not exist.
-        Interrupted: a stop was asked for; the runs have been saved.
-        SegdreamError: of the errors that ended a share, the one with the highest exit code; the others are reported.
+        Interrupted: `stop` was set; the runs have been saved.
+        SegdreamError: the error with the highest exit code of those that ended a share; the others are reported.
     """
     from segdream_cli.util.devices import visible_device
 
@@ -80,7 +80,7 @@ def run_on_devices(spec: JobSpec, devices: Sequence[str], reporter: Reporter, st
 
 
 class _Worker:
-    """A process that does a spec, seen from the process that started it."""
+    """A process that does a spec, as its parent sees it."""
 
     def __init__(self, spec: JobSpec) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA can't be used in a forked process
@@ -92,7 +92,7 @@ class _Worker:
         theirs.close()
 
     def receive(self, reporter: Reporter) -> None:
-        """Passes on an event, or keeps how the process ended."""
+        """Receives one message: reports an event, or keeps the outcome."""
         try:
             message: Event | Outcome = self.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -107,12 +107,12 @@ class _Worker:
             reporter(message)
 
     def ask_to_stop(self) -> None:
-        """Lets the process save its runs and end."""
+        """Asks the process to save its runs and end."""
         with suppress(OSError):  # it has just ended
             self.pipe.send(None)
 
     def end(self) -> None:
-        """Ends a process that has no outcome, and waits for one that has."""
+        """Waits for the process, and kills it first if it has no outcome."""
         if self.outcome is None:
             self._process.kill()
         self._process.join()
@@ -120,7 +120,7 @@ class _Worker:
 
 
 def _relay(workers: Sequence[_Worker], reporter: Reporter, stop: StopRequest) -> None:
-    """Receives from the processes until each has an outcome, and asks them to stop once that is asked for."""
+    """Receives messages until each process has an outcome, and passes a stop request on."""
     asked = False
     while pending := {worker.pipe: worker for worker in workers if worker.outcome is None}:
         if stop.is_set() and not asked:
@@ -132,25 +132,25 @@ def _relay(workers: Sequence[_Worker], reporter: Reporter, stop: StopRequest) ->
 
 
 class _StopFromParent(StopRequest):
-    """Asked for by anything that arrives through a pipe, and by the end of the process at its other side."""
+    """Set by any message from the parent, and by its end."""
 
     def __init__(self, pipe: Connection) -> None:
         super().__init__()
         self._pipe = pipe
 
     def is_set(self) -> bool:
-        """Whether something has arrived."""
+        """Whether there is a message, or the parent has ended."""
         return self._pipe.poll()
 
 
 def _work(spec: JobSpec, pipe: Connection) -> None:
-    """Does a spec in a process of its own."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all processes; the first one decides
+    """Does a spec and sends events and outcome; the main function of a worker process."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to every process; the parent decides
         signal.signal(number, signal.SIG_IGN)
     from segdream_cli.runs.session import run_jobs
 
     def send(message: Event | Outcome) -> None:
-        with suppress(OSError):  # the other process is gone: save what there is all the same
+        with suppress(OSError):  # the parent has ended: save the runs all the same
             pipe.send(message)
 
     try:

@@ -62,7 +62,7 @@ class Runner:
         pipeline: what optimises them.
         origin: provenance of their assets, for the files.
         reporter: receives the events.
-        stop: asks for a stop between two steps.
+        stop: stops the runs between two steps.
         page: shows the first asset while it is made.
     """
 
@@ -78,11 +78,11 @@ class Runner:
         A generator that is closed before its end saves the runs.
 
         Returns:
-            why some of them failed; the others are done.
+            the errors of those that failed; the others are done.
 
         Raises:
-            Interrupted: a stop was asked for; the runs have been saved.
-            SegdreamError: what ends them all; they have been saved if that was possible.
+            Interrupted: `stop` was set; the runs have been saved.
+            SegdreamError: an error that ends all of them; they have been saved if that was possible.
         """
         left, begin = list(active), time.monotonic()
         failures: list[SegdreamError] = []
@@ -116,7 +116,7 @@ class Runner:
         return failures
 
     def _advance(self, active: Sequence[ActiveRun], name: str) -> Generator[StepReport, None, None]:
-        """Takes steps until the last, or saves and leaves when a stop is asked for."""
+        """Takes steps until the last one, or until `stop` is set; then saves the runs."""
         options, steps = self.pipeline.config.output, self.pipeline.config.optim.steps
         look_every = LOOK_EVERY if self.pipeline.device.type == "cuda" else 1
         self._show(active[0])

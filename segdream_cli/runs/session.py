@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Generation(Iterator[StepReport]):
-    """An asset in the making: an iterator of the reports of its steps.
+    """An asset while it is made: an iterator over the reports of its steps.
 
     To leave the iteration early, call `close`; a run that has a folder is then saved there.
     """
@@ -193,7 +193,7 @@ class Session:
         """Makes assets that must all be possible before the first is begun, `batch` at once.
 
         Raises:
-            Interrupted: a stop was asked for; the runs have been saved.
+            Interrupted: `stop` was set; the runs have been saved.
             SegdreamError: an asset is not possible, or failed; those that ran with it are done.
         """
         for job in jobs:
@@ -210,11 +210,11 @@ class Session:
     def generate_list(self, jobs: Sequence[Job], *, force: bool) -> Tally:
         """Makes what does not exist yet, resumes what was stopped, and continues after a failure.
 
-        What can't be made is reported before the first is begun. Assets at the same step are made together, up to
-        `batch` at once.
+        Jobs that are not possible are reported before the first asset is begun. Assets at the same step are made
+        together, up to `batch` at once.
 
         Raises:
-            Interrupted: a stop was asked for; the runs have been saved.
+            Interrupted: `stop` was set; the runs have been saved.
             OutOfMemory: several at once do not fit.
         """
         counts: Counter[str] = Counter()
@@ -288,7 +288,7 @@ class Session:
         counts["failed"] += len(begins) - made
 
     def _check_stop(self) -> None:
-        """Leaves if a stop was asked for between two batches.
+        """Raises if `stop` was set between two batches.
 
         Raises:
             Interrupted: it was.
@@ -338,7 +338,7 @@ class Session:
         """Runs assets together to their end.
 
         Raises:
-            Interrupted: a stop was asked for; they have been saved.
+            Interrupted: `stop` was set; they have been saved.
             SegdreamError: the first failure; others are reported.
         """
         failures = yield from self._iterate(active)
@@ -413,7 +413,7 @@ def resume_run(
 
     Args:
         path: the run folder.
-        request: device, offline and `output.preview_every` count, everything else is the run's own.
+        request: device, offline and `output.preview_every`; all other settings are the run's own.
         reporter: receives the events.
         stop: asks the run to save itself and stop.
         force: replace the asset.

@@ -1,4 +1,4 @@
-"""How a run is asked to stop."""
+"""The request that stops a run."""
 
 from types import TracebackType
 from typing import Self
@@ -7,21 +7,21 @@ from typing import Self
 class StopRequest:
     """Asks a run to save itself and stop after the present step.
 
-    A run enters it as a context while it takes steps, so that a subclass can watch for a signal meanwhile.
+    A run enters it as a context while it takes steps, so that a subclass can handle signals during that time.
     """
 
     exit_code = 130
-    """What a command that was stopped so ends with."""
+    """Exit code of a command that this request stopped."""
 
     def __init__(self) -> None:
         self._asked = False
 
     def set(self) -> None:
-        """Asks for the stop; may be called from any thread."""
+        """Makes the request; any thread may call this."""
         self._asked = True
 
     def is_set(self) -> bool:
-        """Whether the stop has been asked for."""
+        """Whether the request was made."""
         return self._asked
 
     def __enter__(self) -> Self:
@@ -30,4 +30,4 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leaves the request as it is."""
+        """Does nothing."""

@@ -140,6 +140,7 @@ def test_errors_keep_message_hint_and_exit_code_in_a_pickle():
     [
         ({"quality": "ultra"}, None),
         ({"prior": "sdxl"}, None),
+        ({"method": "sd"}, None),
         ({"device": "tpu"}, ("--device", "tpu")),
         ({"settings": {"optim.stepz": 3}}, ("--set", "optim.stepz=3")),
         ({"settings": {"optim.steps": "many"}}, ("--set", "optim.steps=many")),
