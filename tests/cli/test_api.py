@@ -135,6 +135,11 @@ def test_errors_keep_message_hint_and_exit_code_in_a_pickle():
     assert pickle.loads(pickle.dumps(Interrupted("stopped", exit_code=143))).exit_code == 143
 
 
+def test_load_chooses_the_method():
+    session = segdream.load(prior=MINI, device="cpu", method="sds", settings={"distill.guidance_scale": 20})
+    assert (session.config.distill.method, session.config.distill.sds.guidance_scale) == ("sds", 20.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "command"),
     [
@@ -142,6 +147,7 @@ def test_errors_keep_message_hint_and_exit_code_in_a_pickle():
         ({"prior": "sdxl"}, None),
         ({"method": "sd"}, None),
         ({"device": "tpu"}, ("--device", "tpu")),
+        ({"method": "sdss"}, None),
         ({"settings": {"optim.stepz": 3}}, ("--set", "optim.stepz=3")),
         ({"settings": {"optim.steps": "many"}}, ("--set", "optim.steps=many")),
         ({"settings": {"init.shape": "spere"}}, ("--init", "spere")),
