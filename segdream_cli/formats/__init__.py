@@ -1,4 +1,4 @@
-"""Asset files, one file per format: `read`, `write`, and the table of what there is.
+"""Asset files, one file per format: `read`, `write`, and the table of formats.
 
 A new format is a file here with `read(path)` and `write(path, splats)`, and a row of `FORMATS`.
 """
@@ -19,15 +19,15 @@ from segdream_cli.splats import Splats
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A row of `FORMATS`; the file behind it is imported when it is used, so that showing the table costs nothing."""
+    """A row of `FORMATS`; its module is imported on first use, so that listing the table costs nothing."""
 
     suffix: str
-    """How its file names end."""
+    """End of its file names."""
     description: str
     module: str
     """File of this folder with `write(path, splats, **options)`, and with `read(path)` where `readable`."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What `write` is called with."""
+    """Keyword arguments of `write`."""
     readable: bool = True
 
     def read(self, path: Path) -> Splats:
@@ -55,7 +55,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             ".usdz", "OpenUSD's ParticleField, for Omniverse, Houdini and Apple; needs the extra usd", "usd"
         ),
         "html": Format(".html", "one page with its viewer, works offline", "page", readable=False),
-        "splat": Format(".splat", "32 bytes a Gaussian, colours without view dependence", "splat"),
+        "splat": Format(".splat", "32 bytes per Gaussian, colours without view dependence", "splat"),
         "points": Format(".ply", "a coloured point cloud for mesh tools", "points", readable=False),
     }
 )
@@ -63,10 +63,10 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 
 def format_of(path: Path) -> str:
-    """The name of the format that the suffix of `path` stands for.
+    """The name of the format that the suffix of `path` belongs to.
 
     Raises:
-        UsageProblem: there is none; the message lists the known suffixes.
+        UsageProblem: the suffix is unknown; the message lists the known ones.
     """
     for key in FORMATS:
         if goes_with(path, key):
@@ -80,7 +80,7 @@ def format_of(path: Path) -> str:
 
 
 def goes_with(path: Path, name: str) -> bool:
-    """Whether a file of that name may be of the format `name`; the longest suffix counts, as in `.compressed.ply`."""
+    """Whether the file name `path` fits the format `name`; the longest suffix counts, as in `.compressed.ply`."""
     found = [suffix for suffix in _suffixes() if path.name.lower().endswith(suffix)]
     return bool(found) and FORMATS[name].suffix == max(found, key=len)
 
@@ -107,7 +107,7 @@ def read(path: Path) -> Splats:
 
 
 def check_format(path: Path, format: str | None = None) -> str:
-    """The name of the format that `path` is to be written in: the one named, or the one of its suffix.
+    """The name of the format to write `path` in: `format`, or the one of the suffix.
 
     Raises:
         UsageProblem: the format is not known, or does not go with the suffix.
@@ -128,7 +128,7 @@ def check_format(path: Path, format: str | None = None) -> str:
 
 
 def write(path: Path, splats: Splats, format: str | None = None, **options: Any) -> None:
-    """Writes `splats` to `path`, in the format of its suffix or in the one named.
+    """Writes `splats` to `path` in `format`, or in the format of the suffix.
 
     Raises:
         UsageProblem: the format is not known, does not go with the suffix, or the folder can't be written.

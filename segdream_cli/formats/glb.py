@@ -1,7 +1,7 @@
 """Binary glTF 2.0 with KHR_gaussian_splatting, as ratified by Khronos in 2026.
 
 The Gaussians are one primitive of points in the inner frame, which is glTF's: y up, the front faces +Z. Scales and
-opacities stand after their activations, quaternions as xyzw; the spherical harmonics are one attribute a coefficient.
+opacities stand after their activations, quaternions as xyzw; the spherical harmonics are one attribute per coefficient.
 A viewer without the extension shows a cloud of points in COLOR_0, which is linear where ours are sRGB.
 """
 
@@ -55,7 +55,7 @@ _ALLOWED = {
 
 
 def write(path: Path, splats: Splats) -> None:
-    """Writes one primitive with float attributes: 60 bytes a Gaussian, 240 with spherical harmonics of degree 3.
+    """Writes one primitive with float attributes: 60 bytes per Gaussian, 240 with spherical harmonics of degree 3.
 
     Clamps as in `ply.write`. Provenance goes into `asset.extras`.
 
@@ -72,7 +72,7 @@ def write(path: Path, splats: Splats) -> None:
     body = sum(column.nbytes for column in columns.values())
     size = 28 + len(text) + body
     if size >= SIZE_LIMIT:
-        raise SegdreamError(f"{len(splats)} Gaussians do not fit the 4 GiB of a .glb", hint="use a .ply or .spz file")
+        raise SegdreamError(f"{len(splats)} Gaussians do not fit the 4 GiB of a .glb", hint="--format ply")
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         stream.write(struct.pack("<5I", MAGIC, 2, size, len(text), JSON_CHUNK))
         stream.write(text)
@@ -148,15 +148,15 @@ def read(path: Path) -> Splats:
         document, body = _chunks(path, stream)
     glb = _Glb(path, document, body)
     parts: list[Splats] = []
-    room = len(body) // 12  # what a file without repetitions can hold of positions alone
-    for matrix, primitive in glb.placed_primitives():
+    room = len(body) // 12  # positions that a file without repetitions can hold
+    for matrix, primitive in glb.find_primitives():
         part = glb.splats(primitive)
         room -= len(part)
         if room < 0:
-            raise glb.damaged("its nodes repeat the Gaussians more often than fits memory")
+            raise glb.damage_error("its nodes repeat the Gaussians more often than fits memory")
         if not np.array_equal(matrix, np.eye(4)):
             try:
-                with np.errstate(over="ignore", invalid="ignore"):  # which the look at the whole finds
+                with np.errstate(over="ignore", invalid="ignore"):  # overflow is refused below
                     part = transform(part, matrix[:3, :3], matrix[:3, 3])
             except ValueError as problem:
                 raise UsageProblem(
@@ -200,50 +200,51 @@ def _chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
 
 @dataclass(frozen=True, slots=True)
 class _Glb:
-    """A document that may lie about everything, and the bytes that it speaks of."""
+    """An untrusted glTF document with its binary chunk."""
 
     path: Path
     document: Mapping[str, Any]
     body: bytes
 
-    def damaged(self, reason: str) -> UsageProblem:
+    def damage_error(self, reason: str) -> UsageProblem:
+        """The error to raise for content that can't be right."""
         return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
 
     def item(self, kind: str, index: Any) -> Mapping[str, Any]:
         """An object of one of the document's arrays, such as `nodes`."""
         found = self.document.get(kind)
         if not isinstance(found, list) or type(index) is not int or not 0 <= index < len(found):
-            raise self.damaged(f"it has no {kind}[{str(index)[:20]}]")
+            raise self.damage_error(f"it has no {kind}[{str(index)[:20]}]")
         if not isinstance(found[index], dict):
-            raise self.damaged(f"{kind}[{index}] is no object")
+            raise self.damage_error(f"{kind}[{index}] is no object")
         return dict(found[index])
 
     def array(self, parent: Mapping[str, Any], key: str) -> list[Any]:
         found = parent.get(key, [])
         if not isinstance(found, list):
-            raise self.damaged(f"its {key} are no array")
+            raise self.damage_error(f"its {key} are no array")
         return found
 
     def whole(self, parent: Mapping[str, Any], key: str, default: int | None = None) -> int:
-        """A whole number from 0."""
+        """A non-negative integer."""
         found = parent.get(key, default)
         if type(found) is not int or found < 0:
-            raise self.damaged(f"{key} is {str(found)[:20]}, not a whole number from zero")
+            raise self.damage_error(f"{key} is {str(found)[:20]}, not a whole number from zero")
         return found
 
     def numbers(self, node: Mapping[str, Any], key: str, default: NDArray[Any]) -> Float64s:
         found = node.get(key, default.tolist())
         if not isinstance(found, list) or len(found) != default.size or {type(v) for v in found} - {int, float}:
-            raise self.damaged(f"a node's {key} are no {default.size} numbers")
+            raise self.damage_error(f"a node's {key} are no {default.size} numbers")
         try:
             values = np.array(found, np.float64)
         except OverflowError:
             values = np.array([np.nan])
         if not np.isfinite(values).all():
-            raise self.damaged(f"a node's {key} are not finite")
+            raise self.damage_error(f"a node's {key} are not finite")
         return values
 
-    def placed_primitives(self) -> Iterator[tuple[Float64s, Mapping[str, Any]]]:
+    def find_primitives(self) -> Iterator[tuple[Float64s, Mapping[str, Any]]]:
         """The primitives of Gaussians in the scene, each with the [4, 4] matrix that places it."""
         unknown = {str(name) for name in self.array(self.document, "extensionsRequired")} - {EXTENSION}
         if unknown:
@@ -257,7 +258,7 @@ class _Glb:
             index, outer = waiting.pop()
             node = self.item("nodes", index)
             if index in visited:
-                raise self.damaged(f"nodes[{index}] stands in the scene twice")
+                raise self.damage_error(f"nodes[{index}] stands in the scene twice")
             visited.add(index)
             with np.errstate(over="ignore", invalid="ignore"):
                 matrix = outer @ self.placement(node)
@@ -274,7 +275,7 @@ class _Glb:
         x, y, z, w = self.numbers(node, "rotation", np.array([0, 0, 0, 1]))
         length = x * x + y * y + z * z + w * w
         if not np.isfinite(length) or length == 0:
-            raise self.damaged("a node's rotation is no quaternion")
+            raise self.damage_error("a node's rotation is no quaternion")
         matrix = np.eye(4)
         (rotation,) = rotation_matrices(np.array([[w, x, y, z]]) / np.sqrt(length))
         matrix[:3, :3] = rotation * self.numbers(node, "scale", np.ones(3))
@@ -284,20 +285,20 @@ class _Glb:
     def splats(self, primitive: Mapping[str, Any]) -> Splats:
         """The Gaussians of a primitive, where they stand in it; values that can't be become NaN."""
         extension = _object(_object(primitive, "extensions"), EXTENSION)
-        self.require_known(primitive, extension)
+        self.refuse_unknown(primitive, extension)
         attributes = _object(primitive, "attributes")
         present = [name for name in REST if name in attributes]
         k = len(present)
         if k not in BANDS or tuple(present) != REST[:k]:
-            raise self.damaged(f"{k} coefficients of spherical harmonics make no whole degrees")
+            raise self.damage_error(f"{k} coefficients of spherical harmonics make no whole degrees")
         names = ("POSITION", ROTATION, SCALE, OPACITY, SH0)
         missing = [name for name in names if name not in attributes]
         if missing:
-            raise self.damaged(f"its Gaussians lack {', '.join(missing)}")
+            raise self.damage_error(f"its Gaussians lack {', '.join(missing)}")
         means, quats, scales, opacities, sh0 = (self.values(name, attributes[name]) for name in names)
         rest = [self.values(name, attributes[name]) for name in present]
         if len({len(column) for column in (means, quats, scales, opacities, sh0, *rest)}) > 1:
-            raise self.damaged("its attributes are not of one length")
+            raise self.damage_error("its attributes are not of one length")
         return Splats(
             means=means,
             quats=np.roll(quats, 1, axis=1),
@@ -307,8 +308,8 @@ class _Glb:
             shN=np.stack(rest, axis=1) if rest else np.zeros((len(means), 0, 3), np.float32),
         )
 
-    def require_known(self, primitive: Mapping[str, Any], extension: Mapping[str, Any]) -> None:
-        """Refuses what this reader would show wrongly."""
+    def refuse_unknown(self, primitive: Mapping[str, Any], extension: Mapping[str, Any]) -> None:
+        """Refuses Gaussians of a kind that this reader would get wrong."""
         inner = ", ".join(_object(extension, "extensions"))
         space, kernel = extension.get("colorSpace"), extension.get("kernel")
         reasons = {
@@ -327,7 +328,7 @@ class _Glb:
         width, kinds = _ALLOWED[name]
         kind = accessor.get("componentType"), accessor.get("normalized", False)
         if accessor.get("type") != _WIDTHS[width] or kind not in kinds:
-            raise self.damaged(f"{name} is of a type that it may not have")
+            raise self.damage_error(f"{name} is of a type that it may not have")
         if "sparse" in accessor or "bufferView" not in accessor:
             raise UsageProblem(f"{self.path}: {name} is sparse, which can't be read", hint=ANOTHER_FILE)
         view = self.item("bufferViews", accessor["bufferView"])
@@ -339,9 +340,9 @@ class _Glb:
         start, size = self.whole(view, "byteOffset", 0), self.whole(view, "byteLength")
         offset = self.whole(accessor, "byteOffset", 0)
         if not count or stride < row:
-            raise self.damaged(f"{name} has {str(count)[:20]} rows, {str(stride)[:20]} bytes apart")
+            raise self.damage_error(f"{name} has {str(count)[:20]} rows, {str(stride)[:20]} bytes apart")
         if offset + (count - 1) * stride + row > size or start + size > len(self.body):
-            raise self.damaged(f"{name} claims {str(count)[:20]} rows, more than there are bytes for")
+            raise self.damage_error(f"{name} claims {str(count)[:20]} rows, more than there are bytes for")
         stored = np.ndarray((count, width), dtype, self.body, start + offset, (stride, dtype.itemsize))
         if not kind[1]:
             return stored.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Orders of Gaussians in a file, as fast for millions as numpy allows."""
+"""Sort orders of Gaussians in a file, as fast for millions as numpy allows."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from segdream_cli.splats import Float32s
 Order = NDArray[np.intp]
 
 
-def rising(keys: NDArray[np.unsignedinteger[Any]]) -> Order:
-    """The stable order of whole numbers [n] by 16 bits at a time, for which numpy has a radix sort."""
+def argsort(keys: NDArray[np.unsignedinteger[Any]]) -> Order:
+    """The stable order of unsigned integers [n], by 16 bits at a time, for which numpy has a radix sort."""
     digits = keys.astype(keys.dtype.newbyteorder("<")).view("<u2").reshape(len(keys), keys.itemsize // 2)
     order = np.argsort(digits[:, 0], kind="stable")
     for column in digits.T[1:]:
@@ -19,14 +19,14 @@ def rising(keys: NDArray[np.unsignedinteger[Any]]) -> Order:
     return order
 
 
-def falling(values: Float32s) -> Order:
+def argsort_descending(values: Float32s) -> Order:
     """The stable order of floats [n], the largest first."""
     bits = (values + np.float32(0)).view(np.uint32)  # no negative zero
-    return rising(np.where(bits >> 31, bits, ~bits & np.uint32(0x7FFFFFFF)))
+    return argsort(np.where(bits >> 31, bits, ~bits & np.uint32(0x7FFFFFFF)))
 
 
 def along_z_curve(means: Float32s) -> Order:
-    """The order of centres [n, 3] along a Z-curve (Morton 1966) through their bounds, 21 bits an axis."""
+    """The order of centres [n, 3] along a Z-curve (Morton 1966) through their bounds, 21 bits per axis."""
     low = means.min(axis=0).astype(np.float64)
     extent = np.maximum(means.max(axis=0) - low, np.finfo(np.float64).tiny)
     code = np.zeros(len(means), np.uint64)
@@ -41,4 +41,4 @@ def along_z_curve(means: Float32s) -> Order:
         ):
             bits = (bits | (bits << np.uint64(shift))) & np.uint64(mask)
         code |= bits << np.uint64(axis)
-    return rising(code)
+    return argsort(code)

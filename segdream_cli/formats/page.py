@@ -38,13 +38,13 @@ LABELS = {
     "steps": "Steps",
     "generator": "Made with",
 }
-"""What the page tells of an asset's provenance, and how it calls it."""
+"""Provenance key -> its label in the page's information panel."""
 TEXT_LIMIT = 2000
-"""Characters of a value that are shown: a file of another tool may hold anything."""
+"""Most characters of a value to show: a file by another tool may hold anything."""
 
 
 def write(path: Path, splats: Splats, *, title: str | None = None) -> None:
-    """Writes a page that shows `splats`; what SPZ has no room for is rounded as in `formats.spz.write`.
+    """Writes a page that shows `splats`, with values rounded as in `formats.spz.write`.
 
     Args:
         path: the file, replaced as a whole.
@@ -66,7 +66,7 @@ def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
     Args:
         splats: the asset.
         title: its heading.
-        newer: path on the page's server that it asks for an `edition`, or nothing.
+        newer: path on the page's server from which it fetches an `edition`; empty for none.
     """
     payload = _payload(splats)
     center, extent = bounds(splats)
@@ -86,7 +86,7 @@ def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
 
 
 def edition(splats: Splats, title: str) -> Mapping[str, Any]:
-    """What an open page needs to show another asset, as JSON values; errors as in `write`."""
+    """JSON values with which an open page shows a newer asset; errors as in `write`."""
     payload = _payload(splats)
     told = facts(splats, len(payload))
     return {"title": title, "facts": dict(told), "payload": base64.b64encode(payload).decode("ascii")}
@@ -98,7 +98,7 @@ def title_of(splats: Splats, name: str) -> str:
 
 
 def facts(splats: Splats, size: int) -> Mapping[str, str]:
-    """What the information panel says: label -> text, not escaped; `size` is that of the payload in bytes."""
+    """The information panel: label -> text, not escaped; `size` is the size of the payload in bytes."""
     known = {label: splats.provenance.get(key) for key, label in LABELS.items()}
     told = {label: _text(value) for label, value in known.items() if value not in (None, "")}
     degree = BANDS.index(splats.shN.shape[1])

@@ -1,6 +1,6 @@
 """Codebooks and palettes: k-means in one and in many dimensions, by numpy alone.
 
-What `sog` needs to write 256 values for a million, and 65536 entries for a million Gaussians, in seconds on a CPU.
+`sog` uses them to reduce a million values to 256, and a million Gaussians to 65536 entries, in seconds on a CPU.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +16,18 @@ Indices = NDArray[np.intp]
 CODES = 256
 CODEBOOK_STEPS = 100
 KNOTS = 2048
-"""Quantiles that stand for a density."""
+"""Quantiles that approximate a density."""
 CELLS = 1 << 16
-"""Of the table that finds the nearest code."""
+"""Cells of the table that finds the nearest code."""
 LLOYD_STEPS = 5
-"""After these the error falls by less than 1 %."""
+"""Iterations; further ones reduce the error by less than 1 %."""
 SHARED_PRODUCT = 1 << 18
 """Multiplications from which on OpenBLAS uses several threads."""
 CACHED_VALUES = 1 << 17
 
 
 def codebook(values: Float32s) -> Float32s:
-    """256 rising values that stand for all of `values`.
+    """256 values in ascending order that approximate all of `values`.
 
     One-dimensional k-means: from the quantiles of the cube root of the density (Panter and Dite), which is optimal
     for many levels, by Lloyd's steps on cumulative sums. Up to 256 different values are kept as they are.
@@ -38,15 +38,15 @@ def codebook(values: Float32s) -> Float32s:
         knots = ordered[np.linspace(0, len(ordered) - 1, KNOTS).astype(np.intp)]
         mass = np.cumsum(np.diff(knots, prepend=knots[0]) ** (2 / 3))  # width times the cube root of 1 / width
         levels = np.interp((np.arange(CODES) + 0.5) / CODES * mass[-1], mass, knots)
-        levels = _rising_lloyd(ordered, levels)
+        levels = _lloyd_1d(ordered, levels)
     return np.pad(levels, (0, CODES - len(levels)), mode="edge").astype(np.float32)
 
 
 def nearest_codes(codes: Float32s, values: Float32s) -> NDArray[np.uint8]:
-    """For each of `values` the index of the nearest of the 256 rising `codes`, in its shape.
+    """Index of the nearest of the 256 ascending `codes` for each of `values`, in their shape.
 
-    A table of equal cells tells all but those that share a cell with the middle between two codes: a tenth of the
-    time of a binary search. Rounding can't mislead it, since it keeps the order of values and middles alike.
+    A table of equal cells gives the index of all values but those that share a cell with the middle between two codes.
+    It takes a tenth of the time of a binary search. Rounding does no harm: it keeps the order of values and middles.
     """
     middles = (codes[1:].astype(np.float64) + codes[:-1]) / 2
     width = max(middles[-1] - middles[0], float(np.finfo(np.float32).tiny))
@@ -56,18 +56,18 @@ def nearest_codes(codes: Float32s, values: Float32s) -> NDArray[np.uint8]:
         return np.clip(share, 0, CELLS, out=share).astype(np.int32)
 
     flat = values.reshape(-1)
-    places, own = cells(middles), cells(flat)
-    table = np.searchsorted(places, np.arange(CELLS + 1)).astype(np.uint8)
+    starts_of_cells, own = cells(middles), cells(flat)
+    table = np.searchsorted(starts_of_cells, np.arange(CELLS + 1)).astype(np.uint8)
     indices = table.take(own)
     shared = np.zeros(CELLS + 1, bool)
-    shared[places] = True
+    shared[starts_of_cells] = True
     unsure = np.flatnonzero(shared.take(own))
     indices[unsure] = np.searchsorted(middles, flat[unsure])
     return indices.reshape(values.shape)
 
 
-def _rising_lloyd(ordered: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lloyd's algorithm on rising values; a level without any moves to where the squared error is largest."""
+def _lloyd_1d(ordered: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lloyd's algorithm on sorted values; a level without values moves to where the squared error is largest."""
     sums = np.concatenate([[0], np.cumsum(ordered)])
     squares = None
     for _ in range(CODEBOOK_STEPS):
@@ -88,7 +88,7 @@ def _rising_lloyd(ordered: NDArray[np.float64], levels: NDArray[np.float64]) -> 
 
 
 def clusters(points: Float32s, count: int) -> tuple[Float32s, NDArray[np.uint16]]:
-    """At most `count` centres for `points` [n, d], [c, d], and the index of each point's, [n].
+    """At most `count` centres [c, d] for `points` [n, d], and the index of each point's centre [n].
 
     k-means in two levels: groups first, then k-means within each, with entries in proportion to what is left of the
     squared error. It takes about a square root of the time of one level, and its error is within 2 % of it.
@@ -112,7 +112,7 @@ def clusters(points: Float32s, count: int) -> tuple[Float32s, NDArray[np.uint16]
 
 
 def _shares(spreads: NDArray[np.float64], limits: Indices, total: int) -> Indices:
-    """Entries for each group: at least one, at most its limit, in sum at most `total` where that leaves one for each.
+    """Entries per group: at least one, at most its limit, and at most `total` in sum if that allows one for each.
 
     By the spread to the power d / (d + 2), which is optimal for d dimensions; data of this kind fills about eight.
     """
@@ -144,10 +144,10 @@ def _lloyd(points: Float32s, count: int) -> tuple[Float32s, Indices]:
 
 
 def _nearest(points: Float32s, centres: Float32s) -> Indices:
-    """For each of `points` [n, d] the index of the nearest of `centres` [k, d].
+    """Index of the nearest of `centres` [k, d] for each of `points` [n, d].
 
-    By stacks of products that are each too small for OpenBLAS to share out among its threads, which takes a hundred
-    times as long where another process wants the cores.
+    Each product of the stack is too small for OpenBLAS to use several threads: with them it takes a hundred times as
+    long if another process wants the cores.
     """
     n, d = points.shape
     halves = np.einsum("kd,kd->k", centres, centres) / 2
@@ -163,5 +163,5 @@ def _nearest(points: Float32s, centres: Float32s) -> Indices:
 
 
 def _split(labels: Indices, count: int) -> list[Indices]:
-    """For each label the rows that have it."""
+    """The rows of each label."""
     return np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=count))[:-1])

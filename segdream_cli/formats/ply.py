@@ -24,7 +24,7 @@ from segdream_cli.formats.common import (
     refuse_nonfinite,
     require_finite,
 )
-from segdream_cli.formats.ply_header import BYTE_ORDERS, Element, PlyHeader, damaged, header_text, read_header
+from segdream_cli.formats.ply_header import BYTE_ORDERS, Element, PlyHeader, damage_error, header_text, read_header
 from segdream_cli.splats import Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
 
@@ -97,7 +97,7 @@ def holds_gaussians(path: Path) -> bool:
     """Whether a PLY is an asset rather than a point cloud or a mesh; only its header is read.
 
     Raises:
-        UsageProblem: the file can't be opened, is no PLY, is damaged, or has no vertices.
+        UsageProblem: the file can't be opened, is no PLY, is damage_error, or has no vertices.
     """
     with open_asset(path) as stream:
         vertices = _elements_to_vertices(path, read_header(path, stream), stream)[-1]
@@ -117,7 +117,7 @@ def read(path: Path) -> Splats:
     as in `write`. The highest bands of spherical harmonics are dropped if they are zero for all Gaussians.
 
     Raises:
-        UsageProblem: the file can't be opened, is no PLY, is damaged, or holds something other than Gaussians.
+        UsageProblem: the file can't be opened, is no PLY, is damage_error, or holds something other than Gaussians.
     """
     return to_splats(read_vertices(path))
 
@@ -211,7 +211,7 @@ def read_vertices(path: Path) -> Vertices:
     plyfile is given a new header: the elements up to the vertices, without empty ones.
 
     Raises:
-        UsageProblem: the file can't be opened, is no PLY, is damaged, or has no vertices.
+        UsageProblem: the file can't be opened, is no PLY, is damage_error, or has no vertices.
     """
     with open_asset(path) as stream:
         header = read_header(path, stream)
@@ -221,7 +221,7 @@ def read_vertices(path: Path) -> Vertices:
         try:
             data = PlyData.read(source)
         except (PlyParseError, ValueError, OverflowError, TypeError) as problem:
-            raise damaged(path, problem) from problem
+            raise damage_error(path, problem) from problem
         return Vertices(path, np.asarray(data["vertex"].data), header.comments)
 
 

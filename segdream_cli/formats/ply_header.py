@@ -56,9 +56,9 @@ class Element:
                 problem = f"{path}: the element {self.name[:80]} has the list property {name[:80]}"
                 raise UsageProblem(problem, hint=ANOTHER_FILE)
             if kind not in TYPES:
-                raise damaged(path, f"the property {name[:80]} is of the unknown type {kind[:80]}")
+                raise damage_error(path, f"the property {name[:80]} is of the unknown type {kind[:80]}")
             if name in seen:
-                raise damaged(path, f"the element {self.name[:80]} has the property {name[:80]} twice")
+                raise damage_error(path, f"the element {self.name[:80]} has the property {name[:80]} twice")
             seen.add(name)
         if not seen:
             raise UsageProblem(f"{path}: the element {self.name[:80]} has no properties", hint=ANOTHER_FILE)
@@ -100,7 +100,7 @@ def read_header(path: Path, stream: BinaryIO) -> PlyHeader:
         raise UsageProblem(f"{path} is not a PLY file", hint=ANOTHER_FILE)
     end = re.compile(rb"[\r\n]end_header[ \t]*" + start[1]).search(head)
     if not end:
-        raise damaged(path, "its header has no end")
+        raise damage_error(path, "its header has no end")
     stream.seek(end.end())
     layout, elements, comments = "", dict[str, Element](), list[str]()
     for line in head[start.end() : end.start()].translate(_PRINTABLE).decode("ascii").splitlines():
@@ -114,16 +114,16 @@ def read_header(path: Path, stream: BinaryIO) -> PlyHeader:
             case ["element", *rest]:
                 element = _element(path, line, rest)
                 if element.name in elements or not layout:
-                    raise damaged(path, f"{line[:80]!r} in its header")
+                    raise damage_error(path, f"{line[:80]!r} in its header")
                 elements[element.name] = element
             case ["property", kind, name] | ["property", "list" as kind, _, _, name] if elements:
                 next(reversed(elements.values())).properties.append((name, kind))
             case _:
-                raise damaged(path, f"{line[:80]!r} in its header")
+                raise damage_error(path, f"{line[:80]!r} in its header")
     return PlyHeader(layout, elements, comments, end.end())
 
 
-def damaged(path: Path, reason: Any) -> UsageProblem:
+def damage_error(path: Path, reason: Any) -> UsageProblem:
     """The error to raise for a file whose content can't be right."""
     return UsageProblem(f"{path} is damaged: {reason}", hint=ANOTHER_FILE)
 
@@ -131,5 +131,5 @@ def damaged(path: Path, reason: Any) -> UsageProblem:
 def _element(path: Path, line: str, words: Sequence[str]) -> Element:
     """The element of a line `element NAME COUNT`."""
     if len(words) != 2 or not re.fullmatch(r"[0-9]{1,18}", words[1]):
-        raise damaged(path, f"{line[:80]!r} does not give a number of rows")
+        raise damage_error(path, f"{line[:80]!r} does not give a number of rows")
     return Element(words[0], int(words[1]))

@@ -1,4 +1,4 @@
-"""Coloured point clouds as PLY: what mesh tools show, and what a run may start from."""
+"""Coloured point clouds as PLY, for mesh tools and for the start of a run."""
 
 from pathlib import Path
 
@@ -31,8 +31,8 @@ def write(path: Path, splats: Splats) -> None:
 def read(path: Path) -> tuple[Float32s, Float32s | None]:
     """Points [n, 3] and colours [n, 3] in 0..1, or None, of a PLY point cloud, mesh or asset, in the inner frame.
 
-    Point clouds and meshes are taken as y up, Gaussians as standing in the PLY frame. Colours are bytes, 16-bit
-    numbers or floats in 0..1.
+    Point clouds and meshes are read as y up, Gaussians as in the PLY frame. Colours are bytes, 16-bit integers, or
+    floats in 0..1.
 
     Raises:
         UsageProblem: the file can't be opened, is no PLY, is damaged, or has no points.

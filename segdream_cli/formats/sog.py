@@ -1,6 +1,6 @@
-"""The `.sog` bundle of PlayCanvas, version 2: a zip of lossless WebP pictures and `meta.json`.
+"""The `.sog` bundle of PlayCanvas, version 2: a zip of lossless WebP images and `meta.json`.
 
-Pixel i of every picture is Gaussian i, in Morton order. Positions take 16 bits an axis, rotations a byte for each of
+Pixel i of every image is Gaussian i, in Morton order. Positions take 16 bits per axis, rotations a byte for each of
 the three smaller components; scales and colours are indices into codebooks of 256 values, and the higher spherical
 harmonics of a Gaussian are one entry of a palette, whose values are indices into a codebook as well. The
 specification is PlayCanvas's manual, "The SOG Format"; its text says y up, but every tool stores the PLY frame.
@@ -41,19 +41,19 @@ from segdream_cli.util.files import atomic_write
 Bytes = NDArray[np.uint8]
 
 PALETTE_LIMIT = 1 << 16
-"""Labels are 16 bits."""
+"""Most entries of a palette: labels have 16 bits."""
 NOISE = "means_l.webp"
-"""The low bytes of positions, where looking for patterns finds none."""
+"""The low bytes of positions, which are noise: the encoder does not look for patterns in them."""
 PALETTE_COLUMNS = 64
-"""Entries in a row of the palette's picture; each takes a pixel a coefficient."""
+"""Entries per row of the palette's image; each takes one pixel per coefficient."""
 
 META = "meta.json"
 META_LIMIT = 1 << 20
 """Bytes; a real one takes some 15,000."""
 SMALL_COUNT = 1 << 20
-"""As many Gaussians a file of any size may hold; a larger number needs as many bytes."""
-SMALL_PICTURE = 1 << 16
-"""Pixels that a picture may have beyond four a Gaussian."""
+"""Gaussians that a file of any size may claim; a larger number needs at least as many bytes."""
+SMALL_IMAGE = 1 << 16
+"""Pixels that an image may have beyond four per Gaussian."""
 
 _SMALLER = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 """wxyz component that is largest -> the other three."""
@@ -82,20 +82,20 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     asset = {"generator": f"segdream {__version__}", **provenance_extras(splats)}
     meta: dict[str, Any] = {"version": 2, "asset": asset, "count": len(splats)}
     with ThreadPoolExecutor() as pool:  # numpy and libwebp work outside the interpreter's lock
-        books = pool.map(codebook, (turned.log_scales, turned.sh0))  # for which any order will do
+        books = pool.map(codebook, (turned.log_scales, turned.sh0))  # which do not depend on the order of rows
         turned = turned.select(along_z_curve(turned.means))
-        jobs = _pictures(turned, meta, books, palette)
-        pictures = {name: pool.submit(_webp, pixels, 0 if name == NOISE else 1) for name, pixels in jobs}
+        jobs = _plan_images(turned, meta, books, palette)
+        images = {name: pool.submit(_webp, pixels, 0 if name == NOISE else 1) for name, pixels in jobs}
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
-        for name, picture in pictures.items():
-            bundle.writestr(zipfile.ZipInfo(name), picture.result())
+        for name, image in images.items():
+            bundle.writestr(zipfile.ZipInfo(name), image.result())
         bundle.writestr(zipfile.ZipInfo(META), json.dumps(meta, allow_nan=False))
 
 
-def _pictures(
+def _plan_images(
     splats: Splats, meta: dict[str, Any], books: Iterator[Float32s], palette: int | None
 ) -> Iterator[tuple[str, Callable[[], Bytes]]]:
-    """File name, what computes its pixels [h, w, 3 or 4]; what the reader needs besides is added to `meta`."""
+    """Names of the image files, each with a function that computes its pixels [h, w, 3 or 4]; fills `meta`."""
     logs = np.sign(splats.means) * np.log1p(np.abs(splats.means, dtype=np.float64))
     low, high = logs.min(axis=0), logs.max(axis=0)
     meta["means"] = {"mins": low.tolist(), "maxs": high.tolist(), "files": [NOISE, "means_u.webp"]}
@@ -103,7 +103,7 @@ def _pictures(
     yield NOISE, lambda: _square(steps & 255)
     yield "means_u.webp", lambda: _square(steps >> 8)
     meta["quats"] = {"files": ["quats.webp"]}
-    yield "quats.webp", lambda: _square(_packed_quats(splats.quats))
+    yield "quats.webp", lambda: _square(_pack_quats(splats.quats))
     scales, colours = books
     meta["scales"] = {"codebook": _short(scales), "files": ["scales.webp"]}
     yield "scales.webp", lambda: _square(nearest_codes(scales, splats.log_scales))
@@ -138,21 +138,21 @@ def _short(values: Float32s) -> list[float]:
     return [float(str(value)) for value in values]
 
 
-def _packed_quats(quats: Float32s) -> Bytes:
+def _pack_quats(quats: Float32s) -> Bytes:
     """[n, 4] wxyz to the three smaller components and 252 + the index of the largest, which is made positive."""
     largest = np.argmax(np.abs(quats), axis=1)
     flat, first = quats.reshape(-1), np.arange(0, quats.size, 4)
     factor = np.copysign(np.float32(255 * np.sqrt(0.5)), flat.take(first + largest))
     packed = np.empty(quats.shape, np.uint8)
-    for place in range(3):  # the smaller ones, within +-sqrt(1/2)
-        levels = flat.take(first + place + (largest <= place)) * factor + np.float32(127.5)
-        packed[:, place] = np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
+    for i in range(3):  # the smaller ones, within +-sqrt(1/2)
+        levels = flat.take(first + i + (largest <= i)) * factor + np.float32(127.5)
+        packed[:, i] = np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
     packed[:, 3] = 252 + largest
     return packed
 
 
 def _square(rows: NDArray[Any]) -> Bytes:
-    """[n, c] as a nearly square picture whose sides are multiples of four, filled up with zeros."""
+    """[n, c] as a nearly square image whose sides are multiples of four, filled up with zeros."""
     n, channels = rows.shape
     width = 4 * int(np.ceil(np.sqrt(n) / 4))
     height = 4 * -(-n // (4 * width))
@@ -184,20 +184,21 @@ def read(path: Path) -> Splats:
         with bundle:
             source = _Source(path, size, bundle)
             meta = source.meta()
-            splats = _decoded(source, meta)
+            splats = _decode(source, meta)
     refuse_nonfinite(path, find_nonfinite(splats), len(splats))
     return from_ply_frame(sanitize(splats))
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A bundle that may lie about everything."""
+    """An untrusted bundle."""
 
     path: Path
     size: int
     bundle: zipfile.ZipFile
 
-    def damaged(self, reason: str) -> UsageProblem:
+    def damage_error(self, reason: str) -> UsageProblem:
+        """The error to raise for content that can't be right."""
         return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
 
     def member(self, name: str, limit: int) -> bytes:
@@ -205,24 +206,24 @@ class _Source:
         try:
             info = self.bundle.getinfo(name)
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise self.damaged(f"{name} is compressed in a way that is not allowed")
+                raise self.damage_error(f"{name} is compressed in a way that is not allowed")
             if info.file_size > limit:
-                raise self.damaged(f"{name} claims {info.file_size} bytes, more than the {limit} that are allowed")
+                raise self.damage_error(f"{name} claims {info.file_size} bytes, more than the {limit} that are allowed")
             return self.bundle.read(info)
         except KeyError as problem:
-            raise self.damaged(f"there is no {name[:80]!r} in it") from problem
+            raise self.damage_error(f"there is no {name[:80]!r} in it") from problem
         except ZIP_ERRORS as problem:
-            raise self.damaged(f"{name} can't be unpacked: {problem}") from problem
+            raise self.damage_error(f"{name} can't be unpacked: {problem}") from problem
 
     def meta(self) -> "_Meta":
         """What `meta.json` says, after a look at the names of all members."""
         for name in self.bundle.namelist():
             if escapes_archive(name):
-                raise self.damaged(f"the name {name[:80]!r} leads out of the bundle")
+                raise self.damage_error(f"the name {name[:80]!r} leads out of the bundle")
         try:
             found = json.loads(self.member(META, META_LIMIT))
         except (ValueError, RecursionError) as problem:
-            raise self.damaged(f"{META} is no JSON: {problem}") from problem
+            raise self.damage_error(f"{META} is no JSON: {problem}") from problem
         meta = _Meta(self, found if isinstance(found, dict) else {}, META)
         if meta.values.get("version") != 2:
             raise UsageProblem(
@@ -231,26 +232,26 @@ class _Source:
             )
         return meta
 
-    def picture(self, name: str, fits: Callable[[int, int], bool]) -> Bytes:
+    def image(self, name: str, fits: Callable[[int, int], bool]) -> Bytes:
         """The pixels of a lossless WebP, [h, w, 4], whose width and height are looked at before it is decoded."""
         content = self.member(name, self.size + META_LIMIT)
         shape = _webp_shape(content)
         if shape is None:
-            raise self.damaged(f"{name} is no lossless WebP picture")
+            raise self.damage_error(f"{name} is no lossless WebP image")
         if not fits(*shape):
-            raise self.damaged(f"{name} has {shape[0]} x {shape[1]} pixels, which do not go with {META}")
+            raise self.damage_error(f"{name} has {shape[0]} x {shape[1]} pixels, which do not go with {META}")
         try:
             with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
                 pixels = np.asarray(image.convert("RGBA"))
         except (*ZIP_ERRORS, SyntaxError, Image.DecompressionBombError) as problem:
-            raise self.damaged(f"{name} can't be decoded: {problem}") from problem
+            raise self.damage_error(f"{name} can't be decoded: {problem}") from problem
         if pixels.shape[1::-1] != shape:
-            raise self.damaged(f"{name} is not of the size that it claims")
+            raise self.damage_error(f"{name} is not of the size that it claims")
         return pixels
 
 
 def _webp_shape(content: bytes) -> tuple[int, int] | None:
-    """Width and height as the head of a WebP gives them, or None if its picture is not a single lossless one."""
+    """Width and height as the head of a WebP gives them, or None if its image is not a single lossless one."""
     if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
         return None
     start, canvas = 12, None
@@ -279,16 +280,16 @@ class _Meta:
     def part(self, key: str) -> "_Meta":
         found = self.values.get(key)
         if not isinstance(found, dict):
-            raise self.source.damaged(f"{self.name} has no {key}")
+            raise self.source.damage_error(f"{self.name} has no {key}")
         return _Meta(self.source, found, key)
 
     def whole(self, key: str, limit: int) -> int:
         """A whole number in 1..limit."""
         found = self.values.get(key)
         if type(found) is not int or found < 1:
-            raise self.source.damaged(f"the {key} of {self.name} is no whole number above zero")
+            raise self.source.damage_error(f"the {key} of {self.name} is no whole number above zero")
         if found > limit:
-            raise self.source.damaged(
+            raise self.source.damage_error(
                 f"the {key} of {self.name}, {str(found)[:20]}, is more than the {limit} that it may be here"
             )
         return found
@@ -297,13 +298,13 @@ class _Meta:
         """`count` finite numbers."""
         found = self.values.get(key)
         if not isinstance(found, list) or len(found) != count or {type(value) for value in found} - {int, float}:
-            raise self.source.damaged(f"the {key} of {self.name} is no list of {count} numbers")
+            raise self.source.damage_error(f"the {key} of {self.name} is no list of {count} numbers")
         try:
             values = np.array(found, np.float64)
         except OverflowError:
             values = np.array([np.nan])
         if not np.isfinite(values).all():
-            raise self.source.damaged(f"the {key} of {self.name} has a value that is not a finite number")
+            raise self.source.damage_error(f"the {key} of {self.name} has a value that is not a finite number")
         return values
 
     def codebook(self) -> Float32s:
@@ -315,45 +316,45 @@ class _Meta:
         with np.errstate(over="ignore"):
             return self.numbers("codebook", CODES).astype(np.float32)
 
-    def pictures(self, *fits: Callable[[int, int], bool]) -> list[Bytes]:
-        """The pictures of this part as [w h, 4] rows, one for each test of width and height."""
+    def images(self, *fits: Callable[[int, int], bool]) -> list[Bytes]:
+        """The images of this part as [w h, 4] rows, one for each test of width and height."""
         files = self.values.get("files")
         if not isinstance(files, list) or len(files) != len(fits) or not all(isinstance(name, str) for name in files):
-            raise self.source.damaged(f"the files of {self.name} are no list of {len(fits)} names")
-        return [self.source.picture(*each).reshape(-1, 4) for each in zip(files, fits, strict=True)]
+            raise self.source.damage_error(f"the files of {self.name} are no list of {len(fits)} names")
+        return [self.source.image(*each).reshape(-1, 4) for each in zip(files, fits, strict=True)]
 
 
-def _decoded(source: _Source, meta: _Meta) -> Splats:
+def _decode(source: _Source, meta: _Meta) -> Splats:
     """The Gaussians in the PLY frame; values that overflow are left for the caller to find."""
     count = meta.whole("count", max(SMALL_COUNT, source.size))
 
     def fits(width: int, height: int) -> bool:
-        return count <= width * height <= 4 * count + SMALL_PICTURE
+        return count <= width * height <= 4 * count + SMALL_IMAGE
 
     low, high = (meta.part("means").numbers(key, 3) for key in ("mins", "maxs"))
-    fine, coarse = (pixels[:count, :3] for pixels in meta.part("means").pictures(fits, fits))
-    scales, quats, colours = (meta.part(key).pictures(fits)[0][:count] for key in ("scales", "quats", "sh0"))
+    fine, coarse = (pixels[:count, :3] for pixels in meta.part("means").images(fits, fits))
+    scales, quats, colours = (meta.part(key).images(fits)[0][:count] for key in ("scales", "quats", "sh0"))
     with np.errstate(over="ignore", invalid="ignore"):
         levels = low + (high - low) * (np.arange(1 << 16) / 65535)[:, None]  # all that an axis can hold
         places = (np.sign(levels) * np.expm1(np.abs(levels))).astype(np.float32)
         steps = coarse * np.uint16(256) + fine
         return Splats(
             means=np.stack([places[steps[:, axis], axis] for axis in range(3)], axis=1),
-            quats=_unpacked_quats(source, quats),
+            quats=_unpack_quats(source, quats),
             log_scales=meta.part("scales").codebook()[scales[:, :3]],
             opacity_logits=BYTE_LOGITS[colours[:, 3]],
             sh0=meta.part("sh0").codebook()[colours[:, :3]],
-            shN=_unpacked_rest(meta.part("shN"), count, fits)
+            shN=_unpack_harmonics(meta.part("shN"), count, fits)
             if "shN" in meta.values
             else np.zeros((count, 0, 3), "f4"),
             provenance=extras_provenance(meta.values),
         )
 
 
-def _unpacked_quats(source: _Source, packed: Bytes) -> Float32s:
-    """The inverse of `_packed_quats`."""
+def _unpack_quats(source: _Source, packed: Bytes) -> Float32s:
+    """The inverse of `_pack_quats`."""
     if (packed[:, 3] < 252).any():
-        raise source.damaged("a rotation does not say which of its components is the largest")
+        raise source.damage_error("a rotation does not say which of its components is the largest")
     largest = packed[:, 3].astype(np.intp) - 252
     smaller = (packed[:, :3] / np.float32(255) - np.float32(0.5)) * np.float32(np.sqrt(2))
     quats = np.empty((len(packed), 4), np.float32)
@@ -363,17 +364,17 @@ def _unpacked_quats(source: _Source, packed: Bytes) -> Float32s:
     return quats
 
 
-def _unpacked_rest(meta: _Meta, count: int, fits: Callable[[int, int], bool]) -> Float32s:
+def _unpack_harmonics(meta: _Meta, count: int, fits: Callable[[int, int], bool]) -> Float32s:
     """The higher spherical harmonics, [count, k, 3]."""
     k = BANDS[meta.whole("bands", 3)]
 
     def holds(width: int, height: int) -> bool:
         return width == PALETTE_COLUMNS * k and PALETTE_COLUMNS * height <= PALETTE_LIMIT
 
-    sheet, label_bytes = meta.pictures(holds, fits)
+    sheet, label_bytes = meta.images(holds, fits)
     labels = label_bytes[:count, 0] + label_bytes[:count, 1] * np.uint16(256)
     entries = min(meta.whole("count", PALETTE_LIMIT), len(sheet) // k)  # some writers round the number up
     if labels.max() >= entries:
-        raise meta.source.damaged(f"a Gaussian has entry {labels.max()} of a palette of {entries}")
+        raise meta.source.damage_error(f"a Gaussian has entry {labels.max()} of a palette of {entries}")
     palette: Float32s = meta.codebook()[sheet[:, :3]].reshape(-1, k, 3)
     return palette.take(labels, axis=0)

@@ -14,20 +14,20 @@ from segdream_cli.formats.common import (
     require_finite,
     to_log_scales,
 )
-from segdream_cli.formats.ordering import falling
+from segdream_cli.formats.ordering import argsort_descending
 from segdream_cli.splats import SH_C0, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
 
 ROW = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
 BLOCK = 1 << 14
-"""Rows at a time, which stay in the cache from step to step."""
+"""Rows to convert at a time, which stay in the cache from step to step."""
 
 
 def write(path: Path, splats: Splats) -> None:
     """Writes centres, standard deviations and bytes for colour, opacity and rotation, in the PLY frame.
 
-    Rows go by falling volume times opacity, so that a viewer shows the shape while it loads. Bytes are rounded;
-    `shN` has no place in the format and is dropped, provenance as well. Clamps as in `ply.write`.
+    Rows are in descending order of volume times opacity, so that a viewer shows the shape while it loads. Bytes are
+    rounded. The format has no room for `shN` and provenance, which are dropped. Clamps as in `ply.write`.
 
     Raises:
         SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
@@ -39,14 +39,14 @@ def write(path: Path, splats: Splats) -> None:
     for start in range(0, len(rows), BLOCK):
         _fill(rows[start : start + BLOCK], turned, slice(start, start + BLOCK))
     volumes = turned.log_scales.sum(axis=1) - np.logaddexp(0, -turned.opacity_logits)
-    order = falling(volumes)
+    order = argsort_descending(volumes)
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         for start in range(0, len(rows), BLOCK):  # tofile hides that the disk is full
             stream.write(rows.take(order[start : start + BLOCK]).tobytes())
 
 
 def _fill(rows: NDArray[np.void], splats: Splats, part: slice) -> None:
-    """Puts a part of the Gaussians into rows."""
+    """Fills `rows` with a slice of the Gaussians."""
     rows["means"] = splats.means[part]
     rows["scales"] = np.exp(splats.log_scales[part])
     rows["rgba"][:, :3] = np.rint(np.clip(np.float32(0.5) + np.float32(SH_C0) * splats.sh0[part], 0, 1) * 255)
@@ -55,7 +55,7 @@ def _fill(rows: NDArray[np.void], splats: Splats, part: slice) -> None:
 
 
 def read(path: Path) -> Splats:
-    """The Gaussians of a .splat file, in the inner frame, within the rounding of its bytes.
+    """The Gaussians of a .splat file, in the inner frame, to the precision of its bytes.
 
     Raises:
         UsageProblem: the file can't be opened, its size is not a multiple of 32, or a value can't be right.

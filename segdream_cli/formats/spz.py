@@ -168,7 +168,7 @@ def read(path: Path) -> Splats:
 
 
 def _choose_bits(splats: Splats, wanted: int | None) -> int:
-    """The number of fractional bits to write with, after the check that the centres fit."""
+    """The number of fractional bits: `wanted`, or the largest default with which the centres fit."""
     reach = float(np.abs(splats.means).max())
     if wanted is not None and wanted not in FRACTIONAL_BITS:
         raise UsageProblem(f"SPZ is written with 12, 16 or 20 fractional bits, not {wanted}", hint="--spz-bits 16")
@@ -204,13 +204,13 @@ def _gzip_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterato
 
 
 def _deflate(content: bytes, strategy: int) -> bytes:
-    """Whole bytes of deflate, not its end."""
+    """Deflate blocks that end at a byte boundary, without the final block."""
     deflate = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return deflate.compress(content) + deflate.flush(zlib.Z_SYNC_FLUSH)
 
 
 def _strategy(content: bytes) -> int:
-    """The one of zlib's that suits the start of an attribute best."""
+    """The strategy of zlib that compresses the start of an attribute best."""
     return min(STRATEGIES, key=lambda strategy: len(_deflate(content[:SAMPLE], strategy)))
 
 
@@ -241,7 +241,7 @@ def _zstandard() -> ModuleType:
 
 
 def _parse_header(path: Path, head: bytes, size: int) -> _Header:
-    """The header in `head`, of a file of `size` bytes, if it claims what can be."""
+    """The header in `head`, after the check that a file of `size` bytes can hold what it claims."""
     if len(head) < HEADER.size:
         raise UsageProblem(f"{path} is truncated in its header", hint=ANOTHER_FILE)
     magic, *values = HEADER.unpack_from(head)
@@ -317,7 +317,7 @@ def _zstandard_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, By
 
 
 def _records(header: _Header, extensions: bytes) -> Mapping[int, bytes]:
-    """Extension -> its bytes, as far as they are whole."""
+    """Extension -> its bytes; truncated ones are left out."""
     found: dict[int, bytes] = {}
     at = 0 if header.flags & HAS_EXTENSIONS else len(extensions)
     while at + 8 <= len(extensions):
@@ -340,7 +340,7 @@ def _frame(path: Path, records: Mapping[int, bytes]) -> int:
 
 
 def _provenance(content: bytes, records: Mapping[int, bytes]) -> Mapping[str, Any]:
-    """What a writer of ours noted in gzip's comment or in its extension."""
+    """The provenance by `write` in gzip's comment or in our extension; empty if there is none."""
     note = records.get(PROVENANCE, b"")
     if content[:2] == GZIP and content[3] == GZIP_COMMENT:
         note = content[10 : 10 + NOTE_LIMIT + 1].partition(b"\0")[0]

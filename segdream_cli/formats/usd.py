@@ -43,16 +43,17 @@ PROVENANCE = "segdream"
 EARLIEST = 365 * 10 * 86400 + 7 * 86400
 """Seconds; a few days into 1980, where a zip's dates begin."""
 MEMORY, SECONDS = 2 << 30, 30
-"""Bytes and processor time that reading any file may take; a large one gets more."""
+"""Bytes and seconds of processor time that reading a file may take; a large file gets more."""
 PATIENCE = 10
-"""Times that as long by the clock, for machines with other work."""
+"""Factor from processor time to the time-out by the clock, for busy machines."""
+LARGER_DISK = "TMPDIR=/a/larger/disk segdream export ..."
 UNREADABLE = "is damaged: the library could not read it"
 Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 """Takes a stage whose z axis is up to the inner frame."""
 
 
 def write(path: Path, splats: Splats) -> None:
-    """Writes one prim with float attributes, 56 bytes a Gaussian, 236 with spherical harmonics of degree 3.
+    """Writes one prim with float attributes, 56 bytes per Gaussian, 236 with spherical harmonics of degree 3.
 
     Clamps as in `ply.write`. Provenance goes into the layer's custom data as JSON.
 
@@ -70,9 +71,12 @@ def write(path: Path, splats: Splats) -> None:
             os.utime(layer, (EARLIEST, EARLIEST))  # the package notes it, and equal assets are to be equal files
             packed = pxr.UsdUtils.CreateNewUsdzPackage(str(layer), str(package))
         except pxr.Tf.ErrorException as problem:
-            raise SegdreamError(f"{path} was not written: {problem}", hint="df -h  # is the disk full?") from problem
+            raise SegdreamError(f"{path} was not written: {problem}", hint=LARGER_DISK) from problem
         if not packed:
-            raise SegdreamError(f"{path} was not written: the package could not be made", hint="df -h")
+            raise SegdreamError(
+                f"{path} was not written: the package could not be made",
+                hint=LARGER_DISK,
+            )
         with atomic_write(path) as temporary:
             temporary.write_bytes(package.read_bytes())
 
@@ -123,7 +127,7 @@ def read(path: Path) -> Splats:
     """
     _Pxr.load()
     with open_asset(path) as stream:
-        size = _checked_package(path, stream)
+        size = _check_package(path, stream)
     with TemporaryDirectory(prefix="segdream-") as folder:
         target = Path(folder) / "splats.npz"
         said = _apart(path, target, MEMORY + 64 * size, SECONDS + size // 1_000_000)
@@ -137,11 +141,11 @@ def read(path: Path) -> Splats:
     return sanitize(splats)
 
 
-def _checked_package(path: Path, stream: BinaryIO) -> int:
-    """The size of a package whose members are stored as they are, in their place, with the right sums.
+def _check_package(path: Path, stream: BinaryIO) -> int:
+    """The size in bytes of a package, after the check that its members are uncompressed and their sums are right.
 
     Raises:
-        UsageProblem: it is none.
+        UsageProblem: it is no such package.
     """
     if stream.read(4) != b"PK\x03\x04":
         raise UsageProblem(f"{path} is no .usdz package", hint=ANOTHER_FILE)
@@ -169,16 +173,16 @@ def _checked_package(path: Path, stream: BinaryIO) -> int:
 
 
 def _apart(path: Path, target: Path, memory: int, seconds: int) -> str:
-    """`_read_here` in a process of its own; whatever becomes of it, what is wrong with the file, or nothing."""
+    """Runs `_read_here` in a process of its own; returns what is wrong with the file, or an empty text."""
     command = [sys.executable, "-m", __name__, str(path.resolve()), str(target), str(memory), str(seconds)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         done = subprocess.run(command, capture_output=True, check=False, env=environment, timeout=PATIENCE * seconds)
-    except subprocess.TimeoutExpired:  # it waits for itself, which takes no processor time
+    except subprocess.TimeoutExpired:  # a deadlock takes no processor time
         return UNREADABLE
     if done.returncode == 0:
         return ""
-    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()  # the library's own words come first
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()  # the library's own messages come first
     return lines[-1] if done.returncode == 1 and lines else UNREADABLE
 
 
@@ -260,7 +264,7 @@ def _splats(pxr: "_Pxr", prim: Any) -> Splats:
 
 
 def _provenance(text: str) -> Mapping[str, Any]:
-    """What a writer of ours noted; whatever else stands there says nothing."""
+    """The provenance in JSON text by `write`; empty if the text is anything else."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

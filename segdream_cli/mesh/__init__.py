@@ -1,9 +1,9 @@
-"""From Gaussians to a closed, textured triangle mesh: extract, and write as .glb or .obj.
+"""Gaussians to a closed, textured triangle mesh: `extract` makes one, `write` stores it as .glb or .obj.
 
 A point belongs to the solid if it is hidden from every side: whatever straight line leads to it from outside passes
-an opacity of at least one half. That is the surface that pictures of the asset show, it fills the inside of a shell,
+an opacity of at least one half. That is the surface that images of the asset show, it fills the inside of a shell,
 and it has no holes (the opacity field of Yu et al., https://arxiv.org/abs/2404.10772, on a grid). The texture is
-what pictures from all around show of that surface. Everything stays in the inner frame, which is glTF's: y up, the
+what images from all around show of that surface. Everything stays in the inner frame, which is glTF's: y up, the
 front faces +Z.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -35,21 +36,21 @@ Indices = NDArray[np.int64]
 SUFFIXES = (".glb", ".obj")
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 RESOLUTION, FIRST_LOOK = 192, 64
-"""Steps of the grid along the longest side of the solid, and of the one that finds where it is."""
+"""Steps of the grid along the longest side of the solid, and of the coarse grid that finds the solid."""
 MARGIN = 1.25
-"""Half side of its box, in radii of the asset."""
+"""Half side of the coarse grid's box, in radii of the asset."""
 CARE = 3
 """Aggressiveness of the simplification, 0 to 10; from 7 on it tears a mesh in three."""
 CRUMB = 0.02
-"""Parts with less than this share of the largest part's volume are left out."""
+"""Parts with less than this share of the largest part's volume are dropped."""
 MOST_TIMES = 4
-"""Times the triangles asked for that a mesh may have to stay closed; if it takes more, the grid is made coarser."""
+"""Factor by which a mesh may exceed the requested triangles to stay closed; beyond it, the grid becomes coarser."""
 SPONGE = 20
-"""Triangles on a grid of so many steps squared from which on simplifying is not tried; a ball has six."""
+"""Triangles per squared resolution from which on the mesh is not simplified; a ball has six."""
 COARSER, COARSEST = 0.6, 32
-"""Factor on the steps of the grid, and where it ends."""
+"""Factor on the resolution for the next try, and the least resolution."""
 FACES_OF_PART = 100
-"""Triangles that a part needs to look like something: with fewer for each, the smallest parts are left out."""
+"""Least triangles per part: if there would be fewer, the smallest parts are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +66,19 @@ class Mesh:
     faces: Indices
     """Counter-clockwise seen from outside, [f, 3]."""
     texture: Bytes
-    """sRGB as pictures of the asset show it, light included, [h, w, 3]."""
+    """sRGB as images of the asset show it, light included, [h, w, 3]."""
     watertight: bool
     """Whether every edge belongs to two triangles, once the seams are closed."""
     components: int
     """Parts that do not touch."""
     left_out: int
-    """Parts that are not in it, since there are too many for its triangles."""
+    """Number of parts dropped because the requested triangles are too few for them."""
     resolution: int
-    """Steps of the grid along its longest side: fewer than asked for where its holes were too many."""
+    """Steps of the grid along its longest side: fewer than requested if the surface had too many holes."""
     enough: int
-    """Triangles to ask for if the grid is not to be coarser; 0 if it is none, or some parts were left out of it."""
+    """Triangles to request for the full resolution; 0 if the grid has it, or if parts were dropped."""
     coverage: float
-    """Share of the surface that some picture shows; the rest of the texture is filled in from around it."""
+    """Share of the surface that some image shows; the rest of the texture takes the colours around it."""
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -90,7 +91,7 @@ def extract(
     opacity: float = 0.5,
     device: torch.device | None = None,
 ) -> Mesh:
-    """The surface that pictures of `splats` show, as triangles with a texture.
+    """The surface that images of `splats` show, as triangles with a texture.
 
     Args:
         splats: the asset.
@@ -98,9 +99,9 @@ def extract(
         faces: triangles aimed at; there are more where fewer would tear the surface, and where more than four times
             as many did not do, as in a sponge, the grid is coarser. Asked for as many as the grid has, it is kept.
         texture_size: side of the texture in pixels.
-        opacity: what a straight line from outside must have passed at the surface; less keeps fainter and thinner
-            parts and makes all of it thicker.
-        device: where the pictures for the texture are rendered; the CPU if not given.
+        opacity: opacity that a straight line from outside has passed at the surface; a lower value keeps fainter and
+            thinner parts, and makes all parts thicker.
+        device: where the images for the texture are rendered; the CPU if not given.
 
     Raises:
         EnvironmentProblem: a library of the extra "mesh" is missing.
@@ -118,11 +119,11 @@ def extract(
         most = MOST_TIMES * faces if simple else 0
         if resolution <= COARSEST:
             most = max(faces, 2 * len(triangles))  # enough to end without simplifying
-        closed = _fewer(libraries, (vertices + solid.origin).astype(np.float32), triangles, faces, most)
+        closed = _simplify(libraries, (vertices + solid.origin).astype(np.float32), triangles, faces, most)
         if enough is None:
             enough = len(triangles) if closed is None and not left_out else 0
         resolution, used = max(COARSEST, int(COARSER * resolution)), resolution
-    kept, corners, uvs = _unwrapped(libraries["xatlas"], closed, texture_size)
+    kept, corners, uvs = _unwrap(libraries["xatlas"], closed, texture_size)
     texture, coverage = bake(splats, closed, corners, uvs, texture_size, solid.step, device or torch.device("cpu"))
     return Mesh(
         vertices=np.asarray(closed.vertices, np.float32)[kept],
@@ -152,7 +153,10 @@ def write(path: Path, mesh: Mesh) -> None:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UsageProblem(f"{path} names no mesh format; known are {', '.join(SUFFIXES)}", hint=f"{path.stem}.glb")
+        raise UsageProblem(
+            f"{path} names no mesh format; known are {', '.join(SUFFIXES)}",
+            hint=f"-o {quote(str(path.with_suffix('.glb')))}",
+        )
     for each, content in (_glb(path, mesh) if suffix == ".glb" else _obj(path, mesh)).items():
         with atomic_write(each) as temporary:
             temporary.write_bytes(content)
@@ -174,16 +178,15 @@ def _library(name: str) -> Any:
 
 
 def _solid(splats: Splats, resolution: int, opacity: float, most: int) -> tuple[Field, float, int]:
-    """The opacity field around the solid, its value at the surface, and how many parts are left out of it.
+    """The opacity field around the solid, its value at the surface, and the number of dropped parts.
 
-    Those are all beyond the `most` largest; crumbs are left out and not counted. The value is what a line has passed
-    half way through something that hides by `opacity` as a whole, so that the outline of the mesh is where pictures
-    are that opaque.
+    All but the `most` largest parts are dropped; crumbs are dropped without being counted. The value at the surface is
+    the opacity half way through something of `opacity`, so the outline of the mesh is where images are that opaque.
     """
     level = 1 - math.sqrt(1 - opacity)
     center, radius = bounds(Gaussians.from_splats(splats))
     low, high = center.numpy() + np.float32(MARGIN * radius) * np.array([[-1], [1]], np.float32)
-    first, _ = _without_crumbs(opacity_field(splats, low, high, FIRST_LOOK), level)
+    first, _ = _drop_crumbs(opacity_field(splats, low, high, FIRST_LOOK), level)
     nodes = np.argwhere(first.values > level)
     if not len(nodes):
         raise SegdreamError(
@@ -193,16 +196,16 @@ def _solid(splats: Splats, resolution: int, opacity: float, most: int) -> tuple[
     ends = np.stack([nodes.min(axis=0) - 2, nodes.max(axis=0) + 2]).astype(np.float32)
     low = first.origin + np.float32(first.step) * ends[0]
     high = first.origin + np.float32(first.step) * ends[1]
-    solid, left_out = _without_crumbs(opacity_field(splats, low, high, resolution), level, most)
+    solid, left_out = _drop_crumbs(opacity_field(splats, low, high, resolution), level, most)
     return solid, level, left_out
 
 
-def _without_crumbs(solid: Field, level: float, most: int | None = None) -> tuple[Field, int]:
-    """The field without crumbs, closed hollows and all parts but the `most` largest; how many parts were too many."""
+def _drop_crumbs(solid: Field, level: float, most: int | None = None) -> tuple[Field, int]:
+    """The field without crumbs, hollows, and parts beyond the `most` largest; the number of those parts."""
     label = _library("skimage.measure").label
     parts = label(solid.values > level)
     sizes = np.bincount(parts.ravel())
-    sizes[0] = 0  # what is no part
+    sizes[0] = 0  # the space outside
     small = sizes < CRUMB * sizes.max()
     small[0] = False
     left_out = 0
@@ -216,8 +219,8 @@ def _without_crumbs(solid: Field, level: float, most: int | None = None) -> tupl
     return Field(np.where(hollow, np.float32(1), values), solid.origin, solid.step), left_out
 
 
-def _fewer(libraries: Mapping[str, Any], points: Floats, triangles: Indices, faces: int, most: int) -> Any:
-    """A closed trimesh with about `faces` triangles, or as many more as it takes; None if that is more than `most`."""
+def _simplify(libraries: Mapping[str, Any], points: Floats, triangles: Indices, faces: int, most: int) -> Any:
+    """A closed trimesh of about `faces` triangles, or of more if it needs them; None if it needs more than `most`."""
     count = faces
     while count <= most:
         if count < len(triangles):
@@ -231,8 +234,8 @@ def _fewer(libraries: Mapping[str, Any], points: Floats, triangles: Indices, fac
     return None
 
 
-def _unwrapped(xatlas: Any, closed: Any, size: int) -> tuple[Indices, Indices, Floats]:
-    """For each vertex with its place in the texture the vertex of `closed` it is; the faces in them; the places."""
+def _unwrap(xatlas: Any, closed: Any, size: int) -> tuple[Indices, Indices, Floats]:
+    """The UV atlas of a mesh: the index in `closed` of each vertex [v], the faces [f, 3], and the UVs [v, 2]."""
     atlas = xatlas.Atlas()
     atlas.add_mesh(np.asarray(closed.vertices, np.float32), np.asarray(closed.faces, np.uint32))
     packing = xatlas.PackOptions()
@@ -242,10 +245,11 @@ def _unwrapped(xatlas: Any, closed: Any, size: int) -> tuple[Indices, Indices, F
     return kept.astype(np.int64), corners.astype(np.int64), uvs.astype(np.float32)
 
 
-def _textured(mesh: Mesh) -> Any:
+def _to_trimesh(mesh: Mesh) -> Any:
+    """The mesh with its texture as a trimesh."""
     trimesh, visual = _library("trimesh"), _library("trimesh.visual")
     material = visual.material.PBRMaterial(
-        name="baked", baseColorTexture=_picture(mesh.texture), metallicFactor=0.0, roughnessFactor=1.0
+        name="baked", baseColorTexture=_to_image(mesh.texture), metallicFactor=0.0, roughnessFactor=1.0
     )
     textures = visual.TextureVisuals(uv=mesh.uvs, material=material)
     return trimesh.Trimesh(
@@ -253,14 +257,17 @@ def _textured(mesh: Mesh) -> Any:
     )
 
 
-def _picture(texture: Bytes) -> Any:
+def _to_image(texture: Bytes) -> Any:
+    """The texture as a Pillow image."""
     from PIL import Image
 
     return Image.fromarray(texture)
 
 
 def _glb(path: Path, mesh: Mesh) -> dict[Path, bytes]:
-    def finished(tree: dict[str, Any]) -> None:
+    """The file of a .glb."""
+
+    def add_extras(tree: dict[str, Any]) -> None:
         tree["asset"] = {"version": "2.0", "generator": f"segdream {__version__}"}
         if mesh.provenance:
             tree["asset"]["extras"] = {"segdream": mesh.provenance}
@@ -272,18 +279,18 @@ def _glb(path: Path, mesh: Mesh) -> dict[Path, bytes]:
         for material in tree["materials"]:
             material.setdefault("extensions", {})["KHR_materials_unlit"] = {}
 
-    scene = _library("trimesh").Scene({"asset": _textured(mesh)})
+    scene = _library("trimesh").Scene({"asset": _to_trimesh(mesh)})
     content: bytes = _library("trimesh.exchange.gltf").export_glb(
-        scene, include_normals=True, tree_postprocessor=finished
+        scene, include_normals=True, tree_postprocessor=add_extras
     )
     return {path: content}
 
 
 def _obj(path: Path, mesh: Mesh) -> dict[Path, bytes]:
-    """The texture and the material first, so that an .obj that is there has what it names."""
+    """The files of an .obj; texture and material come first, so that an existing .obj has the files that it names."""
     image, material = path.with_suffix(".png"), path.with_suffix(".mtl")
     png = io.BytesIO()
-    _picture(mesh.texture).save(png, format="PNG")
+    _to_image(mesh.texture).save(png, format="PNG")
     lines = [f"# segdream {__version__}", f"mtllib {material.name}", "usemtl baked"]
     lines += ["v {:.6g} {:.6g} {:.6g}".format(*row) for row in mesh.vertices.tolist()]
     lines += ["vt {:.6g} {:.6g}".format(*row) for row in mesh.uvs.tolist()]

@@ -1,4 +1,4 @@
-"""How hidden each point of space is: the opacity that any straight line from outside passes before it, on a grid."""
+"""The opacity field on a grid: the least opacity that a straight line from outside passes before each node."""
 
 import itertools
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ COARSE_FROM = 1.5
 LEVELS = 4
 MOST_OPAQUE = 0.999
 GLIMPSES = 2
-"""Of the 26 directions as many may see a point that is hidden: through chinks, which Gaussians leave at random."""
+"""Number of the 26 directions that may see a hidden point, through gaps that Gaussians leave at random."""
 CHUNK = 1 << 20
 
 
@@ -36,7 +36,7 @@ class Field:
 
 
 def opacity_field(splats: Splats, low: Floats, high: Floats, resolution: int) -> Field:
-    """The least opacity that a straight line from outside has passed when it gets to each node of a box.
+    """The least opacity that a straight line from outside passes before each node of a box, in 0..1.
 
     Args:
         splats: the asset.
@@ -52,8 +52,8 @@ def opacity_field(splats: Splats, low: Floats, high: Floats, resolution: int) ->
     return Field(-np.expm1(-least[-1]), density.origin, density.step)
 
 
-def ragged(counts: Indices, chunk: int = CHUNK) -> Iterator[tuple[Indices, Indices]]:
-    """For each i in turn `counts[i]` pairs (i, 0), (i, 1), ..., in arrays of about `chunk` pairs."""
+def count_pairs(counts: Indices, chunk: int = CHUNK) -> Iterator[tuple[Indices, Indices]]:
+    """Pairs (i, 0), ..., (i, counts[i] - 1) for each i in turn, in arrays of about `chunk` pairs."""
     ends = np.cumsum(counts)
     first = 0
     while first < len(counts):
@@ -66,7 +66,7 @@ def ragged(counts: Indices, chunk: int = CHUNK) -> Iterator[tuple[Indices, Indic
 
 
 def _pass_through(density: Field, direction: tuple[int, ...], least: Floats) -> None:
-    """Sorts into `least`, rising from 0 on, the optical depth of the lines along `direction` up to each node."""
+    """Inserts the optical depth of the lines along `direction` into `least`, which is sorted along its first axis."""
     axis = next(i for i in range(3) if direction[i])
     values, ranks = np.moveaxis(density.values, axis, 0), np.moveaxis(least, axis + 1, 0)
     if direction[axis] < 0:
@@ -87,18 +87,18 @@ def _pass_through(density: Field, direction: tuple[int, ...], least: Floats) -> 
 
 
 def _density(splats: Splats, low: Floats, high: Floats, resolution: int) -> Field:
-    """Extinction a unit length at the nodes of a box, with at least one empty layer of nodes around."""
+    """Extinction per unit length at the nodes of a box, with at least one empty layer of nodes around it."""
     step = float((high - low).max() / resolution)
     block = 2 ** (LEVELS - 1)
     cells = (np.ceil((high - low) / step / block) * block).astype(int)
     origin = (low + high) / 2 - step * cells / 2
-    scales, peaks = _sampled(splats, step)
+    scales, peaks = _widen(splats, step)
     widths = np.log2(scales.min(axis=1) / (COARSE_FROM * step))
     level = np.clip(np.floor(widths), 0, LEVELS - 1)
     values = np.zeros(cells // block + 1, np.float32)
     for each in reversed(range(LEVELS)):
         if each < LEVELS - 1:
-            values = _doubled(values)
+            values = _refine(values)
         chosen = level == each
         _splat(
             values, origin, step * 2**each, splats.means[chosen], splats.quats[chosen], scales[chosen], peaks[chosen]
@@ -106,11 +106,11 @@ def _density(splats: Splats, low: Floats, high: Floats, resolution: int) -> Fiel
     return Field(np.pad(values[1:-1, 1:-1, 1:-1], 1), origin.astype(np.float32), step)
 
 
-def _sampled(splats: Splats, step: float) -> tuple[Floats, Floats]:
-    """Scales that a grid can hold, and the extinction at the centre that gives each Gaussian the opacity it has.
+def _widen(splats: Splats, step: float) -> tuple[Floats, Floats]:
+    """Scales widened to what the grid resolves, [n, 3], and each Gaussian's extinction at its centre, [n].
 
-    Face on, the extinction along a line through the centre adds up to -ln(1 - opacity). What the least width of a
-    grid adds to the area of the face is taken off the extinction.
+    Face on, the extinction along a line through the centre adds up to -ln(1 - opacity). Where widening enlarges the
+    face, the extinction is reduced by the same factor.
     """
     true = np.sort(np.exp(splats.log_scales), axis=1)
     held = np.maximum(true, np.float32(NARROWEST * step))
@@ -120,7 +120,7 @@ def _sampled(splats: Splats, step: float) -> tuple[Floats, Floats]:
     return np.maximum(np.exp(splats.log_scales), np.float32(NARROWEST * step)), peaks.astype(np.float32)
 
 
-def _doubled(coarse: Floats) -> Floats:
+def _refine(coarse: Floats) -> Floats:
     """The same field on a grid with a node between every two, linearly interpolated."""
     for axis in range(3):
         moved = np.moveaxis(coarse, axis, 0)
@@ -144,7 +144,7 @@ def _splat(
     sides = last - first
     flat = values.reshape(-1)
     place = (first * step + origin - means).astype(np.float32)
-    for owner, number in ragged(sides.prod(axis=1)):
+    for owner, number in count_pairs(sides.prod(axis=1)):
         depth, rows = sides[owner, 2], sides[owner, 1]
         line, k = np.divmod(number, depth)
         i, j = np.divmod(line, rows)

@@ -1,4 +1,4 @@
-"""The texture of a mesh, from pictures of the Gaussians all around it."""
+"""The texture of a mesh, from images of the Gaussians from all sides."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segdream_cli.mesh.solid import ragged
+from segdream_cli.mesh.solid import count_pairs
 from segdream_cli.render.cameras import Cameras, frame_sphere
 from segdream_cli.render.images import push_pull
 from segdream_cli.render.view import render
@@ -20,35 +20,35 @@ Indices = NDArray[np.int64]
 
 VIEWS = 24
 VIEW_SIZE = 512
-"""Pictures that the texture is taken from, and their side in pixels."""
+"""Number of images for the texture, and their side in pixels."""
 SHARPNESS = 2
-"""Power of the cosine between a surface and the line of sight with which a picture counts."""
+"""Weight of an image: this power of the cosine between the surface's normal and the line of sight."""
 GRAZING = 0.1
-"""Cosine below which a picture says nothing about a surface."""
+"""Cosine below which an image is not used for a surface."""
 
 
 def bake(
     splats: Splats, closed: Any, corners: Indices, uvs: Floats, size: int, step: float, device: torch.device
 ) -> tuple[Bytes, float]:
-    """The texture [size, size, 3] from pictures all around, and the share of its surface that they show."""
+    """The texture [size, size, 3] from images from all sides, and the share of the surface that they show."""
     corners3d = np.asarray(closed.vertices, np.float32)[closed.faces]  # [f, 3, 3]
     row_down = np.stack([uvs[:, 0], 1 - uvs[:, 1]], axis=1) * np.float32(size)
-    face, weights, pixel = _rasterised(row_down[corners], size)
+    face, weights, pixel = _cover_pixels(row_down[corners], size)
     points = np.einsum("tc,tcd->td", weights, corners3d[face])
     normals = np.einsum("tc,tcd->td", weights, np.asarray(closed.vertex_normals, np.float32)[closed.faces[face]])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
     sums = np.zeros((len(points), 4), np.float32)
-    cameras, pictures = _pictures(splats, closed.bounds, device)
+    cameras, images = _render_views(splats, closed.bounds, device)
     for view in range(len(cameras)):
-        _add_picture(sums, points, normals, corners3d, cameras, view, pictures[view], step)
+        _add_view(sums, points, normals, corners3d, cameras, view, images[view], step)
     shown = np.zeros((size * size, 4), np.float32)
     shown[pixel] = sums
     seen = sums[:, 3] > 1e-6
     return _fill_holes(shown.reshape(size, size, 4)), float(seen.mean())
 
 
-def _pictures(splats: Splats, box: Any, device: torch.device) -> tuple[Cameras, Floats]:
-    """Cameras evenly spread over a sphere, and what they see: colour times alpha, and alpha, [c, h, w, 4]."""
+def _render_views(splats: Splats, box: Any, device: torch.device) -> tuple[Cameras, Floats]:
+    """Cameras evenly spread over a sphere, and their images: premultiplied colour and alpha, [c, h, w, 4]."""
     turn = torch.arange(VIEWS) * math.degrees(math.pi * (3 - math.sqrt(5)))  # Fibonacci's spiral
     height = 1 - (torch.arange(VIEWS) + 0.5) * 2 / VIEWS
     low, high = torch.from_numpy(np.asarray(box, np.float32))
@@ -56,43 +56,43 @@ def _pictures(splats: Splats, box: Any, device: torch.device) -> tuple[Cameras, 
         turn, height.asin().rad2deg(), VIEW_SIZE, center=(low + high) / 2, extent=float((high - low).norm()) / 2
     )
     gaussians = Gaussians.from_splats(splats).to(device)
-    pictures = np.empty((VIEWS, VIEW_SIZE, VIEW_SIZE, 4), np.float32)
+    images = np.empty((VIEWS, VIEW_SIZE, VIEW_SIZE, 4), np.float32)
     with torch.no_grad():
         for view in range(VIEWS):
             seen = render(gaussians, cameras.view(view).to(device))
-            pictures[view] = torch.cat([seen.rgb, seen.alpha], dim=-1)[0].cpu().numpy()
-    return cameras, pictures
+            images[view] = torch.cat([seen.rgb, seen.alpha], dim=-1)[0].cpu().numpy()
+    return cameras, images
 
 
-def _add_picture(
+def _add_view(
     sums: Floats,
     points: Floats,
     normals: Floats,
     corners3d: Floats,
     cameras: Cameras,
     view: int,
-    picture: Floats,
+    image: Floats,
     step: float,
 ) -> None:
-    """Adds to `sums` what a picture shows at those of `points` that face it and that no other triangle hides."""
+    """Adds an image's values to `sums` [t, 4], at the `points` that face it and that no other triangle hides."""
     eye = cameras.positions[view].numpy()
     sight = eye - points
     cosine = np.einsum("td,td->t", sight, normals) / np.linalg.norm(sight, axis=1)
     facing = np.flatnonzero(cosine > GRAZING)
-    where, depth = _projected(points[facing], cameras, view)
+    where, depth = _project(points[facing], cameras, view)
     towards = np.einsum("fd,fd->f", eye - corners3d[:, 0], _face_normals(corners3d)) > 0
     nearest = _depth_map(corners3d[towards], cameras, view)
     column, row = np.floor(where).astype(np.int64).clip(0, VIEW_SIZE - 1).T
     open_ = depth < nearest[row, column] + 2 * step
     facing, where = facing[open_], where[open_]
-    sums[facing] += _bilinear(picture, where) * (cosine[facing, None] ** SHARPNESS)
+    sums[facing] += _bilinear(image, where) * (cosine[facing, None] ** SHARPNESS)
 
 
 def _face_normals(corners3d: Floats) -> Floats:
     return np.cross(corners3d[:, 1] - corners3d[:, 0], corners3d[:, 2] - corners3d[:, 0])
 
 
-def _projected(points: Floats, cameras: Cameras, view: int) -> tuple[Floats, Floats]:
+def _project(points: Floats, cameras: Cameras, view: int) -> tuple[Floats, Floats]:
     """Pixel coordinates [n, 2], with pixel centres at half integers, and depths [n]."""
     viewmat, K = cameras.viewmats[view].numpy(), cameras.Ks[view].numpy()
     inside = points @ viewmat[:3, :3].T + viewmat[:3, 3]
@@ -102,15 +102,15 @@ def _projected(points: Floats, cameras: Cameras, view: int) -> tuple[Floats, Flo
 
 def _depth_map(corners3d: Floats, cameras: Cameras, view: int) -> Floats:
     """Depth of the nearest triangle at each pixel, infinite where there is none."""
-    where, depth = _projected(corners3d.reshape(-1, 3), cameras, view)
-    face, weights, pixel = _rasterised(where.reshape(-1, 3, 2), VIEW_SIZE)
+    where, depth = _project(corners3d.reshape(-1, 3), cameras, view)
+    face, weights, pixel = _cover_pixels(where.reshape(-1, 3, 2), VIEW_SIZE)
     nearest = np.full(VIEW_SIZE**2, np.inf, np.float32)
     np.minimum.at(nearest, pixel, np.einsum("tc,tc->t", weights, depth.reshape(-1, 3)[face]))
     return nearest.reshape(VIEW_SIZE, VIEW_SIZE)
 
 
-def _rasterised(triangles: Floats, size: int) -> tuple[Indices, Floats, Indices]:
-    """The pixel centres in each triangle [f, 3, 2]: its number, their barycentric weights, and row * size + column."""
+def _cover_pixels(triangles: Floats, size: int) -> tuple[Indices, Floats, Indices]:
+    """The pixel centres in triangles [f, 3, 2]: the triangle's index, barycentric weights, and row * size + column."""
     low = np.clip(np.ceil(triangles.min(axis=1) - 0.5), 0, size).astype(np.int64)
     high = np.clip(np.floor(triangles.max(axis=1) - 0.5) + 1, low, size).astype(np.int64)
     sides = high - low
@@ -118,7 +118,7 @@ def _rasterised(triangles: Floats, size: int) -> tuple[Indices, Floats, Indices]
     area = _cross(b - a, c - a)
     safe = np.where(area == 0, np.inf, area)
     found = []
-    for face, number in ragged(sides.prod(axis=1)):
+    for face, number in count_pairs(sides.prod(axis=1)):
         row, column = np.divmod(number, sides[face, 0])
         row, column = row + low[face, 1], column + low[face, 0]
         centre = np.stack([column, row], axis=1).astype(np.float32) + np.float32(0.5)
@@ -136,13 +136,13 @@ def _cross(one: Floats, other: Floats) -> Floats:
     return product
 
 
-def _bilinear(picture: Floats, where: Floats) -> Floats:
-    """Values between the pixel centres of `picture` [h, w, 4]."""
+def _bilinear(image: Floats, where: Floats) -> Floats:
+    """Values between the pixel centres of `image` [h, w, 4]."""
     corner = np.clip(np.floor(where - 0.5), 0, VIEW_SIZE - 2).astype(np.int64)
     x, y = np.clip(where - 0.5 - corner, 0, 1).T[:, :, None].astype(np.float32)
     column, row = corner.T
-    above = picture[row, column] * (1 - x) + picture[row, column + 1] * x
-    below = picture[row + 1, column] * (1 - x) + picture[row + 1, column + 1] * x
+    above = image[row, column] * (1 - x) + image[row, column + 1] * x
+    below = image[row + 1, column] * (1 - x) + image[row + 1, column + 1] * x
     values: Floats = above * (1 - y) + below * y
     return values
 
