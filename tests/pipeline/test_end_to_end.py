@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from segdream_cli import load, read
-from segdream_cli.config import MINI, Config
+from segdream_cli.config import MINI
 from segdream_cli.evaluate.measures import silhouette_iou
-from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.render.cameras import frame_sphere
+from segdream_cli.render.view import render
 from segdream_cli.splats.gaussians import SH_C0, Gaussians
 from training.world.camera import look_at
 from training.world.catalog import Combination, build
@@ -72,14 +72,14 @@ def ball(radius, color):
 
 def best_views(gaussians, masks, turn_deg=0.0):
     """The overlap [4] with the masks at the scale and height that suit the worst view best, and the views there."""
-    pipeline = Pipeline(Config(), None, CPU)
     azimuths, elevations = torch.tensor(AZIMUTHS_DEG) + turn_deg, torch.full((4,), ELEVATION_DEG)
     best, seen = np.zeros(4), None
     for extent, height in itertools.product(EXTENTS, HEIGHTS):
         cameras = frame_sphere(
             azimuths, elevations, masks.shape[-1], center=torch.tensor([0.0, height, 0.0]), extent=extent
         )
-        picture = pipeline.render(gaussians, cameras)
+        with torch.no_grad():
+            picture = render(gaussians, cameras)
         alpha = picture.alpha[..., 0].numpy()
         overlap = silhouette_iou(alpha, masks)
         if overlap.min() > best.min():
