@@ -93,7 +93,7 @@ def decoded(path: Path, i: int) -> dict[str, list[float]]:
     }
 
 
-def test_bytes_of_two_gaussians(tmp_path: Path) -> None:
+def test_write_lays_out_two_gaussians(tmp_path: Path) -> None:
     """The ends of a chunk by hand; where both agree there is no extent, and the bits are zero."""
     two = Splats(
         means=np.array([[1, -2, 3], [0, -1, 3]], np.float32),
@@ -137,7 +137,7 @@ def test_bytes_of_two_gaussians(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
-def test_round_trip_within_the_rounding(tmp_path: Path, chiral: Splats, k: int) -> None:
+def test_read_is_within_rounding(tmp_path: Path, chiral: Splats, k: int) -> None:
     path = tmp_path / "a.compressed.ply"
     splats = picked(chiral, slice(None), k)
     compressed.write(path, splats)
@@ -150,7 +150,7 @@ def test_round_trip_within_the_rounding(tmp_path: Path, chiral: Splats, k: int) 
 
 
 @pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 400])
-def test_a_scalar_decoder_finds_the_same(tmp_path: Path, chiral: Splats, count: int) -> None:
+def test_read_matches_a_scalar_decoder(tmp_path: Path, chiral: Splats, count: int) -> None:
     path = tmp_path / "a.compressed.ply"
     compressed.write(path, picked(chiral, slice(count)))
     back = to_ply_frame(compressed.read(path))
@@ -162,7 +162,7 @@ def test_a_scalar_decoder_finds_the_same(tmp_path: Path, chiral: Splats, count: 
             np.testing.assert_allclose(found, values, rtol=1e-4, atol=2e-5, err_msg=name)
 
 
-def test_every_rotation(tmp_path: Path, chiral: Splats) -> None:
+def test_rotations_round_trip(tmp_path: Path, chiral: Splats) -> None:
     """Each component is largest once, with either sign, beside zeros and beside equals."""
     corners = np.array([[w, x, y, z] for w in (-1, 0, 1) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)])
     corners = corners[np.abs(corners).sum(axis=1) > 0]
@@ -172,7 +172,7 @@ def test_every_rotation(tmp_path: Path, chiral: Splats) -> None:
     assert angles(compressed.read(tmp_path / "a.compressed.ply").quats, in_file_order(splats).quats).max() < ANGLE
 
 
-def test_z_order_is_mortons() -> None:
+def test_along_z_curve_is_morton_order() -> None:
     grid = np.array([[x, y, z] for x in range(8) for y in range(8) for z in range(8)], np.float32)
     means = grid[np.random.default_rng(0).permutation(len(grid))]
 
@@ -184,7 +184,7 @@ def test_z_order_is_mortons() -> None:
     np.testing.assert_array_equal(along_z_curve(np.ones((5, 3), np.float32)), range(5))
 
 
-def test_values_that_reach_far_are_kept(tmp_path: Path, three: Splats) -> None:
+def test_write_keeps_far_values(tmp_path: Path, three: Splats) -> None:
     """No difference of two floats overflows, in either direction."""
     path = tmp_path / "a.compressed.ply"
     far = dataclasses.replace(three, means=three.means * np.float32(3e38), sh0=three.sh0 * np.float32(1e38))
@@ -192,7 +192,7 @@ def test_values_that_reach_far_are_kept(tmp_path: Path, three: Splats) -> None:
     check(compressed.read(path), in_file_order(far), path)
 
 
-def test_a_file_of_splat_transform(three: Splats) -> None:
+def test_read_splat_transform_file(three: Splats) -> None:
     """Release 3.7.0 wrote it from the PLY of `three`."""
     back = compressed.read(GOLDEN)
     order = [int(np.abs(three.means - mean).sum(axis=1).argmin()) for mean in back.means]
@@ -200,7 +200,7 @@ def test_a_file_of_splat_transform(three: Splats) -> None:
     check(back, picked(three, np.array(order), 3), GOLDEN)
 
 
-def test_ours_is_splat_transforms(tmp_path: Path, three: Splats) -> None:
+def test_write_matches_splat_transform(tmp_path: Path, three: Splats) -> None:
     """Bounds to the last bit of a float, words but for a tie's last bit, all spherical harmonics."""
     compressed.write(tmp_path / "a.compressed.ply", compressed.read(GOLDEN))
     ours, theirs = PlyData.read(str(tmp_path / "a.compressed.ply")), PlyData.read(str(GOLDEN))
@@ -239,7 +239,7 @@ def make(
     return "\n".join([*lines, "end_header", ""]).encode() + body
 
 
-def test_early_files_without_bounds_of_colour(tmp_path: Path) -> None:
+def test_read_early_files_without_color_bounds(tmp_path: Path) -> None:
     (tmp_path / "a.ply").write_bytes(make())
     back = compressed.read(tmp_path / "a.ply")
     np.testing.assert_array_equal(back.means, [[1, -2, -3]])
@@ -304,7 +304,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("content", "reason"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_files(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_read_refuses_damaged_files(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "a.compressed.ply"
     path.write_bytes(content)
     start = time.monotonic()
@@ -316,7 +316,7 @@ def test_damaged_files(tmp_path: Path, content: bytes, reason: str) -> None:
     assert caught.value.hint
 
 
-def test_elements_and_properties_in_another_order(tmp_path: Path, chiral: Splats) -> None:
+def test_read_elements_in_any_order(tmp_path: Path, chiral: Splats) -> None:
     """As another tool might have it: an element of its own in front, properties the other way round, CR LF."""
     source, path = tmp_path / "a.compressed.ply", tmp_path / "b.compressed.ply"
     compressed.write(source, chiral)
@@ -338,7 +338,7 @@ def test_elements_and_properties_in_another_order(tmp_path: Path, chiral: Splats
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
 
 
-def test_what_no_viewer_could_show_is_not_written(tmp_path: Path, three: Splats) -> None:
+def test_write_refuses_unusable_assets(tmp_path: Path, three: Splats) -> None:
     three.shN[1, 1, 1] = np.inf
     with pytest.raises(SegdreamError, match="1 of 3 Gaussians"):
         compressed.write(tmp_path / "a.compressed.ply", three)
@@ -384,7 +384,7 @@ def edited(content: bytes, edits: list[tuple[str, float, int, str]]) -> bytes:
 
 @settings(max_examples=1500)
 @given(old=st.booleans(), edits=st.lists(EDITS, min_size=1, max_size=4))
-def test_no_damage_escapes_as_another_error(
+def test_read_of_mutated_files(
     tmp_path_factory: pytest.TempPathFactory, old: bool, edits: list[tuple[str, float, int, str]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.compressed.ply"

@@ -28,18 +28,18 @@ def same(splats: Splats, other: Splats) -> None:
         np.testing.assert_array_equal(getattr(splats, name), getattr(other, name))
 
 
-def test_nothing_asked_for_changes_nothing(chiral: Splats) -> None:
+def test_apply_edits_without_edits(chiral: Splats) -> None:
     same(apply_edits(chiral, Edits()), chiral)
     assert apply_edits(chiral, Edits()).provenance == chiral.provenance
 
 
 @pytest.mark.parametrize("degrees", [(90, 0, 0), (0, 90, 0), (0, 0, 90), (20, -130, 250)])
-def test_angles_are_about_fixed_axes_in_order(degrees: tuple[float, float, float]) -> None:
+def test_rotation_xyz_matches_scipy(degrees: tuple[float, float, float]) -> None:
     expected = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
     np.testing.assert_allclose(rotation_xyz(degrees), expected, atol=1e-12)
 
 
-def test_a_quarter_turn_brings_the_front_to_the_left(chiral: Splats) -> None:
+def test_apply_edits_rotates_front_to_left(chiral: Splats) -> None:
     """About y, the front +Z goes where the object's left, +X, was; about x, it goes down."""
     tip = chiral.means[-1]
     assert tip[2] == pytest.approx(0.9)
@@ -51,7 +51,7 @@ def test_a_quarter_turn_brings_the_front_to_the_left(chiral: Splats) -> None:
     )
 
 
-def test_order_is_centre_turn_scale(chiral: Splats) -> None:
+def test_apply_edits_centers_then_rotates_then_scales(chiral: Splats) -> None:
     turn = Rotation.from_euler("xyz", (10, 20, 30), degrees=True).as_matrix()
     there = apply_edits(chiral, Edits(center=True, rotate=(10, 20, 30), scale=3))
     middle = bounds(chiral)[0]
@@ -60,7 +60,7 @@ def test_order_is_centre_turn_scale(chiral: Splats) -> None:
     np.testing.assert_allclose(bounds(apply_edits(chiral, Edits(center=True)))[0], 0, atol=1e-6)
 
 
-def test_box_and_ball_keep_what_is_inside(chiral: Splats) -> None:
+def test_apply_edits_crops_to_box_and_ball(chiral: Splats) -> None:
     box = (-0.2, -0.5, 0.0, 0.7, 0.3, 0.8)
     rows = [i for i, (x, y, z) in enumerate(chiral.means) if -0.2 <= x <= 0.7 and -0.5 <= y <= 0.3 and 0 <= z <= 0.8]
     assert 20 < len(rows) < 300
@@ -70,12 +70,12 @@ def test_box_and_ball_keep_what_is_inside(chiral: Splats) -> None:
     same(apply_edits(chiral, Edits(crop=(0.6,))), chiral.select(np.array(rows)))
 
 
-def test_crop_is_before_the_move(chiral: Splats) -> None:
+def test_apply_edits_crops_before_transforming(chiral: Splats) -> None:
     whole = apply_edits(chiral, Edits(crop=(0.5,), scale=10, center=True))
     assert len(whole) == len(apply_edits(chiral, Edits(crop=(0.5,))))
 
 
-def test_opacity_and_number(chiral: Splats) -> None:
+def test_apply_edits_prunes_by_opacity_and_coverage(chiral: Splats) -> None:
     opacities = torch.sigmoid(torch.from_numpy(chiral.opacity_logits)).numpy()
     same(apply_edits(chiral, Edits(prune_opacity=0.5)), chiral.select(np.flatnonzero(opacities >= 0.5)))
     largest = np.array([np.linalg.eigvalsh(matrix)[1:] for matrix in covariances(chiral)])
@@ -87,7 +87,7 @@ def test_opacity_and_number(chiral: Splats) -> None:
 
 
 @pytest.mark.parametrize(("degree", "k"), [(0, 0), (1, 3), (2, 8), (3, 15)])
-def test_degrees_of_harmonics(chiral: Splats, degree: int, k: int) -> None:
+def test_apply_edits_truncates_harmonics(chiral: Splats, degree: int, k: int) -> None:
     np.testing.assert_array_equal(apply_edits(chiral, Edits(sh=degree)).shN, chiral.shN[:, :k])
     bare = replace(chiral, shN=chiral.shN[:, :0])
     assert apply_edits(bare, Edits(sh=degree)).shN.shape == (400, 0, 3)  # what is not there is not made up
@@ -101,7 +101,7 @@ def test_degrees_of_harmonics(chiral: Splats, degree: int, k: int) -> None:
         (Edits(crop=(0.001,)), "in the ball of --crop", "--crop 0."),
     ],
 )
-def test_nothing_left_is_refused(chiral: Splats, edits: Edits, reason: str, hint: str) -> None:
+def test_apply_edits_refuses_an_empty_result(chiral: Splats, edits: Edits, reason: str, hint: str) -> None:
     with pytest.raises(UsageProblem, match=reason) as refused:
         apply_edits(chiral, edits)
     assert str(refused.value.hint).startswith(hint)
@@ -119,7 +119,7 @@ LOSS = {"splat": 0.05, "sog": 0.02, "spz": 0.02, "spz4": 0.02, "compressed-ply":
 
 
 @pytest.mark.parametrize("format", [name for name, row in FORMATS.items() if row.readable])
-def test_moved_asset_looks_the_same_to_a_moved_camera(chiral: Splats, tmp_path: Path, format: str) -> None:
+def test_formats_keep_renders_of_a_transformed_asset(chiral: Splats, tmp_path: Path, format: str) -> None:
     """Turned, scaled, written and read: a camera that makes the same move sees the same, colours by direction too."""
     path = tmp_path / f"a{FORMATS[format].suffix}"
     formats.write(path, apply_edits(chiral, Edits(rotate=TURN, scale=FACTOR)), format)
@@ -145,7 +145,7 @@ READABLE = [name for name, row in FORMATS.items() if row.readable]
 
 @pytest.mark.parametrize("source", READABLE)
 @pytest.mark.parametrize("target", READABLE)
-def test_any_format_to_any_other(
+def test_export_converts_any_format_to_any_other(
     segdream_export: Callable[..., None], chiral: Splats, tmp_path: Path, source: str, target: str
 ) -> None:
     first, second = tmp_path / f"a{FORMATS[source].suffix}", tmp_path / f"b{FORMATS[target].suffix}"
@@ -163,7 +163,9 @@ def test_any_format_to_any_other(
 
 
 @pytest.mark.parametrize("format", [name for name in READABLE if name != "splat"])  # a .splat is rows and nothing else
-def test_provenance_survives(segdream_export: Callable[..., None], chiral: Splats, tmp_path: Path, format: str) -> None:
+def test_export_keeps_provenance(
+    segdream_export: Callable[..., None], chiral: Splats, tmp_path: Path, format: str
+) -> None:
     about = {"prompt": "a “bus”, 東京\n<b>", "seed": 3, "prior": "some", "nested": {"a": [1, None]}}
     first, second = tmp_path / "a.ply", tmp_path / f"b{FORMATS[format].suffix}"
     formats.write(first, replace(chiral, provenance=about))

@@ -65,7 +65,7 @@ def check(back: Splats, splats: Splats) -> None:
     np.testing.assert_allclose(opacities(back), opacities(splats), atol=2e-7)
 
 
-def test_provenance_stays_json_for_everyone(tmp_path: Path, chiral: Splats) -> None:
+def test_write_keeps_provenance_valid_json(tmp_path: Path, chiral: Splats) -> None:
     path = tmp_path / "a.glb"
     glb.write(path, dataclasses.replace(chiral, provenance={"prompt": "ü\ud800\n", "loss": [float("nan"), 1.5]}))
     assert glb.read(path).provenance == {"prompt": "ü\ud800\n", "loss": [None, 1.5]}
@@ -73,7 +73,7 @@ def test_provenance_stays_json_for_everyone(tmp_path: Path, chiral: Splats) -> N
 
 
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
-def test_round_trip(tmp_path: Path, chiral: Splats, k: int) -> None:
+def test_read_keeps_what_write_stores(tmp_path: Path, chiral: Splats, k: int) -> None:
     splats = dataclasses.replace(chiral, shN=chiral.shN[:, :k])
     path = tmp_path / "a.glb"
     glb.write(path, splats)
@@ -85,7 +85,7 @@ def test_round_trip(tmp_path: Path, chiral: Splats, k: int) -> None:
     assert all(view["byteOffset"] % 4 == 0 for view in document["bufferViews"])
 
 
-def test_bytes_of_one_gaussian(tmp_path: Path) -> None:
+def test_write_lays_out_one_gaussian(tmp_path: Path) -> None:
     """One by hand, from the specification's text."""
     c0 = 0.28209479177387814
     one = Splats(
@@ -115,7 +115,7 @@ def test_bytes_of_one_gaussian(tmp_path: Path) -> None:
     assert column(document, body, "COLOR_0").tolist() == [[85, 255, 0, 128]]  # sRGB 156 is 0.3325 in linear light
 
 
-def test_extremes_stay_valid(tmp_path: Path, chiral: Splats) -> None:
+def test_write_of_extreme_values(tmp_path: Path, chiral: Splats) -> None:
     quats = chiral.quats.copy()
     quats[:3] = [[0, 0, 0, 0], [3e5, 0, 4e5, 0], [0, 0, 1e-30, 0]]
     logits = chiral.opacity_logits.copy()
@@ -133,7 +133,7 @@ def test_extremes_stay_valid(tmp_path: Path, chiral: Splats) -> None:
     np.testing.assert_allclose(glb.read(path).opacity_logits[:2], [15, -15], atol=0.2)
 
 
-def test_nothing_is_written_where_nothing_can_be_shown(tmp_path: Path, chiral: Splats) -> None:
+def test_write_refuses_unusable_assets(tmp_path: Path, chiral: Splats) -> None:
     path = tmp_path / "a.glb"
     means = chiral.means.copy()
     means[7, 1] = np.nan
@@ -154,7 +154,7 @@ def read_back(tmp_path: Path, content: bytes) -> Splats:
     return glb.read(path)
 
 
-def test_nodes_place_the_gaussians(tmp_path: Path, chiral: Splats, parts: tuple[dict[str, Any], bytes]) -> None:
+def test_read_applies_node_transforms(tmp_path: Path, chiral: Splats, parts: tuple[dict[str, Any], bytes]) -> None:
     document, body = parts
     half = np.sqrt(0.5)
     document["nodes"] = [
@@ -178,7 +178,7 @@ def test_nodes_place_the_gaussians(tmp_path: Path, chiral: Splats, parts: tuple[
         assert angles(back.quats[rows], placed[name].quats).max() < 0.1
 
 
-def test_quantised_attributes(tmp_path: Path, chiral: Splats, parts: tuple[dict[str, Any], bytes]) -> None:
+def test_read_quantized_attributes(tmp_path: Path, chiral: Splats, parts: tuple[dict[str, Any], bytes]) -> None:
     """Rows of 4 bytes a rotation, 8 a scale and 4 an opacity, in which only some belong to the value."""
     document, body = parts
     quats = np.rint(np.roll(chiral.quats, -1, axis=1) * 127).astype("i1")
@@ -257,7 +257,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("reason", HOSTILE)
-def test_documents_that_lie(tmp_path: Path, parts: tuple[dict[str, Any], bytes], reason: str) -> None:
+def test_read_refuses_false_claims(tmp_path: Path, parts: tuple[dict[str, Any], bytes], reason: str) -> None:
     document, body = parts
     HOSTILE[reason](document)
     with pytest.raises(UsageProblem, match=reason):
@@ -273,12 +273,12 @@ def test_documents_that_lie(tmp_path: Path, parts: tuple[dict[str, Any], bytes],
         (b"7", "no scenes"),
     ],
 )
-def test_text_that_is_no_document(tmp_path: Path, text: bytes, reason: str) -> None:
+def test_read_refuses_text_that_is_no_document(tmp_path: Path, text: bytes, reason: str) -> None:
     with pytest.raises(UsageProblem, match=reason):
         read_back(tmp_path, put_together(text, b""))
 
 
-def test_files_that_are_no_glb(tmp_path: Path, parts: tuple[dict[str, Any], bytes]) -> None:
+def test_read_refuses_other_files(tmp_path: Path, parts: tuple[dict[str, Any], bytes]) -> None:
     whole = put_together(*parts)
     cases = {
         "is no .glb": b"ply\n" + whole,
@@ -296,7 +296,9 @@ def test_files_that_are_no_glb(tmp_path: Path, parts: tuple[dict[str, Any], byte
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FA00000, 0xFF800000], ids=["quiet", "signalling", "infinite"])
 @pytest.mark.parametrize("name", [":ROTATION", ":SCALE", ":OPACITY", ":SH_DEGREE_3_COEF_6"])
-def test_values_that_are_not_finite(tmp_path: Path, parts: tuple[dict[str, Any], bytes], name: str, bits: int) -> None:
+def test_read_refuses_nonfinite_values(
+    tmp_path: Path, parts: tuple[dict[str, Any], bytes], name: str, bits: int
+) -> None:
     document, body = parts
     accessor = document["accessors"][document["meshes"][0]["primitives"][0]["attributes"][KHR + name]]
     at = document["bufferViews"][accessor["bufferView"]]["byteOffset"]
@@ -307,7 +309,7 @@ def test_values_that_are_not_finite(tmp_path: Path, parts: tuple[dict[str, Any],
             read_back(tmp_path, put_together(each, broken))
 
 
-def test_repetitions_do_not_fill_the_memory(tmp_path: Path, parts: tuple[dict[str, Any], bytes]) -> None:
+def test_read_bounds_repeated_nodes(tmp_path: Path, parts: tuple[dict[str, Any], bytes]) -> None:
     """A thousand nodes with the one mesh would be 400,000 Gaussians, of 94 MB."""
     document, body = parts
     document["nodes"] = [{"mesh": 0}] * 1000
@@ -332,7 +334,7 @@ def mutated(content: bytes, edits: list[tuple[int, int]], cut: int) -> bytes:
     edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=8),
     cut=st.one_of(st.just(0), st.integers(0, 4000)),
 )
-def test_mutated_files_are_read_or_refused(
+def test_read_of_mutated_files(
     tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int]], cut: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.glb"
@@ -341,7 +343,7 @@ def test_mutated_files_are_read_or_refused(
         assert all(np.isfinite(getattr(glb.read(path), name)).all() for name in ("means", "quats", "shN"))
 
 
-def test_a_file_by_splat_transform(three: Splats) -> None:
+def test_read_splat_transform_file(three: Splats) -> None:
     """Its frame is half a turn about Y from ours; it was made from the .ply of `three`."""
     expected = transform(three, ABOUT_Y, np.zeros(3))
     back = glb.read(DATA / "splat_transform.glb")

@@ -102,7 +102,7 @@ def texels_near(one: Mesh, points: np.ndarray) -> np.ndarray:
     return texels(one, one.uvs[nearest])
 
 
-def test_a_shell_becomes_a_closed_ball_of_its_size(trimesh, ball: Mesh) -> None:
+def test_extract_closes_a_shell(trimesh, ball: Mesh) -> None:
     """One sphere, not one inside another; the surface lies within two standard deviations outside."""
     closed = welded(trimesh, ball)
     assert ball.watertight
@@ -118,14 +118,14 @@ def test_a_shell_becomes_a_closed_ball_of_its_size(trimesh, ball: Mesh) -> None:
     assert ball.coverage > 0.99
 
 
-def test_normals_point_outwards_and_have_unit_length(ball: Mesh) -> None:
+def test_extract_normals_are_unit_and_outward(ball: Mesh) -> None:
     outwards = ball.vertices - np.float32([0.1, 0, -0.1])
     outwards /= np.linalg.norm(outwards, axis=1, keepdims=True)
     assert np.einsum("vd,vd->v", outwards, ball.normals).min() > 0.9
     np.testing.assert_allclose(np.linalg.norm(ball.normals, axis=1), 1, atol=1e-5)
 
 
-def test_the_silhouette_is_where_pictures_are_half_opaque(trimesh, ball: Mesh) -> None:
+def test_extract_silhouette_is_half_opaque(trimesh, ball: Mesh) -> None:
     """Along the edge of the picture of a shell: the radius at which the rasteriser's alpha is one half."""
     gaussians = Gaussians.from_splats(shell(0.6))
     size = 400
@@ -142,7 +142,7 @@ def test_the_silhouette_is_where_pictures_are_half_opaque(trimesh, ball: Mesh) -
     assert abs(solid - pictured) < 0.02  # a cell of the grid
 
 
-def test_colours_are_on_their_side(ball: Mesh) -> None:
+def test_extract_keeps_colors_on_their_side(ball: Mesh) -> None:
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(200, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -151,7 +151,7 @@ def test_colours_are_on_their_side(ball: Mesh) -> None:
     np.testing.assert_allclose(found, np.where(directions[:, :1] > 0, RED, BLUE), atol=0.03)
 
 
-def test_a_letter_keeps_its_handedness_and_its_colours(trimesh, letter: Mesh) -> None:
+def test_extract_keeps_handedness_and_colors(trimesh, letter: Mesh) -> None:
     """The arms of the F lie towards +x, its foot towards +z; neither is mirrored or turned."""
     closed = welded(trimesh, letter)
     assert closed.is_watertight
@@ -202,7 +202,7 @@ def drawn(one: Mesh, cameras, view: int) -> tuple[np.ndarray, np.ndarray]:
     return picture, hit
 
 
-def test_pictures_of_the_mesh_are_those_of_the_gaussians(letter: Mesh) -> None:
+def test_extract_matches_renders_of_the_gaussians(letter: Mesh) -> None:
     """From cameras of which none baked the texture, with the ray caster above as the renderer of the mesh."""
     gaussians = Gaussians.from_splats(boxes(*CHIRAL))
     cameras = frame_sphere(torch.tensor([20.0, 130.0, 250.0]), torch.tensor([10.0, 35.0, -20.0]), 96, extent=0.75)
@@ -217,7 +217,7 @@ def test_pictures_of_the_mesh_are_those_of_the_gaussians(letter: Mesh) -> None:
         assert -10 * np.log10((error**2).mean()) > 22
 
 
-def test_a_turned_gaussian_lies_as_it_is_turned(trimesh) -> None:
+def test_extract_keeps_rotation(trimesh) -> None:
     """The long axis and the flat one are where scipy's rotation puts them."""
     turn = Rotation.from_euler("zyx", [40, 25, 65], degrees=True)
     one = dataclasses.replace(
@@ -231,7 +231,7 @@ def test_a_turned_gaussian_lies_as_it_is_turned(trimesh) -> None:
     assert spread[2] > 4 * spread[0]
 
 
-def test_dust_is_left_out_and_parts_are_kept(trimesh) -> None:
+def test_extract_drops_dust_and_keeps_parts(trimesh) -> None:
     splats = boxes(((-0.5, -0.2, -0.2), (-0.2, 0.2, 0.2), RED), ((0.2, -0.2, -0.2), (0.5, 0.2, 0.2), BLUE))
     dust = balls([[0, 0.9, 0]], [WHITE], sigma=0.03, opacity=0.99)
     both = {name: np.concatenate([getattr(splats, name), getattr(dust, name)]) for name in GROUPS}
@@ -249,7 +249,7 @@ def crumbs(side: int) -> Splats:
     return lattice
 
 
-def test_the_smallest_of_many_parts_are_left_out(trimesh) -> None:
+def test_extract_drops_the_smallest_parts(trimesh) -> None:
     """343 balls, and triangles for ten of them."""
     one = mesh.extract(crumbs(7), resolution=96, faces=1000, texture_size=256)
     assert (one.components, one.left_out, one.resolution, one.watertight) == (10, 333, 96, True)
@@ -265,7 +265,7 @@ def sponge() -> Splats:
     return balls(means, np.tile(BLUE, (6000, 1)), sigma=0.016)
 
 
-def test_a_sponge_is_taken_from_a_coarser_grid(trimesh) -> None:
+def test_extract_coarsens_the_grid_for_a_sponge(trimesh) -> None:
     """Its holes would take far more triangles than are asked for."""
     one = mesh.extract(sponge(), resolution=96, faces=3000, texture_size=256)
     assert one.resolution < 96
@@ -273,7 +273,7 @@ def test_a_sponge_is_taken_from_a_coarser_grid(trimesh) -> None:
     assert len(one.faces) <= mesh.MOST_TIMES * 3000
 
 
-def test_a_sponge_with_triangles_enough_keeps_its_grid(trimesh, monkeypatch) -> None:
+def test_extract_keeps_the_grid_with_enough_triangles(trimesh, monkeypatch) -> None:
     """The number that is named is what the grid has: nothing is simplified, so no holes are in the way."""
     monkeypatch.setattr(mesh, "SPONGE", 10)  # this one has 13; one of 20 takes a finer grid and minutes
     coarse = mesh.extract(sponge(), resolution=40, faces=3000, texture_size=64)
@@ -284,7 +284,7 @@ def test_a_sponge_with_triangles_enough_keeps_its_grid(trimesh, monkeypatch) -> 
     assert mesh.extract(sponge(), resolution=40, faces=coarse.enough - 1, texture_size=64).resolution < 40
 
 
-def test_export_says_what_a_mesh_lacks(trimesh, tmp_path: Path, segdream_export, capsys) -> None:
+def test_export_reports_what_a_mesh_lacks(trimesh, tmp_path: Path, segdream_export, capsys) -> None:
     write(tmp_path / "a.ply", crumbs(5))
     segdream_export(tmp_path / "a.ply", "-o", tmp_path / "a.obj", "--faces", "200", "--texture-size", "64", "--json")
     said = capsys.readouterr()
@@ -303,7 +303,7 @@ def test_export_names_the_triangles_that_keep_the_grid(ball, tmp_path: Path, seg
     assert capsys.readouterr().err.strip().endswith("; use --faces 196720 to keep more")
 
 
-def test_faint_gaussians_have_no_surface(trimesh) -> None:
+def test_extract_refuses_faint_gaussians(trimesh) -> None:
     faint = balls([[0, 0, 0], [0.5, 0, 0]], [RED, BLUE], opacity=0.2)
     with pytest.raises(SegdreamError, match="no surface") as caught:
         mesh.extract(faint, **SMALL)
@@ -311,7 +311,7 @@ def test_faint_gaussians_have_no_surface(trimesh) -> None:
     assert "0.25" in (caught.value.hint or "")
 
 
-def test_other_libraries_missing(monkeypatch) -> None:
+def test_extract_without_a_library(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "xatlas", None)
     for name in set(LIBRARIES) - {"xatlas"}:  # present or not, the first that is missing is named
         monkeypatch.setitem(sys.modules, name, sys.modules.get(name, type(sys)(name)))
@@ -322,7 +322,7 @@ def test_other_libraries_missing(monkeypatch) -> None:
     assert caught.value.hint == 'pip install "segdream[mesh]"'
 
 
-def test_glb_comes_back(trimesh, tmp_path: Path, letter: Mesh) -> None:
+def test_write_glb_reads_back(trimesh, tmp_path: Path, letter: Mesh) -> None:
     path = tmp_path / "f.glb"
     mesh.write(path, dataclasses.replace(letter, provenance={"prompt": "a letter “F”", "seed": 1}))
     scene = trimesh.load_scene(path)
@@ -338,7 +338,7 @@ def test_glb_comes_back(trimesh, tmp_path: Path, letter: Mesh) -> None:
     assert document["asset"]["extras"] == {"segdream": {"prompt": "a letter “F”", "seed": 1}}
 
 
-def test_obj_comes_back(trimesh, tmp_path: Path, letter: Mesh) -> None:
+def test_write_obj_reads_back(trimesh, tmp_path: Path, letter: Mesh) -> None:
     mesh.write(tmp_path / "a letter.obj", letter)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a letter.mtl", "a letter.obj", "a letter.png"]
     back = trimesh.load_mesh(tmp_path / "a letter.obj", process=False, maintain_order=True)
@@ -347,18 +347,18 @@ def test_obj_comes_back(trimesh, tmp_path: Path, letter: Mesh) -> None:
     np.testing.assert_array_equal(np.asarray(back.visual.material.image.convert("RGB")), letter.texture)
 
 
-def test_a_suffix_that_is_no_mesh(tmp_path: Path, ball: Mesh) -> None:
+def test_write_refuses_other_suffixes(tmp_path: Path, ball: Mesh) -> None:
     with pytest.raises(UsageProblem, match="no mesh format"):
         mesh.write(tmp_path / "a.stl", ball)
 
 
-def test_the_same_every_time(trimesh, letter: Mesh) -> None:
+def test_extract_is_deterministic(trimesh, letter: Mesh) -> None:
     again = mesh.extract(boxes(*CHIRAL), **SMALL)
     np.testing.assert_array_equal(again.vertices, letter.vertices)
     np.testing.assert_array_equal(again.texture, letter.texture)
 
 
-def test_khronos_validator(tmp_path: Path, letter: Mesh, node_modules: Path) -> None:
+def test_write_glb_passes_the_khronos_validator(tmp_path: Path, letter: Mesh, node_modules: Path) -> None:
     if not (node_modules / "gltf-validator").exists():
         pytest.skip(f"{node_modules / 'gltf-validator'} is missing: npm install gltf-validator")
     path = tmp_path / "f.glb"

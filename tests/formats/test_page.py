@@ -50,7 +50,7 @@ def written(splats: Splats, path: Path, title: str | None = None) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_panel_tells_the_provenance(chiral: Splats, tmp_path: Path) -> None:
+def test_page_panel_shows_provenance(chiral: Splats, tmp_path: Path) -> None:
     about = {"prompt": "a bus & “more”", "seed": 0, "prior": "some", "steps": 200, "prior_digest": "f27f"}
     parts = Parts(written(replace(chiral, provenance=about), tmp_path / "a.html"))
     told = dict(zip(parts.texts["dt"], parts.texts["dd"], strict=True))
@@ -62,7 +62,7 @@ def test_panel_tells_the_provenance(chiral: Splats, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prompt", [HOSTILE, "half a pair \ud83d", "line\nbreak", "x" * 100_000])
-def test_any_prompt_stays_text(chiral: Splats, tmp_path: Path, prompt: str) -> None:
+def test_page_escapes_any_prompt(chiral: Splats, tmp_path: Path, prompt: str) -> None:
     plain = Parts(written(replace(chiral, provenance={"prompt": "plain"}), tmp_path / "a.html"))
     parts = Parts(written(replace(chiral, provenance={"prompt": prompt}), tmp_path / "b.html"))
     assert [tag for tag, _ in parts.tags] == [tag for tag, _ in plain.tags]
@@ -73,14 +73,14 @@ def test_any_prompt_stays_text(chiral: Splats, tmp_path: Path, prompt: str) -> N
     assert told == expected or (len(expected) > len(told) == 2000 and expected.startswith(told[:-1]))
 
 
-def test_title_is_given_the_prompt_or_the_name(chiral: Splats, tmp_path: Path) -> None:
+def test_page_title(chiral: Splats, tmp_path: Path) -> None:
     bare = replace(chiral, provenance={})
     assert Parts(written(bare, tmp_path / "helix.html")).texts["title"] == ["helix"]
     assert Parts(written(chiral, tmp_path / "helix.html")).texts["title"] == ["a helix, “chiral”"]
     assert Parts(written(chiral, tmp_path / "helix.html", "<b>")).texts["title"] == ["<b>"]
 
 
-def test_policy_names_the_page_s_own_code_and_nothing_else(chiral: Splats, tmp_path: Path) -> None:
+def test_page_policy_allows_its_own_code_only(chiral: Splats, tmp_path: Path) -> None:
     text = written(chiral, tmp_path / "a.html")
     parts = Parts(text)
     (policy,) = [attrs["content"] for tag, attrs in parts.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
@@ -95,14 +95,14 @@ def test_policy_names_the_page_s_own_code_and_nothing_else(chiral: Splats, tmp_p
     assert not re.search(r"https?:|//[a-z]+\.|@import", text.replace(parts.texts["script"][0], ""))
 
 
-def test_viewer_is_small_and_fits_into_a_page() -> None:
+def test_page_viewer_is_small() -> None:
     template, style, script = page._viewer()
     assert len((template + style + script).encode()) < 40_000
     assert "</" not in script
     assert "\r" not in template + style + script  # HTML would turn it into \n, and the hash would not fit
 
 
-def test_payload_is_the_spz_of_the_asset(chiral: Splats, tmp_path: Path) -> None:
+def test_page_payload_is_spz(chiral: Splats, tmp_path: Path) -> None:
     parts = Parts(written(chiral, tmp_path / "a.html"))
     file = tmp_path / "a.spz"
     spz.write(file, chiral)
@@ -117,7 +117,7 @@ def test_page_frames_as_render_does(chiral: Splats) -> None:
         assert found_extent == pytest.approx(extent, rel=1e-5)
 
 
-def test_unusable_assets_are_refused_and_leave_nothing(chiral: Splats, tmp_path: Path) -> None:
+def test_page_write_refuses_unusable_assets(chiral: Splats, tmp_path: Path) -> None:
     broken = replace(chiral, means=np.where(np.arange(400)[:, None] == 7, np.nan, chiral.means))
     with pytest.raises(SegdreamError, match="not a finite number"):
         page.write(tmp_path / "a.html", broken)

@@ -22,7 +22,7 @@ TURNS = [rodrigues([1, 2, 3], 1.1), rodrigues([0, 1, 0], np.pi), rodrigues([-1, 
 
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
-def test_everything_moves_together(chiral: Splats, turn: np.ndarray, k: int) -> None:
+def test_transform_moves_everything_together(chiral: Splats, turn: np.ndarray, k: int) -> None:
     splats = Splats(chiral.means, chiral.quats, chiral.log_scales, chiral.opacity_logits, chiral.sh0, chiral.shN[:, :k])
     there = transform(splats, 2.5 * turn, np.array([1.0, -2, 3]))
     np.testing.assert_allclose(there.means, 2.5 * splats.means @ turn.T + [1, -2, 3], atol=1e-6)
@@ -35,7 +35,7 @@ def test_everything_moves_together(chiral: Splats, turn: np.ndarray, k: int) -> 
         np.testing.assert_allclose(after, before, atol=2e-6)
 
 
-def test_half_a_turn_about_x_is_the_ply_frame(chiral: Splats) -> None:
+def test_transform_of_half_a_turn_is_to_ply_frame(chiral: Splats) -> None:
     turned, expected = transform(chiral, np.diag([1.0, -1, -1]), np.zeros(3)), to_ply_frame(chiral)
     np.testing.assert_allclose(turned.means, expected.means, atol=1e-7)
     np.testing.assert_allclose(turned.shN, expected.shN, atol=1e-6)
@@ -43,20 +43,20 @@ def test_half_a_turn_about_x_is_the_ply_frame(chiral: Splats) -> None:
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_quaternion_of_a_rotation(turn: np.ndarray) -> None:
+def test_quaternion_of_rotations(turn: np.ndarray) -> None:
     w, *u = quaternion(turn)
     for v in np.eye(3):
         np.testing.assert_allclose(v + 2 * np.cross(u, np.cross(u, v) + w * v), turn @ v, atol=1e-9)
 
 
-def test_rotation_matrices_are_scipys() -> None:
+def test_rotation_matrices_match_scipy() -> None:
     turns = Rotation.random(20, random_state=0)
     quats = turns.as_quat(scalar_first=True)
     np.testing.assert_allclose(rotation_matrices(quats), turns.as_matrix(), atol=1e-14)
     assert rotation_matrices(quats.astype(np.float32)).dtype == np.float32
 
 
-def test_rotation_matrices_are_the_rasterisers() -> None:
+def test_rotation_matrices_match_the_kernels() -> None:
     """numba compiles a formula of its own into the kernels."""
     quats = Rotation.random(20, random_state=1).as_quat(scalar_first=True).astype(np.float32)
     found = np.empty((20, 3, 3))
@@ -75,7 +75,7 @@ def test_rotation_matrices_are_the_rasterisers() -> None:
         (np.diag([1e200, 1e200, 1e200]), "mirrors"),
     ],
 )
-def test_what_is_no_similarity(chiral: Splats, matrix: np.ndarray, reason: str) -> None:
+def test_transform_refuses_other_matrices(chiral: Splats, matrix: np.ndarray, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         transform(chiral, matrix, np.zeros(3))
 

@@ -78,7 +78,7 @@ def check(back: Splats, splats: Splats, steps: float) -> Splats:
     return back
 
 
-def test_provenance_stays_json_for_everyone(tmp_path: Path, chiral: Splats) -> None:
+def test_write_keeps_provenance_valid_json(tmp_path: Path, chiral: Splats) -> None:
     path = tmp_path / "a.sog"
     sog.write(path, dataclasses.replace(chiral, provenance={"prompt": "ü\ud800\n", "loss": [float("nan"), 1.5]}))
     assert sog.read(path).provenance == {"prompt": "ü\ud800\n", "loss": [None, 1.5]}
@@ -86,7 +86,7 @@ def test_provenance_stays_json_for_everyone(tmp_path: Path, chiral: Splats) -> N
 
 
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
-def test_round_trip(tmp_path: Path, chiral: Splats, k: int) -> None:
+def test_read_is_within_quantization(tmp_path: Path, chiral: Splats, k: int) -> None:
     """With an entry of the palette for every Gaussian only the codebooks round: to their nearest value."""
     splats = dataclasses.replace(chiral, shN=chiral.shN[:, :k])
     path = tmp_path / "a.sog"
@@ -107,7 +107,7 @@ def test_round_trip(tmp_path: Path, chiral: Splats, k: int) -> None:
         assert np.sqrt(np.mean(errors**2)) < 0.01 * np.std(value)
 
 
-def test_layout(tmp_path: Path, chiral: Splats) -> None:
+def test_write_lays_out_the_bundle(tmp_path: Path, chiral: Splats) -> None:
     """The pictures decoded by the specification's formulas, in plain Python."""
     path = tmp_path / "a.sog"
     sog.write(path, chiral)
@@ -147,7 +147,7 @@ def test_layout(tmp_path: Path, chiral: Splats) -> None:
         assert np.corrcoef(entry.ravel(), turned.shN[row].ravel())[0, 1] > 0.5
 
 
-def test_colours_stay_under_an_alpha_of_zero(tmp_path: Path, chiral: Splats) -> None:
+def test_write_keeps_colors_under_zero_alpha(tmp_path: Path, chiral: Splats) -> None:
     splats = dataclasses.replace(chiral, opacity_logits=np.full(400, -12, np.float32))
     sog.write(tmp_path / "a.sog", splats)
     back = sog.read(tmp_path / "a.sog")
@@ -155,7 +155,7 @@ def test_colours_stay_under_an_alpha_of_zero(tmp_path: Path, chiral: Splats) -> 
     np.testing.assert_allclose(back.sh0[nearest(splats, back)], splats.sh0, atol=0.05)
 
 
-def test_neighbours_in_space_are_neighbours_in_the_file(chiral: Splats) -> None:
+def test_write_sorts_by_morton_order(chiral: Splats) -> None:
     order = along_z_curve(chiral.means)
     assert sorted(order) == list(range(400))
     corners = np.array([[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], np.float32)
@@ -166,7 +166,7 @@ def test_neighbours_in_space_are_neighbours_in_the_file(chiral: Splats) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 16, 17])
-def test_few_and_equal_gaussians(tmp_path: Path, chiral: Splats, n: int) -> None:
+def test_write_of_few_and_equal_gaussians(tmp_path: Path, chiral: Splats, n: int) -> None:
     splats = rows_of(chiral, np.zeros(n, int))
     sog.write(tmp_path / "a.sog", splats)
     back = sog.read(tmp_path / "a.sog")
@@ -176,7 +176,7 @@ def test_few_and_equal_gaussians(tmp_path: Path, chiral: Splats, n: int) -> None
     np.testing.assert_allclose(back.shN, splats.shN, atol=1e-6)
 
 
-def test_extremes(tmp_path: Path, chiral: Splats) -> None:
+def test_write_of_extreme_values(tmp_path: Path, chiral: Splats) -> None:
     means, sh0, shN = chiral.means.copy(), chiral.sh0.copy(), chiral.shN.copy()
     means[3], sh0[3, 0], shN[3, 4, 1] = 1e30, 3e38, -3e38
     sog.write(tmp_path / "a.sog", dataclasses.replace(chiral, means=means, sh0=sh0, shN=shN))
@@ -187,7 +187,7 @@ def test_extremes(tmp_path: Path, chiral: Splats) -> None:
     assert back.shN[row, 4, 1] == pytest.approx(-3e38)
 
 
-def test_what_is_not_written(tmp_path: Path, chiral: Splats) -> None:
+def test_write_refuses_unusable_assets(tmp_path: Path, chiral: Splats) -> None:
     path = tmp_path / "a.sog"
     broken = chiral.quats.copy()
     broken[5, 2] = np.inf
@@ -200,7 +200,7 @@ def test_what_is_not_written(tmp_path: Path, chiral: Splats) -> None:
 
 
 @pytest.mark.parametrize(("spread", "count"), [("normal", 60_000), ("normal", 2_000_000), ("uniform", 60_000)])
-def test_codebook_is_as_good_as_can_be(spread: str, count: int) -> None:
+def test_codebook_error_is_near_optimal(spread: str, count: int) -> None:
     """Panter and Dite's error of the best quantiser of 256 levels, for the normal and the uniform distribution."""
     rng = np.random.default_rng(0)
     values = getattr(rng, spread)(size=count).astype(np.float32)
@@ -228,7 +228,7 @@ def test_codebook_of_outliers_and_of_few_values() -> None:
 
 
 @pytest.mark.parametrize("count", [16, 256, 1024])
-def test_clusters_are_as_good_as_those_of_one_level(count: int) -> None:
+def test_clusters_error_is_near_one_level(count: int) -> None:
     """scipy's k-means, to convergence, on data of a low dimension that lies in a high one, as an asset's does."""
     rng = np.random.default_rng(1)
     points = (np.cos(rng.normal(size=(2000, 3)) @ rng.normal(size=(3, 45))) * 0.2).astype(np.float32)
@@ -255,7 +255,7 @@ def content(tmp_path: Path, chiral: Splats) -> dict[str, bytes]:
     return members(tmp_path / "source.sog")
 
 
-def test_other_writers_choices(tmp_path: Path, content: dict[str, bytes]) -> None:
+def test_read_other_writers_variants(tmp_path: Path, content: dict[str, bytes]) -> None:
     """Deflated members, extended WebP with a colour profile, a palette's count rounded up, a first code of null."""
     expected = sog.read(bundle(tmp_path / "a.sog", content))
     meta = json.loads(content["meta.json"])
@@ -329,13 +329,13 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("reason", HOSTILE)
-def test_bundles_that_lie(tmp_path: Path, content: dict[str, bytes], reason: str) -> None:
+def test_read_refuses_false_claims(tmp_path: Path, content: dict[str, bytes], reason: str) -> None:
     HOSTILE[reason](content)
     with pytest.raises(UsageProblem, match=reason):
         sog.read(bundle(tmp_path / "a.sog", content))
 
 
-def test_bombs_do_not_fill_the_memory(tmp_path: Path, content: dict[str, bytes]) -> None:
+def test_read_bounds_memory_of_bombs(tmp_path: Path, content: dict[str, bytes]) -> None:
     """Pictures of 268 million pixels in 40 bytes, and a member that unpacks to a thousand times its size."""
     tracemalloc.start()
     bomb = webp(BLANK)[:21] + struct.pack("<I", 16382 | 16382 << 14) + webp(BLANK)[25:]
@@ -355,7 +355,7 @@ def test_bombs_do_not_fill_the_memory(tmp_path: Path, content: dict[str, bytes])
     tracemalloc.stop()
 
 
-def test_files_that_are_no_bundle(tmp_path: Path, content: dict[str, bytes]) -> None:
+def test_read_refuses_other_files(tmp_path: Path, content: dict[str, bytes]) -> None:
     path = bundle(tmp_path / "a.sog", content)
     whole = path.read_bytes()
     for broken in (b"ply\n", whole[:-30], whole[: len(whole) // 2]):
@@ -389,7 +389,7 @@ def edited(content: bytes, edits: list[tuple[int, int]]) -> bytes:
 
 @settings(max_examples=300, deadline=None)
 @given(edits=EDITS, cut=st.one_of(st.just(0), st.integers(0, 1600)))
-def test_mutated_files_are_read_or_refused(
+def test_read_of_mutated_files(
     tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int]], cut: int
 ) -> None:
     whole = edited((DATA / "splat_transform.sog").read_bytes(), edits)
@@ -398,7 +398,7 @@ def test_mutated_files_are_read_or_refused(
 
 @settings(max_examples=300, deadline=None)
 @given(which=st.integers(0, 7), edits=EDITS)
-def test_mutated_members_are_read_or_refused(
+def test_read_of_mutated_members(
     tmp_path_factory: pytest.TempPathFactory, which: int, edits: list[tuple[int, int]]
 ) -> None:
     """With checksums that fit, so that the mutation reaches the decoders."""
@@ -409,7 +409,7 @@ def test_mutated_members_are_read_or_refused(
     checked(path, path.read_bytes())
 
 
-def test_a_file_by_splat_transform(three: Splats) -> None:
+def test_read_splat_transform_file(three: Splats) -> None:
     """Made from the .ply of `three`, then deflated; its palette has two entries for three Gaussians."""
     back = check(sog.read(DATA / "splat_transform.sog"), three, 1)
     np.testing.assert_allclose(back.log_scales, three.log_scales, atol=1e-6)

@@ -54,7 +54,7 @@ def payload(path: Path) -> bytes:
     return gzip.decompress(path.read_bytes())
 
 
-def test_bytes_of_one_gaussian(tmp_path: Path) -> None:
+def test_write_lays_out_one_gaussian(tmp_path: Path) -> None:
     """One by hand, from the official library's text."""
     one = Splats(
         means=np.array([[0.5, -0.25, 2.0]], np.float32),
@@ -83,7 +83,7 @@ def test_bytes_of_one_gaussian(tmp_path: Path) -> None:
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
 @pytest.mark.parametrize("bits", [12, 16, 20, None])
 @pytest.mark.parametrize("version", [3, 4])
-def test_round_trip_within_the_rounding(
+def test_read_is_within_rounding(
     tmp_path: Path, chiral: Splats, version: int, bits: int | None, k: int, request: pytest.FixtureRequest
 ) -> None:
     if version == 4:
@@ -98,7 +98,7 @@ def test_round_trip_within_the_rounding(
         assert getattr(back, name).dtype == np.float32
 
 
-def test_every_rotation_byte(tmp_path: Path, chiral: Splats) -> None:
+def test_read_of_every_rotation_byte(tmp_path: Path, chiral: Splats) -> None:
     """Each component is largest once, with either sign, beside zeros and beside equals."""
     corners = np.array([[w, x, y, z] for w in (-1, 0, 1) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)])
     corners = corners[np.abs(corners).sum(axis=1) > 0]
@@ -109,7 +109,7 @@ def test_every_rotation_byte(tmp_path: Path, chiral: Splats) -> None:
     assert angles(spz.read(tmp_path / "a.spz").quats, quats).max() < ANGLE
 
 
-def test_version_4_layout(tmp_path: Path, chiral: Splats, zstandard: ModuleType) -> None:
+def test_write_lays_out_version_4(tmp_path: Path, chiral: Splats, zstandard: ModuleType) -> None:
     """Header, table and frames by hand; the frames hold what version 3 holds."""
     for k, streams in ((0, 5), (8, 6)):
         splats = dataclasses.replace(sh_degree(chiral, k), provenance={})
@@ -130,7 +130,7 @@ def test_version_4_layout(tmp_path: Path, chiral: Splats, zstandard: ModuleType)
         assert unpacked == payload(tmp_path / "3.spz")[16:]
 
 
-def test_gzip_is_one_member_whatever_its_size(tmp_path: Path, chiral: Splats, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_makes_one_gzip_member(tmp_path: Path, chiral: Splats, monkeypatch: pytest.MonkeyPatch) -> None:
     many = Splats(*(np.tile(getattr(chiral, name).T, 120).T for name in GROUPS))
     spz.write(tmp_path / "a.spz", many)
     stream = zlib.decompressobj(wbits=31)
@@ -147,7 +147,7 @@ def test_gzip_is_one_member_whatever_its_size(tmp_path: Path, chiral: Splats, mo
 @pytest.mark.parametrize(
     ("reach", "bits"), [(127.9, 16), (128.0, 12), (2047.9, 12), (2048, 8), (30000, 8), (5e5, 4), (8e6, 0)]
 )
-def test_bits_fall_where_centres_reach_far(tmp_path: Path, three: Splats, reach: float, bits: int) -> None:
+def test_write_reduces_bits_for_far_centers(tmp_path: Path, three: Splats, reach: float, bits: int) -> None:
     far = dataclasses.replace(three, means=three.means / 0.75 * np.float32(reach))
     spz.write(tmp_path / "a.spz", far)
     assert payload(tmp_path / "a.spz")[13] == bits
@@ -155,7 +155,7 @@ def test_bits_fall_where_centres_reach_far(tmp_path: Path, three: Splats, reach:
 
 
 @pytest.mark.parametrize("version", [3, 4])
-def test_provenance_is_where_readers_pass_over_it(tmp_path: Path, three: Splats, version: int) -> None:
+def test_write_hides_provenance_from_other_readers(tmp_path: Path, three: Splats, version: int) -> None:
     """gzip's own comment, or a record before the table of contents; the rest of the file is as without it."""
     about = {"prompt": "a bus", "seed": 3}
     for name, provenance in (("bare", {}), ("told", about), ("long", {"prompt": "x" * 40_000})):
@@ -195,7 +195,7 @@ def test_write_refuses(tmp_path: Path, three: Splats) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_version_4_without_zstandard(tmp_path: Path, three: Splats, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_version_4_without_zstandard(tmp_path: Path, three: Splats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
     with pytest.raises(EnvironmentProblem, match="needs the package zstandard") as caught:
         spz.write(tmp_path / "a.spz", three, version=4)
@@ -206,7 +206,7 @@ def test_version_4_without_zstandard(tmp_path: Path, three: Splats, monkeypatch:
 
 
 @pytest.mark.parametrize("version", [2, 3, 4])
-def test_files_of_the_official_library(version: int, three: Splats, request: pytest.FixtureRequest) -> None:
+def test_read_files_of_the_official_library(version: int, three: Splats, request: pytest.FixtureRequest) -> None:
     """`@adobe/spz` 0.2.3 wrote them, with its 12 bits; `three` was turned into the PLY frame before."""
     if version == 4:
         request.getfixturevalue("zstandard")
@@ -233,7 +233,7 @@ REST = bytes([255, 0, 128, 255, 0, 160, 255])
 """Opacity, colour, scale."""
 
 
-def test_version_2_and_the_extremes_of_bytes(tmp_path: Path) -> None:
+def test_read_version_2_and_extreme_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.spz").write_bytes(legacy(2, 1, 0, MEANS, REST, bytes([255, 128, 0])))
     back = spz.read(tmp_path / "a.spz")
     np.testing.assert_array_equal(back.means, [[1, 1, 2048]])
@@ -244,7 +244,7 @@ def test_version_2_and_the_extremes_of_bytes(tmp_path: Path) -> None:
     assert back.shN.shape == (1, 0, 3)
 
 
-def test_spherical_harmonics_of_degree_4_are_left_out(tmp_path: Path) -> None:
+def test_read_drops_degree_4(tmp_path: Path) -> None:
     values = np.arange(72, dtype=np.uint8)
     (tmp_path / "a.spz").write_bytes(legacy(3, 1, 4, MEANS, REST, bytes(4), values.tobytes()))
     back = spz.read(tmp_path / "a.spz")
@@ -269,12 +269,12 @@ def extension(kind: int, *values: int) -> bytes:
         (2, extension(0xADBE0003)[:-1], True),
     ],
 )
-def test_frame_that_an_extension_names(tmp_path: Path, flags: int, extra: bytes, turned: bool) -> None:
+def test_read_follows_the_frame_extension(tmp_path: Path, flags: int, extra: bytes, turned: bool) -> None:
     (tmp_path / "a.spz").write_bytes(legacy(3, 1, 0, MEANS, REST, bytes(4), flags=flags, extra=extra))
     np.testing.assert_array_equal(spz.read(tmp_path / "a.spz").means, [[1, 1, 2048] if turned else [1, -1, -2048]])
 
 
-def test_frames_that_are_not_known_are_refused(tmp_path: Path) -> None:
+def test_read_refuses_unknown_frames(tmp_path: Path) -> None:
     (tmp_path / "a.spz").write_bytes(legacy(3, 1, 0, MEANS, REST, bytes(4), flags=2, extra=extension(0xADBE0003, 12)))
     with pytest.raises(UsageProblem, match="stands in the frame 12"):
         spz.read(tmp_path / "a.spz")
@@ -307,7 +307,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("content", "reason"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_files(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_read_refuses_damaged_files(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "a.spz"
     path.write_bytes(content)
     with pytest.raises(UsageProblem, match=reason) as caught:
@@ -316,7 +316,7 @@ def test_damaged_files(tmp_path: Path, content: bytes, reason: str) -> None:
     assert caught.value.hint
 
 
-def test_damaged_version_4(tmp_path: Path, zstandard: ModuleType) -> None:
+def test_read_refuses_damaged_version_4(tmp_path: Path, zstandard: ModuleType) -> None:
     whole = (DATA / "official_v4.spz").read_bytes()
     path = tmp_path / "a.spz"
 
@@ -342,7 +342,7 @@ def test_damaged_version_4(tmp_path: Path, zstandard: ModuleType) -> None:
         refused(whole[:32] + struct.pack("<Q", len(frame)) + whole[40:start] + frame + whole[start + packed :], reason)
 
 
-def test_bombs_take_no_memory(tmp_path: Path) -> None:
+def test_read_bounds_memory_of_bombs(tmp_path: Path) -> None:
     """Half a megabyte that inflates to 128, and claims what it inflates to, or less, is left deflated."""
     size = 1 << 27
     honest, modest = (
@@ -407,7 +407,7 @@ def read_or_refused(path: Path, content: bytes) -> None:
 
 @settings(max_examples=1000)
 @given(source=st.sampled_from(["v2 inside", "v2", "v3 inside", "v3"]), edits=st.lists(EDITS, min_size=1, max_size=4))
-def test_no_damage_escapes_as_another_error(
+def test_read_of_mutated_files(
     tmp_path_factory: pytest.TempPathFactory, source: str, edits: list[tuple[str, float, int, int]]
 ) -> None:
     read_or_refused(tmp_path_factory.getbasetemp() / "mutated.spz", mutated(source, edits))
@@ -415,7 +415,7 @@ def test_no_damage_escapes_as_another_error(
 
 @settings(max_examples=500)
 @given(edits=st.lists(EDITS, min_size=1, max_size=4))
-def test_no_damage_of_version_4_escapes_as_another_error(
+def test_read_of_mutated_version_4_files(
     tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, float, int, int]]
 ) -> None:
     pytest.importorskip("zstandard", reason="SPZ version 4 needs it")

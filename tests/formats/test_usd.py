@@ -21,7 +21,7 @@ from pxr import Gf, Sdf, Usd, UsdGeom, UsdValidation, UsdVol  # noqa: E402
 
 
 @pytest.mark.parametrize("k", BANDS)
-def test_round_trip(chiral: Splats, tmp_path: Path, k: int) -> None:
+def test_read_keeps_what_write_stores(chiral: Splats, tmp_path: Path, k: int) -> None:
     splats = replace(chiral, shN=chiral.shN[:, :k])
     write(tmp_path / "a.usdz", splats)
     found = read(tmp_path / "a.usdz")
@@ -32,7 +32,7 @@ def test_round_trip(chiral: Splats, tmp_path: Path, k: int) -> None:
     assert found.provenance == splats.provenance
 
 
-def test_library_sees_the_values_one_by_one(chiral: Splats, tmp_path: Path) -> None:
+def test_write_stores_values_as_the_library_reads_them(chiral: Splats, tmp_path: Path) -> None:
     usd.write(tmp_path / "a.usdz", chiral)
     stage = Usd.Stage.Open(str(tmp_path / "a.usdz"))
     assert (UsdGeom.GetStageUpAxis(stage), UsdGeom.GetStageMetersPerUnit(stage)) == ("Y", 1)
@@ -53,7 +53,7 @@ def test_library_sees_the_values_one_by_one(chiral: Splats, tmp_path: Path) -> N
     assert (high > chiral.means.max(axis=0)).all()
 
 
-def test_own_validators_find_nothing(chiral: Splats, tmp_path: Path) -> None:
+def test_write_passes_the_validators(chiral: Splats, tmp_path: Path) -> None:
     usd.write(tmp_path / "a.usdz", chiral)
     validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
     assert len(validators) >= 20
@@ -63,7 +63,7 @@ def test_own_validators_find_nothing(chiral: Splats, tmp_path: Path) -> None:
         assert [info.compress_type for info in package.infolist()] == [zipfile.ZIP_STORED]
 
 
-def test_equal_assets_are_equal_files(chiral: Splats, tmp_path: Path) -> None:
+def test_write_is_deterministic(chiral: Splats, tmp_path: Path) -> None:
     for name in "ab":
         usd.write(tmp_path / f"{name}.usdz", chiral)
     assert (tmp_path / "a.usdz").read_bytes() == (tmp_path / "b.usdz").read_bytes()
@@ -89,7 +89,7 @@ def of_others(chiral: Splats, tmp_path: Path) -> Any:
     return Usd.Stage.Open(layer)
 
 
-def test_transforms_and_the_upward_axis(chiral: Splats, tmp_path: Path) -> None:
+def test_read_applies_transforms_and_up_axis(chiral: Splats, tmp_path: Path) -> None:
     """A stage with z up, whose prim is turned by a quarter about z, doubled and moved."""
     stage = of_others(chiral, tmp_path)
     UsdGeom.SetStageUpAxis(stage, "Z")
@@ -106,7 +106,7 @@ def test_transforms_and_the_upward_axis(chiral: Splats, tmp_path: Path) -> None:
     np.testing.assert_allclose(covariances(found), 4 * turn @ covariances(chiral) @ turn.T, atol=1e-6)
 
 
-def test_half_precision(chiral: Splats, tmp_path: Path) -> None:
+def test_read_half_precision(chiral: Splats, tmp_path: Path) -> None:
     stage = of_others(chiral, tmp_path)
     prim = stage.GetDefaultPrim()
     for name in ("positions", "orientations", "scales", "opacities", "radiance:sphericalHarmonicsCoefficients"):
@@ -161,7 +161,7 @@ def no_gaussians(stage: Any) -> None:
         (no_gaussians, "holds no Particle"),
     ],
 )
-def test_refused(chiral: Splats, tmp_path: Path, change: Any, reason: str) -> None:
+def test_read_refuses_other_stages(chiral: Splats, tmp_path: Path, change: Any, reason: str) -> None:
     stage = of_others(chiral, tmp_path)
     change(stage)
     file = packed(tmp_path / "b.usdz", stage)
@@ -170,7 +170,7 @@ def test_refused(chiral: Splats, tmp_path: Path, change: Any, reason: str) -> No
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04", b"#usda 1.0\n", b"PK\x03\x04" + bytes(500)])
-def test_no_packages(tmp_path: Path, content: bytes) -> None:
+def test_read_refuses_other_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.usdz").write_bytes(content)
     with pytest.raises(UsageProblem, match=r"a\.usdz"):
         read(tmp_path / "a.usdz")
@@ -205,7 +205,7 @@ ABORTS, HANGS = 54, 488
 
 
 @pytest.mark.parametrize("seed", [ABORTS, HANGS, *range(12)])
-def test_no_damage_escapes_as_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_read_of_mutated_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr(usd, "SECONDS", 3)
     layer = damaged_layer(few(tmp_path / "a.usdz"), seed)
     with suppress(UsageProblem):
@@ -213,7 +213,7 @@ def test_no_damage_escapes_as_another_error(tmp_path: Path, monkeypatch: pytest.
         assert seed not in (ABORTS, HANGS)
 
 
-def test_packages_are_checked_before_the_library_sees_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_checks_packages_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte that is not what it was, names that lead out, what is compressed, members in one another's place."""
     layer = few(tmp_path / "a.usdz")
     content = bytearray((tmp_path / "a.usdz").read_bytes())
@@ -235,14 +235,14 @@ def test_packages_are_checked_before_the_library_sees_them(tmp_path: Path, monke
         read(tmp_path / "b.usdz")
 
 
-def test_a_library_that_waits_for_itself_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_ends_a_hanging_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few(tmp_path / "a.usdz")
     monkeypatch.setattr(usd, "PATIENCE", 0)  # no process is there after no time at all
     with pytest.raises(UsageProblem, match="could not read it"):
         read(tmp_path / "a.usdz")
 
 
-def test_library_that_is_missing(chiral: Splats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_without_the_library(chiral: Splats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
@@ -255,7 +255,7 @@ def test_library_that_is_missing(chiral: Splats, tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.iterdir())
 
 
-def test_unusable_assets_leave_nothing(chiral: Splats, tmp_path: Path) -> None:
+def test_write_refuses_unusable_assets(chiral: Splats, tmp_path: Path) -> None:
     with pytest.raises(SegdreamError, match="not a finite number"):
         usd.write(tmp_path / "a.usdz", replace(chiral, means=chiral.means * np.float32(np.nan)))
     with pytest.raises(UsageProblem, match="can't be written"):
@@ -263,7 +263,7 @@ def test_unusable_assets_leave_nothing(chiral: Splats, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_provenance_of_others_says_nothing(chiral: Splats, tmp_path: Path) -> None:
+def test_read_ignores_foreign_provenance(chiral: Splats, tmp_path: Path) -> None:
     for odd in ("no JSON", json.dumps([1]), "[" * 10_000):
         stage = of_others(chiral, tmp_path)
         stage.GetRootLayer().customLayerData = {"segdream": odd}

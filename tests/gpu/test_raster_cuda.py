@@ -49,7 +49,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("name", SCENES)
 @pytest.mark.parametrize(("device", "against"), [("cuda", "reference"), ("cpu", "reference"), ("cuda", "cpu")])
-def test_pictures_and_gradients_agree(name: str, device: str, against: str) -> None:
+def test_rasterize_matches_the_reference(name: str, device: str, against: str) -> None:
     found, expected = outputs(SCENES[name], device), outputs(SCENES[name], against)
     for picture in PICTURES:
         difference, largest = (found[picture] - expected[picture]).abs(), expected[picture].abs().max()
@@ -61,7 +61,7 @@ def test_pictures_and_gradients_agree(name: str, device: str, against: str) -> N
             assert relative(found[key], expected[key]) < bound, key
 
 
-def test_visibility_agrees_with_the_cpu() -> None:
+def test_rasterize_radii_match_the_cpu() -> None:
     scene = SCENES["inside"]
     on_cpu = rasterize(*scene.parameters, scene.viewmats, scene.Ks, scene.width, scene.height).radii
     moved = [tensor.cuda() for tensor in (*scene.parameters, scene.viewmats, scene.Ks)]
@@ -72,7 +72,7 @@ def test_visibility_agrees_with_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_alpha_is_capped_at_0_999_as_in_gsplat_1_5_3(device: str) -> None:
+def test_rasterize_caps_alpha_at_0_999(device: str) -> None:
     K = torch.tensor([[[20.0, 0.0, 4.5], [0.0, 20.0, 4.5], [0.0, 0.0, 1.0]]], device=device)
     means, quats = torch.tensor([[0.0, 0.0, 2.0]], device=device), torch.tensor([[1.0, 0.0, 0.0, 0.0]], device=device)
     one = torch.ones(1, device=device)
@@ -81,7 +81,7 @@ def test_alpha_is_capped_at_0_999_as_in_gsplat_1_5_3(device: str) -> None:
     assert view.alpha[0, 4, 4].item() == pytest.approx(0.999, abs=1e-6)
 
 
-def test_no_gaussians() -> None:
+def test_rasterize_no_gaussians() -> None:
     scene = SCENES["opaque"]
     empty = [tensor[:0].cuda().requires_grad_() for tensor in scene.parameters]
     view = rasterize(*empty, scene.viewmats.cuda(), scene.Ks.cuda(), 9, 7)
@@ -90,7 +90,7 @@ def test_no_gaussians() -> None:
     assert not view.alpha.any()
 
 
-def test_zero_quaternion_is_no_rotation() -> None:
+def test_rasterize_zero_quaternion_is_no_rotation() -> None:
     scene = SCENES["translucent"]
     means, quats, *rest = (tensor.cuda() for tensor in scene.parameters)
     cameras = scene.viewmats.cuda(), scene.Ks.cuda()
@@ -105,7 +105,7 @@ def test_zero_quaternion_is_no_rotation() -> None:
     assert quats.grad.isfinite().all()
 
 
-def test_gradient_reaches_colours_shared_and_per_view() -> None:
+def test_rasterize_gradients_reach_colors() -> None:
     scene = SCENES["opaque"]
     shared = outputs(scene, "cuda")["grad colors"]
     views = len(scene.viewmats)
@@ -114,7 +114,7 @@ def test_gradient_reaches_colours_shared_and_per_view() -> None:
 
 
 @pytest.mark.parametrize("per_view", [False, True])
-def test_several_sets_of_one_call_equal_single_calls(per_view: bool) -> None:
+def test_rasterize_sets_equal_single_calls(per_view: bool) -> None:
     """Sets of 40, 64 and 300 Gaussians; what fills a set up is not drawn and gets no gradient."""
     scenes = [reference.scene(n, views=3, size=40, seed=n, per_view_colors=per_view) for n in (40, 64, 300)]
     parameters = [tensor.cuda().requires_grad_() for tensor in reference.stacked(scenes, 300)]
@@ -134,7 +134,7 @@ def test_several_sets_of_one_call_equal_single_calls(per_view: bool) -> None:
             assert relative(mine, alone[f"grad {name}"]) < 1e-4, name  # sums of atomic additions, in any order
 
 
-def test_several_sets_of_too_few_gaussians_are_refused() -> None:
+def test_rasterize_refuses_small_sets() -> None:
     scene = SCENES["opaque"]
     few = [tensor[:31].expand(2, *tensor[:31].shape).cuda() for tensor in scene.parameters]
     cameras = [tensor.expand(2, *tensor.shape).contiguous().cuda() for tensor in (scene.viewmats, scene.Ks)]

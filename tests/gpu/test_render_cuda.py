@@ -52,7 +52,7 @@ def pictures(asset: Path, kind: str, device: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cuda_shows_what_the_cpu_shows(asset: Path, kind: str) -> None:
+def test_render_matches_the_cpu(asset: Path, kind: str) -> None:
     """Colours to a step and the rim of a Gaussian; distances and normals of a pixel hang on which of them is first."""
     found, expected = pictures(asset, kind, "cuda"), pictures(asset, kind, "cpu")
     assert found.shape == expected.shape

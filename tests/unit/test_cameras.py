@@ -65,7 +65,7 @@ def test_orbit_cameras_are_rigid_and_look_at_the_origin(azimuth: float, elevatio
     assert (cameras.positions[0] / radius).tolist() == pytest.approx(place, abs=1e-4)
 
 
-def test_the_front_camera_sees_the_front() -> None:
+def test_orbit_front_camera_sees_the_front() -> None:
     """Azimuth 0: +Z comes towards the camera, +X is right in the picture, +Y is up in it."""
     front = camera(0)
     assert front.positions[0].tolist() == pytest.approx([0, 0, 3])
@@ -75,7 +75,7 @@ def test_the_front_camera_sees_the_front() -> None:
     assert up < 24
 
 
-def test_azimuth_grows_towards_the_objects_left() -> None:
+def test_orbit_azimuth_grows_towards_the_left() -> None:
     left = camera(90)
     assert left.positions[0].tolist() == pytest.approx([3, 0, 0], abs=1e-6)
     assert project(left, (0, 0, 1))[0][0] < 24  # the object faces the picture's left
@@ -85,27 +85,27 @@ def test_azimuth_grows_towards_the_objects_left() -> None:
 
 @pytest.mark.parametrize("elevation", [90.0, -90.0])
 @pytest.mark.parametrize("azimuth", [0.0, 37.0, 90.0, -135.0])
-def test_the_poles_are_finite_and_the_limit_of_what_is_near_them(azimuth: float, elevation: float) -> None:
+def test_orbit_at_the_poles(azimuth: float, elevation: float) -> None:
     pole, near = camera(azimuth, elevation), camera(azimuth, elevation * 0.985)
     assert_rigid(pole)
     assert (pole.viewmats[:, :3, :3] - near.viewmats[:, :3, :3]).abs().max() < 0.04
     assert pole.positions[0].tolist() == pytest.approx([0, math.copysign(3, elevation), 0], abs=1e-5)
 
 
-def test_the_field_of_view_is_the_pictures_edge() -> None:
+def test_orbit_field_of_view_reaches_the_edge() -> None:
     cameras = camera(0, radius=3.0, fov=0.6, size=100)
     edge = 3 * math.tan(0.3)
     assert project(cameras, (edge, 0, 0))[0] == pytest.approx([100, 50], abs=1e-3)
     assert project(cameras, (0, edge, 0))[0] == pytest.approx([50, 0], abs=1e-3)
 
 
-def test_moving_the_device_keeps_the_angles() -> None:
+def test_cameras_to_keeps_angles() -> None:
     cameras = camera(30).to(torch.device("meta"))
     assert cameras.viewmats.device.type == cameras.Ks.device.type == "meta"
     assert cameras.azimuth_deg.device.type == "cpu"
 
 
-def test_viewing_cameras_fit_a_sphere_about_its_centre() -> None:
+def test_frame_sphere_fits_the_sphere() -> None:
     center, extent = torch.tensor([0.3, -0.2, 0.1]), 0.7
     cameras = frame_sphere(torch.tensor([20.0, 200.0]), torch.tensor([10.0, -40.0]), 128, center=center, extent=extent)
     assert_rigid(cameras)
@@ -116,7 +116,7 @@ def test_viewing_cameras_fit_a_sphere_about_its_centre() -> None:
     assert project(cameras, tuple(center.tolist()))[0] == pytest.approx([64, 64], abs=1e-2)
 
 
-def test_a_turntable_does_not_repeat_its_first_view() -> None:
+def test_turntable_azimuths_do_not_repeat() -> None:
     assert turntable_azimuths(4).tolist() == [0, 90, 180, 270]
     assert len(turntable_azimuths(120)) == 120
 
@@ -137,7 +137,7 @@ def test_a_turntable_does_not_repeat_its_first_view() -> None:
         (5000, (0.16, 0.60), (3.50, 5.00), 180),
     ],
 )
-def test_ranges_widen_as_the_releases(
+def test_camera_ranges_widen_as_in_the_release(
     step: int, fov: tuple[float, float], radius: tuple[float, float], azimuth: float
 ) -> None:
     """Release ceb78a6, train.py lines 272-285: every 500 steps; limits of arguments/__init__.py lines 220-228."""
@@ -147,7 +147,7 @@ def test_ranges_widen_as_the_releases(
     assert ranges.azimuth_deg == azimuth
 
 
-def test_ranges_that_never_widen() -> None:
+def test_camera_ranges_that_never_widen() -> None:
     config = CameraConfig(widen_every=0, azimuth_deg=80.0)
     assert camera_ranges(config, 5000) == camera_ranges(config, 1)
 
@@ -160,7 +160,7 @@ def fovs(cameras: Cameras) -> Tensor:
     return 2 * torch.atan(cameras.size / 2 / cameras.Ks[:, 0, 0])
 
 
-def test_draws_fill_their_ranges_evenly() -> None:
+def test_sample_cameras_fills_ranges_evenly() -> None:
     cameras = sample(**STILL, azimuth_deg=80.0)
     assert_rigid(cameras)
     radius = cameras.positions.norm(dim=1)
@@ -177,12 +177,12 @@ def test_draws_fill_their_ranges_evenly() -> None:
     assert torch.stack([cameras.azimuth_deg, cameras.elevation_deg]).corrcoef()[0, 1].abs() < 0.06
 
 
-def test_gamma_draws_views_to_the_middle() -> None:
+def test_sample_cameras_gamma_favors_the_middle() -> None:
     values = sample(**STILL, gamma=1.5).azimuth_deg.abs() / 180
     assert float(values.mean()) == pytest.approx(1 / 2.5, abs=0.02)  # the mean of U^1.5
 
 
-def test_one_field_of_view_a_step_uniform_over_steps() -> None:
+def test_sample_cameras_one_field_of_view_per_step() -> None:
     drawn = [fovs(sample(seed=seed, batch=4)) for seed in range(400)]
     assert all(float(views.max() - views.min()) < 1e-6 for views in drawn)
     first = torch.stack([views[0] for views in drawn])
@@ -191,7 +191,7 @@ def test_one_field_of_view_a_step_uniform_over_steps() -> None:
     assert float(first.mean()) == pytest.approx(0.46, abs=0.015)
 
 
-def test_jitter_has_the_releases_size() -> None:
+def test_sample_cameras_jitter_has_the_size_of_the_release() -> None:
     """Centre uniform within 0.025, target N(0, 0.05), up N(0, 0.01); each alone."""
     fixed = {**STILL, "radius": (5.0, 5.0), "elevation_deg": (0.0, 0.0), "azimuth_deg": 0.0}
     place = sample(**{**fixed, "position_jitter": 0.025}).positions - torch.tensor([0.0, 0, 5])
@@ -209,14 +209,14 @@ def test_jitter_has_the_releases_size() -> None:
     assert float(tilted.viewmats[:, 0, 1].std()) == pytest.approx(0.01, rel=0.06)  # rolled about the view axis
 
 
-def test_fill_sets_the_radius_by_the_field_of_view() -> None:
+def test_sample_cameras_fill_sets_the_radius() -> None:
     cameras = sample(**STILL, fill=(0.5, 0.8))
     fill = 1 / (cameras.positions.norm(dim=1) * torch.tan(fovs(cameras) / 2))
     assert 0.5 - 1e-3 <= float(fill.min()) < 0.51
     assert 0.79 < float(fill.max()) <= 0.8 + 1e-3
 
 
-def test_stratified_azimuths_take_a_sector_each() -> None:
+def test_sample_cameras_stratifies_azimuths() -> None:
     for seed in range(20):
         azimuths = sample(**STILL, seed=seed, batch=4, stratified=True).azimuth_deg
         assert ((azimuths + 180) / 90).floor().tolist() == [0, 1, 2, 3]
@@ -224,7 +224,7 @@ def test_stratified_azimuths_take_a_sector_each() -> None:
     assert narrow.abs().max() <= 80
 
 
-def test_the_same_generator_draws_the_same_cameras_and_backgrounds() -> None:
+def test_samples_repeat_with_the_same_seed() -> None:
     first, again, other = sample(seed=1, batch=4), sample(seed=1, batch=4), sample(seed=2, batch=4)
     assert torch.equal(first.viewmats, again.viewmats)
     assert torch.equal(first.Ks, again.Ks)
@@ -235,7 +235,7 @@ def test_the_same_generator_draws_the_same_cameras_and_backgrounds() -> None:
     assert not torch.equal(pictures[0], pictures[2])
 
 
-def test_each_generator_draws_what_it_draws_alone() -> None:
+def test_samples_are_independent_per_generator() -> None:
     """Views of several assets in one call are those of one call each, one after the other."""
     config = CameraConfig(batch=3, stratified=True, fill=(0.5, 0.8), backgrounds=dict.fromkeys(BACKGROUNDS, 1.0))
     several, alone = ([rng(seed) for seed in range(4)] for _ in range(2))
@@ -250,11 +250,11 @@ def test_each_generator_draws_what_it_draws_alone() -> None:
     torch.testing.assert_close(pictures, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_configuration_knows_every_background() -> None:
+def test_config_lists_every_background() -> None:
     assert set(typing.get_args(Background)) == set(BACKGROUNDS)
 
 
-def test_backgrounds_come_in_the_releases_shares() -> None:
+def test_sample_backgrounds_has_the_shares_of_the_release() -> None:
     pictures = sample_backgrounds(CameraConfig(batch=MANY), 2, [rng()], CPU)
     assert pictures.shape == (MANY, 2, 2, 3)
     assert torch.equal(pictures, pictures[:, :1, :1].expand_as(pictures))
@@ -267,7 +267,7 @@ def test_backgrounds_come_in_the_releases_shares() -> None:
 
 
 @pytest.mark.parametrize("kind", BACKGROUNDS)
-def test_every_background_is_a_picture(kind: Background) -> None:
+def test_sample_backgrounds_returns_images(kind: Background) -> None:
     pictures = sample_backgrounds(CameraConfig(batch=200, backgrounds={kind: 1.0}), 9, [rng()], CPU)
     assert pictures.shape == (200, 9, 9, 3)
     assert pictures.min() >= 0
@@ -282,10 +282,10 @@ def test_every_background_is_a_picture(kind: Background) -> None:
         torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=0, atol=1e-5)
 
 
-def test_a_kind_of_weight_zero_never_comes() -> None:
+def test_sample_backgrounds_skips_weight_zero() -> None:
     pictures = sample_backgrounds(CameraConfig(batch=500, backgrounds={"black": 0.0, "white": 2.0}), 2, [rng()], CPU)
     assert pictures.min() == 1
 
 
-def test_configurations_do_not_share_their_backgrounds() -> None:
+def test_config_backgrounds_are_not_shared() -> None:
     assert dataclasses.replace(CameraConfig()).backgrounds is not CameraConfig().backgrounds

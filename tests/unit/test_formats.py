@@ -70,7 +70,7 @@ def sh_basis(direction: np.ndarray) -> np.ndarray:
     return np.array(values)
 
 
-def test_sh_basis_is_the_renderers() -> None:
+def test_reference_sh_basis_has_known_values() -> None:
     x, y, z = direction = np.array([0.48, 0.6, 0.64])
     found = sh_basis(direction)
     np.testing.assert_allclose(found[:3], 0.4886025119 * np.array([-y, z, -x]), rtol=1e-9)
@@ -81,7 +81,7 @@ def test_sh_basis_is_the_renderers() -> None:
 
 
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
-def test_half_turn_is_a_rotation_of_everything(k: int) -> None:
+def test_to_ply_frame_turns_everything(k: int) -> None:
     splats = random_splats(20, k)
     turned = to_ply_frame(splats)
     half_turn = np.diag([1.0, -1.0, -1.0])
@@ -101,7 +101,7 @@ def test_half_turn_is_a_rotation_of_everything(k: int) -> None:
         np.testing.assert_array_equal(getattr(back, name), getattr(splats, name))
 
 
-def test_covariances_turn_with_the_quaternions() -> None:
+def test_to_ply_frame_turns_covariances() -> None:
     splats = random_splats(20)
     turned = to_ply_frame(splats)
     half_turn = np.diag([1.0, -1.0, -1.0])
@@ -113,7 +113,7 @@ def test_covariances_turn_with_the_quaternions() -> None:
         np.testing.assert_allclose(covariance[1], half_turn @ covariance[0] @ half_turn, atol=1e-6)
 
 
-def test_splats_refuses_shapes_that_do_not_fit() -> None:
+def test_splats_refuses_inconsistent_shapes() -> None:
     a = random_splats(5)
     parts = (a.quats, a.log_scales, a.opacity_logits, a.sh0)
     with pytest.raises(ValueError, match="shapes"):
@@ -122,7 +122,7 @@ def test_splats_refuses_shapes_that_do_not_fit() -> None:
         Splats(a.means, *parts, np.zeros((5, 4, 3), np.float32))
 
 
-def test_format_of_a_name() -> None:
+def test_format_of_suffixes() -> None:
     assert formats.format_of(Path("a.ply")) == "ply"
     assert formats.format_of(Path("A B.SPLAT")) == "splat"
     for name, hint in (("cat.plyy", "cat.ply"), ("cat.spalt", "cat.splat"), ("cat", "cat.ply")):
@@ -131,7 +131,7 @@ def test_format_of_a_name() -> None:
         assert caught.value.hint == f"name the file {hint}"
 
 
-def test_a_folder_is_no_asset(tmp_path: Path) -> None:
+def test_read_refuses_folders(tmp_path: Path) -> None:
     folder = tmp_path / "assets.ply"
     folder.mkdir()
     with pytest.raises(UsageProblem, match="is not a file") as caught:
@@ -142,7 +142,7 @@ def test_a_folder_is_no_asset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_format_is_written_and_read(tmp_path: Path, name: str) -> None:
+def test_formats_read_what_they_write(tmp_path: Path, name: str) -> None:
     row = FORMATS[name]
     splats = random_splats(40)
     path = tmp_path / f"a{row.suffix}"
@@ -170,7 +170,7 @@ def test_write_refuses_unknown_formats_and_wrong_suffixes(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("writer", [formats.ply.write, splat.write, points.write])
-def test_what_no_viewer_could_show_is_not_written(tmp_path: Path, writer: Callable[[Path, Splats], None]) -> None:
+def test_writers_refuse_nonfinite_values(tmp_path: Path, writer: Callable[[Path, Splats], None]) -> None:
     splats = random_splats(30)
     splats.log_scales[7, 1] = np.nan
     splats.sh0[21, 0] = -np.inf
@@ -184,7 +184,7 @@ def test_what_no_viewer_could_show_is_not_written(tmp_path: Path, writer: Callab
     assert not list(tmp_path.iterdir())
 
 
-def test_splat_bytes(tmp_path: Path) -> None:
+def test_splat_write_lays_out_bytes(tmp_path: Path) -> None:
     """One Gaussian by hand, from the format's description."""
     one = Splats(
         means=np.array([[1, 2, 3]], np.float32),
@@ -201,7 +201,7 @@ def test_splat_bytes(tmp_path: Path) -> None:
     assert row[10:] == (192, 64, 64, 64)  # wxyz, y and z turned
 
 
-def test_splat_rows_fall_in_volume_times_opacity(tmp_path: Path) -> None:
+def test_splat_write_sorts_by_volume_times_opacity(tmp_path: Path) -> None:
     splat.write(tmp_path / "a.splat", random_splats(300))
     rows = np.fromfile(
         tmp_path / "a.splat", np.dtype([("m", "<f4", 3), ("s", "<f4", 3), ("c", "u1", 4), ("q", "u1", 4)])
@@ -212,7 +212,7 @@ def test_splat_rows_fall_in_volume_times_opacity(tmp_path: Path) -> None:
     assert (weight[clear][1:] <= weight[clear][:-1] * 1.02).all()
 
 
-def test_splat_round_trip_within_its_bytes(tmp_path: Path) -> None:
+def test_splat_read_is_within_rounding(tmp_path: Path) -> None:
     splats = random_splats(400, k=3)
     splat.write(tmp_path / "a.splat", splats)
     back = splat.read(tmp_path / "a.splat")
@@ -233,7 +233,7 @@ def test_splat_round_trip_within_its_bytes(tmp_path: Path) -> None:
     assert not back.provenance
 
 
-def test_splat_reads_the_extremes_of_its_bytes(tmp_path: Path) -> None:
+def test_splat_read_of_extreme_bytes(tmp_path: Path) -> None:
     row = struct.pack("<6f8B", 1, 2, 3, 0, 1, 1, 255, 128, 0, 255, 128, 128, 128, 128)
     row += struct.pack("<6f8B", 1, 2, 3, 1, 1, 1, 255, 128, 0, 0, 255, 128, 128, 128)
     (tmp_path / "a.splat").write_bytes(row)
@@ -257,7 +257,7 @@ def test_splat_reads_the_extremes_of_its_bytes(tmp_path: Path) -> None:
         (struct.pack("<8f", 0, 0, 0, 1, np.inf, 1, 0, 0), "1 of 1 rows"),
     ],
 )
-def test_splat_refuses(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_splat_read_refuses_bad_files(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.splat").write_bytes(content)
     with pytest.raises(UsageProblem, match=reason) as caught:
         splat.read(tmp_path / "a.splat")
@@ -266,7 +266,7 @@ def test_splat_refuses(tmp_path: Path, content: bytes, reason: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(content=st.binary(max_size=200).map(lambda raw: raw[: len(raw) // 32 * 32]))
-def test_splat_of_any_bytes_reads_or_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_splat_read_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.splat"
     path.write_bytes(content)
     try:
@@ -277,7 +277,7 @@ def test_splat_of_any_bytes_reads_or_is_refused(tmp_path_factory: pytest.TempPat
     assert not len(find_nonfinite(back))
 
 
-def test_points_file_is_a_plain_point_cloud(tmp_path: Path) -> None:
+def test_points_write_is_a_plain_point_cloud(tmp_path: Path) -> None:
     splats = random_splats(30, prompt="a cat")
     points.write(tmp_path / "p.ply", splats)
     header, _, body = (tmp_path / "p.ply").read_bytes().partition(b"end_header\n")
@@ -300,7 +300,7 @@ def test_points_file_is_a_plain_point_cloud(tmp_path: Path) -> None:
     np.testing.assert_allclose(rgb, np.clip(0.5 + 0.28209479177387814 * splats.sh0, 0, 1), atol=0.51 / 255)
 
 
-def test_points_of_an_asset_are_its_centres_upright(tmp_path: Path) -> None:
+def test_points_read_of_an_asset(tmp_path: Path) -> None:
     splats = random_splats(30, k=3)
     formats.write(tmp_path / "a.ply", splats)
     xyz, rgb = points.read(tmp_path / "a.ply")
@@ -330,7 +330,7 @@ end_header
 """
 
 
-def test_points_of_a_mesh(tmp_path: Path) -> None:
+def test_points_read_of_a_mesh(tmp_path: Path) -> None:
     (tmp_path / "mesh.ply").write_text(MESH)
     xyz, rgb = points.read(tmp_path / "mesh.ply")
     np.testing.assert_array_equal(xyz, [[0, 0, 0], [1, 0.5, 0], [0, 1, 2.5]])
@@ -339,7 +339,7 @@ def test_points_of_a_mesh(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "code", "full"), [("ushort", ">3f3H", 65535), ("float", ">6f", 1.0)])
-def test_points_with_other_colours(tmp_path: Path, kind: str, code: str, full: float) -> None:
+def test_points_read_of_other_color_types(tmp_path: Path, kind: str, code: str, full: float) -> None:
     colours = "".join(f"property {kind} {name}\n" for name in ("red", "green", "blue"))
     header = f"ply\nformat binary_big_endian 1.0\nelement vertex 1\n{XYZ}{colours}end_header\n"
     body = struct.pack(code, 1, 2, 3, full, 0, full)
@@ -352,7 +352,7 @@ def test_points_with_other_colours(tmp_path: Path, kind: str, code: str, full: f
 XYZ = "property float x\nproperty float y\nproperty float z\n"
 
 
-def test_points_without_colours_and_without_points(tmp_path: Path) -> None:
+def test_points_read_without_colors_or_points(tmp_path: Path) -> None:
     header = f"ply\nformat ascii 1.0\nelement vertex 2\n{XYZ}end_header\n"
     (tmp_path / "p.ply").write_text(f"{header}1 2 3\n4 5 6")
     xyz, rgb = points.read(tmp_path / "p.ply")

@@ -29,7 +29,7 @@ def basis_of(vectors, k):
     return torch.stack(sh_basis(vectors.unbind(-1), k), -1)
 
 
-def test_activations():
+def test_gaussians_activations():
     gaussians = random_gaussians()
     for row in range(len(gaussians)):
         for axis in range(3):
@@ -40,7 +40,7 @@ def test_activations():
         assert float(gaussians.opacities[row].detach()) == pytest.approx(1 / (1 + math.exp(-logit)))
 
 
-def test_parameters_are_leaves_of_float32_apart_from_what_they_were_made_of():
+def test_gaussians_copies_to_float32_leaves():
     source = {name: value.detach().double() for name, value in random_gaussians().params.items()}
     gaussians = Gaussians(source)
     for name, parameter in gaussians.params.items():
@@ -50,7 +50,7 @@ def test_parameters_are_leaves_of_float32_apart_from_what_they_were_made_of():
         assert parameter.shape == source[name].shape
 
 
-def test_base_colours_are_cut_off_below_only():
+def test_colors_are_clamped_below_only():
     gaussians = random_gaussians(3, k=0)
     with torch.no_grad():
         gaussians.params["sh0"].copy_(torch.tensor([-9.0, 0.0, 9.0])[:, None].expand(3, 3))
@@ -59,7 +59,7 @@ def test_base_colours_are_cut_off_below_only():
     torch.testing.assert_close(colors, expected[:, None].expand(3, 3))
 
 
-def test_view_dependent_colours_against_a_loop():
+def test_colors_match_a_loop_over_views():
     gaussians = random_gaussians(4, k=8)
     cameras = torch.tensor([[0.0, 0.0, 5.0], [3.0, 1.0, -2.0]])
     colors = gaussians.colors(cameras).detach()
@@ -163,7 +163,7 @@ def test_learning_rates_are_log_linear_between_start_and_end(step):
         assert rates[name] == pytest.approx(expected), name
 
 
-def test_optimisers_take_their_settings_and_their_own_group():
+def test_build_optimizers_settings():
     gaussians = random_gaussians()
     optimizers = build_optimizers(gaussians, CONFIG)
     assert tuple(optimizers) == GROUPS
@@ -186,7 +186,7 @@ def with_gradients(sets, seed):
 
 
 @pytest.mark.parametrize("sizes", [(40,), (50, 50), (40, 33, 57), (3, 5)])
-def test_a_stack_holds_each_set_and_after_it_gaussians_that_are_none(sizes):
+def test_stack_pads_shorter_sets(sizes):
     sets = [random_gaussians(n, seed=n) for n in sizes]
     stacked = stack(sets)
     longest = stacked.means.shape[1]
@@ -208,7 +208,7 @@ def test_a_stack_holds_each_set_and_after_it_gaussians_that_are_none(sizes):
 
 
 @pytest.mark.parametrize(("step", "limit"), [(0, 2.0), (5, 5.0), (10, 8.0), (99, 8.0)])
-def test_each_tensor_of_each_set_is_clipped_by_itself(step, limit):
+def test_clip_gradients_per_group_and_set(step, limit):
     norms = [
         {"means": 100.0, "quats": 0.5, "log_scales": 7.9, "opacity_logits": 8.1, "sh0": 3.0, "shN": 0.0},
         {"means": 1.0, "quats": 9.0, "log_scales": 2.5, "opacity_logits": 0.1, "sh0": 0.0, "shN": 50.0},
@@ -228,14 +228,14 @@ def test_each_tensor_of_each_set_is_clipped_by_itself(step, limit):
             assert not found[len(expected) :].any()
 
 
-def test_a_group_without_gradient_gets_one_of_zeros():
+def test_clip_gradients_adds_missing_gradients():
     stacked = stack([random_gaussians()])
     stacked.params["sh0"].grad = torch.full_like(stacked.params["sh0"], 0.1)
     assert clip_gradients(stacked, CONFIG, 1).tolist() == pytest.approx([0.1 * math.sqrt(21)])
     assert not stacked.params["means"].grad.any()
 
 
-def test_a_step_moves_each_set_as_torchs_adam_moves_it_alone():
+def test_adam_step_matches_torch():
     """Against torch's own optimisers, over several steps and sizes; without harmonics there is no shN."""
     sets, alone = ([random_gaussians(n, k=0, seed=n) for n in (5, 40, 33)] for _ in range(2))
     optimizers = [build_optimizers(one, CONFIG) for one in sets]
@@ -260,7 +260,7 @@ def test_a_step_moves_each_set_as_torchs_adam_moves_it_alone():
                 torch.testing.assert_close(found["exp_avg_sq"], wanted["exp_avg_sq"])
 
 
-def test_a_step_that_is_not_usable_changes_nothing():
+def test_adam_step_skips_unusable_gradients():
     sets = [random_gaussians(n, k=0, seed=n) for n in (5, 40)]
     optimizers = [build_optimizers(one, CONFIG) for one in sets]
     stacked, _ = with_gradients(sets, 1)
@@ -282,7 +282,7 @@ def test_a_step_that_is_not_usable_changes_nothing():
 
 
 @pytest.mark.parametrize("k", [0, 3, 15])
-def test_splats_round_trip(k):
+def test_gaussians_splats_round_trip(k):
     gaussians = random_gaussians(k=k)
     splats = gaussians.splats({"prompt": "a cube"})
     assert isinstance(splats, Splats)
@@ -292,7 +292,7 @@ def test_splats_round_trip(k):
         assert torch.equal(again.params[name], gaussians.params[name])
 
 
-def test_to_makes_a_copy_whose_gradients_are_its_own():
+def test_gaussians_to_copies():
     gaussians = random_gaussians()
     copy = gaussians.to(torch.device("cpu"))
     copy.means.sum().backward()
@@ -314,7 +314,7 @@ def cloud(means, scale=0.01, logit=3.0):
     )
 
 
-def test_bounds_hold_a_ball_but_not_its_strays():
+def test_bounds_ignore_strays():
     generator = torch.Generator().manual_seed(0)
     shell = torch.nn.functional.normalize(torch.randn(4000, 3, generator=generator), dim=-1)
     middle = torch.tensor([1.0, -2.0, 0.5])
@@ -324,7 +324,7 @@ def test_bounds_hold_a_ball_but_not_its_strays():
     assert radius == pytest.approx(0.7 + 2 * 0.01, abs=0.03)
 
 
-def test_bounds_pass_over_what_can_not_be_seen():
+def test_bounds_ignore_invisible_gaussians():
     ball = cloud(0.5 * torch.nn.functional.normalize(directions(500)[0].float(), dim=-1))
     fog = cloud(directions(500)[0].float() * 9, logit=-6.0)
     both = Gaussians({name: torch.cat([ball.params[name], fog.params[name]]) for name in GROUPS})
@@ -332,7 +332,7 @@ def test_bounds_pass_over_what_can_not_be_seen():
     assert bounds(fog)[1] > 5
 
 
-def test_bounds_of_one_point_are_not_empty():
+def test_bounds_of_one_point():
     center, radius = bounds(cloud(torch.tensor([[1.0, 2.0, 3.0]]), scale=1e-7))
     torch.testing.assert_close(center, torch.tensor([1.0, 2.0, 3.0]))
     assert radius == pytest.approx(1e-3)

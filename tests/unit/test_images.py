@@ -10,7 +10,7 @@ from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.render import images
 
 
-def test_to_uint8_takes_the_nearest_step() -> None:
+def test_to_uint8_rounds_to_nearest() -> None:
     steps = np.arange(256)
     np.testing.assert_array_equal(images.to_uint8(steps / 255), steps)
     np.testing.assert_array_equal(images.to_uint8((steps[:-1] + 0.51) / 255), steps[1:])
@@ -18,13 +18,13 @@ def test_to_uint8_takes_the_nearest_step() -> None:
     np.testing.assert_array_equal(images.to_uint8(np.array([-3.0, 7.0])), [0, 255])
 
 
-def test_to_uint8_refuses_what_is_no_number() -> None:
+def test_to_uint8_refuses_nonfinite() -> None:
     with pytest.raises(SegdreamError, match="2 of 3 values"):
         images.to_uint8(np.array([0.5, np.nan, np.inf]))
 
 
 @pytest.mark.parametrize("channels", [(), (3,), (4,)])
-def test_png_round_trip(tmp_path: Path, channels: tuple[int, ...]) -> None:
+def test_write_png_round_trip(tmp_path: Path, channels: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, *channels), dtype=np.uint8)
     images.write_png(tmp_path / "bytes.png", pixels)
     images.write_png(tmp_path / "floats.png", pixels.astype(np.float32) / 255)
@@ -35,26 +35,26 @@ def test_png_round_trip(tmp_path: Path, channels: tuple[int, ...]) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_png_holds_16_bit_depth(tmp_path: Path) -> None:
+def test_write_png_of_16_bit_depth(tmp_path: Path) -> None:
     values = np.array([[0, 1, 255, 256], [32768, 65534, 65535, 7]], np.uint16)
     images.write_png(tmp_path / "depth.png", values)
     with Image.open(tmp_path / "depth.png") as back:
         np.testing.assert_array_equal(np.asarray(back), values)
 
 
-def test_png_of_a_view_that_is_not_contiguous(tmp_path: Path) -> None:
+def test_write_png_of_a_strided_view(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 6, 4), dtype=np.uint8).transpose(2, 1, 0)
     images.write_png(tmp_path / "a.png", pixels)
     with Image.open(tmp_path / "a.png") as back:
         np.testing.assert_array_equal(np.asarray(back), pixels)
 
 
-def test_png_into_a_missing_folder(tmp_path: Path) -> None:
+def test_write_png_into_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="can't be written"):
         images.write_png(tmp_path / "no" / "a.png", np.zeros((2, 2, 3)))
 
 
-def test_straight_alpha_shows_the_same_on_every_background() -> None:
+def test_straight_alpha_on_any_background() -> None:
     rng = np.random.default_rng(1)
     alpha = rng.random((8, 9))
     alpha[0] = 0
@@ -67,7 +67,7 @@ def test_straight_alpha_shows_the_same_on_every_background() -> None:
     assert (rgba[0] == 0).all()
 
 
-def test_contact_sheet_places_row_by_row() -> None:
+def test_contact_sheet_fills_rows() -> None:
     tiles = [np.full((10, 20, 3), i / 10) for i in range(5)]
     sheet = images.contact_sheet(tiles, columns=3)
     assert sheet.shape == (20, 60, 3)
@@ -78,7 +78,7 @@ def test_contact_sheet_places_row_by_row() -> None:
     assert images.contact_sheet(tiles[:2], columns=8).shape == (10, 40, 3)
 
 
-def test_contact_sheet_labels_differ_and_stay_in_their_tile() -> None:
+def test_contact_sheet_labels_stay_in_their_tile() -> None:
     tiles = [np.zeros((64, 128, 3), np.uint8)] * 4
     labels = ["front", "left side", "back " * 30, "größer 日本\n"]
     sheet = images.contact_sheet(tiles, 2, labels)
@@ -93,12 +93,12 @@ def test_contact_sheet_labels_differ_and_stay_in_their_tile() -> None:
         assert (sheet[r * (64 + strip) + strip :][:64] == 0).all()
 
 
-def test_contact_sheet_refuses_wrong_numbers_of_labels() -> None:
+def test_contact_sheet_refuses_wrong_label_count() -> None:
     with pytest.raises(ValueError, match="1 labels for 2 images"):
         images.contact_sheet([np.zeros((4, 4, 3))] * 2, 2, ["one"])
 
 
-def test_depth_reads_back_within_half_a_step() -> None:
+def test_depth_to_uint16_reads_back() -> None:
     rng = np.random.default_rng(2)
     depth = rng.uniform(1.5, 4.5, (16, 16))
     alpha = rng.random((16, 16))
@@ -110,7 +110,7 @@ def test_depth_reads_back_within_half_a_step() -> None:
     np.testing.assert_allclose(back, depth[seen], atol=4.0 / 65534 / 2 + 1e-9)
 
 
-def test_depth_at_and_beyond_the_planes() -> None:
+def test_depth_to_uint16_at_the_planes() -> None:
     depth = np.array([[0.0, 1.0, 5.0, 9.0, np.nan]])
     alpha = np.array([[1.0, 1.0, 1.0, 1.0, 0.0]])
     np.testing.assert_array_equal(images.depth_to_uint16(depth, alpha, 1, 5), [[1, 1, 65535, 65535, 0]])

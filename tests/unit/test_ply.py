@@ -74,7 +74,7 @@ def assert_same(a: Splats, b: Splats, atol: float = 0) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
-def test_written_bytes(tmp_path: Path, k: int) -> None:
+def test_write_lays_out_inria_columns(tmp_path: Path, k: int) -> None:
     splats = random_splats(11, k)
     ply.write(tmp_path / "compact.ply", splats, pad_sh=False)
     ply.write(tmp_path / "padded.ply", splats)
@@ -103,7 +103,7 @@ def test_written_bytes(tmp_path: Path, k: int) -> None:
 
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
 @pytest.mark.parametrize("pad_sh", [True, False])
-def test_round_trip_keeps_every_bit(tmp_path: Path, k: int, pad_sh: bool) -> None:
+def test_read_keeps_every_bit_of_write(tmp_path: Path, k: int, pad_sh: bool) -> None:
     splats = random_splats(70, k, prompt="a cat", seed=3)
     ply.write(tmp_path / "a.ply", splats, pad_sh=pad_sh)
     back = ply.read(tmp_path / "a.ply")
@@ -113,7 +113,7 @@ def test_round_trip_keeps_every_bit(tmp_path: Path, k: int, pad_sh: bool) -> Non
     assert (tmp_path / "b.ply").read_bytes() == (tmp_path / "a.ply").read_bytes()
 
 
-def test_written_values_are_tidied(tmp_path: Path) -> None:
+def test_write_sanitizes_values(tmp_path: Path) -> None:
     splats = random_splats(4)
     splats.log_scales[0] = (-50, 30, 1)
     splats.opacity_logits[:2] = (99, -99)
@@ -141,7 +141,7 @@ def test_written_values_are_tidied(tmp_path: Path) -> None:
         "",
     ],
 )
-def test_provenance_is_one_ascii_line(tmp_path: Path, prompt: str) -> None:
+def test_write_stores_provenance_as_one_ascii_line(tmp_path: Path, prompt: str) -> None:
     provenance = {"seed": 7, "prompt": prompt, "prior": {"name": "p", "sha256": None}, "version": "0.1.0"}
     ply.write(tmp_path / "a.ply", random_splats(3, **provenance))
     lines, body = split(tmp_path / "a.ply")
@@ -155,14 +155,14 @@ def test_provenance_is_one_ascii_line(tmp_path: Path, prompt: str) -> None:
 @pytest.mark.parametrize(
     "comment", ["segdream", "segdream {", "segdream [1]", "segdream " + "[" * 9000, "by another tool"]
 )
-def test_comments_that_are_not_ours_say_nothing(asset: Path, comment: str) -> None:
+def test_read_ignores_foreign_comments(asset: Path, comment: str) -> None:
     rewrite(asset, (b"element", b"comment %s\nelement" % comment.encode()))
     back = ply.read(asset)
     assert not back.provenance
     assert len(back) == 20
 
 
-def test_inria_file_written_column_by_column(tmp_path: Path) -> None:
+def test_read_inria_file(tmp_path: Path) -> None:
     """As graphdeco's `save_ply` makes it: a list of tuples, quaternions as they come out of the optimiser."""
     rng = np.random.default_rng(4)
     names = [*NAMES_SH0[:9], *(f"f_rest_{i}" for i in range(45)), *NAMES_SH0[9:]]
@@ -180,7 +180,7 @@ def test_inria_file_written_column_by_column(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # gsplat's import warns
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
-def test_gsplat_exporter(tmp_path: Path, k: int) -> None:
+def test_read_gsplat_export(tmp_path: Path, k: int) -> None:
     torch = pytest.importorskip("torch")
     exporter = pytest.importorskip("gsplat.exporter")
     turned = to_ply_frame(random_splats(30, k))
@@ -201,7 +201,7 @@ def test_gsplat_exporter(tmp_path: Path, k: int) -> None:
 
 @pytest.mark.parametrize("order", ["ascii", "<", ">"])
 @pytest.mark.parametrize("kind", ["f4", "f8"])
-def test_other_encodings_orders_and_extra_properties(tmp_path: Path, order: str, kind: str) -> None:
+def test_read_other_encodings_orders_and_extra_properties(tmp_path: Path, order: str, kind: str) -> None:
     """SuperSplat and other editors add properties and elements; ASCII, big-endian and double files are in the wild."""
     splats = random_splats(12, 3)
     ply.write(tmp_path / "ours.ply", splats, pad_sh=False)
@@ -219,7 +219,7 @@ def test_other_encodings_orders_and_extra_properties(tmp_path: Path, order: str,
 
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
-def test_headers_that_plyfile_refuses_or_knows_otherwise(asset: Path, newline: bytes) -> None:
+def test_read_header_accepts_what_plyfile_refuses(asset: Path, newline: bytes) -> None:
     header, _, body = asset.read_bytes().partition(b"end_header\n")
     extra = "comment größer als 日本\nobj_info \x00\x1c by café\n".encode()
     header = header.replace(b"format", b"comment before the format\nformat").replace(b"element", extra + b"element")
@@ -229,7 +229,7 @@ def test_headers_that_plyfile_refuses_or_knows_otherwise(asset: Path, newline: b
     assert_same(ply.read(asset), random_splats(20))
 
 
-def test_quaternions_of_no_length_and_of_any(tmp_path: Path) -> None:
+def test_read_normalizes_quaternions(tmp_path: Path) -> None:
     path = tmp_path / "a.ply"
     ply.write(path, random_splats(5), pad_sh=False)
     lines, body = split(path)
@@ -240,7 +240,7 @@ def test_quaternions_of_no_length_and_of_any(tmp_path: Path) -> None:
     np.testing.assert_allclose(ply.read(path).quats, expected, atol=1e-6)
 
 
-def test_values_out_of_range_are_clamped_on_reading(asset: Path) -> None:
+def test_read_clamps_values_out_of_range(asset: Path) -> None:
     lines, body = split(asset)
     values = np.frombuffer(body, "<f4").reshape(20, 17).copy()
     values[0, 9], values[1, 10] = -1e30, 1e30
@@ -323,7 +323,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize(("change", "reason"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_files(asset: Path, change: Callable[[bytes], bytes], reason: str) -> None:
+def test_read_refuses_damaged_files(asset: Path, change: Callable[[bytes], bytes], reason: str) -> None:
     asset.write_bytes(change(asset.read_bytes()))
     with pytest.raises(UsageProblem, match=reason) as caught:
         ply.read(asset)
@@ -334,7 +334,7 @@ def test_damaged_files(asset: Path, change: Callable[[bytes], bytes], reason: st
 
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_counted(tmp_path: Path, kind: str, value: float) -> None:
+def test_read_counts_nonfinite_rows(tmp_path: Path, kind: str, value: float) -> None:
     rows = np.ones(9, [(name, kind) for name in NAMES_SH0])
     rows["z"][3] = rows["rot_0"][3] = rows["opacity"][7] = value
     data = PlyData([PlyElement.describe(rows, "vertex")], byte_order=kind[0])
@@ -344,7 +344,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, kind: str, value
     assert "--filter-nan" in str(caught.value.hint)
 
 
-def test_signalling_nan_in_the_padding_is_refused_without_a_warning(tmp_path: Path) -> None:
+def test_read_refuses_signalling_nan_in_padding(tmp_path: Path) -> None:
     ply.write(tmp_path / "a.ply", random_splats(4))
     content = bytearray((tmp_path / "a.ply").read_bytes())
     row = len(content) - 248  # the last one: position, normal, first harmonics, then the 45 of the padding
@@ -354,7 +354,7 @@ def test_signalling_nan_in_the_padding_is_refused_without_a_warning(tmp_path: Pa
         ply.read(tmp_path / "a.ply")
 
 
-def test_doubles_beyond_float_are_not_finite(tmp_path: Path) -> None:
+def test_read_refuses_doubles_beyond_float32(tmp_path: Path) -> None:
     rows = np.ones(3, [(name, "f8") for name in NAMES_SH0])
     rows["x"][1] = 1e300
     PlyData([PlyElement.describe(rows, "vertex")]).write(str(tmp_path / "a.ply"))
@@ -362,7 +362,7 @@ def test_doubles_beyond_float_are_not_finite(tmp_path: Path) -> None:
         ply.read(tmp_path / "a.ply")
 
 
-def test_points_are_told_from_gaussians(tmp_path: Path) -> None:
+def test_holds_gaussians_is_false_for_points(tmp_path: Path) -> None:
     points.write(tmp_path / "p.ply", random_splats(5))
     assert not ply.holds_gaussians(tmp_path / "p.ply")
     with pytest.raises(UsageProblem, match="holds points, not Gaussians") as caught:
@@ -370,7 +370,7 @@ def test_points_are_told_from_gaussians(tmp_path: Path) -> None:
     assert "--init" in str(caught.value.hint)
 
 
-def test_paths_that_are_no_files(tmp_path: Path) -> None:
+def test_read_refuses_paths_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.ply")
     for path, reason in (
         (tmp_path / "missing.ply", "No such file"),
@@ -386,13 +386,13 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="a superuser may read everything")
-def test_a_file_that_may_not_be_read(asset: Path) -> None:
+def test_read_reports_missing_permission(asset: Path) -> None:
     asset.chmod(0)
     with pytest.raises(UsageProblem, match="Permission denied"):
         ply.read(asset)
 
 
-def test_permission_is_translated(asset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_translates_permission_errors(asset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -474,7 +474,9 @@ SEEDS = _seeds()
 
 @settings(max_examples=500, deadline=None)
 @given(content=mutated())
-def test_no_damage_escapes_as_another_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_readers_raise_only_usage_problems_on_mutated_files(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.ply"
     path.write_bytes(content)
     start = time.monotonic()
@@ -486,6 +488,6 @@ def test_no_damage_escapes_as_another_error(tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_files_that_are_mutated_are_valid(tmp_path: Path, seed: str) -> None:
+def test_mutation_seeds_are_valid(tmp_path: Path, seed: str) -> None:
     (tmp_path / "a.ply").write_bytes(SEEDS[seed])
     assert len(ply.read(tmp_path / "a.ply")) == 3

@@ -55,7 +55,7 @@ def exact_with_gradients(scene: reference.Scene) -> tuple[reference.Reference, t
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_pictures_and_gradients_match_the_float64_reference(name: str) -> None:
+def test_rasterize_matches_the_float64_reference(name: str) -> None:
     view, gradients = with_gradients(SCENES[name])
     exact, exact_gradients = exact_with_gradients(SCENES[name])
     for picture in PICTURES:
@@ -66,7 +66,7 @@ def test_pictures_and_gradients_match_the_float64_reference(name: str) -> None:
         assert (found - expected).norm() < 2e-4 * expected.norm(), parameter
 
 
-def test_gradients_match_finite_differences_of_the_rendering() -> None:
+def test_rasterize_gradients_match_finite_differences() -> None:
     # Gaussians that fill the picture: none has a rim inside it, where alpha would jump at 1/255
     scene = reference.scene(6, views=2, size=10, scale=2.0, opacity=0.3, seed=5)
     _, gradients = with_gradients(scene)
@@ -94,9 +94,7 @@ def test_gradients_match_finite_differences_of_the_rendering() -> None:
     scale=st.floats(0.01, 0.5),
     seed=st.integers(0, 2**31),
 )
-def test_alpha_and_depth_stay_within_their_bounds(
-    count: int, size: int, opacity: float, scale: float, seed: int
-) -> None:
+def test_rasterize_bounds_alpha_and_depth(count: int, size: int, opacity: float, scale: float, seed: int) -> None:
     scene = reference.scene(count, views=2, size=size, opacity=opacity, scale=scale, seed=seed)
     view = rendered(scene)
     z = (scene.means @ scene.viewmats[:, 2, :3].T + scene.viewmats[:, 2, 3]).T  # c n
@@ -111,7 +109,7 @@ def test_alpha_and_depth_stay_within_their_bounds(
     assert not expected[~seen].any()
 
 
-def test_one_gaussian_is_its_closed_form() -> None:
+def test_rasterize_one_gaussian_in_closed_form() -> None:
     means, identity = torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     K = torch.tensor([[[20.0, 0.0, 8.5], [0.0, 20.0, 8.5], [0.0, 0.0, 1.0]]])
     opacity, color = torch.tensor([0.7]), torch.tensor([[2.0, -1.0, 0.5]])
@@ -127,7 +125,7 @@ def test_one_gaussian_is_its_closed_form() -> None:
     torch.testing.assert_close(view.means2d, torch.tensor([[[8.5, 8.5]]]))
 
 
-def test_nearer_of_two_gaussians_hides_the_other_in_both_views() -> None:
+def test_rasterize_nearer_gaussian_hides_the_other() -> None:
     means = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, -0.5]])
     front, back = torch.eye(4), torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))
     front[2, 3] = back[2, 3] = 3.0
@@ -182,7 +180,7 @@ def edge_case(name: str) -> reference.Scene:
     ["none", "behind", "opacity 1", "opacity below 1/255", "huge", "tiny", "flat", "zero quaternion", "not a number",
      "one pixel", "camera inside"],
 )  # fmt: skip
-def test_edges_give_finite_pictures_and_gradients(name: str) -> None:
+def test_rasterize_edge_cases_are_finite(name: str) -> None:
     view, gradients = with_gradients(edge_case(name))
     for picture in PICTURES:
         assert getattr(view, picture).isfinite().all(), picture
@@ -191,7 +189,7 @@ def test_edges_give_finite_pictures_and_gradients(name: str) -> None:
     assert view.alpha.any().item() == (name not in ("none", "behind", "opacity below 1/255"))
 
 
-def test_zero_quaternion_is_no_rotation() -> None:
+def test_rasterize_zero_quaternion_is_no_rotation() -> None:
     scene = edge_case("zero quaternion")
     identity = scene.quats.clone()
     identity[::2, 0] = 1
@@ -201,12 +199,12 @@ def test_zero_quaternion_is_no_rotation() -> None:
     assert gradients[1][1::2].any()
 
 
-def test_norm_of_the_quaternion_has_no_effect() -> None:
+def test_rasterize_ignores_quaternion_norm() -> None:
     scene = SCENES["translucent"]
     torch.testing.assert_close(rendered(scene._replace(quats=scene.quats * 7)).rgb, rendered(scene).rgb)
 
 
-def test_repeats_and_thread_counts_give_the_same_bits() -> None:
+def test_rasterize_repeats_bits_on_any_thread_count() -> None:
     scene = reference.scene(600, views=3, size=48, seed=8)
     threads = torch.get_num_threads()
     try:
@@ -221,7 +219,7 @@ def test_repeats_and_thread_counts_give_the_same_bits() -> None:
         assert all(torch.equal(found, first) for found, first in zip(result, results[0], strict=True))
 
 
-def test_views_of_one_call_equal_single_calls() -> None:
+def test_rasterize_views_equal_single_calls() -> None:
     scene = SCENES["translucent"]
     together = rendered(scene)
     for v in range(3):
@@ -230,7 +228,7 @@ def test_views_of_one_call_equal_single_calls() -> None:
         assert torch.equal(together.radii[v], alone.radii[0])
 
 
-def test_radii_bound_what_a_gaussian_changes() -> None:
+def test_rasterize_radii_bound_the_footprint() -> None:
     scene = reference.scene(25, views=1, size=40, scale=0.05, seed=9)
     view = rendered(scene)
     columns, rows = torch.arange(scene.width) + 0.5, torch.arange(scene.height) + 0.5
@@ -242,14 +240,14 @@ def test_radii_bound_what_a_gaussian_changes() -> None:
         assert alone.alpha.any() or view.radii[0, i] <= 1
 
 
-def test_without_gradients_nothing_is_retained() -> None:
+def test_rasterize_without_gradients_retains_nothing() -> None:
     view = rendered(SCENES["opaque"])
     assert not view.means2d.requires_grad
     assert not view.rgb.requires_grad
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 1, 1, 3), (2, 5, 6, 3)])
-def test_over_composites_by_what_alpha_leaves(shape: tuple[int, ...]) -> None:
+def test_rendering_over_composites(shape: tuple[int, ...]) -> None:
     rgb, alpha, background = torch.rand(2, 5, 6, 3), torch.rand(2, 5, 6, 1), torch.rand(shape)
     view = Rendering(rgb, alpha, alpha, torch.zeros(2, 0, 2), torch.zeros(2, 0, dtype=torch.int32))
     found = view.over(background)
@@ -260,7 +258,7 @@ def test_over_composites_by_what_alpha_leaves(shape: tuple[int, ...]) -> None:
             assert found[pixel][k].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_expected_depth_of_an_empty_pixel_is_zero_with_a_finite_gradient() -> None:
+def test_expected_depth_of_an_empty_pixel() -> None:
     scene = reference.scene(1, views=1, size=30, scale=0.02, seed=10)
     means = scene.means.clone().requires_grad_()
     expected = rendered(scene._replace(means=means)).expected_depth()
@@ -282,7 +280,7 @@ def plane_depth(normal: Tensor, offset: float, scene: reference.Scene) -> Tensor
     return distance[:, None, None, None] / (rays * in_camera[:, None, None]).sum(-1, keepdim=True)
 
 
-def test_normals_of_a_tilted_plane() -> None:
+def test_normals_from_depth_of_a_tilted_plane() -> None:
     scene = reference.scene(1, views=3, size=24)
     normal = torch.tensor([0.1, 0.98, 0.05])
     normal = normal / normal.norm()
@@ -297,7 +295,7 @@ def test_normals_of_a_tilted_plane() -> None:
     assert not normals[:, :, -1].any()
 
 
-def test_normals_are_zero_beside_missing_depth_and_have_finite_gradients() -> None:
+def test_normals_from_depth_beside_missing_depth() -> None:
     scene = reference.scene(1, views=1, size=12)
     depth = plane_depth(torch.tensor([0.0, 1.0, 0.0]), -0.2, scene)
     depth[0, 4, 5] = 0
@@ -310,7 +308,7 @@ def test_normals_are_zero_beside_missing_depth_and_have_finite_gradients() -> No
     assert depth.grad.isfinite().all()
 
 
-def test_kernels_compile_where_no_folder_can_be_written(tmp_path: Path) -> None:
+def test_kernels_compile_without_a_cache_folder(tmp_path: Path) -> None:
     """As in a read-only container: numba finds no place for its cache, the kernels must compile all the same."""
     blocked = tmp_path / "blocked"
     blocked.write_text("a file, so that no folder can be made below it")
@@ -327,7 +325,7 @@ def test_kernels_compile_where_no_folder_can_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("per_view", [False, True])
-def test_several_sets_of_one_call_equal_single_calls(per_view: bool) -> None:
+def test_rasterize_sets_equal_single_calls(per_view: bool) -> None:
     """Pictures and gradients, the same to the bit; what fills a set up is not drawn and gets no gradient."""
     scenes = [reference.scene(n, views=2, size=24, seed=n, per_view_colors=per_view) for n in (30, 50, 41)]
     parameters = [tensor.requires_grad_() for tensor in reference.stacked(scenes, 60)]

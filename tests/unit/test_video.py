@@ -189,7 +189,7 @@ def test_mp4_has_no_alpha(tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", clear(2), fps=10)
 
 
-def test_spread_colours_is_the_mean_of_the_smallest_square() -> None:
+def test_spread_colours_takes_the_mean_of_the_smallest_square() -> None:
     rng = np.random.default_rng(3)
     frame = rng.integers(0, 256, (13, 9, 4), dtype=np.uint8)
     frame[rng.random((13, 9)) < 0.85] = 0
@@ -232,7 +232,7 @@ print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, reso
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
-def test_memory_does_not_grow_with_the_video(tmp_path: Path, suffix: str) -> None:
+def test_write_video_memory_is_bounded(tmp_path: Path, suffix: str) -> None:
     """Neither here nor in ffmpeg: 192 frames more are 59 MB of bytes."""
     peaks = []
     for n in (48, 240):
@@ -262,7 +262,7 @@ def probed(path: Path) -> dict[str, str]:
     ("suffix", "alpha", "codec", "profile"),
     [(".mp4", False, "h264", "High"), (".webm", False, "vp9", "Profile 0"), (".webm", True, "vp9", "Profile 0")],
 )
-def test_ffprobe_agrees(
+def test_write_video_agrees_with_ffprobe(
     tmp_path: Path, suffix: str, alpha: bool, codec: str, profile: str, size: tuple[int, int]
 ) -> None:
     path = tmp_path / f"turn{suffix}"
@@ -277,14 +277,14 @@ def test_ffprobe_agrees(
     assert (said.get("alpha_mode") or said.get("ALPHA_MODE")) == ("1" if alpha else None)
 
 
-def test_a_single_odd_frame_of_one_pixel(tmp_path: Path) -> None:
+def test_write_video_of_one_pixel(tmp_path: Path) -> None:
     for suffix in (".mp4", ".webm", ".gif", ".webp"):
         path = tmp_path / f"dot{suffix}"
         write_video(path, [np.zeros((1, 1, 3), np.uint8)], fps=30)
         assert "Video:" in described(path)
 
 
-def test_frames_are_taken_as_they_are_encoded(tmp_path: Path) -> None:
+def test_write_video_streams_frames(tmp_path: Path) -> None:
     """A long video must not be gathered first: the process that encodes it has to be there from the first frames on."""
     children: list[set[str]] = []
 
@@ -300,7 +300,7 @@ def test_frames_are_taken_as_they_are_encoded(tmp_path: Path) -> None:
     assert all(later - children[0] for later in children[1:])
 
 
-def test_nothing_is_left_when_the_frames_fail(tmp_path: Path) -> None:
+def test_write_video_leaves_nothing_if_frames_fail(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"what was there")
 
@@ -314,7 +314,7 @@ def test_nothing_is_left_when_the_frames_fail(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_frames_of_two_sizes_and_no_frames_are_refused(tmp_path: Path) -> None:
+def test_write_video_refuses_mixed_sizes_and_no_frames(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a frame \(50, 64, 3\)"):
         write_video(tmp_path / "a.mp4", [*moving(2), *moving(1, height=50)], fps=30)
     with pytest.raises(ValueError, match="float64"):
@@ -327,7 +327,7 @@ def test_frames_of_two_sizes_and_no_frames_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "nearest"), [("a.mpeg", ".mp4"), ("a.gift", ".gif"), ("a", ".mp4"), ("a.webb", ".webp")]
 )
-def test_unknown_suffix(tmp_path: Path, name: str, nearest: str) -> None:
+def test_check_suffix_refuses_unknown_formats(tmp_path: Path, name: str, nearest: str) -> None:
     with pytest.raises(UsageProblem, match=r"\.mp4, \.webm, \.webp, \.gif") as caught:
         write_video(tmp_path / name, moving(1), fps=30)
     assert caught.value.hint == f"-o {tmp_path / 'a'}{nearest}"
@@ -342,7 +342,7 @@ def fake_ffmpeg(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Non
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
 
 
-def test_ffmpeg_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_video_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no-such-ffmpeg"))
     with pytest.raises(EnvironmentProblem, match="can't be started") as caught:
         write_video(tmp_path / "a.mp4", moving(2), fps=30)
@@ -350,7 +350,7 @@ def test_ffmpeg_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_the_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_video_without_imageio_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody needs it for images; videos take an ffmpeg that is named or on the PATH, or say what to install."""
     program = imageio_ffmpeg.get_ffmpeg_exe()
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
@@ -368,7 +368,7 @@ def test_the_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert video.ffmpeg_version().endswith(program)
 
 
-def test_nothing_is_left_when_the_frames_of_a_gif_fail(tmp_path: Path) -> None:
+def test_write_video_leaves_nothing_if_gif_frames_fail(tmp_path: Path) -> None:
     def failing() -> Iterator[np.ndarray]:
         yield from moving(3)
         raise RuntimeError("out of views")
@@ -379,7 +379,7 @@ def test_nothing_is_left_when_the_frames_of_a_gif_fail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["before the frames", "after the frames"])
-def test_ffmpeg_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+def test_write_video_reports_ffmpeg_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
     reading = "" if early else "sys.stdin.buffer.read()\n"
     fake_ffmpeg(tmp_path, monkeypatch, f"{reading}sys.exit('Unknown encoder libx264')")
     out = tmp_path / "out"
@@ -389,7 +389,7 @@ def test_ffmpeg_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bo
     assert not list(out.iterdir())
 
 
-def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_video_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_ffmpeg(tmp_path, monkeypatch, "sys.exit('av_interleaved_write_frame(): No space left on device')")
     out = tmp_path / "out"
     out.mkdir()
