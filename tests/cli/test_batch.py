@@ -65,6 +65,7 @@ def test_batch_writes_all_files_of_each_asset(segdream, listed, sizes, folder):
         assert line["gaussians"] == events[-1]["n_gaussians"][0] == len(asset)
 
 
+@pytest.mark.slow
 def test_batch_loads_point_e_once_and_releases_it(segdream, listed, folder, monkeypatch):
     """The embedded prior's own Point-E, which is freed before assets grow and loaded again for the next ones."""
     monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))

@@ -566,6 +566,7 @@ def mesh_extent(path):
     return float(trimesh.load(path, force="mesh").extents.max())
 
 
+@pytest.mark.slow
 def test_export_writes_a_mesh(segdream):
     pytest.importorskip("xatlas")
     assert segdream("generate", BUS, "-o", "bus.ply", *SIX).code == 0

@@ -24,6 +24,8 @@ from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.util.devices import visible_device
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 PROMPTS = "a red car\na blue mug\na green cactus\n"
 LIMIT_S = 240

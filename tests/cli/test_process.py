@@ -22,7 +22,7 @@ ENDLESS = (*TINY, "--steps", "100000")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 LIMIT_S = 120
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and shells of POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals and shells of POSIX")]
 
 
 def run(command, folder, **options):

@@ -21,6 +21,8 @@ from segdream_cli.render.view import render
 from segdream_cli.splats import GROUPS, SH_C0, Splats
 from segdream_cli.splats.gaussians import Gaussians
 
+pytestmark = pytest.mark.slow
+
 LIBRARIES = ("skimage", "trimesh", "xatlas", "fast_simplification")
 RED, BLUE, GREEN, WHITE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9), (0.1, 0.8, 0.2), (0.95, 0.95, 0.95)
 SMALL = {"resolution": 64, "faces": 3000, "texture_size": 256}

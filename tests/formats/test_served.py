@@ -20,6 +20,8 @@ from segdream_cli.viewer import server as serve
 from segdream_cli.viewer.live import LivePage
 from segdream_cli.viewer.server import PageServer
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def serving(*, live: bool = False) -> Iterator[PageServer]:

@@ -405,6 +405,7 @@ def read_or_refused(path: Path, content: bytes) -> None:
         assert not len(found) or np.abs(np.linalg.norm(found.quats, axis=1) - 1).max() < 1e-5
 
 
+@pytest.mark.slow
 @settings(max_examples=1000)
 @given(source=st.sampled_from(["v2 inside", "v2", "v3 inside", "v3"]), edits=st.lists(EDITS, min_size=1, max_size=4))
 def test_read_of_mutated_files(
@@ -413,6 +414,7 @@ def test_read_of_mutated_files(
     read_or_refused(tmp_path_factory.getbasetemp() / "mutated.spz", mutated(source, edits))
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(edits=st.lists(EDITS, min_size=1, max_size=4))
 def test_read_of_mutated_version_4_files(

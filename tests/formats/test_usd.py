@@ -19,6 +19,8 @@ from segdream_cli.splats import BANDS, Splats
 pxr = pytest.importorskip("pxr.Usd", reason='the extra "usd" is not installed')
 from pxr import Gf, Sdf, Usd, UsdGeom, UsdValidation, UsdVol  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("k", BANDS)
 def test_read_keeps_what_write_stores(chiral: Splats, tmp_path: Path, k: int) -> None:

@@ -297,6 +297,7 @@ def test_disparity_steps_encode_gray_depth():
     assert shown[:, :, 12:20, 12:20].mean() > shown[:, :, :4, :4].mean()
 
 
+@pytest.mark.slow
 def test_flip_probability_sets_the_share_of_steps():
     prior, plain = Watching(), Watching()
     for seen, probability in ((prior, 0.25), (plain, 0.0)):

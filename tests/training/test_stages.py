@@ -20,6 +20,8 @@ from training.models import LATENT_CHANNELS, make_tokenizer, vocabulary
 from training.stage import Clock, schedule
 from training.world.catalog import COLORS, NATURAL, OBJECTS, OVERHEAD, VIEWS, Combination
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
@@ -162,7 +164,6 @@ def test_out_of_time_the_rate_has_come_down_too(capsys: pytest.CaptureFixture[st
     assert "9 of 1000" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_train_judge_leaves_a_judge_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_judge.main(tmp_path, steps=2, device="cpu", smoke=True)
     judge = Judge.load(tmp_path, "cpu")

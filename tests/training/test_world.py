@@ -176,6 +176,7 @@ def test_every_object_fits_the_unit_sphere_with_and_without_a_hat(name: str) -> 
         assert min(field(parts, every, *point)[0] for parts in primitives for point in directions) > 0
 
 
+@pytest.mark.slow
 def test_the_named_colour_is_what_most_of_an_object_shows() -> None:
     magenta, shares = np.array([1.0, 0.0, 1.0]), {}
     for name in OBJECTS:
@@ -261,6 +262,7 @@ def test_pictures_over_backgrounds_stay_in_range() -> None:
     assert 0.45 < plain < 0.75
 
 
+@pytest.mark.slow
 def test_surface_points_lie_on_the_surface_spread_by_area() -> None:
     half = np.array([0.2, 0.3, 0.5])
     parts = records(lambda o: o.box((0.1, 0.0, -0.1), tuple(half), (0.2, 0.4, 0.6), rounding=0.0))[None]

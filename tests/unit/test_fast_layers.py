@@ -18,6 +18,8 @@ from segdream_cli.accel.fast_layers import (
     replace_norms,
 )
 
+pytestmark = pytest.mark.slow
+
 EXACT, SINGLE = 1e-11, 2e-5
 
 

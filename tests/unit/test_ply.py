@@ -472,6 +472,7 @@ def _seeds() -> dict[str, bytes]:
 SEEDS = _seeds()
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(content=mutated())
 def test_readers_raise_only_usage_problems_on_mutated_files(

@@ -308,6 +308,7 @@ def test_normals_from_depth_beside_missing_depth() -> None:
     assert depth.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_kernels_compile_without_a_cache_folder(tmp_path: Path) -> None:
     """As in a read-only container: numba finds no place for its cache, the kernels must compile all the same."""
     blocked = tmp_path / "blocked"

@@ -30,6 +30,8 @@ from segdream_cli.config.distill import SctdConfig
 from segdream_cli.distill.schedule import NoiseSchedule
 from segdream_cli.distill.sctd import trajectory_segments
 
+pytestmark = pytest.mark.slow
+
 FINE = 1000  # parts of a timestep
 STARTS = 4  # starting times t of a segment
 TEXT = "a yellow school bus"

@@ -230,6 +230,7 @@ print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, reso
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_write_video_memory_is_bounded(tmp_path: Path, suffix: str) -> None:
