@@ -44,13 +44,13 @@ FORM = '{"fps": 30, "frames": [{"position": [0, 0.5, 3], "target": [0, 0, 0], "f
 
 @dataclass(frozen=True, slots=True)
 class CameraPath:
-    """Cameras of a film, in the inner frame."""
+    """Cameras of a video, in the inner frame."""
 
     viewmats: Float[Tensor, "c 4 4"]
     fov_rad: Float[Tensor, " c"]
-    """From the lower to the upper rim of the picture."""
+    """Vertical field of view of each camera."""
     fps: float | None
-    """Frames a second, where the file says it."""
+    """Frames per second; None if the file does not say."""
 
 
 def read_camera_path(path: Path, n: int | None = None) -> CameraPath:
@@ -58,8 +58,8 @@ def read_camera_path(path: Path, n: int | None = None) -> CameraPath:
 
     Args:
         path: the file.
-        n: number of frames; a smooth curve leads through the file's cameras, and back to the first if the file
-            says `"loop": true` (nerfstudio: `is_cycle`), n frames being one round. The file's own cameras if None.
+        n: number of frames on a smooth curve through the file's cameras; None for the file's own cameras. The curve
+            is closed, and the n frames are one round, if the file says `"loop": true` (nerfstudio: `is_cycle`).
 
     Raises:
         UsageProblem: the file can't be read or has no cameras, or one of them can't be right.
@@ -97,12 +97,12 @@ def _json(path: Path) -> Any:
         return json.loads(content.decode("utf-8-sig"))
     except OSError as problem:
         raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint="check --camera-path") from problem
-    except (ValueError, RecursionError) as problem:  # neither UTF-8, nor JSON, nor of a depth that is meant
+    except (ValueError, RecursionError) as problem:  # neither UTF-8 nor JSON, or nested too deeply
         raise _problem(path, f"is not JSON: {problem}") from problem
 
 
 def _numbers(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> Floats:
-    """`value` as finite numbers of a shape; lists of the same numbers are taken in any nesting."""
+    """`value` as finite numbers of a shape; the nesting of its lists does not matter."""
     try:
         array = np.array(value)
         if array.dtype.kind in "iuf" and array.size == math.prod(shape):
@@ -117,7 +117,7 @@ def _numbers(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> Float
 
 
 def _key(path: Path, where: str, entry: Mapping[str, Any], top: Mapping[str, Any]) -> Floats:
-    """A frame as place, target, up and the logarithm of the tangent of half the field of view: 10 numbers."""
+    """A frame as position, target, up and log tan of half the field of view: 10 numbers."""
     matrix = entry.get("camera_to_world", entry.get("transform_matrix"))
     default = "playcanvas" if "frameRate" in top else "y-up"
     if matrix is not None or "rotation" in entry:
@@ -151,7 +151,7 @@ def _key(path: Path, where: str, entry: Mapping[str, Any], top: Mapping[str, Any
 
 
 def _fov(path: Path, where: str, entry: Mapping[str, Any], top: Mapping[str, Any]) -> float:
-    """The angle from the lower to the upper rim in radians, from a frame or else from the whole file."""
+    """The vertical field of view in radians, from a frame or else from the file."""
 
     def number(name: str) -> float:
         value = entry.get(name, top.get(name))
@@ -185,7 +185,7 @@ def _smooth(keys: Floats, n: int, *, loop: bool) -> Floats:
 
 
 def _look_at(path: Path, where: str, key: Floats) -> Floats:
-    """The matrix from the world to a camera."""
+    """The world-to-camera matrix [4, 4] of a frame by `_key`."""
     position, target, up = key[:3], key[3:6], key[6:9]
     away = float(np.linalg.norm(target - position))
     if away < 1e-9:

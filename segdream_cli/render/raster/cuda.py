@@ -101,7 +101,7 @@ def rasterize(
         raise ValueError(f"gsplat needs at least {WARP} Gaussians in each of several sets, not {n}")
     unturned = (quats == 0).all(-1, keepdim=True)  # gsplat would divide by their norm
     identity = torch.eye(1, 4, device=quats.device, dtype=quats.dtype)  # made there: a copy from the host would wait
-    picture, alpha, info = load_kernels()(
+    image, alpha, info = load_kernels()(
         means,
         torch.where(unturned, identity, quats),
         scales,
@@ -114,4 +114,4 @@ def rasterize(
         packed=False,
         render_mode="RGB+D",
     )
-    return picture[..., :3], alpha, picture[..., 3:], info["means2d"], info["radii"].amax(-1)
+    return image[..., :3], alpha, image[..., 3:], info["means2d"], info["radii"].amax(-1)
