@@ -1,4 +1,4 @@
-"""What readers and writers of all formats share: opening a file, finite checks, provenance, byte tables."""
+"""Shared by the readers and writers of all formats: opening a file, finite checks, provenance, byte tables."""
 
 import json
 import struct

@@ -216,7 +216,7 @@ class _Source:
             raise self.damage_error(f"{name} can't be unpacked: {problem}") from problem
 
     def meta(self) -> "_Meta":
-        """What `meta.json` says, after a look at the names of all members."""
+        """The content of `meta.json`, after a check of all members' names."""
         for name in self.bundle.namelist():
             if escapes_archive(name):
                 raise self.damage_error(f"the name {name[:80]!r} leads out of the bundle")
