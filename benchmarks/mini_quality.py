@@ -17,7 +17,7 @@ from benchmarks.record import record
 from segdream_cli import formats
 from segdream_cli.config import AUTO
 from segdream_cli.evaluate.judge import Judge
-from segdream_cli.evaluate.measures import Scores, score
+from segdream_cli.evaluate.measures import COLUMNS, Scores, score
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.util.devices import choose_device
 from training.assets import (
@@ -37,12 +37,11 @@ from training.world.catalog import combinations
 
 def table(prompts: Sequence[str], assets: Scores, samples: Scores | None, worst: int) -> str:
     """The means of assets and samples, and the prompts with the worst assets."""
-    names = ("object", "color", "attribute", "view", "azimuth", "floaters", "faint", "gradient", "edges")
-    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * len(COLUMNS)]
     for title, scores in (("assets", assets), ("samples", samples)):
         if scores is not None:
             figures = scores.means()
-            lines.append(f"| {title} | " + " | ".join(f"{figures[name]:.4f}" for name in names) + " |")
+            lines.append(f"| {title} | " + " | ".join(f"{figures[name]:.4f}" for name in COLUMNS) + " |")
     lines.append(
         f"\nview (front, side, back) and azimuth (of 8) of {sum(assets.readable)} prompts with readable ones\n"
     )

@@ -47,7 +47,7 @@ HEAVY = {
     "numba": ("render/raster/cpu", "render/raster/kernels"),
     "plyfile": ("formats/ply",),
     "scipy": ("evaluate/measures", "optimize/start"),
-    "typer": ("cli/*", "util/compat"),
+    "typer": ("cli/*",),
     "rich": ("cli/*",),
     "huggingface_hub": ("util/hub", "util/compat"),
     "filelock": ("util/files",),

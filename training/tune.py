@@ -18,7 +18,7 @@ import typer
 
 from segdream_cli.config import AUTO
 from segdream_cli.evaluate.judge import Judge
-from segdream_cli.evaluate.measures import Scores, score
+from segdream_cli.evaluate.measures import COLUMNS, Scores, score
 from segdream_cli.util.devices import choose_device
 from training.assets import (
     JUDGE,
@@ -33,7 +33,6 @@ from training.assets import (
 )
 from training.world.catalog import Combination, combinations
 
-COLUMNS = ("object", "color", "attribute", "view", "azimuth", "floaters", "faint", "gradient", "edges")
 SAMPLE_GUIDANCE = 3.0
 
 

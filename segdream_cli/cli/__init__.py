@@ -16,7 +16,7 @@ from segdream_cli.util import compat, files
 
 EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
-_UsageError = compat.typer_usage_error()
+_UsageError = compat.usage_error(typer.BadParameter)
 
 app = typer.Typer(
     name="segdream",

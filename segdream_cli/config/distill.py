@@ -19,7 +19,7 @@ class SctdConfig:
     """Segmented Consistency Trajectory Distillation (SegmentDreamer, ICCV 2025)."""
 
     loss: Literal["released", "eq10"] = "released"
-    """The release's residual (Eq. 9 without its generative prior), or the gradient of the paper's Eq. 10."""
+    """The release's residual (Eq. 9 without its last term, the generative prior), or the gradient of Eq. 10."""
     approximate: bool = True
     """Take z_e for G(z_t, t, e, null) (paper 4.4); false differentiates through the U-Net."""
     double_guidance: bool = True

@@ -6,10 +6,10 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any, Literal
 
 from segdream_cli.errors import UsageProblem
+from segdream_cli.util.files import read_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             return dict(json.loads(text)["config"])
         return tomllib.loads(text)
     except OSError as problem:
-        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=f"ls -l {quote(str(path))}") from problem
+        raise read_problem(problem, path, "optim.steps = 1000") from problem
     except (ValueError, KeyError, TypeError) as problem:
         raise UsageProblem(f"{path} is not a configuration: {problem}", hint="segdream generate --help") from problem
 

@@ -17,7 +17,7 @@ class Conditions:
     """Text embeddings that condition each row of latents.
 
     Args:
-        null: embedding of the empty text, for the inversion and G(z_s, s).
+        null: embedding of the empty text, for the inversion and G(ẑ_s, s, e, ∅).
         uncond: embedding of the negative prompt, the base of the guidance.
         positive: embedding of the prompt as seen from the row's camera.
         negatives: embeddings of the views that Perp-Neg pushes away from.

@@ -1,4 +1,4 @@
-"""The interface of a distillation method: latents in, the gradient that pulls them towards the prior out.
+"""The interface of a distillation method: latents in, the gradient of its loss out.
 
 The pipeline calls a method once per step for all assets of a batch. Random numbers are drawn on the host before the
 rasteriser, where the host would wait for the device anyway; `gradient` then only queues work on it.
@@ -22,7 +22,8 @@ Generators = Mapping[str, torch.Generator]
 Shape = tuple[int, int, int, int]
 """Views, channels, height and width of an asset's latents."""
 State = Mapping[str, Tensor]
-"""Tensors that an asset keeps for the method from step to step; they are part of its checkpoint."""
+"""Tensors that an asset keeps for the method from step to step. Checkpoints store them under these names, so "step" and
+names with a dot are taken."""
 
 
 @runtime_checkable

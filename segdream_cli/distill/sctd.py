@@ -1,9 +1,10 @@
 """Segmented Consistency Trajectory Distillation (SegmentDreamer, ICCV 2025, section 4).
 
-    Algorithm 1, one step for the latents z_0 of a rendered view
-    1   draw t, take e as the last segment edge below it, draw s between e and t        draw_times
+One step for the latents z_0 of a rendered view, after the paper's Algorithm 1 (the numbers are ours):
+
+    1   draw t; e is the last edge at or below it; raise t to e + min_gap; draw s       draw_times
     2   z_e = α_e z_0 + σ_e ε*                                                          NoiseSchedule.add_noise
-    3   carry z_e up to z_t without text, over s where t >= t_tau                       invert
+    3   carry z_e up to z_t without text, over s if t >= t_tau                          invert
     4   ẑ_s = z_t taken down to s under the guided noise                                residuals
     5   self-consistency:  G(ẑ_s, s, e, ∅) - z_e                                        residuals
     6   cross-consistency: z_e - G(z_t, t, e, y)                                        residuals
@@ -11,16 +12,18 @@
 
     variable        symbol                  meaning
     --------------  ----------------------  -----------------------------------------------------
-    t, s, e         t, s, s_m               start, middle and end of a denoising step, e <= s < t
+    t, s, e         t, s, s_m               start, middle and end of a denoising step, e <= s < t; e is the lower
+                                            edge of t's segment
     edges           s_0 ... s_N             ends of the sub-trajectories
     z_e, z_s, z_t   z_{s_m}, z̃_s, z̃_t      the latents noised to e, then carried up without text (Eq. 11)
     z_s_hat         ẑ_s                     z_t taken down to s under the guided noise
     eps_e, eps_s    ε(z_e, ∅), ε(z_s, ∅)    noise estimates of the inversion
     eps_t           ε̂(z_t, y)               guided noise estimate
     eps_s_hat       ε(ẑ_s, ∅)               noise estimate of the self-consistency function
-    lower, upper    σ̃_s - σ̃_e, σ̃_t - σ̃_s    lengths of the two halves of the step
+    lower, upper    σ̃_s - σ̃_e, σ̃_t - σ̃_s    lengths of the two halves of the step, times α_e
 
-G(z, t, e) is the consistency function of Eq. 5, one solver step from t to e. Differences of its values are
+G(z, t, e, y) is the consistency function of Eq. 5, one solver step from t to e under the noise estimate with text y,
+and ∅ is the empty text. Differences of its values are
 written in noise estimates, which spares them the cancellation between nearly equal latents.
 """
 
@@ -77,7 +80,10 @@ class Sctd:
 
     @property
     def rows_per_view(self) -> float:
-        """The inversion takes two from t_tau on and one below, 1.8 on average; then come ε(ẑ_s, ∅) and the guidance."""
+        """Rows of the inversion, of ε(ẑ_s, ∅) and of the guidance.
+
+        The inversion takes 2 if t >= t_tau, else 1; over a run with the default settings that is 1.8 on average.
+        """
         return 1.8 + 1 + (3.5 if self._distill.perp_neg else 2)
 
     def init_state(self, shape: Shape, generators: Generators) -> State:
@@ -236,12 +242,12 @@ def sctd(
         inversion = invert(predict_noise, schedule, z_e, times, conditions.null, config.t_tau)
     self_part, cross_part = residuals(predict_noise, schedule, inversion, times, conditions, config)
     if config.approximate:
-        gradient = alpha_e * pull(self_part, cross_part, cross_weight, alpha_e)
+        gradient = alpha_e * pull(self_part, cross_part, cross_weight, alpha_e)  # dz_e / dz_0 = α_e
     else:
         with torch.enable_grad():
             eps_null = predict_noise(inversion.z_t, times.t, conditions.null)
             endpoint = schedule.step(inversion.z_t, eps_null, times.t, times.e)  # G(z_t, t, e, ∅)
-        gap = (z_e - endpoint).detach()
+        gap = (z_e - endpoint).detach()  # puts the exact endpoint in place of z_e in both residuals
         cotangent = pull(self_part + gap, cross_part - gap, cross_weight, alpha_e)
         (gradient,) = torch.autograd.grad(endpoint, z_0, cotangent)
     return per_row(weight(schedule, times, config), latents) * gradient

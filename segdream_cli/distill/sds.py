@@ -50,7 +50,7 @@ class Sds:
         return Draw(t, torch.randn(shape, generator=generators["noise"]))
 
     def describe(self, draw: Draw) -> Mapping[str, list[int]]:
-        """T of each view."""
+        """Timestep of each view."""
         return {"t": draw.t.tolist()}
 
     def gradient(

@@ -87,6 +87,10 @@ def sharpness(image: Float[Array, "3 s s"]) -> tuple[float, float]:
     return float(magnitude.mean()), float(np.sqrt((magnitude**2).mean()))
 
 
+COLUMNS = ("object", "color", "attribute", "view", "azimuth", "floaters", "faint", "gradient", "edges")
+"""Measures of a table of assets, in order: what `Scores.means` returns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Scores of images of p prompts from v azimuths; shares are of views.
@@ -111,11 +115,9 @@ class Scores:
     faint: Float[Array, "p v"]
 
     def means(self) -> dict[str, float]:
-        """The mean of each score over finite values; "view" (the sector) and "azimuth" over readable objects."""
-        values = {name: getattr(self, name) for name in ("object", "color", "attribute")}
-        values |= {"view": self.sector[self.readable], "azimuth": self.azimuth[self.readable]}
-        values |= {name: getattr(self, name) for name in ("floaters", "faint", "gradient", "edges")}
-        return {name: _mean(value) for name, value in values.items()}
+        """The mean of each of `COLUMNS` over finite values; "view" (the sector) and "azimuth" over readable objects."""
+        readable = {"view": self.sector[self.readable], "azimuth": self.azimuth[self.readable]}
+        return {name: _mean(readable[name] if name in readable else getattr(self, name)) for name in COLUMNS}
 
     def ratio(self, samples: "Scores", name: Literal["gradient", "edges"]) -> float:
         """A measure of sharpness over that of samples, in the views where both have a silhouette; NaN if none has."""

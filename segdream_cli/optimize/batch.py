@@ -101,7 +101,7 @@ class Batch:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Surrounds one step; any error in it rolls back to the state before the first step that has not happened."""
+        """Surrounds one step; any error in it rolls back to the state before the first step that was not applied."""
         self._rng_states = [asset.rng_states() for asset in self.assets]
         try:
             yield

@@ -187,20 +187,26 @@ class Pipeline:
             return render(gaussians, cameras.to(self.device))
 
     def _step(self, batch: Batch) -> None:
-        """One iteration of Algorithm 1 for every asset: θ are its Gaussians, g the rasteriser, E the encoder."""
-        draws = batch.draw(self.method, self._latent_shape)  # t, s, e and ε*
+        """One optimisation step of every asset; with SCTD this is Algorithm 1.
+
+        Symbols: θ the Gaussians, g the rasteriser, E the encoder, L the loss of the method.
+        """
+        draws = batch.draw(self.method, self._latent_shape)  # the method's random numbers (SCTD: t, s, e, ε*)
         posterior_noise = self._draw_posterior_noise(batch)
         gaussians = batch.stack()  # θ, [a, n, ...]
         views = self._render_views(batch, gaussians)  # x = g(θ, c) from random cameras c
-        batch.check_last()  # the rasteriser has waited for the device, so the last step's norms are here
+        batch.check_last()  # rolls the last step back if it was non-finite; the rasteriser has already waited for it
         latents = self.prior.encode_image(views.images, posterior_noise)  # z_0 = E(x)
-        gradient = self._distil(batch, latents, views.cameras, draws)  # the method's loss, differentiated by z_0
-        loss = (latents * gradient).sum() + self._regularizers(batch, gaussians, views)
-        loss.backward()  # chain rule through E and g
+        gradient = self._distill(batch, latents, views.cameras, draws)  # dL / dz_0
+        surrogate = (latents * gradient).sum()  # its derivative with respect to z_0 is `gradient`
+        (surrogate + self._regularizers(batch, gaussians, views)).backward()  # chain rule through E and g
         batch.update(gaussians, views.rendering)  # Adam and density control on θ
 
     def _render_views(self, batch: Batch, gaussians: Gaussians) -> _Views:
-        """Draws the cameras of this step and renders the images that the prior is to judge."""
+        """Draws the cameras of this step and renders the images to distill.
+
+        Some steps show disparity instead of colours, and some mirror the images.
+        """
         config, size = self.config, self.image_size
         cameras = sample_cameras(config.camera, batch.step, size, batch.generators("cameras")).to(self.device)
         backgrounds = sample_backgrounds(config.camera, size, batch.generators("backgrounds"), self.device)
@@ -212,20 +218,20 @@ class Pipeline:
         uniform = torch.stack([torch.rand(2, generator=generator) for generator in batch.generators("augment")])
         limits = torch.tensor([config.distill.disparity_probability, config.distill.flip_probability])
         chosen = (uniform < limits).repeat_interleave(config.camera.batch, 0)  # [b, 2]
-        distil_disparity, flip = chosen.to(self.device, non_blocking=True)[:, :, None, None, None].unbind(1)
+        distill_disparity, flip = chosen.to(self.device, non_blocking=True)[:, :, None, None, None].unbind(1)
         images, disparity = rgb, None
         if chosen[:, 0].any() or config.loss.tv_disparity:
             depth, alpha = rendering.depth.flatten(0, 1), rendering.alpha.flatten(0, 1)
             disparity = losses.disparity(depth, alpha, cameras.Ks[:, 0, 0] / cameras.size)
-            images = torch.where(distil_disparity, disparity, images)
+            images = torch.where(distill_disparity, disparity, images)
         if chosen[:, 1].any():
             images = torch.where(flip, images.flip(2), images)
         return _Views(cameras, rendering, rgb, disparity, images.permute(0, 3, 1, 2))
 
-    def _distil(
+    def _distill(
         self, batch: Batch, latents: Latents, cameras: Cameras, draws: Sequence[object]
     ) -> Float[Tensor, "b c h w"]:
-        """The gradient that pulls latents towards the prior under the text of each view."""
+        """The gradient of the method's loss with respect to the latents, under the text of each view."""
         text = self._conditions(batch, cameras)
         return self.method.gradient(self.prior, self._schedule, latents.detach(), text, draws)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from segdream_cli.errors import UsageProblem
+from segdream_cli.util.files import read_problem
 
 MAX_SEEDS = 1000
 MAX_SEED = 10**15 - 1
@@ -107,7 +108,7 @@ def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, wit
         text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         lines = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
     except OSError as problem:
-        raise UsageProblem(f"{source} can't be read: {problem.strerror}", hint=f"ls -l {quote(source)}") from problem
+        raise read_problem(problem, Path(source), "a yellow school bus") from problem
     except UnicodeDecodeError as problem:
         raise UsageProblem(
             f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > prompts.txt"

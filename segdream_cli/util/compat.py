@@ -51,8 +51,6 @@ def hub_utils() -> Any:
     return huggingface_hub.utils
 
 
-def typer_usage_error() -> Any:
-    """The exception class that Typer raises for a command line that it can't parse."""
-    import typer
-
-    return typer.BadParameter.__base__
+def usage_error(bad_parameter: type[Exception]) -> Any:
+    """The exception class that Typer raises for a command line that it can't parse: the base of its `BadParameter`."""
+    return bad_parameter.__base__

@@ -31,14 +31,13 @@ def visible_device(name: str, instead: str = "--device cpu") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise UsageProblem(f"there is no device {name!r}", hint="--device cpu, --device cuda or --device cuda:1")
+        raise UsageProblem(f"there is no device {name!r}", hint="--device cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         built = "no CUDA device is visible" if torch.version.cuda else "this build of torch has no CUDA"
-        raise EnvironmentProblem(f"CUDA was asked for, but {built}", hint=f"{instead}, or see: segdream doctor")
+        raise EnvironmentProblem(f"CUDA was asked for, but {built}", hint=instead)
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise EnvironmentProblem(
-            f"there is no {name}, only {torch.cuda.device_count()} CUDA devices", hint="nvidia-smi -L"
-        )
+        first = instead.replace(" cpu", " 0" if instead.startswith("--devices") else " cuda:0")
+        raise EnvironmentProblem(f"there is no {name}, only {torch.cuda.device_count()} CUDA devices", hint=first)
     return torch.device(kind, int(index)) if index else torch.device(kind)
 
 

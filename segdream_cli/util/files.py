@@ -50,6 +50,20 @@ def write_problem(problem: OSError, path: Path) -> SegdreamError:
     return UsageProblem(f"{path} can't be written: {reason}", hint="choose another -o")
 
 
+def read_problem(problem: OSError, path: Path, example: str) -> UsageProblem:
+    """The error to raise for an operating-system failure while reading a text file.
+
+    Args:
+        problem: the failure.
+        path: the file.
+        example: a line that such a file may hold, for the hint to create it.
+    """
+    name = shlex.quote(str(path))
+    hints = {errno.ENOENT: f"echo {shlex.quote(example)} > {name}", errno.EACCES: f"chmod u+r {name}"}
+    reason = problem.strerror or str(problem)
+    return UsageProblem(f"{path} can't be read: {reason}", hint=hints.get(problem.errno or 0, "choose another file"))
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields the path of a temporary file beside `path`, and renames it to `path` after the block.

@@ -372,8 +372,8 @@ def test_device_cuda_without_cuda_exits_3(refused, there, monkeypatch):
     refused(3, told, "render", "there.ply", "--view", "0,0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    refused(3, ["there is no cuda:7", "nvidia-smi"], "render", "there.ply", "--view", "0,0", "--device", "cuda:7")
-    refused(3, ["there is no cuda:1", "nvidia-smi"], *several)
+    refused(3, ["there is no cuda:7", "--device cuda:0"], "render", "there.ply", "--view", "0,0", "--device", "cuda:7")
+    refused(3, ["there is no cuda:1", "--devices 0"], *several)
 
 
 def test_offline_without_weights_exits_4(refused, folder, monkeypatch):

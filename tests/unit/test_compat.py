@@ -113,9 +113,9 @@ def test_hub_utils_have_a_bar_and_its_switches() -> None:
     assert bar.n == 1
 
 
-def test_typer_usage_error_covers_bad_values_and_unknown_options() -> None:
-    error = compat.typer_usage_error()
+def test_usage_error_covers_bad_values_and_unknown_options() -> None:
     typer = importlib.import_module("typer")
+    error = compat.usage_error(typer.BadParameter)
     assert issubclass(typer.BadParameter, error), versions("typer")
     assert error not in (Exception, object), versions("typer")
     assert hasattr(error("it is wrong"), "format_message"), versions("typer")

@@ -185,3 +185,16 @@ def test_exclusive_releases_the_lock_after_an_error(tmp_path):
     with pytest.raises(KeyError), exclusive(tmp_path / "lock"):
         raise KeyError
     FileLock(tmp_path / "lock").acquire(timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOENT, "echo 'optim.steps = 9' > 'my settings.toml'"),
+        (errno.EACCES, "chmod u+r 'my settings.toml'"),
+        (errno.EISDIR, "choose another file"),
+    ],
+)
+def test_read_problem_has_a_command_that_cures(number: int, hint: str) -> None:
+    problem = files.read_problem(OSError(number, "no luck"), Path("my settings.toml"), "optim.steps = 9")
+    assert (problem.message, problem.hint) == ("my settings.toml can't be read: no luck", hint)

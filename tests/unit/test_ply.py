@@ -480,12 +480,12 @@ def test_readers_raise_only_usage_problems_on_mutated_files(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.ply"
     path.write_bytes(content)
-    start = time.monotonic()
+    start = time.process_time()
     for reader in (ply.read, points.read, ply.holds_gaussians):
         with suppress(UsageProblem):
             found = reader(path)
             assert not isinstance(found, Splats) or (len(found) > 0 and not len(find_nonfinite(found)))
-    assert time.monotonic() - start < 2  # whatever a header claims
+    assert time.process_time() - start < 2  # whatever a header claims
 
 
 @pytest.mark.parametrize("seed", SEEDS)
