@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.batch import opened
 from segdream_cli.config import AUTO, MINI, SD21
-from segdream_cli.optimize import pipeline as pipeline_module
+from segdream_cli.optimize import batch as batch_module
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.util.memory import peak_memory_gib
 
@@ -71,14 +71,14 @@ def watched(pipeline: Pipeline, timeline: Timeline) -> Iterator[None]:
         return f"U-Net, {len(latents)} rows"
 
     patches: list[tuple[Any, str, str | None, Any]] = [
-        (pipeline, "_draw_views", "between steps", "cameras, render"),
+        (pipeline, "_render_views", "between steps", "cameras, render"),
         (pipeline.prior, "encode_image", "cameras, render", "encode"),
         (pipeline.prior, "predict_noise", "arithmetic of SCTD", rows),
         (torch.Tensor, "backward", "arithmetic of SCTD", "render, backward"),
-        (pipeline_module, "clip_gradients", None, "clip"),
-        (pipeline_module, "_check_finite", None, "look at the norms"),
-        (pipeline, "_update", "clip", "optimiser"),
-        (pipeline_module, "control_density", "optimiser", "density control"),
+        (batch_module, "clip_gradients", None, "clip"),
+        (batch_module.Batch, "check_last", None, "check the norms"),
+        (batch_module, "adam_step", "clip", "optimiser"),
+        (batch_module, "control_density", "optimiser", "density control"),
     ]
     with ExitStack() as stack:
         for owner, name, before, after in patches:
