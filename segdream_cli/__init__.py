@@ -1,4 +1,4 @@
-"""segdream: 3D Gaussian-splat assets from a sentence.
+"""segdream makes 3D Gaussian-splat assets from a sentence.
 
     import segdream_cli as segdream
 
@@ -82,16 +82,16 @@ def load(
     """Finds the weights and checks the settings; the session loads the networks when it first needs them.
 
     Args:
-        quality: preset: draft, standard or high.
+        quality: preset: draft, standard, high or paper.
         prior: auto, sd21 or mini.
         model: Hub id or folder of a Stable Diffusion checkpoint, in place of the prior's.
         method: distillation method: sctd or sds.
         settings: dotted settings, such as `{"optim.steps": 500}`; they win over everything else.
         config: TOML file of settings, or a `run.json`.
-        negative_prompt: replaces the prior's own.
+        negative_prompt: replaces the prior's own negative prompt.
         device: auto, cpu, cuda or cuda:N.
         offline: use cached weights only.
-        reporter: called with the events of the session, see `segdream_cli.runs.reporter`.
+        reporter: called with each event of the session; see `segdream_cli.runs.reporter`.
 
     Raises:
         SegdreamError: a setting, the device or the weights can't be used.
@@ -126,13 +126,13 @@ def read(path: "str | PathLike[str]") -> "Splats":
 
 
 def write(path: "str | PathLike[str]", splats: "Splats", format: str | None = None, **options: Any) -> None:
-    """Writes an asset, and replaces what exists.
+    """Writes an asset, and replaces an existing file.
 
     Args:
         path: the file; its suffix chooses the format.
         splats: the asset, in the inner frame.
-        format: a format of `segdream export --formats`, where the suffix leaves a choice.
-        options: of that format, such as `fractional_bits` of SPZ.
+        format: one of `segdream export --formats`; needed only where several formats share the suffix.
+        options: keyword arguments of that format's writer, such as `fractional_bits` for SPZ.
 
     Raises:
         SegdreamError: the format does not exist or does not go with the suffix, or the file can't be written.
@@ -154,7 +154,7 @@ def render_image(
     supersample: int = 1,
     device: str = "auto",
 ) -> "NDArray[np.uint8]":
-    """An image of an asset that is seen whole.
+    """An image that shows a whole asset.
 
     Args:
         splats: the asset.
@@ -169,7 +169,7 @@ def render_image(
         [height, width, 3], or with transparency [height, width, 4] with straight alpha.
 
     Raises:
-        SegdreamError: an argument is out of range, or the device's memory does not hold the image.
+        SegdreamError: an argument is out of range, or the device does not have enough memory for the image.
     """
     _check_elevation(elevation)
     job = _job(splats, size, background, supersample, device)
@@ -187,7 +187,7 @@ def render_turntable(
     supersample: int = 1,
     device: str = "auto",
 ) -> "Iterator[NDArray[np.uint8]]":
-    """Images of an asset from `n_frames` equally spaced azimuths, one at a time; arguments as of `render_image`."""
+    """Images of an asset from `n_frames` equally spaced azimuths, one at a time; arguments: see `render_image`."""
     _check_elevation(elevation)
     if n_frames < 1:
         raise UsageProblem(f"n_frames can't be {n_frames}", hint="n_frames=120")

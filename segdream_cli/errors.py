@@ -77,8 +77,8 @@ class Diverged(SegdreamError):
     """The optimisation of an asset produced a number that is not finite.
 
     Args:
-        message: as of every error.
-        hint: as of every error.
+        message: see `SegdreamError`.
+        hint: see `SegdreamError`.
         index: which asset of the batch diverged, from 0.
     """
 
@@ -90,13 +90,13 @@ class Diverged(SegdreamError):
 
 
 class Interrupted(Exception):
-    """A run was asked to stop before its end, and what it has reached is saved.
+    """A run stopped on request before its end, and its progress is saved.
 
-    It is no `SegdreamError`: whatever continues a list after a failed item must not continue after this.
+    It is not a `SegdreamError`, so code that continues a list after a failed item does not continue after this.
 
     Args:
-        message: what was stopped.
-        exit_code: what the command ends with.
+        message: names the run that stopped.
+        exit_code: exit code of the command.
     """
 
     def __init__(self, message: str, *, exit_code: int = 130) -> None:

@@ -1,1 +1,1 @@
-"""Faster network calls: fast layers, compilation, CUDA graphs; and the forecast of a run's memory and time."""
+"""Faster network calls: fast layers, compilation, CUDA graphs; and the estimate of a run's memory and time."""

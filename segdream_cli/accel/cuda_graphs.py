@@ -45,20 +45,20 @@ def compile_function(function: Callable[..., Any], *, recompute: bool = False) -
 
     Args:
         function: the function to compile.
-        recompute: compute values again rather than store them, with those `RECOMPUTE_OPTIONS` that this torch has.
+        recompute: compute values again rather than store them, with the `RECOMPUTE_OPTIONS` of the installed torch.
     """
     folder = os.environ.get(COMPILER_CACHE)
     # importing diffusers sets torch's default, a folder that does not survive a reboot
     if folder is None or Path(folder).parent == Path(tempfile.gettempdir()):
         os.environ[COMPILER_CACHE] = str(cache_folder() / "inductor")
-    compat.cache_custom_autograd_functions()  # ours depend on nothing but their arguments
+    compat.cache_custom_autograd_functions()  # these functions depend only on their arguments
     options = compat.filter_compiler_options(RECOMPUTE_OPTIONS) if recompute else None
     compiled: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
     return compiled
 
 
 def batch_sizes(rows: int, multiple: int, largest: int | None) -> list[int]:
-    """The sizes of the calls for `rows` rows: batches of `largest` rows, then one for the rest, rounded up.
+    """The sizes of the calls for `rows` rows: batches of `largest` rows, then a last one, rounded up.
 
     Args:
         rows: at least 1.
@@ -96,7 +96,7 @@ class PaddedBatches:
 
 
 class FallbackChain:
-    """Calls the first of several implementations that works, and never tries again one that failed.
+    """Calls the first of several implementations that works, and never retries one that failed.
 
     Args:
         implementations: name and function of each, the fastest first.
@@ -195,7 +195,7 @@ def _shapes(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
 class GraphedCalls:
     """Calls of a function without gradients, replayed as CUDA graphs, one graph per set of input shapes.
 
-    A replay costs one launch; an eager call costs one launch per kernel, which dominates the time of a small batch.
+    A replay costs one launch; an eager call costs one launch per kernel, which takes most of the time of a small batch.
 
     Args:
         function: the function to capture.
@@ -221,7 +221,7 @@ class GraphedCalls:
         return output.clone()  # the next replay of any graph may overwrite it
 
     def _capture(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        # contiguous whatever the layout of the first call, so that the compiler's cache is hit
+        # contiguous whatever the layout of the first call, so that later calls hit the compiler's cache
         buffers = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in inputs]
         warm_up = _side_stream(torch.cuda.current_device())
         warm_up.wait_stream(torch.cuda.current_stream())
@@ -316,7 +316,7 @@ class CompileNotices:
         except RuntimeError as problem:  # the compiler's errors are subclasses
             verb = "compiled" if self._compiling else "captured as a CUDA graph"
             cause = _first_error(problem)
-            # a capture without the compiler always has a fallback: the user need not do anything
+            # a capture without the compiler always has a fallback, so it needs no hint
             raise EnvironmentProblem(
                 f"{self._network} can't be {verb}: {(str(cause).strip() or type(cause).__name__).splitlines()[0]}",
                 hint="--set prior.compile=off" if self._compiling else None,
@@ -327,7 +327,7 @@ class CompileNotices:
 
 
 def _first_error(problem: BaseException) -> BaseException:
-    """The error that caused the others: one inside a capture makes the end of the capture fail as well."""
+    """The first error: an error inside a capture makes the end of the capture fail too."""
     while isinstance(problem.__context__, RuntimeError):
         problem = problem.__context__
     return problem

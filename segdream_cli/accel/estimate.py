@@ -1,4 +1,4 @@
-"""Forecast of the GPU memory and the time of a run, before it starts.
+"""Estimate of the GPU memory and the time of a run, before it starts.
 
 The memory of the weights is counted. That of the activations is a multiple of the first layer's activation tensor; the
 multiples were fitted to the memory that torch reserved on one GPU (benchmarks/RESULTS.md). Floating-point operations
@@ -64,9 +64,9 @@ class Workload:
         return "fast layers" if prior.forward_gradients else "plain"
 
     def memory_gib(self, gaussians: int) -> float:
-        """The peak of the memory that torch reserves, with so many Gaussians per asset.
+        """The peak of the memory that torch reserves, for a number of Gaussians per asset.
 
-        The CUDA context and the code of the kernels come on top.
+        The CUDA context and the code of the kernels take further memory.
         """
         config, views, itemsize = self.config, self.assets * self.config.camera.batch, self.unet.dtype.itemsize
         branches = 4 if config.distill.perp_neg else 2

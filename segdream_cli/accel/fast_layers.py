@@ -52,7 +52,7 @@ class _FrozenConvolution(torch.autograd.Function):
 class ChannelNorm(nn.Module):
     """Group normalisation from the mean and the variance of each channel.
 
-    With channels innermost in memory, sums per channel read whole rows, while sums per group jump from pixel to pixel.
+    With channels innermost in memory, sums per channel read whole rows, but sums per group jump from pixel to pixel.
     Only compiled code takes this path: the compiler fuses its dozen passes into two.
 
     Args:

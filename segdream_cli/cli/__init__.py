@@ -51,7 +51,7 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line, without the program's name, and returns its exit code."""
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # the shell closed the stream
+        if getattr(sys, stream) is None:  # the reader of the pipe has closed it
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     output = Output(json="--json" in arguments)
     before = signal.signal(signal.SIGINT, _interrupt)
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Ends the process at once on Ctrl-C, but lets the writer of a file remove its temporary file first.
 
-    Python's own handler always raises, which ends in a traceback if a library is being imported.
+    Python's own handler always raises, which prints a traceback during the import of a library.
 
     Raises:
         KeyboardInterrupt: a file is being written.

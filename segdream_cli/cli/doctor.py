@@ -24,9 +24,9 @@ class Finding:
 
     Args:
         name: the thing examined.
-        state: "ok", "absent" (something optional is missing or short), or "problem" (no asset can be made).
-        detail: the finding.
-        hint: the command that helps.
+        state: "ok", "absent" (an optional part is missing), "low" (disk space), or "problem" (no asset can be made).
+        detail: the result of the check.
+        hint: a command that cures the problem.
     """
 
     name: str
@@ -68,11 +68,11 @@ def doctor(
                 sink.result(f"{'':8} {'':12} hint: {finding.hint}")
     broken = [finding.name for finding in findings if finding.state == "problem"]
     if broken:
-        raise EnvironmentProblem(f"no asset can be made here: {', '.join(broken)}; follow the hints above")
+        raise EnvironmentProblem(f"this machine can't make assets: {', '.join(broken)}; follow the hints above")
 
 
 def _show_compiler_output(sink: Output) -> None:
-    """Makes gsplat show its compiler's output when the check of the rasteriser builds its kernels.
+    """Makes gsplat show its compiler's output while the check of the rasteriser builds its kernels.
 
     Raises:
         EnvironmentProblem: there is no CUDA device.
@@ -188,4 +188,4 @@ def _check_disk() -> Iterator[Finding]:
 
     free = shutil.disk_usage(Path.cwd()).free / GIB
     low = free < LOW_DISK_GIB
-    yield Finding("disk", "absent" if low else "ok", f"{free:.1f} GiB free here", "df -h ." if low else None)
+    yield Finding("disk", "low" if low else "ok", f"{free:.1f} GiB free here", "df -h ." if low else None)

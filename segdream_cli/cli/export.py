@@ -131,10 +131,10 @@ def export(
     names = choose_formats(outputs, format)
     if MESH not in names:
         hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
-        shared.refuse_options(context, set(MESH_OPTIONS), "only affect a mesh, and no mesh is asked for", hint)
+        shared.refuse_options(context, set(MESH_OPTIONS), "only affect a mesh, and no output is a mesh", hint)
     if spz_bits is not None and not any(name.startswith("spz") for name in names):
         raise UsageProblem(
-            "--spz-bits only affects .spz files, and no .spz file is asked for", hint=f"-o {quote(asset.stem)}.spz"
+            "--spz-bits only affects .spz files, and no output is a .spz file", hint=f"-o {quote(asset.stem)}.spz"
         )
     edits = Edits(
         prune_opacity=prune_opacity,
@@ -173,7 +173,7 @@ def list_formats(sink: Output) -> None:
 
 
 def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
-    """The format of each output: the given one if its suffix allows it, else the default of its suffix.
+    """The format of each output: `format` if its suffix allows it, else the default of its suffix.
 
     Raises:
         UsageProblem: a suffix or the format is unknown, or the format suits no output.
@@ -193,7 +193,7 @@ def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
             hint=f"-o {quote(str(outputs[0].with_suffix('.glb')))}",
         )
     if not any(fitting):
-        check_format(outputs[0], format)  # says why
+        check_format(outputs[0], format)  # raises the error that names the reason
     return [format if fits else other for fits, other in zip(fitting, by_suffix, strict=True)]
 
 

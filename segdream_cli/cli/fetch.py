@@ -26,11 +26,11 @@ class _Item:
     """Weights that can be fetched.
 
     Args:
-        name: what it is asked for by.
-        title: what it is.
+        name: its name on the command line.
+        title: its description in messages.
         missing: bytes to download.
         fetch: downloads what is missing, reporting progress.
-        check: looks at all of it without the network, and returns where it is.
+        check: verifies the files without the network, and returns their folder.
     """
 
     name: str
@@ -68,7 +68,7 @@ def fetch(
 
 
 def _refuse_offline(offline: bool) -> None:
-    """Refuses to go online against the user's word."""
+    """Refuses to fetch in offline mode."""
     from segdream_cli.util.hub import is_offline
 
     if offline:
@@ -114,7 +114,7 @@ def _point_e(sink: Output) -> Iterator[_Item]:
 
 
 def _of_hub(name: str, title: str, plan: "HubDownload | None", check: Callable[[], Path]) -> _Item:
-    """An item that lies on the Hub, or in its cache if there are no files to fetch."""
+    """An item of the Hub; `download` is None if the cache has all its files."""
 
     def download(progress: "Progress") -> None:
         if plan is not None:
@@ -124,7 +124,7 @@ def _of_hub(name: str, title: str, plan: "HubDownload | None", check: Callable[[
 
 
 def _silent(_: str) -> None:
-    """Says nothing: the command has said it before."""
+    """Ignores a message: the command has already announced the download."""
 
 
 _ITEMS: dict[str, Callable[[Output], Iterator[_Item]]] = {SD21: _stable_diffusion, POINT_E: _point_e}

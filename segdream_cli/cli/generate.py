@@ -145,7 +145,7 @@ def generate(
     if resume is not None:
         others, hint = set(context.params) - RESUME_TAKES, f"segdream generate --resume {quote(str(resume))}"
         shared.refuse_options(context, others, "can't be changed: --resume keeps the run's own settings", hint)
-        from segdream_cli.runs.session import resume_run  # heavy: a mistake above is answered without it
+        from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
 
         return resume_run(resume, request, reporter, StopOnSignal(), force=force, live=view)
     if seeds is not None:

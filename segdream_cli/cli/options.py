@@ -27,9 +27,9 @@ def refuse_options(context: typer.Context, names: set[str], reason: str, hint: s
 
     Args:
         context: the command's.
-        names: the parameters to look for.
-        reason: why they are refused; the sentence begins with their names.
-        hint: the command to type instead.
+        names: parameters of the refused options.
+        reason: end of the message, which begins with the options' names.
+        hint: a command to use instead.
 
     Raises:
         UsageProblem: one of them was given on the command line.

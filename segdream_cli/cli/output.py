@@ -1,4 +1,4 @@
-"""The only module that prints: results to stdout, everything else to stderr."""
+"""The only module that prints: results to stdout, other messages to stderr."""
 
 import json
 import os

@@ -15,7 +15,7 @@ LINE_EVERY_S = 30.0
 
 
 class LiveBar:
-    """A context manager that shows a bar on a terminal; elsewhere it tells when a line is due.
+    """A context manager that shows a bar on a terminal; elsewhere it decides when a line is due.
 
     Args:
         output: receives the lines; its `quiet` hides the bar too.

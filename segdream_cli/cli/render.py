@@ -150,10 +150,10 @@ def render(
 
 
 def choose_kind(asked: dict[str, bool], hint: str) -> str:
-    """The kind of output to make, given the kinds that were asked for.
+    """The kind of output to make, given the requested kinds.
 
     Raises:
-        UsageProblem: several were asked for that exclude each other.
+        UsageProblem: two requested kinds exclude each other.
     """
     kinds = [kind for kind, given in asked.items() if given] or [TURNTABLE]
     if kinds == [FRAMES, CAMERA_PATH]:
@@ -291,7 +291,7 @@ def note_players(sink: Output, path: Path, sides: tuple[int, int], count: int) -
 
 
 def check_target(path: Path, kind: str, *, force: bool) -> None:
-    """Refuses an output that could not be written at the end.
+    """Refuses an output that can't be written, before any work.
 
     Raises:
         UsageProblem: its suffix or its folder is wrong.

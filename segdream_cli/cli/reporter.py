@@ -97,7 +97,7 @@ class TerminalReporter:
 
 
 def open_browser(url: str) -> None:
-    """Opens a window on the desktop, if there is one: a browser in the terminal would take it over."""
+    """Opens the page in a browser on the desktop, if there is one; a text browser would take over the terminal."""
     desktop = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & set(os.environ)
     if desktop or not sys.platform.startswith("linux"):
         webbrowser.open(url)

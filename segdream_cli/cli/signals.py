@@ -1,4 +1,4 @@
-"""Signals: the first Ctrl-C or SIGTERM finishes the step, a second one leaves at once."""
+"""Signals: the first Ctrl-C or SIGTERM finishes the step, a second one exits at once."""
 
 import signal
 from types import FrameType, TracebackType
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal(StopRequest):
-    """Within its `with` block, the first signal asks for the stop and a second one ends the program."""
+    """Inside its `with` block, the first signal requests the stop and a second one ends the program."""
 
     def __init__(self) -> None:
         super().__init__()

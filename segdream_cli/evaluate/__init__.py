@@ -1,1 +1,1 @@
-"""How good assets are: the judge, which reads images, and measures of their pixels and alpha."""
+"""Quality of assets: the judge, which classifies images, and measures of their pixels and alpha."""

@@ -27,7 +27,7 @@ WEIGHTS_FILE, CLASSES_FILE = "judge.safetensors", "judge.json"
 
 
 class Label(NamedTuple):
-    """What an image should show: a class of each head, in the judge's words; no attribute is ""."""
+    """The expected content of an image: a class of each head, in the judge's words; "" means no attribute."""
 
     object: str
     color: str
@@ -36,7 +36,7 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the judge reads in m images: probabilities of each head's classes, in the order of `Judge.classes`."""
+    """The judge's verdict on m images: probabilities of each head's classes, in the order of `Judge.classes`."""
 
     objects: Float[Tensor, "m o"]
     colors: Float[Tensor, "m c"]
@@ -107,14 +107,14 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def verdict(self, images: Float[Tensor, "m 3 s s"], batch: int = 512) -> Verdict:
-        """What images in 0..1 show, `batch` at a time; the verdict is on the judge's device."""
+        """Judges images in 0..1, `batch` at a time; the verdict is on the judge's device."""
         device = next(self.parameters()).device
         parts = [self(part.to(device)) for part in images.split(batch)]
         return Verdict(**{head: torch.cat([part[head].float() for part in parts]).softmax(-1) for head in HEADS})
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str) -> "Judge":
-        """The judge that training left in a folder, for inference.
+        """Loads a trained judge from a folder, for inference.
 
         Raises:
             WeightsUnavailable: its files can't be read, or do not fit each other.

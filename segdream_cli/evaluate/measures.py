@@ -1,4 +1,4 @@
-"""Measures of images of an asset, and the scores that the judge and the measures give to many.
+"""Measures of images of an asset, and the scores of the judge and the measures for many images.
 
 Shapes: p prompts, v views of each, m images, s pixels square. Colors and alpha are in 0..1.
 """
@@ -40,7 +40,7 @@ def floaters(alpha: Float[Array, "s s"]) -> float:
 
 
 def faint(alpha: Float[Array, "s s"]) -> float:
-    """Share of all alpha that is in pixels not covered; 1 if none is covered."""
+    """Share of all alpha in pixels that are not covered; 1 if none is covered."""
     masses = _component_masses(alpha)
     return 1 - float(masses.sum() / alpha.sum()) if len(masses) else 1.0
 

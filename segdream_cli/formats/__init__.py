@@ -22,7 +22,7 @@ class Format:
     """A row of `FORMATS`; its module is imported on first use, so that listing the table costs nothing."""
 
     suffix: str
-    """End of its file names."""
+    """Suffix of its file names."""
     description: str
     module: str
     """File of this folder with `write(path, splats, **options)`, and with `read(path)` where `readable`."""
@@ -31,12 +31,12 @@ class Format:
     readable: bool = True
 
     def read(self, path: Path) -> Splats:
-        """The asset in `path`; errors as in the module's `read`."""
+        """Reads the asset in `path`; raises the errors of the module's `read`."""
         splats: Splats = import_module(f"{__name__}.{self.module}").read(path)
         return splats
 
     def write(self, path: Path, splats: Splats, **options: Any) -> None:
-        """Writes `path`; errors as in the module's `write`."""
+        """Writes `path`; raises the errors of the module's `write`."""
         import_module(f"{__name__}.{self.module}").write(path, splats, **{**self.options, **options})
 
 
@@ -63,7 +63,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 
 def format_of(path: Path) -> str:
-    """The name of the format that the suffix of `path` belongs to.
+    """The name of the format that the suffix of `path` means.
 
     Raises:
         UsageProblem: the suffix is unknown; the message lists the known ones.
@@ -74,7 +74,7 @@ def format_of(path: Path) -> str:
     known = _suffixes()
     nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
     raise UsageProblem(
-        f"{path} names no known asset format; known are {', '.join(known)}",
+        f"{path} has no known suffix; use one of {', '.join(known)}",
         hint=f"name the file {path.stem or 'asset'}{nearest[0]}",
     )
 
@@ -95,13 +95,13 @@ def read(path: Path) -> Splats:
     Raises:
         UsageProblem: the suffix is not known, or the file can't be read as that format.
     """
-    if isdir(path):  # noqa: PTH112 - that of Path raises where a name is too long
+    if isdir(path):  # noqa: PTH112 - Path.is_dir raises if a name is too long
         raise not_a_file(path)
     row = FORMATS[format_of(path)]
     if not row.readable:
         known = ", ".join(dict.fromkeys(other.suffix for other in FORMATS.values() if other.readable))
         raise UsageProblem(
-            f"{path} can't be read: {row.suffix} files are only written", hint=f"give the asset as one of {known}"
+            f"segdream can write {row.suffix} files but not read them: {path}", hint=f"give the asset as one of {known}"
         )
     return row.read(path)
 
@@ -116,7 +116,7 @@ def check_format(path: Path, format: str | None = None) -> str:
     if name not in FORMATS:
         nearest = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0)
         raise UsageProblem(
-            f"there is no format {name!r}; known are {', '.join(FORMATS)}", hint=f"--format {nearest[0]}"
+            f"there is no format {name!r}; use one of {', '.join(FORMATS)}", hint=f"--format {nearest[0]}"
         )
     suffix = FORMATS[name].suffix
     if not goes_with(path, name):

@@ -17,9 +17,9 @@ from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.splats import OPACITY_LOGIT_LIMIT, Float32s, Splats, find_nonfinite
 
 ANOTHER_FILE = 'give another file, or make one: segdream generate "a red mushroom" -o mushroom.ply'
-"""The hint where nothing cures a file."""
+"""Hint for a file that no command can repair."""
 SIGNATURE = "segdream "
-"""Start of the one comment that this tool writes; JSON follows."""
+"""Start of the one comment that segdream writes; JSON follows."""
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 """Exceptions of Python's zip reader on a damaged file."""
 CACHED_ROWS = 4096
@@ -38,7 +38,7 @@ def open_asset(path: Path) -> Iterator[BinaryIO]:
     """Opens the regular file `path` for reading.
 
     Raises:
-        UsageProblem: it is missing, empty, a folder or a pipe, or may not be read.
+        UsageProblem: it is missing, empty, a folder or a pipe, or reading it is not permitted.
     """
     try:
         if path.exists() and not path.is_file():
@@ -53,7 +53,7 @@ def open_asset(path: Path) -> Iterator[BinaryIO]:
 
 
 def not_a_file(path: Path) -> UsageProblem:
-    """The error to raise for a folder or a pipe in place of an asset."""
+    """The error to raise if the path of an asset is a folder or a pipe."""
     return UsageProblem(f"{path} is not a file", hint=ANOTHER_FILE)
 
 
@@ -65,7 +65,7 @@ def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:
     """
     if len(bad):
         raise UsageProblem(
-            f"{path}: {len(bad)} of {count} rows have a value that is not a finite number, first row {bad[0]}",
+            f"{path}: {len(bad)} of {count} rows have a value that is not a finite number, the first is row {bad[0]}",
             hint=f"npx @playcanvas/splat-transform {quote(str(path))} --filter-nan clean.ply",
         )
 
@@ -81,7 +81,8 @@ def require_finite(splats: Splats) -> None:
     bad = find_nonfinite(splats)
     if len(bad):
         raise SegdreamError(
-            f"{len(bad)} of {len(splats)} Gaussians have a value that is not a finite number, first number {bad[0]}",
+            f"{len(bad)} of {len(splats)} Gaussians have a value that is not a finite number, "
+            f"the first is number {bad[0]}",
             hint="go back to the last checkpoint with --resume",
         )
 
@@ -138,5 +139,5 @@ def to_log_scales(scales: NDArray[np.floating[Any]]) -> Float32s:
 
 
 def escapes_archive(name: str) -> bool:
-    """Whether the name of a zip's member is a path to somewhere outside."""
+    """Whether the name of a zip member points outside the archive."""
     return name.startswith(("/", "\\")) or ".." in name or ":" in name

@@ -34,7 +34,7 @@ BOUNDS = tuple(
     for names in (("x", "y", "z"), ("scale_x", "scale_y", "scale_z"), ("r", "g", "b"))
     for end in ("min", "max")
 )
-"""Columns of a chunk: least and greatest centre, log-scale and colour. Early files have no bounds for colours."""
+"""Columns of a chunk: least and greatest centre, log-scale and colour. Old files have no bounds for colours."""
 PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
 BITS_3 = (11, 10, 11)
 """Bits of x, y and z in a packed position or scale."""
@@ -73,7 +73,7 @@ def read(path: Path) -> Splats:
     """The Gaussians of a compressed PLY, in the inner frame, to the precision of its bits.
 
     Raises:
-        UsageProblem: the file can't be opened, is no compressed PLY, is damaged, or a value can't be right.
+        UsageProblem: the file can't be opened, is not a compressed PLY, is damaged, or holds an invalid value.
     """
     elements, comments = _read_elements(path)
     chunks, vertices = elements["chunk"], elements["vertex"]

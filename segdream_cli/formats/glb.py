@@ -1,7 +1,7 @@
 """Binary glTF 2.0 with KHR_gaussian_splatting, as ratified by Khronos in 2026.
 
 The Gaussians are one primitive of points in the inner frame, which is glTF's: y up, the front faces +Z. Scales and
-opacities stand after their activations, quaternions as xyzw; the spherical harmonics are one attribute per coefficient.
+opacities are stored after their activations, quaternions as xyzw, spherical harmonics as one attribute per coefficient.
 A viewer without the extension shows a cloud of points in COLOR_0, which is linear where ours are sRGB.
 """
 
@@ -39,7 +39,7 @@ REST = tuple(f"{EXTENSION}:SH_DEGREE_{degree}_COEF_{i}" for degree in (1, 2, 3) 
 MAGIC, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 SIZE_LIMIT = 1 << 32
 JSON_LIMIT = 16 << 20
-"""Bytes; one primitive takes some 5,000."""
+"""Limit in bytes; the JSON of one primitive takes about 5,000."""
 
 _TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}
 _WIDTHS = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
@@ -141,8 +141,8 @@ def read(path: Path) -> Splats:
     """All Gaussians of a .glb's scene, where its nodes place them, in the inner frame.
 
     Raises:
-        UsageProblem: the file can't be opened, is no .glb, is damaged, or holds something other than Gaussians of
-            the ellipse kernel in sRGB.
+        UsageProblem: the file can't be opened, is not a .glb file, is damaged, or holds something other than Gaussians
+            of the ellipse kernel in sRGB.
     """
     with open_asset(path) as stream:
         document, body = _chunks(path, stream)
@@ -153,14 +153,14 @@ def read(path: Path) -> Splats:
         part = glb.splats(primitive)
         room -= len(part)
         if room < 0:
-            raise glb.damage_error("its nodes repeat the Gaussians more often than fits memory")
+            raise glb.damage_error("its nodes repeat the Gaussians more often than memory allows")
         if not np.array_equal(matrix, np.eye(4)):
             try:
                 with np.errstate(over="ignore", invalid="ignore"):  # overflow is refused below
                     part = transform(part, matrix[:3, :3], matrix[:3, 3])
             except ValueError as problem:
                 raise UsageProblem(
-                    f"{path}: a node {problem} its Gaussians, which can't be read", hint=ANOTHER_FILE
+                    f"{path}: a node {problem} its Gaussians, which segdream can't read", hint=ANOTHER_FILE
                 ) from problem
         parts.append(part)
     if not parts:
@@ -174,10 +174,10 @@ def _chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
     """The JSON document and the binary chunk."""
     head = stream.read(20)
     if len(head) < 20 or head[:4] != b"glTF":
-        raise UsageProblem(f"{path} is no .glb file", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is not a .glb file", hint=ANOTHER_FILE)
     _, version, size, length, kind = struct.unpack("<5I", head)
     if version != 2:
-        raise UsageProblem(f"{path} is of glTF version {version}, and only version 2 can be read", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is glTF version {version}, and segdream reads only version 2", hint=ANOTHER_FILE)
     actual = stream.seek(0, 2)
     if actual < size:
         raise UsageProblem(
@@ -207,7 +207,7 @@ class _Glb:
     body: bytes
 
     def damage_error(self, reason: str) -> UsageProblem:
-        """The error to raise for content that can't be right."""
+        """The error to raise for invalid content."""
         return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
 
     def item(self, kind: str, index: Any) -> Mapping[str, Any]:
@@ -216,32 +216,32 @@ class _Glb:
         if not isinstance(found, list) or type(index) is not int or not 0 <= index < len(found):
             raise self.damage_error(f"it has no {kind}[{str(index)[:20]}]")
         if not isinstance(found[index], dict):
-            raise self.damage_error(f"{kind}[{index}] is no object")
+            raise self.damage_error(f"{kind}[{index}] is not an object")
         return dict(found[index])
 
     def array(self, parent: Mapping[str, Any], key: str) -> list[Any]:
         found = parent.get(key, [])
         if not isinstance(found, list):
-            raise self.damage_error(f"its {key} are no array")
+            raise self.damage_error(f"its {key} is not an array")
         return found
 
     def whole(self, parent: Mapping[str, Any], key: str, default: int | None = None) -> int:
         """A non-negative integer."""
         found = parent.get(key, default)
         if type(found) is not int or found < 0:
-            raise self.damage_error(f"{key} is {str(found)[:20]}, not a whole number from zero")
+            raise self.damage_error(f"{key} is {str(found)[:20]}, not a non-negative integer")
         return found
 
     def numbers(self, node: Mapping[str, Any], key: str, default: NDArray[Any]) -> Float64s:
         found = node.get(key, default.tolist())
         if not isinstance(found, list) or len(found) != default.size or {type(v) for v in found} - {int, float}:
-            raise self.damage_error(f"a node's {key} are no {default.size} numbers")
+            raise self.damage_error(f"a node's {key} is not {default.size} numbers")
         try:
             values = np.array(found, np.float64)
         except OverflowError:
             values = np.array([np.nan])
         if not np.isfinite(values).all():
-            raise self.damage_error(f"a node's {key} are not finite")
+            raise self.damage_error(f"a node's {key} is not finite")
         return values
 
     def find_primitives(self) -> Iterator[tuple[Float64s, Mapping[str, Any]]]:
@@ -249,7 +249,7 @@ class _Glb:
         unknown = {str(name) for name in self.array(self.document, "extensionsRequired")} - {EXTENSION}
         if unknown:
             raise UsageProblem(
-                f"{self.path} requires {', '.join(sorted(unknown))[:200]}, which can't be read", hint=ANOTHER_FILE
+                f"{self.path} requires {', '.join(sorted(unknown))[:200]}, which segdream can't read", hint=ANOTHER_FILE
             )
         scene = self.item("scenes", self.whole(self.document, "scene", 0))
         waiting = [(index, np.eye(4)) for index in reversed(self.array(scene, "nodes"))]
@@ -258,7 +258,7 @@ class _Glb:
             index, outer = waiting.pop()
             node = self.item("nodes", index)
             if index in visited:
-                raise self.damage_error(f"nodes[{index}] stands in the scene twice")
+                raise self.damage_error(f"nodes[{index}] is in the scene twice")
             visited.add(index)
             with np.errstate(over="ignore", invalid="ignore"):
                 matrix = outer @ self.placement(node)
@@ -275,7 +275,7 @@ class _Glb:
         x, y, z, w = self.numbers(node, "rotation", np.array([0, 0, 0, 1]))
         length = x * x + y * y + z * z + w * w
         if not np.isfinite(length) or length == 0:
-            raise self.damage_error("a node's rotation is no quaternion")
+            raise self.damage_error("a node's rotation is not a quaternion")
         matrix = np.eye(4)
         (rotation,) = rotation_matrices(np.array([[w, x, y, z]]) / np.sqrt(length))
         matrix[:3, :3] = rotation * self.numbers(node, "scale", np.ones(3))
@@ -283,14 +283,14 @@ class _Glb:
         return matrix
 
     def splats(self, primitive: Mapping[str, Any]) -> Splats:
-        """The Gaussians of a primitive, where they stand in it; values that can't be become NaN."""
+        """The Gaussians of a primitive, in its own frame; invalid values become NaN."""
         extension = _object(_object(primitive, "extensions"), EXTENSION)
         self.refuse_unknown(primitive, extension)
         attributes = _object(primitive, "attributes")
         present = [name for name in REST if name in attributes]
         k = len(present)
         if k not in BANDS or tuple(present) != REST[:k]:
-            raise self.damage_error(f"{k} coefficients of spherical harmonics make no whole degrees")
+            raise self.damage_error(f"{k} spherical-harmonics coefficients do not fill whole degrees")
         names = ("POSITION", ROTATION, SCALE, OPACITY, SH0)
         missing = [name for name in names if name not in attributes]
         if missing:
@@ -298,7 +298,7 @@ class _Glb:
         means, quats, scales, opacities, sh0 = (self.values(name, attributes[name]) for name in names)
         rest = [self.values(name, attributes[name]) for name in present]
         if len({len(column) for column in (means, quats, scales, opacities, sh0, *rest)}) > 1:
-            raise self.damage_error("its attributes are not of one length")
+            raise self.damage_error("its attributes differ in length")
         return Splats(
             means=means,
             quats=np.roll(quats, 1, axis=1),
@@ -309,7 +309,7 @@ class _Glb:
         )
 
     def refuse_unknown(self, primitive: Mapping[str, Any], extension: Mapping[str, Any]) -> None:
-        """Refuses Gaussians of a kind that this reader would get wrong."""
+        """Refuses Gaussians of a kind that this reader would read wrongly."""
         inner = ", ".join(_object(extension, "extensions"))
         space, kernel = extension.get("colorSpace"), extension.get("kernel")
         reasons = {
@@ -320,7 +320,7 @@ class _Glb:
         }
         for reason, holds in reasons.items():
             if holds:
-                raise UsageProblem(f"{self.path}: its Gaussians {reason}, which can't be read", hint=ANOTHER_FILE)
+                raise UsageProblem(f"{self.path}: its Gaussians {reason}, which segdream can't read", hint=ANOTHER_FILE)
 
     def values(self, name: str, index: Any) -> Float32s:
         """The values of an attribute, [n, components]."""
@@ -328,12 +328,14 @@ class _Glb:
         width, kinds = _ALLOWED[name]
         kind = accessor.get("componentType"), accessor.get("normalized", False)
         if accessor.get("type") != _WIDTHS[width] or kind not in kinds:
-            raise self.damage_error(f"{name} is of a type that it may not have")
+            raise self.damage_error(f"{name} has a type that the format does not allow")
         if "sparse" in accessor or "bufferView" not in accessor:
-            raise UsageProblem(f"{self.path}: {name} is sparse, which can't be read", hint=ANOTHER_FILE)
+            raise UsageProblem(f"{self.path}: {name} is sparse, which segdream can't read", hint=ANOTHER_FILE)
         view = self.item("bufferViews", accessor["bufferView"])
         if view.get("buffer") != 0 or "uri" in self.item("buffers", 0):
-            raise UsageProblem(f"{self.path}: {name} lies outside the file, where it is not read", hint=ANOTHER_FILE)
+            raise UsageProblem(
+                f"{self.path}: {name} is in another file, which segdream does not read", hint=ANOTHER_FILE
+            )
         dtype = np.dtype(_TYPES[kind[0]])
         row = width * dtype.itemsize
         count, stride = self.whole(accessor, "count"), self.whole(view, "byteStride", row)
@@ -342,7 +344,7 @@ class _Glb:
         if not count or stride < row:
             raise self.damage_error(f"{name} has {str(count)[:20]} rows, {str(stride)[:20]} bytes apart")
         if offset + (count - 1) * stride + row > size or start + size > len(self.body):
-            raise self.damage_error(f"{name} claims {str(count)[:20]} rows, more than there are bytes for")
+            raise self.damage_error(f"{name} claims {str(count)[:20]} rows, more than its bytes hold")
         stored = np.ndarray((count, width), dtype, self.body, start + offset, (stride, dtype.itemsize))
         if not kind[1]:
             return stored.astype(np.float32)

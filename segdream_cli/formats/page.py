@@ -1,9 +1,9 @@
 """One asset as one HTML file: a viewer that needs neither network nor installation around the asset's Gaussians.
 
-The viewer is `data/viewer/`, as people wrote it. The Gaussians are SPZ version 3 in base64, which a browser inflates
-by itself. The page's Content-Security-Policy names the hashes of its own script and style and allows no connection,
-so nothing that a prompt or another tool's file puts into the page can run or call home. A page that is served while
-its asset is being made may ask its own server for newer Gaussians, and nobody else.
+The viewer's source is `data/viewer/`, inserted unminified. The Gaussians are SPZ version 3 in base64, which a browser
+inflates by itself. The page's Content-Security-Policy names the hashes of its own script and style and allows no connection,
+so nothing that a prompt or another tool's file puts into the page can run or send data. A page that is served while
+its asset is being made may ask its own server for newer Gaussians, and no other server.
 """
 
 import base64
@@ -40,7 +40,7 @@ LABELS = {
 }
 """Provenance key -> its label in the page's information panel."""
 TEXT_LIMIT = 2000
-"""Most characters of a value to show: a file by another tool may hold anything."""
+"""Maximum number of characters of a value to show: a file from another tool may hold anything."""
 
 
 def write(path: Path, splats: Splats, *, title: str | None = None) -> None:
@@ -61,12 +61,12 @@ def write(path: Path, splats: Splats, *, title: str | None = None) -> None:
 
 
 def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
-    """The page as UTF-8; errors as in `write`.
+    """The page as UTF-8; raises the errors of `write`.
 
     Args:
         splats: the asset.
         title: its heading.
-        newer: path on the page's server from which it fetches an `edition`; empty for none.
+        newer: path on the page's server from which the page fetches an `edition`; empty if it fetches none.
     """
     payload = _payload(splats)
     center, extent = bounds(splats)
@@ -86,7 +86,7 @@ def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
 
 
 def edition(splats: Splats, title: str) -> Mapping[str, Any]:
-    """JSON values with which an open page shows a newer asset; errors as in `write`."""
+    """The JSON values that make an open page show a newer asset; raises the errors of `write`."""
     payload = _payload(splats)
     told = facts(splats, len(payload))
     return {"title": title, "facts": dict(told), "payload": base64.b64encode(payload).decode("ascii")}

@@ -1,4 +1,4 @@
-"""Codebooks and palettes: k-means in one and in many dimensions, by numpy alone.
+"""Codebooks and palettes: k-means in one and in many dimensions, in numpy.
 
 `sog` uses them to reduce a million values to 256, and a million Gaussians to 65536 entries, in seconds on a CPU.
 """
@@ -22,7 +22,7 @@ CELLS = 1 << 16
 LLOYD_STEPS = 5
 """Iterations; further ones reduce the error by less than 1 %."""
 SHARED_PRODUCT = 1 << 18
-"""Multiplications from which on OpenBLAS uses several threads."""
+"""Number of multiplications from which OpenBLAS uses several threads."""
 CACHED_VALUES = 1 << 17
 
 
@@ -30,7 +30,7 @@ def codebook(values: Float32s) -> Float32s:
     """256 values in ascending order that approximate all of `values`.
 
     One-dimensional k-means: from the quantiles of the cube root of the density (Panter and Dite), which is optimal
-    for many levels, by Lloyd's steps on cumulative sums. Up to 256 different values are kept as they are.
+    for many levels, by Lloyd's steps on cumulative sums. Up to 256 different values are kept unchanged.
     """
     ordered = np.sort(values, axis=None).astype(np.float64)
     levels = ordered[np.flatnonzero(np.diff(ordered, prepend=np.nan))][: CODES + 1]
@@ -46,7 +46,7 @@ def nearest_codes(codes: Float32s, values: Float32s) -> NDArray[np.uint8]:
     """Index of the nearest of the 256 ascending `codes` for each of `values`, in their shape.
 
     A table of equal cells gives the index of all values but those that share a cell with the middle between two codes.
-    It takes a tenth of the time of a binary search. Rounding does no harm: it keeps the order of values and middles.
+    It takes a tenth of the time of a binary search. Rounding is harmless: it keeps the order of values and middles.
     """
     middles = (codes[1:].astype(np.float64) + codes[:-1]) / 2
     width = max(middles[-1] - middles[0], float(np.finfo(np.float32).tiny))
@@ -91,7 +91,7 @@ def clusters(points: Float32s, count: int) -> tuple[Float32s, NDArray[np.uint16]
     """At most `count` centres [c, d] for `points` [n, d], and the index of each point's centre [n].
 
     k-means in two levels: groups first, then k-means within each, with entries in proportion to what is left of the
-    squared error. It takes about a square root of the time of one level, and its error is within 2 % of it.
+    squared error. It takes about the square root of the time of one level, and its error is within 2 % of it.
     """
     exponent = np.frexp(np.abs(points).max())[1]
     points = np.ldexp(points, -exponent)  # within one, so that squares neither overflow nor vanish
@@ -146,8 +146,8 @@ def _lloyd(points: Float32s, count: int) -> tuple[Float32s, Indices]:
 def _nearest(points: Float32s, centres: Float32s) -> Indices:
     """Index of the nearest of `centres` [k, d] for each of `points` [n, d].
 
-    Each product of the stack is too small for OpenBLAS to use several threads: with them it takes a hundred times as
-    long if another process wants the cores.
+    Each product of the stack is too small for OpenBLAS to use several threads: several threads take a hundred times as
+    long if another process uses the cores.
     """
     n, d = points.shape
     halves = np.einsum("kd,kd->k", centres, centres) / 2

@@ -38,7 +38,7 @@ REQUIRED = (*MEANS, *SH0, *OPACITY, *LOG_SCALES, *QUATS)
 REST_COUNTS = (0, 9, 24, 45)
 """Numbers of `f_rest` properties, by SH degree."""
 PACKED = "packed_position"
-"""A property of PlayCanvas's compressed form."""
+"""A property that marks PlayCanvas's compressed layout."""
 
 
 def rest_names(count: int) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def write(path: Path, splats: Splats, *, pad_sh: bool = True) -> None:
 
 
 def _fill(table: Float32s, splats: Splats, channel: int) -> Float32s:
-    """Fills `table` with as many Gaussians, in columns as in the file; `channel` is the number of f_rest per colour."""
+    """Fills `table` with as many Gaussians, in the file's columns; `channel` is the number of f_rest per colour."""
     k = splats.shN.shape[1]
     table[:, 0:3] = splats.means
     table[:, 6:9] = splats.sh0
@@ -87,7 +87,7 @@ def _fill(table: Float32s, splats: Splats, channel: int) -> Float32s:
 
 
 def save(path: Path, rows: NDArray[np.void], comments: Sequence[str]) -> None:
-    """Writes a structured array as the vertices of a little-endian PLY; errors as `files.atomic_write`."""
+    """Writes a structured array as the vertices of a little-endian PLY; raises the errors of `atomic_write`."""
     data = PlyData([PlyElement.describe(rows, "vertex")], byte_order="<", comments=comments)
     with atomic_write(path) as temporary:
         data.write(str(temporary))
@@ -97,7 +97,7 @@ def holds_gaussians(path: Path) -> bool:
     """Whether a PLY is an asset rather than a point cloud or a mesh; only its header is read.
 
     Raises:
-        UsageProblem: the file can't be opened, is no PLY, is damage_error, or has no vertices.
+        UsageProblem: the file can't be opened, is not a PLY, is damaged, or has no vertices.
     """
     with open_asset(path) as stream:
         vertices = _elements_to_vertices(path, read_header(path, stream), stream)[-1]
@@ -105,25 +105,25 @@ def holds_gaussians(path: Path) -> bool:
 
 
 def is_asset(names: Iterable[str]) -> bool:
-    """Whether vertices with these properties are Gaussians, in a form that can be read or not."""
+    """Whether vertices with these properties are Gaussians, in a layout that segdream reads or another."""
     return not {*SH0, *LOG_SCALES, PACKED}.isdisjoint(names)
 
 
 def read(path: Path) -> Splats:
-    """The Gaussians of a PLY by this or another tool, in the inner frame.
+    """The Gaussians of a PLY from any tool, in the inner frame.
 
     Properties may stand in any order, as text or in either byte order, as float or double; other properties are
     ignored. Quaternions are normalised, and zero ones become the identity. Log-scales and opacity logits are clamped
     as in `write`. The highest bands of spherical harmonics are dropped if they are zero for all Gaussians.
 
     Raises:
-        UsageProblem: the file can't be opened, is no PLY, is damage_error, or holds something other than Gaussians.
+        UsageProblem: the file can't be opened, is not a PLY, is damaged, or holds something other than Gaussians.
     """
     return to_splats(read_vertices(path))
 
 
 def to_splats(vertices: "Vertices") -> Splats:
-    """The Gaussians in vertices, in the inner frame; errors as `read`."""
+    """The Gaussians in vertices, in the inner frame; raises the errors of `read`."""
     path = vertices.path
     names = vertices.rows.dtype.names or ()
     _require(path, names)
@@ -147,7 +147,7 @@ def to_splats(vertices: "Vertices") -> Splats:
 
 
 def _require(path: Path, names: Sequence[str]) -> None:
-    """Refuses vertices that lack a property of Gaussians, and says what they are instead."""
+    """Refuses vertices that lack a property of Gaussians, and names what they are instead."""
     missing = [name for name in REQUIRED if name not in names]
     if not missing:
         return
@@ -198,7 +198,7 @@ class Vertices:
                     f"{self.path}: the property {name} is of type {kind.name}, not float", hint=ANOTHER_FILE
                 )
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, len(columns), CACHED_ROWS):  # all columns of a block while it is in the cache
+            for start in range(0, len(columns), CACHED_ROWS):  # convert all columns of a block while it is in the cache
                 block = slice(start, start + CACHED_ROWS)
                 for i, name in enumerate(names):
                     columns[block, i] = self.rows[name][block]
@@ -206,12 +206,12 @@ class Vertices:
 
 
 def read_vertices(path: Path) -> Vertices:
-    """The vertices of a PLY file through plyfile, after checks that plyfile does not make.
+    """Reads the vertices of a PLY file with plyfile, after checks that plyfile does not make.
 
     plyfile is given a new header: the elements up to the vertices, without empty ones.
 
     Raises:
-        UsageProblem: the file can't be opened, is no PLY, is damage_error, or has no vertices.
+        UsageProblem: the file can't be opened, is not a PLY, is damaged, or has no vertices.
     """
     with open_asset(path) as stream:
         header = read_header(path, stream)
@@ -252,7 +252,7 @@ def _elements_to_vertices(path: Path, header: PlyHeader, stream: BinaryIO) -> li
 
 
 class _HeaderThenFile:
-    """A header, then an open file from its position on, as plyfile reads and maps it."""
+    """A stream of a header and then the rest of an open file, which plyfile reads and maps."""
 
     def __init__(self, header: bytes, stream: BinaryIO) -> None:
         self._header = io.BytesIO(header)

@@ -1,7 +1,7 @@
 """The header of a PLY file: elements, properties and comments, of any layout.
 
-The header is read here rather than by plyfile, which refuses text that is not ASCII and believes row counts before it
-looks at the size of the file.
+The header is read here rather than by plyfile, which refuses text that is not ASCII and trusts row counts before it
+checks the size of the file.
 """
 
 import re
@@ -16,7 +16,7 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import ANOTHER_FILE
 
 HEADER_LIMIT = 1 << 20
-"""Bytes in which a header must end."""
+"""Maximum length of a header in bytes."""
 BYTE_ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
 TYPES = {
     **dict.fromkeys(("char", "int8", "i1"), "i1"),
@@ -28,7 +28,7 @@ TYPES = {
     **dict.fromkeys(("float", "float32", "f4"), "f4"),
     **dict.fromkeys(("double", "float64", "f8"), "f8"),
 }
-"""Type of a property -> numpy's name of it."""
+"""Type of a property -> numpy's name for it."""
 LIST = "list"
 
 _PRINTABLE = bytes(code if 32 <= code < 127 or code in b"\t\r\n" else ord("?") for code in range(256))
@@ -89,10 +89,10 @@ def header_text(layout: str, elements: Sequence[Element], comments: Sequence[str
 
 
 def read_header(path: Path, stream: BinaryIO) -> PlyHeader:
-    """Reads the header at the start of `stream`, which stands behind the header afterwards.
+    """Reads the header at the start of `stream`; leaves the stream just after the header.
 
     Raises:
-        UsageProblem: the file is no PLY, or its header is damaged.
+        UsageProblem: the file is not a PLY, or its header is damaged.
     """
     head = stream.read(HEADER_LIMIT)
     start = re.match(rb"ply(\r\n|\n|\r)", head)
@@ -124,7 +124,7 @@ def read_header(path: Path, stream: BinaryIO) -> PlyHeader:
 
 
 def damage_error(path: Path, reason: Any) -> UsageProblem:
-    """The error to raise for a file whose content can't be right."""
+    """The error to raise for a file with invalid content."""
     return UsageProblem(f"{path} is damaged: {reason}", hint=ANOTHER_FILE)
 
 

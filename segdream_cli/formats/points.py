@@ -35,7 +35,7 @@ def read(path: Path) -> tuple[Float32s, Float32s | None]:
     floats in 0..1.
 
     Raises:
-        UsageProblem: the file can't be opened, is no PLY, is damaged, or has no points.
+        UsageProblem: the file can't be opened, is not a PLY, is damaged, or has no points.
     """
     vertices = read_vertices(path)
     names = vertices.rows.dtype.names or ()

@@ -41,17 +41,17 @@ from segdream_cli.util.files import atomic_write
 Bytes = NDArray[np.uint8]
 
 PALETTE_LIMIT = 1 << 16
-"""Most entries of a palette: labels have 16 bits."""
+"""Maximum number of palette entries: labels have 16 bits."""
 NOISE = "means_l.webp"
-"""The low bytes of positions, which are noise: the encoder does not look for patterns in them."""
+"""Image of the positions' low bytes. They are noise, so the encoder does not look for patterns in them."""
 PALETTE_COLUMNS = 64
 """Entries per row of the palette's image; each takes one pixel per coefficient."""
 
 META = "meta.json"
 META_LIMIT = 1 << 20
-"""Bytes; a real one takes some 15,000."""
+"""Limit of `meta.json` in bytes; a real one takes about 15,000."""
 SMALL_COUNT = 1 << 20
-"""Gaussians that a file of any size may claim; a larger number needs at least as many bytes."""
+"""Number of Gaussians that a file of any size may claim; a file that claims more needs at least as many bytes."""
 SMALL_IMAGE = 1 << 16
 """Pixels that an image may have beyond four per Gaussian."""
 
@@ -82,7 +82,7 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     asset = {"generator": f"segdream {__version__}", **provenance_extras(splats)}
     meta: dict[str, Any] = {"version": 2, "asset": asset, "count": len(splats)}
     with ThreadPoolExecutor() as pool:  # numpy and libwebp work outside the interpreter's lock
-        books = pool.map(codebook, (turned.log_scales, turned.sh0))  # which do not depend on the order of rows
+        books = pool.map(codebook, (turned.log_scales, turned.sh0))  # the codebooks do not depend on the order of rows
         turned = turned.select(along_z_curve(turned.means))
         jobs = _plan_images(turned, meta, books, palette)
         images = {name: pool.submit(_webp, pixels, 0 if name == NOISE else 1) for name, pixels in jobs}
@@ -163,7 +163,7 @@ def _square(rows: NDArray[Any]) -> Bytes:
 
 def _webp(pixels: Callable[[], Bytes], effort: int) -> bytes:
     stream = io.BytesIO()
-    # exact keeps colours under an alpha of zero; an effort above 1 saves 0.2 % of the bytes in three times as long
+    # exact keeps colours under an alpha of zero; efforts above 1 save 0.2 % of the bytes and take three times as long
     Image.fromarray(pixels()).save(stream, "WEBP", lossless=True, exact=True, quality=20, method=effort)
     return stream.getvalue()
 
@@ -172,7 +172,7 @@ def read(path: Path) -> Splats:
     """The Gaussians of a bundle, in the inner frame, within its quantisation; memory stays in proportion to the file.
 
     Raises:
-        UsageProblem: the file can't be opened, is no version 2 bundle, is damaged, or claims more than it can hold.
+        UsageProblem: the file can't be opened, is not a version 2 bundle, is damaged, or claims more than it can hold.
     """
     with open_asset(path) as stream:
         size = stream.seek(0, io.SEEK_END)
@@ -180,7 +180,7 @@ def read(path: Path) -> Splats:
         try:
             bundle = zipfile.ZipFile(stream)
         except ZIP_ERRORS as problem:
-            raise UsageProblem(f"{path} is no .sog file: {problem}", hint=ANOTHER_FILE) from problem
+            raise UsageProblem(f"{path} is not a .sog file: {problem}", hint=ANOTHER_FILE) from problem
         with bundle:
             source = _Source(path, size, bundle)
             meta = source.meta()
@@ -198,7 +198,7 @@ class _Source:
     bundle: zipfile.ZipFile
 
     def damage_error(self, reason: str) -> UsageProblem:
-        """The error to raise for content that can't be right."""
+        """The error to raise for invalid content."""
         return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
 
     def member(self, name: str, limit: int) -> bytes:
@@ -206,12 +206,12 @@ class _Source:
         try:
             info = self.bundle.getinfo(name)
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise self.damage_error(f"{name} is compressed in a way that is not allowed")
+                raise self.damage_error(f"{name} has a compression that the format does not allow")
             if info.file_size > limit:
-                raise self.damage_error(f"{name} claims {info.file_size} bytes, more than the {limit} that are allowed")
+                raise self.damage_error(f"{name} claims {info.file_size} bytes, more than the limit of {limit}")
             return self.bundle.read(info)
         except KeyError as problem:
-            raise self.damage_error(f"there is no {name[:80]!r} in it") from problem
+            raise self.damage_error(f"it lacks {name[:80]!r}") from problem
         except ZIP_ERRORS as problem:
             raise self.damage_error(f"{name} can't be unpacked: {problem}") from problem
 
@@ -219,34 +219,34 @@ class _Source:
         """The content of `meta.json`, after a check of all members' names."""
         for name in self.bundle.namelist():
             if escapes_archive(name):
-                raise self.damage_error(f"the name {name[:80]!r} leads out of the bundle")
+                raise self.damage_error(f"the name {name[:80]!r} points outside the bundle")
         try:
             found = json.loads(self.member(META, META_LIMIT))
         except (ValueError, RecursionError) as problem:
-            raise self.damage_error(f"{META} is no JSON: {problem}") from problem
+            raise self.damage_error(f"{META} is not JSON: {problem}") from problem
         meta = _Meta(self, found if isinstance(found, dict) else {}, META)
         if meta.values.get("version") != 2:
             raise UsageProblem(
-                f"{self.path} is of version {str(meta.values.get('version', 1))[:20]}, and only version 2 can be read",
+                f"{self.path} has version {str(meta.values.get('version', 1))[:20]}, and segdream reads only version 2",
                 hint=f"npx @playcanvas/splat-transform {self.path} asset.ply",
             )
         return meta
 
     def image(self, name: str, fits: Callable[[int, int], bool]) -> Bytes:
-        """The pixels of a lossless WebP, [h, w, 4], whose width and height are looked at before it is decoded."""
+        """The pixels of a lossless WebP, [h, w, 4]; checks width and height before it decodes."""
         content = self.member(name, self.size + META_LIMIT)
         shape = _webp_shape(content)
         if shape is None:
-            raise self.damage_error(f"{name} is no lossless WebP image")
+            raise self.damage_error(f"{name} is not a lossless WebP image")
         if not fits(*shape):
-            raise self.damage_error(f"{name} has {shape[0]} x {shape[1]} pixels, which do not go with {META}")
+            raise self.damage_error(f"{name} has {shape[0]} x {shape[1]} pixels, which do not match {META}")
         try:
             with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
                 pixels = np.asarray(image.convert("RGBA"))
         except (*ZIP_ERRORS, SyntaxError, Image.DecompressionBombError) as problem:
             raise self.damage_error(f"{name} can't be decoded: {problem}") from problem
         if pixels.shape[1::-1] != shape:
-            raise self.damage_error(f"{name} is not of the size that it claims")
+            raise self.damage_error(f"{name} does not have the size that it claims")
         return pixels
 
 
@@ -271,7 +271,7 @@ def _webp_shape(content: bytes) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Meta:
-    """An object of `meta.json` whose entries are checked when they are asked for."""
+    """An object of `meta.json` that checks each entry when it is read."""
 
     source: _Source
     values: Mapping[str, Any]
@@ -287,18 +287,16 @@ class _Meta:
         """A whole number in 1..limit."""
         found = self.values.get(key)
         if type(found) is not int or found < 1:
-            raise self.source.damage_error(f"the {key} of {self.name} is no whole number above zero")
+            raise self.source.damage_error(f"the {key} of {self.name} is not a positive integer")
         if found > limit:
-            raise self.source.damage_error(
-                f"the {key} of {self.name}, {str(found)[:20]}, is more than the {limit} that it may be here"
-            )
+            raise self.source.damage_error(f"the {key} of {self.name}, {str(found)[:20]}, exceeds the limit of {limit}")
         return found
 
     def numbers(self, key: str, count: int) -> NDArray[np.float64]:
         """`count` finite numbers."""
         found = self.values.get(key)
         if not isinstance(found, list) or len(found) != count or {type(value) for value in found} - {int, float}:
-            raise self.source.damage_error(f"the {key} of {self.name} is no list of {count} numbers")
+            raise self.source.damage_error(f"the {key} of {self.name} is not a list of {count} numbers")
         try:
             values = np.array(found, np.float64)
         except OverflowError:
@@ -308,7 +306,7 @@ class _Meta:
         return values
 
     def codebook(self) -> Float32s:
-        """256 values; a first one of null, by an early writer, is filled in as PlayCanvas's player does."""
+        """256 values; a null first value, from an early writer, is filled in as in PlayCanvas's player."""
         found = self.values.get("codebook")
         if isinstance(found, list) and found[:1] == [None]:
             later = _Meta(self.source, {"codebook": found[1:]}, self.name).numbers("codebook", CODES - 1)
@@ -320,7 +318,7 @@ class _Meta:
         """The images of this part as [w h, 4] rows, one for each test of width and height."""
         files = self.values.get("files")
         if not isinstance(files, list) or len(files) != len(fits) or not all(isinstance(name, str) for name in files):
-            raise self.source.damage_error(f"the files of {self.name} are no list of {len(fits)} names")
+            raise self.source.damage_error(f"the files entry of {self.name} is not a list of {len(fits)} names")
         return [self.source.image(*each).reshape(-1, 4) for each in zip(files, fits, strict=True)]
 
 
@@ -335,7 +333,7 @@ def _decode(source: _Source, meta: _Meta) -> Splats:
     fine, coarse = (pixels[:count, :3] for pixels in meta.part("means").images(fits, fits))
     scales, quats, colours = (meta.part(key).images(fits)[0][:count] for key in ("scales", "quats", "sh0"))
     with np.errstate(over="ignore", invalid="ignore"):
-        levels = low + (high - low) * (np.arange(1 << 16) / 65535)[:, None]  # all that an axis can hold
+        levels = low + (high - low) * (np.arange(1 << 16) / 65535)[:, None]  # the largest extent of an axis
         places = (np.sign(levels) * np.expm1(np.abs(levels))).astype(np.float32)
         steps = coarse * np.uint16(256) + fine
         return Splats(

@@ -58,13 +58,13 @@ def read(path: Path) -> Splats:
     """The Gaussians of a .splat file, in the inner frame, to the precision of its bytes.
 
     Raises:
-        UsageProblem: the file can't be opened, its size is not a multiple of 32, or a value can't be right.
+        UsageProblem: the file can't be opened, its size is not a multiple of 32, or it holds an invalid value.
     """
     with open_asset(path) as stream:
         content = stream.read()
     if len(content) % ROW.itemsize:
         raise UsageProblem(
-            f"{path} is truncated or no .splat file: {len(content)} bytes are no multiple of {ROW.itemsize}",
+            f"{path} is truncated or not a .splat file: {len(content)} bytes is not a multiple of {ROW.itemsize}",
             hint=ANOTHER_FILE,
         )
     rows = np.frombuffer(content, ROW)

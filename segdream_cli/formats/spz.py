@@ -47,23 +47,23 @@ STREAM = struct.Struct("<QQ")
 """A row of that table: bytes in the file, bytes unpacked."""
 HAS_EXTENSIONS = 2
 COORDINATE_SYSTEM = 0xADBE0003
-"""An extension of Adobe's: the frame that the file stands in."""
+"""Adobe's extension: the frame of the file."""
 PROVENANCE = 0x5E6D0001
-"""Our own extension: the comment that a .ply carries, in ASCII."""
+"""Our extension: the same comment as in a .ply, in ASCII."""
 NOTE_LIMIT = 1 << 15
-"""Bytes of it; longer ones are left out."""
+"""Maximum length of that comment in bytes; a longer one is left out."""
 GZIP_COMMENT = 16
-"""A flag of gzip's header: after its ten bytes follows a text that ends with a zero."""
+"""Flag of gzip's header: a zero-terminated text follows the ten bytes of the header."""
 RUB, RDF = 4, 6
-"""y up, which is the inner frame; and the PLY frame."""
+"""Adobe's numbers of the inner frame (y up) and of the PLY frame."""
 
 FRACTIONAL_BITS = (12, 16, 20)
-"""Those to choose from: steps of 2.4e-4, 1.5e-5 and 9.5e-7 of a unit, out to 2048, 128 and 8 units."""
+"""Choices of fractional bits: steps of 2.4e-4, 1.5e-5 and 9.5e-7 of a unit, out to 2048, 128 and 8 units."""
 COEFFICIENTS = (0, 3, 8, 15, 24)
-"""Higher spherical harmonics by degree; those of degree 4 are read over."""
+"""Number of higher spherical harmonics by degree; the reader skips those of degree 4."""
 
 UNPACKED_FREE = 1 << 26
-"""Bytes that any file may unpack to; beyond, one that unpacks to UNPACKED_RATIO times its size is a bomb."""
+"""Bytes that any file may unpack to; a larger one that unpacks to UNPACKED_RATIO times its size is a bomb."""
 UNPACKED_RATIO = 64
 EXTENSIONS_LIMIT = 1 << 16
 DEFLATED_AT_ONCE = 1 << 20
@@ -72,7 +72,7 @@ GZIP_LEVEL = 6
 STRATEGIES = (zlib.Z_RLE, zlib.Z_FILTERED, zlib.Z_DEFAULT_STRATEGY)
 ZSTANDARD_LEVELS = (1, 12)
 SAMPLE = 1 << 16
-"""Bytes of an attribute that choose among them: noise comes out smaller, and much faster, if few repeats are sought."""
+"""Number of bytes of an attribute that choose a strategy: noise gets smaller, and much faster, with fewer searches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,12 @@ class _Header:
     streams: int = 0
 
     def to_bytes(self) -> bytes:
-        """Its first 16 bytes."""
+        """The first 16 bytes of a file, decoded."""
         values = (self.version, self.count, self.degree, self.fractional_bits, self.flags, self.streams)
         return HEADER.pack(MAGIC, *values)
 
     def sizes(self) -> Mapping[str, int]:
-        """Attribute -> bytes, in the order of the file; an attribute without any is left out."""
+        """Attribute -> number of bytes, in the order of the file; attributes without bytes are left out."""
         rotation = 4 if self.version > 2 else 3
         rows = {"means": 9, "alphas": 1, "colours": 3, "scales": 3, "rotations": rotation}
         rows["harmonics"] = 3 * COEFFICIENTS[self.degree]
@@ -98,11 +98,11 @@ class _Header:
 
 
 def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int | None = None) -> None:
-    """Writes SPZ in the PLY frame; what the format has no room for is rounded or clamped.
+    """Writes SPZ in the PLY frame; rounds or clamps values that the format can't hold.
 
     Centres are rounded to 2^-fractional_bits. Log-scales become bytes in steps of 1/16 from -10 to 5.94, opacities in
     steps of 1/255, sh0 in steps of 0.026 within ±3.33. Of the higher spherical harmonics within ±1, degree 1 keeps 5
-    bits, the others 4, as in the official library. Provenance goes where readers pass over it: into the comment of
+    bits, the others 4, as in the official library. Provenance goes where readers ignore it: into the comment of
     the gzip member, or into an extension of version 4.
 
     Args:
@@ -114,7 +114,7 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
     Raises:
         UsageProblem: there is no such version, the centres reach too far, or the folder can't be written.
         SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
-        EnvironmentProblem: version 4 is wanted and zstandard is not installed.
+        EnvironmentProblem: version 4 is requested and zstandard is not installed.
     """
     require_finite(splats)
     if version not in (3, 4):
@@ -134,7 +134,7 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
 def read(path: Path) -> Splats:
     """The Gaussians of an SPZ file of version 2, 3 or 4, in the inner frame, within the rounding of its bytes.
 
-    A file is taken as standing in the PLY frame unless an extension of it names another. Spherical harmonics of
+    The file is in the PLY frame unless one of its extensions names another. Spherical harmonics of
     degree 4 are left out.
 
     Raises:
@@ -177,7 +177,7 @@ def _choose_bits(splats: Splats, wanted: int | None) -> int:
             return bits
     bits = 0 if wanted is None else wanted
     raise UsageProblem(
-        f"the centres reach {reach:.4g} units from the origin, and SPZ with {bits} fractional bits ends at "
+        f"the centres reach {reach:.4g} units from the origin, and SPZ with {bits} fractional bits reaches only "
         f"{2 ** (23 - bits)}",
         hint="--spz-bits 12" if reach < 2**11 else "--format ply",
     )
@@ -249,7 +249,9 @@ def _parse_header(path: Path, head: bytes, size: int) -> _Header:
     if magic != MAGIC:
         raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
     if not 2 <= header.version <= 4:
-        raise UsageProblem(f"{path} is SPZ of version {header.version}; known are 2, 3 and 4", hint=ANOTHER_FILE)
+        raise UsageProblem(
+            f"{path} has SPZ version {header.version}; segdream reads versions 2, 3 and 4", hint=ANOTHER_FILE
+        )
     if not header.count:
         raise UsageProblem(f"{path} has zero Gaussians", hint=ANOTHER_FILE)
     if header.degree >= len(COEFFICIENTS) or header.fractional_bits > 24:
@@ -273,7 +275,7 @@ def _gzip_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes],
             raise UsageProblem(f"{path} is damaged: version 4 inside gzip", hint=ANOTHER_FILE)
         needed = sum(header.sizes().values())
         payload = stream.decompress(stream.unconsumed_tail, needed)
-        extensions = stream.decompress(stream.unconsumed_tail, EXTENSIONS_LIMIT)  # reaches the check sum as well
+        extensions = stream.decompress(stream.unconsumed_tail, EXTENSIONS_LIMIT)  # reads to the checksum as well
     except zlib.error as problem:
         raise UsageProblem(f"{path} is damaged: {problem}", hint=ANOTHER_FILE) from problem
     if len(payload) < needed or not (stream.eof or stream.unconsumed_tail):
@@ -305,7 +307,7 @@ def _zstandard_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, By
         try:
             frame = memoryview(content)[start : start + packed]
             if claimed != size or zstandard.frame_content_size(frame) not in (-1, size):
-                raise UsageProblem(f"{path} is damaged: its {name} are not of {size} bytes", hint=ANOTHER_FILE)
+                raise UsageProblem(f"{path} is damaged: its {name} do not take {size} bytes", hint=ANOTHER_FILE)
             block = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size)
         except zstandard.ZstdError as problem:
             raise UsageProblem(f"{path} is damaged in its {name}: {problem}", hint=ANOTHER_FILE) from problem
@@ -329,18 +331,18 @@ def _records(header: _Header, extensions: bytes) -> Mapping[int, bytes]:
 
 
 def _frame(path: Path, records: Mapping[int, bytes]) -> int:
-    """Adobe's number of the frame that the file stands in: RDF, unless an extension says RUB."""
+    """Adobe's number of the file's frame: RDF, unless an extension says RUB."""
     frame: int = struct.unpack_from("<I", records.get(COORDINATE_SYSTEM, b"").ljust(4, b"\0"))[0]
-    if frame in (0, RUB, RDF):  # zero says nothing
+    if frame in (0, RUB, RDF):  # zero means unspecified
         return frame or RDF
     raise UsageProblem(
-        f"{path} stands in the frame {frame} of SPZ_ADOBE_coordinate_system; known are 4 (RUB) and 6 (RDF)",
+        f"{path} uses the frame {frame} of SPZ_ADOBE_coordinate_system; segdream reads 4 (RUB) and 6 (RDF)",
         hint=ANOTHER_FILE,
     )
 
 
 def _provenance(content: bytes, records: Mapping[int, bytes]) -> Mapping[str, Any]:
-    """The provenance by `write` in gzip's comment or in our extension; empty if there is none."""
+    """The provenance that `write` put into gzip's comment or into our extension; empty if there is none."""
     note = records.get(PROVENANCE, b"")
     if content[:2] == GZIP and content[3] == GZIP_COMMENT:
         note = content[10 : 10 + NOTE_LIMIT + 1].partition(b"\0")[0]

@@ -1,7 +1,7 @@
-"""OpenUSD's `ParticleField3DGaussianSplat` (26.03 and later) in a `.usdz` package, by Pixar's own library.
+"""OpenUSD's `ParticleField3DGaussianSplat` (26.03 and later) in a `.usdz` package, with Pixar's own library.
 
-The stage is y up like the inner frame. Scales and opacities stand after their activations, spherical harmonics one
-Gaussian after the other with degree 0 first. The library is the extra "usd", and is imported here only.
+The stage is y up like the inner frame. Scales and opacities are stored after their activations; the spherical
+harmonics are stored per Gaussian, degree 0 first. The library is the extra "usd", and is imported here only.
 """
 
 import io
@@ -49,7 +49,7 @@ PATIENCE = 10
 LARGER_DISK = "TMPDIR=/a/larger/disk segdream export ..."
 UNREADABLE = "is damaged: the library could not read it"
 Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
-"""Takes a stage whose z axis is up to the inner frame."""
+"""Rotation of a z-up stage into the inner frame."""
 
 
 def write(path: Path, splats: Splats) -> None:
@@ -68,7 +68,7 @@ def write(path: Path, splats: Splats) -> None:
         layer, package = Path(folder) / "asset.usdc", Path(folder) / "asset.usdz"
         try:
             _fill(pxr, pxr.Usd.Stage.CreateNew(str(layer)), sanitize(splats))
-            os.utime(layer, (EARLIEST, EARLIEST))  # the package notes it, and equal assets are to be equal files
+            os.utime(layer, (EARLIEST, EARLIEST))  # the package stores the time, and equal assets must give equal files
             packed = pxr.UsdUtils.CreateNewUsdzPackage(str(layer), str(package))
         except pxr.Tf.ErrorException as problem:
             raise SegdreamError(f"{path} was not written: {problem}", hint=LARGER_DISK) from problem
@@ -117,13 +117,13 @@ def _fill(pxr: "_Pxr", stage: Any, splats: Splats) -> None:
 def read(path: Path) -> Splats:
     """All Gaussians of a package's stage, where its transforms place them, in the inner frame.
 
-    Lengths are taken in units of the stage, whatever a metre is there. Spherical harmonics above degree 3 are left
-    out. The package is checked here, sums included, so that accidental damage never gets further; the library works
-    in a process of its own, since a file made for it can crash or hang it.
+    Lengths stay in units of the stage, whatever its metersPerUnit. Spherical harmonics above degree 3 are left
+    out. This function checks the package, including its checksums, so accidental damage never reaches the library. The
+    library runs in a process of its own, since a malicious file can crash or hang it.
 
     Raises:
         EnvironmentProblem: the extra "usd" is not installed.
-        UsageProblem: the file can't be opened, is no package, is damaged, refers to other files, or holds no Gaussians.
+        UsageProblem: the file can't be opened, is not a package, is damaged, refers to other files, or has no Gaussians.
     """
     _Pxr.load()
     with open_asset(path) as stream:
@@ -142,20 +142,20 @@ def read(path: Path) -> Splats:
 
 
 def _check_package(path: Path, stream: BinaryIO) -> int:
-    """The size in bytes of a package, after the check that its members are uncompressed and their sums are right.
+    """The size in bytes of a package, after a check that its members are uncompressed and their checksums are right.
 
     Raises:
-        UsageProblem: it is no such package.
+        UsageProblem: it is not such a package.
     """
     if stream.read(4) != b"PK\x03\x04":
-        raise UsageProblem(f"{path} is no .usdz package", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is not a .usdz package", hint=ANOTHER_FILE)
     size = stream.seek(0, io.SEEK_END)
     try:
         with zipfile.ZipFile(stream) as package:
             for info in package.infolist():
                 if escapes_archive(info.filename):
                     raise UsageProblem(
-                        f"{path} is damaged: the name {info.filename[:80]!r} leads out of it", hint=ANOTHER_FILE
+                        f"{path} is damaged: the name {info.filename[:80]!r} points outside it", hint=ANOTHER_FILE
                     )
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                     raise UsageProblem(
@@ -166,14 +166,14 @@ def _check_package(path: Path, stream: BinaryIO) -> int:
                 raise UsageProblem(f"{path} is damaged: its files claim more than it holds", hint=ANOTHER_FILE)
             wrong = package.testzip()
     except ZIP_ERRORS as problem:
-        raise UsageProblem(f"{path} is no .usdz package: {problem}", hint=ANOTHER_FILE) from problem
+        raise UsageProblem(f"{path} is not a .usdz package: {problem}", hint=ANOTHER_FILE) from problem
     if wrong is not None:
-        raise UsageProblem(f"{path} is damaged: the sum of {wrong[:80]!r} is wrong", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is damaged: the checksum of {wrong[:80]!r} is wrong", hint=ANOTHER_FILE)
     return size
 
 
 def _apart(path: Path, target: Path, memory: int, seconds: int) -> str:
-    """Runs `_read_here` in a process of its own; returns what is wrong with the file, or an empty text."""
+    """Runs `_read_here` in a process of its own; returns the file's problem, or an empty text."""
     command = [sys.executable, "-m", __name__, str(path.resolve()), str(target), str(memory), str(seconds)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -187,7 +187,7 @@ def _apart(path: Path, target: Path, memory: int, seconds: int) -> str:
 
 
 def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
-    """Writes the Gaussians in `path` to `target` as numpy arrays; returns what is wrong with it, or nothing."""
+    """Writes the Gaussians in `path` to `target` as numpy arrays; returns the file's problem, or an empty text."""
     pxr = _Pxr.load()
     with suppress(ImportError):  # Windows has no such limits
         import resource
@@ -198,9 +198,9 @@ def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
     try:
         layer = pxr.Sdf.Layer.OpenAsAnonymous(str(path))
         if layer is None:
-            return "is damaged: it holds no layer"
+            return "is damaged: it has no layer"
         if layer.GetCompositionAssetDependencies():
-            return "refers to other files, which are not read"
+            return "refers to other files, which segdream does not read"
         parts = list(_parts(pxr, pxr.Usd.Stage.Open(layer)))
         if not parts:
             return f"holds no {SCHEMA}"
@@ -231,7 +231,7 @@ def _parts(pxr: "_Pxr", stage: Any) -> Iterator[Splats]:
 
 
 def _splats(pxr: "_Pxr", prim: Any) -> Splats:
-    """The Gaussians of a prim, where they stand in it; values that can't be become NaN.
+    """The Gaussians of a prim, in its own frame; invalid values become NaN.
 
     Raises:
         ValueError: its arrays do not fit together.
@@ -251,7 +251,7 @@ def _splats(pxr: "_Pxr", prim: Any) -> Splats:
     degree = prim.GetAttribute("radiance:sphericalHarmonicsDegree").Get(first)
     harmonics = values("radiance:sphericalHarmonicsCoefficients", 3)
     if {len(quats), len(scales), len(opacities)} != {n} or len(harmonics) != n * (degree + 1) ** 2:
-        raise ValueError(f"the arrays of {prim.GetPath()} are not of one length")
+        raise ValueError(f"the arrays of {prim.GetPath()} differ in length")
     harmonics = harmonics.reshape(n, -1, 3)
     return Splats(
         means=means,
@@ -264,7 +264,7 @@ def _splats(pxr: "_Pxr", prim: Any) -> Splats:
 
 
 def _provenance(text: str) -> Mapping[str, Any]:
-    """The provenance in JSON text by `write`; empty if the text is anything else."""
+    """The provenance in the JSON text that `write` stored; empty for any other text."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,9 +1,9 @@
 """Gaussians to a closed, textured triangle mesh: `extract` makes one, `write` stores it as .glb or .obj.
 
-A point belongs to the solid if it is hidden from every side: whatever straight line leads to it from outside passes
-an opacity of at least one half. That is the surface that images of the asset show, it fills the inside of a shell,
-and it has no holes (the opacity field of Yu et al., https://arxiv.org/abs/2404.10772, on a grid). The texture is
-what images from all around show of that surface. Everything stays in the inner frame, which is glTF's: y up, the
+A point belongs to the solid if it is hidden from every side: every straight line to it from outside passes an
+opacity of at least one half. That is the surface that images of the asset show, it fills the inside of a shell,
+and it has no holes (the opacity field of Yu et al., https://arxiv.org/abs/2404.10772, on a grid). The texture
+comes from images from all around. Everything stays in the inner frame, which is glTF's: y up, the
 front faces +Z.
 """
 
@@ -36,21 +36,21 @@ Indices = NDArray[np.int64]
 SUFFIXES = (".glb", ".obj")
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 RESOLUTION, FIRST_LOOK = 192, 64
-"""Steps of the grid along the longest side of the solid, and of the coarse grid that finds the solid."""
+"""Steps along the longest side: of the grid, and of the coarse grid that finds the solid."""
 MARGIN = 1.25
 """Half side of the coarse grid's box, in radii of the asset."""
 CARE = 3
 """Aggressiveness of the simplification, 0 to 10; from 7 on it tears a mesh in three."""
 CRUMB = 0.02
-"""Parts with less than this share of the largest part's volume are dropped."""
+"""Share of the largest part's volume below which a part is dropped."""
 MOST_TIMES = 4
 """Factor by which a mesh may exceed the requested triangles to stay closed; beyond it, the grid becomes coarser."""
 SPONGE = 20
-"""Triangles per squared resolution from which on the mesh is not simplified; a ball has six."""
+"""Triangles per squared resolution above which the mesh is not simplified; a ball has six."""
 COARSER, COARSEST = 0.6, 32
-"""Factor on the resolution for the next try, and the least resolution."""
+"""Factor on the resolution for the next attempt, and the lowest resolution."""
 FACES_OF_PART = 100
-"""Least triangles per part: if there would be fewer, the smallest parts are dropped."""
+"""Minimum number of triangles per part: if there would be fewer, the smallest parts are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +62,15 @@ class Mesh:
     normals: Floats
     """Unit, outward and smooth across seams, [v, 3]."""
     uvs: Floats
-    """In 0..1, v growing upwards from the last row of the texture, [v, 2]."""
+    """Texture coordinates in 0..1, v upwards from the last row of the texture, [v, 2]."""
     faces: Indices
     """Counter-clockwise seen from outside, [f, 3]."""
     texture: Bytes
-    """sRGB as images of the asset show it, light included, [h, w, 3]."""
+    """sRGB colours of the asset's images, with the light in them, [h, w, 3]."""
     watertight: bool
-    """Whether every edge belongs to two triangles, once the seams are closed."""
+    """Whether every edge belongs to two triangles after the seams are closed."""
     components: int
-    """Parts that do not touch."""
+    """Number of parts that do not touch."""
     left_out: int
     """Number of parts dropped because the requested triangles are too few for them."""
     resolution: int
@@ -78,7 +78,7 @@ class Mesh:
     enough: int
     """Triangles to request for the full resolution; 0 if the grid has it, or if parts were dropped."""
     coverage: float
-    """Share of the surface that some image shows; the rest of the texture takes the colours around it."""
+    """Share of the surface that at least one image shows; the rest takes the colours around it."""
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -96,8 +96,9 @@ def extract(
     Args:
         splats: the asset.
         resolution: cells of the grid along the longest side of the solid; detail below a cell is lost.
-        faces: triangles aimed at; there are more where fewer would tear the surface, and where more than four times
-            as many did not do, as in a sponge, the grid is coarser. Asked for as many as the grid has, it is kept.
+        faces: requested number of triangles. The mesh has more if fewer would tear the surface. If more than four times
+            as many are not enough, as for a sponge, the grid is coarser. A request above the grid's own number keeps
+            the grid's triangles.
         texture_size: side of the texture in pixels.
         opacity: opacity that a straight line from outside has passed at the surface; a lower value keeps fainter and
             thinner parts, and makes all parts thicker.
@@ -105,7 +106,7 @@ def extract(
 
     Raises:
         EnvironmentProblem: a library of the extra "mesh" is missing.
-        SegdreamError: there are no Gaussians, some are not finite, or nowhere are they opaque enough for a surface.
+        SegdreamError: there are no Gaussians, some are not finite, or they are nowhere opaque enough for a surface.
     """
     libraries = {name: _library(name) for name in ("skimage.measure", "trimesh", "fast_simplification", "xatlas")}
     require_finite(splats)
@@ -118,7 +119,7 @@ def extract(
         simple = len(triangles) < SPONGE * resolution**2 or len(triangles) <= faces
         most = MOST_TIMES * faces if simple else 0
         if resolution <= COARSEST:
-            most = max(faces, 2 * len(triangles))  # enough to end without simplifying
+            most = max(faces, 2 * len(triangles))  # enough to skip the simplification
         closed = _simplify(libraries, (vertices + solid.origin).astype(np.float32), triangles, faces, most)
         if enough is None:
             enough = len(triangles) if closed is None and not left_out else 0
@@ -142,9 +143,9 @@ def extract(
 
 
 def write(path: Path, mesh: Mesh) -> None:
-    """Writes binary glTF 2.0 with the texture in it, or an .obj with an .mtl and a .png of its name beside it.
+    """Writes binary glTF 2.0 with its texture, or an .obj with an .mtl and a .png of the same name beside it.
 
-    The material of a .glb is unlit (KHR_materials_unlit), since the texture holds the light already.
+    The material of a .glb is unlit (KHR_materials_unlit), since the texture already contains the light.
 
     Raises:
         EnvironmentProblem: a library of the extra "mesh" is missing.
@@ -154,7 +155,7 @@ def write(path: Path, mesh: Mesh) -> None:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageProblem(
-            f"{path} names no mesh format; known are {', '.join(SUFFIXES)}",
+            f"{path} has no mesh suffix; use one of {', '.join(SUFFIXES)}",
             hint=f"-o {quote(str(path.with_suffix('.glb')))}",
         )
     for each, content in (_glb(path, mesh) if suffix == ".glb" else _obj(path, mesh)).items():
@@ -163,7 +164,7 @@ def write(path: Path, mesh: Mesh) -> None:
 
 
 def _library(name: str) -> Any:
-    """A module of the extra "mesh", which is imported here only.
+    """Imports a module of the extra "mesh"; no other code does.
 
     Raises:
         EnvironmentProblem: it is missing.
@@ -181,7 +182,7 @@ def _solid(splats: Splats, resolution: int, opacity: float, most: int) -> tuple[
     """The opacity field around the solid, its value at the surface, and the number of dropped parts.
 
     All but the `most` largest parts are dropped; crumbs are dropped without being counted. The value at the surface is
-    the opacity half way through something of `opacity`, so the outline of the mesh is where images are that opaque.
+    the opacity half way through a body of `opacity`, so images have that opacity at the outline of the mesh.
     """
     level = 1 - math.sqrt(1 - opacity)
     center, radius = bounds(Gaussians.from_splats(splats))
@@ -190,7 +191,7 @@ def _solid(splats: Splats, resolution: int, opacity: float, most: int) -> tuple[
     nodes = np.argwhere(first.values > level)
     if not len(nodes):
         raise SegdreamError(
-            f"nowhere does the asset hide what is behind it by {opacity:.0%}, so it has no surface there",
+            f"no part of the asset is {opacity:.0%} opaque, so it has no surface",
             hint=f"--opacity {opacity / 2:g}",
         )
     ends = np.stack([nodes.min(axis=0) - 2, nodes.max(axis=0) + 2]).astype(np.float32)
@@ -205,7 +206,7 @@ def _drop_crumbs(solid: Field, level: float, most: int | None = None) -> tuple[F
     label = _library("skimage.measure").label
     parts = label(solid.values > level)
     sizes = np.bincount(parts.ravel())
-    sizes[0] = 0  # the space outside
+    sizes[0] = 0  # the outside
     small = sizes < CRUMB * sizes.max()
     small[0] = False
     left_out = 0
@@ -287,7 +288,7 @@ def _glb(path: Path, mesh: Mesh) -> dict[Path, bytes]:
 
 
 def _obj(path: Path, mesh: Mesh) -> dict[Path, bytes]:
-    """The files of an .obj; texture and material come first, so that an existing .obj has the files that it names."""
+    """The files of an .obj; texture and material come first, so every .obj on disk has the files that it names."""
     image, material = path.with_suffix(".png"), path.with_suffix(".mtl")
     png = io.BytesIO()
     _to_image(mesh.texture).save(png, format="PNG")

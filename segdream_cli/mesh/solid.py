@@ -16,13 +16,13 @@ Indices = NDArray[np.int64]
 REACH = 3.0
 """Standard deviations after which a Gaussian ends."""
 NARROWEST = 0.5
-"""Standard deviation in grid steps to which Gaussians are widened, so that their sums on the grid are right to 1.5%."""
+"""Standard deviation in grid steps to which Gaussians are widened, so their sums on the grid are accurate to 1.5%."""
 COARSE_FROM = 1.5
-"""Standard deviation in steps of a coarser grid from which on Gaussians go there, to be interpolated linearly."""
+"""Standard deviation, in steps of a coarser grid, from which Gaussians go to that grid, which is interpolated."""
 LEVELS = 4
 MOST_OPAQUE = 0.999
 GLIMPSES = 2
-"""Number of the 26 directions that may see a hidden point, through gaps that Gaussians leave at random."""
+"""Number of the 26 directions from which a hidden point may be visible, through random gaps between Gaussians."""
 CHUNK = 1 << 20
 
 
@@ -107,7 +107,7 @@ def _density(splats: Splats, low: Floats, high: Floats, resolution: int) -> Fiel
 
 
 def _widen(splats: Splats, step: float) -> tuple[Floats, Floats]:
-    """Scales widened to what the grid resolves, [n, 3], and each Gaussian's extinction at its centre, [n].
+    """Scales, at least those that the grid resolves, [n, 3], and each Gaussian's extinction at its centre, [n].
 
     Face on, the extinction along a line through the centre adds up to -ln(1 - opacity). Where widening enlarges the
     face, the extinction is reduced by the same factor.
@@ -121,7 +121,7 @@ def _widen(splats: Splats, step: float) -> tuple[Floats, Floats]:
 
 
 def _refine(coarse: Floats) -> Floats:
-    """The same field on a grid with a node between every two, linearly interpolated."""
+    """Interpolates the field linearly on a grid with a node between every two."""
     for axis in range(3):
         moved = np.moveaxis(coarse, axis, 0)
         fine = np.empty((2 * len(moved) - 1, *moved.shape[1:]), np.float32)

@@ -1,4 +1,4 @@
-"""Finds, downloads and verifies Point-E's official checkpoints, and converts them once, so that no load unpickles.
+"""Finds, downloads and verifies Point-E's official checkpoints, and converts them once, so later loads never unpickle.
 
 For each stage the cache holds `NAME.safetensors` and `NAME.json`, a record of the published file and of the SHA-256 of
 both. Later loads compare the hashes with the record.
@@ -33,7 +33,7 @@ from segdream_cli.util.files import atomic_write, exclusive
 from segdream_cli.util.hub import first_line, is_offline
 
 ADDRESS = "https://openaipublic.azureedge.net/main/point-e"
-"""OpenAI's address for the files."""
+"""OpenAI's address of the files."""
 ADDRESS_VARIABLE = "SEGDREAM_POINT_E_URL"
 """Environment variable with another address for the same files."""
 
@@ -50,7 +50,7 @@ class Published:
     size: int
     """Bytes."""
     sha256: str | None
-    """Publicly documented hash; without one the first download is trusted, and later ones must match it."""
+    """Published SHA-256; without one, segdream trusts the first download, and later ones must match it."""
 
     @property
     def stem(self) -> str:
@@ -96,9 +96,9 @@ class _Record:
 
     origin: str
     sha256: str
-    """Of the published file."""
+    """SHA-256 of the published file."""
     converted_sha256: str
-    """Of the safetensors file."""
+    """SHA-256 of the safetensors file."""
 
 
 def resolve_point_e(
@@ -107,7 +107,7 @@ def resolve_point_e(
     """Finds the two official checkpoints, or downloads them to the cache, and verifies them.
 
     Args:
-        folder: holds base_40m_textvec and upsample_40m, each as .pt or .safetensors; None is the cache.
+        folder: has base_40m_textvec and upsample_40m, each as .pt or .safetensors; None means the cache.
         offline: never use the network; HF_HUB_OFFLINE has the same effect.
         announce: receives a line with the size before a download starts, and the SHA-256 of new files.
         progress: receives the bytes done and in total, over both files.
@@ -127,7 +127,7 @@ def resolve_point_e(
 
 
 def absent_files() -> tuple[Published, ...]:
-    """The published files that the cache lacks."""
+    """Published files that the cache lacks."""
     store = _store()
     return tuple(
         file for file in PUBLISHED if not (_record_path(store, file).is_file() and _weights_path(store, file).is_file())
@@ -184,10 +184,10 @@ def _weights_path(store: Path, file: Published) -> Path:
 
 
 def _complete_cache(store: Path, offline: bool, announce: Callable[[str], None], progress: Progress | None) -> None:
-    """Downloads the files that the cache lacks; of several processes one does it, and the others wait."""
+    """Downloads the files that the cache lacks; one process does it while others wait."""
     if offline:
         raise WeightsUnavailable(
-            f"Point-E is not in the cache {store}, and going online is not allowed",
+            f"Point-E is not in the cache {store}, and offline mode is on",
             hint=f"segdream fetch point-e, once, while online; or {_FALLBACK_HINT}",
         )
     with cache_write_errors(store), exclusive(store / ".lock"):
@@ -207,7 +207,7 @@ def _complete_cache(store: Path, offline: bool, announce: Callable[[str], None],
 
 
 def _add_offset(progress: Progress, before: int, total: int) -> Progress:
-    """Reports the progress of one file as that of all files."""
+    """Reports the progress of one file as progress of all files."""
     return lambda done, _: progress(before + done, total)
 
 
@@ -220,7 +220,7 @@ def _fetch_stage(
     record = _record_path(store, file)
     recorded = _read_record(store, file).sha256 if record.is_file() else None
     expected = file.sha256 or recorded
-    found = file_sha256(pickled) if pickled.is_file() else None  # complete, if a process ended before the conversion
+    found = file_sha256(pickled) if pickled.is_file() else None  # complete if a process ended before the conversion
     if found is None or found != expected:
         found = download(
             url,
@@ -314,11 +314,11 @@ def _unpickle(path: Path) -> Mapping[str, Tensor]:
     with _read_errors(path):
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(data, Mapping) or not data:
-        raise WeightsUnavailable(f"{path} holds no weights but a {type(data).__name__}", hint=_FALLBACK_HINT)
+        raise WeightsUnavailable(f"{path} holds no weights, only a {type(data).__name__}", hint=_FALLBACK_HINT)
     for name, value in data.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsUnavailable(
-                f"{path} is no plain set of weights: {name!r} is a {type(value).__name__}", hint=_FALLBACK_HINT
+                f"{path} holds more than tensors: {name!r} is a {type(value).__name__}", hint=_FALLBACK_HINT
             )
     return data
 
@@ -338,7 +338,7 @@ def _check_stage(state: Mapping[str, Tensor], path: Path, file: Published) -> No
 
 @contextmanager
 def _read_errors(path: Path) -> Iterator[None]:
-    """Turns every error of a library, while it reads a file, into `WeightsUnavailable`."""
+    """Turns every error of a library in the block, which reads a file, into `WeightsUnavailable`."""
     try:
         yield
     except MemoryError:
@@ -348,7 +348,7 @@ def _read_errors(path: Path) -> Iterator[None]:
 
 
 def _describe(problem: Exception) -> str:
-    """Describes a read error in one line; torch's own message for a refused pickle advises to disable the check."""
+    """Describes a read error in one line; torch's own message for a refused pickle suggests to disable the check."""
     if "weights_only" in str(problem):
-        return "it holds more than weights, which is not unpickled"
+        return "it holds more than weights, which segdream does not unpickle"
     return first_line(problem).partition(". ")[0]

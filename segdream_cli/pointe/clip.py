@@ -21,7 +21,7 @@ def resolve_clip(folder: Path | None, *, offline: bool, announce: Callable[[str]
     """Finds the folder of the text encoder that Point-E was trained with, or downloads it.
 
     Args:
-        folder: is searched first, for a folder clip-vit-large-patch14; that of `resolve_point_e`.
+        folder: the folder of `resolve_point_e`; a folder clip-vit-large-patch14 in it is used first.
         offline: never use the network; HF_HUB_OFFLINE has the same effect.
         announce: receives a line with the size before a download starts.
 

@@ -19,7 +19,7 @@ from segdream_cli.util.download import cache_folder
 from segdream_cli.util.files import atomic_write
 
 LONG_S = 10.0
-"""A cloud that takes longer is announced."""
+"""Seconds; a cloud that takes longer is announced."""
 LINE_EVERY_S = 30.0
 
 
@@ -28,11 +28,11 @@ class Clouds:
     """Clouds of one Point-E.
 
     Args:
-        digest: of its weights and of those of its text encoder.
+        digest: hash of its weights and of its text encoder's weights.
         device: where it runs.
         dtype: dtype of its blocks.
-        load: returns the networks, and a function from a text to a text vector; called for the first cloud to sample.
-        announce: receives lines about the time of a cloud, and one about the first cloud from the cache.
+        load: returns the networks, and a function from a text to a text vector; called for the first sampled cloud.
+        announce: receives lines about the time of a cloud, and a line about the first cloud from the cache.
     """
 
     digest: str
@@ -59,14 +59,14 @@ class Clouds:
                 self.announce(f"Point-E's cloud comes from the cache: {path.parent}")
             return cloud
         cloud = self._sample(prompt, seed)
-        with suppress(OSError, SegdreamError):  # a cache that can't be written costs time, not the run
+        with suppress(OSError, SegdreamError):  # without a writable cache a run takes longer, but works
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
                 temporary.write_bytes(save({"points": cloud.points, "colors": cloud.colors}))
         return cloud
 
     def release(self) -> None:
-        """Frees the memory of the networks; the next cloud to sample loads them again."""
+        """Frees the memory of the networks; the next sampled cloud loads them again."""
         self.__dict__.pop("_networks", None)
 
     @cached_property
@@ -79,7 +79,7 @@ class Clouds:
         progress = self._forecast(point_e) if self.device.type == "cpu" else None
         cloud = point_e.sample(vector, torch.Generator().manual_seed(seed), progress=progress)
         if not (cloud.points.isfinite().all() and cloud.colors.isfinite().all()):
-            half = self.dtype == torch.float16  # of the three dtypes only this one has a smaller range
+            half = self.dtype == torch.float16  # the only one of the three dtypes with a smaller range
             raise WeightsUnavailable(
                 f"Point-E's cloud of {prompt!r} is not finite: its weights are damaged"
                 + (" or too large for fp16" if half else ""),

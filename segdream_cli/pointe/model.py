@@ -83,7 +83,7 @@ class PointE:
     def speed_up(self, announce: Announce, *, graphs: bool, compiling: bool) -> "PointE":
         """Makes later evaluations on CUDA faster.
 
-        A cloud takes many evaluations of the same shapes, each of more than a hundred small kernels. A graph launches
+        A cloud takes many evaluations of the same shapes, with more than a hundred small kernels each. A graph launches
         all kernels at once; the compiler fuses them into fewer.
 
         Args:

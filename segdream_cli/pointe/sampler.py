@@ -16,7 +16,7 @@ class Denoiser:
     """Estimates the clean points in noisy ones.
 
     Guidance evaluates both halves in one call of the network: x0 = x0_uncond + scale (x0_cond - x0_uncond).
-    Each half is clamped to -1..1 before, their combination is not (as in the release).
+    Each half is clamped to -1..1 first; their combination is not, as in the release.
 
     Args:
         network: predicts the noise.

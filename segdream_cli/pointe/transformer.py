@@ -92,7 +92,7 @@ UPSAMPLE = PointTransformerConfig(
 class PointTransformer(nn.Module):
     """Predicts the noise in noisy points.
 
-    New weights are initialised as in the official code; the first prediction is zero.
+    New weights are initialised as in the official code, so the first prediction is zero.
     """
 
     def __init__(self, config: PointTransformerConfig) -> None:
@@ -163,8 +163,8 @@ class PointTransformer(nn.Module):
     ) -> Float[Tensor, "b n 12"]:
         """Predicts the noise in `points` (the first six channels) and a variance, which sampling does not use.
 
-        Shapes depend only on the inputs' shapes, and nothing waits for the device, so that a call can be captured in a
-        CUDA graph.
+        Shapes depend only on the inputs' shapes, and nothing waits for the device, so a call can be captured in a CUDA
+        graph.
 
         Args:
             points: noisy points of unit variance, sqrt(a) x0 + sqrt(1 - a) noise, x0 in -1..1.
@@ -267,7 +267,7 @@ def infer_config(state: Mapping[str, Tensor]) -> PointTransformerConfig:
 
 
 def _refuse_variants(state: Mapping[str, Tensor]) -> None:
-    """Refuses Point-E's other networks, and says what they are.
+    """Refuses Point-E's other networks; the error names them.
 
     Raises:
         WeightsUnavailable: the weights are of another variant.
@@ -276,7 +276,7 @@ def _refuse_variants(state: Mapping[str, Tensor]) -> None:
     if any(key.startswith("encoder.") for key in state):
         reason = "it turns points into a signed-distance field, it does not make points"
     elif "input_proj.weight" not in state:
-        reason = "it is no Point-E network"
+        reason = "it is not a Point-E network"
     elif "clip_embed.1.weight" in state:
         width = state["clip_embed.1.weight"].shape[0]
         reason = f"it is conditioned on an image (a grid of image features, width {width}), not on a text"

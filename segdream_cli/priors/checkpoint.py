@@ -1,7 +1,7 @@
-"""Finds a diffusion prior's files, downloads them if need be, and verifies them before they are loaded.
+"""Finds a diffusion prior's files, downloads them if necessary, and verifies them before they are loaded.
 
-`from_pretrained` of the model libraries replaces a missing tokenizer or weight by made-up values without an error, and
-waits minutes for an unreachable Hub. So these libraries only get a local folder that passed `resolve`.
+`from_pretrained` of the model libraries replaces a missing tokenizer or weight with made-up values, without error, and
+waits minutes for an unreachable Hub. So these libraries only see a local folder that `resolve` has verified.
 """
 
 import hashlib
@@ -49,16 +49,16 @@ class Checkpoint:
 
     folder: Path
     name: str
-    """As requested: a prior's name, a Hub id or a folder."""
+    """The name as requested: a prior's name, a Hub id or a folder."""
     profile: PriorProfile
     digest: str
     """SHA-256 over the networks, tokenizer and scheduler files; the same in the Hub's cache and in a copied folder."""
     variant: str | None = None
-    """Infix of the weight files to load: "fp16" or None."""
+    """Variant of the weight files to load: "fp16" or None."""
 
 
 def choose(name: str, *, cuda: bool) -> str:
-    """The prior that `name` stands for: "auto" is Stable Diffusion with CUDA, else the small prior.
+    """The prior that `name` means: "auto" is Stable Diffusion with CUDA, else the small prior.
 
     Raises:
         UsageProblem: the name is unknown.
@@ -80,7 +80,7 @@ def resolve(prior: PriorConfig, *, cuda: bool, offline: bool, announce: Callable
         prior: the prior or model.
         cuda: whether the networks will run on CUDA.
         offline: never use the network; HF_HUB_OFFLINE has the same effect.
-        announce: receives one line about the choice of "auto", and one with the size before a download starts.
+        announce: receives a line about the choice for "auto", and one with the size before a download starts.
 
     Raises:
         UsageProblem: the prior's name is unknown.
@@ -113,7 +113,7 @@ def profile_of(prior: PriorConfig, *, cuda: bool) -> PriorProfile:
 
 @contextmanager
 def read_errors(title: str, hint: str = FALLBACK_HINT) -> Iterator[None]:
-    """Turns every error of the model libraries, while they read the part called `title`, into `WeightsUnavailable`."""
+    """Turns errors of the model libraries in the block, which reads the part `title`, into `WeightsUnavailable`."""
     try:
         yield
     except MemoryError:
@@ -123,12 +123,12 @@ def read_errors(title: str, hint: str = FALLBACK_HINT) -> Iterator[None]:
 
 
 def check_keys(title: str, info: Mapping[str, Collection[Any]], hint: str = FALLBACK_HINT) -> None:
-    """Refuses a network whose weights are not all from the file.
+    """Refuses a network if some weights are not from the file.
 
     Args:
         title: what the error calls the network.
         info: the loading info that `from_pretrained` returns.
-        hint: the error's hint.
+        hint: hint of the error.
 
     Raises:
         WeightsUnavailable: a weight is missing or has another shape; the library has filled it with random numbers.
@@ -178,12 +178,12 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _plan(remote: HubModel, *, half: bool) -> HubDownload:
-    """The download of a checkpoint; its small files are in the cache afterwards."""
+    """The download of a checkpoint; puts its small files into the cache."""
     patterns = [*_SMALL, *_weight_files(None), *_weight_files(_HALF)]
     folder = remote.fetch_small(_SMALL)
     listed = remote.list_files(patterns)
     _check_complete(listed, remote.id)
-    _check_architecture(folder, remote.id)  # before gigabytes are downloaded for nothing
+    _check_architecture(folder, remote.id)  # before a useless download of gigabytes
     return remote.select(listed, _files(listed, _variant(listed, half=half)))
 
 
@@ -193,7 +193,7 @@ def _weight_files(variant: str | None) -> list[str]:
 
 
 def _variant(names: Collection[str], *, half: bool) -> str | None:
-    """The variant of weight files to load: the wanted precision if `names` has it, else the other one."""
+    """The variant of weight files to load: the requested precision if `names` has it, else the other."""
     full, fp16 = (all(name in names for name in _weight_files(variant)) for variant in (None, _HALF))
     return _HALF if fp16 and (half or not full) else None
 
@@ -229,7 +229,7 @@ def _check_complete(names: Collection[str], source: str) -> None:
             hint="--model with a folder or Hub id in the diffusers layout",
         )
     pickled = any(name.endswith((".bin", ".ckpt", ".pt")) for name in names)
-    why = " (only pickled weights, which are not read)" if pickled else ""
+    why = " (only pickled weights, which segdream does not read)" if pickled else ""
     raise WeightsUnavailable(f"{source} is incomplete: it has no {', '.join(absent)}{why}", hint=FALLBACK_HINT)
 
 
@@ -260,7 +260,7 @@ def _read_profile(folder: Path) -> PriorProfile:
 
 
 def _check_architecture(folder: Path, source: str) -> None:
-    """Refuses models of another family, and names the reason."""
+    """Refuses models of another family; the error names the reasons."""
     index = _json(folder / _INDEX)
     kind = index.get("_class_name", "a model of unknown class")
     classes = {
@@ -312,7 +312,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _removal(path: Path) -> str:
-    """The command that removes a file, in the Hub's cache the content that a link points to."""
+    """The command that removes a file, or the target of a link in the Hub's cache."""
     return f"rm {shlex.quote(str(path.resolve()))}"
 
 

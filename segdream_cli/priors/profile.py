@@ -47,15 +47,15 @@ class PriorProfile:
         "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, low-resolution, oversaturation."
     )
     vocabulary: Vocabulary | None = None
-    """None accepts any text."""
+    """The phrases that the prior knows; None means any text."""
     point_e: str | None = None
-    """Sub-folder with the prior's own Point-E, which uses the prior's text encoder; None is the official one."""
+    """Sub-folder with the prior's own Point-E, which uses the prior's text encoder; None means the official one."""
     batch: int = 1
     """Assets optimised at once on CUDA, by default."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the defaults in every preset, by dotted name."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PRESETS)
-    """For each preset, the settings that it changes on top of these."""
+    """Preset -> further settings that it changes."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -30,7 +30,7 @@ from segdream_cli.priors.text import TextEncoder
 from segdream_cli.util import compat
 
 COMPILED_PARAMETERS, COMPILED_STEPS = 500_000_000, 1000
-"""U-Net parameters and steps of a run from which compilation saves more time than the minutes it takes once."""
+"""Numbers of U-Net parameters and of steps above which compilation saves more time than the minutes that it takes."""
 
 
 class DiffusionPrior:
@@ -42,7 +42,7 @@ class DiffusionPrior:
         text: encodes prompts.
         scheduler: holds the noise schedule and the prediction type.
         profile: the model's phrases for views, its vocabulary and its presets.
-        config: how the networks compute; only `low_vram` and `dtype` act on a CPU.
+        config: how the networks compute; on a CPU only `low_vram` and `dtype` have an effect.
         announce: receives lines about compilations and fallbacks.
         batch: views per step.
         steps: optimisation steps of the run, which decide whether to compile.
@@ -129,7 +129,7 @@ class DiffusionPrior:
             checkpoint: the result of `checkpoint.resolve`.
             device: where the networks run.
             config: how they compute.
-            warn: receives a line if a text is longer than the encoder's limit, and lines about compilations.
+            warn: receives a line per text that is longer than the encoder's limit, and lines about compilations.
             batch: views per step.
             steps: optimisation steps of the run.
 
@@ -217,7 +217,7 @@ class DiffusionPrior:
 
 
 def replace_layers(unet: UNet2DConditionModel, vae: AutoencoderKL, config: PriorConfig, *, compiling: bool) -> None:
-    """Replaces layers that are slow on a GPU with equivalent faster ones, as far as the settings want it."""
+    """Replaces layers that are slow on a GPU with equivalent faster ones, as the settings request."""
     if config.written_attention:
         vae.set_attn_processor(AttnProcessor())
     if config.forward_gradients:
@@ -270,7 +270,7 @@ def workload(prior: DiffusionPrior, config: Config, rows_per_view: float, assets
 
 
 def _load_network(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """Loads a diffusers network of a checkpoint, every weight of it from the file."""
+    """Loads a diffusers network of a checkpoint; every weight must come from the file."""
     title = f"the {part} of {checkpoint.name}"
     with read_errors(title):
         network, info = kind.from_pretrained(

@@ -25,7 +25,7 @@ class TextEncoder:
         warn: receives a line for each text that is longer than `limit`.
 
     Attributes:
-        limit: tokens of a text, the start and end tokens included.
+        limit: maximum tokens per text, with the start and end tokens.
     """
 
     def __init__(self, tokenizer: Any, network: Any, device: torch.device, *, warn: Callable[[str], None]) -> None:
@@ -70,7 +70,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "p l d"]:
-        """The hidden states of each text, padded or truncated to the limit; truncation is warned of.
+        """The hidden states of each text, padded or truncated to the limit; warns of truncation.
 
         Returns:
             p texts, l tokens (the limit), d features, in the network's dtype and on its device.
@@ -93,7 +93,7 @@ class TextVector:
     Args:
         encoder: with a `CLIPTextModelWithProjection` the vector is the projected feature of the end token, as in the
             release. With a prior's own `CLIPTextModel`, which has no projection, it is the mean of the hidden states
-            that the prior reads, those after the end included.
+            that the prior reads, also those after the end token.
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
@@ -104,7 +104,7 @@ class TextVector:
         """Loads tokenizer and text encoder of a CLIP checkpoint in float32.
 
         Args:
-            folder: holds the files of a CLIP repository, complete or of its text half; see `resolve_clip`.
+            folder: a CLIP repository, complete or only its text half; see `resolve_clip`.
             device: where the encoder runs.
             warn: receives a line for each text that is longer than the encoder's limit.
 
@@ -123,7 +123,7 @@ class TextVector:
 
     @torch.no_grad()
     def encode(self, text: str) -> Float[Tensor, " d"]:
-        """The vector of a text, float32 on the encoder's device; truncation of the text is warned of."""
+        """The vector of a text, float32 on the encoder's device; warns of truncation."""
         encoder, text = self._encoder, text.translate(_STRAIGHT_QUOTES)
         if cut := encoder.cut_off(text):
             encoder.warn(f"Point-E reads {encoder.limit - 2} tokens of a text; not read: {cut!r}")
@@ -138,15 +138,15 @@ class TextVector:
 def _load_clip(
     kind: Any, tokenizer_folder: Path, network_folder: Path, *, where: str, hint: str, **options: Any
 ) -> tuple[Any, Any]:
-    """Loads a CLIP tokenizer and a text network whose weights are all from the file.
+    """Loads a CLIP tokenizer and a text network; every weight must come from the file.
 
     Args:
         kind: class of the network.
         tokenizer_folder: folder of the tokenizer.
         network_folder: folder of the network.
         where: the end of "the tokenizer ..." in errors.
-        hint: of errors.
-        options: of the network's `from_pretrained`.
+        hint: hint of the errors.
+        options: keyword arguments of the network's `from_pretrained`.
 
     Raises:
         WeightsUnavailable: a file can't be read, a weight is missing, or the two have different vocabularies.

@@ -62,7 +62,7 @@ def read_camera_path(path: Path, n: int | None = None) -> CameraPath:
             is closed, and the n frames are one round, if the file says `"loop": true` (nerfstudio: `is_cycle`).
 
     Raises:
-        UsageProblem: the file can't be read or has no cameras, or one of them can't be right.
+        UsageProblem: the file can't be read, or has no cameras or an invalid one.
     """
     content = _json(path)
     top: Mapping[str, Any] = content if isinstance(content, dict) else {}
@@ -85,7 +85,7 @@ def read_camera_path(path: Path, n: int | None = None) -> CameraPath:
 
 
 def _problem(path: Path, what: str) -> UsageProblem:
-    return UsageProblem(f"the camera path {path} {what}", hint=f"a path is {FORM}")
+    return UsageProblem(f"the camera path {path} {what}", hint=f"an example: {FORM}")
 
 
 def _json(path: Path) -> Any:
@@ -131,7 +131,7 @@ def _key(path: Path, where: str, entry: Mapping[str, Any], top: Mapping[str, Any
         lengths = np.linalg.norm(axes, axis=0)
         axes = axes / np.maximum(lengths, 1e-9)
         if np.abs(axes.T @ axes - np.eye(3)).max() > 0.01 or np.linalg.det(axes) < 0:
-            raise _problem(path, f"has a camera matrix in {where} that is no rotation")
+            raise _problem(path, f"has a camera matrix in {where} that is not a rotation")
         up = -axes[:, 1]
         target = position + axes[:, 2] * max(float(np.linalg.norm(position)), NEAR_TARGET)
     else:
@@ -145,7 +145,7 @@ def _key(path: Path, where: str, entry: Mapping[str, Any], top: Mapping[str, Any
             up = math.cos(roll) * np.cross(right, forward) + math.sin(roll) * right
     world = top.get("world", default)
     if not isinstance(world, str) or world not in WORLDS:
-        raise _problem(path, f"has the world {world!r}; known are {', '.join(WORLDS)}")
+        raise _problem(path, f"has the unknown world {world!r}; use one of {', '.join(WORLDS)}")
     turned = [WORLDS[world] @ vector for vector in (position, target, up)]
     return np.concatenate([*turned, [math.log(math.tan(_fov(path, where, entry, top) / 2))]])
 
@@ -185,7 +185,7 @@ def _smooth(keys: Floats, n: int, *, loop: bool) -> Floats:
 
 
 def _look_at(path: Path, where: str, key: Floats) -> Floats:
-    """The world-to-camera matrix [4, 4] of a frame by `_key`."""
+    """The world-to-camera matrix [4, 4] of a frame that `_key` returned."""
     position, target, up = key[:3], key[3:6], key[6:9]
     away = float(np.linalg.norm(target - position))
     if away < 1e-9:

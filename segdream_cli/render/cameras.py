@@ -149,7 +149,7 @@ def turntable_azimuths(n: int) -> Float[Tensor, " n"]:
 
 @dataclass(frozen=True, slots=True)
 class CameraRanges:
-    """Ranges that a step's cameras are drawn from: distances, fields of view, and the largest azimuth."""
+    """Ranges of a step's random cameras: distances, fields of view, and the largest azimuth."""
 
     radius: Range
     fov_rad: Range
@@ -215,7 +215,7 @@ def sample_backgrounds(
 ) -> Float[Tensor, "b h w 3"]:
     """Draws the background of each view of a step, for each generator; RGB in 0..1, on `device`.
 
-    A background is a linear gradient between two colours, which are most often the same.
+    A background is a linear gradient between two colours, which are usually equal.
     """
     kinds = list(config.backgrounds)
     weights = torch.tensor([float(config.backgrounds[kind]) for kind in kinds])
@@ -229,7 +229,9 @@ def sample_backgrounds(
     first = torch.where(gray < 0.4, 0.6 * first.mean(-1, keepdim=True) + 0.4, first)
     second = torch.where(ramp < 0.5, first, second)
     x, y = torch.cos(2 * math.pi * angle).expand(-1, 3), torch.sin(2 * math.pi * angle).expand(-1, 3)
-    sent = torch.stack([first, second, x, y])[..., None, None, :].to(device, non_blocking=True)  # one copy for all
+    sent = torch.stack([first, second, x, y])[..., None, None, :].to(
+        device, non_blocking=True
+    )  # one transfer for all of them
     first, second, x, y = sent  # [b, 1, 1, 3] each
     axis = torch.linspace(-1, 1, size, device=device)[:, None]
     along = 0.5 + 0.35 * (axis * x + axis[:, None] * y)

@@ -29,7 +29,7 @@ def write_png(path: Path, image: Array, about: Mapping[str, str] | None = None) 
     Args:
         path: the file, replaced as a whole.
         image: the image.
-        about: key -> text to store in the file.
+        about: key -> text, stored in the file.
 
     Raises:
         SegdreamError: a value is not finite, or the disk is full.
@@ -101,7 +101,7 @@ def caption_strip(captions: Sequence[str], width: int, paper: Sequence[float] | 
     """A strip of captions for images side by side, each caption centred over its image.
 
     Args:
-        captions: one per image; those too long are cut and end in an ellipsis.
+        captions: one per image; a long one is cut and ends in an ellipsis.
         width: width of each image in pixels.
         paper: RGB in 0..1 behind the text, or None for transparency.
 
@@ -133,7 +133,7 @@ def contact_sheet(images: Sequence[Array], columns: int, labels: Sequence[str] |
     Args:
         images: at least one; floats in 0..1 or bytes.
         columns: images per row, at least one.
-        labels: one per image; those too long for its width are cut and end in an ellipsis.
+        labels: one per image; one too long for its image is cut and ends in an ellipsis.
 
     Returns:
         Bytes [H, W, 3].
@@ -169,13 +169,13 @@ def depth_to_uint16(depth: Array, alpha: Array, near: float, far: float) -> NDAr
 
 
 def depth_preview(depth: Array, alpha: Array, near: float, far: float) -> Bytes:
-    """Depth [h, w] as grey [h, w, 3] to look at: near is white, far is dark, and alpha <= 0.5 is black."""
+    """Depth [h, w] as grey [h, w, 3] for viewing: near is white, far is dark, and alpha <= 0.5 is black."""
     grey = np.where(alpha > 0.5, 1 - 0.8 * _between(depth, near, far), 0)
     return np.repeat(to_uint8(grey)[..., None], 3, axis=2)
 
 
 def normals_to_rgb(normals: Array) -> Bytes:
-    """Unit normals n [h, w, 3] as the usual colours, n / 2 + 1 / 2; zero, which is no surface, becomes grey."""
+    """Unit normals n [h, w, 3] as the usual colours, n / 2 + 1 / 2; zero means no surface and becomes grey."""
     return to_uint8(normals * 0.5 + 0.5)
 
 
@@ -204,10 +204,10 @@ def _strip_height(width: int) -> int:
 
 
 def _fit_label(text: str, width: int) -> tuple[str, Any]:
-    """A label as it fits an image of `width` pixels, and a font that has its letters.
+    """A label cut to fit an image of `width` pixels, and a font that has its letters.
 
-    Pillow's own font is the same everywhere but has ASCII letters only. Other letters take a font of the system; where
-    there is none, they lose their accents.
+    Pillow's own font is the same everywhere but has only ASCII letters. Other letters need a system font; without one,
+    they lose their accents.
     """
     text, size = " ".join(text.split()), _letter_size(width)
     font: Any = ImageFont.load_default(size=size)

@@ -91,16 +91,16 @@ class RenderJob:
         supersample: int = 1,
         captions: Sequence[str] = (),
     ) -> Self:
-        """Frames assets, from left to right; errors as `choose_device`.
+        """Frames assets, from left to right; raises the errors of `choose_device`.
 
         Args:
             assets: at least one.
-            device: name of the device, as `choose_device` takes it.
+            device: name of the device; see `choose_device`.
             size: side of an image in pixels, or its width and height.
-            channel: as the field.
-            color: as the field.
-            supersample: as the field.
-            captions: as the field.
+            channel: see the field.
+            color: see the field.
+            supersample: see the field.
+            captions: see the field.
         """
         chosen = choose_device(device)
         width, height = (size, size) if isinstance(size, int) else size
@@ -143,7 +143,7 @@ class RenderJob:
         return near, max(far, near + NEAR_PLANE)
 
     def write_video(self, path: Path, track: CameraTrack, fps: float) -> None:
-        """Writes a track as a video; errors as `video.write_video`."""
+        """Writes a track as a video; raises the errors of `write_video`."""
         write_video(path, (to_uint8(image) for image in self.images(track, precise=False)), fps)
 
     def write_frames(self, folder: Path, track: CameraTrack) -> None:
@@ -175,7 +175,7 @@ class RenderJob:
         write_png(path, contact_sheet(images, columns=4 if len(track) == 1 else len(SIDES), labels=labels))
 
     def _depth_notes(self, track: CameraTrack) -> dict[str, str]:
-        """PNG text that says how to turn 16-bit values into depths; empty for other channels."""
+        """PNG text with the formula from 16-bit values to depths; empty for other channels."""
         if self.channel != "depth":
             return {}
         near, far = self.depth_range(track)
@@ -187,7 +187,7 @@ class RenderJob:
 
         Args:
             track: the cameras.
-            precise: depth as 16-bit values to measure instead of grey to look at.
+            precise: depth as 16-bit values for measuring instead of grey for viewing.
         """
         planes = self.depth_range(track)
         strips = []
@@ -222,7 +222,7 @@ class RenderJob:
         """One camera's rendering, averaged over its samples; the channel `normals` puts normals in place of colours.
 
         Raises:
-            OutOfMemory: the device's memory does not hold the image.
+            OutOfMemory: the device does not have enough memory for the image.
         """
         s, width, height = self.supersample, self.width * self.supersample, self.height * self.supersample
         camera = replace(camera, Ks=camera.Ks * torch.tensor([[s], [s], [1.0]])).to(self.device)

@@ -27,7 +27,7 @@ _TO_BT709 = (
     "setparams=range=limited:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 )
 _TAGS = ("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv")
-# A sample of the pixels is enough for the palette: counting all takes longer than the rest, and memory for each shade.
+# A sample of the pixels is enough for the palette: counting all takes longer than the rest, and memory per shade.
 _COUNT = "split[kept][all];[all]scale=w='min(iw,96)':h='min(ih,96)':flags=neighbor[some];[some]palettegen[palette]"
 _PALETTE = "paletteuse=dither=bayer:bayer_scale=4:alpha_threshold=128"
 
@@ -69,7 +69,7 @@ def check_suffix(path: Path) -> None:
     if suffix not in SUFFIXES:
         nearest = difflib.get_close_matches(suffix, SUFFIXES, n=1, cutoff=0.1)
         raise UsageProblem(
-            f"{path} names no known video format; known are {', '.join(SUFFIXES)}",
+            f"{path} has no known video suffix; use one of {', '.join(SUFFIXES)}",
             hint=f"-o {path.with_suffix(nearest[0] if nearest else '.mp4')}",
         )
 
@@ -86,7 +86,7 @@ def ffmpeg_version() -> str:
         return f"{said.split()[2]} in {program}"
     except (OSError, RuntimeError, subprocess.CalledProcessError, IndexError) as problem:
         raise EnvironmentProblem(
-            f"no ffmpeg runs here: {problem}", hint="pip install --force-reinstall imageio-ffmpeg"
+            f"no working ffmpeg was found: {problem}", hint="pip install --force-reinstall imageio-ffmpeg"
         ) from problem
 
 
@@ -181,7 +181,7 @@ class _Encoder:
         self._log: IO[bytes] = TemporaryFile()  # a full pipe would stall ffmpeg
         try:
             command = [_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", *self._options]
-            # in a session of its own, so that Ctrl-C reaches this process only, which then stops ffmpeg
+            # in a session of its own, so Ctrl-C reaches only this process, which then stops ffmpeg
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log, start_new_session=True
             )
@@ -194,11 +194,11 @@ class _Encoder:
         return self
 
     def write(self, frame: Frame) -> None:
-        """Feeds one frame; errors as `write_video`."""
+        """Feeds one frame; raises the errors of `write_video`."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(frame.data)
-        except OSError as problem:  # ffmpeg has closed the pipe: its log says why
+        except OSError as problem:  # ffmpeg has closed the pipe; its log has the reason
             self._process.wait()
             raise self._failure() from problem
 

@@ -15,10 +15,10 @@ def render(
     scales: Float[Tensor, "*a n 3"] | None = None,
     resolution: tuple[int, int] | None = None,
 ) -> Rendering:
-    """Renders what every camera sees of Gaussians, with nothing behind them.
+    """Renders Gaussians from every camera, without a background.
 
     Args:
-        gaussians: one set, or a stack of `a` sets that shares the cameras out: the first c / a see the first set.
+        gaussians: one set, or a stack of `a` sets, which share the cameras: the first c / a see the first set.
         cameras: `c` cameras on the device of the Gaussians.
         scales: standard deviations in place of the Gaussians' own.
         resolution: width and height in pixels, to which the cameras' intrinsics belong; a square of `cameras.size`

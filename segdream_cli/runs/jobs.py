@@ -13,7 +13,7 @@ from segdream_cli.util.files import read_problem
 
 MAX_SEEDS = 1000
 MAX_SEED = 10**15 - 1
-"""Fifteen digits, as `--seeds` reads them; torch's generators take 64 bits."""
+"""The largest seed of fifteen digits, the limit of `--seeds`; torch's generators take 64 bits."""
 SLUG_LENGTH = 60
 
 
@@ -50,7 +50,7 @@ def parse_seeds(text: str) -> list[int]:
             raise UsageProblem(f"--seeds {text!r} is not a list of seeds", hint=hint)
         low, high = int(match[1]), int(match[2] or match[1])
         if high < low or high - low >= MAX_SEEDS:
-            raise UsageProblem(f"--seeds {part!r} must rise, and by less than {MAX_SEEDS:,}", hint=hint)
+            raise UsageProblem(f"--seeds {part!r} must be an ascending range of at most {MAX_SEEDS:,} seeds", hint=hint)
         seeds += range(low, high + 1)
     if len(set(seeds)) < len(seeds):
         raise UsageProblem(f"--seeds {text!r} names a seed twice", hint=hint)
@@ -82,7 +82,7 @@ def jobs_of_prompt(prompt: str, output: Path | None, seeds: Sequence[int] | None
         path = Path(pattern)
         several = path.with_name(f"{path.stem}-{{seed}}{path.suffix or '.ply'}")
         raise UsageProblem(
-            f"-o {output} is one file, and several seeds were asked for", hint=f"-o {quote(str(several))}"
+            f"-o {output} is one file, and several seeds were requested", hint=f"-o {quote(str(several))}"
         )
     return [Job(prompt, each, Path(pattern.replace("{seed}", str(each)))) for each in seeds]
 

@@ -1,6 +1,6 @@
-"""From a request to what computes it: the prior's files, Point-E, the pipeline.
+"""Loads the prior's files, Point-E and the pipeline for a request.
 
-The model libraries take seconds to import, so that each function imports what it needs.
+The model libraries take seconds to import, so each function imports only those that it needs.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def load_checkpoint(request: Request, device: torch.device, reporter: Reporter) -> Checkpoint:
-    """The prior's files on this machine, downloaded if need be.
+    """The prior's files on this machine; downloads them if they are missing.
 
     Raises:
-        WeightsUnavailable: they can't be had.
+        WeightsUnavailable: they are unavailable.
     """
     cuda = device.type == "cuda"
     return weights.resolve(request.prior(), cuda=cuda, offline=request.offline, announce=note_to(reporter))
@@ -41,18 +41,18 @@ def load_clouds(
     *,
     offline: bool,
 ) -> "Clouds | None":
-    """Point-E for a start from it: the prior's own or the official one, its files found and verified but not loaded.
+    """Finds and verifies Point-E, the prior's own or the official one, for a start from it; loads nothing yet.
 
     Args:
-        config: what a run starts from, and how its networks compute.
+        config: the start of a run, and how its networks compute.
         point_e: the prior's folder with a Point-E of its own, if it has one.
-        checkpoint: finds the prior's files, which are needed only then.
+        checkpoint: finds the prior's files; called only for a start from Point-E.
         device: where Point-E runs.
-        reporter: receives sizes, hashes and the time it takes.
+        reporter: receives sizes, hashes and times.
         offline: never ask the network.
 
     Raises:
-        WeightsUnavailable: a file can't be had.
+        WeightsUnavailable: a file is unavailable.
     """
     init, networks = config.init, config.prior
     if init.shape != POINT_E:
@@ -106,7 +106,7 @@ def load_pipeline(
     clouds: "Clouds | None" = None,
     assets: int = 1,
 ) -> "Pipeline":
-    """The pipeline with its prior loaded.
+    """Loads the prior and returns the pipeline.
 
     For a full-size prior on CUDA, memory and time of `assets` at once are estimated and reported first.
 
@@ -119,7 +119,9 @@ def load_pipeline(
     from segdream_cli.priors.stable_diffusion import DiffusionPrior, full_size, workload
     from segdream_cli.util.memory import free_gib, out_of_memory
 
-    with out_of_memory(device, "the prior", "nvidia-smi  # close what fills the GPU, or add --device cpu"):
+    with out_of_memory(
+        device, "the prior", "nvidia-smi  # shows the processes that use the GPU; --device cpu needs none"
+    ):
         prior = DiffusionPrior.load(
             checkpoint,
             device,

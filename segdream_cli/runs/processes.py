@@ -47,7 +47,7 @@ def share(spec: JobSpec, devices: Sequence[str]) -> list[JobSpec]:
 
 
 def run_on_devices(spec: JobSpec, devices: Sequence[str], reporter: Reporter, stop: StopRequest) -> Tally:
-    """Shares the jobs of a spec among devices and does them; one failed share does not stop the others.
+    """Divides the jobs of a spec among devices and does them; a failed share does not stop the others.
 
     Raises:
         UsageProblem, EnvironmentProblem: a device does not exist.
@@ -80,7 +80,7 @@ def run_on_devices(spec: JobSpec, devices: Sequence[str], reporter: Reporter, st
 
 
 class _Worker:
-    """A process that does a spec, as its parent sees it."""
+    """A process that does the jobs of a spec, as seen by its parent."""
 
     def __init__(self, spec: JobSpec) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA can't be used in a forked process
@@ -108,11 +108,11 @@ class _Worker:
 
     def ask_to_stop(self) -> None:
         """Asks the process to save its runs and end."""
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             self.pipe.send(None)
 
     def end(self) -> None:
-        """Waits for the process, and kills it first if it has no outcome."""
+        """Waits for the process; kills it first if it has no outcome."""
         if self.outcome is None:
             self._process.kill()
         self._process.join()
@@ -144,13 +144,13 @@ class _StopFromParent(StopRequest):
 
 
 def _work(spec: JobSpec, pipe: Connection) -> None:
-    """Does a spec and sends events and outcome; the main function of a worker process."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to every process; the parent decides
+    """Does the jobs of a spec, and sends events and the outcome; the main function of a worker process."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends signals to every process; the parent decides
         signal.signal(number, signal.SIG_IGN)
     from segdream_cli.runs.session import run_jobs
 
     def send(message: Event | Outcome) -> None:
-        with suppress(OSError):  # the parent has ended: save the runs all the same
+        with suppress(OSError):  # the parent has ended: save the runs anyway
             pipe.send(message)
 
     try:

@@ -1,6 +1,6 @@
-"""Events of a run, and who receives them: a terminal, JSON lines, another process, or a caller of the Python API.
+"""Events of a run, and their receivers: a terminal, JSON lines, another process, or a caller of the Python API.
 
-Events are plain values: they can be pickled, and say nothing about how they are shown.
+Events are plain values: they can be pickled, and do not depend on how they are shown.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from segdream_cli.errors import SegdreamError
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something a person may want to know."""
+    """A message for the user."""
 
     text: str
 
@@ -29,18 +29,18 @@ class DownloadProgress:
 
 @dataclass(frozen=True, slots=True)
 class DownloadEnded:
-    """A download is over, however it ended."""
+    """A download has ended, completely or not."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """Steps are about to be taken.
+    """A run is about to take steps.
 
     Args:
-        run: names the run; the same in `Stepped` and `RunEnded`.
-        title: what is made.
+        run: identifies the run, also in `Stepped` and `RunEnded`.
+        title: prompt or file of the assets.
         steps: number of the last step.
         done: steps done before.
     """
@@ -53,7 +53,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """A step has been taken; tuples hold one entry per asset.
+    """A run has taken a step; tuples hold one entry per asset.
 
     Args:
         run: as in `RunStarted`.
@@ -72,20 +72,20 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """No more steps are taken, however the run ended."""
+    """A run takes no more steps, finished or not."""
 
     run: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetFinished:
-    """An asset is written.
+    """An asset has been written.
 
     Args:
         output: its file.
-        prompt, seed, prior: what it was made from.
+        prompt, seed, prior: the inputs of the asset.
         gaussians: their number.
-        steps: how many this program has taken.
+        steps: number of steps that this program has taken.
         seconds: wall time of all assets that ran with it.
         memory_gib: peak memory so far.
         run: its run folder.
@@ -113,7 +113,7 @@ class JobSkipped:
 
 @dataclass(frozen=True, slots=True)
 class JobFailed:
-    """A job failed; `output` names it where the error alone would not."""
+    """A job failed; `output` is its file if the error does not name it."""
 
     problem: SegdreamError
     output: Path | None = None
@@ -127,7 +127,7 @@ class RunSaved:
         run: its folder.
         step: the last step done.
         steps: number of the last step of the whole run.
-        resume: the command that resumes it; None where it would fail in the same step again.
+        resume: the command that resumes it; None if the run would fail in the same step again.
     """
 
     run: Path
@@ -138,7 +138,7 @@ class RunSaved:
 
 @dataclass(frozen=True, slots=True)
 class PageServed:
-    """A page that shows the asset while it is made can be opened at `url`."""
+    """A page at `url` shows the asset while it is made."""
 
     url: str
 

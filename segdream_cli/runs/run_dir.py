@@ -3,7 +3,7 @@
 run.json                 configuration, prompt, seed, prior, versions; enough to resume or to repeat the run
 checkpoint.safetensors   everything the next step depends on
 events.jsonl             one line per reported step
-preview-000400.png       images, if asked for
+preview-000400.png       preview images, if requested
 """
 
 import json
@@ -44,12 +44,12 @@ class RunRecord:
     """The content of `run.json`.
 
     Args:
-        prompt, seed, negative_prompt: of the job; without a negative prompt the prior's own counts.
+        prompt, seed, negative_prompt: the job's; None as negative prompt means the prior's own.
         output: the asset's path, relative to the run folder's parent.
         quality: the preset the configuration started from.
         config: dotted settings.
         prior: name and digest of the checkpoint.
-        device: the device that computed it.
+        device: the device that computed the asset.
         versions: of Python and the packages that can change the result.
     """
 
@@ -136,7 +136,7 @@ class RunDir:
             )
 
     def create(self, record: RunRecord) -> None:
-        """Replaces the folder by a new one with a record.
+        """Replaces the folder with a new one that has a record.
 
         Raises:
             SegdreamError: the disk is full; UsageProblem: the folder can't be written.
@@ -156,14 +156,14 @@ class RunDir:
             raise
 
     def finish(self) -> None:
-        """Marks the run as done: its record can repeat it, but nothing is left to resume."""
+        """Marks the run as done: its record can repeat it, but it can't be resumed."""
         self.checkpoint.unlink(missing_ok=True)
 
     def record(self) -> RunRecord:
         """The record of the run.
 
         Raises:
-            UsageProblem: the folder is not a run folder, or of a later version.
+            UsageProblem: the folder is not a run folder, or a later version wrote it.
         """
         try:
             data = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
@@ -187,7 +187,7 @@ class RunDir:
         return Config().set(self.record().config)
 
     def save(self, asset: AssetState) -> None:
-        """Replaces the checkpoint by the asset's present state."""
+        """Replaces the checkpoint with the asset's current state."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in asset.tensors().items()}
         with atomic_write(self.checkpoint) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors))  # its save_file hides that the disk is full
@@ -205,7 +205,7 @@ class RunDir:
         return tensors
 
     def step(self) -> int:
-        """How many steps the latest checkpoint holds; 0 without one."""
+        """The step of the latest checkpoint; 0 without one."""
         if not self.checkpoint.exists():
             return 0
         try:
@@ -228,7 +228,7 @@ class RunDir:
             raise write_problem(problem, self.path / "events.jsonl") from problem
 
     def trim_events(self, step: int) -> None:
-        """Drops the lines after `step`, and one that a crash cut short: those steps will be done again."""
+        """Drops the lines after `step`, whose steps will be repeated, and a line that a crash cut short."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return

@@ -1,4 +1,4 @@
-"""Runs from their present step to their last: keep their folders up to date, stop, write the assets."""
+"""Takes runs from their current step to the last, keeps their folders up to date, and writes the assets."""
 
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -23,12 +23,12 @@ from segdream_cli.util.memory import peak_memory_gib
 from segdream_cli.viewer.live import LivePage
 
 LOOK_EVERY = 10
-"""Steps between two looks at the gradients on CUDA: each waits for the device."""
+"""Steps between two reads of the gradients' norm on CUDA; each read waits for the device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where an asset is written, and the folder of its run."""
+    """An asset's file, and the folder of its run."""
 
     output: Path
     run: RunDir
@@ -36,12 +36,12 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class ActiveRun:
-    """An asset under way.
+    """An asset that is being made.
 
     Args:
         asset: its state.
         first: its step when this program began or resumed it.
-        destination: where it goes; None keeps it in memory.
+        destination: its file and run folder; None keeps the asset in memory.
     """
 
     asset: AssetState
@@ -59,7 +59,7 @@ class Runner:
     """Takes runs that share a pipeline to their end.
 
     Args:
-        pipeline: what optimises them.
+        pipeline: optimises the assets.
         origin: provenance of their assets, for the files.
         reporter: receives the events.
         stop: stops the runs between two steps.
@@ -75,14 +75,14 @@ class Runner:
     def iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[SegdreamError]]:
         """Runs assets at the same step together to their end and writes them; yields the report of each step.
 
-        A generator that is closed before its end saves the runs.
+        If the caller closes the generator early, it saves the runs.
 
         Returns:
-            the errors of those that failed; the others are done.
+            the errors of the assets that failed; the others are done.
 
         Raises:
             Interrupted: `stop` was set; the runs have been saved.
-            SegdreamError: an error that ends all of them; they have been saved if that was possible.
+            SegdreamError: an error that ends all of them; the runs have been saved if possible.
         """
         left, begin = list(active), time.monotonic()
         failures: list[SegdreamError] = []
@@ -153,7 +153,7 @@ class Runner:
                 raise
 
     def _write(self, each: ActiveRun, failures: list[SegdreamError]) -> bool:
-        """Writes a finished asset; whether that worked."""
+        """Writes a finished asset; returns whether that worked."""
         if each.destination is None:
             return True
         try:
@@ -166,7 +166,7 @@ class Runner:
         return True
 
     def _keep(self, each: ActiveRun, problem: SegdreamError) -> None:
-        """Saves what a failed run has reached, unless the failure is in the asset itself."""
+        """Saves a failed run, unless the failure is in the asset itself."""
         if isinstance(problem, (Diverged, OutOfMemory)) or isinstance(problem.__cause__, OSError):
             with suppress(SegdreamError):  # of two errors, the first is the one to report
                 _save(each)
@@ -174,14 +174,14 @@ class Runner:
             self._report_checkpoint(each, resumable=not isinstance(problem, Diverged))
 
     def _report_checkpoint(self, each: ActiveRun, *, resumable: bool = True) -> None:
-        """Reports a run that was saved; one that is not `resumable` would fail in the same step again."""
+        """Reports a saved run; if it is not `resumable`, it would fail in the same step again."""
         if each.destination is None:
             return
         run, step, steps = each.destination.run, each.asset.step, self.pipeline.config.optim.steps
         self.reporter(RunSaved(run.path, step, steps, run.resume_command() if resumable else None))
 
     def _report_result(self, each: ActiveRun, seconds: float) -> None:
-        """Reports a finished asset that has a file; the time is that of all that ran with it."""
+        """Reports a finished asset that has a file; the time covers all assets that ran with it."""
         if each.destination is None:
             return
         finished = AssetFinished(
@@ -198,12 +198,12 @@ class Runner:
         self.reporter(finished)
 
     def snapshot(self, each: ActiveRun) -> Splats:
-        """An asset as it is now, with its provenance."""
+        """The current state of an asset, with its provenance."""
         asset = each.asset
         return asset.gaussians.splats({**self.origin, "prompt": asset.prompt, "seed": asset.seed, "steps": asset.step})
 
     def _show(self, each: ActiveRun) -> None:
-        """Shows the asset as it is now on the page, if there is one."""
+        """Shows the asset's current state on the page, if there is one."""
         if self.page is not None:
             self.page.show(lambda: self.snapshot(each), each.asset.prompt)
 

@@ -1,4 +1,4 @@
-"""One pipeline and the jobs that share it: check a job, begin or resume it, make several together."""
+"""A pipeline and the jobs that share it: checks jobs, begins or resumes them, and makes several together."""
 
 import dataclasses
 from collections import Counter
@@ -55,24 +55,24 @@ class Generation(Iterator[StepReport]):
         self._steps.close()
 
     def splats(self) -> Splats:
-        """The asset as it is now, with its provenance; later steps do not change it."""
+        """A copy of the asset's current state, with its provenance."""
         return self._snapshot().copy()
 
 
 @dataclass
 class Session:
-    """One prior, one configuration, and the jobs that share them.
+    """A prior, a configuration, and the jobs that share them.
 
     Args:
         config: the resolved configuration.
         checkpoint: the prior's files.
-        device: where everything is computed.
+        device: computes everything.
         quality: the preset's name.
-        negative_prompt: replaces the prior's own.
+        negative_prompt: replaces the prior's own negative prompt.
         batch: how many assets are made at once.
-        clouds: makes the clouds of a start from Point-E; a resumed run needs none.
+        clouds: samples the clouds for a start from Point-E; resumed runs need none.
         reporter: receives the events.
-        stop: asks runs to save themselves and stop.
+        stop: tells runs to save and stop.
         page: shows the assets while they are made.
     """
 
@@ -102,14 +102,14 @@ class Session:
 
         Args:
             request: settings and hardware.
-            negative_prompt: replaces the prior's own.
+            negative_prompt: replaces the prior's own negative prompt.
             batch: how many assets to make at once; by default as many as the prior suggests on CUDA, and one on a CPU.
             reporter: receives the events.
-            stop: asks runs to save themselves and stop.
+            stop: tells runs to save and stop.
             page: shows the assets while they are made.
 
         Raises:
-            SegdreamError: any of them can't be had.
+            SegdreamError: the device or the weights are unavailable, or a setting is invalid.
         """
         device = choose_device(request.device)
         checkpoint = load_checkpoint(request, device, reporter)
@@ -117,7 +117,7 @@ class Session:
         model = config.prior.model
         if model is not None and Path(model).expanduser().is_dir():  # so that the run can be resumed from elsewhere
             config = config.set({"prior.model": str(Path(model).expanduser().resolve())})
-        build_method(config)  # these refuse what would otherwise fail late
+        build_method(config)  # these checks find errors that would otherwise come late
         check_start(config.init.shape)
         cloud_text(config.init, None, checkpoint.profile.vocabulary)
         if negative_prompt is not None:
@@ -151,7 +151,7 @@ class Session:
 
         Args:
             prompt: what to make.
-            seed: of all random numbers.
+            seed: seeds all random numbers.
             output: file to write at the end, with its run folder beside it; None keeps the asset in memory.
             force: replace what exists.
 
@@ -171,7 +171,7 @@ class Session:
         return Generation(self._finish([active]), partial(self._runner.snapshot, active))
 
     def generate(self, prompt: str, *, seed: int = 0, output: str | Path | None = None, force: bool = False) -> Splats:
-        """Makes an asset; arguments and errors as of `iterate`."""
+        """Makes an asset; for arguments and errors see `iterate`."""
         generation = self.iterate(prompt, seed=seed, output=output, force=force)
         for _ in generation:
             pass
@@ -190,7 +190,7 @@ class Session:
         RunDir.beside(job.output).check_free(force=force)
 
     def generate_all(self, jobs: Sequence[Job], *, force: bool) -> Tally:
-        """Makes assets that must all be possible before the first is begun, `batch` at once.
+        """Makes assets, `batch` at once, after a check of all of them.
 
         Raises:
             Interrupted: `stop` was set; the runs have been saved.
@@ -204,13 +204,13 @@ class Session:
         return Tally(made=len(jobs))
 
     def resume(self, run: RunDir) -> None:
-        """Takes a run to its end; raises as `generate_all`, and UsageProblem for a run that can't be resumed."""
+        """Resumes a run to its end; raises the errors of `generate_all`, and UsageProblem if it can't be resumed."""
         _drain(self._finish([self._restore(run)]))
 
     def generate_list(self, jobs: Sequence[Job], *, force: bool) -> Tally:
-        """Makes what does not exist yet, resumes what was stopped, and continues after a failure.
+        """Makes missing assets, resumes stopped runs, and continues after a failure.
 
-        Jobs that are not possible are reported before the first asset is begun. Assets at the same step are made
+        Impossible jobs are reported before the first asset begins. Assets at the same step are made
         together, up to `batch` at once.
 
         Raises:
@@ -225,7 +225,7 @@ class Session:
             or self._plan_or_report(job, f"{job.output}: {job.prompt}", counts, force=force) is not None
         ]
         waiting: dict[int, list[Begin]] = {}
-        for number, job in possible:  # checked again: what was free hours ago may be taken
+        for number, job in possible:  # checked again: another program may have written the file since
             if _exists(job, force=force):
                 counts["skipped"] += 1
                 self.reporter(JobSkipped(job.output, number, len(jobs)))
@@ -246,7 +246,7 @@ class Session:
         return Tally(counts["made"], counts["skipped"], counts["failed"])
 
     def _plan_or_report(self, job: Job, title: str, counts: Counter[str], *, force: bool) -> tuple[int, Begin] | None:
-        """The plan of a job of a list; None for one that is not possible, which is counted and reported."""
+        """The plan of a job of a list; counts and reports an impossible job, and returns None."""
         try:
             return self._plan(job, force=force)
         except SegdreamError as problem:
@@ -256,7 +256,7 @@ class Session:
             return None
 
     def _plan(self, job: Job, *, force: bool) -> tuple[int, Begin]:
-        """At which step a job's asset is, and what begins or resumes it; raises as `check`."""
+        """The step of a job's asset, and the function that begins or resumes it; raises the errors of `check`."""
         run = RunDir.beside(job.output)
         if not force and run.can_resume() and self._is_run_of(run, job):
             return run.step(), partial(self._restore, run)
@@ -276,11 +276,11 @@ class Session:
             failures = _drain(self._iterate(active))
             made = len(active) - len(failures)
         except SegdreamError as problem:
-            if isinstance(problem, OutOfMemory) and len(active) > 1:  # nor would the next ones fit
+            if isinstance(problem, OutOfMemory) and len(active) > 1:  # the next ones would not fit either
                 raise
             failures, made = [problem], 0
         except Interrupted:
-            self.reporter(Note("or the same command again, which resumes the whole list"))
+            self.reporter(Note("or repeat the command, which resumes the whole list"))
             raise
         for failure in failures:
             self.reporter(JobFailed(failure))
@@ -308,7 +308,7 @@ class Session:
         return active
 
     def _restore(self, run: RunDir) -> ActiveRun:
-        """An asset where its run was stopped.
+        """An asset in the state in which its run was stopped.
 
         Raises:
             UsageProblem: it can't be resumed.
@@ -329,7 +329,7 @@ class Session:
         return ActiveRun(asset, asset.step, Destination(run.path.parent / record.output, run))
 
     def _iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[SegdreamError]]:
-        """Runs assets together to their end; as `Runner.iterate`."""
+        """Runs assets together to their end; see `Runner.iterate`."""
         if self.clouds is not None:
             self.clouds.release()  # while assets are optimised, memory is scarce and Point-E idle
         return self._runner.iterate(active)
@@ -372,14 +372,14 @@ class Session:
         )
 
     def _is_run_of(self, run: RunDir, job: Job) -> bool:
-        """Whether an unfinished run is of this very job."""
+        """Whether an unfinished run belongs to this job."""
         record, wanted = run.record(), self._record(job)
-        config = Config().set(record.config).flat()  # settings that a record is too old to know are at their defaults
+        config = Config().set(record.config).flat()  # settings newer than the record have their defaults
         return dataclasses.replace(record, config=config, versions=wanted.versions, device=wanted.device) == wanted
 
 
 def _drain(steps: Generator[StepReport, None, T]) -> T:
-    """Takes all steps, and returns what the generator returns."""
+    """Takes all steps, and returns the generator's result."""
     while True:
         try:
             next(steps)
@@ -394,7 +394,7 @@ def _exists(job: Job, *, force: bool) -> bool:
 
 
 def run_jobs(spec: JobSpec, reporter: Reporter, stop: StopRequest) -> Tally:
-    """Does the jobs of a spec in this process; raises as `Session.load`, `generate_all` and `generate_list`."""
+    """Does the jobs of a spec in this process; raises the errors of `Session.load`, `generate_list` and `generate_all`."""
     with page_for(reporter) if spec.live else nullcontext() as page:
         session = Session.load(spec.request, spec.negative_prompt, spec.batch, reporter=reporter, stop=stop, page=page)
         generate = session.generate_list if spec.as_list else session.generate_all
@@ -402,20 +402,20 @@ def run_jobs(spec: JobSpec, reporter: Reporter, stop: StopRequest) -> Tally:
 
 
 def page_for(reporter: Reporter) -> LivePage:
-    """A page whose address is reported."""
+    """A page that reports its address."""
     return LivePage(lambda url: reporter(PageServed(url)))
 
 
 def resume_run(
     path: Path, request: Request, reporter: Reporter, stop: StopRequest, *, force: bool, live: bool = False
 ) -> None:
-    """Resumes the run in `path` with the settings that it was started with.
+    """Resumes the run in `path` with its original settings.
 
     Args:
         path: the run folder.
         request: device, offline and `output.preview_every`; all other settings are the run's own.
         reporter: receives the events.
-        stop: asks the run to save itself and stop.
+        stop: tells the run to save and stop.
         force: replace the asset.
         live: serve a page that shows the asset while it is made.
 
@@ -448,7 +448,7 @@ def resume_run(
     device = choose_device(record.device if request.device == AUTO else request.device)
     settings = config.flat()
     if config.prior.model is None:
-        settings["prior.name"] = record.prior["name"]  # "auto" may stand for another on this machine
+        settings["prior.name"] = record.prior["name"]  # "auto" may mean another prior on this machine
     own = Request(quality=record.quality, settings=settings, offline=request.offline)
     checkpoint = load_checkpoint(own, device, reporter)
     negative = record.negative_prompt

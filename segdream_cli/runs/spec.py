@@ -1,4 +1,4 @@
-"""What to do, as plain values that can be pickled and sent to another process or machine."""
+"""Jobs and their settings as plain values, which can be pickled and sent to another process or machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class Request:
         return check_settings(file, method), check_settings(given, method)
 
     def prior(self) -> PriorConfig:
-        """Which prior is asked for."""
+        """Name of the requested prior."""
         file, given = self._overrides()
         return PriorConfig(
             **{key.removeprefix("prior."): value for key, value in (file | given).items() if key.startswith("prior.")}
@@ -55,8 +55,8 @@ class Request:
     def resolve(self, profile: "PriorProfile") -> Config:
         """The configuration for a prior: preset < file < settings.
 
-        Each that names another number of steps stretches the schedules of those below it. Where memory is short the
-        limit on Gaussians is lower, unless `settings` names one.
+        A level that changes the number of steps scales the schedules of the levels below it. With little memory, the
+        limit on Gaussians is lower unless `settings` names one.
         """
         config = preset(profile, self.quality)
         file, given = self._overrides()
@@ -74,7 +74,7 @@ class JobSpec:
     Args:
         request: settings and hardware.
         jobs: the assets to make.
-        negative_prompt: replaces the prior's own.
+        negative_prompt: replaces the prior's own negative prompt.
         batch: how many assets to make at once; None leaves it to the prior and the device.
         force: replace what exists.
         as_list: skip what exists, resume what was stopped, and continue after a failure; otherwise the first failure

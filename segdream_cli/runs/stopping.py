@@ -17,7 +17,7 @@ class StopRequest:
         self._asked = False
 
     def set(self) -> None:
-        """Makes the request; any thread may call this."""
+        """Requests the stop; any thread may call this."""
         self._asked = True
 
     def is_set(self) -> bool:

@@ -103,7 +103,7 @@ def _half_turn(splats: Splats, means: Float32s, quats: Float32s, shN: Float32s) 
 
 
 def sanitize(splats: Splats) -> Splats:
-    """The asset with unit quaternions and with values that the float32 arithmetic of every reader survives.
+    """The asset with unit quaternions and with values that do not overflow in the float32 arithmetic of any reader.
 
     Log-scales are clamped to [-20, 20] and opacity logits to [-15, 15]. Quaternions of length zero become the
     identity; those that are unit to float precision keep their bits.
@@ -124,7 +124,7 @@ def sanitize(splats: Splats) -> Splats:
 
 
 def find_nonfinite(splats: Splats) -> NDArray[np.intp]:
-    """Indices of the Gaussians that have a NaN or an infinity among their values, rising."""
+    """Indices of the Gaussians that have a NaN or an infinity among their values, in ascending order."""
     bad = np.zeros(len(splats), bool)
     for values in splats.arrays().values():
         finite = np.isfinite(values)
@@ -134,7 +134,7 @@ def find_nonfinite(splats: Splats) -> NDArray[np.intp]:
 
 
 def concat(parts: Sequence[Splats], provenance: Mapping[str, Any]) -> Splats:
-    """One asset of several, with spherical harmonics of the highest degree among them."""
+    """Joins several assets into one, with the highest degree of spherical harmonics among them."""
     if len(parts) == 1:
         return dataclasses.replace(parts[0], provenance=provenance)
     k = max(part.shN.shape[1] for part in parts)

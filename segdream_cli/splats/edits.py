@@ -25,7 +25,7 @@ class Edits:
     crop: Sequence[float] | None = None
     """Keep those whose centre lies in a box (x0, y0, z0, x1, y1, z1), or in a ball about the origin (radius,)."""
     max_gaussians: int | None = None
-    """Keep at most this many: those that cover most, by opacity times the area of the largest cross-section."""
+    """Keep at most this many: those with the largest coverage, opacity times the area of the largest cross-section."""
     center: bool = False
     """Move the centre of the asset's `bounds` to the origin."""
     rotate: Sequence[float] | None = None
@@ -68,7 +68,7 @@ def rotation_xyz(degrees: Sequence[float]) -> Float64s:
 
 
 def _place(splats: Splats, edits: Edits) -> Splats:
-    """The asset centred, rotated and scaled; the same bits where none of these is asked for."""
+    """The asset centred, rotated and scaled; bit for bit the same without such an edit."""
     matrix, offset = np.eye(3), np.zeros(3)
     if edits.rotate is not None:
         matrix = rotation_xyz(edits.rotate)

@@ -17,7 +17,7 @@ def scale_and_rotation(matrix: Float64s) -> tuple[float, Float64s]:
     """The positive factor and the rotation [3, 3] whose product is `matrix` [3, 3].
 
     Raises:
-        ValueError: the matrix mirrors, stretches, or has values that are not finite; the message is a verb.
+        ValueError: the matrix mirrors, stretches, or has values that are not finite; the message is a verb phrase.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         scale = float(np.cbrt(np.linalg.det(matrix)))
@@ -39,7 +39,7 @@ def transform(splats: Splats, matrix: Float64s, offset: Float64s) -> Splats:
         offset: [3].
 
     Raises:
-        ValueError: as `scale_and_rotation`.
+        ValueError: see `scale_and_rotation`.
     """
     scale, rotation = scale_and_rotation(matrix)
     with np.errstate(over="ignore"):

@@ -1,1 +1,1 @@
-"""What every layer may use: atomic files, downloads, the Hub, devices and their memory."""
+"""Utilities for every layer: atomic files, downloads, the Hub, devices and their memory."""

@@ -1,6 +1,6 @@
 """Private interfaces of other libraries: if a new version changes one, only this file has to change.
 
-`tests/unit/test_compat.py` tests each of them and names the versions that it was checked with. Every import is inside
+`tests/unit/test_compat.py` tests each of them and names the tested versions. Every import is inside
 its function, so that importing this module costs nothing.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def filter_compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options for `torch.compile` that this torch's compiler has."""
+    """The options of `torch.compile` that the installed compiler has."""
     from torch._inductor import config
 
     return {name: value for name, value in options.items() if hasattr(config, name)}
@@ -31,7 +31,7 @@ def has_triton() -> bool:
 
 
 def gsplat_kernels() -> Any | None:
-    """The compiled CUDA kernels of gsplat, built if need be; None without a CUDA compiler."""
+    """The compiled CUDA kernels of gsplat, built if necessary; None without a CUDA compiler."""
     from gsplat.cuda._backend import _C
 
     return _C

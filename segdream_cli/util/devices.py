@@ -9,7 +9,7 @@ AUTO = "auto"
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a `--device` value, made torch's current device; raises as `visible_device`."""
+    """The device of a `--device` value, which becomes torch's current device; raises the errors of `visible_device`."""
     device = visible_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # streams, graphs and libraries use the current device, not the tensors'
@@ -17,7 +17,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def visible_device(name: str, instead: str = "--device cpu") -> torch.device:
-    """The device of a name, without any use of the device.
+    """The device of a name, without using it.
 
     Args:
         name: auto, cpu, cuda or cuda:N.
@@ -34,7 +34,7 @@ def visible_device(name: str, instead: str = "--device cpu") -> torch.device:
         raise UsageProblem(f"there is no device {name!r}", hint="--device cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         built = "no CUDA device is visible" if torch.version.cuda else "this build of torch has no CUDA"
-        raise EnvironmentProblem(f"CUDA was asked for, but {built}", hint=instead)
+        raise EnvironmentProblem(f"CUDA was requested, but {built}", hint=instead)
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         first = instead.replace(" cpu", " 0" if instead.startswith("--devices") else " cuda:0")
         raise EnvironmentProblem(f"there is no {name}, only {torch.cuda.device_count()} CUDA devices", hint=first)
@@ -44,8 +44,8 @@ def visible_device(name: str, instead: str = "--device cpu") -> torch.device:
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The values on the device, sent without waiting for it.
 
-    Random numbers are drawn on the CPU, so that a seed means the same everywhere. Only pinned memory is copied to CUDA
-    while the host goes on.
+    Random numbers are drawn on the CPU, so that a seed means the same everywhere. A copy to CUDA lets the host
+    continue only from pinned memory.
     """
     pinned = values.pin_memory() if device.type == "cuda" and not values.is_cuda else values
     return pinned.to(device, non_blocking=True)

@@ -22,9 +22,9 @@ Progress = Callable[[int, int], None]
 """Receives the bytes done and the bytes in total."""
 
 TIMEOUT_S = 30.0
-"""Longest wait for a server: for the first answer, and between two chunks of the file."""
+"""Timeout in seconds: for the server's first answer, and between two chunks of the file."""
 DELAYS_S = (0.5, 2.0, 8.0)
-"""Pauses before further attempts. An attempt that brings a new chunk resets the count."""
+"""Pauses in seconds before further attempts. An attempt that receives a chunk resets the count."""
 CHUNK = 2**20
 
 _RETRY_STATUS = (408, 416, 425, 429, 500, 502, 503, 504)
@@ -32,7 +32,7 @@ _RETRY_STATUS = (408, 416, 425, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RemoteFile:
-    """The content that a partial file is the beginning of."""
+    """The complete content that a partial file belongs to."""
 
     url: str
     etag: str | None
@@ -69,7 +69,7 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def cache_write_errors(folder: Path) -> Iterator[None]:
-    """Turns an operating-system error of the block, which writes the cache `folder`, into `WeightsUnavailable`."""
+    """Turns an operating-system error in the block, which writes the cache `folder`, into `WeightsUnavailable`."""
     try:
         yield
     except WeightsUnavailable:
@@ -124,7 +124,7 @@ def download(
         hint: hint of the errors.
         size: expected length in bytes, if known.
         sha256: expected hash in hexadecimal, if known.
-        progress: receives the bytes done, those of an earlier call included, and the bytes in total.
+        progress: receives the bytes done, with those of an earlier call, and the bytes in total.
 
     Returns:
         SHA-256 of the content, in hexadecimal.
@@ -141,7 +141,7 @@ def download(
         resumed = part.size() > 0
         found = _complete(part, size, hint, progress)
         if sha256 is not None and found != sha256 and resumed:
-            part.discard()  # it may mix two contents
+            part.discard()  # the file may mix two contents
             found = _complete(part, size, hint, progress)
         if sha256 is not None and found != sha256:
             part.discard()
@@ -250,7 +250,7 @@ def _open(part: _PartialFile, headers: dict[str, str], hint: str) -> Iterator[ht
         cause = problem.reason if isinstance(problem, urllib.error.URLError) else problem
         if isinstance(cause, (TimeoutError, ConnectionResetError, http.client.HTTPException)) or part.size():
             raise _Interrupted(_reason(cause)) from problem
-        raise WeightsUnavailable(f"{part.url} is out of reach: {_reason(cause)}", hint=hint) from problem
+        raise WeightsUnavailable(f"{part.url} can't be reached: {_reason(cause)}", hint=hint) from problem
     with response:
         if response.status not in (200, 206):
             raise WeightsUnavailable(f"{part.url} answered {response.status} {response.reason}", hint=hint)
@@ -277,7 +277,7 @@ def _receive(
 
 
 def _content_length(response: http.client.HTTPResponse, url: str, size: int | None, hint: str) -> int:
-    """The length of the complete file, which the answer must state unless it is known, and which must match `size`."""
+    """The length of the complete file. It must match `size`, and the answer must state it if `size` is None."""
     kind = response.headers.get_content_type()
     if kind == "text/html":
         raise WeightsUnavailable(f"{url} answered with a web page instead of the file", hint=hint)

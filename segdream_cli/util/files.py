@@ -12,21 +12,21 @@ from pathlib import Path
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 
 STEM_LENGTH = 32
-"""Characters of a file's name that the name of its temporary file starts with."""
+"""Number of characters of a file's name that its temporary file's name begins with."""
 
 _unfinished: set[Path] = set()
-"""Temporary files of the blocks of `atomic_write` under way."""
+"""Temporary files of the open blocks of `atomic_write`."""
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Refuses an output that could not be written at the end, before any work starts.
+    """Refuses an output that can't be written, before any work starts.
 
     Raises:
         OutputExists: `path` exists and `force` is false.
         UsageProblem: its folder is missing or not writable, or `path` is a folder.
     """
     folder = path.parent
-    try:  # a name too long, or a folder without access, fails here already
+    try:  # fails for a name that is too long, or a folder without access
         if path.is_dir():
             raise UsageProblem(f"{path} is a folder", hint=f"name a file in it, such as -o {path / 'asset.ply'}")
         if not folder.is_dir():
@@ -97,13 +97,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def is_writing() -> bool:
-    """Whether a block of `atomic_write` is under way: a process killed now would leave its temporary file behind."""
+    """Whether a block of `atomic_write` is open: a process killed now would leave its temporary file behind."""
     return bool(_unfinished)
 
 
 @contextmanager
 def exclusive(path: Path, waiting: str | None = None) -> Iterator[None]:
-    """Holds a lock file while the block runs, so that of several processes only one runs it at a time.
+    """Holds a lock file while the block runs, so only one process runs it at a time.
 
     Args:
         path: the lock file; it and its folder are created, and stay.

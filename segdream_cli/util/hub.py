@@ -21,14 +21,14 @@ class HubModel:
     id: str
     """The owner and the name, such as "openai/clip-vit-large-patch14"."""
     marker: str
-    """A file that every cached snapshot of the model has."""
+    """A file that is in every cached snapshot of the model."""
     fallback_hint: str
-    """Hint for the case that the Hub can't provide the model."""
+    """Hint for an error of the Hub."""
     revision: str | None = None
     """Branch, tag or commit; None is the main branch."""
 
     def local_folder(self) -> Path | None:
-        """The snapshot folder in the local cache, complete or not; None without one."""
+        """The snapshot folder in the local cache, complete or not; None if there is none."""
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
@@ -52,7 +52,7 @@ class HubModel:
             return self.snapshot(patterns)
 
     def list_files(self, patterns: Collection[str]) -> dict[str, tuple[int, bool]]:
-        """Maps the name of each file that matches a pattern to its bytes and whether the cache lacks it."""
+        """For each file that matches a pattern: its bytes, and whether the cache lacks it."""
         from huggingface_hub import snapshot_download
 
         with self._translate_errors(), _hide_bars():
@@ -84,10 +84,10 @@ class HubModel:
         if cached is not None and is_complete(cached):
             return cached
         if is_offline(offline):
-            state = "not" if cached is None else "only in part"
+            state = "not" if cached is None else "only partly"
             raise WeightsUnavailable(
-                f"{self.id} is {state} in the local cache, and going online is not allowed",
-                hint=f"leave out --offline and HF_HUB_OFFLINE once, or {self.fallback_hint}",
+                f"{self.id} is {state} in the local cache, and offline mode is on",
+                hint=f"run once without --offline and HF_HUB_OFFLINE, or {self.fallback_hint}",
             )
         return plan().fetch(announce)
 
@@ -98,7 +98,7 @@ class HubModel:
             yield
         except WeightsUnavailable:
             raise
-        except Exception as problem:  # includes those of its HTTP library, which differs between versions
+        except Exception as problem:  # also those of its HTTP library, which differs between versions
             message, hint = self._describe(problem)
             raise WeightsUnavailable(message, hint=hint) from problem
 
@@ -125,7 +125,7 @@ class HubModel:
                 return f"the Hub answered {problem.response.status_code} for {name}", f"try again later, or {fallback}"
             case OSError() if problem.errno is not None:
                 return f"{name} can't be stored: {problem.strerror}", "HF_HOME=/a/larger/disk segdream ..."
-        return f"{name} can't be downloaded, the Hub is out of reach: {first_line(problem)}", fallback
+        return f"{name} can't be downloaded, the Hub can't be reached: {first_line(problem)}", fallback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ class HubDownload:
 
 
 def is_offline(asked: bool) -> bool:
-    """Whether the network must not be used: because of an option, or of HF_HUB_OFFLINE."""
+    """Whether an option or HF_HUB_OFFLINE forbids the network."""
     from huggingface_hub import is_offline_mode
 
     return asked or is_offline_mode()
@@ -182,9 +182,9 @@ def _hide_bars() -> Iterator[None]:
 
 
 def _silent_bar(progress: Progress, total: int) -> type[Any]:
-    """A class of progress bar for the Hub's client that shows nothing and reports bytes.
+    """A progress-bar class for the Hub's client that shows nothing and reports bytes.
 
-    The client shows one bar of bytes or two (received, and written), depending on its version: the furthest counts.
+    The client shows one bar of bytes or two (received, and written), depending on its version; the further one counts.
     """
     bar: Any = compat.hub_utils().tqdm
     furthest = 0

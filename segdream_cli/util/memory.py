@@ -35,7 +35,7 @@ def out_of_memory(device: torch.device, doing: str, hint: str) -> Iterator[None]
 
     Args:
         device: its peak memory is part of the message.
-        doing: the object that did not fit, as in "the memory of cpu does not hold ...".
+        doing: the object that did not fit, as in "cpu does not have enough memory for ...".
         hint: an option that needs less memory.
     """
     try:
@@ -48,5 +48,5 @@ def out_of_memory(device: torch.device, doing: str, hint: str) -> Iterator[None]
             raise
         peak = peak_memory_gib(device)
         raise OutOfMemory(
-            f"the memory of {device} does not hold {doing}; the peak was {peak:.1f} GiB", hint=hint
+            f"{device} does not have enough memory for {doing}; the peak was {peak:.1f} GiB", hint=hint
         ) from problem

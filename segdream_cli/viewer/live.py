@@ -12,7 +12,7 @@ class LivePage:
     """A page that is served from the first `show` to the end of the `with` block.
 
     Args:
-        announce: is told its address.
+        announce: receives the page's address.
     """
 
     def __init__(self, announce: Callable[[str], object]) -> None:

@@ -1,4 +1,4 @@
-"""Serves one page on the loopback address: an asset, or one that is still being made."""
+"""Serves a page on the loopback address: a finished asset, or one that is being made."""
 
 import json
 import re
@@ -15,11 +15,11 @@ from segdream_cli.formats.page import document, edition
 from segdream_cli.splats import Splats
 
 NEWER = "/newer"
-"""The path at which a page asks for a newer edition than its own."""
+"""Path at which a page requests a newer edition than its own."""
 INTERVAL_S = 1.0
-"""Shortest time between two editions."""
+"""Shortest time between two editions in seconds."""
 GONE_S = 5.0
-"""A page that has not asked for this long counts as closed; an open one asks twice per second."""
+"""Seconds without a request after which a page counts as closed; an open one sends two per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class PageServer:
     """Serves the latest edition to this machine only, between `start` and `close`.
 
     Args:
-        live: whether an open page asks for newer editions.
+        live: whether an open page requests newer editions.
 
     Raises:
         EnvironmentProblem: there is no free port on the loopback address.
@@ -105,7 +105,7 @@ class _Http(ThreadingHTTPServer):
     pages: PageServer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Prints nothing: a page that is closed while it loads is not an error."""
+        """Ignores errors: a page that is closed while it loads is not one."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -115,7 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Sends the page, or a newer edition."""
         host, port = self.headers.get("Host", ""), self.server.server_port
-        if host not in (f"127.0.0.1:{port}", f"localhost:{port}"):  # another site's name for this machine
+        if host not in (
+            f"127.0.0.1:{port}",
+            f"localhost:{port}",
+        ):  # a request under another host name, from another site
             return self._answer(HTTPStatus.FORBIDDEN)
         address = urlsplit(self.path)
         try:
@@ -124,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(HTTPStatus.OK if page else HTTPStatus.SERVICE_UNAVAILABLE, page, "text/html")
             if address.path == NEWER and self.server.pages.live:
                 return self._answer_newer(parse_qs(address.query).get("after", ["0"])[0])
-        except SegdreamError:  # an edition that can't be shown; the next may be better
+        except SegdreamError:  # this edition can't be shown; the next one may
             return self._answer(HTTPStatus.SERVICE_UNAVAILABLE)
         return self._answer(HTTPStatus.NOT_FOUND)
 

@@ -363,11 +363,11 @@ def test_broken_assets_are_refused_by_every_command(refused, there, damage):
 def test_device_cuda_without_cuda_exits_3(refused, there, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = [part for part in SIX if part not in ("--device", "cpu")]
-    told = ["CUDA was asked for", "--device cpu"]
+    told = ["CUDA was requested", "--device cpu"]
     refused(3, told, "generate", BUS, "-o", "bus.ply", *arguments, "--device", "cuda")
     refused(3, told, "render", "there.ply", "--view", "0,0", "--device", "cuda:1")
     several = ("generate", BUS, "--seeds", "0-1", *arguments, "--devices", "0,1")
-    refused(3, ["CUDA was asked for", "--devices cpu"], *several)
+    refused(3, ["CUDA was requested", "--devices cpu"], *several)
     monkeypatch.setenv("SEGDREAM_DEVICE", "cuda")
     refused(3, told, "render", "there.ply", "--view", "0,0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -426,7 +426,11 @@ def test_init_prompt_is_ignored_for_a_sphere(segdream):
 @pytest.mark.parametrize(
     ("fail", "code", "words"),
     [
-        (out_of_memory, 5, ["does not hold a step", "the peak was", "GiB", "--set camera.batch=1", RESUME]),
+        (
+            out_of_memory,
+            5,
+            ["does not have enough memory for a step", "the peak was", "GiB", "--set camera.batch=1", RESUME],
+        ),
         (
             lambda noise: noise * torch.nan,
             7,
@@ -468,7 +472,7 @@ def test_list_reports_the_failed_run(segdream, prior, folder):
     (folder / "list.txt").write_text("a red ball\na blue ball\n")
     done = segdream("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
     assert done.code == 1
-    assert done.err.count("does not hold a step") == 2
+    assert done.err.count("does not have enough memory for a step") == 2
     assert "0 made, 0 skipped, 2 failed" in done.err
 
 

@@ -519,7 +519,7 @@ def test_doctor_exits_3_if_no_asset_can_be_made(segdream, monkeypatch):
     done = segdream("doctor")
     assert done.code == 3
     assert "hint:" in done.out
-    assert "no asset can be made here: prior" in done.err
+    assert "this machine can't make assets: prior" in done.err
 
 
 @pytest.mark.parametrize(

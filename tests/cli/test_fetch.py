@@ -159,7 +159,7 @@ def test_unreachable_hub_is_reported_before_any_download(segdream, online, folde
     point_to("http://127.0.0.1:9", folder / "hub", monkeypatch)
     done = segdream("fetch", "point-e")
     assert done.code == 4
-    assert "the Hub is out of reach" in done.err
+    assert "the Hub can't be reached" in done.err
     assert online.requests == []
 
 

@@ -345,7 +345,7 @@ BAD_PATHS = {
     "fps": ({"frames": [ONE], "fps": 0}, "fps 0"),
     "fps is a list": ({"frames": [ONE], "fps": [30, 1]}, "fps that is not a number"),
     "world": ({"frames": [ONE], "world": "x-up"}, "y-up, ply, playcanvas, z-up"),
-    "world is a list": ({"frames": [ONE], "world": []}, "known are y-up"),
+    "world is a list": ({"frames": [ONE], "world": []}, "use one of y-up"),
     "matrix": ({"camera_path": [{"camera_to_world": [1, 2, 3]}]}, "camera matrix in frame 0 that is not 16 numbers"),
     "a mirror": ({"frames": [{"transform_matrix": np.diag([-1, 1, 1, 1])}]}, "no rotation"),
     "zeros": ({"frames": [{"transform_matrix": np.zeros((4, 4))}]}, "no rotation"),

@@ -191,7 +191,7 @@ def test_write_refuses_unusable_assets(tmp_path: Path, chiral: Splats) -> None:
     path = tmp_path / "a.sog"
     broken = chiral.quats.copy()
     broken[5, 2] = np.inf
-    with pytest.raises(SegdreamError, match="first number 5"):
+    with pytest.raises(SegdreamError, match="the first is number 5"):
         sog.write(path, dataclasses.replace(chiral, quats=broken))
     for size in (0, 65537):
         with pytest.raises(UsageProblem, match="palette"):
@@ -290,25 +290,25 @@ def put(name: str, data: bytes) -> Callable[[dict[str, bytes]], None]:
 
 BLANK = np.zeros((20, 20, 4), np.uint8)
 HOSTILE = {
-    "'../../etc/passwd' leads out": put("../../etc/passwd", b""),
-    "'/tmp/x' leads out": put("/tmp/x", b""),
-    r"'C:\\\\x' leads out": put("C:\\x", b""),
-    "there is no '/etc/passwd' in it": change("sh0", "files", to=["/etc/passwd"]),
-    "there is no 'meta.json' in it": lambda content: content.pop("meta.json"),
-    "there is no 'quats.webp' in it": lambda content: content.pop("quats.webp"),
-    "meta.json is no JSON": put("meta.json", b"[" * 100_000),
+    "'../../etc/passwd' points outside": put("../../etc/passwd", b""),
+    "'/tmp/x' points outside": put("/tmp/x", b""),
+    r"'C:\\\\x' points outside": put("C:\\x", b""),
+    "it lacks '/etc/passwd'": change("sh0", "files", to=["/etc/passwd"]),
+    "it lacks 'meta.json'": lambda content: content.pop("meta.json"),
+    "it lacks 'quats.webp'": lambda content: content.pop("quats.webp"),
+    "meta.json is not JSON": put("meta.json", b"[" * 100_000),
     "of version 1": put("meta.json", b"{}"),
     "of version 3": change("version", to=3),
     "meta.json claims 2000000 bytes": put("meta.json", b" " * 2_000_000),
-    "count of meta.json is no whole": change("count", to=0),
-    "is no whole number": change("count", to=True),
+    "count of meta.json is not a positive": change("count", to=0),
+    "is not a positive integer": change("count", to=True),
     "count of meta.json, 1000000000, is more": change("count", to=1_000_000_000),
     "which do not go with": change("count", to=401),
     "20 x 20 pixels": change("count", to=1_000_000),
     "meta.json has no quats": change("quats", to=[]),
-    "files of means are no list of 2": change("means", "files", to=["means_l.webp"]),
-    "files of sh0 are no list": change("sh0", "files", to=[7]),
-    "mins of means is no list of 3": change("means", "mins", to=[1, 2]),
+    "files entry of means is not a list of 2": change("means", "files", to=["means_l.webp"]),
+    "files entry of sh0 is not a list": change("sh0", "files", to=[7]),
+    "mins of means is not a list of 3": change("means", "mins", to=[1, 2]),
     "maxs of means has a value": change("means", "maxs", to=[1e999, 2, 3]),
     "mins of means has a value": change("means", "mins", to=[10**400, 2, 3]),
     "no list of 256": change("scales", "codebook", to=[1.0] * 255),
@@ -320,9 +320,9 @@ HOSTILE = {
     "of a palette of 5": change("shN", "count", to=5),
     "count of shN, 65537, is more": change("shN", "count", to=65537),
     "does not say which": put("quats.webp", webp(BLANK)),
-    "scales.webp is no lossless WebP": put("scales.webp", webp(BLANK, lossless=False, exact=False)),
-    "quats.webp is no lossless WebP": put("quats.webp", webp(BLANK[..., :3], lossless=False, exact=False)),
-    "sh0.webp is no lossless WebP": put("sh0.webp", b"not a picture"),
+    "scales.webp is not a lossless WebP": put("scales.webp", webp(BLANK, lossless=False, exact=False)),
+    "quats.webp is not a lossless WebP": put("quats.webp", webp(BLANK[..., :3], lossless=False, exact=False)),
+    "sh0.webp is not a lossless WebP": put("sh0.webp", b"not a picture"),
     "sh0.webp has 16383 x 16383 pixels": put("sh0.webp", webp(BLANK)[:21] + b"\xfe\xbf\xff\x0f" + webp(BLANK)[25:]),
     "means_l.webp can't be decoded": put("means_l.webp", webp(BLANK)[:32]),
 }

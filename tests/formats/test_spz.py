@@ -177,11 +177,11 @@ def test_write_refuses(tmp_path: Path, three: Splats) -> None:
     path = tmp_path / "a.spz"
     far = dataclasses.replace(three, means=three.means * 16)
     with pytest.raises(
-        UsageProblem, match="12 units from the origin, and SPZ with 20 fractional bits ends at 8"
+        UsageProblem, match="12 units from the origin, and SPZ with 20 fractional bits reaches only 8"
     ) as caught:
         spz.write(path, far, fractional_bits=20)
     assert caught.value.hint == "--spz-bits 12"
-    with pytest.raises(UsageProblem, match="ends at 8388608"):
+    with pytest.raises(UsageProblem, match="reaches only 8388608"):
         spz.write(path, dataclasses.replace(three, means=three.means * 2**25))
     with pytest.raises(UsageProblem, match="not 13"):
         spz.write(path, three, fractional_bits=13)
@@ -276,7 +276,7 @@ def test_read_follows_the_frame_extension(tmp_path: Path, flags: int, extra: byt
 
 def test_read_refuses_unknown_frames(tmp_path: Path) -> None:
     (tmp_path / "a.spz").write_bytes(legacy(3, 1, 0, MEANS, REST, bytes(4), flags=2, extra=extension(0xADBE0003, 12)))
-    with pytest.raises(UsageProblem, match="stands in the frame 12"):
+    with pytest.raises(UsageProblem, match="uses the frame 12"):
         spz.read(tmp_path / "a.spz")
 
 
@@ -286,7 +286,7 @@ DAMAGE = {
     "another format": (b"ply\n", "is not an SPZ file"),
     "gzip of something": (gzip.compress(bytes(99)), "is not an SPZ file"),
     "gzip of little": (gzip.compress(b"NGSP"), "truncated in its header"),
-    "version 1": (legacy(1, 1, 0, BODY), "version 1; known are 2, 3 and 4"),
+    "version 1": (legacy(1, 1, 0, BODY), "version 1; segdream reads versions 2, 3 and 4"),
     "version 5": (legacy(5, 1, 0, BODY), "version 5"),
     "version 4 in gzip": (legacy(4, 1, 0, BODY), "version 4 inside gzip"),
     "no Gaussians": (legacy(3, 0, 0), "zero Gaussians"),
@@ -329,13 +329,13 @@ def test_read_refuses_damaged_version_4(tmp_path: Path, zstandard: ModuleType) -
         refused(whole[:16] + struct.pack("<I", table) + whole[20:], "table of contents")
     refused(whole[:15] + b"\5" + whole[16:], "table of contents")
     refused(whole[:32] + struct.pack("<Q", 2**63) + whole[40:], "truncated in its means")
-    refused(whole[:40] + struct.pack("<Q", 28) + whole[48:], "means are not of 27 bytes")
+    refused(whole[:40] + struct.pack("<Q", 28) + whole[48:], "means do not take 27 bytes")
     refused(whole[:-1], "truncated in its harmonics")
     start = 32 + 16 * 6
-    refused(whole[:start] + bytes(4) + whole[start + 4 :], "damaged in its means|means are not of 27")
+    refused(whole[:start] + bytes(4) + whole[start + 4 :], "damaged in its means|means do not take 27")
     packed = struct.unpack_from("<Q", whole, 32)[0]
     for frame, reason in (
-        (zstandard.ZstdCompressor().compress(bytes(1 << 30)), "means are not of 27 bytes"),
+        (zstandard.ZstdCompressor().compress(bytes(1 << 30)), "means do not take 27 bytes"),
         (zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 20)), "damaged in its means"),
         (zstandard.ZstdCompressor(write_content_size=False).compress(bytes(26)), "truncated in its means"),
     ):

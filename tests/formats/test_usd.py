@@ -155,7 +155,7 @@ def no_gaussians(stage: Any) -> None:
     ("change", "reason"),
     [
         (without_positions, "no positions"),
-        (short_harmonics, "not of one length"),
+        (short_harmonics, "differ in length"),
         (other_files, "refers to other files"),
         (sublayers, "refers to other files"),
         (infinite, "not a finite number"),
@@ -223,10 +223,10 @@ def test_read_checks_packages_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(usd, "_apart", lambda *_: pytest.fail("the library was asked"))
     content[content.index(b"PXR-USDC") + 200] ^= 1
     (tmp_path / "a.usdz").write_bytes(content)
-    with pytest.raises(UsageProblem, match=r"the sum of 'asset\.usdc' is wrong"):
+    with pytest.raises(UsageProblem, match=r"the checksum of 'asset\.usdc' is wrong"):
         read(tmp_path / "a.usdz")
     for name in ("../asset.usdc", "/etc/asset.usdc", "C:asset.usdc"):
-        with pytest.raises(UsageProblem, match="leads out"):
+        with pytest.raises(UsageProblem, match="points outside"):
             read(rezipped(tmp_path / "c.usdz", {name: layer}))
     with pytest.raises(UsageProblem, match="compressed"):
         read(rezipped(tmp_path / "d.usdz", {"asset.usdc": layer}, zipfile.ZIP_DEFLATED))

@@ -1,4 +1,4 @@
-"""Gaussians to images: `rasterize` with two backends of the same rules, and depth and normals from an image.
+"""Gaussians to images: `rasterize`, with two backends that follow the same rules, and depth and normals of an image.
 
 Both backends composite as gsplat 1.5.3 does in its classic mode: 0.3 square pixels added to the projected covariance,
 alpha below 1/255 skipped and capped at 0.999, a pixel closed before its transmittance falls to 1e-4.
@@ -17,7 +17,7 @@ class Rendering:
     """Images of `c` views of `n` Gaussians, or of each of `a` sets of them, from `rasterize`."""
 
     rgb: Float[Tensor, "*a c h w 3"]
-    """Colour premultiplied by alpha, with nothing behind it."""
+    """Colour premultiplied by alpha, without a background."""
     alpha: Float[Tensor, "*a c h w 1"]
     """Opacity of a pixel, 0 to 1."""
     depth: Float[Tensor, "*a c h w 1"]

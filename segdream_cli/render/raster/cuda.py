@@ -17,14 +17,14 @@ from segdream_cli.util.download import cache_folder
 from segdream_cli.util.files import exclusive
 
 WARP = 32
-"""gsplat 1.5.3's backward pass adds up what the threads of a warp hold for one index, whichever set that belongs to."""
+"""Threads per warp: gsplat 1.5.3's backward pass sums the gradients of a warp per index, across sets."""
 
 
 @cache
 def load_kernels() -> Callable[..., Any]:
-    """The entry point of gsplat, with its kernels compiled and loaded.
+    """The entry point of gsplat; compiles and loads its kernels.
 
-    One process at a time builds them: of two at once, gsplat lets the second delete the files of the first.
+    One process at a time builds them: gsplat lets a second builder delete the files of the first.
 
     Raises:
         EnvironmentProblem: there is no CUDA compiler, the compilation fails, or the cache can't be written.
@@ -36,8 +36,7 @@ def load_kernels() -> Callable[..., Any]:
             return _load()
     except OSError as problem:
         raise EnvironmentProblem(
-            f"{folder} can't be written, where gsplat's kernels are locked while they are built: "
-            f"{problem.strerror or problem}",
+            f"{folder}, which has the lock file of gsplat's kernels, can't be written: {problem.strerror or problem}",
             hint="SEGDREAM_CACHE=/a/folder/of/yours segdream ...",
         ) from problem
 
@@ -52,8 +51,7 @@ def _load() -> Callable[..., Any]:
         lines = str(problem).strip().splitlines() or [type(problem).__name__]
         raise EnvironmentProblem(
             f"gsplat's CUDA kernels can't be built or loaded: {lines[0]}",
-            hint="rm -rf ~/.cache/torch_extensions/*/gsplat_cuda; "
-            'VERBOSE=1 MAX_JOBS=4 python -c "import gsplat.cuda._backend"  # shows what the compiler says',
+            hint="rm -rf ~/.cache/torch_extensions/*/gsplat_cuda; MAX_JOBS=4 segdream doctor --build-kernels",
         ) from problem
     if kernels is None:
         raise EnvironmentProblem("gsplat finds no CUDA compiler (nvcc) to build its kernels with", hint=_toolkit_hint())
@@ -100,7 +98,9 @@ def rasterize(
     if n < WARP and math.prod(means.shape[:-2]) > 1:
         raise ValueError(f"gsplat needs at least {WARP} Gaussians in each of several sets, not {n}")
     unturned = (quats == 0).all(-1, keepdim=True)  # gsplat would divide by their norm
-    identity = torch.eye(1, 4, device=quats.device, dtype=quats.dtype)  # made there: a copy from the host would wait
+    identity = torch.eye(
+        1, 4, device=quats.device, dtype=quats.dtype
+    )  # created on the device: a copy from the host would wait
     image, alpha, info = load_kernels()(
         means,
         torch.where(unturned, identity, quats),
