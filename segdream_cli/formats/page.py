@@ -1,9 +1,9 @@
 """One asset as one HTML file: a viewer that needs neither network nor installation around the asset's Gaussians.
 
 The viewer's source is `data/viewer/`, inserted unminified. The Gaussians are SPZ version 3 in base64, which a browser
-inflates by itself. The page's Content-Security-Policy names the hashes of its own script and style and allows no connection,
-so nothing that a prompt or another tool's file puts into the page can run or send data. A page that is served while
-its asset is being made may ask its own server for newer Gaussians, and no other server.
+inflates by itself. The page's Content-Security-Policy names the hashes of its own script and style and allows no
+connection, so nothing that a prompt or another tool's file puts into the page can run or send data. A page that is
+served while its asset is being made may ask its own server for newer Gaussians, and no other server.
 """
 
 import base64

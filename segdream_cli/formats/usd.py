@@ -123,7 +123,7 @@ def read(path: Path) -> Splats:
 
     Raises:
         EnvironmentProblem: the extra "usd" is not installed.
-        UsageProblem: the file can't be opened, is not a package, is damaged, refers to other files, or has no Gaussians.
+        UsageProblem: the file can't be opened, is not a package, is damaged, refers to other files, or is empty.
     """
     _Pxr.load()
     with open_asset(path) as stream:

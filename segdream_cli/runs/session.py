@@ -394,7 +394,7 @@ def _exists(job: Job, *, force: bool) -> bool:
 
 
 def run_jobs(spec: JobSpec, reporter: Reporter, stop: StopRequest) -> Tally:
-    """Does the jobs of a spec in this process; raises the errors of `Session.load`, `generate_list` and `generate_all`."""
+    """Does the jobs of a spec in this process; raises as `Session.load`, `generate_list`, `generate_all`."""
     with page_for(reporter) if spec.live else nullcontext() as page:
         session = Session.load(spec.request, spec.negative_prompt, spec.batch, reporter=reporter, stop=stop, page=page)
         generate = session.generate_list if spec.as_list else session.generate_all

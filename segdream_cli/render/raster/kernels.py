@@ -8,8 +8,8 @@ A splat stores the factors of its inverse covariance, the conic:
 
 The factors stay accurate for needles, and cost one square per pixel of a row. Compositing walks the splats of a row
 front to back, in blocks of pixels that the compiler turns into vector instructions. The backward pass walks the same
-way and keeps the sum over the splats that are still behind, so it stores no list. Projection computes in float64, compositing in
-float32. docs/raster.md derives the equations.
+way and keeps the sum over the splats that are still behind, so it stores no list. Projection computes in float64,
+compositing in float32. docs/raster.md derives the equations.
 
 Importing this module compiles the kernels, or loads them from numba's cache.
 """
