@@ -24,7 +24,7 @@ def segdream(*arguments: str) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Makes the assets, then their contact sheets and films, and prints what it took."""
+    """Makes the assets, then their contact sheets and videos, and prints what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", type=Path)
     parser.add_argument("--out-dir", type=Path, default=Path("real"))

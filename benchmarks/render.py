@@ -50,7 +50,7 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def peaks(asset: Path, suffix: str, options: argparse.Namespace, frames: int) -> tuple[float, float]:
-    """Largest resident sets in MiB, of a process that makes a film and of its ffmpeg."""
+    """Largest resident sets in MiB, of a process that makes a video and of its ffmpeg."""
     arguments = [
         f"--count={options.count}",
         f"--size={options.size}",
@@ -63,7 +63,7 @@ def peaks(asset: Path, suffix: str, options: argparse.Namespace, frames: int) ->
 
 
 def report_peaks(asset: Path, suffix: str, options: argparse.Namespace) -> None:
-    """Makes one film and prints the peaks of this process and of its ffmpeg."""
+    """Makes one video and prints the peaks of this process and of its ffmpeg."""
     job = RenderJob.of([read(asset)], options.device, options.size, "rgb", WHITE)
     done, highest = threading.Event(), [0]
 
@@ -110,7 +110,7 @@ def main() -> None:
             f"{options.device}, torch {torch.__version__}, {torch.get_num_threads()} threads; {options.count:,} "
             f"Gaussians, {options.frames} frames of {options.size} px"
         )
-        rows = {"pictures alone": lambda: [to_uint8(picture) for picture in job.images(track, precise=False)]}
+        rows = {"images alone": lambda: [to_uint8(image) for image in job.images(track, precise=False)]}
         for suffix in SUFFIXES:
             rows[suffix] = lambda suffix=suffix: job.write_video(Path(folder) / f"turn{suffix}", track, 30)
         rows[".webm, transparent"] = lambda: clear.write_video(Path(folder) / "clear.webm", track, 30)

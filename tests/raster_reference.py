@@ -91,15 +91,15 @@ def render(
             for (camera, _), K in zip(cameras, Ks, strict=True)
         ]
     )
-    pictures = []
+    images = []
     for v, (camera, in_range) in enumerate(cameras):
         covars2d = screen_covariances(camera, covars, viewmats[v, :3, :3], Ks[v], width, height)
         features = torch.cat([colors.expand(len(viewmats), -1, -1)[v], camera[:, 2:]], -1)
         seen = opacities * in_range
         sums, alpha = composite(means2d[v], covars2d, seen, features, camera[:, 2], width, height)
-        pictures.append(torch.cat([sums, alpha], -1).reshape(height, width, 5))
-    picture = torch.stack(pictures)
-    return Reference(picture[..., :3], picture[..., 4:], picture[..., 3:4], means2d)
+        images.append(torch.cat([sums, alpha], -1).reshape(height, width, 5))
+    image = torch.stack(images)
+    return Reference(image[..., :3], image[..., 4:], image[..., 3:4], means2d)
 
 
 NAMES = ("means", "quats", "scales", "opacities", "colors")

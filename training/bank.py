@@ -26,7 +26,7 @@ ATTRIBUTE_INDEX = {name: i for i, name in enumerate(ATTRIBUTES)}
 
 @dataclass(slots=True)
 class Bank:
-    """Renders with what they show: m pictures, s pixels square, premultiplied RGBA.
+    """Renders with what they show: m images, s pixels square, premultiplied RGBA.
 
     Objects, colours and attributes are places in `OBJECTS`, `COLORS` and `ATTRIBUTES`; views of one instance share
     its number and stand next to each other.
@@ -44,9 +44,9 @@ class Bank:
         return len(self.rgba)
 
     def over_backgrounds(self, picks: Int64[Tensor, " b"], generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:
-        """Some of the pictures over random backgrounds, 0..1."""
-        pictures = self.rgba[picks].permute(0, 3, 1, 2).float() / 255
-        return pictures[:, :3] + (1 - pictures[:, 3:]) * backgrounds(len(picks), pictures.shape[-1], generator)
+        """Some of the images over random backgrounds, 0..1."""
+        images = self.rgba[picks].permute(0, 3, 1, 2).float() / 255
+        return images[:, :3] + (1 - images[:, 3:]) * backgrounds(len(picks), images.shape[-1], generator)
 
 
 def render_bank(
@@ -60,19 +60,19 @@ def render_bank(
     views_each: int = 2,
     size: int = SIZE,
 ) -> Bank:
-    """At least `count` pictures of random instances of the combinations, the same for the same seed.
+    """At least `count` images of random instances of the combinations, the same for the same seed.
 
     Half of the instances are plain, and colours that an object naturally has come up more often.
 
     Args:
-        count: number of pictures.
+        count: number of images.
         seed: source of every random number.
         device: where to draw and keep them.
         combinations: what may be drawn.
         light: range of the light.
         lens: range of the cameras.
-        views_each: pictures of each instance.
-        size: side of the pictures in pixels.
+        views_each: images of each instance.
+        size: side of the images in pixels.
     """
     rng = np.random.default_rng(seed)
     rgba, columns, drawn = [], [], 0

@@ -25,8 +25,8 @@ def row(name: str, size: int, rng: np.random.Generator, attributes: list[str]) -
         azimuths, elevations = np.array(angles).T
         tan = np.full(len(angles), np.tan(0.35))
         views = look_at(np.zeros(len(angles), int), azimuths, elevations, tan, 1 / np.sin(0.9 * 0.35 + 0 * tan))
-        pictures = draw(primitives, looks, views, size, torch.device("cpu")).numpy().astype(float)
-        tiles += list(pictures[..., :3] + 255 - pictures[..., 3:])
+        images = draw(primitives, looks, views, size, torch.device("cpu")).numpy().astype(float)
+        tiles += list(images[..., :3] + 255 - images[..., 3:])
     return np.concatenate(tiles, 1).clip(0, 255).astype(np.uint8)
 
 

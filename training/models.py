@@ -21,7 +21,7 @@ LATENT_CHANNELS = 8
 def autoencoder(
     channels: tuple[int, ...] = AUTOENCODER_CHANNELS, latent_channels: int = LATENT_CHANNELS
 ) -> AutoencoderKL:
-    """An autoencoder of 128 px pictures whose latents are 16 px square for four levels."""
+    """An autoencoder of 128 px images whose latents are 16 px square for four levels."""
     return AutoencoderKL(
         latent_channels=latent_channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),

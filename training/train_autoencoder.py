@@ -25,12 +25,12 @@ CHROMA = 0.25
 """From this chroma on a pixel counts as coloured."""
 
 
-def degrade(pictures: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:
+def degrade(images: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:
     """An eighth blurred and an eighth cross-faded with others, so that half-formed splats encode sanely too."""
-    part = len(pictures) // 8
+    part = len(images) // 8
     if not part:
-        return pictures
-    blurred, faded, rest = pictures[:part], pictures[part : 2 * part], pictures[2 * part :]
+        return images
+    blurred, faded, rest = images[:part], images[part : 2 * part], images[2 * part :]
     strengths = zip((2, 4, 8), blurred.tensor_split(3), strict=True)
     blurs = [
         F.interpolate(F.avg_pool2d(some, n), scale_factor=n, mode="bilinear") for n, some in strengths if len(some)
@@ -40,52 +40,52 @@ def degrade(pictures: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> F
     return torch.cat([*blurs, faded, rest])
 
 
-def loss(network: AutoencoderKL, pictures: Float[Tensor, "b 3 s s"], *, noisy: bool = True) -> Tensor:
-    """Absolute errors of pictures, gradients, colours over 8 px and hues, and a little of the latents' divergence.
+def loss(network: AutoencoderKL, images: Float[Tensor, "b 3 s s"], *, noisy: bool = True) -> Tensor:
+    """Absolute errors of images, gradients, colours over 8 px and hues, and a little of the latents' divergence.
 
     Colours and hues get terms of their own since a wrong hue costs a pixel little: they would be learnt last.
     """
-    with torch.autocast(pictures.device.type, dtype=torch.bfloat16):
-        posterior = network.encode(pictures).latent_dist
+    with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        posterior = network.encode(images).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         latents = mean + (logvar / 2).exp() * torch.randn_like(mean) if noisy else mean
         decoded = network.decode(latents).sample
-    error = decoded.float() - pictures
+    error = decoded.float() - images
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     divergence = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
     colors = F.avg_pool2d(error, 8).abs().mean()
-    turned = hue_sine(decoded.float() / 2 + 0.5, pictures / 2 + 0.5).abs().mean()
+    turned = hue_sine(decoded.float() / 2 + 0.5, images / 2 + 0.5).abs().mean()
     total: Tensor = error.abs().mean() + GRADIENT_WEIGHT * edges + COLOR_WEIGHT * colors
     return total + HUE_WEIGHT * turned + KL_WEIGHT * divergence
 
 
-def hue_sine(copies: Float[Tensor, "b 3 s s"], pictures: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b s s"]:
-    """Sine of the angle between the hues of two pictures in 0..1, 0 where the second is hardly coloured.
+def hue_sine(copies: Float[Tensor, "b 3 s s"], images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b s s"]:
+    """Sine of the angle between the hues of two images in 0..1, 0 where the second is hardly coloured.
 
     A copy's chroma below the limit counts as the limit, so that grey pixels have no steep gradient.
     """
-    (u, v), (x, y) = (_chroma_plane(each) for each in (copies, pictures))
+    (u, v), (x, y) = (_chroma_plane(each) for each in (copies, images))
     own, other = (u.square() + v.square()).clamp_min(4 * CHROMA**2), (x.square() + y.square()).clamp_min(1e-6)
     sine: Tensor = (u * y - v * x) / (own * other).sqrt()
-    return sine * (pictures.amax(1) - pictures.amin(1) > CHROMA)
+    return sine * (images.amax(1) - images.amin(1) > CHROMA)
 
 
-def _chroma_plane(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Float[Tensor, "b s s"]]:
+def _chroma_plane(images: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Float[Tensor, "b s s"]]:
     """Coordinates whose angle is the hue and whose length is about twice the chroma."""
-    r, g, b = pictures.unbind(1)
+    r, g, b = images.unbind(1)
     return 2 * r - g - b, 3**0.5 * (g - b)
 
 
-def hues(pictures: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Float[Tensor, "b s s"]]:
+def hues(images: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Float[Tensor, "b s s"]]:
     """Hue in degrees, as an angle in the chroma plane, and chroma of every pixel."""
-    across, up = _chroma_plane(pictures)
+    across, up = _chroma_plane(images)
     hue = torch.atan2(up, across).rad2deg()
-    return hue, pictures.amax(1) - pictures.amin(1)
+    return hue, images.amax(1) - images.amin(1)
 
 
 @torch.no_grad()
 def deviation(network: AutoencoderKL, bank: Bank, generator: torch.Generator) -> float:
-    """Standard deviation of the latents of some of the pictures."""
+    """Standard deviation of the latents of some of the images."""
     picks = torch.randperm(len(bank), device=bank.rgba.device)[:4096]
     samples = bank.over_backgrounds(picks, generator) * 2 - 1
     return torch.cat([network.encode(part).latent_dist.mean for part in samples.split(256)]).std().item()
@@ -93,24 +93,24 @@ def deviation(network: AutoencoderKL, bank: Bank, generator: torch.Generator) ->
 
 @torch.no_grad()
 def quality(network: AutoencoderKL, bank: Bank, generator: torch.Generator) -> tuple[float, float, Tensor]:
-    """Mean PSNR in dB, mean hue error in degrees of clearly coloured objects' pixels, and pictures beside copies."""
+    """Mean PSNR in dB, mean hue error in degrees of clearly coloured objects' pixels, and images beside copies."""
     ratios, errors, kept = [], [], []
     for picks in torch.arange(len(bank), device=bank.rgba.device).split(256):
-        pictures = bank.over_backgrounds(picks, generator)
-        copies = (network.decode(network.encode(pictures * 2 - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
-        ratios.append(-10 * (copies - pictures).square().mean((1, 2, 3)).log10())
-        hue, chroma = hues(pictures)
+        images = bank.over_backgrounds(picks, generator)
+        copies = (network.decode(network.encode(images * 2 - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
+        ratios.append(-10 * (copies - images).square().mean((1, 2, 3)).log10())
+        hue, chroma = hues(images)
         away = (hues(copies)[0] - hue + 180).remainder(360) - 180
         errors.append(away.abs()[(chroma > CHROMA) & (bank.rgba[picks][..., 3] == 255)])
-        kept.append(torch.stack([pictures, copies], 1)[:8].flatten(0, 1))
+        kept.append(torch.stack([images, copies], 1)[:8].flatten(0, 1))
     return torch.cat(ratios).mean().item(), torch.cat(errors).mean().item(), torch.cat(kept)
 
 
-def sheet(pictures: Float[Tensor, "b 3 s s"], columns: int = 16) -> Image.Image:
-    """Pictures side by side."""
-    pictures = pictures[: len(pictures) // columns * columns] if len(pictures) > columns else pictures
-    columns = min(columns, len(pictures))
-    tiles = (pictures.clamp(0, 1) * 255).byte().cpu().unflatten(0, (-1, columns))
+def sheet(images: Float[Tensor, "b 3 s s"], columns: int = 16) -> Image.Image:
+    """Images side by side."""
+    images = images[: len(images) // columns * columns] if len(images) > columns else images
+    columns = min(columns, len(images))
+    tiles = (images.clamp(0, 1) * 255).byte().cpu().unflatten(0, (-1, columns))
     return Image.fromarray(np.ascontiguousarray(tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy()))
 
 
@@ -120,7 +120,7 @@ def main(
     decoder_only: Annotated[bool, typer.Option(help="Leave the latents as they are, for a trained U-Net.")] = False,
     steps: int = 30_000,
     batch: int = 64,
-    renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 120_000,
+    renders: Annotated[int, typer.Option(help="Images in the bank.")] = 120_000,
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
     channels: Annotated[str, typer.Option(help="Channels of each level.")] = ",".join(map(str, AUTOENCODER_CHANNELS)),
     latent_channels: int = LATENT_CHANNELS,
@@ -149,8 +149,8 @@ def main(
 
     def objective() -> tuple[Tensor, Tensor]:
         picks = torch.randint(len(bank), (batch,), generator=generator, device=place)
-        pictures = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
-        value = measured(network, pictures.contiguous(memory_format=torch.channels_last), noisy=not decoder_only)
+        images = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
+        value = measured(network, images.contiguous(memory_format=torch.channels_last), noisy=not decoder_only)
         return value, value
 
     fit(network, objective, optimizer, counted, generator, clock, shows="loss")

@@ -65,7 +65,7 @@ class Captions:
         self._coarse = torch.tensor([PHRASES.index(view) for view in COARSE_VIEWS], device=device)
 
     def draw(self, bank: Bank, picks: Int64[Tensor, " b"], generator: torch.Generator) -> Int64[Tensor, "b l"]:
-        """A random caption for each of some pictures of the bank, with or without colour, view, or any text."""
+        """A random caption for each of some images of the bank, with or without colour, view, or any text."""
         chance = torch.rand(5, len(picks), device=picks.device, generator=generator)
         objects, colors = bank.objects[picks], bank.colors[picks]
         azimuth, elevation = bank.azimuth_deg[picks], bank.elevation_deg[picks]
@@ -94,8 +94,8 @@ def latents_of(
     parts = []
     with torch.no_grad(), torch.autocast(bank.rgba.device.type, dtype=torch.bfloat16):
         for part in picks.split(1024):
-            pictures = bank.over_backgrounds(part, generator) * 2 - 1
-            mean = autoencoder.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+            images = bank.over_backgrounds(part, generator) * 2 - 1
+            mean = autoencoder.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean
             parts.append((mean.float() * autoencoder.config.scaling_factor).half())
     return torch.cat(parts), picks
 
@@ -119,7 +119,7 @@ def samples(
     generator: torch.Generator,
     steps: int = 50,
 ) -> Float[Tensor, "b 3 s s"]:
-    """Pictures of the prompts by DDIM, 0..1."""
+    """Images of the prompts by DDIM, 0..1."""
     device = generator.device
     noise_schedule: DDIMScheduler = scheduler()
     noise_schedule.set_timesteps(steps)
@@ -136,7 +136,7 @@ def samples(
 
 @dataclass(slots=True)
 class Data:
-    """What the U-Net learns from: latents of the bank's pictures, which picture each shows, and their captions."""
+    """What the U-Net learns from: latents of the bank's images, which image each shows, and their captions."""
 
     latents: Float[Tensor, "m c h w"]
     shown: Int64[Tensor, " m"]
@@ -190,8 +190,8 @@ def main(
     start: Annotated[Path | None, typer.Option(help="Go on from the weights of an earlier run.")] = None,
     steps: int = 40_000,
     batch: int = 512,
-    renders: Annotated[int, typer.Option(help="Pictures in the bank.")] = 200_000,
-    backgrounds_each: Annotated[int, typer.Option(help="Backgrounds behind each picture.")] = 4,
+    renders: Annotated[int, typer.Option(help="Images in the bank.")] = 200_000,
+    backgrounds_each: Annotated[int, typer.Option(help="Backgrounds behind each image.")] = 4,
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.2e-3,
     seed: int = 2,

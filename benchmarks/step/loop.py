@@ -85,8 +85,8 @@ def ready(pipeline: Pipeline) -> Found:
         prior.predict_noise(latents, torch.full((rows,), 500), text.repeat(rows, 1, 1))
 
     def encode() -> None:
-        pictures = torch.zeros(views, size, size, 3, device=pipeline.device, requires_grad=True)
-        prior.encode_image(pictures.permute(0, 3, 1, 2), None).sum().backward()
+        images = torch.zeros(views, size, size, 3, device=pipeline.device, requires_grad=True)
+        prior.encode_image(images.permute(0, 3, 1, 2), None).sum().backward()
 
     def render() -> None:
         pipeline.render(pipeline.prepare(PROMPT, 0).gaussians, frame_sphere(torch.zeros(1), torch.zeros(1), 64))

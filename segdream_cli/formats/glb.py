@@ -290,7 +290,7 @@ class _Glb:
         present = [name for name in REST if name in attributes]
         k = len(present)
         if k not in BANDS or tuple(present) != REST[:k]:
-            raise self.damage_error(f"{k} spherical-harmonics coefficients do not fill whole degrees")
+            raise self.damage_error(f"{k} coefficients of spherical harmonics do not fill whole degrees")
         names = ("POSITION", ROTATION, SCALE, OPACITY, SH0)
         missing = [name for name in names if name not in attributes]
         if missing:

@@ -173,7 +173,7 @@ def test_generate_refuses_what_the_command_refuses(session, folder):
         session.generate(BUS, seed=-1)
     with pytest.raises(UsageProblem, match="the folder none does not exist"):
         session.generate(BUS, output="none/bus.ply")
-    with pytest.raises(UsageProblem, match="no known asset format"):
+    with pytest.raises(UsageProblem, match="no known suffix"):
         session.generate(BUS, output="bus.txt")
     Path("bus.ply").write_text("mine")
     with pytest.raises(OutputExists, match=r"bus\.ply exists"):

@@ -90,8 +90,8 @@ def test_previews_show_four_sides(segdream):
     segdream("generate", BUS, "-o", "bus.ply", "--preview-every", "3", "--set", "output.preview_size=32", *SIX)
     names = sorted(path.name for path in Path("bus.run").glob("*.png"))
     assert names == ["preview-000003.png", "preview-000006.png"]
-    with Image.open(Path("bus.run") / names[0]) as picture:
-        assert (picture.format, picture.size) == ("PNG", (128, 32))
+    with Image.open(Path("bus.run") / names[0]) as image:
+        assert (image.format, image.size) == ("PNG", (128, 32))
 
 
 @pytest.mark.parametrize(
@@ -418,39 +418,39 @@ def test_render_writes_a_view(segdream, asset):
     done = segdream("render", asset, "--view", "45,20", "--size", "48", "-o", "my view.png", "--json")
     said = json.loads(done.out)
     assert (done.code, said["output"], said["kind"], said["size"]) == (0, "my view.png", "view", 48)
-    with Image.open("my view.png") as picture:
-        assert (picture.mode, picture.size) == ("RGB", (48, 48))
-        assert picture.getpixel((0, 0)) == (255, 255, 255)
-        assert picture.getpixel((24, 24)) != (255, 255, 255)
+    with Image.open("my view.png") as image:
+        assert (image.mode, image.size) == ("RGB", (48, 48))
+        assert image.getpixel((0, 0)) == (255, 255, 255)
+        assert image.getpixel((24, 24)) != (255, 255, 255)
 
 
 @pytest.mark.parametrize("channel", ["rgb", "alpha", "depth", "normals"])
 def test_render_writes_each_channel(segdream, asset, channel):
     assert segdream("render", asset, "--view", "0,0", "--size", "32", "--channel", channel, "-o", "a.png").code == 0
-    with Image.open("a.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open("a.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
     assert np.abs(pixels[16, 16] - pixels[0, 0]).max() > 5
 
 
 def test_render_writes_a_transparent_view(segdream, asset):
     segdream("render", asset, "--view", "0,0", "--size", "32", "--background", "transparent", "-o", "a.png")
-    with Image.open("a.png") as picture:
-        assert picture.mode == "RGBA"
-        assert picture.getpixel((0, 0))[3] == 0 < picture.getpixel((16, 16))[3]
+    with Image.open("a.png") as image:
+        assert image.mode == "RGBA"
+        assert image.getpixel((0, 0))[3] == 0 < image.getpixel((16, 16))[3]
 
 
 def test_render_writes_sheet_frames_and_video(segdream, asset):
     assert segdream("render", asset, "--contact-sheet", "--size", "32").out == "bus-sheet.png\n"
-    with Image.open("bus-sheet.png") as picture:
-        assert picture.size[0] == 128
+    with Image.open("bus-sheet.png") as image:
+        assert image.size[0] == 128
     assert segdream("render", asset, "--frames", "--n-frames", "3", "--size", "32", "-o", "turn").out == "turn\n"
     assert sorted(path.name for path in Path("turn").iterdir()) == [f"frame-000{i}.png" for i in range(3)]
     refused = segdream("render", asset, "--frames", "--n-frames", "3", "--size", "32", "-o", "turn")
     assert refused.code == 6
     done = segdream("render", asset, "--turntable", "--n-frames", "4", "--fps", "2", "--size", "32", "-o", "turn.gif")
     assert done.code == 0
-    with Image.open("turn.gif") as film:
-        assert (film.n_frames, film.size) == (4, (32, 32))
+    with Image.open("turn.gif") as video:
+        assert (video.n_frames, video.size) == (4, (32, 32))
 
 
 def test_export_writes_several_files(segdream, asset):

@@ -1,4 +1,4 @@
-"""`segdream render`: films, pictures side by side, camera paths, depth that can be measured, and what is refused."""
+"""`segdream render`: videos, images side by side, camera paths, depth that can be measured, and what is refused."""
 
 import json
 import math
@@ -46,8 +46,8 @@ def other(folder):
 
 
 def pixels(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture).astype(int)
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
 
 
 def view(segdream, asset, output, *options, angles="0,0", size="48"):
@@ -183,9 +183,9 @@ def test_depth_frames_share_one_range(segdream, asset):
     gaussians = Gaussians.from_splats(formats.read(Path(asset)))
     center, extent = bounds(gaussians)
     for i in range(4):
-        with Image.open(f"d/frame-{i:04d}.png") as picture:
-            assert (float(picture.info["near"]), float(picture.info["far"])) == (said["near"], said["far"])
-            values = np.asarray(picture)
+        with Image.open(f"d/frame-{i:04d}.png") as image:
+            assert (float(image.info["near"]), float(image.info["far"])) == (said["near"], said["far"])
+            values = np.asarray(image)
         assert values.dtype == np.uint16
         cameras = frame_sphere(torch.tensor([90.0 * i]), torch.tensor([15.0]), 40, center=center, extent=extent)
         seen = render(gaussians, cameras)

@@ -1,6 +1,6 @@
-"""Our files in Babylon.js, an independent viewer: its pictures against the CPU rasteriser's.
+"""Our files in Babylon.js, an independent viewer: its images against the CPU rasteriser's.
 
-Meshes are compared with the pictures of the Gaussians that they were made from.
+Meshes are compared with the images of the Gaussians that they were made from.
 """
 
 import json
@@ -73,15 +73,15 @@ def test_points(chiral: Splats, babylon: Viewer) -> None:
     cameras = frame_sphere(AZIMUTHS, ELEVATIONS, SIZE)
     colours = np.clip(0.5 + SH_C0 * chiral.sh0, 0, 1)
     for view in range(2):
-        picture = babylon.picture(cameras, view, torch.zeros(3))
-        rows, columns = np.nonzero((picture < 0.99).any(axis=2))
+        image = babylon.image(cameras, view, torch.zeros(3))
+        rows, columns = np.nonzero((image < 0.99).any(axis=2))
         viewmat, K = (values[view].numpy() for values in (cameras.viewmats, cameras.Ks))
         seen = (chiral.means @ viewmat[:3, :3].T + viewmat[:3, 3]) @ K.T
         seen = seen[:, :2] / seen[:, 2:]
         away = np.abs(np.stack([columns, rows], axis=1)[:, None] + 0.5 - seen).max(axis=2)
         assert away.min(axis=0).max() < 0.6
         assert away.min(axis=1).max() < 0.6
-        difference = np.abs(picture[rows, columns] - colours[away.argmin(axis=1)]).max(axis=1)
+        difference = np.abs(image[rows, columns] - colours[away.argmin(axis=1)]).max(axis=1)
         assert np.quantile(difference, 0.95) < 0.6 / 255  # where two points share a pixel, the other may be nearer
         assert np.abs(columns[:, None] + 0.5 - (SIZE - seen[:, 0])).min(axis=1).max() > 10
 
@@ -162,7 +162,7 @@ def test_meshes(letter: tuple[Splats, mesh.Mesh], babylon: Viewer, suffix: str) 
     cameras = frame_sphere(torch.tensor([20.0, 130.0, 250.0]), torch.tensor([10.0, 35.0, -20.0]), SIZE, extent=0.75)
     seen = rasterized(splats, cameras)
     for view, ours in enumerate(on_white(seen)):
-        theirs = babylon.picture(cameras, view, torch.zeros(3))
+        theirs = babylon.image(cameras, view, torch.zeros(3))
         hit, opaque = (theirs < 0.99).any(axis=2), seen.alpha[view, ..., 0].numpy() > 0.5
         both = hit | opaque
         assert both.sum() > 20_000

@@ -1,4 +1,4 @@
-"""Assets changed on the way from file to file: by numbers, and by the pictures that they make."""
+"""Assets changed on the way from file to file: by numbers, and by the images that they make."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -107,7 +107,7 @@ def test_apply_edits_refuses_an_empty_result(chiral: Splats, edits: Edits, reaso
     assert str(refused.value.hint).startswith(hint)
 
 
-def picture(splats: Splats, cameras: Cameras) -> np.ndarray:
+def image(splats: Splats, cameras: Cameras) -> np.ndarray:
     with torch.no_grad():
         seen = render(Gaussians.from_splats(splats), cameras)
     return np.concatenate([seen.rgb[0].numpy(), seen.alpha[0].numpy()], axis=-1)
@@ -115,7 +115,7 @@ def picture(splats: Splats, cameras: Cameras) -> np.ndarray:
 
 TURN, FACTOR = (20.0, -130.0, 250.0), 2.5
 LOSS = {"splat": 0.05, "sog": 0.02, "spz": 0.02, "spz4": 0.02, "compressed-ply": 0.005}
-"""Mean difference of pictures by the rounding of a format; others keep every value."""
+"""Mean difference of images by the rounding of a format; others keep every value."""
 
 
 @pytest.mark.parametrize("format", [name for name, row in FORMATS.items() if row.readable])
@@ -132,11 +132,11 @@ def test_formats_keep_renders_of_a_transformed_asset(chiral: Splats, tmp_path: P
     viewmats[:, :3, 3] *= FACTOR
     moved = replace(cameras, viewmats=viewmats)
     flat = replace(chiral, shN=chiral.shN[:, :0]) if not there.shN.shape[1] else chiral
-    expected, found = picture(flat, cameras), picture(there, moved)
+    expected, found = image(flat, cameras), image(there, moved)
     covered = expected[..., 3] > 0.01
     assert covered.sum() > 1000
     assert np.abs(found - expected)[covered].mean() < LOSS.get(format, 1e-4)
-    still = picture(apply_edits(flat, Edits(scale=FACTOR)), replace(cameras, viewmats=viewmats))
+    still = image(apply_edits(flat, Edits(scale=FACTOR)), replace(cameras, viewmats=viewmats))
     assert np.abs(still - expected)[covered].mean() > 0.1
 
 

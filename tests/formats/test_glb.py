@@ -224,9 +224,9 @@ HOSTILE = {
     "its nodes is not an array": change("scenes", 0, "nodes", to=3),
     r"nodes\[0\] is not an object": change("nodes", 0, to="x"),
     r"no meshes\[-1\]": change("nodes", 0, "mesh", to=-1),
-    "scale are no 3 numbers": change("nodes", 0, "scale", to=[1, 2]),
+    "scale is not 3 numbers": change("nodes", 0, "scale", to=[1, 2]),
     "matrix is not finite": change("nodes", 0, "matrix", to=[10**400] * 16),
-    "no quaternion": change("nodes", 0, "rotation", to=[0, 0, 0, 0]),
+    "not a quaternion": change("nodes", 0, "rotation", to=[0, 0, 0, 0]),
     "node mirrors or flattens": change("nodes", 0, "scale", to=[-1, 1, 1]),
     "node stretches": change("nodes", 0, "scale", to=[2, 1, 1]),
     "not a finite number": change("nodes", 0, "translation", to=[1e39, 0, 0]),
@@ -248,7 +248,7 @@ HOSTILE = {
     "0 rows": change("accessors", 0, "count", to=0),
     "not a non-negative integer": change("accessors", 0, "count", to=-4),
     "differ in length": change("accessors", 0, "count", to=399),
-    "than there are bytes for": change("bufferViews", 0, "byteLength", to=1 << 60),
+    "more than its bytes hold": change("bufferViews", 0, "byteLength", to=1 << 60),
     "POSITION claims": change("bufferViews", 0, "byteOffset", to=1 << 70),
     "0 bytes apart": change("bufferViews", 0, "byteStride", to=0),
     "is in another file": change("buffers", 0, to={"uri": "../../etc/passwd", "byteLength": 10}),
@@ -305,7 +305,9 @@ def test_read_refuses_nonfinite_values(
     broken = body[:at] + struct.pack("<I", bits) + body[at + 4 :]
     turned = {**document, "nodes": [{"mesh": 0, "rotation": [0.6, 0, 0, 0.8]}]}
     for each in (document, turned):
-        with pytest.raises(UsageProblem, match="1 of 400 rows have a value that is not a finite number, first row 0"):
+        with pytest.raises(
+            UsageProblem, match="1 of 400 rows have a value that is not a finite number, the first is row 0"
+        ):
             read_back(tmp_path, put_together(each, broken))
 
 

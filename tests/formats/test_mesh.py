@@ -1,4 +1,4 @@
-"""Meshes: known solids, sides and handedness, the texture beside pictures, files in other people's readers."""
+"""Meshes: known solids, sides and handedness, the texture beside images, files in other people's readers."""
 
 import dataclasses
 import json
@@ -128,7 +128,7 @@ def test_extract_normals_are_unit_and_outward(ball: Mesh) -> None:
 
 
 def test_extract_silhouette_is_half_opaque(trimesh, ball: Mesh) -> None:
-    """Along the edge of the picture of a shell: the radius at which the rasteriser's alpha is one half."""
+    """Along the edge of the image of a shell: the radius at which the rasteriser's alpha is one half."""
     gaussians = Gaussians.from_splats(shell(0.6))
     size = 400
     # from so far away that lines of sight are all but parallel
@@ -139,9 +139,9 @@ def test_extract_silhouette_is_half_opaque(trimesh, ball: Mesh) -> None:
     with torch.no_grad():
         seen = render(gaussians, Cameras(viewmats, Ks, torch.zeros(1), torch.zeros(1), size))
     area = (seen.alpha > 0.5).sum().item() / (size / 2) ** 2
-    pictured = np.sqrt(area / np.pi)
+    outline = np.sqrt(area / np.pi)
     solid = (3 / (4 * np.pi) * welded(trimesh, ball).volume) ** (1 / 3)
-    assert abs(solid - pictured) < 0.02  # a cell of the grid
+    assert abs(solid - outline) < 0.02  # a cell of the grid
 
 
 def test_extract_keeps_colors_on_their_side(ball: Mesh) -> None:
@@ -188,11 +188,11 @@ def contains(one: Mesh, point) -> bool:
 
 
 def drawn(one: Mesh, cameras, view: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of the mesh and where it is, by casting a ray through each pixel."""
+    """An image of the mesh and where it is, by casting a ray through each pixel."""
     size = cameras.size
     viewmat, K = cameras.viewmats[view].double().numpy(), cameras.Ks[view].double().numpy()
     eye = -viewmat[:3, :3].T @ viewmat[:3, 3]
-    picture, hit = np.zeros((size, size, 3)), np.zeros((size, size), bool)
+    rendered, hit = np.zeros((size, size, 3)), np.zeros((size, size), bool)
     column = np.arange(size) + 0.5
     for row in range(size):
         inside = np.stack([(column - K[0, 2]) / K[0, 0], np.full(size, (row + 0.5 - K[1, 2]) / K[1, 1])], axis=1)
@@ -200,8 +200,8 @@ def drawn(one: Mesh, cameras, view: int) -> tuple[np.ndarray, np.ndarray]:
         nearest = distance.argmin(axis=1)
         hit[row] = np.isfinite(distance.min(axis=1))
         triangle, share = nearest[hit[row]], weights[np.flatnonzero(hit[row]), nearest[hit[row]]]
-        picture[row, hit[row]] = texels(one, np.einsum("tc,tcd->td", share, one.uvs[one.faces[triangle]]))
-    return picture, hit
+        rendered[row, hit[row]] = texels(one, np.einsum("tc,tcd->td", share, one.uvs[one.faces[triangle]]))
+    return rendered, hit
 
 
 def test_extract_matches_renders_of_the_gaussians(letter: Mesh) -> None:
@@ -211,11 +211,11 @@ def test_extract_matches_renders_of_the_gaussians(letter: Mesh) -> None:
     with torch.no_grad():
         seen = render(gaussians, cameras)
     for view in range(3):
-        picture, hit = drawn(letter, cameras, view)
+        rendered, hit = drawn(letter, cameras, view)
         alpha = seen.alpha[view, :, :, 0].numpy()
         opaque = alpha > 0.5
         assert (hit & opaque).sum() / (hit | opaque).sum() > 0.93
-        error = (picture - (seen.rgb[view] / seen.alpha[view].clamp_min(1e-6)).numpy())[hit & (alpha > 0.95)]
+        error = (rendered - (seen.rgb[view] / seen.alpha[view].clamp_min(1e-6)).numpy())[hit & (alpha > 0.95)]
         assert -10 * np.log10((error**2).mean()) > 22
 
 

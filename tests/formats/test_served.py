@@ -150,7 +150,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def picture(tab: Browser) -> np.ndarray:
+def image(tab: Browser) -> np.ndarray:
     tab.run("await segdream.viewer.settled()")
     return tab.screenshot().astype(float)
 
@@ -168,7 +168,7 @@ def test_live_page_shows_the_asset_grow(chiral: Splats, tab: Browser) -> None:
         tab.run("await segdream.ready")
         wait_for(lambda: tab.run("return segdream.viewer.stats.edition") == 1)
         assert tab.run("return segdream.viewer.scene.count") == 50
-        first = picture(tab)
+        first = image(tab)
         wait_for(lambda: live.show(lambda: blue, "<b>grown") or tab.run("return segdream.viewer.stats.edition") > 1)
         assert tab.run("return segdream.viewer.scene.count") == 400
         title, heading, told = tab.run(
@@ -176,12 +176,12 @@ def test_live_page_shows_the_asset_grow(chiral: Splats, tab: Browser) -> None:
         )
         assert title == heading == "<b>grown"
         assert "400" in told
-        second = picture(tab)
+        second = image(tab)
         assert np.abs(second - first).mean() > 2
         assert second[..., 2].sum() > 1.05 * second[..., 0].sum()
     wait_for(lambda: "done" in tab.run("return document.getElementById('status').textContent"))
     assert tab.run("return segdream.viewer.scene.count") == 400
-    np.testing.assert_array_equal(picture(tab), second)
+    np.testing.assert_array_equal(image(tab), second)
     assert {address.split("?")[0] for address in tab.requests() if address.startswith("http")} == {url, f"{url}newer"}
     assert not tab.errors()
 

@@ -1,4 +1,4 @@
-"""SOG: pictures by hand, bounds from the codebooks, other people's files, hostile files; and its k-means."""
+"""SOG: images by hand, bounds from the codebooks, other people's files, hostile files; and its k-means."""
 
 import dataclasses
 import io
@@ -108,7 +108,7 @@ def test_read_is_within_quantization(tmp_path: Path, chiral: Splats, k: int) -> 
 
 
 def test_write_lays_out_the_bundle(tmp_path: Path, chiral: Splats) -> None:
-    """The pictures decoded by the specification's formulas, in plain Python."""
+    """The images decoded by the specification's formulas, in plain Python."""
     path = tmp_path / "a.sog"
     sog.write(path, chiral)
     content = members(path)
@@ -264,8 +264,8 @@ def test_read_other_writers_variants(tmp_path: Path, content: dict[str, bytes]) 
     codes[0] = codes[1] + (codes[1] - codes[255]) / 255
     filled = sog.read(bundle(tmp_path / "b.sog", {**content, "meta.json": json.dumps(meta).encode()}))
     codes[0] = None
-    picture = np.asarray(Image.open(io.BytesIO(content["sh0.webp"])))
-    changed = {**content, "meta.json": json.dumps(meta).encode(), "sh0.webp": webp(picture, icc_profile=b"x" * 200)}
+    image = np.asarray(Image.open(io.BytesIO(content["sh0.webp"])))
+    changed = {**content, "meta.json": json.dumps(meta).encode(), "sh0.webp": webp(image, icc_profile=b"x" * 200)}
     assert changed["sh0.webp"][12:16] == b"VP8X"
     back = sog.read(bundle(tmp_path / "c.sog", changed, zipfile.ZIP_DEFLATED))
     for name in ("means", "quats", "opacity_logits", "sh0", "shN"):
@@ -336,7 +336,7 @@ def test_read_refuses_false_claims(tmp_path: Path, content: dict[str, bytes], re
 
 
 def test_read_bounds_memory_of_bombs(tmp_path: Path, content: dict[str, bytes]) -> None:
-    """Pictures of 268 million pixels in 40 bytes, and a member that unpacks to a thousand times its size."""
+    """Images of 268 million pixels in 40 bytes, and a member that unpacks to a thousand times its size."""
     tracemalloc.start()
     bomb = webp(BLANK)[:21] + struct.pack("<I", 16382 | 16382 << 14) + webp(BLANK)[25:]
     for count in (400, 10_000_000, 268_000_000):

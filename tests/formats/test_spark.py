@@ -1,4 +1,4 @@
-"""Our files in Spark, an independent viewer: its pictures against the CPU rasteriser's."""
+"""Our files in Spark, an independent viewer: its images against the CPU rasteriser's."""
 
 import base64
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The HTML page in a real headless Chromium: its pictures against the CPU rasteriser, its controls, its defences."""
+"""The HTML page in a real headless Chromium: its images against the CPU rasteriser, its controls, its defences."""
 
 import base64
 import re
@@ -57,20 +57,20 @@ def camera(tab: Browser) -> dict[str, float]:
     return state
 
 
-def page_picture(tab: Browser, **view: object) -> np.ndarray:
+def page_image(tab: Browser, **view: object) -> np.ndarray:
     """The page's own screenshot from a camera, in floats, [h, w, 4]."""
     png = tab.run(
         """const { viewer } = segdream;
         viewer.camera.set(arguments[0]);
         viewer.changed();
-        const bytes = new Uint8Array(await (await viewer.picture()).arrayBuffer());
+        const bytes = new Uint8Array(await (await viewer.image()).arrayBuffer());
         return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));""",
         view,
     )
     return decoded(png) / 255.0
 
 
-def cpu_picture(
+def cpu_image(
     splats: Splats, azimuth: float, elevation: float, width: int = 512, height: int = 512, closer: float = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Premultiplied colour and alpha by the CPU rasteriser, framed like the page."""
@@ -86,7 +86,7 @@ def cpu_picture(
 
 
 def framed(splats: Splats, closer: float = 1) -> dict[str, object]:
-    """Where the page's camera has to stand for the framing of `cpu_picture`."""
+    """Where the page's camera has to stand for the framing of `cpu_image`."""
     center, extent = page.bounds(splats)
     return {"distance": extent / closer / (0.85 * np.sin(np.deg2rad(20))), "target": center.tolist()}
 
@@ -106,15 +106,15 @@ def test_page_shows_what_the_rasteriser_shows(
     kept = stored(splats, tmp_path)
     view = framed(kept)
     for azimuth, elevation in ((0, 15), (130, -40), (250, 90)):
-        rgb, alpha = cpu_picture(kept, azimuth, elevation)
+        rgb, alpha = cpu_image(kept, azimuth, elevation)
         expected = np.clip(rgb + 1 - alpha, 0, 1)
-        found = page_picture(tab, azimuth=azimuth, elevation=elevation, **view)
+        found = page_image(tab, azimuth=azimuth, elevation=elevation, **view)
         assert (found[..., 3] == 1).all()
         difference = np.abs(found[..., :3] - expected)[(alpha > 0.01)[..., 0]]  # the empty part would flatter it
         assert len(difference) > 5000
         assert difference.mean() < 0.35 / 255  # 0.25 / 255 of it is the rounding of a PNG
         assert difference.max() < 3 / 255
-    assert np.abs(page_picture(tab, azimuth=40) - page_picture(tab, azimuth=-40)).mean() > 0.01
+    assert np.abs(page_image(tab, azimuth=40) - page_image(tab, azimuth=-40)).mean() > 0.01
     assert not tab.errors()
 
 
@@ -123,8 +123,8 @@ def test_needles_and_specks(chiral: Splats, shown: Callable[..., Browser], tmp_p
     scales = np.where(np.arange(400)[:, None] % 2, np.log([0.1, 1e-4, 1e-4]), np.log([1e-3, 1e-3, 1e-3]))
     splats = replace(chiral, log_scales=scales.astype(np.float32))
     kept = stored(splats, tmp_path)
-    rgb, alpha = cpu_picture(kept, 75.0, 35.0)
-    found = page_picture(shown(splats), azimuth=75, elevation=35, **framed(kept))[..., :3]
+    rgb, alpha = cpu_image(kept, 75.0, 35.0)
+    found = page_image(shown(splats), azimuth=75, elevation=35, **framed(kept))[..., :3]
     difference = np.abs(found - np.clip(rgb + 1 - alpha, 0, 1))[(alpha > 0.01)[..., 0]]
     assert len(difference) > 5000
     assert difference.mean() < 0.5 / 255
@@ -134,8 +134,8 @@ def test_needles_and_specks(chiral: Splats, shown: Callable[..., Browser], tmp_p
 def test_rounding_of_the_payload_can_hardly_be_seen(chiral: Splats, shown: Callable[..., Browser]) -> None:
     splats = replace(chiral, shN=chiral.shN[:, :0])
     tab = shown(splats)
-    rgb, alpha = cpu_picture(splats, 30.0, 20.0)
-    difference = np.abs(page_picture(tab, azimuth=30, elevation=20)[..., :3] - np.clip(rgb + 1 - alpha, 0, 1))
+    rgb, alpha = cpu_image(splats, 30.0, 20.0)
+    difference = np.abs(page_image(tab, azimuth=30, elevation=20)[..., :3] - np.clip(rgb + 1 - alpha, 0, 1))
     assert difference.mean() < 1 / 255
 
 
@@ -146,18 +146,18 @@ def test_other_windows_and_close_cameras(
     """Wide, tall, and so near that Gaussians lie beside and behind the camera."""
     tab = shown(chiral, width=width, height=height)
     kept = stored(chiral, tmp_path)
-    rgb, alpha = cpu_picture(kept, 60.0, 10.0, width, height, closer)
-    found = page_picture(tab, azimuth=60, elevation=10, **framed(kept, closer))[..., :3]
+    rgb, alpha = cpu_image(kept, 60.0, 10.0, width, height, closer)
+    found = page_image(tab, azimuth=60, elevation=10, **framed(kept, closer))[..., :3]
     assert found.shape == (height, width, 3)
     difference = np.abs(found - np.clip(rgb + 1 - alpha, 0, 1))
     assert difference.mean() < 1 / 255
 
 
-def test_picture_keeps_transparency(chiral: Splats, shown: Callable[..., Browser], tmp_path: Path) -> None:
+def test_image_keeps_transparency(chiral: Splats, shown: Callable[..., Browser], tmp_path: Path) -> None:
     kept = stored(chiral, tmp_path)
     tab = shown(replace(kept, provenance=chiral.provenance), "#rotate=0&background=checker")
-    rgb, alpha = cpu_picture(kept, 0.0, 15.0)
-    found = page_picture(tab)
+    rgb, alpha = cpu_image(kept, 0.0, 15.0)
+    found = page_image(tab)
     assert np.abs(found[..., 3:] - alpha).mean() < 0.5 / 255
     assert np.abs(found[..., :3] * found[..., 3:] - np.minimum(rgb, alpha)).mean() < 0.5 / 255
     tab.run("document.getElementById('picture').click()")
@@ -317,7 +317,7 @@ def test_every_control_has_a_name_and_shows_focus(chiral: Splats, shown: Callabl
     named = {(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if "role" in node}
     assert {("application", "a helix, “chiral”"), ("toolbar", "View"), ("heading", "a helix, “chiral”")} <= named
     buttons = {name for role, name in named if role == "button"}
-    assert buttons == {"Rotate", "Background", "Reset", "Picture", "SPZ file"}
+    assert buttons == {"Rotate", "Background", "Reset", "Image", "SPZ file"}
     outlines = []
     for _ in range(7):
         press(tab, "Tab")
@@ -338,7 +338,7 @@ def test_page_follows_the_settings_of_the_system(chiral: Splats, shown: Callable
     tab.command("Emulation.setEmulatedMedia", features=features)
     shown(chiral, "")
     assert tab.run("return [segdream.viewer.background, segdream.viewer.rotating]") == ["dark", False]
-    assert page_picture(tab)[0, 0].tolist() == pytest.approx([0x16 / 255, 0x18 / 255, 0x1D / 255, 1])
+    assert page_image(tab)[0, 0].tolist() == pytest.approx([0x16 / 255, 0x18 / 255, 0x1D / 255, 1])
     features[0]["value"] = "light"
     tab.command("Emulation.setEmulatedMedia", features=features)
     shown(chiral, "")
@@ -347,10 +347,10 @@ def test_page_follows_the_settings_of_the_system(chiral: Splats, shown: Callable
 
 def test_canvas_has_the_pixels_of_the_device(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral, width=300, height=200, ratio=2)
-    assert page_picture(tab).shape == (400, 600, 4)
+    assert page_image(tab).shape == (400, 600, 4)
     tab.command("Emulation.setDeviceMetricsOverride", width=320, height=200, deviceScaleFactor=1, mobile=False)
     tab.run("await new Promise((done) => setTimeout(done, 300))")
-    assert page_picture(tab).shape == (200, 320, 4)
+    assert page_image(tab).shape == (200, 320, 4)
 
 
 def test_address_sets_the_view(chiral: Splats, shown: Callable[..., Browser]) -> None:
@@ -370,9 +370,9 @@ def test_spz_file_comes_out_again(chiral: Splats, shown: Callable[..., Browser],
     np.testing.assert_array_equal(again.means, stored(chiral, tmp_path).means)
 
 
-def test_picture_comes_back_after_the_context_was_lost(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_image_comes_back_after_the_context_was_lost(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral)
-    before = page_picture(tab)
+    before = page_image(tab)
     lost, restored = tab.run(
         """const { viewer } = segdream, extension = viewer.renderer.gl.getExtension("WEBGL_lose_context");
         const message = document.getElementById("message");
@@ -390,7 +390,7 @@ def test_picture_comes_back_after_the_context_was_lost(chiral: Splats, shown: Ca
     )
     assert "graphics device" in lost
     assert restored == ""
-    np.testing.assert_array_equal(page_picture(tab), before)
+    np.testing.assert_array_equal(page_image(tab), before)
 
 
 def test_damaged_data_are_told(chiral: Splats, tab: Browser, tmp_path: Path) -> None:
@@ -419,13 +419,13 @@ def test_browser_without_webgl_is_told(chiral: Splats, tmp_path: Path) -> None:
 
 
 def test_older_browsers_and_machines(chiral: Splats, shown: Callable[..., Browser], tab: Browser) -> None:
-    """Without the newest base64 decoder and without blending in half floats, the picture is nearly the same."""
-    fine = page_picture(shown(chiral))
+    """Without the newest base64 decoder and without blending in half floats, the image is nearly the same."""
+    fine = page_image(shown(chiral))
     assert tab.run("return segdream.viewer.renderer.half")
     without = "delete Uint8Array.fromBase64;WebGL2RenderingContext.prototype.getExtension = () => null;"
     script = tab.command("Page.addScriptToEvaluateOnNewDocument", source=without)
     try:
-        coarse = page_picture(shown(chiral))
+        coarse = page_image(shown(chiral))
     finally:
         tab.command("Page.removeScriptToEvaluateOnNewDocument", **script)
     assert not tab.run("return segdream.viewer.renderer.half || Boolean(Uint8Array.fromBase64)")
@@ -440,11 +440,11 @@ def test_another_asset_can_take_the_place_of_the_first(
     """`segdream.viewer.load` takes the bytes of another SPZ, as a page that follows a run would."""
     flat = replace(chiral, shN=chiral.shN[:, :0], sh0=chiral.sh0[::-1].copy())
     tab = shown(flat)
-    expected = page_picture(tab)
+    expected = page_image(tab)
     spz.write(tmp_path / "flat.spz", flat)
     tab = shown(chiral)
-    first = page_picture(tab)
+    first = page_image(tab)
     payload = base64.b64encode((tmp_path / "flat.spz").read_bytes()).decode()
     tab.run("await segdream.viewer.load(bytesOfBase64(arguments[0]))", payload)
     assert np.abs(first - expected).mean() > 0.005
-    np.testing.assert_array_equal(page_picture(tab), expected)
+    np.testing.assert_array_equal(page_image(tab), expected)

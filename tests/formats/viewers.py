@@ -1,4 +1,4 @@
-"""Other people's viewers in headless Chromium, and how far their pictures are from those of the CPU rasteriser."""
+"""Other people's viewers in headless Chromium, and how far their images are from those of the CPU rasteriser."""
 
 import functools
 import threading
@@ -24,7 +24,7 @@ from segdream_cli.splats.gaussians import Gaussians, bounds
 SIZE = 512
 AZIMUTHS, ELEVATIONS = torch.tensor([0.0, 130.0]), torch.tensor([15.0, -40.0])
 MEAN, NEARLY_ALL, CONTROL, HARMONICS = 3 / 255, 20 / 255, 30 / 255, 4 / 255
-"""Bounds of a difference where the asset is: its mean, its 99th percentile; the least that a mirrored picture, and one
+"""Bounds of a difference where the asset is: its mean, its 99th percentile; the least that a mirrored image, and one
 without the higher harmonics, must differ by. Spark rounds a Gaussian to 16 bytes, Babylon its rotation to 4: either
 makes 2 / 255 of the mean."""
 
@@ -56,7 +56,7 @@ class Viewer:
     def load(self, file: Path, *options: object) -> Any:
         return self.tab.run("return await window.load(...arguments[0])", [f"{self.address}/{file.name}", *options])
 
-    def picture(self, cameras: Cameras, view: int, target: torch.Tensor) -> np.ndarray:
+    def image(self, cameras: Cameras, view: int, target: torch.Tensor) -> np.ndarray:
         """Colours 0..1 on white, [h, w, 3]."""
         ask = "return await window.picture(arguments[0], arguments[1])"
         png = self.tab.run(ask, cameras.positions[view].tolist(), target.tolist())
@@ -90,7 +90,7 @@ def rasterized(splats: Splats, cameras: Cameras) -> Rendering:
 
 
 def on_white(seen: Rendering) -> np.ndarray:
-    """Pictures [views, h, w, 3] in 0..1."""
+    """Images [views, h, w, 3] in 0..1."""
     return (seen.rgb + 1 - seen.alpha).clamp(0, 1).numpy()
 
 
@@ -100,7 +100,7 @@ def check(shown: Viewer, expected: Splats) -> None:
     cameras = frame_sphere(AZIMUTHS, ELEVATIONS, SIZE, center=center, extent=extent)
     flat = on_white(rasterized(replace(expected, shN=expected.shN[:, :0]), cameras))
     for view, ours in enumerate(on_white(rasterized(expected, cameras))):
-        theirs = shown.picture(cameras, view, center)
+        theirs = shown.image(cameras, view, center)
         inside = (ours < 0.99).any(axis=2)
         assert inside.sum() > 15_000
         difference = np.abs(theirs - ours)[inside]

@@ -137,10 +137,10 @@ def test_compiled_networks_give_what_eager_ones_do(low_vram: bool) -> None:
         assert (found - expected).norm() < 5e-3 * expected.norm()
     for views in (2, 4, 2):
         shape, weight = (3, plain.image_size, plain.image_size), torch.randn(1, *plain.latent_shape).cuda()
-        picture = torch.rand(views, *shape, generator=generator).cuda()
+        image = torch.rand(views, *shape, generator=generator).cuda()
         results = []
         for prior in (fast, plain):
-            rgb = picture.clone().requires_grad_()
+            rgb = image.clone().requires_grad_()
             latents = prior.encode_image(rgb)
             (latents * weight).sum().backward()
             results.append((latents.detach(), rgb.grad))

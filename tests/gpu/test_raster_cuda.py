@@ -1,7 +1,7 @@
 """gsplat against the numba rasteriser, and each against the float64 reference, on the same scenes.
 
 Tolerances. gsplat compiles with fast-math exponentials, so that a pixel at the rim of a Gaussian can fall on
-the other side of the 1/255 threshold: pictures may differ by one such step in a few pixels, and agree to 2e-5
+the other side of the 1/255 threshold: images may differ by one such step in a few pixels, and agree to 2e-5
 of their largest value on average. Gradients are compared by relative L2 norm over a whole tensor: 2e-4 for the
 numba rasteriser (measured 1e-5 at most), 5e-3 for gsplat, which recovers the transmittance in float32 from its end.
 """
@@ -25,7 +25,7 @@ SCENES = {
 
 
 def outputs(scene: reference.Scene, device: str) -> dict[str, Tensor]:
-    """Pictures and all gradients, of one scalar loss, on `device` ("reference" is float64)."""
+    """Images and all gradients, of one scalar loss, on `device` ("reference" is float64)."""
     exact = device == "reference"
     kind = {"device": "cpu" if exact else device, "dtype": torch.float64 if exact else torch.float32}
     parameters = [tensor.to(**kind, copy=True).requires_grad_() for tensor in scene.parameters]
@@ -51,10 +51,10 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(("device", "against"), [("cuda", "reference"), ("cpu", "reference"), ("cuda", "cpu")])
 def test_rasterize_matches_the_reference(name: str, device: str, against: str) -> None:
     found, expected = outputs(SCENES[name], device), outputs(SCENES[name], against)
-    for picture in PICTURES:
-        difference, largest = (found[picture] - expected[picture]).abs(), expected[picture].abs().max()
-        assert difference.mean() < 2e-5 * largest, picture
-        assert difference.max() < 2 / 255 * largest, picture
+    for image in PICTURES:
+        difference, largest = (found[image] - expected[image]).abs(), expected[image].abs().max()
+        assert difference.mean() < 2e-5 * largest, image
+        assert difference.max() < 2 / 255 * largest, image
     bound = 5e-3 if device == "cuda" else 2e-4
     for key in expected:
         if key.startswith("grad"):

@@ -1,4 +1,4 @@
-"""`segdream render` on CUDA: each kind of picture beside the CPU's."""
+"""`segdream render` on CUDA: each kind of image beside the CPU's."""
 
 from pathlib import Path
 
@@ -42,8 +42,8 @@ def asset(tmp_path: Path) -> Path:
     return path
 
 
-def pictures(asset: Path, kind: str, device: str) -> np.ndarray:
-    """Every sample of what is written, [pictures, h, w, channels], from 0 to 1."""
+def images(asset: Path, kind: str, device: str) -> np.ndarray:
+    """Every sample of what is written, [images, h, w, channels], from 0 to 1."""
     output = asset.with_name(device if kind == "frames" else f"{device}.png")
     assert run(["render", str(asset), *KINDS[kind], "--size", "128", "--device", device, "-o", str(output)]) == 0
     files = sorted(output.iterdir()) if kind == "frames" else [output]
@@ -54,7 +54,7 @@ def pictures(asset: Path, kind: str, device: str) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_render_matches_the_cpu(asset: Path, kind: str) -> None:
     """Colours to a step and the rim of a Gaussian; distances and normals of a pixel hang on which of them is first."""
-    found, expected = pictures(asset, kind, "cuda"), pictures(asset, kind, "cpu")
+    found, expected = images(asset, kind, "cuda"), images(asset, kind, "cpu")
     assert found.shape == expected.shape
     assert np.ptp(expected) > 0.5
     difference = np.abs(found - expected)

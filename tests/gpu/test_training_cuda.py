@@ -1,4 +1,4 @@
-"""The training stages on CUDA: the same pictures as on the CPU, replayed steps as if called, weights that load."""
+"""The training stages on CUDA: the same images as on the CPU, replayed steps as if called, weights that load."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from training.world.catalog import combinations
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:The 'generic' unit for NumPy timedelta:DeprecationWarning"),  # in numba-cuda
-    pytest.mark.filterwarnings("ignore:.*Grid size:Warning"),  # of numba-cuda, about so few pictures
+    pytest.mark.filterwarnings("ignore:.*Grid size:Warning"),  # of numba-cuda, about so few images
 ]
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_pictures_are_those_of_the_cpu() -> None:
+def test_images_are_those_of_the_cpu() -> None:
     seen = list(combinations())[::7]
     ours, theirs = (render_bank(130, 3, device, combinations=seen, size=64) for device in (CUDA, CPU))
     assert torch.equal(ours.objects.cpu(), theirs.objects)

@@ -39,8 +39,8 @@ def reference():
     means = []
     for azimuth in AZIMUTHS_DEG:
         views = look_at(np.arange(BUSES), np.full(BUSES, azimuth), elevation, tan, distance)
-        pictures = draw(primitives, looks, views, SIZE * SHARPER, CPU).permute(0, 3, 1, 2) / 255
-        means.append(torch.nn.functional.avg_pool2d(pictures, SHARPER).mean(0).permute(1, 2, 0).numpy())
+        images = draw(primitives, looks, views, SIZE * SHARPER, CPU).permute(0, 3, 1, 2) / 255
+        means.append(torch.nn.functional.avg_pool2d(images, SHARPER).mean(0).permute(1, 2, 0).numpy())
     return np.stack(means)[..., 3], np.stack(means)[..., :3]
 
 
@@ -79,11 +79,11 @@ def best_views(gaussians, masks, turn_deg=0.0):
             azimuths, elevations, masks.shape[-1], center=torch.tensor([0.0, height, 0.0]), extent=extent
         )
         with torch.no_grad():
-            picture = render(gaussians, cameras)
-        alpha = picture.alpha[..., 0].numpy()
+            image = render(gaussians, cameras)
+        alpha = image.alpha[..., 0].numpy()
         overlap = silhouette_iou(alpha, masks)
         if overlap.min() > best.min():
-            best, seen = overlap, picture
+            best, seen = overlap, image
     return best, seen
 
 
@@ -99,9 +99,9 @@ def test_generate_bus_has_the_silhouette_of_a_bus(bus, reference):
 def test_generate_bus_has_the_color_of_a_bus(bus, reference):
     """Mean colour of what lies inside the masks; yellow is far more than this distance from the other colours."""
     masks, colors = reference
-    _, picture = best_views(bus, masks)
+    _, image = best_views(bus, masks)
     inside = masks[..., None]
-    mean = (picture.rgb.numpy() * inside).sum((0, 1, 2)) / (picture.alpha.numpy() * inside).sum()
+    mean = (image.rgb.numpy() * inside).sum((0, 1, 2)) / (image.alpha.numpy() * inside).sum()
     expected = colors.sum((0, 1, 2)) / masks.sum()
     assert np.abs(mean - expected).max() < 0.22, (mean, expected)
     red, green, blue = mean
@@ -113,8 +113,8 @@ def test_silhouette_rejects_a_ball_of_the_right_color(reference):
     masks, colors = reference
     color = colors.sum((0, 1, 2)) / masks.sum()
     for radius in (0.25, 0.35, 0.45, 0.55, 0.65):
-        overlap, picture = best_views(ball(radius, color), masks)
-        assert picture is not None
+        overlap, image = best_views(ball(radius, color), masks)
+        assert image is not None
         assert 0.2 < overlap.min() < ENOUGH - 0.08, overlap
 
 

@@ -250,13 +250,13 @@ def test_regularizers_without_weights_have_no_gradient(monkeypatch):
 
 @pytest.mark.parametrize("name", ["tv_rgb", "tv_disparity"])
 def test_regularizers_apply_total_variation_to_color_or_disparity(monkeypatch, name):
-    pictures = []
+    shapes = []
     real = losses.total_variation
-    monkeypatch.setattr(pipeline.losses, "total_variation", lambda image: pictures.append(image.shape) or real(image))
+    monkeypatch.setattr(pipeline.losses, "total_variation", lambda image: shapes.append(image.shape) or real(image))
     _, grad = captured_loss(
         monkeypatch, lambda pipe: pipe.prepare("a cube", 0), **(OFF | {f"loss__{name}": 2.0}), init__opacity=0.8
     )
-    assert pictures == [(2, 32, 32, 3 if name == "tv_rgb" else 1)]
+    assert shapes == [(2, 32, 32, 3 if name == "tv_rgb" else 1)]
     assert grad["means"].abs().sum() > 0
     assert (grad["sh0"] is not None and bool(grad["sh0"].any())) is (name == "tv_rgb")
 

@@ -1,4 +1,4 @@
-"""The training stages end to end on a few pictures: what they save is a checkpoint that the package loads."""
+"""The training stages end to end on a few images: what they save is a checkpoint that the package loads."""
 
 import colorsys
 import math
@@ -71,7 +71,7 @@ def _tokenizer(folder: Path):
     return make_tokenizer(folder / "tokens", vocabulary())
 
 
-def test_captions_say_what_the_pictures_show(tmp_path: Path) -> None:
+def test_captions_say_what_the_images_show(tmp_path: Path) -> None:
     wanted = [Combination(name, color, "striped") for name in ("duck", "school bus") for color in ("blue", "yellow")]
     bank = render_bank(400, 0, CPU, combinations=wanted, size=8)
     tokenizer = _tokenizer(tmp_path)
@@ -109,28 +109,28 @@ def test_captions_say_what_the_pictures_show(tmp_path: Path) -> None:
 
 
 def test_hues_are_those_of_the_colour_wheel() -> None:
-    pictures = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5]])[:, :, None, None]
-    hue, chroma = train_autoencoder.hues(pictures)
+    images = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5]])[:, :, None, None]
+    hue, chroma = train_autoencoder.hues(images)
     assert hue.flatten()[:4].remainder(360).tolist() == pytest.approx([0, 60, 120, 240], abs=1e-4)
     assert chroma.flatten().tolist() == [1, 1, 1, 1, 0]
 
 
-def test_turned_hues_count_by_their_sine_where_the_picture_is_coloured() -> None:
+def test_turned_hues_count_by_their_sine_where_the_image_is_coloured() -> None:
     """At multiples of 60 degrees, where the hexagon of HSV and the circle of the chroma plane agree."""
     turned = torch.tensor([colorsys.hsv_to_rgb(k / 6, 0.8, 0.9) for k in (3, 2, 1, 2)])[:, :, None, None]
-    pictures = torch.tensor([colorsys.hsv_to_rgb(2 / 6, s, 0.9) for s in (0.6, 0.9, 0.6, 0.1)])[:, :, None, None]
-    found = train_autoencoder.hue_sine(turned, pictures).flatten()
+    images = torch.tensor([colorsys.hsv_to_rgb(2 / 6, s, 0.9) for s in (0.6, 0.9, 0.6, 0.1)])[:, :, None, None]
+    found = train_autoencoder.hue_sine(turned, images).flatten()
     expected = [math.sin(math.pi / 3 * (2 - k)) for k in (3, 2, 1)]
     assert found.tolist() == pytest.approx([*expected, 0], abs=1e-5)
 
 
-def test_degraded_pictures_are_blurred_or_mixed_in_their_first_quarter() -> None:
-    pictures = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    spoilt = train_autoencoder.degrade(pictures, torch.Generator().manual_seed(1))
-    assert torch.equal(spoilt[4:], pictures[4:])
-    assert (F.avg_pool2d(spoilt[:2], 8) - F.avg_pool2d(pictures[:2], 8)).abs().max() < 0.1
-    assert (spoilt[:2].diff(dim=-1).abs().mean() < 0.7 * pictures[:2].diff(dim=-1).abs().mean()).item()
-    for mixed, own, other in zip(spoilt[2:4], pictures[2:4], pictures[4:6], strict=True):
+def test_degraded_images_are_blurred_or_mixed_in_their_first_quarter() -> None:
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    spoilt = train_autoencoder.degrade(images, torch.Generator().manual_seed(1))
+    assert torch.equal(spoilt[4:], images[4:])
+    assert (F.avg_pool2d(spoilt[:2], 8) - F.avg_pool2d(images[:2], 8)).abs().max() < 0.1
+    assert (spoilt[:2].diff(dim=-1).abs().mean() < 0.7 * images[:2].diff(dim=-1).abs().mean()).item()
+    for mixed, own, other in zip(spoilt[2:4], images[2:4], images[4:6], strict=True):
         share = ((mixed - other) / (own - other)).median()
         torch.testing.assert_close(mixed, share * own + (1 - share) * other, atol=1e-4, rtol=0)
 

@@ -1,4 +1,4 @@
-"""The procedural world: distances against sampled surfaces, pictures against projection by hand, captions, the bank."""
+"""The procedural world: distances against sampled surfaces, images against projection by hand, captions, the bank."""
 
 import math
 from pathlib import Path
@@ -142,10 +142,10 @@ def ball(radius: float, rgb: tuple[float, float, float] | None, place=(0.0, 0.0,
 
 def test_a_ball_covers_the_disc_of_its_tangent_cone() -> None:
     views = look_at(ONE, np.array([40.0]), np.array([20.0]), np.array([0.4]), np.array([3.0]))
-    picture = draw(ball(0.7, (1, 0, 0)), np.zeros((1, LOOK_COLUMNS), np.float32), views, 128, CPU)[0]
-    radius = math.tan(math.asin(0.7 / 3)) / 0.4  # in half pictures
-    assert picture[..., 3].float().mean() / 255 == pytest.approx(math.pi * radius**2 / 4, rel=0.02)
-    assert (picture[..., 1:3] == 0).all()
+    image = draw(ball(0.7, (1, 0, 0)), np.zeros((1, LOOK_COLUMNS), np.float32), views, 128, CPU)[0]
+    radius = math.tan(math.asin(0.7 / 3)) / 0.4  # in half images
+    assert image[..., 3].float().mean() / 255 == pytest.approx(math.pi * radius**2 / 4, rel=0.02)
+    assert (image[..., 1:3] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,8 @@ def test_a_ball_covers_the_disc_of_its_tangent_cone() -> None:
 )
 def test_cameras_look_from_where_they_say(azimuth, elevation, place, row, column) -> None:
     views = look_at(ONE, np.array([azimuth]), np.array([elevation]), np.array([0.1]), np.array([10.0]))
-    picture = draw(ball(0.1, (1, 1, 1), place), np.zeros((1, LOOK_COLUMNS), np.float32), views, 64, CPU)[0, ..., 3]
-    y, x = (picture > 128).nonzero().float().mean(0) + 0.5
+    image = draw(ball(0.1, (1, 1, 1), place), np.zeros((1, LOOK_COLUMNS), np.float32), views, 64, CPU)[0, ..., 3]
+    y, x = (image > 128).nonzero().float().mean(0) + 0.5
     assert (y.item(), x.item()) == pytest.approx((row, column), abs=1)
 
 
@@ -184,9 +184,9 @@ def test_the_named_colour_is_what_most_of_an_object_shows() -> None:
         looks[:, PAINT : PAINT + 3] = magenta
         azimuths = np.array([20.0, 110.0, 200.0, 290.0])
         views = look_at(np.zeros(4, int), azimuths, np.full(4, 15.0), np.full(4, 0.35), np.full(4, 3.2))
-        pictures = draw(primitives, looks, views, 64, CPU).float()
-        seen = pictures[..., 3] > 250
-        main = (pictures[..., 1] < 30) & (pictures[..., 0] > 100) & (pictures[..., 2] > 100)
+        images = draw(primitives, looks, views, 64, CPU).float()
+        seen = images[..., 3] > 250
+        main = (images[..., 1] < 30) & (images[..., 0] > 100) & (images[..., 2] > 100)
         shares[name] = (main & seen).sum().item() / seen.sum().item()
     assert {name: share for name, share in shares.items() if share < 0.35} == {}
     assert np.mean(list(shares.values())) > 0.65
@@ -248,13 +248,13 @@ def test_a_bank_is_the_same_for_the_same_seed_and_shows_what_it_says() -> None:
     assert (torch.cdist(seen.float(), table).argmin(1) == bank.colors).float().mean() > 0.85
 
 
-def test_pictures_over_backgrounds_stay_in_range() -> None:
+def test_images_over_backgrounds_stay_in_range() -> None:
     generator = torch.Generator().manual_seed(0)
     bank = render_bank(8, 1, CPU, combinations=[Combination("mug", "red", "")], size=32)
-    pictures = bank.over_backgrounds(torch.arange(8), generator)
-    assert pictures.shape == (8, 3, 32, 32)
-    assert pictures.min() >= 0
-    assert pictures.max() <= 1
+    images = bank.over_backgrounds(torch.arange(8), generator)
+    assert images.shape == (8, 3, 32, 32)
+    assert images.min() >= 0
+    assert images.max() <= 1
     behind = backgrounds(300, 8, generator)
     white = (behind == 1).all(1).all(1).all(1).float().mean()
     plain = (behind.amax((2, 3)) == behind.amin((2, 3))).all(1).float().mean()

@@ -66,7 +66,7 @@ def test_orbit_cameras_are_rigid_and_look_at_the_origin(azimuth: float, elevatio
 
 
 def test_orbit_front_camera_sees_the_front() -> None:
-    """Azimuth 0: +Z comes towards the camera, +X is right in the picture, +Y is up in it."""
+    """Azimuth 0: +Z comes towards the camera, +X is right in the image, +Y is up in it."""
     front = camera(0)
     assert front.positions[0].tolist() == pytest.approx([0, 0, 3])
     assert project(front, (0, 0, 1))[1] == pytest.approx(2)
@@ -78,7 +78,7 @@ def test_orbit_front_camera_sees_the_front() -> None:
 def test_orbit_azimuth_grows_towards_the_left() -> None:
     left = camera(90)
     assert left.positions[0].tolist() == pytest.approx([3, 0, 0], abs=1e-6)
-    assert project(left, (0, 0, 1))[0][0] < 24  # the object faces the picture's left
+    assert project(left, (0, 0, 1))[0][0] < 24  # the object faces the image's left
     assert camera(180).positions[0].tolist() == pytest.approx([0, 0, -3], abs=1e-6)
     assert camera(0, 30).positions[0, 1] == pytest.approx(1.5)
 
@@ -230,9 +230,9 @@ def test_samples_repeat_with_the_same_seed() -> None:
     assert torch.equal(first.Ks, again.Ks)
     assert not torch.equal(first.viewmats, other.viewmats)
     config = CameraConfig(backgrounds=dict.fromkeys(BACKGROUNDS, 1.0))
-    pictures = [sample_backgrounds(config, 8, [rng(seed)], CPU) for seed in (1, 1, 2)]
-    assert torch.equal(pictures[0], pictures[1])
-    assert not torch.equal(pictures[0], pictures[2])
+    images = [sample_backgrounds(config, 8, [rng(seed)], CPU) for seed in (1, 1, 2)]
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
 
 
 def test_samples_are_independent_per_generator() -> None:
@@ -240,14 +240,14 @@ def test_samples_are_independent_per_generator() -> None:
     config = CameraConfig(batch=3, stratified=True, fill=(0.5, 0.8), backgrounds=dict.fromkeys(BACKGROUNDS, 1.0))
     several, alone = ([rng(seed) for seed in range(4)] for _ in range(2))
     cameras = sample_cameras(config, 600, 64, several)
-    pictures = sample_backgrounds(config, 8, several, CPU)
+    images = sample_backgrounds(config, 8, several, CPU)
     each = [sample_cameras(config, 600, 64, [generator]) for generator in alone]
     assert len(cameras) == 12
     for name in ("viewmats", "Ks", "azimuth_deg", "elevation_deg"):
         expected = torch.cat([getattr(one, name) for one in each])
         torch.testing.assert_close(getattr(cameras, name), expected, rtol=1e-6, atol=1e-6)
     expected = torch.cat([sample_backgrounds(config, 8, [generator], CPU) for generator in alone])
-    torch.testing.assert_close(pictures, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(images, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_config_lists_every_background() -> None:
@@ -255,10 +255,10 @@ def test_config_lists_every_background() -> None:
 
 
 def test_sample_backgrounds_has_the_shares_of_the_release() -> None:
-    pictures = sample_backgrounds(CameraConfig(batch=MANY), 2, [rng()], CPU)
-    assert pictures.shape == (MANY, 2, 2, 3)
-    assert torch.equal(pictures, pictures[:, :1, :1].expand_as(pictures))
-    colors = pictures[:, 0, 0]
+    images = sample_backgrounds(CameraConfig(batch=MANY), 2, [rng()], CPU)
+    assert images.shape == (MANY, 2, 2, 3)
+    assert torch.equal(images, images[:, :1, :1].expand_as(images))
+    colors = images[:, 0, 0]
     black = (colors == 0).all(1)
     assert float(black.double().mean()) == pytest.approx(0.67, abs=0.025)
     drawn = colors[~black]
@@ -268,23 +268,23 @@ def test_sample_backgrounds_has_the_shares_of_the_release() -> None:
 
 @pytest.mark.parametrize("kind", BACKGROUNDS)
 def test_sample_backgrounds_returns_images(kind: Background) -> None:
-    pictures = sample_backgrounds(CameraConfig(batch=200, backgrounds={kind: 1.0}), 9, [rng()], CPU)
-    assert pictures.shape == (200, 9, 9, 3)
-    assert pictures.min() >= 0
-    assert pictures.max() <= 1
+    images = sample_backgrounds(CameraConfig(batch=200, backgrounds={kind: 1.0}), 9, [rng()], CPU)
+    assert images.shape == (200, 9, 9, 3)
+    assert images.min() >= 0
+    assert images.max() <= 1
     if kind in ("black", "white"):
-        assert torch.equal(pictures, torch.full_like(pictures, float(kind == "white")))
+        assert torch.equal(images, torch.full_like(images, float(kind == "white")))
     if kind == "gradient":
-        plain = (pictures == pictures[:, :1, :1]).flatten(1).all(1)
+        plain = (images == images[:, :1, :1]).flatten(1).all(1)
         assert 0.4 < float(plain.double().mean()) < 0.6
-        steps = (pictures[:, 1:] - pictures[:, :-1])[~plain]
+        steps = (images[:, 1:] - images[:, :-1])[~plain]
         assert steps.abs().max() < 0.1
         torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=0, atol=1e-5)
 
 
 def test_sample_backgrounds_skips_weight_zero() -> None:
-    pictures = sample_backgrounds(CameraConfig(batch=500, backgrounds={"black": 0.0, "white": 2.0}), 2, [rng()], CPU)
-    assert pictures.min() == 1
+    images = sample_backgrounds(CameraConfig(batch=500, backgrounds={"black": 0.0, "white": 2.0}), 2, [rng()], CPU)
+    assert images.min() == 1
 
 
 def test_config_backgrounds_are_not_shared() -> None:

@@ -91,16 +91,16 @@ def test_atomic_write_refuses_a_missing_folder(tmp_path):
 
 @needs_dev_full
 def test_atomic_write_leaves_nothing_on_a_full_disk(tmp_path, full_disk):
-    text, picture = tmp_path / "run.json", tmp_path / "picture.png"
-    picture.write_bytes(b"old")
+    text, image = tmp_path / "run.json", tmp_path / "picture.png"
+    image.write_bytes(b"old")
     with pytest.raises(SegdreamError, match=r"disk is full.*run\.json") as caught, atomic_write(text) as temporary:
         temporary.write_text(json.dumps(list(range(9999))))
     assert caught.value.exit_code == 1
     assert str(tmp_path) in caught.value.hint
     with pytest.raises(SegdreamError, match=r"disk is full.*picture\.png"):
-        write_png(picture, np.zeros((300, 300, 3), np.float32))
-    assert picture.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [picture]
+        write_png(image, np.zeros((300, 300, 3), np.float32))
+    assert image.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [image]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pictures: rounding, alpha, contact sheets, depth and normals."""
+"""Images: rounding, alpha, contact sheets, depth and normals."""
 
 from pathlib import Path
 

@@ -316,7 +316,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "too many values in a line": (lambda _: holding(ROW, ROW + " 1"), "row 1: expected end-of-line"),
     "infinite in text": (
         lambda _: holding(ROW, ROW, ROW[:-3] + "inf"),
-        "1 of 3 rows .* not a finite number, first row 2",
+        "1 of 3 rows .* not a finite number, the first is row 2",
     ),
     "binary taken for text": (lambda whole: whole.replace(b"binary_little_endian", b"ascii"), "is damaged"),
 }
@@ -339,7 +339,7 @@ def test_read_counts_nonfinite_rows(tmp_path: Path, kind: str, value: float) -> 
     rows["z"][3] = rows["rot_0"][3] = rows["opacity"][7] = value
     data = PlyData([PlyElement.describe(rows, "vertex")], byte_order=kind[0])
     data.write(str(tmp_path / "a.ply"))
-    with pytest.raises(UsageProblem, match=r"2 of 9 rows .*, first row 3") as caught:
+    with pytest.raises(UsageProblem, match=r"2 of 9 rows .*, the first is row 3") as caught:
         ply.read(tmp_path / "a.ply")
     assert "--filter-nan" in str(caught.value.hint)
 
@@ -350,7 +350,7 @@ def test_read_refuses_signalling_nan_in_padding(tmp_path: Path) -> None:
     row = len(content) - 248  # the last one: position, normal, first harmonics, then the 45 of the padding
     content[row + 9 * 4 : row + 10 * 4] = struct.pack("<I", 0x7FA00000)
     (tmp_path / "a.ply").write_bytes(content)
-    with pytest.raises(UsageProblem, match=r"1 of 4 rows .*, first row 3"):
+    with pytest.raises(UsageProblem, match=r"1 of 4 rows .*, the first is row 3"):
         ply.read(tmp_path / "a.ply")
 
 
@@ -358,7 +358,7 @@ def test_read_refuses_doubles_beyond_float32(tmp_path: Path) -> None:
     rows = np.ones(3, [(name, "f8") for name in NAMES_SH0])
     rows["x"][1] = 1e300
     PlyData([PlyElement.describe(rows, "vertex")]).write(str(tmp_path / "a.ply"))
-    with pytest.raises(UsageProblem, match=r"1 of 3 rows .*, first row 1"):
+    with pytest.raises(UsageProblem, match=r"1 of 3 rows .*, the first is row 1"):
         ply.read(tmp_path / "a.ply")
 
 

@@ -376,7 +376,7 @@ def official(config: PointTransformerConfig = BASE) -> dict[str, Tensor]:
         return dict(PointTransformer(config).state_dict())
 
 
-def of_pictures() -> dict[str, Tensor]:
+def of_images() -> dict[str, Tensor]:
     state = official()
     del state["clip_embed.weight"], state["clip_embed.bias"]
     grid = {"0.weight": (1024,), "0.bias": (1024,), "1.weight": (2048, 1024), "1.bias": (2048,)}
@@ -386,10 +386,10 @@ def of_pictures() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (of_pictures, "conditioned on an image .*width 2048"),
+        (of_images, "conditioned on an image .*width 2048"),
         (lambda: {k: v for k, v in official().items() if "clip_embed" not in k}, "not conditioned on a text"),
         (lambda: {"encoder.resblocks.0.ln_1.weight": torch.ones(256)}, "signed-distance"),
-        (lambda: {"conv.weight": torch.ones(3)}, "no Point-E network"),
+        (lambda: {"conv.weight": torch.ones(3)}, "not a Point-E network"),
         (lambda: official() | {"clip_embed.weight": torch.empty(512, 512)}, r"base40M.*\[512, 512\], not \[512, 768\]"),
         (lambda: official(replace(UPSAMPLE, layers=13)), "upsample: it also holds backbone"),
         (lambda: official(replace(BASE, layers=3)), "lacks backbone.* and 107 more weights"),

@@ -447,7 +447,7 @@ def test_resolve_point_e_unpickles_only_weights(release: Path, tmp_path: Path, z
         ({"model": {"a": torch.zeros(1)}}, "'model' is a dict"),
         ({"epoch": 3}, "'epoch' is a int"),
         ({1: torch.zeros(1)}, "1 is a Tensor"),
-        ({"conv1.weight": torch.zeros(3)}, "no Point-E network"),
+        ({"conv1.weight": torch.zeros(3)}, "not a Point-E network"),
     ],
 )
 def test_resolve_point_e_refuses_a_pt_of_another_kind(release: Path, data: Any, reason: str) -> None:

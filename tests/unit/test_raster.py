@@ -1,6 +1,6 @@
-"""The numba rasteriser against the float64 reference, at its edges, and what is derived from its pictures.
+"""The numba rasteriser against the float64 reference, at its edges, and what is derived from its images.
 
-Tolerances: pictures to 2e-5 of their largest value, gradients to 2e-4 in relative L2 norm over a tensor (about ten
+Tolerances: images to 2e-5 of their largest value, gradients to 2e-4 in relative L2 norm over a tensor (about ten
 times what was measured). The reference decides the 1/255 and 1e-4 thresholds in float64, so a scene in which a
 pixel lies within float32 rounding of one could differ by a step; the fixed seeds hold none.
 """
@@ -58,16 +58,16 @@ def exact_with_gradients(scene: reference.Scene) -> tuple[reference.Reference, t
 def test_rasterize_matches_the_float64_reference(name: str) -> None:
     view, gradients = with_gradients(SCENES[name])
     exact, exact_gradients = exact_with_gradients(SCENES[name])
-    for picture in PICTURES:
-        found, expected = getattr(view, picture), getattr(exact, picture)
+    for image in PICTURES:
+        found, expected = getattr(view, image), getattr(exact, image)
         assert expected.abs().max() > 0.1
-        assert (found - expected).abs().max() < 2e-5 * expected.abs().max(), picture
+        assert (found - expected).abs().max() < 2e-5 * expected.abs().max(), image
     for parameter, found, expected in zip((*reference.NAMES, "means2d"), gradients, exact_gradients, strict=True):
         assert (found - expected).norm() < 2e-4 * expected.norm(), parameter
 
 
 def test_rasterize_gradients_match_finite_differences() -> None:
-    # Gaussians that fill the picture: none has a rim inside it, where alpha would jump at 1/255
+    # Gaussians that fill the image: none has a rim inside it, where alpha would jump at 1/255
     scene = reference.scene(6, views=2, size=10, scale=2.0, opacity=0.3, seed=5)
     _, gradients = with_gradients(scene)
     weights = reference.loss_weights(scene)
@@ -182,8 +182,8 @@ def edge_case(name: str) -> reference.Scene:
 )  # fmt: skip
 def test_rasterize_edge_cases_are_finite(name: str) -> None:
     view, gradients = with_gradients(edge_case(name))
-    for picture in PICTURES:
-        assert getattr(view, picture).isfinite().all(), picture
+    for image in PICTURES:
+        assert getattr(view, image).isfinite().all(), image
     for gradient in gradients:
         assert gradient.isfinite().all()
     assert view.alpha.any().item() == (name not in ("none", "behind", "opacity below 1/255"))
@@ -327,7 +327,7 @@ def test_kernels_compile_without_a_cache_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("per_view", [False, True])
 def test_rasterize_sets_equal_single_calls(per_view: bool) -> None:
-    """Pictures and gradients, the same to the bit; what fills a set up is not drawn and gets no gradient."""
+    """Images and gradients, the same to the bit; what fills a set up is not drawn and gets no gradient."""
     scenes = [reference.scene(n, views=2, size=24, seed=n, per_view_colors=per_view) for n in (30, 50, 41)]
     parameters = [tensor.requires_grad_() for tensor in reference.stacked(scenes, 60)]
     cameras = (torch.stack([getattr(scene, name) for scene in scenes]) for name in ("viewmats", "Ks"))

@@ -12,6 +12,6 @@ PATTERN, PAINT, TRIM, AXIS, OFFSET = 0, 1, 4, 7, 10
 LOOK_COLUMNS = 13
 PLAIN, SPOTS, STRIPES, WOODEN, SNOW = range(5)
 
-# A picture: which instance, the camera (TURN's rows are its right, down and forward), and the light.
+# An image: which instance, the camera (TURN's rows are its right, down and forward), and the light.
 INSTANCE, EYE, TURN, TAN, SUN, AMBIENT, SKY, SUN_LEVEL = 0, 1, 4, 13, 14, 17, 18, 19
 VIEW_COLUMNS = 20

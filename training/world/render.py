@@ -1,11 +1,11 @@
-"""Pictures of the procedural world: sphere tracing, one scalar program compiled for the CPU and for CUDA.
+"""Images of the procedural world: sphere tracing, one scalar program compiled for the CPU and for CUDA.
 
 A ray keeps the primitives whose bounding balls it meets as bits of one integer and steps by their joint distance.
-What it passes within half a pixel of counts as partly covered, and a pixel averages several rays, so pictures are
+What it passes within half a pixel of counts as partly covered, and a pixel averages several rays, so images are
 antialiased. Shading is soft: sky light that fades only a little downwards, a weak sun without shadows, and mild
 occlusion, so that colours stay the colours of the prompt.
 
-Shapes: m pictures, n instances, k primitives of each, s pixels square.
+Shapes: m images, n instances, k primitives of each, s pixels square.
 """
 
 from collections.abc import Callable
@@ -27,18 +27,18 @@ BLOCK = 128
 
 
 def draw(primitives: Floats, looks: Floats, views: Floats, size: int, device: torch.device) -> UInt8[Tensor, "m s s 4"]:
-    """Pictures of the scenes, premultiplied RGBA bytes, on the device that drew them.
+    """Images of the scenes, premultiplied RGBA bytes, on the device that drew them.
 
     Args:
         primitives: what `Sculptor.finish` returns, [n k 26].
         looks: how each instance is painted, [n 13].
-        views: instance, camera and light of each picture, [m 20].
-        size: side of the pictures in pixels.
+        views: instance, camera and light of each image, [m 20].
+        size: side of the images in pixels.
         device: where to draw.
     """
-    pictures = torch.empty(len(views), size, size, 4, dtype=torch.uint8, device=device)
-    _launch(_pixels_cpu, _pixels_cuda, pictures[..., 0].numel(), (primitives, looks, views), pictures)
-    return pictures
+    images = torch.empty(len(views), size, size, 4, dtype=torch.uint8, device=device)
+    _launch(_pixels_cpu, _pixels_cuda, images[..., 0].numel(), (primitives, looks, views), images)
+    return images
 
 
 def sample_surface(
@@ -84,11 +84,11 @@ def _launch(
 @cache
 def _pixels_cpu() -> Any:
     @numba.njit(parallel=True, error_model="numpy")
-    def kernel(primitives: Any, looks: Any, views: Any, pictures: Any) -> None:
-        size = pictures.shape[1]
+    def kernel(primitives: Any, looks: Any, views: Any, images: Any) -> None:
+        size = images.shape[1]
         for row in numba.prange(len(views) * size):
             for x in range(size):
-                pixel(primitives, looks, views, row // size, row % size, x, pictures)
+                pixel(primitives, looks, views, row // size, row % size, x, images)
 
     return kernel
 
@@ -98,11 +98,11 @@ def _pixels_cuda() -> Any:
     from numba import cuda
 
     @cuda.jit(fastmath=True)
-    def kernel(primitives: Any, looks: Any, views: Any, pictures: Any) -> None:
-        size = pictures.shape[1]
+    def kernel(primitives: Any, looks: Any, views: Any, images: Any) -> None:
+        size = images.shape[1]
         i = cuda.grid(1)
         if i < len(views) * size * size:
-            pixel(primitives, looks, views, i // (size * size), i // size % size, i % size, pictures)
+            pixel(primitives, looks, views, i // (size * size), i // size % size, i % size, images)
 
     return kernel
 

@@ -1,7 +1,7 @@
-"""The scalar program behind `render.draw`: what one pixel of one picture looks like.
+"""The scalar program behind `render.draw`: what one pixel of one image looks like.
 
 Its functions are numba's, which compiles them for the CPU and, called from a CUDA kernel, for the GPU. They take a
-primitive (`part`) or all of an instance (`parts`), its `look` and a picture's `view`, whose columns `layout` names.
+primitive (`part`) or all of an instance (`parts`), its `look` and an image's `view`, whose columns `layout` names.
 """
 
 import math
@@ -196,7 +196,7 @@ def normal(parts: Floats, every: int, x: float, y: float, z: float) -> Rgb:
 
 @_program
 def lit(parts: Floats, every: int, look: Floats, view: Floats, nearest: int, x: float, y: float, z: float) -> Rgb:
-    """Colour of a surface point in the light of a picture."""
+    """Colour of a surface point in the light of an image."""
     nx, ny, nz = normal(parts, every, x, y, z)
     near, _ = field(parts, every, x + 0.06 * nx, y + 0.06 * ny, z + 0.06 * nz)
     wide, _ = field(parts, every, x + 0.16 * nx, y + 0.16 * ny, z + 0.16 * nz)
@@ -251,13 +251,13 @@ def ray(
 
 @_program
 def pixel(
-    primitives: Floats, looks: Floats, views: Floats, m: int, row: int, column: int, pictures: NDArray[np.uint8]
+    primitives: Floats, looks: Floats, views: Floats, m: int, row: int, column: int, images: NDArray[np.uint8]
 ) -> None:
-    """Writes one pixel of picture `m`: the mean of its rays, premultiplied RGBA."""
+    """Writes one pixel of image `m`: the mean of its rays, premultiplied RGBA."""
     view = views[m]
     instance = int(view[INSTANCE])
     parts, look = primitives[instance], looks[instance]
-    size = pictures.shape[1]
+    size = images.shape[1]
     red, green, blue, alpha = 0.0, 0.0, 0.0, 0.0
     for j in range(RAYS):
         for i in range(RAYS):
@@ -270,10 +270,10 @@ def pixel(
             r, g, b, a = ray(parts, look, view, dx, dy, dz, view[TAN] / (size * RAYS))
             red, green, blue, alpha = red + r, green + g, blue + b, alpha + a
     scale = 255 / (RAYS * RAYS)
-    pictures[m, row, column, 0] = int(red * scale + 0.5)
-    pictures[m, row, column, 1] = int(green * scale + 0.5)
-    pictures[m, row, column, 2] = int(blue * scale + 0.5)
-    pictures[m, row, column, 3] = int(alpha * scale + 0.5)
+    images[m, row, column, 0] = int(red * scale + 0.5)
+    images[m, row, column, 1] = int(green * scale + 0.5)
+    images[m, row, column, 2] = int(blue * scale + 0.5)
+    images[m, row, column, 3] = int(alpha * scale + 0.5)
 
 
 @_program

@@ -18,14 +18,14 @@ uniform usampler2D order;      // indices of the Gaussians, back to front
 uniform uint visible;          // how many of them count
 uniform vec4 right, down, forward;  // rows of the world-to-camera matrix, OpenCV axes
 uniform vec3 eye;
-uniform vec2 size;             // of the picture, in pixels
+uniform vec2 size;             // of the image, in pixels
 uniform float focal;           // in pixels
 
 out vec2 place;                // in standard deviations
 flat out vec4 color;
 
 const float BLUR = 0.3;        // px^2
-const float MARGIN = 0.15;     // of the picture's size: how far outside it the Jacobian still follows
+const float MARGIN = 0.15;     // of the image size: how far outside it the Jacobian still follows
 const float ALPHA_MIN = 1.0 / 255.0;
 
 ivec2 folded(uint texel) {

@@ -86,7 +86,7 @@ class Viewer {
     this.waiting = [];
     canvas.addEventListener("webglcontextlost", (event) => {
       event.preventDefault();
-      tell("The graphics device was taken away; the picture comes back with it.");
+      tell("The graphics device was lost; the image returns when it is back.");
     });
     canvas.addEventListener("webglcontextrestored", () => {
       tell("");
@@ -355,7 +355,7 @@ async function follow(viewer, address) {
       const answer = await fetch(`${address}?after=${number}`);
       newer = answer.status === 200 ? await answer.json() : undefined;
     } catch {
-      return tell("The run has ended; this is the last that came from it.");
+      return tell("The run has ended; this is its last update.");
     }
     if (newer) {
       await viewer.load(bytesOfBase64(newer.payload));

@@ -36,7 +36,7 @@ def load_kernels() -> Callable[..., Any]:
             return _load()
     except OSError as problem:
         raise EnvironmentProblem(
-            f"{folder}, which has the lock file of gsplat's kernels, can't be written: {problem.strerror or problem}",
+            f"{folder} can't be written, and gsplat's kernels need a lock file there: {problem.strerror or problem}",
             hint="SEGDREAM_CACHE=/a/folder/of/yours segdream ...",
         ) from problem
 
