@@ -1,10 +1,10 @@
-"""Several assets at once: seconds for each and milliseconds a step, from 1 asset to 24.
+"""Several assets at once: seconds per asset and milliseconds per step, from 1 asset to 24.
 
     python -m benchmarks.batch --device cuda --record
-    python -m benchmarks.batch --device cuda --profile 24   # where the host's time of a step goes
-    python -m benchmarks.batch --smoke                      # a few steps of a few assets, anywhere
+    python -m benchmarks.batch --device cuda --profile 24   # the host's time per part of a step
+    python -m benchmarks.batch --smoke                      # a few steps of a few assets, on any machine
 
-Seconds are those of preparing the assets and of their loop: the prior is loaded and the libraries are warm, but CUDA
+Seconds cover the preparation of the assets and their loop: the prior is loaded and the libraries are warm, but CUDA
 graphs are captured within the loop.
 """
 
@@ -47,14 +47,14 @@ def prepared(pipeline: Pipeline, count: int) -> list[AssetState]:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """The time in seconds after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def measure(pipeline: Pipeline, count: int) -> tuple[float, float]:
-    """Seconds for each of `count` assets from prompt to last step, and milliseconds of a later step."""
+    """Seconds per asset for `count` assets from prompt to last step, and milliseconds of a later step."""
     begin, steps = now(pipeline.device), pipeline.config.optim.steps
     run = pipeline.run(prepared(pipeline, count))
     warm_up = min(WARM_UP, steps // 2)
@@ -68,7 +68,7 @@ def measure(pipeline: Pipeline, count: int) -> tuple[float, float]:
 
 
 def show_profile(pipeline: Pipeline, count: int, steps: int) -> None:
-    """What the host spends on the parts of a step, waiting for the device included, and how much it launches."""
+    """Prints the host's time for the parts of a step, with waits for the device, and the number of launches."""
     run = pipeline.run(prepared(pipeline, count))
     for _ in range(WARM_UP // 2):
         next(run)
@@ -96,7 +96,7 @@ def show_profile(pipeline: Pipeline, count: int, steps: int) -> None:
     for _ in range(steps):
         next(run)
     whole = now(pipeline.device) - begin
-    print(f"\n{count} assets, {steps} steps\n\n| part | host ms a step |\n| --- | --- |")
+    print(f"\n{count} assets, {steps} steps\n\n| part | host ms per step |\n| --- | --- |")
     for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"| {name} | {1e3 * seconds / steps:.2f} |")
     print(f"| all others | {1e3 * (whole - sum(spent.values())) / steps:.2f} |")
@@ -125,8 +125,12 @@ def main() -> None:
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--device", default=AUTO)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--profile", type=int, metavar="ASSETS", help="profile a step of so many assets instead")
-    parser.add_argument("--smoke", action="store_true", help="four steps of 1 and 3 small assets, no figures kept")
+    parser.add_argument(
+        "--profile", type=int, metavar="ASSETS", help="profile a step with this number of assets instead"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="four steps of 1 and 3 small assets, without keeping figures"
+    )
     parser.add_argument("--record", action="store_true", help="keep the figures in results.json")
     options = parser.parse_args()
     small = ("optim.steps=40", "init.copies=1", "densify.cap=600") if options.smoke else ()
@@ -137,7 +141,7 @@ def main() -> None:
         options.counts, small = [1, 3], (*small, "optim.steps=4")
     measure(opened(options, *small, "optim.steps=4"), 1)  # compiles, and loads libraries
     pipeline = opened(options, *small)
-    print("| assets | s each | ms a step | ms a step and asset | peak GiB |\n| --- | --- | --- | --- | --- |")
+    print("| assets | s per asset | ms per step | ms per step and asset | peak GiB |\n| --- | --- | --- | --- | --- |")
     for count in options.counts:
         each, step = measure(pipeline, count)
         peak = peak_memory_gib(pipeline.device)

@@ -30,21 +30,21 @@ from segdream_cli.util.files import atomic_write
 HERE = Path(__file__).resolve().parent
 NODE_MODULES = Path(os.environ.get("SEGDREAM_NODE_MODULES", HERE.parent / ".node" / "node_modules")).resolve()
 SLOW = ("sog", "html")
-"""Where splat-transform needs minutes for spherical harmonics of many Gaussians."""
+"""Formats for which splat-transform needs minutes with spherical harmonics of many Gaussians."""
 THEIR_READERS = ("ply", "ply-compact", "compressed-ply", "splat", "spz", "spz4", "sog")
 THEIR_WRITERS = {"ply-compact": ".ply"} | {
     name: FORMATS[name].suffix for name in ("compressed-ply", "splat", "spz4", "glb", *SLOW)
 }
-"""Formats that it writes the like of: its .spz is version 4, its .ply without padding."""
+"""Formats that splat-transform writes too: its .spz is version 4, its .ply has no padding."""
 LEAST_READS = 3
-"""Where a file is written once, because that takes minutes."""
+"""Formats whose file is written only once, because that takes minutes."""
 VIEWED, SORTS = 200_000, 12
 
 Theirs = Callable[..., float | None]
 
 
 def surface(count: int, k: int) -> Splats:
-    """Gaussians about the surface of a ball, whose values fill their range as a trained asset's do."""
+    """Gaussians near the surface of a ball, with values spread as in a trained asset."""
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(count, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -63,7 +63,7 @@ def surface(count: int, k: int) -> Splats:
 
 @contextmanager
 def splat_transform() -> Iterator[Theirs | None]:
-    """What times one of its jobs in seconds, or None where it is not installed."""
+    """A function that times one job of splat-transform in seconds, or None if it is not installed."""
     node = NODE_MODULES / ".bin" / "node"
     if not (NODE_MODULES / "@playcanvas" / "splat-transform").exists():
         print(f"{NODE_MODULES} has no splat-transform: ours alone", file=sys.stderr)
@@ -97,14 +97,14 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def best(runs: int, ours: Callable[[], object], theirs: Callable[[], float | None]) -> tuple[float, float | None]:
-    """The least time of either, in turns."""
+    """The shortest times of both, measured in turns."""
     pairs = [(seconds(ours), theirs()) for _ in range(runs)]
     others = [other for _, other in pairs if other is not None]
     return min(own for own, _ in pairs), min(others) if others else None
 
 
 def raw_seconds(path: Path, splats: Splats) -> float:
-    """The time that numpy alone takes for the rows of a compact PLY, put in place and synced as ours are."""
+    """The time that numpy alone takes for the rows of a compact PLY, written and synced as ours are."""
     table = np.ones((len(splats), 17 + 3 * splats.shN.shape[1]), np.float32)
     start = time.perf_counter()
     with atomic_write(path) as temporary:
@@ -113,7 +113,7 @@ def raw_seconds(path: Path, splats: Splats) -> float:
 
 
 def measure(count: int, k: int, names: list[str], runs: int, folder: Path, theirs: Theirs | None) -> dict[str, float]:
-    """Prints a row a format, and returns the figures by metric."""
+    """Prints a row per format, and returns the figures by metric."""
     splats = surface(count, k)
     degree = BANDS.index(k)
     source = folder / f"source-{count}-{degree}.ply"
@@ -149,7 +149,7 @@ def measure(count: int, k: int, names: list[str], runs: int, folder: Path, their
 
 
 def measure_viewer(folder: Path) -> dict[str, float]:
-    """Seconds until the page of an asset stands, and milliseconds of a sort in its worker, in headless Chromium."""
+    """Seconds until the page shows an asset, and milliseconds of a sort in its worker, in headless Chromium."""
     sys.path.insert(0, str(HERE.parent / "tests" / "formats"))
     from browser import MISSING, chromium
 
@@ -179,7 +179,7 @@ def measure_viewer(folder: Path) -> dict[str, float]:
 
 
 def measure_mesh(folder: Path, count: int) -> dict[str, float]:
-    """Seconds for a textured mesh of Gaussians that cover a ball, as a trained asset's do, and of some that do not."""
+    """Seconds for a textured mesh of Gaussians that cover a ball, like a trained asset's, and of others that do not."""
     from segdream_cli import mesh
 
     crumbs, figures = surface(count, 0), {}

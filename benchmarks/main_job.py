@@ -3,7 +3,7 @@
     python -m benchmarks.main_job --runs 3
 
 The first, uncounted run fills the caches (bytecode, compiled rasteriser), which is what "warm" means here. It has
-another seed, and every counted one its own, so that none finds its Point-E cloud in the cache.
+another seed, and each counted run has its own, so no run finds its Point-E cloud in the cache.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks.record import record
 
 PROMPT = "a yellow school bus"
 FIRST_SEED = random.randrange(10**6)
-"""A new one each time: clouds stay in the cache."""
+"""A new seed per run: clouds stay in the cache."""
 
 
 def run_once(folder: Path, arguments: list[str]) -> tuple[float, float, float]:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--record", action="store_true", help="keep the figures in results.json")
-    options, rest = parser.parse_known_args()  # what is not known here is for segdream generate
+    options, rest = parser.parse_known_args()  # unknown options go to segdream generate
     arguments = ["--device", options.device, "--prior", "mini", *rest]
     with tempfile.TemporaryDirectory() as name:
         run_once(Path(name), [*arguments, "--steps", "2", "--seed", str(FIRST_SEED)])

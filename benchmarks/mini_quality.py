@@ -1,4 +1,4 @@
-"""How good the embedded prior's assets are, as the judge reads them: `python -m benchmarks.mini_quality --help`.
+"""Quality of the embedded prior's assets, by the judge: `python -m benchmarks.mini_quality --help`.
 
 Assets of prompts that the prior never saw are distilled, seen from eight azimuths, and compared with the prior's own
 samples of the same prompts and views. `training/train_judge.py` trains the judge.
@@ -61,7 +61,7 @@ def main(
     device: str = AUTO,
     count: Annotated[int, typer.Option(help="Number of prompts.")] = 64,
     combos: Annotated[
-        Literal["heldout", "training"], typer.Option(help="What the prior never saw, or did.")
+        Literal["heldout", "training"], typer.Option(help="Held-out prompts, or those of the training.")
     ] = "heldout",
     quality: str = "standard",
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, a setting.")] = None,
@@ -69,7 +69,7 @@ def main(
     seed: int = 0,
     sample_guidance: Annotated[float, typer.Option(help="Guidance of the prior's own samples; 0: no samples.")] = 3.0,
     sheet: Annotated[Path | None, typer.Option(help="WebP contact sheet of the assets to write.")] = None,
-    sample_sheet: Annotated[Path | None, typer.Option(help="The same of the samples.")] = None,
+    sample_sheet: Annotated[Path | None, typer.Option(help="WebP contact sheet of the samples to write.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Folder for the assets' PLY files.")] = None,
     worst: Annotated[int, typer.Option(help="Number of worst prompts in the table.")] = 12,
     keep_figures: Annotated[bool, typer.Option("--record", help="Keep the figures in results.json.")] = False,

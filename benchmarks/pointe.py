@@ -1,12 +1,12 @@
-"""What a cloud of Point-E takes: both stages at full size with random weights, 64 + 64 Karras steps, 4,096 points.
+"""Time and memory of a Point-E cloud: both stages at full size with random weights, 64 + 64 Karras steps, 4,096 points.
 
     python -m benchmarks.pointe --record          # and the official sampler beside it, where `point_e` is importable
     python -m benchmarks.pointe --only graphs --steps 16
-    python -m benchmarks.pointe --smoke           # small networks on the CPU, where no way is a faster one
+    python -m benchmarks.pointe --smoke           # small networks on the CPU, where no implementation is faster
 
-Every part has the same weights, text vector and noise. Differences are those to `fp32`: our code in single precision,
-kernel by kernel. A trajectory of random weights is rough, so that single precision itself differs from run to run by
-more than a trained one would. `little` is the embedded prior's own Point-E.
+Every part has the same weights, text vector and noise. Differences are relative to `fp32`: our code in single
+precision, kernel by kernel. A trajectory of random weights is rough, so even single precision differs from run to run
+by more than with trained weights. `little` is the embedded prior's own Point-E.
 """
 
 import argparse
@@ -58,12 +58,12 @@ OFFICIAL = {"official": "highest", "official, TF32": "high"}
 """With the precision of its matrix products: the default, and what a user may ask torch for."""
 PARTS = ("fp32", "graphs", "official", "eager", *LITTLE, "graphs, bf16", "official, TF32", "compiled")
 SLOW = ("fp32", *OFFICIAL)
-"""Parts of which two repeats are enough."""
+"""Parts for which two repeats are enough."""
 REPEATS = 5
 
 
 class Work:
-    """What every part is given: configurations, weights on the CPU, a text vector, and the noise of a seed."""
+    """The inputs of every part: configurations, weights on the CPU, a text vector, and the noise of a seed."""
 
     def __init__(self, device: torch.device, steps: int, *, small: bool) -> None:
         self.device = device
@@ -87,7 +87,7 @@ class Work:
         ]
 
     def ours(self, way: Way) -> PointE:
-        """Both stages, computing in a way."""
+        """Both stages in one implementation."""
         stages = (
             PointTransformer.from_state(config, state).compute_in(way.dtype).to(self.device)
             for config, state in zip(self.configs, self.states, strict=True)
@@ -96,7 +96,7 @@ class Work:
 
 
 def flop(configs: Sequence[PointTransformerConfig]) -> float:
-    """Floating-point operations of a cloud: the blocks' products, two a multiplication with an addition."""
+    """Floating-point operations of a cloud: the blocks' products, two per multiplication with an addition."""
     total = 0.0
     for config in configs:
         given = 1 if config.condition == "text" else config.grid_tokens + config.low_points
@@ -117,14 +117,14 @@ def random_state(config: PointTransformerConfig) -> dict[str, Tensor]:
 
 
 def fast(point_e: PointE, way: Way, device: torch.device) -> PointE:
-    """The same networks, in a faster way where they are on CUDA."""
+    """The same networks, in a faster implementation on CUDA."""
     if device.type == "cuda" and (way.graphs or way.compiling):
         point_e.speed_up(partial(print, flush=True), graphs=way.graphs, compiling=way.compiling)
     return point_e
 
 
 def little(work: Work, way: Way) -> PointE:
-    """The embedded prior's own Point-E, with as many steps as it has, or as the others if those have fewer."""
+    """The embedded prior's own Point-E, with its own number of steps, or that of the others if it is smaller."""
     folder = Path(segdream_cli.__file__).parent / "data" / "mini" / "point_e"
     dtype = way.dtype if work.device.type == "cuda" else torch.float32
     point_e = PointE.load(open_point_e(folder / "model.safetensors", origin="here"), work.device, dtype)
@@ -136,7 +136,7 @@ def little(work: Work, way: Way) -> PointE:
 
 
 def measure(name: str, work: Work, clouds: dict[str, PointCloud], repeats: int) -> Row:
-    """Seconds a cloud and the memory of one part; its cloud is kept in `clouds`."""
+    """Seconds per cloud and memory of one part; keeps its cloud in `clouds`."""
     make: Callable[[], PointCloud]
     if name in OFFICIAL:
         sampler, noise, text = official_sampler(work.configs, work.states, work.device), work.noise(), work.text
@@ -168,7 +168,7 @@ def measure(name: str, work: Work, clouds: dict[str, PointCloud], repeats: int) 
 
 
 def kernels(make: Callable[[], object]) -> Row:
-    """How many kernels a cloud is, and the seconds in which the device computes."""
+    """Number of kernels per cloud, and the seconds in which the device computes."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         make()
         torch.cuda.synchronize()
@@ -180,14 +180,14 @@ def kernels(make: Callable[[], object]) -> Row:
 
 
 def compare(row: Row, cloud: PointCloud, expected: PointCloud) -> None:
-    """Adds how far points and colours are from others: the largest differences, and the mean of the points'."""
+    """Adds the differences of points and colours from others: the largest, and the mean of the points."""
     away = (cloud.points - expected.points).abs()
     row |= {"points_most": away.max().item(), "points_mean": away.mean().item()}
     row["colors_most"] = (cloud.colors - expected.colors).abs().max().item()
 
 
 def run(options: argparse.Namespace, device: torch.device) -> tuple[Work, dict[str, Row]]:
-    """Every part that there is time for; one that fails says where, and is left out."""
+    """Measures every part for which there is time; prints the error of one that fails, and leaves it out."""
     work = Work(device, options.steps, small=options.smoke)
     clouds: dict[str, PointCloud] = {}
     found: dict[str, Row] = {}
@@ -204,7 +204,7 @@ def run(options: argparse.Namespace, device: torch.device) -> tuple[Work, dict[s
             torch.cuda.reset_peak_memory_stats(device)
         try:
             row = measure(name, work, clouds, options.repeats)
-        except Exception as problem:  # whatever it is, the other parts have figures to give
+        except Exception as problem:  # any failure must not lose the figures of the other parts
             lines = traceback.format_list(traceback.extract_tb(problem.__traceback__)[-6:])
             print("".join(lines) + f"{name}: {type(problem).__name__}: {str(problem)[:1500]}", flush=True)
             continue
@@ -221,7 +221,7 @@ def show(work: Work, found: dict[str, Row]) -> None:
     """Prints the table."""
     keys = list(dict.fromkeys(key for row in found.values() for key in row))
     print(
-        f"\n{flop(work.configs) / 1e12:.4g} TFLOP a cloud\n\n| | "
+        f"\n{flop(work.configs) / 1e12:.4g} TFLOP per cloud\n\n| | "
         + " | ".join(keys)
         + " |\n| --- |"
         + " --- |" * len(keys)
@@ -233,7 +233,7 @@ def show(work: Work, found: dict[str, Row]) -> None:
 
 
 def record_all(found: dict[str, Row], device: str) -> None:
-    """Records the default way on CUDA, fp16 in graphs, unless a slower one had to be taken."""
+    """Records the default implementation on CUDA, fp16 in graphs, unless it fell back to a slower one."""
     found = {name: row for name, row in found.items() if not row["given_up"]}
     graphs, official, mini = (found.get(name) for name in ("graphs", "official", "little, graphs"))
     if graphs:
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=64, help="noise levels of each stage; 64 is the release's")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable")
-    parser.add_argument("--time-limit", type=float, default=500, help="seconds after which no part is begun")
+    parser.add_argument("--time-limit", type=float, default=500, help="seconds after which no part begins")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--record", action="store_true", help="keep the figures in results.json")
     options = parser.parse_args()

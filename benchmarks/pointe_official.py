@@ -1,6 +1,6 @@
 """The official Point-E with given weights and noise, where `point_e` is importable: tests/parity-requirements.txt.
 
-It asks for CLIP even if it is handed the features themselves; something without weights stands in CLIP's place.
+The official sampler needs a CLIP object even if it gets the features, so this module passes one without weights.
 """
 
 import importlib.util
@@ -20,13 +20,13 @@ State = dict[str, Tensor]
 
 
 class NoClip(torch.nn.Module):
-    """What is asked of CLIP where its features are given."""
+    """The methods of CLIP that the official sampler calls."""
 
     dtype = torch.float32
 
 
 def importable() -> bool:
-    """Whether the official package can be used here."""
+    """Whether the official package can be imported."""
     stub: Any = ModuleType("clip")
     stub.load, stub.tokenize = lambda *_, **__: (NoClip(), None), None
     sys.modules["clip"] = stub
@@ -48,7 +48,7 @@ def part(name: str) -> Any:
 def official_sampler(
     configs: Sequence[PointTransformerConfig], states: Sequence[State], device: torch.device
 ) -> Callable[[Tensor, Sequence[Tensor]], PointCloud]:
-    """What makes a cloud from a text vector [d] and the noise of each stage, [draws, n, 6], all on the device."""
+    """A function from a text vector [d] and the noise of each stage, [draws, n, 6], to a cloud, all on the device."""
     models, schedules = part("models.configs"), part("diffusion.configs")
     networks = []
     for name, config, state in zip(NAMES, configs, states, strict=True):

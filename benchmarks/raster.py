@@ -19,7 +19,7 @@ COUNTS = (2_000, 10_000, 50_000)
 
 
 def closed_surface(count: int, device: str) -> list[Tensor]:
-    """Gaussians as an optimised object has them: flat, on a noisy sphere, of mixed opacity, no larger than needed."""
+    """Gaussians like those of an optimised object: flat, on a noisy sphere, of mixed opacity, no larger than needed."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(count, 3, generator=generator)
     means = F.normalize(normal, dim=-1) * (0.7 + 0.05 * torch.randn(count, 1, generator=generator))
@@ -37,7 +37,7 @@ def closed_surface(count: int, device: str) -> list[Tensor]:
 
 
 def milliseconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """Shortest wall time of `repeats` runs after two to warm up."""
+    """Shortest wall time of `repeats` runs, after two warm-up runs."""
     times = []
     for _ in range(repeats + 2):
         start = time.perf_counter()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.real prompts/dreamfusion40.txt --out-dir real --quality standard
 
-Not run by its authors, who had no access to the weights; whoever has them is welcome to send what it prints.
+The authors could not run it, since they had no access to the weights. If you have them, please send the output.
 """
 
 import argparse
@@ -24,13 +24,13 @@ def segdream(*arguments: str) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Makes the assets, then their contact sheets and videos, and prints what it took."""
+    """Makes the assets, then their contact sheets and videos, and prints the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", type=Path)
     parser.add_argument("--out-dir", type=Path, default=Path("real"))
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--seed", default="0")
-    options, rest = parser.parse_known_args()  # what is not known here is for segdream generate
+    options, rest = parser.parse_known_args()  # unknown options go to segdream generate
     prior = [] if "--model" in rest else ["--prior", SD21]
     events = segdream(
         "generate", "--prompts", str(options.prompts), "--out-dir", str(options.out_dir), "--quality", options.quality,
@@ -43,12 +43,12 @@ def main() -> None:
     made = [event for event in events if event["event"] == "done"]
     for event in made:
         per_step = 1e3 * float(str(event["seconds"])) / max(1, int(str(event["steps"])))
-        print(f"{event['prompt']}: {event['seconds']} s, {per_step:.0f} ms a step, {event['gaussians']} Gaussians")
+        print(f"{event['prompt']}: {event['seconds']} s, {per_step:.0f} ms per step, {event['gaussians']} Gaussians")
     if not made:
         sys.exit("no asset was made by this call")
     seconds = statistics.median(float(str(event["seconds"])) for event in made)
     failed = sum(event["event"] == "error" for event in events)
-    print("\n| prior | quality | assets | failed | median s an asset |\n| --- | --- | --- | --- | --- |")
+    print("\n| prior | quality | assets | failed | median s per asset |\n| --- | --- | --- | --- | --- |")
     print(f"| {made[0]['prior']} | {options.quality} | {len(made)} | {failed} | {seconds:.0f} |")
 
 

@@ -97,7 +97,7 @@ GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
         },
     ),
 }
-"""Tables of many: the columns, and per row the metrics of each cell; a second metric stands in brackets."""
+"""Tables of several figures per row: the columns, and the metrics of each cell; a second metric is in brackets."""
 
 
 def device_name(device: str) -> str:
@@ -108,12 +108,12 @@ def device_name(device: str) -> str:
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """The entries of `results.json` by metric; of several devices the last measured."""
+    """The entries of `results.json` by metric; with several devices, the last one measured."""
     return {entry["metric"]: entry for entry in json.loads(RESULTS.read_text(encoding="utf-8"))}
 
 
 def number(entry: dict[str, Any], *, bare: bool = False) -> str:
-    """A value with its unit, to three digits; `bare` is without unit."""
+    """A value with its unit, to three digits; `bare` leaves the unit out."""
     value, unit = float(entry["value"]), entry["unit"]
     if unit == "share":
         return f"{100 * value:.3g} %"
@@ -122,7 +122,7 @@ def number(entry: dict[str, Any], *, bare: bool = False) -> str:
 
 
 def table(name: str, entries: dict[str, dict[str, Any]]) -> str:
-    """A table of `RESULTS.md` from the entries of `results.json`."""
+    """A table of `RESULTS.md`, from the entries of `results.json`."""
     if name in FIGURES:
         lines = ["| | measured | goal | device | commit |"]
         for label, metric, goal in FIGURES[name]:

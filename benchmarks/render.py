@@ -1,8 +1,8 @@
-"""Times `segdream render`: a turntable's seconds, how many of them are encoding, and the peak memory by its length.
+"""Times `segdream render`: the seconds of a turntable, the share of encoding, and the peak memory by length.
 
 python -m benchmarks.render [--device cuda] [--count 50000] [--size 512] [--frames 120]
 
-Processor seconds, here and in ffmpeg together, mean something on a busy machine as well; the wall clock does not.
+Processor seconds, here and in ffmpeg together, are valid on a busy machine too; the wall clock is not.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def write_asset(path: Path, count: int) -> None:
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall time and processor time of one run, that of its child processes included."""
+    """Wall time and processor time of one run, with its child processes."""
     start, before = time.perf_counter(), os.times()
     work()
     after = os.times()
@@ -50,7 +50,7 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def peaks(asset: Path, suffix: str, options: argparse.Namespace, frames: int) -> tuple[float, float]:
-    """Largest resident sets in MiB, of a process that makes a video and of its ffmpeg."""
+    """Largest resident sets in MiB of a process that makes a video and of its ffmpeg."""
     arguments = [
         f"--count={options.count}",
         f"--size={options.size}",
@@ -68,7 +68,7 @@ def report_peaks(asset: Path, suffix: str, options: argparse.Namespace) -> None:
     done, highest = threading.Event(), [0]
 
     def watch() -> None:
-        # of a child, ru_maxrss begins with what this process had when it started it
+        # a child's ru_maxrss starts at the resident size of this process at that time
         tasks = Path("/proc/self/task")
         while not done.wait(0.02):
             for pid in {pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()}:

@@ -1,1 +1,1 @@
-"""How the embedded prior was made: its world, its training, its judge."""
+"""Training of the embedded prior: its world, its networks, its judge."""

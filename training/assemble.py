@@ -24,8 +24,8 @@ def restore_hub_names(file: Path) -> None:
 
 
 def main(
-    autoencoder: Annotated[Path, typer.Argument(help="What the first stage wrote.")],
-    denoiser: Annotated[Path, typer.Argument(help="What the second stage wrote.")],
+    autoencoder: Annotated[Path, typer.Argument(help="Folder that the first stage wrote.")],
+    denoiser: Annotated[Path, typer.Argument(help="Folder that the second stage wrote.")],
     checkpoint: Annotated[Path, typer.Argument(help="Folder to replace; its segdream.json and Point-E stay.")],
 ) -> None:
     """Writes a checkpoint in Stable Diffusion's layout, in half precision."""

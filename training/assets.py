@@ -34,19 +34,19 @@ JUDGE = Path(__file__).resolve().parents[1] / "benchmarks" / "judge"
 VIEWS, ELEVATION_DEG, SIZE = 8, 15.0, 128
 DDIM_STEPS = 50
 ROWS = 100
-"""Most rows of the contact sheet: WebP images are at most 16383 pixels high."""
+"""Maximum rows of the contact sheet: WebP images are at most 16383 pixels high."""
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Assets from all around, over pale backgrounds."""
+    """Images of assets from eight azimuths, over pale backgrounds."""
 
     images: Float[Tensor, "p v 3 s s"]
     alphas: Float[Tensor, "p v s s"]
 
 
 def choose(pool: Iterable[Combination], count: int, seed: int) -> list[Combination]:
-    """`count` combinations, every object as often as any other, attributes and colours as evenly as can be."""
+    """Chooses `count` combinations: objects equally often, attributes and colours as evenly as possible."""
     rng = random.Random(seed)
     left = sorted(pool)
     rng.shuffle(left)
@@ -67,19 +67,19 @@ def choose(pool: Iterable[Combination], count: int, seed: int) -> list[Combinati
 
 
 def label(combination: Combination) -> Label:
-    """What the judge should read in images of a combination."""
+    """The label that the judge should read in images of a combination."""
     return Label(combination.object, combination.color, combination.attribute)
 
 
 def load_mini(quality: str, assignments: Sequence[str], device: torch.device, model: Path | None = None) -> Pipeline:
-    """The pipeline of the embedded prior, or of a checkpoint like it, with a preset and changes to it."""
+    """The pipeline of the embedded prior, or of another checkpoint of its kind, with a preset and changed settings."""
     path = None if model is None else str(model)
     settings = parse_assignments(assignments)
     return load(quality=quality, prior=MINI, model=path, settings=settings, device=str(device)).pipeline
 
 
 def distill(pipeline: Pipeline, prompts: Sequence[str], seed: int, batch: int = 24) -> list[AssetState]:
-    """An asset for each prompt, `batch` at a time in lock step; the seeds are `seed`, `seed` + 1, ..."""
+    """Makes an asset per prompt, `batch` at a time in lock step; the seeds are `seed`, `seed` + 1, ..."""
     assets: list[AssetState] = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
@@ -91,7 +91,7 @@ def distill(pipeline: Pipeline, prompts: Sequence[str], seed: int, batch: int = 
 
 
 def render_views(pipeline: Pipeline, assets: Sequence[AssetState], seed: int, size: int = SIZE) -> Views:
-    """The assets from eight azimuths."""
+    """Renders assets from eight azimuths."""
     generator = torch.Generator().manual_seed(seed)
     cameras = frame_sphere(turntable_azimuths(VIEWS), torch.full((VIEWS,), ELEVATION_DEG), size)
     images, alphas = [], []
@@ -104,7 +104,7 @@ def render_views(pipeline: Pipeline, assets: Sequence[AssetState], seed: int, si
 
 
 def pale_backgrounds(m: int, size: int, generator: torch.Generator) -> Float[Tensor, "m 3 s s"]:
-    """Pale colours, the odd ones running into another from top to bottom."""
+    """Pale backgrounds; every second one is a gradient from top to bottom."""
     ends = 0.75 + 0.25 * torch.rand(m, 3, 2, 1, generator=generator)
     ends[::2, :, 1] = ends[::2, :, 0]
     return torch.nn.functional.interpolate(ends, (size, 1), mode="bilinear", align_corners=True).repeat(1, 1, 1, size)
@@ -150,7 +150,7 @@ def write_sheet(path: Path, images: Float[Tensor, "p v 3 s s"], prompts: Sequenc
 
 
 def keep_known(pipeline: Pipeline, pool: Iterable[Combination]) -> list[Combination]:
-    """The combinations whose every word the prior knows."""
+    """The combinations of which the prior knows every word."""
 
     def known(one: Combination) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""A bank of renders that stays on the device that drew it."""
+"""A bank of renders, kept on the device that drew them."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from training.world.render import draw
 SIZE = 128
 LIGHT, LENS = Light(), Lens()
 CHUNK = 512
-"""Instances built and drawn at a time, all of one object."""
+"""Number of instances, all of one object, that are built and drawn at a time."""
 
 OBJECT_INDEX = {name: i for i, name in enumerate(OBJECTS)}
 COLOR_INDEX = {name: i for i, name in enumerate(COLORS)}
@@ -26,10 +26,10 @@ ATTRIBUTE_INDEX = {name: i for i, name in enumerate(ATTRIBUTES)}
 
 @dataclass(slots=True)
 class Bank:
-    """Renders with what they show: m images, s pixels square, premultiplied RGBA.
+    """Renders with their labels: m images, s pixels square, premultiplied RGBA.
 
-    Objects, colours and attributes are places in `OBJECTS`, `COLORS` and `ATTRIBUTES`; views of one instance share
-    its number and stand next to each other.
+    Objects, colours and attributes are indices into `OBJECTS`, `COLORS` and `ATTRIBUTES`. The views of an instance
+    share its number and are adjacent.
     """
 
     rgba: UInt8[Tensor, "m s s 4"]
@@ -44,7 +44,7 @@ class Bank:
         return len(self.rgba)
 
     def over_backgrounds(self, picks: Int64[Tensor, " b"], generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:
-        """Some of the images over random backgrounds, 0..1."""
+        """Chosen images over random backgrounds, 0..1."""
         images = self.rgba[picks].permute(0, 3, 1, 2).float() / 255
         return images[:, :3] + (1 - images[:, 3:]) * backgrounds(len(picks), images.shape[-1], generator)
 
@@ -60,15 +60,15 @@ def render_bank(
     views_each: int = 2,
     size: int = SIZE,
 ) -> Bank:
-    """At least `count` images of random instances of the combinations, the same for the same seed.
+    """Draws at least `count` images of random instances of the combinations; equal seeds give equal banks.
 
-    Half of the instances are plain, and colours that an object naturally has come up more often.
+    Half of the instances are plain, and an object's natural colours are more frequent.
 
     Args:
         count: number of images.
         seed: source of every random number.
-        device: where to draw and keep them.
-        combinations: what may be drawn.
+        device: draws and keeps the images.
+        combinations: the combinations to draw.
         light: range of the light.
         lens: range of the cameras.
         views_each: images of each instance.
@@ -98,9 +98,9 @@ def render_bank(
 def random_instances(
     combinations: Iterable[Combination], rng: np.random.Generator, count: int
 ) -> Iterator[tuple[list[Combination], NDArray[np.float32], NDArray[np.float32]]]:
-    """Random instances without end, some of one object at a time: what they show, primitives and looks.
+    """Yields random instances without end, a chunk of one object at a time: labels, primitives and looks.
 
-    A chunk is no larger than lets `count` instances show every object.
+    Chunks are small enough that `count` instances show every object.
     """
     groups = _groups(combinations)
     chunk = max(1, min(CHUNK, count // len(groups)))
@@ -110,7 +110,7 @@ def random_instances(
 
 
 def _groups(combinations: Iterable[Combination]) -> list[list[Combination]]:
-    """Combinations that can be built together: those of one object, with or without a hat."""
+    """Groups of combinations that can be built together: one object, with or without a hat."""
 
     def key(one: Combination) -> tuple[str, bool]:
         return one.object, one.attribute == HAT
@@ -119,14 +119,14 @@ def _groups(combinations: Iterable[Combination]) -> list[list[Combination]]:
 
 
 def _in_turn(groups: list[list[Combination]], rng: np.random.Generator) -> Iterator[tuple[list[Combination], float]]:
-    """Every group once in random order, again and again, with how many of its object's instances it has."""
+    """Yields the groups in random order, again and again, with the share of its object's instances."""
     while True:
         for i in rng.permutation(len(groups)):
             yield groups[i], 0.12 if groups[i][0].attribute == HAT else 0.88
 
 
 def _weights(group: list[Combination]) -> NDArray[np.float64]:
-    """Probabilities: the plain ones make up half of an object's instances, natural colours count threefold."""
+    """Probabilities: half of an object's instances are plain, and natural colours count threefold."""
     weights = np.array([(1.0 if one.color not in NATURAL.get(one.object, ()) else 3.0) for one in group])
     plain = np.array([one.attribute == "" for one in group])
     if plain.any() and not plain.all():

@@ -14,7 +14,7 @@ AVERAGE = 0.9995
 
 
 class Clock:
-    """Seconds since the start, and lines that begin with them."""
+    """A stopwatch that also prints lines with the time."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -31,16 +31,16 @@ class Clock:
 def schedule(
     optimizer: torch.optim.Optimizer, steps: int, clock: Clock, limit_s: float, *, warmup: int, floor: float = 0.02
 ) -> Iterator[int]:
-    """Counts the steps, setting the learning rate of each: a linear warm-up, then a cosine down to `floor`.
+    """Counts the steps and sets the learning rate of each: a linear warm-up, then a cosine down to `floor`.
 
-    The cosine follows whichever is further, the steps or the clock, so that a slow machine finishes a shorter training
-    in time instead of being cut off. The log then says how many steps it took.
+    The cosine follows the steps or the clock, whichever is further, so a slow machine completes a shorter training in
+    time. The log then reports the number of steps.
 
     Args:
-        optimizer: its groups' present rates are the peak.
+        optimizer: the current rates of its groups are the peak.
         steps: number of steps.
         clock: the stage's clock.
-        limit_s: when to be done on that clock, in seconds.
+        limit_s: end of the training on that clock, in seconds.
         warmup: steps of the warm-up.
         floor: last rate, as a share of the peak.
     """
@@ -49,7 +49,7 @@ def schedule(
     for step in range(steps):
         done = max(step / steps, (clock() - started) / max(limit_s - started, 1e-3))
         if done >= 1:
-            clock.log(f"the clock, not the steps, was the limit: {step} of {steps}")
+            clock.log(f"the time ran out after {step} of {steps} steps")
             return
         factor = min(1, (step + 1) / warmup) * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -63,7 +63,7 @@ def schedule(
 def adamw(
     parameters: Iterable[nn.Parameter], rate: float, *, weight_decay: float, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW whose step a CUDA graph can hold: there its rate is a tensor that the replayed step reads."""
+    """AdamW whose step a CUDA graph can capture: its rate is a tensor that the replayed step reads."""
     parameters, betas = list(parameters), (0.9, 0.99)
     if device.type == "cpu":
         return torch.optim.AdamW(parameters, rate, betas=betas, weight_decay=weight_decay)
@@ -72,14 +72,14 @@ def adamw(
 
 
 class Replayed:
-    """A step that is called a few times and from then on replayed as a CUDA graph; on the CPU it is always called.
+    """A step that is called a few times, then replayed as a CUDA graph; on the CPU it is always called.
 
     These networks are small: launched kernel by kernel, a step takes several times as long as its kernels do.
 
     Args:
         step: reads and writes the same tensors every time, and never waits for the device.
-        generator: the one that the step draws from, besides the device's default one.
-        calls: how often it is called before it is captured.
+        generator: the step's generator, besides the device's default one.
+        calls: number of calls before the capture.
     """
 
     def __init__(self, step: Callable[[], None], generator: torch.Generator, calls: int = 3) -> None:
@@ -120,16 +120,16 @@ def fit(
     shows: str,
     average: nn.Module | None = None,
 ) -> str:
-    """Trains a network for the counted steps, and returns a line about how that went.
+    """Trains a network for the counted steps, and returns a summary line.
 
     Args:
         network: its gradient is clipped to norm 1.
-        objective: draws a batch, and returns what to minimise and what to show of it, each a scalar; see `Replayed`.
-        optimizer: of the network.
-        counted: what `schedule` yields.
-        generator: the one that `objective` draws from.
-        clock: logs what is shown now and then, as a mean of about the last hundred steps.
-        shows: what that is called.
+        objective: draws a batch, and returns the scalar to minimise and the scalar to log; see `Replayed`.
+        optimizer: the network's optimizer.
+        counted: the iterator of `schedule`.
+        generator: the generator of `objective`.
+        clock: logs a mean over about the last hundred steps at intervals.
+        shows: name of the logged scalar.
         average: receives the exponential average of the network's weights.
     """
     weights = list(network.parameters())
@@ -156,17 +156,17 @@ def fit(
 
 
 def fast_cuda() -> None:
-    """TF32 products and tuned convolutions, where there is CUDA."""
+    """Enables TF32 products and tuned convolutions on CUDA."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
 
 
 def fused(function: Callable[P, T], device: torch.device) -> Callable[P, T]:
-    """The function through torch's compiler where there is CUDA: it fuses the normalisations, half of the time."""
+    """The function, compiled on CUDA: the compiler fuses the normalisations, which take half of the time."""
     return torch.compile(function, dynamic=False) if device.type == "cuda" else function
 
 
 def millions(network: nn.Module) -> float:
-    """Its parameters in millions."""
+    """Number of parameters in millions."""
     return sum(parameter.numel() for parameter in network.parameters()) / 1e6

@@ -22,11 +22,11 @@ GRADIENT_WEIGHT = 0.5
 COLOR_WEIGHT = 2.0
 HUE_WEIGHT = 0.3
 CHROMA = 0.25
-"""From this chroma on a pixel counts as coloured."""
+"""Chroma above which a pixel counts as coloured."""
 
 
 def degrade(images: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> Float[Tensor, "b 3 s s"]:
-    """An eighth blurred and an eighth cross-faded with others, so that half-formed splats encode sanely too."""
+    """Blurs an eighth of the images and cross-fades an eighth with others, so unfinished assets encode well too."""
     part = len(images) // 8
     if not part:
         return images
@@ -43,7 +43,7 @@ def degrade(images: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> Flo
 def loss(network: AutoencoderKL, images: Float[Tensor, "b 3 s s"], *, noisy: bool = True) -> Tensor:
     """Absolute errors of images, gradients, colours over 8 px and hues, and a little of the latents' divergence.
 
-    Colours and hues get terms of their own since a wrong hue costs a pixel little: they would be learnt last.
+    Colours and hues have their own terms: a wrong hue costs a pixel little, so they would be learnt last.
     """
     with torch.autocast(images.device.type, dtype=torch.bfloat16):
         posterior = network.encode(images).latent_dist
@@ -85,7 +85,7 @@ def hues(images: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b s s"], Floa
 
 @torch.no_grad()
 def deviation(network: AutoencoderKL, bank: Bank, generator: torch.Generator) -> float:
-    """Standard deviation of the latents of some of the images."""
+    """Standard deviation of the latents of a sample of the images."""
     picks = torch.randperm(len(bank), device=bank.rgba.device)[:4096]
     samples = bank.over_backgrounds(picks, generator) * 2 - 1
     return torch.cat([network.encode(part).latent_dist.mean for part in samples.split(256)]).std().item()
@@ -93,7 +93,7 @@ def deviation(network: AutoencoderKL, bank: Bank, generator: torch.Generator) ->
 
 @torch.no_grad()
 def quality(network: AutoencoderKL, bank: Bank, generator: torch.Generator) -> tuple[float, float, Tensor]:
-    """Mean PSNR in dB, mean hue error in degrees of clearly coloured objects' pixels, and images beside copies."""
+    """Mean PSNR in dB, mean hue error in degrees on clearly coloured pixels, and images beside their copies."""
     ratios, errors, kept = [], [], []
     for picks in torch.arange(len(bank), device=bank.rgba.device).split(256):
         images = bank.over_backgrounds(picks, generator)
@@ -107,7 +107,7 @@ def quality(network: AutoencoderKL, bank: Bank, generator: torch.Generator) -> t
 
 
 def sheet(images: Float[Tensor, "b 3 s s"], columns: int = 16) -> Image.Image:
-    """Images side by side."""
+    """Arranges images in rows."""
     images = images[: len(images) // columns * columns] if len(images) > columns else images
     columns = min(columns, len(images))
     tiles = (images.clamp(0, 1) * 255).byte().cpu().unflatten(0, (-1, columns))
@@ -116,8 +116,8 @@ def sheet(images: Float[Tensor, "b 3 s s"], columns: int = 16) -> Image.Image:
 
 def main(
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of copies.")],
-    start: Annotated[Path | None, typer.Option(help="Go on from the weights of an earlier run.")] = None,
-    decoder_only: Annotated[bool, typer.Option(help="Leave the latents as they are, for a trained U-Net.")] = False,
+    start: Annotated[Path | None, typer.Option(help="Continue from the weights of an earlier run.")] = None,
+    decoder_only: Annotated[bool, typer.Option(help="Keep the latents unchanged, for a trained U-Net.")] = False,
     steps: int = 30_000,
     batch: int = 64,
     renders: Annotated[int, typer.Option(help="Images in the bank.")] = 120_000,

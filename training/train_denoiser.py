@@ -35,15 +35,15 @@ SAMPLES = 64
 SNR_CAP = 5.0
 """Min-SNR weighting of Hang et al. 2023."""
 NO_TEXT, NO_VIEW, NO_COLOR, COARSE = 0.12, 0.12, 0.5, 0.25
-"""How often the caption is empty, names no view, no colour (where natural), and one of three views instead of eight."""
+"""Probabilities of a caption: empty; without a view; without a natural colour; with one of three views, not eight."""
 
 
 class Captions:
     """Token ids of every caption, on the device of the training.
 
     Args:
-        tokenizer: its maximum length is that of the captions.
-        device: where to keep them.
+        tokenizer: sets the length of the captions.
+        device: keeps the ids.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, device: torch.device) -> None:
@@ -65,7 +65,7 @@ class Captions:
         self._coarse = torch.tensor([PHRASES.index(view) for view in COARSE_VIEWS], device=device)
 
     def draw(self, bank: Bank, picks: Int64[Tensor, " b"], generator: torch.Generator) -> Int64[Tensor, "b l"]:
-        """A random caption for each of some images of the bank, with or without colour, view, or any text."""
+        """A random caption per chosen image of the bank, with or without colour, view, or any text."""
         chance = torch.rand(5, len(picks), device=picks.device, generator=generator)
         objects, colors = bank.objects[picks], bank.colors[picks]
         azimuth, elevation = bank.azimuth_deg[picks], bank.elevation_deg[picks]
@@ -82,14 +82,14 @@ class Captions:
         return torch.where((chance[3] < NO_TEXT)[:, None], self._empty, ids)
 
     def _rarity(self, objects: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """One for an object of few natural colours, less for one that may have any: colours have to be learnt too."""
+        """Weight 1 for objects of few natural colours, less for those of any colour, so that colours are learnt too."""
         return (3 / self._natural.sum(1)[objects]).clamp(max=1)
 
 
 def latents_of(
     autoencoder: AutoencoderKL, bank: Bank, backgrounds_each: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "m c h w"], Int64[Tensor, " m"]]:
-    """Scaled latents of the bank over several random backgrounds each, in half precision, and whose they are."""
+    """Scaled latents of the bank over several random backgrounds, in half precision, and each one's image index."""
     picks = torch.arange(len(bank), device=bank.rgba.device).repeat(backgrounds_each)
     parts = []
     with torch.no_grad(), torch.autocast(bank.rgba.device.type, dtype=torch.bfloat16):
@@ -119,7 +119,7 @@ def samples(
     generator: torch.Generator,
     steps: int = 50,
 ) -> Float[Tensor, "b 3 s s"]:
-    """Images of the prompts by DDIM, 0..1."""
+    """Samples images of the prompts with DDIM, 0..1."""
     device = generator.device
     noise_schedule: DDIMScheduler = scheduler()
     noise_schedule.set_timesteps(steps)
@@ -136,7 +136,7 @@ def samples(
 
 @dataclass(slots=True)
 class Data:
-    """What the U-Net learns from: latents of the bank's images, which image each shows, and their captions."""
+    """The U-Net's training data: latents of the bank's images, the image of each, and their captions."""
 
     latents: Float[Tensor, "m c h w"]
     shown: Int64[Tensor, " m"]
@@ -144,13 +144,13 @@ class Data:
     captions: Captions
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, "b l"]]:
-        """Random latents with a random caption of each."""
+        """Random latents, each with a random caption."""
         picks = torch.randint(len(self.latents), (batch,), device=self.latents.device, generator=generator)
         return self.latents[picks].float(), self.captions.draw(self.bank, self.shown[picks], generator)
 
 
 def objective(model: Model, data: Data, batch: int, generator: torch.Generator) -> Callable[[], tuple[Tensor, Tensor]]:
-    """What to minimise, the squared error of the predicted noise under min-SNR weights, and the error itself."""
+    """The loss, which is the squared error of the predicted noise under min-SNR weights, and the unweighted error."""
     place = data.latents.device
     alphas_cumprod = scheduler().alphas_cumprod.to(place)
     snr = alphas_cumprod / (1 - alphas_cumprod)
@@ -172,7 +172,7 @@ def objective(model: Model, data: Data, batch: int, generator: torch.Generator) 
 
 
 def load(folder: Path, model: Model) -> None:
-    """Fills the model with weights that an earlier run saved."""
+    """Loads the weights of an earlier run."""
     denoiser = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     model.denoiser.load_state_dict(denoiser.state_dict())
     model.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict())
@@ -185,9 +185,9 @@ def save(folder: Path, model: Model) -> None:
 
 
 def main(
-    autoencoder_folder: Annotated[Path, typer.Argument(help="What the first stage wrote.")],
+    autoencoder_folder: Annotated[Path, typer.Argument(help="Folder that the first stage wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of samples.")],
-    start: Annotated[Path | None, typer.Option(help="Go on from the weights of an earlier run.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Continue from the weights of an earlier run.")] = None,
     steps: int = 40_000,
     batch: int = 512,
     renders: Annotated[int, typer.Option(help="Images in the bank.")] = 200_000,

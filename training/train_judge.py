@@ -30,11 +30,11 @@ CLASSES = {"objects": list(OBJECTS), "colors": list(COLORS), "attributes": list(
 LIGHT = Light(ambient=(0.6, 0.9), sky=(0.05, 0.15), sun=(0.1, 0.35))
 LENS = Lens(elevation_deg=(-20.0, 70.0), fov_rad=(0.5, 0.95), fill=(0.7, 1.0))
 NEAR_DEG = 15.0
-"""An azimuth counts only this near to the middle of its bin: at an edge both answers are right."""
+"""Degrees from the middle of its bin within which an azimuth counts: at an edge both answers are right."""
 
 
 def save(judge: Judge, folder: Path, about: dict[str, object]) -> None:
-    """Writes the weights in half precision, and beside them the classes and what is known `about` the judge."""
+    """Writes the weights in half precision, and beside them the classes and the facts `about` the judge."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous().cpu() for name, value in judge.state_dict().items()}
     with atomic_write(folder / WEIGHTS_FILE) as temporary:
@@ -46,7 +46,7 @@ def save(judge: Judge, folder: Path, about: dict[str, object]) -> None:
 def degrade(
     rgba: Float[Tensor, "b 4 s s"], behind: Float[Tensor, "b 3 s s"], generator: torch.Generator
 ) -> Float[Tensor, "b 3 s s"]:
-    """Premultiplied renders as a half-good asset would look over the backgrounds, from not at all to badly degraded."""
+    """Composites premultiplied renders over backgrounds, degraded like unfinished assets to a random degree."""
     b, _, s, _ = rgba.shape
     strength = (1.25 * _draw(generator, b, 1, 1, 1) - 0.25).clamp_min(0)
     rgba = _add_blobs(_jitter(rgba, generator), strength, generator)
@@ -65,7 +65,7 @@ def degrade(
 
 
 def _jitter(rgba: Tensor, generator: torch.Generator) -> Tensor:
-    """The renders a little shifted, scaled and rolled."""
+    """Shifts, scales and rolls the renders a little."""
     b = len(rgba)
     roll, scale = 0.08 * _normal(generator, b), torch.exp(0.1 * _normal(generator, b))
     shift = 0.05 * _normal(generator, b, 2)
@@ -76,7 +76,7 @@ def _jitter(rgba: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _add_blobs(rgba: Tensor, strength: Tensor, generator: torch.Generator, blobs: int = 5) -> Tensor:
-    """The renders with soft holes, and behind them soft floaters in anything from the object's colour to any colour."""
+    """Cuts soft holes into the renders; adds soft floaters behind, between the object's colour and a random one."""
     b, _, s, _ = rgba.shape
     place = torch.linspace(-1, 1, s, device=rgba.device)
     for hole in (True, False):
@@ -95,7 +95,7 @@ def _add_blobs(rgba: Tensor, strength: Tensor, generator: torch.Generator, blobs
 
 
 def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each eighth of the images through a lower resolution of its own."""
+    """Resamples each eighth of the images through a lower resolution of its own."""
     s = images.shape[-1]
     parts = []
     for part, share in zip(images.chunk(8), torch.linspace(0.25, 0.8, 8).tolist(), strict=False):
@@ -113,14 +113,14 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def draw_images(bank: Bank, picks: Tensor, generator: torch.Generator, *, degraded: bool) -> Float[Tensor, "b 3 s s"]:
-    """Some of the bank's images over random backgrounds, degraded as half-good assets are or as rendered."""
+    """Chosen images of the bank over random backgrounds, degraded like unfinished assets or as rendered."""
     rgba = bank.rgba[picks].permute(0, 3, 1, 2).float() / 255
     behind = backgrounds(len(picks), rgba.shape[-1], generator)
     return degrade(rgba, behind, generator) if degraded else rgba[:, :3] + (1 - rgba[:, 3:]) * behind
 
 
 def class_labels(bank: Bank) -> dict[str, Int64[Tensor, " m"]]:
-    """The right class of each head; -100, which losses pass over, for the azimuth seen from above."""
+    """The right class of each head; -100, which losses ignore, for the azimuth seen from above."""
     azimuths = (bank.azimuth_deg / 45).round().long() % 8
     return {
         "objects": bank.objects,
@@ -133,7 +133,7 @@ def class_labels(bank: Bank) -> dict[str, Int64[Tensor, " m"]]:
 def fit(
     judge: Judge, bank: Bank, seed: int, *, batch: int, seconds: float, steps: int | None, rate: float
 ) -> Iterator[tuple[int, float, float]]:
-    """Trains until the time or the steps are over, yielding step, share of the way and loss now and then."""
+    """Trains until the time or the steps end; yields the step, the share done and the loss at intervals."""
     device = bank.rgba.device
     generator = torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.AdamW(judge.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.02)
@@ -160,7 +160,7 @@ def fit(
 
 @torch.no_grad()
 def examine(judge: Judge, bank: Bank, seed: int, *, degraded: bool) -> dict[str, Tensor]:
-    """For each head, which images of the bank are read right [m]; and the class read for the object, "read"."""
+    """For each head, which images of the bank the judge reads right [m]; and its class for the object, "read"."""
     generator = torch.Generator(bank.rgba.device).manual_seed(seed)
     read: dict[str, list[Tensor]] = {name: [] for name in HEADS}
     for picks in torch.arange(len(bank), device=bank.rgba.device).split(1024):
@@ -185,14 +185,14 @@ def summary(right: dict[str, Tensor], bank: Bank) -> dict[str, float]:
 
 
 def accuracy_by_object(right: Tensor, bank: Bank, counted: Tensor | None = None) -> dict[str, float]:
-    """Share of right answers for each object, among the counted images; an object without any is left out."""
+    """Share of right answers per object, among the counted images; objects without images are left out."""
     chosen = torch.ones_like(right) if counted is None else counted
     of = {name: right[chosen & (bank.objects == i)] for i, name in enumerate(CLASSES["objects"])}
     return {name: round(values.float().mean().item(), 4) for name, values in of.items() if len(values)}
 
 
 def report(judge: Judge, bank: Bank, seed: int) -> dict[str, object]:
-    """Prints how the judge does on held-out renders; returns the figures to keep."""
+    """Prints the judge's accuracy on held-out renders; returns the figures to keep."""
     clean, degraded = (examine(judge, bank, seed, degraded=flag) for flag in (False, True))
     accuracy, accuracy_degraded = summary(clean, bank), summary(degraded, bank)
     print(f"{len(bank)} held-out renders | " + " | ".join(HEADS) + "\n| --- | --- | --- | --- | --- |")
@@ -209,7 +209,7 @@ def report(judge: Judge, bank: Bank, seed: int) -> dict[str, object]:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the weights and what is known about them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the weights and the facts about them.")],
     minutes: Annotated[float, typer.Option(help="Wall time of drawing the bank and training.")] = 8.0,
     steps: Annotated[int | None, typer.Option(help="Train this many steps, whatever the time.")] = None,
     device: str = "cuda",

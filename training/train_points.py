@@ -36,12 +36,12 @@ CONFIG = PointTransformerConfig(
 )
 NO_TEXT = 0.1
 STORED = 2 * CONFIG.points
-"""Points kept of each instance, of which a step draws half."""
+"""Number of points per instance, of which a step draws half."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clouds:
-    """Surface points in the networks' units, and the text vector of what each cloud shows."""
+    """Surface points in the networks' units, and the text vector of each cloud."""
 
     points: Float[Tensor, "m p 6"]
     texts: Float[Tensor, "c d"]
@@ -65,7 +65,7 @@ def to_network(points: Float[Tensor, "i n 3"], colors: Float[Tensor, "i n 3"]) -
 
 
 def make_clouds(count: int, seed: int, checkpoint: Path, device: torch.device) -> Clouds:
-    """Clouds of at least `count` random instances that are not held out."""
+    """Samples clouds of at least `count` random instances that are not held out."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator(device).manual_seed(seed)
     seen = [one for one in combinations() if not one.held_out]

@@ -1,7 +1,7 @@
 """Tries settings of the embedded prior's presets: `python -m training.tune VARIANTS OUT`.
 
-VARIANTS holds a line for each: a name, a bar, and settings as `--set` takes them. Every variant makes assets of the
-same training combinations, which the judge reads. OUT receives a table, a contact sheet of each, and one of the
+VARIANTS has a line per variant: a name, a bar, and settings as for `--set`. Every variant makes assets of the
+same training combinations, which the judge reads. OUT receives a table, a contact sheet per variant, and one of the
 prior's own samples.
 """
 
@@ -38,7 +38,7 @@ SAMPLE_GUIDANCE = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What all variants share."""
+    """The inputs that all variants share."""
 
     quality: str
     count: int
@@ -70,7 +70,7 @@ def prepare(setup: Setup) -> tuple[list[Combination], Scores]:
 
 
 def try_variant(name: str, assignments: tuple[str, ...], setup: Setup) -> str:
-    """Makes and scores the assets of a variant; a row of the table."""
+    """Makes and scores the assets of a variant; returns a row of the table."""
     begin = time.perf_counter()
     chosen, samples = prepare(setup)
     prompts = [one.caption() for one in chosen]
@@ -96,14 +96,14 @@ def main(
     out: Path,
     workers: Annotated[int, typer.Option(help="Processes that share the device.")] = 4,
     count: Annotated[int, typer.Option(help="Assets of each variant.")] = 24,
-    minutes: Annotated[float, typer.Option(help="Time after which no further result is waited for.")] = 5.0,
+    minutes: Annotated[float, typer.Option(help="Time after which the command stops waiting for results.")] = 5.0,
     quality: str = "standard",
     seed: int = 7,
     device: str = AUTO,
     judge: Annotated[Path, typer.Option(help="The judge's folder.")] = JUDGE,
     smoke: Annotated[bool, typer.Option(help="Two assets and three steps of each.")] = False,
 ) -> None:
-    """Scores the variants, the first ones first, and prints the table as it grows."""
+    """Scores the variants in order, and prints the table as it grows."""
     begin, setup = time.monotonic(), Setup(quality, 2 if smoke else count, seed, str(choose_device(device)), judge, out)
     out.mkdir(parents=True, exist_ok=True)
     extra = ("optim.steps=3",) if smoke else ()
@@ -119,7 +119,7 @@ def main(
                 row = result.get(max(left, 0))
             except TimeoutError:
                 continue
-            except Exception as problem:  # a variant that can't be made is no reason to lose the others
+            except Exception as problem:  # a variant that fails must not lose the others
                 row = f"| {name} | {problem} |"
             print(row, flush=True)
             table.write(row + "\n")

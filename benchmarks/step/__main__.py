@@ -147,7 +147,7 @@ def run_part(options: argparse.Namespace) -> None:
     """Runs one part in this process, and says briefly where it failed."""
     try:
         leave(options, measure(options.part, options))
-    except Exception as problem:  # whatever it is, the other parts have figures to give
+    except Exception as problem:  # any failure must not lose the figures of the other parts
         lines = traceback.format_list(traceback.extract_tb(problem.__traceback__)[-6:])
         print("".join(lines) + f"{type(problem).__name__}: {str(problem)[:1500]}", flush=True)
         sys.exit(1)

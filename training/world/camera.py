@@ -19,7 +19,7 @@ Bounds = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """How bright the light is: `ambient + sky * n_y + sun * max(n . l, 0)`, each drawn from its bounds."""
+    """Brightness of the light: `ambient + sky * n_y + sun * max(n . l, 0)`, each drawn from its bounds."""
 
     ambient: Bounds = (0.84, 0.88)
     sky: Bounds = (0.06, 0.1)
@@ -28,7 +28,7 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Lens:
-    """Where cameras are: elevation in degrees, field of view in radians, share of it that the unit sphere fills."""
+    """Ranges of cameras: elevation in degrees, field of view in radians, share of it that the unit sphere fills."""
 
     elevation_deg: Bounds = (-15.0, 65.0)
     fov_rad: Bounds = (0.56, 0.84)
@@ -56,7 +56,7 @@ def random_views(
 def look_at(
     instances: NDArray[np.intp], azimuth_deg: Array, elevation_deg: Array, tan: Array, distance: Array
 ) -> NDArray[np.float32]:
-    """Views [m 20] at the origin from these angles and this far, in a mean light from above the camera's left."""
+    """Views [m 20] of the origin from given angles and distances, in a mean light from above the camera's left."""
     azimuth, elevation = np.radians(azimuth_deg), np.radians(elevation_deg)
     out = np.stack([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)], -1)
     right = np.stack([np.cos(azimuth), np.zeros_like(azimuth), -np.sin(azimuth)], -1)
@@ -73,7 +73,7 @@ def look_at(
 
 
 def backgrounds(m: int, size: int, generator: torch.Generator) -> Float[Tensor, "m 3 s s"]:
-    """What is behind the objects, 0..1: white, one colour or a gradient between two, half of them pale."""
+    """Random backgrounds, 0..1: white, one colour or a gradient between two; half of them are pale."""
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(*shape, device=generator.device, generator=generator)

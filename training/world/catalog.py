@@ -1,4 +1,4 @@
-"""What the world holds: objects, colours, attributes, their captions, and which combinations are held out."""
+"""The catalog of the world: objects, colours, attributes, captions, and the held-out combinations."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +77,7 @@ NATURAL = {
     "typewriter": ("black", "gray"),
     "crown": ("yellow",),
 }
-"""Colours that an object has when its sentence names none; the others may have any."""
+"""Colours of an object if its sentence names none; objects that are not listed may have any."""
 
 HAT = "wearing a red hat"
 ATTRIBUTES = {
@@ -88,7 +88,7 @@ ATTRIBUTES = {
     "covered in snow": SNOW,
     HAT: PLAIN,
 }
-"""Attribute to the pattern it is painted with; the hat is built, not painted."""
+"""Attribute -> painted pattern; the hat is built, not painted."""
 BEFORE_THE_NOUN = {"striped"}
 
 VIEWS = (
@@ -109,14 +109,14 @@ OVERHEAD_DEG = 48.0
 
 @dataclass(frozen=True, slots=True, order=True)
 class Combination:
-    """An object in a colour with an attribute, or without ("")."""
+    """An object in a colour, with an attribute or without ("")."""
 
     object: str
     color: str
     attribute: str
 
     def caption(self, *, view: str = "", named_color: bool = True, color_first: bool = False) -> str:
-        """The sentence for it: "a striped blue duck, back view"; `color_first`: "a blue striped duck, back view"."""
+        """The caption: "a striped blue duck, back view"; `color_first`: "a blue striped duck, back view"."""
         color = [self.color] if named_color else []
         before = [self.attribute] if self.attribute in BEFORE_THE_NOUN else []
         after = [self.attribute] if self.attribute and not before else []
@@ -125,13 +125,13 @@ class Combination:
 
     @property
     def held_out(self) -> bool:
-        """Whether the prior never sees it: 15 % of all, chosen by a hash of its words."""
+        """Whether it is held out from training: 15 % of all are, chosen by a hash of the words."""
         digest = hashlib.sha256(f"{self.object}|{self.color}|{self.attribute}".encode()).digest()
         return int.from_bytes(digest[:4], "big") < 0.15 * 2**32
 
 
 def combinations() -> Iterator[Combination]:
-    """Every combination that can be told from another: white spots and snow do not show on white."""
+    """Every distinguishable combination: white spots and snow do not show on white."""
     for name in OBJECTS:
         for color in COLORS:
             for attribute in ATTRIBUTES:
@@ -140,7 +140,7 @@ def combinations() -> Iterator[Combination]:
 
 
 def view_phrase(azimuth_deg: float, elevation_deg: float, *, fine: bool) -> str:
-    """What a caption calls a direction: one of eight by azimuth, or of three; from high above neither."""
+    """The caption's phrase for a direction: one of eight by azimuth, or one of three; or the overhead phrase."""
     if elevation_deg > OVERHEAD_DEG:
         return OVERHEAD
     if fine:

@@ -15,7 +15,7 @@ CANDY = ((0.98, 0.25, 0.45), (0.98, 0.86, 0.20), (0.20, 0.70, 0.95), (0.97, 0.97
 
 
 def _around(count: int, radius: Scalar, first: float = 0.0) -> Iterator[tuple[float, Scalar, Scalar]]:
-    """Angle in degrees about y from the front, x and z of places on a circle."""
+    """Angle in degrees about y from the front, x and z of points on a circle."""
     for i in range(count):
         angle = first + 360 * i / count
         yield angle, radius * math.sin(math.radians(angle)), radius * math.cos(math.radians(angle))

@@ -1,4 +1,4 @@
-"""Columns of the arrays that travel from the sculptor and the camera to the tracer."""
+"""Columns of the arrays that the sculptor and the camera pass to the tracer."""
 
 ELLIPSOID, BOX, CYLINDER, TORUS, PRISM, CAPSULE = range(6)
 
@@ -7,7 +7,7 @@ KIND, CENTER, ROTATION, SIZE, RGB, MAIN, BLEND, CARVE, BOUND = 0, 1, 4, 13, 19, 
 COLUMNS = 26
 MAX_PRIMITIVES = 60  # a ray's candidates are bits of one integer
 
-# How an instance is painted: its pattern, colour, second colour, direction across stripes, place in the pattern.
+# Paint of an instance: pattern, colour, second colour, direction across stripes, offset of the pattern.
 PATTERN, PAINT, TRIM, AXIS, OFFSET = 0, 1, 4, 7, 10
 LOOK_COLUMNS = 13
 PLAIN, SPOTS, STRIPES, WOODEN, SNOW = range(5)

@@ -1,9 +1,9 @@
 """Images of the procedural world: sphere tracing, one scalar program compiled for the CPU and for CUDA.
 
 A ray keeps the primitives whose bounding balls it meets as bits of one integer and steps by their joint distance.
-What it passes within half a pixel of counts as partly covered, and a pixel averages several rays, so images are
+A surface within half a pixel of a ray counts as partly covered, and a pixel averages several rays, so images are
 antialiased. Shading is soft: sky light that fades only a little downwards, a weak sun without shadows, and mild
-occlusion, so that colours stay the colours of the prompt.
+occlusion, so colours stay those of the prompt.
 
 Shapes: m images, n instances, k primitives of each, s pixels square.
 """
@@ -30,8 +30,8 @@ def draw(primitives: Floats, looks: Floats, views: Floats, size: int, device: to
     """Images of the scenes, premultiplied RGBA bytes, on the device that drew them.
 
     Args:
-        primitives: what `Sculptor.finish` returns, [n k 26].
-        looks: how each instance is painted, [n 13].
+        primitives: the result of `Sculptor.finish`, [n k 26].
+        looks: paint of each instance, [n 13].
         views: instance, camera and light of each image, [m 20].
         size: side of the images in pixels.
         device: where to draw.
@@ -44,13 +44,13 @@ def draw(primitives: Floats, looks: Floats, views: Floats, size: int, device: to
 def sample_surface(
     primitives: Floats, looks: Floats, n: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "i n 3"], Float[Tensor, "i n 3"]]:
-    """Points spread evenly over what is seen of each instance from outside, and their unlit colours in 0..1.
+    """Points spread evenly over the outwardly visible surface of each instance, and their unlit colours in 0..1.
 
     Args:
-        primitives: what `Sculptor.finish` returns, [i k 26].
-        looks: how each instance is painted, [i 13].
-        n: points of each.
-        generator: source of the chords; its device is where they are followed and where the points stay.
+        primitives: the result of `Sculptor.finish`, [i k 26].
+        looks: paint of each instance, [i 13].
+        n: points per instance.
+        generator: source of the chords; its device follows them and keeps the points.
     """
     chords = 16 * n
     chances = torch.rand(len(primitives), chords, 4, generator=generator, device=generator.device)

@@ -76,12 +76,12 @@ def _rotation(degrees: Scalar, axis: int) -> Array:
 
 
 class Placement(TypedDict, total=False):
-    """What any primitive may be told besides its shape and colour.
+    """Options of every primitive besides shape and colour.
 
     Attributes:
         turn: rotation [3 3] or [n 3 3] about its centre.
-        blend: width over which it melts into what was built before it.
-        carve: take it away from what was built before it instead.
+        blend: width over which it blends into the earlier primitives.
+        carve: subtract it from the earlier primitives instead.
     """
 
     turn: Array
@@ -193,7 +193,7 @@ class Sculptor:
         self._add(CAPSULE, (a[:, 0], a[:, 1], a[:, 2]), size, color, **how)
 
     def crown(self, center: Vector, radius: Scalar, turn: Array | None = None) -> None:
-        """Where a hat would sit: the middle of its brim, and the radius of the head there."""
+        """The crown, where a hat sits: the middle of its brim, and the radius of the head there."""
         self._crown = (self._vector(center), self._each(radius), np.eye(3) if turn is None else turn)
 
     def wear_hat(self) -> None:
@@ -219,7 +219,7 @@ class Sculptor:
     def finish(self) -> NDArray[np.float32]:
         """The records [n k f] of all primitives, each instance scaled into the unit sphere about its bounding box.
 
-        What a primitive reaches counts in full, also where another carves it away.
+        A primitive counts in full, also where another carves it away.
 
         Raises:
             ValueError: it has none, or more than `MAX_PRIMITIVES`.

@@ -1,4 +1,4 @@
-"""The scalar program behind `render.draw`: what one pixel of one image looks like.
+"""The scalar program behind `render.draw`: it computes one pixel of one image.
 
 Its functions are numba's, which compiles them for the CPU and, called from a CUDA kernel, for the GPU. They take a
 primitive (`part`) or all of an instance (`parts`), its `look` and an image's `view`, whose columns `layout` names.
