@@ -347,8 +347,8 @@ BAD_PATHS = {
     "world": ({"frames": [ONE], "world": "x-up"}, "y-up, ply, playcanvas, z-up"),
     "world is a list": ({"frames": [ONE], "world": []}, "use one of y-up"),
     "matrix": ({"camera_path": [{"camera_to_world": [1, 2, 3]}]}, "camera matrix in frame 0 that is not 16 numbers"),
-    "a mirror": ({"frames": [{"transform_matrix": np.diag([-1, 1, 1, 1])}]}, "no rotation"),
-    "zeros": ({"frames": [{"transform_matrix": np.zeros((4, 4))}]}, "no rotation"),
+    "a mirror": ({"frames": [{"transform_matrix": np.diag([-1, 1, 1, 1])}]}, "not a rotation"),
+    "zeros": ({"frames": [{"transform_matrix": np.zeros((4, 4))}]}, "not a rotation"),
 }  # fmt: skip
 
 

@@ -350,7 +350,7 @@ def test_write_obj_reads_back(trimesh, tmp_path: Path, letter: Mesh) -> None:
 
 
 def test_write_refuses_other_suffixes(tmp_path: Path, ball: Mesh) -> None:
-    with pytest.raises(UsageProblem, match="no mesh format"):
+    with pytest.raises(UsageProblem, match="no mesh suffix"):
         mesh.write(tmp_path / "a.stl", ball)
 
 

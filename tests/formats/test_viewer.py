@@ -63,7 +63,7 @@ def page_image(tab: Browser, **view: object) -> np.ndarray:
         """const { viewer } = segdream;
         viewer.camera.set(arguments[0]);
         viewer.changed();
-        const bytes = new Uint8Array(await (await viewer.image()).arrayBuffer());
+        const bytes = new Uint8Array(await (await viewer.picture()).arrayBuffer());
         return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));""",
         view,
     )
