@@ -1,4 +1,4 @@
-"""Assets transform, turned and scaled, against the functions and covariances that they stand for."""
+"""Transformed assets against scipy, and against their functions and covariances."""
 
 import numpy as np
 import pytest
