@@ -1,4 +1,4 @@
-"""What the tests of the command line share: small runs, and a start for processes without networks."""
+"""Shared helpers of the command-line tests: small runs, and a start for processes without networks."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A real HTTP server of a few files, that misbehaves on demand."""
+"""A real HTTP server of a few files, which can misbehave on request."""
 
 import hashlib
 import re
@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         ranges: bool = True,
         if_range: bool = True,
     ) -> None:
-        """Answers with the file or the range that is asked for.
+        """Answers with the requested file or range.
 
         Args:
             body: bytes to send before the connection is closed; all of them if not given.

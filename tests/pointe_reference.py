@@ -1,4 +1,4 @@
-"""Point-E written out once more, in float64 numpy, one formula after the other and one sample at a time.
+"""An independent Point-E in float64 numpy, formula by formula and one sample at a time.
 
 Nothing here is shared with the package: weights come in as arrays under the official names.
 """

@@ -190,6 +190,6 @@ def stacked(scenes: Sequence[Scene], longest: int) -> list[Tensor]:
 
 
 def split(gradient: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """What belongs to a set's `n` Gaussians, and what to those that fill it up."""
+    """Splits values into those of a set's `n` Gaussians and those of its padding."""
     at = -1 if gradient.ndim == 1 else -2
     return gradient.narrow(at, 0, n), gradient.narrow(at, n, gradient.shape[at] - n)

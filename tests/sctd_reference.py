@@ -1,4 +1,4 @@
-"""SCTD written down step by step, one row of latents at a time, in float64: no closed form, no batching.
+"""An independent SCTD, step by step and one row of latents at a time, in float64: no closed form, no batching.
 
 The solver step is Eq. 5 with its integral by λ, the guidance the textbook's; nothing is shared with the package.
 """
@@ -17,7 +17,7 @@ Noise = Callable[[Tensor, int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of latents is distilled with."""
+    """The inputs of the distillation of one row of latents."""
 
     noise: Tensor
     times: tuple[int, int, int]

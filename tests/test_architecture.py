@@ -1,4 +1,4 @@
-"""The layers, and the rules that a reader may rely on, looked up in the source."""
+"""The layers, and the rules of the code, checked in the source."""
 
 import ast
 import graphlib
@@ -88,7 +88,7 @@ def layer_of(dotted):
 
 
 def module_of(dotted):
-    """The file that an imported name of the package stands in, as in `NAMES`."""
+    """The file of an imported name of the package, as in `NAMES`."""
     path = dotted.removeprefix("segdream_cli").strip(".").replace(".", "/")
     candidates = [path, f"{path}/__init__", path.rpartition("/")[0], f"{path.rpartition('/')[0]}/__init__".lstrip("/")]
     return next(name for name in candidates if name in NAMES)
@@ -164,7 +164,7 @@ def test_names_of_priors_are_in_one_place(file, name):
 def test_functions_are_short(file, name):
     for part in ast.walk(tree(file)):
         if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            stated = isinstance(part.body[0], ast.Expr) and len(part.body) > 1  # a docstring is no code
+            stated = isinstance(part.body[0], ast.Expr) and len(part.body) > 1  # a docstring is not code
             length = part.end_lineno - part.body[int(stated)].lineno + 1
             assert length <= 60, f"the body of {part.name} has {length} lines"
 
@@ -211,7 +211,7 @@ def unguarded_writes(source):
 
 
 def written(call):
-    """What a call writes to, as source; None if it writes no file."""
+    """The target of a call that writes a file, as source; None for other calls."""
     attribute = isinstance(call.func, ast.Attribute)
     name = call.func.attr if attribute else getattr(call.func, "id", "")
     receiver = ast.unparse(call.func.value) if attribute else ""

@@ -124,7 +124,7 @@ def test_pointe_measures_every_implementation() -> None:
 
 
 def test_flop_of_a_cloud_is_what_torch_counts() -> None:
-    """At full size; the embeddings, which the formula leaves out, are less than a thousandth."""
+    """At full size; the embeddings, which the formula omits, are less than a thousandth."""
     formula = flop((BASE, UPSAMPLE))
     counted = 0.0
     for config, rows, given in ((BASE, 2, 1), (UPSAMPLE, 1, 256 + 1024)):

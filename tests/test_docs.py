@@ -1,4 +1,4 @@
-"""The pages: their links and file names exist, and their lines are short enough to read in a diff."""
+"""The pages: their links and file names exist, and their lines are short enough for a diff."""
 
 import re
 from pathlib import Path

@@ -94,9 +94,9 @@ def _run(arguments: list[str]) -> int:
         code = app(args=arguments, prog_name="segdream", standalone_mode=False)
     except _UsageError as problem:
         # pydantic puts this prefix before Typer's own message about a choice
-        said = problem.format_message().replace("Value error, ", "").rstrip(".")
-        if not said:  # no arguments: Typer has printed the help
+        message = problem.format_message().replace("Value error, ", "").rstrip(".")
+        if not message:  # no arguments: Typer has printed the help
             return int(problem.exit_code)
         command = problem.ctx.command_path if problem.ctx else " ".join(["segdream", *arguments[:1]])
-        raise UsageProblem(said[0].lower() + said[1:], hint=f"{command} --help") from problem
+        raise UsageProblem(message[0].lower() + message[1:], hint=f"{command} --help") from problem
     return code if isinstance(code, int) else 0

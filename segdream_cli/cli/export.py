@@ -149,12 +149,12 @@ def export(
     planned = set[Path]()
     for file in chain(*files):
         check_output(file, force=force)
-        place = file.parent.resolve() / file.name  # links are replaced, not followed
-        if place in planned:
+        target = file.parent.resolve() / file.name  # links are replaced, not followed
+        if target in planned:
             raise UsageProblem(
                 f"{file} would be written twice", hint=f"-o {quote(str(file.with_stem(file.stem + '-2')))}"
             )
-        planned.add(place)
+        planned.add(target)
     splats = apply_edits(read(asset), edits)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     for path, name, written in zip(outputs, names, files, strict=True):

@@ -74,12 +74,12 @@ def init(
         device=device,
         offline=offline,
     )
-    sink, place = Output(json=json, quiet=quiet), choose_device(device)
-    profile = profile_of(request.prior(), cuda=place.type == "cuda")
+    sink, hardware = Output(json=json, quiet=quiet), choose_device(device)
+    profile = profile_of(request.prior(), cuda=hardware.type == "cuda")
     resolved = request.resolve(profile)
     settings = resolved.init
     text = clean_prompt(prompt, profile.vocabulary)
-    words = cloud_text(settings, prompt, profile.vocabulary)
+    phrase = cloud_text(settings, prompt, profile.vocabulary)
     path = output or Path(f"{slug(prompt)}-init.ply")
     picture = path.with_suffix(".png")
     check_start(settings.shape)
@@ -94,10 +94,15 @@ def init(
         check_output(file, force=force)
     reporter = TerminalReporter(sink)
     clouds = load_clouds(
-        resolved, profile.point_e, lambda: load_checkpoint(request, place, reporter), place, reporter, offline=offline
+        resolved,
+        profile.point_e,
+        lambda: load_checkpoint(request, hardware, reporter),
+        hardware,
+        reporter,
+        offline=offline,
     )
-    gaussians = initial_gaussians(settings, build_generators(seed)["init"], bind_cloud(clouds, words, seed))
-    origin = settings.shape if clouds is None else f"Point-E's cloud of {words!r}"
+    gaussians = initial_gaussians(settings, build_generators(seed)["init"], bind_cloud(clouds, phrase, seed))
+    origin = settings.shape if clouds is None else f"Point-E's cloud of {phrase!r}"
     provenance = {"generator": f"segdream {__version__}", "prompt": text, "seed": seed, "init": origin}
     splats = gaussians.splats(provenance)
     write(path, splats)

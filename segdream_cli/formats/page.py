@@ -88,8 +88,8 @@ def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
 def edition(splats: Splats, title: str) -> Mapping[str, Any]:
     """The JSON values that make an open page show a newer asset; raises the errors of `write`."""
     payload = _payload(splats)
-    told = facts(splats, len(payload))
-    return {"title": title, "facts": dict(told), "payload": base64.b64encode(payload).decode("ascii")}
+    rows = facts(splats, len(payload))
+    return {"title": title, "facts": dict(rows), "payload": base64.b64encode(payload).decode("ascii")}
 
 
 def title_of(splats: Splats, name: str) -> str:
@@ -100,15 +100,15 @@ def title_of(splats: Splats, name: str) -> str:
 def facts(splats: Splats, size: int) -> Mapping[str, str]:
     """The information panel: label -> text, not escaped; `size` is the size of the payload in bytes."""
     known = {label: splats.provenance.get(key) for key, label in LABELS.items()}
-    told = {label: _text(value) for label, value in known.items() if value not in (None, "")}
+    rows = {label: _text(value) for label, value in known.items() if value not in (None, "")}
     degree = BANDS.index(splats.shN.shape[1])
-    told["Gaussians"] = f"{len(splats):,}" + (f", spherical harmonics of degree {degree}" if degree else "")
-    told["Size"] = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-    return told
+    rows["Gaussians"] = f"{len(splats):,}" + (f", spherical harmonics of degree {degree}" if degree else "")
+    rows["Size"] = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    return rows
 
 
-def _rows(told: Mapping[str, str]) -> Iterator[str]:
-    for label, text in told.items():
+def _rows(rows: Mapping[str, str]) -> Iterator[str]:
+    for label, text in rows.items():
         yield f'      <dt>{label}</dt><dd dir="auto">{html.escape(text)}</dd>'
 
 

@@ -128,8 +128,8 @@ def damage_error(path: Path, reason: Any) -> UsageProblem:
     return UsageProblem(f"{path} is damaged: {reason}", hint=ANOTHER_FILE)
 
 
-def _element(path: Path, line: str, words: Sequence[str]) -> Element:
+def _element(path: Path, line: str, fields: Sequence[str]) -> Element:
     """The element of a line `element NAME COUNT`."""
-    if len(words) != 2 or not re.fullmatch(r"[0-9]{1,18}", words[1]):
+    if len(fields) != 2 or not re.fullmatch(r"[0-9]{1,18}", fields[1]):
         raise damage_error(path, f"{line[:80]!r} does not give a number of rows")
-    return Element(words[0], int(words[1]))
+    return Element(fields[0], int(fields[1]))

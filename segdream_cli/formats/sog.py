@@ -334,10 +334,10 @@ def _decode(source: _Source, meta: _Meta) -> Splats:
     scales, quats, colours = (meta.part(key).images(fits)[0][:count] for key in ("scales", "quats", "sh0"))
     with np.errstate(over="ignore", invalid="ignore"):
         levels = low + (high - low) * (np.arange(1 << 16) / 65535)[:, None]  # the largest extent of an axis
-        places = (np.sign(levels) * np.expm1(np.abs(levels))).astype(np.float32)
+        positions = (np.sign(levels) * np.expm1(np.abs(levels))).astype(np.float32)
         steps = coarse * np.uint16(256) + fine
         return Splats(
-            means=np.stack([places[steps[:, axis], axis] for axis in range(3)], axis=1),
+            means=np.stack([positions[steps[:, axis], axis] for axis in range(3)], axis=1),
             quats=_unpack_quats(source, quats),
             log_scales=meta.part("scales").codebook()[scales[:, :3]],
             opacity_logits=BYTE_LOGITS[colours[:, 3]],

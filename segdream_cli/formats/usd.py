@@ -130,9 +130,9 @@ def read(path: Path) -> Splats:
         size = _check_package(path, stream)
     with TemporaryDirectory(prefix="segdream-") as folder:
         target = Path(folder) / "splats.npz"
-        said = _apart(path, target, MEMORY + 64 * size, SECONDS + size // 1_000_000)
-        if said:
-            raise UsageProblem(f"{path} {said}", hint=ANOTHER_FILE)
+        problem = _apart(path, target, MEMORY + 64 * size, SECONDS + size // 1_000_000)
+        if problem:
+            raise UsageProblem(f"{path} {problem}", hint=ANOTHER_FILE)
         with np.load(target, allow_pickle=False) as found:
             arrays = dict(found)
     provenance = _provenance(str(arrays.pop(PROVENANCE)))

@@ -143,12 +143,12 @@ def _splat(
     last = np.clip(np.floor((means + reach - origin) / step) + 1, first, size).astype(np.int64)
     sides = last - first
     flat = values.reshape(-1)
-    place = (first * step + origin - means).astype(np.float32)
+    position = (first * step + origin - means).astype(np.float32)
     for owner, number in count_pairs(sides.prod(axis=1)):
         depth, rows = sides[owner, 2], sides[owner, 1]
         line, k = np.divmod(number, depth)
         i, j = np.divmod(line, rows)
-        offsets = place[owner] + np.float32(step) * np.stack([i, j, k], axis=1).astype(np.float32)
+        offsets = position[owner] + np.float32(step) * np.stack([i, j, k], axis=1).astype(np.float32)
         squares = (np.einsum("eab,eb->ea", whiten[owner], offsets) ** 2).sum(axis=1)
         corner = first[owner]
         node = ((corner[:, 0] + i) * size[1] + corner[:, 1] + j) * size[2] + corner[:, 2] + k

@@ -82,8 +82,8 @@ def ffmpeg_version() -> str:
     """
     try:
         program = _ffmpeg()
-        said = subprocess.run([program, "-version"], capture_output=True, text=True, check=True).stdout
-        return f"{said.split()[2]} in {program}"
+        output = subprocess.run([program, "-version"], capture_output=True, text=True, check=True).stdout
+        return f"{output.split()[2]} in {program}"
     except (OSError, RuntimeError, subprocess.CalledProcessError, IndexError) as problem:
         raise EnvironmentProblem(
             f"no working ffmpeg was found: {problem}", hint="pip install --force-reinstall imageio-ffmpeg"

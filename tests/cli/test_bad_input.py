@@ -115,7 +115,7 @@ def test_option_values_are_checked(refused, arguments, words):
     ],
 )
 def test_unparsable_command_lines_have_a_help_hint(refused, segdream, arguments, words):
-    """In our words, and as an object where objects are asked for."""
+    """In segdream's own message, and as an object with `--json`."""
     refused(2, words, *arguments)
     said = json.loads(segdream(*arguments[:2], "--json", *arguments[2:]).out)
     assert (said["event"], said["exit_code"]) == ("error", 2)

@@ -291,7 +291,7 @@ def test_prompts_dash_alone_reads_stdin(segdream, monkeypatch):
 
 
 class Interrupted(AnalyticPrior):
-    """Sends this process signals when its noise is asked for the `call`-th time."""
+    """Sends this process signals at the `call`-th noise prediction."""
 
     def __init__(self, profile, call, *numbers):
         super().__init__(profile=profile)

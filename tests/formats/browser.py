@@ -27,7 +27,7 @@ CHROMEDRIVER = shutil.which("chromedriver")
 MISSING = (
     "" if CHROMIUM and CHROMEDRIVER else "needs Chromium and ChromeDriver: apt-get install chromium chromium-driver"
 )
-"""Why there can be no browser, or nothing."""
+"""The reason why no browser can run, or an empty text."""
 
 FLAGS = (
     "--headless=new",
@@ -47,7 +47,7 @@ START_S = 60
 
 
 class BrowserError(Exception):
-    """What ChromeDriver answered instead of a result."""
+    """An error that ChromeDriver returned."""
 
 
 class Browser:
@@ -64,7 +64,7 @@ class Browser:
         self.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads), eventsEnabled=False)
 
     def open(self, url: str, *, width: int = 512, height: int = 512, ratio: float = 1, touch: bool = False) -> None:
-        """Loads a page in a window of so many CSS pixels, and forgets what was logged before."""
+        """Loads a page in a window of a size in CSS pixels, and clears the logs."""
         self.command(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -79,7 +79,7 @@ class Browser:
         _call("POST", f"{self._address}/url", {"url": url})
 
     def run(self, body: str, *arguments: Any) -> Any:
-        """What the body of an async JavaScript function returns; `arguments` are its arguments."""
+        """Runs the body of an async JavaScript function with `arguments`, and returns its result."""
         script = (
             "const done = arguments[arguments.length - 1];"
             f"(async function () {{ {body} }}).apply(null, arguments)"
@@ -95,12 +95,12 @@ class Browser:
         return _call("POST", f"{self._address}/goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def log(self, kind: str) -> list[dict[str, Any]]:
-        """What came into a log (`browser` or `performance`) since it was last asked for."""
+        """New entries of a log (`browser` or `performance`) since the last call."""
         entries: list[dict[str, Any]] = _call("POST", f"{self._address}/se/log", {"type": kind})
         return entries
 
     def requests(self) -> list[str]:
-        """The addresses asked for since `open`, by the page and its workers."""
+        """Addresses that the page and its workers have requested since `open`."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
         return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
@@ -109,11 +109,11 @@ class Browser:
         return [entry["message"] for entry in self.log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
     def screenshot(self) -> NDArray[np.uint8]:
-        """The window as it looks, [h, w, 3]."""
+        """A screenshot of the window, [h, w, 3]."""
         return decoded(_call("GET", f"{self._address}/screenshot"))[..., :3]
 
     def wait_for_download(self, seconds: float = 20) -> Path:
-        """The one file that was downloaded, once it is complete."""
+        """The one downloaded file, after it is complete."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             files = list(self.downloads.iterdir())
@@ -130,7 +130,7 @@ def decoded(png: str) -> NDArray[np.uint8]:
 
 @contextmanager
 def chromium(*flags: str) -> Iterator[Browser]:
-    """A browser of its own profile, ended with the block; `flags` are further ones of Chromium's command line."""
+    """A browser with a profile of its own, which ends with the block; `flags` are further Chromium flags."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
         driver = subprocess.Popen(
             [str(CHROMEDRIVER), "--port=0", "--allowed-ips="],
@@ -164,7 +164,7 @@ def _wishes(folder: str, flags: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _port(driver: "subprocess.Popen[str]") -> int:
-    """The port that ChromeDriver chose, from the line that says so."""
+    """The port that ChromeDriver chose, from its output."""
     deadline = time.monotonic() + START_S
     assert driver.stdout is not None
     for line in driver.stdout:

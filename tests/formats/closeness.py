@@ -1,4 +1,4 @@
-"""How far two assets are apart."""
+"""Differences between two assets."""
 
 import numpy as np
 

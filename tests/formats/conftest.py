@@ -1,4 +1,4 @@
-"""What the tests of the asset formats share."""
+"""Shared fixtures of the format tests."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def chiral() -> Splats:
 
 @pytest.fixture
 def three() -> Splats:
-    """What stands in the files of tests/data that other tools wrote; their rounding keeps most of these values."""
+    """The content of the files in tests/data that other tools wrote; their rounding keeps most of these values."""
     return Splats(
         means=np.array([[0.25, 0.5, -0.75], [-0.125, 0.0, 0.625], [0.0, -0.5, 0.375]], np.float32),
         quats=np.array([[0.5, 0.5, -0.5, 0.5], [0.8, 0.0, 0.6, 0.0], [0.0, 0.28, 0.0, -0.96]], np.float32),
@@ -64,12 +64,12 @@ def three() -> Splats:
 
 
 NODE_MODULES = "SEGDREAM_NODE_MODULES"
-"""Names the folder that npm installed the tools of `node_modules` into; `.ci/run` uses the default."""
+"""Environment variable with the folder of npm's tools; `.ci/run` uses the default."""
 
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """The folder of other people's readers and writers, or a skip."""
+    """The folder of other projects' readers and writers; skips the test without it."""
     ours = Path(__file__).resolve().parents[2] / ".node" / "node_modules"
     folder = Path(os.environ.get(NODE_MODULES, ours)).resolve()
     if not (folder / ".bin" / "node").exists():
@@ -82,7 +82,7 @@ def node_modules() -> Path:
 
 @pytest.fixture(scope="session")
 def splat_transform(node_modules: Path) -> Callable[..., None]:
-    """Runs PlayCanvas's converter: `splat_transform(source, target)`, with its options in front."""
+    """Runs PlayCanvas's converter: `splat_transform(*options, source, target)`."""
     program = node_modules / "@playcanvas" / "splat-transform" / "bin" / "cli.mjs"
     if not program.exists():
         pytest.skip(f"{program} is missing: npm install @playcanvas/splat-transform")

@@ -36,7 +36,7 @@ def babylon(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.mark.parametrize("k", BANDS)
-def test_glb(chiral: Splats, babylon: Viewer, k: int) -> None:
+def test_glb_in_babylon(chiral: Splats, babylon: Viewer, k: int) -> None:
     splats = replace(chiral, shN=chiral.shN[:, :k])
     file = babylon.folder / f"{k}.glb"
     glb.write(file, splats)
@@ -45,7 +45,7 @@ def test_glb(chiral: Splats, babylon: Viewer, k: int) -> None:
 
 
 @pytest.mark.parametrize("k", BANDS)
-def test_spz_of_version_4(chiral: Splats, babylon: Viewer, k: int) -> None:
+def test_spz_version_4_in_babylon(chiral: Splats, babylon: Viewer, k: int) -> None:
     """Decoded by the official library, from npm, which Babylon asks for files of this version."""
     file = babylon.folder / f"{k}.spz"
     spz.write(file, replace(chiral, shN=chiral.shN[:, :k]), version=4)
@@ -54,7 +54,7 @@ def test_spz_of_version_4(chiral: Splats, babylon: Viewer, k: int) -> None:
     check(babylon, read(file))
 
 
-def test_another_asset_is_not_passed(chiral: Splats, babylon: Viewer) -> None:
+def test_check_rejects_another_asset(chiral: Splats, babylon: Viewer) -> None:
     """The file of an asset that is turned by ten degrees, looks the other way, or is gone by a hundredth."""
     for number, degrees, shift in ((0, 10, 0.0), (1, 180, 0.0), (2, 0, 0.01)):
         c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
@@ -65,8 +65,8 @@ def test_another_asset_is_not_passed(chiral: Splats, babylon: Viewer) -> None:
             check(babylon, chiral)
 
 
-def test_points(chiral: Splats, babylon: Viewer) -> None:
-    """Each pixel that is drawn has the place and the colour of a point, and each point has a pixel."""
+def test_points_in_babylon(chiral: Splats, babylon: Viewer) -> None:
+    """Each drawn pixel has the position and the colour of a point, and each point has a pixel."""
     file = babylon.folder / "points.ply"
     points.write(file, chiral)
     assert babylon.load(file) == [["Mesh", len(chiral), None]]
@@ -113,7 +113,7 @@ def as_gltf(values: dict[str, np.ndarray]) -> bytes:
 
 
 def of_pixars_library(file: Path) -> dict[str, np.ndarray]:
-    """The values that it finds in a stage of Gaussians, under the names that glTF has for the same quantities."""
+    """The values in a stage of Gaussians, under glTF's names for the same quantities."""
     stage = import_module("pxr.Usd").Stage.Open(str(file))
     prim = stage.GetDefaultPrim()
     assert prim.GetTypeName() == "ParticleField3DGaussianSplat"
@@ -133,8 +133,8 @@ def of_pixars_library(file: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("k", [0, 15])
-def test_usdz(chiral: Splats, babylon: Viewer, k: int) -> None:
-    """No viewer of the browser reads it: opened by Pixar's library, whose values are shown as they are."""
+def test_usdz_through_pixars_library(chiral: Splats, babylon: Viewer, k: int) -> None:
+    """No browser viewer reads .usdz: Pixar's library opens it, and the test shows its values."""
     pytest.importorskip("pxr.Usd", reason='the extra "usd" is not installed')
     splats = replace(chiral, shN=chiral.shN[:, :k])
     usd.write(babylon.folder / "a.usdz", splats)
@@ -153,8 +153,8 @@ def letter() -> tuple[Splats, mesh.Mesh]:
 
 
 @pytest.mark.parametrize("suffix", mesh.SUFFIXES)
-def test_meshes(letter: tuple[Splats, mesh.Mesh], babylon: Viewer, suffix: str) -> None:
-    """From cameras of which none baked the texture; what differs is the edge, which the Gaussians have blurred."""
+def test_meshes_in_babylon(letter: tuple[Splats, mesh.Mesh], babylon: Viewer, suffix: str) -> None:
+    """From cameras that did not bake the texture; only the edge differs, which the Gaussians blur."""
     splats, one = letter
     file = babylon.folder / f"letter{suffix}"
     mesh.write(file, one)

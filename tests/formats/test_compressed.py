@@ -62,7 +62,7 @@ def check(back: Splats, splats: Splats, path: Path) -> None:
 
 
 def decoded(path: Path, i: int) -> dict[str, list[float]]:
-    """The i-th Gaussian as PlayCanvas's text says, in whole numbers and doubles, through plyfile."""
+    """The i-th Gaussian by PlayCanvas's text, in integers and doubles, through plyfile."""
     data = PlyData.read(str(path))
     chunk, vertex = data["chunk"][i // 256], data["vertex"][i]
 
@@ -239,7 +239,7 @@ def make(
     return "\n".join([*lines, "end_header", ""]).encode() + body
 
 
-def test_read_early_files_without_color_bounds(tmp_path: Path) -> None:
+def test_read_old_files_without_color_bounds(tmp_path: Path) -> None:
     (tmp_path / "a.ply").write_bytes(make())
     back = compressed.read(tmp_path / "a.ply")
     np.testing.assert_array_equal(back.means, [[1, -2, -3]])
@@ -317,7 +317,7 @@ def test_read_refuses_damaged_files(tmp_path: Path, content: bytes, reason: str)
 
 
 def test_read_elements_in_any_order(tmp_path: Path, chiral: Splats) -> None:
-    """As another tool might have it: an element of its own in front, properties the other way round, CR LF."""
+    """As another tool might write it: an extra first element, reversed properties, CR LF."""
     source, path = tmp_path / "a.compressed.ply", tmp_path / "b.compressed.ply"
     compressed.write(source, chiral)
     data = PlyData.read(str(source))
@@ -410,7 +410,9 @@ def test_splat_transform_reads_ours(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [0, 3, 15])
-def test_we_read_splat_transforms(tmp_path: Path, chiral: Splats, splat_transform: Callable[..., None], k: int) -> None:
+def test_read_files_that_splat_transform_writes(
+    tmp_path: Path, chiral: Splats, splat_transform: Callable[..., None], k: int
+) -> None:
     splats = picked(chiral, slice(None), k)
     ply.write(tmp_path / "a.ply", splats, pad_sh=False)
     splat_transform(tmp_path / "a.ply", tmp_path / "a.compressed.ply")

@@ -1,4 +1,4 @@
-"""Assets changed on the way from file to file: by numbers, and by the images that they make."""
+"""Edits of assets between files, checked by numbers and by renders."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,12 +115,12 @@ def image(splats: Splats, cameras: Cameras) -> np.ndarray:
 
 TURN, FACTOR = (20.0, -130.0, 250.0), 2.5
 LOSS = {"splat": 0.05, "sog": 0.02, "spz": 0.02, "spz4": 0.02, "compressed-ply": 0.005}
-"""Mean difference of images by the rounding of a format; others keep every value."""
+"""Mean difference of images due to a format's rounding; other formats keep every value."""
 
 
 @pytest.mark.parametrize("format", [name for name, row in FORMATS.items() if row.readable])
 def test_formats_keep_renders_of_a_transformed_asset(chiral: Splats, tmp_path: Path, format: str) -> None:
-    """Turned, scaled, written and read: a camera that makes the same move sees the same, colours by direction too."""
+    """A camera that moves with the transformed asset sees the same image, with the same view-dependent colours."""
     path = tmp_path / f"a{FORMATS[format].suffix}"
     formats.write(path, apply_edits(chiral, Edits(rotate=TURN, scale=FACTOR)), format)
     there = formats.read(path)

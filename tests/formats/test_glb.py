@@ -86,7 +86,7 @@ def test_read_keeps_what_write_stores(tmp_path: Path, chiral: Splats, k: int) ->
 
 
 def test_write_lays_out_one_gaussian(tmp_path: Path) -> None:
-    """One by hand, from the specification's text."""
+    """One Gaussian by hand, from the specification's text."""
     c0 = 0.28209479177387814
     one = Splats(
         means=np.array([[0.5, -0.25, 2.0]], np.float32),
@@ -273,7 +273,7 @@ def test_read_refuses_false_claims(tmp_path: Path, parts: tuple[dict[str, Any], 
         (b"7", "no scenes"),
     ],
 )
-def test_read_refuses_text_that_is_no_document(tmp_path: Path, text: bytes, reason: str) -> None:
+def test_read_refuses_text_that_is_not_a_document(tmp_path: Path, text: bytes, reason: str) -> None:
     with pytest.raises(UsageProblem, match=reason):
         read_back(tmp_path, put_together(text, b""))
 
@@ -312,7 +312,7 @@ def test_read_refuses_nonfinite_values(
 
 
 def test_read_bounds_repeated_nodes(tmp_path: Path, parts: tuple[dict[str, Any], bytes]) -> None:
-    """A thousand nodes with the one mesh would be 400,000 Gaussians, of 94 MB."""
+    """A thousand nodes with one mesh would be 400,000 Gaussians, of 94 MB."""
     document, body = parts
     document["nodes"] = [{"mesh": 0}] * 1000
     document["scenes"] = [{"nodes": list(range(1000))}]

@@ -268,7 +268,7 @@ def sponge() -> Splats:
 
 
 def test_extract_coarsens_the_grid_for_a_sponge(trimesh) -> None:
-    """Its holes would take far more triangles than are asked for."""
+    """Its holes would take far more triangles than requested."""
     one = mesh.extract(sponge(), resolution=96, faces=3000, texture_size=256)
     assert one.resolution < 96
     assert one.watertight
@@ -276,7 +276,7 @@ def test_extract_coarsens_the_grid_for_a_sponge(trimesh) -> None:
 
 
 def test_extract_keeps_the_grid_with_enough_triangles(trimesh, monkeypatch) -> None:
-    """The number that is named is what the grid has: nothing is simplified, so no holes are in the way."""
+    """The number in the hint is that of the grid: nothing is simplified, so holes do not matter."""
     monkeypatch.setattr(mesh, "SPONGE", 10)  # this one has 13; one of 20 takes a finer grid and minutes
     coarse = mesh.extract(sponge(), resolution=40, faces=3000, texture_size=64)
     assert coarse.resolution < 40
@@ -286,7 +286,7 @@ def test_extract_keeps_the_grid_with_enough_triangles(trimesh, monkeypatch) -> N
     assert mesh.extract(sponge(), resolution=40, faces=coarse.enough - 1, texture_size=64).resolution < 40
 
 
-def test_export_reports_what_a_mesh_lacks(trimesh, tmp_path: Path, segdream_export, capsys) -> None:
+def test_export_reports_a_simplified_mesh(trimesh, tmp_path: Path, segdream_export, capsys) -> None:
     write(tmp_path / "a.ply", crumbs(5))
     segdream_export(tmp_path / "a.ply", "-o", tmp_path / "a.obj", "--faces", "200", "--texture-size", "64", "--json")
     said = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The HTML page as it is written: what it tells, what it escapes, what it forbids."""
+"""The HTML page as written: its panel, its escaping, its security policy."""
 
 import base64
 import hashlib

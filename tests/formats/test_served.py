@@ -66,7 +66,7 @@ def test_server_answers_this_machine_only(chiral: Splats) -> None:
             assert ask(server, "/", Host=host)[0] == 403
 
 
-def test_live_page_may_ask_its_server_and_nobody_else(chiral: Splats) -> None:
+def test_live_page_policy_allows_only_its_server(chiral: Splats) -> None:
     with serving(live=True) as server:
         server.publish(chiral, "a helix")
         parts = Parts(ask(server, "/")[1].decode())
@@ -97,7 +97,7 @@ def test_newer_sends_later_editions_only(chiral: Splats, tmp_path: Path) -> None
 
 
 def test_publish_copies_the_arrays(chiral: Splats) -> None:
-    """The optimiser goes on to change the arrays in place."""
+    """The optimiser later changes the arrays in place."""
     with serving(live=True) as server:
         before = page.document(chiral, "a", newer=serve.NEWER)
         server.publish(chiral, "a")
@@ -156,8 +156,8 @@ def image(tab: Browser) -> np.ndarray:
 
 
 @needs_browser
-def test_live_page_shows_the_asset_grow(chiral: Splats, tab: Browser) -> None:
-    """Few Gaussians, then all of them and another colour: the page follows by itself, and keeps the last."""
+def test_live_page_shows_newer_editions(chiral: Splats, tab: Browser) -> None:
+    """Few Gaussians, then all of them in another colour: the page updates itself, and keeps the last edition."""
     few, blue = chiral.select(np.arange(50)), replace(chiral, sh0=np.full_like(chiral.sh0, [-2, -2, 2]))
     blue = replace(blue, shN=chiral.shN[:, :0])
     urls: list[str] = []

@@ -435,7 +435,9 @@ def test_splat_transform_reads_ours(tmp_path: Path, chiral: Splats, splat_transf
 
 
 @pytest.mark.slow
-def test_we_read_splat_transforms(tmp_path: Path, chiral: Splats, splat_transform: Callable[..., None]) -> None:
+def test_read_files_that_splat_transform_writes(
+    tmp_path: Path, chiral: Splats, splat_transform: Callable[..., None]
+) -> None:
     """And are no further from the asset than its bundle of as many entries."""
     ply.write(tmp_path / "a.ply", chiral)
     splat_transform("-g", "cpu", tmp_path / "a.ply", tmp_path / "theirs.sog")

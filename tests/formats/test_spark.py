@@ -14,7 +14,7 @@ from segdream_cli.splats import Splats
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 FILES = ("ply", "ply-compact", "compressed-ply", "splat", "spz", "sog")
-"""What it reads; of .spz it refuses version 4."""
+"""Formats that Spark reads; of .spz it refuses version 4."""
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,14 @@ def spark(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_spark_shows_what_the_rasteriser_shows(chiral: Splats, spark: Viewer, name: str) -> None:
+def test_spark_matches_the_rasteriser(chiral: Splats, spark: Viewer, name: str) -> None:
     file = spark.folder / f"{name}{FORMATS[name].suffix}"
     write(file, chiral, name)
     assert spark.load(file) == len(chiral)
     check(spark, read(file))
 
 
-def test_spark_shows_what_is_in_a_page(chiral: Splats, spark: Viewer) -> None:
+def test_spark_shows_the_payload_of_a_page(chiral: Splats, spark: Viewer) -> None:
     """The bytes that an .html file carries for its own viewer, taken out by the standard library."""
     write(spark.folder / "a.html", chiral)
     payload = Parts((spark.folder / "a.html").read_text(encoding="utf-8")).texts["script"][0]

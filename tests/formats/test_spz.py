@@ -55,7 +55,7 @@ def payload(path: Path) -> bytes:
 
 
 def test_write_lays_out_one_gaussian(tmp_path: Path) -> None:
-    """One by hand, from the official library's text."""
+    """One Gaussian by hand, from the official library's source."""
     one = Splats(
         means=np.array([[0.5, -0.25, 2.0]], np.float32),
         quats=np.array([[0.1, 0.7, -0.1, -0.7]], np.float32),  # unit
@@ -173,7 +173,7 @@ def test_write_hides_provenance_from_other_readers(tmp_path: Path, three: Splats
     assert (tmp_path / "long").read_bytes() == bare
 
 
-def test_write_refuses(tmp_path: Path, three: Splats) -> None:
+def test_write_refuses_bad_options(tmp_path: Path, three: Splats) -> None:
     path = tmp_path / "a.spz"
     far = dataclasses.replace(three, means=three.means * 16)
     with pytest.raises(
@@ -425,7 +425,7 @@ def test_read_of_mutated_version_4_files(
 
 
 class Official:
-    """The official library, `@adobe/spz`, with assets in whatever frame the caller says."""
+    """The official library, `@adobe/spz`, with assets in the caller's frame."""
 
     def __init__(self, node_modules: Path, folder: Path) -> None:
         self._library = node_modules / "@adobe" / "spz" / "dist" / "spz.js"
@@ -472,7 +472,7 @@ def official(node_modules: Path, tmp_path: Path) -> Official:
 def test_official_library_reads_ours(
     tmp_path: Path, chiral: Splats, official: Official, version: int, bits: int, k: int, request: pytest.FixtureRequest
 ) -> None:
-    """It takes a file as RUB; so its way from RUB to RDF is our way back, spherical harmonics included."""
+    """The library reads a file as RUB, so its conversion from RUB to RDF is our inverse, with spherical harmonics."""
     if version == 4:
         request.getfixturevalue("zstandard")
     splats = sh_degree(chiral, k)
@@ -483,7 +483,7 @@ def test_official_library_reads_ours(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [3, 4])
-def test_we_read_the_official_librarys(
+def test_read_files_that_the_official_library_writes(
     tmp_path: Path, chiral: Splats, official: Official, version: int, request: pytest.FixtureRequest
 ) -> None:
     if version == 4:
@@ -497,7 +497,7 @@ def test_we_read_the_official_librarys(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stored", "number"), [("RUB", 4), ("RDF", 6)])
-def test_extension_means_what_the_official_library_takes_it_for(
+def test_frame_extension_agrees_with_the_official_library(
     tmp_path: Path, chiral: Splats, official: Official, stored: str, number: int, zstandard: ModuleType
 ) -> None:
     """In version 4 only: for older ones, release 0.2.3 can't tell the length of what follows, and gives up."""
@@ -512,7 +512,7 @@ def test_extension_means_what_the_official_library_takes_it_for(
 
 
 @pytest.mark.slow
-def test_bytes_are_the_official_librarys(tmp_path: Path, chiral: Splats, official: Official) -> None:
+def test_write_bytes_equal_the_official_librarys(tmp_path: Path, chiral: Splats, official: Official) -> None:
     official.save(tmp_path / "theirs.spz", to_ply_frame(chiral), "UNSPECIFIED", 3)
     spz.write(tmp_path / "ours.spz", chiral, fractional_bits=12)
     theirs, ours = (np.frombuffer(payload(tmp_path / f"{who}.spz"), np.uint8) for who in ("theirs", "ours"))
@@ -541,7 +541,7 @@ def test_splat_transform_reads_ours(
 
 
 @pytest.mark.slow
-def test_we_read_splat_transforms(
+def test_read_files_that_splat_transform_writes(
     tmp_path: Path, chiral: Splats, splat_transform: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
     ply.write(tmp_path / "a.ply", chiral)

@@ -57,7 +57,7 @@ def test_rotation_matrices_match_scipy() -> None:
 
 
 def test_rotation_matrices_match_the_kernels() -> None:
-    """numba compiles a formula of its own into the kernels."""
+    """numba compiles a separate formula into the kernels."""
     quats = Rotation.random(20, random_state=1).as_quat(scalar_first=True).astype(np.float32)
     found = np.empty((20, 3, 3))
     for quat, matrix in zip(quats, found, strict=True):

@@ -179,7 +179,7 @@ def test_read_refuses_other_files(tmp_path: Path, content: bytes) -> None:
 
 
 def rezipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
-    """A zip of these members, whose sums are right; the library minds no place that is no multiple of 64 bytes."""
+    """A zip of these members with right checksums; the library accepts offsets that are not multiples of 64 bytes."""
     with zipfile.ZipFile(path, "w", compression) as package:
         for name, content in members.items():
             package.writestr(name, content)
@@ -203,7 +203,7 @@ def damaged_layer(layer: bytes, seed: int) -> bytes:
 
 
 ABORTS, HANGS = 54, 488
-"""Seeds of damages that crash Pixar's library 26.11, and that keep it busy for ever."""
+"""Seeds of damage that crashes Pixar's library 26.11, and of damage that hangs it."""
 
 
 @pytest.mark.parametrize("seed", [ABORTS, HANGS, *range(12)])
@@ -216,7 +216,7 @@ def test_read_of_mutated_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_read_checks_packages_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A byte that is not what it was, names that lead out, what is compressed, members in one another's place."""
+    """A changed byte, names that point outside, compressed members, overlapping members."""
     layer = few(tmp_path / "a.usdz")
     content = bytearray((tmp_path / "a.usdz").read_bytes())
     assert len(read(rezipped(tmp_path / "b.usdz", {"asset.usdc": layer}))) == 4

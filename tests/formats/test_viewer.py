@@ -37,7 +37,7 @@ def tab(shared_tab: Browser) -> Browser:
 
 @pytest.fixture
 def shown(tab: Browser, tmp_path: Path) -> Callable[..., Browser]:
-    """Opens the page of an asset, at rest, and waits until it is there."""
+    """Opens the page of an asset, without rotation, and waits until it is shown."""
 
     def show(splats: Splats, address: str = "#rotate=0&background=light", **window: object) -> Browser:
         file = tmp_path / "asset.html"
@@ -86,7 +86,7 @@ def cpu_image(
 
 
 def framed(splats: Splats, closer: float = 1) -> dict[str, object]:
-    """Where the page's camera has to stand for the framing of `cpu_image`."""
+    """Position of the page's camera for the framing of `cpu_image`."""
     center, extent = page.bounds(splats)
     return {"distance": extent / closer / (0.85 * np.sin(np.deg2rad(20))), "target": center.tolist()}
 
@@ -118,8 +118,8 @@ def test_page_shows_what_the_rasteriser_shows(
     assert not tab.errors()
 
 
-def test_needles_and_specks(chiral: Splats, shown: Callable[..., Browser], tmp_path: Path) -> None:
-    """Much thinner than a pixel: what is seen of them is the blur of 0.3 square pixels."""
+def test_page_shows_needles_and_specks(chiral: Splats, shown: Callable[..., Browser], tmp_path: Path) -> None:
+    """Gaussians much thinner than a pixel: only the blur of 0.3 square pixels is visible."""
     scales = np.where(np.arange(400)[:, None] % 2, np.log([0.1, 1e-4, 1e-4]), np.log([1e-3, 1e-3, 1e-3]))
     splats = replace(chiral, log_scales=scales.astype(np.float32))
     kept = stored(splats, tmp_path)
@@ -131,7 +131,7 @@ def test_needles_and_specks(chiral: Splats, shown: Callable[..., Browser], tmp_p
     assert difference.max() < 8 / 255  # corners lie on a grid: of 1/16 px here, finer on hardware
 
 
-def test_rounding_of_the_payload_can_hardly_be_seen(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_payload_rounding_is_hardly_visible(chiral: Splats, shown: Callable[..., Browser]) -> None:
     splats = replace(chiral, shN=chiral.shN[:, :0])
     tab = shown(splats)
     rgb, alpha = cpu_image(splats, 30.0, 20.0)
@@ -140,7 +140,7 @@ def test_rounding_of_the_payload_can_hardly_be_seen(chiral: Splats, shown: Calla
 
 
 @pytest.mark.parametrize(("width", "height", "closer"), [(700, 400, 1), (360, 640, 1), (300, 300, 4)])
-def test_other_windows_and_close_cameras(
+def test_page_in_other_windows_and_from_close_cameras(
     chiral: Splats, shown: Callable[..., Browser], tmp_path: Path, width: int, height: int, closer: float
 ) -> None:
     """Wide, tall, and so near that Gaussians lie beside and behind the camera."""
@@ -166,7 +166,7 @@ def test_image_keeps_transparency(chiral: Splats, shown: Callable[..., Browser],
     np.testing.assert_array_equal(decoded(base64.b64encode(file.read_bytes()).decode()) / 255, found)
 
 
-def test_page_asks_for_nothing_but_itself(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_page_requests_only_itself(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral)
     own, *others = tab.requests()
     assert own.startswith("file:")
@@ -176,7 +176,7 @@ def test_page_asks_for_nothing_but_itself(chiral: Splats, shown: Callable[..., B
     assert tab.run("return fetch(location.href).then(() => 'read', () => 'refused')") == "refused"
 
 
-def test_code_in_a_prompt_does_not_run(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_page_does_not_run_code_in_a_prompt(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(replace(chiral, provenance={"prompt": HOSTILE, "prior": HOSTILE, "generator": {"a": HOSTILE}}))
     told = tab.run("return [typeof pwned, document.querySelector('h1').textContent, document.images.length]")
     assert told == ["undefined", " ".join(HOSTILE.split()), 0]
@@ -184,7 +184,7 @@ def test_code_in_a_prompt_does_not_run(chiral: Splats, shown: Callable[..., Brow
     assert tab.run(f"{script}; return typeof pwned") == "undefined"
 
 
-def test_many_gaussians_are_sorted_as_the_rasteriser_sorts_them(shown: Callable[..., Browser]) -> None:
+def test_sorter_orders_gaussians_as_the_rasteriser_does(shown: Callable[..., Browser]) -> None:
     """The order of 200,000 of them is the rasteriser's from its end."""
     splats = ball(200_000)
     tab = shown(splats, width=64, height=64)
@@ -199,7 +199,7 @@ def test_many_gaussians_are_sorted_as_the_rasteriser_sorts_them(shown: Callable[
 
 
 def ball(n: int) -> Splats:
-    """Small Gaussians on a sphere, facing outwards, coloured by place."""
+    """Small Gaussians on a sphere, facing outwards, coloured by position."""
     rng = np.random.default_rng(1)
     normal = rng.normal(size=(n, 3))
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
@@ -224,7 +224,7 @@ def spz_means(splats: Splats) -> np.ndarray:
     return rounded
 
 
-def test_mouse_turns_moves_and_zooms(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_controls_turn_move_and_zoom_with_the_mouse(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral, "")
     assert tab.run("return segdream.viewer.rotating")
     drag(tab, (256, 256), (306, 256))
@@ -255,7 +255,7 @@ def drag(tab: Browser, start: tuple[int, int], stop: tuple[int, int], modifiers:
     mouse(tab, "mouseReleased", stop, clickCount=1, **{**held, "buttons": 0})
 
 
-def test_touch_turns_with_one_finger_and_pinches_with_two(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_controls_turn_with_one_finger_and_pinch_with_two(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral, touch=True)
     before = camera(tab)
     touch(tab, [(200, 200)], [(260, 200)])
@@ -275,7 +275,7 @@ def touch(tab: Browser, starts: list[tuple[int, int]], stops: list[tuple[int, in
     tab.command("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
 
-def test_keys_do_what_the_page_says(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_controls_follow_the_documented_keys(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral)
     home = camera(tab)
     tab.run("segdream.viewer.canvas.focus()")
@@ -311,7 +311,7 @@ def press(tab: Browser, key: str, modifiers: int = 0) -> None:
         tab.command("Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers, **text)
 
 
-def test_every_control_has_a_name_and_shows_focus(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_controls_have_names_and_show_focus(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral, width=400, height=600)  # narrow: the buttons show symbols only
     nodes = tab.command("Accessibility.getFullAXTree")["nodes"]
     named = {(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if "role" in node}
@@ -353,7 +353,7 @@ def test_canvas_has_the_pixels_of_the_device(chiral: Splats, shown: Callable[...
     assert page_image(tab).shape == (200, 320, 4)
 
 
-def test_address_sets_the_view(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_page_address_sets_the_view(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral, "#azimuth=-90&elevation=30&distance=4&background=checker")
     found = camera(tab)
     assert (found["azimuth"], found["elevation"], found["distance"]) == (270, 30, 4)
@@ -363,14 +363,14 @@ def test_address_sets_the_view(chiral: Splats, shown: Callable[..., Browser]) ->
     assert tab.run("return segdream.viewer.background") == "light"
 
 
-def test_spz_file_comes_out_again(chiral: Splats, shown: Callable[..., Browser], tmp_path: Path) -> None:
+def test_download_returns_the_spz_file(chiral: Splats, shown: Callable[..., Browser], tmp_path: Path) -> None:
     tab = shown(chiral)
     tab.run("document.getElementById('file').click()")
     again = spz.read(tab.wait_for_download())
     np.testing.assert_array_equal(again.means, stored(chiral, tmp_path).means)
 
 
-def test_image_comes_back_after_the_context_was_lost(chiral: Splats, shown: Callable[..., Browser]) -> None:
+def test_page_restores_the_image_after_context_loss(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral)
     before = page_image(tab)
     lost, restored = tab.run(
@@ -393,7 +393,7 @@ def test_image_comes_back_after_the_context_was_lost(chiral: Splats, shown: Call
     np.testing.assert_array_equal(page_image(tab), before)
 
 
-def test_damaged_data_are_told(chiral: Splats, tab: Browser, tmp_path: Path) -> None:
+def test_page_reports_damaged_data(chiral: Splats, tab: Browser, tmp_path: Path) -> None:
     file = tmp_path / "a.html"
     page.write(file, chiral)
     text = file.read_text(encoding="utf-8")
@@ -404,7 +404,7 @@ def test_damaged_data_are_told(chiral: Splats, tab: Browser, tmp_path: Path) -> 
     assert "can't be shown" in tab.run("return document.getElementById('message').textContent")
 
 
-def test_browser_without_webgl_is_told(chiral: Splats, tmp_path: Path) -> None:
+def test_page_reports_missing_webgl(chiral: Splats, tmp_path: Path) -> None:
     page.write(tmp_path / "a.html", chiral)
     with chromium("--disable-3d-apis") as tab:
         tab.open((tmp_path / "a.html").as_uri())
@@ -418,7 +418,7 @@ def test_browser_without_webgl_is_told(chiral: Splats, tmp_path: Path) -> None:
     assert "WebGL2" in text
 
 
-def test_older_browsers_and_machines(chiral: Splats, shown: Callable[..., Browser], tab: Browser) -> None:
+def test_page_works_in_older_browsers(chiral: Splats, shown: Callable[..., Browser], tab: Browser) -> None:
     """Without the newest base64 decoder and without blending in half floats, the image is nearly the same."""
     fine = page_image(shown(chiral))
     assert tab.run("return segdream.viewer.renderer.half")
@@ -434,10 +434,8 @@ def test_older_browsers_and_machines(chiral: Splats, shown: Callable[..., Browse
     assert difference.max() < 8 / 255
 
 
-def test_another_asset_can_take_the_place_of_the_first(
-    chiral: Splats, shown: Callable[..., Browser], tmp_path: Path
-) -> None:
-    """`segdream.viewer.load` takes the bytes of another SPZ, as a page that follows a run would."""
+def test_viewer_load_replaces_the_asset(chiral: Splats, shown: Callable[..., Browser], tmp_path: Path) -> None:
+    """`segdream.viewer.load` takes the bytes of another SPZ, as on a live page."""
     flat = replace(chiral, shN=chiral.shN[:, :0], sh0=chiral.sh0[::-1].copy())
     tab = shown(flat)
     expected = page_image(tab)

@@ -1,4 +1,4 @@
-"""Other people's viewers in headless Chromium, and how far their images are from those of the CPU rasteriser."""
+"""Other projects' viewers in headless Chromium, and the differences of their images from the CPU rasteriser's."""
 
 import functools
 import threading
@@ -51,7 +51,7 @@ class Viewer:
     tab: Browser
     address: str
     folder: Path
-    """Where a file has to be to be shown."""
+    """The folder of the files that the page can show."""
 
     def load(self, file: Path, *options: object) -> Any:
         return self.tab.run("return await window.load(...arguments[0])", [f"{self.address}/{file.name}", *options])
@@ -95,7 +95,7 @@ def on_white(seen: Rendering) -> np.ndarray:
 
 
 def check(shown: Viewer, expected: Splats) -> None:
-    """What the viewer shows is what the rasteriser shows of `expected`, and not that mirrored, turned or flat."""
+    """Checks that the viewer shows `expected` as the rasteriser does, and not mirrored, rotated or flat."""
     center, extent = bounds(Gaussians.from_splats(expected))
     cameras = frame_sphere(AZIMUTHS, ELEVATIONS, SIZE, center=center, extent=extent)
     flat = on_white(rasterized(replace(expected, shN=expected.shN[:, :0]), cameras))

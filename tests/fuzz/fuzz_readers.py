@@ -36,7 +36,7 @@ LIMIT_S = 60
 USD_SECONDS = 3
 """Processor time for Pixar's library, which the reader gives thirty."""
 SHARED = struct.Struct("<qqqqdq")
-"""Number of the file at hand, files read, refused, of these by a crash of a library, most seconds, growth in KiB."""
+"""Index of the current file; files read, refused, refused by a library's crash; longest seconds; growth in KiB."""
 
 
 @dataclass

@@ -198,7 +198,7 @@ def _mutate_chunk(rng: random.Random, content: bytes) -> bytes:
 
 
 def _mutate_zip(rng: random.Random, content: bytes) -> bytes:
-    """A member of a zip, at a multiple of 64 bytes as .usdz wants it, with its new sum."""
+    """A member of a zip, at a multiple of 64 bytes as .usdz requires, with its new checksum."""
     with zipfile.ZipFile(io.BytesIO(content)) as package:
         members = {info.filename: package.read(info) for info in package.infolist()}
     chosen = rng.choice(sorted(members))

@@ -18,7 +18,7 @@ READABLE = {name for name, row in FORMATS.items() if row.readable}
 @pytest.mark.slow
 @pytest.mark.parametrize(("formats", "count"), [(READABLE - {"usdz"}, 200), ({"usdz"}, 60)], ids=["others", "usdz"])
 def test_fuzz_readers_reads_or_refuses_every_file(formats: set[str], count: int, tmp_path: Path) -> None:
-    """Neither harmless all, nor all refused for the same reason: 8 (sog) to 33 in a hundred are read."""
+    """Some damage is harmless: 8 % (sog) to 33 % of the files are read."""
     command = [sys.executable, str(SCRIPT), "--formats", *sorted(formats)]
     command += ["--count", str(count), "--keep", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Density control on CUDA: the same rows, the same moments, and Adam's fused form goes on."""
+"""Density control on CUDA: the same rows, the same moments, and a working fused Adam."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ CONFIG = DensifyConfig(
 
 
 def tagged(device):
-    """Five Gaussians with a step of Adam behind them, from gradients that differ from row to row."""
+    """Five Gaussians after a step of Adam, with gradients that differ per row."""
     rows = torch.arange(1.0, 6.0)
     gaussians = Gaussians(
         {
@@ -48,7 +48,7 @@ def controlled(device):
     return gaussians, optimizers
 
 
-def test_cuda_ends_with_the_same_rows_and_moments_as_the_cpu():
+def test_densify_matches_the_cpu():
     (here, here_optimizers), (there, there_optimizers) = controlled("cpu"), controlled("cuda")
     assert len(there) == len(here) == 5
     for name, expected in here.params.items():
@@ -60,7 +60,7 @@ def test_cuda_ends_with_the_same_rows_and_moments_as_the_cpu():
     torch.testing.assert_close(there.opacities.cpu(), torch.full((5,), 0.2))
 
 
-def test_splits_on_cuda_depend_on_the_generator_alone():
+def test_densify_splits_depend_on_the_generator_alone():
     before = torch.cuda.get_rng_state()
     first = controlled("cuda")[0].means
     assert torch.equal(torch.cuda.get_rng_state(), before)
@@ -68,7 +68,7 @@ def test_splits_on_cuda_depend_on_the_generator_alone():
     assert torch.equal(controlled("cuda")[0].means, first)
 
 
-def test_optimisers_still_step():
+def test_densify_keeps_optimizers_working():
     gaussians, optimizers = controlled("cuda")
     before = {name: value.detach().clone() for name, value in gaussians.params.items()}
     sum(value.sum() for value in gaussians.params.values()).backward()

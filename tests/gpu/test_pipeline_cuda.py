@@ -35,8 +35,8 @@ def norms(pipeline: Pipeline, steps: int) -> list[float]:
     [{}, {"distill__perp_neg": True}, {"distill__sctd__loss": "eq10", "distill__sctd__approximate": False}],
     ids=["guidance", "perp-neg", "exact"],
 )
-def test_cuda_with_graphs_takes_the_steps_of_cuda_without_and_of_the_cpu(settings: dict[str, object]) -> None:
-    """The first gradients agree closely; later ones drift apart, since Adam divides by their size."""
+def test_run_with_graphs_matches_eager_and_cpu_runs(settings: dict[str, object]) -> None:
+    """The first gradients agree closely; later ones diverge, since Adam divides by their size."""
     graphed, eager, cpu = (
         norms(build(device, graphs=graphs, **settings), 4)
         for device, graphs in (("cuda", True), ("cuda", False), ("cpu", False))
@@ -48,7 +48,7 @@ def test_cuda_with_graphs_takes_the_steps_of_cuda_without_and_of_the_cpu(setting
 
 
 @pytest.mark.parametrize(("here", "there"), [("cuda", "cuda"), ("cpu", "cuda"), ("cuda", "cpu")])
-def test_a_checkpoint_goes_on_where_it_was_on_any_device(here: str, there: str) -> None:
+def test_restore_resumes_on_any_device(here: str, there: str) -> None:
     first, second = build(here), build(there)
     asset = first.prepare(PROMPT, 0)
     run = first.run([asset])
@@ -63,8 +63,8 @@ def test_a_checkpoint_goes_on_where_it_was_on_any_device(here: str, there: str) 
     assert found.grad_norm[0] == pytest.approx(expected.grad_norm[0], rel=1e-2)
 
 
-def test_assets_of_a_batch_take_the_steps_that_each_takes_alone() -> None:
-    """Across densifications, after which the numbers of Gaussians differ; batched arithmetic rounds in its own way."""
+def test_batch_equals_solo_runs() -> None:
+    """Across densifications, after which the numbers of Gaussians differ; batched arithmetic rounds differently."""
     pipeline = build("cuda", init__count=300, densify__cap=400, densify__start=0, densify__every=2, densify__stop=9)
     starts = [("a red car", 0), ("a blue car", 1), ("a green tree", 2)]
     together = [pipeline.prepare(*start) for start in starts]
@@ -81,8 +81,8 @@ def test_assets_of_a_batch_take_the_steps_that_each_takes_alone() -> None:
         assert sizes[0] == pytest.approx(sizes[1], abs=5)
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
-    """It is found a step later, when the next one has been rendered."""
+def test_nonfinite_gradient_changes_nothing() -> None:
+    """The check happens a step later, after the next render."""
     pipeline = build("cuda")
     asset = pipeline.prepare(PROMPT, 0)
     run = pipeline.run([asset])
@@ -101,8 +101,8 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_a_step_waits_for_nothing_but_the_rasteriser() -> None:
-    """gsplat's own wait, in C++, is no warning of Python's; any other one is, and an error here."""
+def test_step_waits_only_for_the_rasteriser() -> None:
+    """gsplat's own wait, in C++, gives no Python warning; any other wait does, and is an error here."""
     pipeline = build("cuda", distill__perp_neg=True, densify__start=30)
     run = pipeline.run([pipeline.prepare(PROMPT, 0)])
     for _ in range(8):  # with graphs of every number of rows
@@ -117,8 +117,8 @@ def test_a_step_waits_for_nothing_but_the_rasteriser() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of what the compiler imports, and its advice to compute less exactly
 @pytest.mark.parametrize("low_vram", [False, True])
-def test_compiled_networks_give_what_eager_ones_do(low_vram: bool) -> None:
-    """Rows that are cut into pieces of two sizes, and a way back through two pairs of graphs at once or by views."""
+def test_compiled_networks_match_eager_networks(low_vram: bool) -> None:
+    """Rows in pieces of two sizes, and a backward pass through two pairs of graphs at once or per view."""
     checkpoint = weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=pytest.fail)
     said: list[str] = []
     fast, plain = (

@@ -1,4 +1,4 @@
-"""Point-E on CUDA: replayed and compiled networks make the clouds of called ones, without waits of the host."""
+"""Point-E on CUDA: replayed and compiled networks make the same clouds as eager ones, without host waits."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,7 +35,7 @@ def stage(config: PointTransformerConfig, dtype: torch.dtype) -> PointTransforme
 
 @pytest.fixture
 def _unchecked() -> Iterator[None]:
-    """Without the hints' checks, which the compiler can't see through."""
+    """Disables the shape checks, which the compiler can't trace."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -47,7 +47,7 @@ def text(width: int, seed: int) -> Tensor:
 
 
 def clouds(point_e: PointE) -> list[Tensor]:
-    """Points and colours of three prompts, the first made again last: a replay must not change what came before."""
+    """Points and colours of three prompts, the first repeated at the end: a replay must not change earlier results."""
     made = [point_e.sample(text(point_e.text_width, seed), torch.Generator().manual_seed(seed)) for seed in (1, 2, 1)]
     return [torch.cat([cloud.points, cloud.colors], dim=-1) for cloud in made]
 
@@ -100,7 +100,7 @@ def test_sample_never_waits_for_the_device() -> None:
 
 
 def test_half_precision_attention_uses_fused_kernels() -> None:
-    """The matrix of all pairs, 606 MB in the official upsampler, is never there: the peak is far below it."""
+    """The matrix of all pairs, 606 MB in the official upsampler, is never stored: the peak is far below it."""
     config = replace(UPSAMPLE, layers=1)
     network = stage(config, torch.float16)
     points, given = torch.zeros(1, 3072, 6, device=CUDA), torch.zeros(1, 1280, 512, device=CUDA)

@@ -81,7 +81,7 @@ def test_rasterize_caps_alpha_at_0_999(device: str) -> None:
     assert view.alpha[0, 4, 4].item() == pytest.approx(0.999, abs=1e-6)
 
 
-def test_rasterize_no_gaussians() -> None:
+def test_rasterize_without_gaussians() -> None:
     scene = SCENES["opaque"]
     empty = [tensor[:0].cuda().requires_grad_() for tensor in scene.parameters]
     view = rasterize(*empty, scene.viewmats.cuda(), scene.Ks.cuda(), 9, 7)

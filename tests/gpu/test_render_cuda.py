@@ -1,4 +1,4 @@
-"""`segdream render` on CUDA: each kind of image beside the CPU's."""
+"""`segdream render` on CUDA: each kind of image against the CPU's."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def asset(tmp_path: Path) -> Path:
 
 
 def images(asset: Path, kind: str, device: str) -> np.ndarray:
-    """Every sample of what is written, [images, h, w, channels], from 0 to 1."""
+    """All samples of the written files, [images, h, w, channels], in 0..1."""
     output = asset.with_name(device if kind == "frames" else f"{device}.png")
     assert run(["render", str(asset), *KINDS[kind], "--size", "128", "--device", device, "-o", str(output)]) == 0
     files = sorted(output.iterdir()) if kind == "frames" else [output]
@@ -53,7 +53,7 @@ def images(asset: Path, kind: str, device: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_render_matches_the_cpu(asset: Path, kind: str) -> None:
-    """Colours to a step and the rim of a Gaussian; distances and normals of a pixel hang on which of them is first."""
+    """Colours agree to a step except at rims; depth and normals of a pixel depend on the order of Gaussians."""
     found, expected = images(asset, kind, "cuda"), images(asset, kind, "cpu")
     assert found.shape == expected.shape
     assert np.ptp(expected) > 0.5

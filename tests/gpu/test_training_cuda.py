@@ -1,4 +1,4 @@
-"""The training stages on CUDA: the same images as on the CPU, replayed steps as if called, weights that load."""
+"""The training stages on CUDA: the same images as on the CPU, replayed steps equal called ones, weights load."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ pytestmark = [
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_images_are_those_of_the_cpu() -> None:
+def test_draw_matches_the_cpu() -> None:
     seen = list(combinations())[::7]
     ours, theirs = (render_bank(130, 3, device, combinations=seen, size=64) for device in (CUDA, CPU))
     assert torch.equal(ours.objects.cpu(), theirs.objects)
@@ -29,7 +29,7 @@ def test_images_are_those_of_the_cpu() -> None:
     assert (difference > 8).float().mean() < 1e-3
 
 
-def test_a_replayed_step_is_the_called_step() -> None:
+def test_replayed_step_equals_the_called_step() -> None:
     def train(replay: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
         generator = torch.Generator(CUDA).manual_seed(1)
@@ -54,7 +54,7 @@ def test_a_replayed_step_is_the_called_step() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of what the compiler imports
-def test_the_stages_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_reduce_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     autoencoder, denoiser = tmp_path / "ae", tmp_path / "denoiser"
     train_autoencoder.main(autoencoder, steps=301, batch=32, renders=500)
     train_denoiser.main(autoencoder, denoiser, steps=201, batch=64, renders=500, backgrounds_each=1)

@@ -1,4 +1,4 @@
-"""The embedded prior makes an asset on the CPU, and it is the object that was asked for, not a ball of its colour.
+"""The embedded prior makes an asset on the CPU, and it is the requested object, not a ball of its colour.
 
 The reference is the procedural world that the prior was trained on: the mean of many of its school buses, seen from
 four sides. The score is the overlap of silhouettes (intersection over union of soft masks) in the worst of the four
@@ -46,7 +46,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def bus(tmp_path_factory):
-    """A yellow school bus, as the embedded prior makes it."""
+    """A yellow school bus that the embedded prior made."""
     settings = {"optim.steps": STEPS, "camera.batch": 2}
     session = load(prior=MINI, quality="draft", device="cpu", settings=settings)
     path = tmp_path_factory.mktemp("bus") / "bus.ply"
@@ -97,7 +97,7 @@ def test_generate_bus_has_the_silhouette_of_a_bus(bus, reference):
 
 @pytest.mark.slow
 def test_generate_bus_has_the_color_of_a_bus(bus, reference):
-    """Mean colour of what lies inside the masks; yellow is far more than this distance from the other colours."""
+    """Mean colour inside the masks; yellow is far more than this distance from the other colours."""
     masks, colors = reference
     _, image = best_views(bus, masks)
     inside = masks[..., None]

@@ -1,4 +1,4 @@
-"""The optimisation loop on an analytic prior, small enough for a few milliseconds a step."""
+"""The optimisation loop on an analytic prior, small enough for a few milliseconds per step."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ def build(prior=None, *, queued=None, **settings):
 
 
 def queueing(*arguments, **settings):
-    """As on CUDA: whether a gradient was finite is looked at in the next step."""
+    """As on CUDA: the next step checks whether a gradient was finite."""
     return build(*arguments, queued=True, **settings)
 
 
@@ -126,7 +126,7 @@ EVERY_DRAW = {
     "settings", [{}, {"distill__perp_neg": True}, EVERY_DRAW], ids=["guidance", "perp-neg", "every draw"]
 )
 def test_batch_equals_solo_runs(settings):
-    """The number of Gaussians of each goes its own way."""
+    """The number of Gaussians of each asset evolves on its own."""
     pipe = build(prior__sample_posterior=True, densify__grad_threshold=1.0, densify__cap=500, **settings)
     prompts = [("a cube", 1), ("a ball", 2), ("a cone", 3)]
     together = [pipe.prepare(*each) for each in prompts]
@@ -146,7 +146,7 @@ def test_prepare_depends_on_the_seed_alone():
     pipe = build()
     ends = []
     for seed in (0, 0, 1):
-        torch.manual_seed(len(ends))  # the global generator has no say
+        torch.manual_seed(len(ends))  # the global generator has no effect
         asset = pipe.prepare("a cube", seed)
         advance(pipe, [asset], 5)
         ends.append(values(asset))
@@ -262,7 +262,7 @@ def test_regularizers_apply_total_variation_to_color_or_disparity(monkeypatch, n
 
 
 class Watching(AnalyticPrior):
-    """Keeps the images that it is shown."""
+    """Keeps the images that it receives."""
 
     def __init__(self):
         super().__init__()
@@ -441,7 +441,7 @@ def test_diverged_asset_leaves_the_others_as_if_alone(make):
 
 
 class Greedy(AnalyticPrior):
-    """Fails as an allocation does."""
+    """Fails like an allocation."""
 
     def __init__(self, problem):
         super().__init__()
@@ -542,7 +542,7 @@ def test_prepare_gives_every_group_an_optimizer():
 
 
 def test_failed_step_can_be_repeated(monkeypatch):
-    """Out of memory in step 3 leaves no trace: going on gives what an undisturbed run gives."""
+    """Out of memory in step 3 leaves no trace: the resumed run equals an undisturbed one."""
     pipe = build()
     undisturbed = pipe.prepare("a cube", 0)
     advance(pipe, [undisturbed], 6)

@@ -1,4 +1,4 @@
-"""The training stages end to end on a few images: what they save is a checkpoint that the package loads."""
+"""The training stages end to end on a few images: the package loads their checkpoint."""
 
 import colorsys
 import math
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return whole
 
 
-def test_what_the_stages_save_loads_as_a_prior(checkpoint: Path) -> None:
+def test_assemble_makes_a_prior_that_loads(checkpoint: Path) -> None:
     found = weights.resolve(PriorConfig(model=str(checkpoint)), cuda=False, offline=True, announce=lambda _: None)
     prior = DiffusionPrior.load(found, CPU, warn=pytest.fail)
     assert prior.image_size == 128
@@ -52,7 +52,7 @@ def test_what_the_stages_save_loads_as_a_prior(checkpoint: Path) -> None:
     assert prior.predict_noise(noisy, torch.tensor([500]), text).isfinite().all()
 
 
-def test_a_second_run_goes_on_from_the_weights_of_the_first(checkpoint: Path) -> None:
+def test_stage_continues_from_saved_weights(checkpoint: Path) -> None:
     first = train_denoiser.Model(train_denoiser.unet(), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
     second = train_denoiser.Model(train_denoiser.unet(), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
     train_denoiser.load(checkpoint.parent / "denoiser", first)
@@ -61,7 +61,7 @@ def test_a_second_run_goes_on_from_the_weights_of_the_first(checkpoint: Path) ->
         torch.testing.assert_close(one, other)
 
 
-def test_files_of_a_stage_are_at_most_15_mb(checkpoint: Path) -> None:
+def test_stage_files_are_at_most_15_mb(checkpoint: Path) -> None:
     saved = [*(checkpoint.parent / "ae").rglob("*"), *(checkpoint.parent / "denoiser").rglob("*")]
     assert max(file.stat().st_size for file in saved) < 15e6
     assert sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")) < 30e6
@@ -71,7 +71,7 @@ def _tokenizer(folder: Path):
     return make_tokenizer(folder / "tokens", vocabulary())
 
 
-def test_captions_say_what_the_images_show(tmp_path: Path) -> None:
+def test_captions_match_the_images(tmp_path: Path) -> None:
     wanted = [Combination(name, color, "striped") for name in ("duck", "school bus") for color in ("blue", "yellow")]
     bank = render_bank(400, 0, CPU, combinations=wanted, size=8)
     tokenizer = _tokenizer(tmp_path)
@@ -108,14 +108,14 @@ def test_captions_say_what_the_images_show(tmp_path: Path) -> None:
     assert seen["view"] / n > 0.6
 
 
-def test_hues_are_those_of_the_colour_wheel() -> None:
+def test_hues_match_the_colour_wheel() -> None:
     images = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5]])[:, :, None, None]
     hue, chroma = train_autoencoder.hues(images)
     assert hue.flatten()[:4].remainder(360).tolist() == pytest.approx([0, 60, 120, 240], abs=1e-4)
     assert chroma.flatten().tolist() == [1, 1, 1, 1, 0]
 
 
-def test_turned_hues_count_by_their_sine_where_the_image_is_coloured() -> None:
+def test_hue_sine_of_rotated_hues() -> None:
     """At multiples of 60 degrees, where the hexagon of HSV and the circle of the chroma plane agree."""
     turned = torch.tensor([colorsys.hsv_to_rgb(k / 6, 0.8, 0.9) for k in (3, 2, 1, 2)])[:, :, None, None]
     images = torch.tensor([colorsys.hsv_to_rgb(2 / 6, s, 0.9) for s in (0.6, 0.9, 0.6, 0.1)])[:, :, None, None]
@@ -124,7 +124,7 @@ def test_turned_hues_count_by_their_sine_where_the_image_is_coloured() -> None:
     assert found.tolist() == pytest.approx([*expected, 0], abs=1e-5)
 
 
-def test_degraded_images_are_blurred_or_mixed_in_their_first_quarter() -> None:
+def test_degrade_changes_the_first_quarter() -> None:
     images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     spoilt = train_autoencoder.degrade(images, torch.Generator().manual_seed(1))
     assert torch.equal(spoilt[4:], images[4:])
@@ -135,7 +135,7 @@ def test_degraded_images_are_blurred_or_mixed_in_their_first_quarter() -> None:
         torch.testing.assert_close(mixed, share * own + (1 - share) * other, atol=1e-4, rtol=0)
 
 
-def test_the_rate_warms_up_and_follows_a_cosine_to_its_floor() -> None:
+def test_schedule_warms_up_and_follows_a_cosine() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     rates = []
     for _ in schedule(optimizer, 100, Clock(), 1e6, warmup=10, floor=0.1):
@@ -146,7 +146,7 @@ def test_the_rate_warms_up_and_follows_a_cosine_to_its_floor() -> None:
 
 
 class SlowClock(Clock):
-    """A tenth of the time passes at every look."""
+    """A tenth of the time passes at every reading."""
 
     looks = -1
 
@@ -155,7 +155,7 @@ class SlowClock(Clock):
         return 1.0 * self.looks
 
 
-def test_out_of_time_the_rate_has_come_down_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_schedule_decays_when_time_runs_out(capsys: pytest.CaptureFixture[str]) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     rates = [optimizer.param_groups[0]["lr"] for _ in schedule(optimizer, 1000, SlowClock(), 10.0, warmup=1)]
     assert len(rates) == 9
@@ -164,7 +164,7 @@ def test_out_of_time_the_rate_has_come_down_too(capsys: pytest.CaptureFixture[st
     assert "9 of 1000" in capsys.readouterr().out
 
 
-def test_train_judge_leaves_a_judge_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_judge_saves_a_judge_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_judge.main(tmp_path, steps=2, device="cpu", smoke=True)
     judge = Judge.load(tmp_path, "cpu")
     assert judge.classes == train_judge.CLASSES
@@ -172,5 +172,5 @@ def test_train_judge_leaves_a_judge_that_loads(tmp_path: Path, capsys: pytest.Ca
     assert "128 held-out renders" in capsys.readouterr().out
 
 
-def test_the_judge_in_the_repository_knows_the_world() -> None:
+def test_shipped_judge_has_the_classes_of_the_world() -> None:
     assert Judge.load(JUDGE, "cpu").classes == train_judge.CLASSES

@@ -79,7 +79,7 @@ SURFACES = {
 
 
 @pytest.mark.parametrize("name", SURFACES)
-def test_distances_are_those_to_a_sampled_surface(name: str) -> None:
+def test_distance_matches_a_sampled_surface(name: str) -> None:
     rng = np.random.default_rng(1)
     make, surface = SURFACES[name]
     part = records(make)[0]
@@ -92,7 +92,7 @@ def test_distances_are_those_to_a_sampled_surface(name: str) -> None:
     np.testing.assert_allclose(np.abs(traced)[nearest < 0.15], nearest[nearest < 0.15], atol=0.03)
 
 
-def test_a_capsule_is_the_union_of_the_balls_along_it() -> None:
+def test_capsule_is_the_union_of_balls() -> None:
     part = records(lambda o: o.capsule((-0.4, 0.1, 0.2), (0.5, 0.3, -0.1), 0.3, 0.1))[0]
     a, b = np.array([-0.4, 0.1, 0.2]), np.array([0.5, 0.3, -0.1])
     share = np.linspace(0, 1, 4001)[:, None]
@@ -105,7 +105,7 @@ def test_a_capsule_is_the_union_of_the_balls_along_it() -> None:
     assert (traced[~outside] <= 1e-4).all()
 
 
-def test_a_prism_is_where_its_planes_say() -> None:
+def test_prism_matches_its_planes() -> None:
     part = records(lambda o: o.prism((0, 0, 0), 0.8, 0.2, 0.5, 0.3, rounding=0.0))[0]
     points = np.random.default_rng(3).uniform(-1, 1, (2000, 3))
     x, y, z = points.T
@@ -115,7 +115,7 @@ def test_a_prism_is_where_its_planes_say() -> None:
     assert ((traced < 0) == inside).all()
 
 
-def test_carving_takes_away_and_blending_adds() -> None:
+def test_carve_subtracts_and_blend_adds() -> None:
     def make(o: Sculptor, blend: float) -> None:
         o.ellipsoid((-0.3, 0, 0), 0.4)
         o.ellipsoid((0.3, 0, 0), 0.4, blend=blend)
@@ -140,7 +140,7 @@ def ball(radius: float, rgb: tuple[float, float, float] | None, place=(0.0, 0.0,
     return records(lambda o: o.ellipsoid(place, radius, rgb))[None]
 
 
-def test_a_ball_covers_the_disc_of_its_tangent_cone() -> None:
+def test_draw_ball_covers_its_tangent_cone() -> None:
     views = look_at(ONE, np.array([40.0]), np.array([20.0]), np.array([0.4]), np.array([3.0]))
     image = draw(ball(0.7, (1, 0, 0)), np.zeros((1, LOOK_COLUMNS), np.float32), views, 128, CPU)[0]
     radius = math.tan(math.asin(0.7 / 3)) / 0.4  # in half images
@@ -158,7 +158,7 @@ def test_a_ball_covers_the_disc_of_its_tangent_cone() -> None:
         (0, 90, (0, 0, 0.5), 48, 32),  # from above, the front points down
     ],
 )
-def test_cameras_look_from_where_they_say(azimuth, elevation, place, row, column) -> None:
+def test_cameras_look_from_their_angles(azimuth, elevation, place, row, column) -> None:
     views = look_at(ONE, np.array([azimuth]), np.array([elevation]), np.array([0.1]), np.array([10.0]))
     image = draw(ball(0.1, (1, 1, 1), place), np.zeros((1, LOOK_COLUMNS), np.float32), views, 64, CPU)[0, ..., 3]
     y, x = (image > 128).nonzero().float().mean(0) + 0.5
@@ -166,7 +166,7 @@ def test_cameras_look_from_where_they_say(azimuth, elevation, place, row, column
 
 
 @pytest.mark.parametrize("name", OBJECTS)
-def test_every_object_fits_the_unit_sphere_with_and_without_a_hat(name: str) -> None:
+def test_objects_fit_the_unit_sphere(name: str) -> None:
     rng = np.random.default_rng(5)
     directions = ball_surface(1.06, 400, rng)
     for attribute in ("", HAT):
@@ -177,7 +177,7 @@ def test_every_object_fits_the_unit_sphere_with_and_without_a_hat(name: str) -> 
 
 
 @pytest.mark.slow
-def test_the_named_colour_is_what_most_of_an_object_shows() -> None:
+def test_objects_mostly_show_the_named_colour() -> None:
     magenta, shares = np.array([1.0, 0.0, 1.0]), {}
     for name in OBJECTS:
         primitives, looks = build([Combination(name, "blue", "")], np.random.default_rng(6))
@@ -192,7 +192,7 @@ def test_the_named_colour_is_what_most_of_an_object_shows() -> None:
     assert np.mean(list(shares.values())) > 0.65
 
 
-def test_held_out_prompts_are_listed_and_nothing_is_only_held_out() -> None:
+def test_held_out_list_matches_the_combinations() -> None:
     path = Path(__file__).parents[2] / "training" / "heldout.txt"
     listed = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     every = list(combinations())
@@ -222,11 +222,11 @@ def test_held_out_prompts_are_listed_and_nothing_is_only_held_out() -> None:
         ),
     ],
 )
-def test_captions(combination: Combination, how: dict[str, object], caption: str) -> None:
+def test_caption_of_a_combination(combination: Combination, how: dict[str, object], caption: str) -> None:
     assert combination.caption(**how) == caption
 
 
-def test_every_caption_is_one_token_a_word_and_fits(tmp_path: Path) -> None:
+def test_captions_have_one_token_per_word_and_fit(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path, vocabulary())
     longest = max((one.caption(view="front right view") for one in combinations()), key=lambda text: text.count(" "))
     words = longest.replace(",", " ,").split()
@@ -235,7 +235,7 @@ def test_every_caption_is_one_token_a_word_and_fits(tmp_path: Path) -> None:
     assert len(ids) <= MAX_TOKENS
 
 
-def test_a_bank_is_the_same_for_the_same_seed_and_shows_what_it_says() -> None:
+def test_bank_depends_on_the_seed_and_matches_its_labels() -> None:
     wanted = [Combination("ball", color, "") for color in ("red", "green", "blue", "white", "black")]
     bank, again, other = (render_bank(20, seed, CPU, combinations=wanted, size=32) for seed in (1, 1, 2))
     assert torch.equal(bank.rgba, again.rgba)
@@ -248,7 +248,7 @@ def test_a_bank_is_the_same_for_the_same_seed_and_shows_what_it_says() -> None:
     assert (torch.cdist(seen.float(), table).argmin(1) == bank.colors).float().mean() > 0.85
 
 
-def test_images_over_backgrounds_stay_in_range() -> None:
+def test_over_backgrounds_stays_in_range() -> None:
     generator = torch.Generator().manual_seed(0)
     bank = render_bank(8, 1, CPU, combinations=[Combination("mug", "red", "")], size=32)
     images = bank.over_backgrounds(torch.arange(8), generator)
@@ -263,7 +263,7 @@ def test_images_over_backgrounds_stay_in_range() -> None:
 
 
 @pytest.mark.slow
-def test_surface_points_lie_on_the_surface_spread_by_area() -> None:
+def test_sample_surface_spreads_points_by_area() -> None:
     half = np.array([0.2, 0.3, 0.5])
     parts = records(lambda o: o.box((0.1, 0.0, -0.1), tuple(half), (0.2, 0.4, 0.6), rounding=0.0))[None]
     looks = np.zeros((1, LOOK_COLUMNS), np.float32)
@@ -276,7 +276,7 @@ def test_surface_points_lie_on_the_surface_spread_by_area() -> None:
     torch.testing.assert_close(colors[0], torch.tensor([0.2, 0.4, 0.6]).expand(6000, 3))
 
 
-def test_surface_points_of_a_thin_object_are_never_empty() -> None:
+def test_sample_surface_of_a_thin_object_is_never_empty() -> None:
     parts = records(lambda o: o.capsule((0, -0.9, 0), (0, 0.9, 0), 0.01))[None]
     points, _ = sample_surface(parts, np.zeros((1, LOOK_COLUMNS), np.float32), 500, torch.Generator().manual_seed(0))
     assert (points[0, :, ::2].norm(dim=-1) < 0.02).all()

@@ -32,7 +32,7 @@ def reference(uncond: Tensor, cond: Tensor, negatives: Tensor, weights: Tensor, 
 
 
 class Recorder:
-    """A prior's noise estimate that remembers what it was asked for."""
+    """A prior's noise estimate that records its calls."""
 
     def __init__(self) -> None:
         self.prior = AnalyticPrior(variance=0.3)

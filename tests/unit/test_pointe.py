@@ -159,7 +159,7 @@ def test_point_transformer_is_equivariant_to_permutations() -> None:
 
 
 def test_point_transformer_never_waits_for_values() -> None:
-    """On the meta device there are no values: whatever asked for one, and so can't be captured, would raise."""
+    """On the meta device there are no values, so code that reads one, and so can't be captured, raises."""
     with torch.device("meta"):
         made = PointTransformer(HIGH)
         outputs = made(torch.empty(2, 7, 6), torch.empty(2, dtype=torch.long), made.embed(torch.empty(2, 5, 6)))
@@ -168,7 +168,7 @@ def test_point_transformer_never_waits_for_values() -> None:
 
 @pytest.fixture
 def _unchecked() -> Iterator[None]:
-    """Without the hints' checks, which the compiler can't see through."""
+    """Disables the shape checks, which the compiler can't trace."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
