@@ -236,6 +236,7 @@ def test_render_image_refuses_arguments_out_of_range(bus, arguments, message):
         segdream.render_image(segdream.read("command.ply"), **arguments)
 
 
+@pytest.mark.slow
 def test_example_makes_an_asset_and_an_image(tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "generate.py"), BUS, "bus.ply", "--steps", "2"]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

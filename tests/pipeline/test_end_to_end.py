@@ -109,6 +109,7 @@ def test_generate_bus_has_the_color_of_a_bus(bus, reference):
     assert abs(red - green) < 0.2
 
 
+@pytest.mark.slow
 def test_silhouette_rejects_a_ball_of_the_right_color(reference):
     masks, colors = reference
     color = colors.sum((0, 1, 2)) / masks.sum()

@@ -206,6 +206,7 @@ def test_encode_image_gradient_matches_finite_differences(copy: Path, sampled: b
     torch.testing.assert_close((rgb.grad * direction).sum(), numeric, atol=1e-4, rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.08), ("fp16", 0.02)])
 def test_half_precision_agrees_with_single(
     folders: dict[str, Path], priors: dict[str, DiffusionPrior], dtype: str, tolerance: float
@@ -269,6 +270,7 @@ def test_load_refuses_a_weight_of_another_shape(copy: Path) -> None:
         load(copy)
 
 
+@pytest.mark.slow
 def test_low_vram_gives_equal_results_and_stores_less(
     folders: dict[str, Path], priors: dict[str, DiffusionPrior]
 ) -> None:
