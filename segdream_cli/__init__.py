@@ -171,7 +171,7 @@ def render_image(
     Raises:
         SegdreamError: an argument is out of range, or the device does not have enough memory for the image.
     """
-    _check_elevation(elevation)
+    _check_angles(azimuth, elevation)
     job = _job(splats, size, background, supersample, device)
     (image,) = _images(job, job.single_view(azimuth, elevation))
     return image
@@ -188,14 +188,16 @@ def render_turntable(
     device: str = "auto",
 ) -> "Iterator[NDArray[np.uint8]]":
     """Images of an asset from `n_frames` equally spaced azimuths, one at a time; arguments: see `render_image`."""
-    _check_elevation(elevation)
-    if n_frames < 1:
+    _check_angles(0.0, elevation)
+    if not isinstance(n_frames, int) or n_frames < 1:
         raise UsageProblem(f"n_frames can't be {n_frames}", hint="n_frames=120")
     job = _job(splats, size, background, supersample, device)
     return _images(job, job.turntable(n_frames, elevation))
 
 
-def _check_elevation(elevation: float) -> None:
+def _check_angles(azimuth: float, elevation: float) -> None:
+    if not abs(azimuth) < float("inf"):
+        raise UsageProblem(f"the azimuth {azimuth} is not a number of degrees", hint="azimuth=0")
     if not abs(elevation) <= 90:
         raise UsageProblem(f"the elevation {elevation} is not in -90 to 90 degrees", hint="elevation=15")
 
@@ -211,6 +213,10 @@ def _job(
     from segdream_cli.render.job import RenderJob
 
     check_size(size, supersample)
+    if background is not None and not (len(background) == 3 and all(0 <= part <= 1 for part in background)):
+        raise UsageProblem(f"the background {background} is not RGB in 0..1", hint="background=(1, 1, 1)")
+    if not len(splats):
+        raise UsageProblem("the asset has no Gaussians", hint='segdream.read("bus.ply")')
     return RenderJob.of([splats], device, size, "rgb", background, supersample=supersample)
 
 

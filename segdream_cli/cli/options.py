@@ -49,8 +49,9 @@ def settings(options: Mapping[str, Any], assignments: Sequence[str] | None) -> d
     Raises:
         UsageProblem: an entry is not key=value.
     """
-    given = {key: value for key, value in options.items() if value is not None}
-    return given | parse_assignments(assignments or ())
+    assigned = parse_assignments(assignments or ())
+    given = {key: value for key, value in options.items() if value is not None and key not in assigned}
+    return given | assigned  # in order: of a short and a full key of one setting, the last wins
 
 
 def start_settings(

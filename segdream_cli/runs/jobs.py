@@ -1,5 +1,6 @@
 """The assets that prompts and seeds ask for, and the file of each."""
 
+import operator
 import re
 import sys
 import unicodedata
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.util.files import read_problem
@@ -26,14 +28,19 @@ class Job:
     output: Path
 
 
-def check_seed(seed: int) -> None:
-    """Refuses a seed that `--seed` would refuse.
+def check_seed(seed: Any) -> int:
+    """The seed as a Python integer.
 
     Raises:
-        UsageProblem: it is negative or too large.
+        UsageProblem: it is not an integer, negative or too large.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise UsageProblem(f"the seed {seed} is not in 0 to {MAX_SEED:,}", hint="--seed 0")
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or not 0 <= number <= MAX_SEED:
+        raise UsageProblem(f"the seed {seed!r} is not an integer in 0 to {MAX_SEED:,}", hint="--seed 0")
+    return number
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -8,8 +8,8 @@ import dataclasses
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TypeAlias
@@ -20,6 +20,7 @@ from segdream_cli.runs.spec import JobSpec, Tally
 from segdream_cli.runs.stopping import StopRequest
 
 POLL_S = 0.1
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Outcome: TypeAlias = Tally | SegdreamError | Interrupted
 
 
@@ -59,9 +60,10 @@ def run_on_devices(spec: JobSpec, devices: Sequence[str], reporter: Reporter, st
     shares = share(spec, devices)
     for part in shares:
         visible_device(part.request.device, instead="--devices cpu")
-    workers = [_Worker(part) for part in shares]
+    workers: list[_Worker] = []
     try:
         with stop:
+            workers += [_Worker(part) for part in shares]
             _relay(workers, reporter, stop)
     finally:
         for worker in workers:
@@ -79,6 +81,16 @@ def run_on_devices(spec: JobSpec, devices: Sequence[str], reporter: Reporter, st
     return sum((each for each in outcomes if isinstance(each, Tally)), Tally())
 
 
+@contextmanager
+def _block_signals() -> Iterator[None]:
+    """Holds signals back while the block runs; a process that it starts inherits that."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Worker:
     """A process that does the jobs of a spec, as seen by its parent."""
 
@@ -88,19 +100,19 @@ class _Worker:
         self.device = spec.request.device
         self.outcome: Outcome | None = None
         self._process: BaseProcess = context.Process(target=_work, args=(spec, theirs))
-        self._process.start()
+        with _block_signals():  # a process that is importing its libraries can't save anything yet
+            self._process.start()
         theirs.close()
 
-    def receive(self, reporter: Reporter) -> None:
+    def receive(self, reporter: Reporter, stop: StopRequest) -> None:
         """Receives one message: reports an event, or keeps the outcome."""
         try:
             message: Event | Outcome = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
-            message = SegdreamError(
-                f"the process of {self.device} ended with exit code {self._process.exitcode}",
-                hint=f"--device {self.device}  # shows what happens in one process",
-            )
+            ended = f"the process of {self.device} ended with exit code {self._process.exitcode}"
+            hint = f"--device {self.device}  # shows what happens in one process"
+            message = Interrupted(ended) if stop.is_set() else SegdreamError(ended, hint=hint)
         if isinstance(message, Tally | SegdreamError | Interrupted):
             self.outcome = message
         else:
@@ -128,7 +140,7 @@ def _relay(workers: Sequence[_Worker], reporter: Reporter, stop: StopRequest) ->
             for worker in pending.values():
                 worker.ask_to_stop()
         for pipe in wait(list(pending), POLL_S):
-            pending[pipe].receive(reporter)  # type: ignore[index]
+            pending[pipe].receive(reporter, stop)  # type: ignore[index]
 
 
 class _StopFromParent(StopRequest):
@@ -145,8 +157,9 @@ class _StopFromParent(StopRequest):
 
 def _work(spec: JobSpec, pipe: Connection) -> None:
     """Does the jobs of a spec, and sends events and the outcome; the main function of a worker process."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends signals to every process; the parent decides
+    for number in SIGNALS:  # a terminal sends signals to every process; the parent's pipe decides
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     from segdream_cli.runs.session import run_jobs
 
     def send(message: Event | Outcome) -> None:

@@ -129,7 +129,11 @@ class Runner:
             if (look or preview or save or stopping) and report.first_nonfinite() is not None:
                 continue  # the pipeline is about to roll this step back, and raises Diverged
             norms = report.grad_norm if look else None
-            self.reporter(Stepped(name, report.step, report.n_gaussians, norms, report.memory_gib))
+            try:
+                self.reporter(Stepped(name, report.step, report.n_gaussians, norms, report.memory_gib))
+            except BaseException:  # the caller's own error, or its way to leave
+                self._save_finite(active, report)
+                raise
             self._show(active[0])
             for index, each in enumerate(active):
                 if each.destination is None:
@@ -147,10 +151,15 @@ class Runner:
             try:
                 yield report
             except GeneratorExit:
-                if report.first_nonfinite() is None:
-                    for each in active:
-                        _save(each)
+                self._save_finite(active, report)
                 raise
+
+    def _save_finite(self, active: Sequence[ActiveRun], report: StepReport) -> None:
+        """Saves runs that the caller leaves after a step, unless the pipeline would roll the step back."""
+        if report.first_nonfinite() is None:
+            for each in active:
+                _save(each)
+                self._report_checkpoint(each)
 
     def _write(self, each: ActiveRun, failures: list[SegdreamError]) -> bool:
         """Writes a finished asset; returns whether that worked."""

@@ -160,7 +160,8 @@ class Session:
             OutputExists: the asset or an unfinished run of it exists.
             SegdreamError: while iterating, a step failed.
         """
-        check_seed(seed)
+        self._check_stop()
+        seed = check_seed(seed)
         if output is None:
             clean_prompt(prompt, self.checkpoint.profile.vocabulary)
             active = self._begin(prompt, seed, None)
@@ -280,7 +281,7 @@ class Session:
                 raise
             failures, made = [problem], 0
         except Interrupted:
-            self.reporter(Note("or repeat the command, which resumes the whole list"))
+            self.reporter(Note("repeat the command to resume the whole list"))
             raise
         for failure in failures:
             self.reporter(JobFailed(failure))
@@ -288,13 +289,14 @@ class Session:
         counts["failed"] += len(begins) - made
 
     def _check_stop(self) -> None:
-        """Raises if `stop` was set between two batches.
+        """Raises if `stop` was set before an asset or a batch of them.
 
         Raises:
             Interrupted: it was.
         """
         if self.stop.is_set():
-            raise Interrupted("stopped between two assets", exit_code=self.stop.exit_code)
+            self.reporter(Note("stopped before the next asset"))
+            raise Interrupted("stopped before the next asset", exit_code=self.stop.exit_code)
 
     def _begin(self, prompt: str, seed: int, destination: Destination | None) -> ActiveRun:
         """An asset before its first step."""

@@ -34,20 +34,20 @@ class Request:
     device: str = AUTO
     offline: bool = False
 
-    def _overrides(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of the file, and those of `settings`.
+    def _overrides(self, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings of the file, and those of `settings`; `method` is the default for short keys.
 
         Raises:
             UsageProblem: an unknown setting or a value that does not fit.
         """
         file = flatten(read_toml(self.file)) if self.file else {}
         given = {key: value for key, value in self.settings.items() if value is not None}
-        method = (file | given).get("distill.method", Config().distill.method)
+        method = (file | given).get("distill.method", method)
         return check_settings(file, method), check_settings(given, method)
 
     def prior(self) -> PriorConfig:
         """Name of the requested prior."""
-        file, given = self._overrides()
+        file, given = self._overrides(Config().distill.method)
         return PriorConfig(
             **{key.removeprefix("prior."): value for key, value in (file | given).items() if key.startswith("prior.")}
         )
@@ -59,7 +59,7 @@ class Request:
         limit on Gaussians is lower unless `settings` names one.
         """
         config = preset(profile, self.quality)
-        file, given = self._overrides()
+        file, given = self._overrides(config.distill.method)
         for overrides in (file, given):
             config = config.with_steps(overrides.get("optim.steps", config.optim.steps)).set(overrides)
         if config.prior.low_vram and "densify.cap" not in given:

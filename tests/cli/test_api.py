@@ -15,6 +15,7 @@ import segdream_cli as segdream
 from segdream_cli.config import MINI
 from segdream_cli.errors import Interrupted, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.runs import reporter
+from segdream_cli.runs.jobs import check_seed
 from segdream_cli.runs.reporter import AssetFinished, JobFailed, RunEnded, RunSaved, RunStarted, Stepped
 from segdream_cli.runs.run_dir import RunDir
 
@@ -169,7 +170,7 @@ def test_load_refuses_what_the_command_refuses(segdream_command, arguments, comm
 def test_generate_refuses_what_the_command_refuses(session, folder):
     with pytest.raises(UsageProblem, match="does not know 'skool'"):
         session.generate("a yellow skool bus")
-    with pytest.raises(UsageProblem, match="the seed -1 is not in 0 to"):
+    with pytest.raises(UsageProblem, match="the seed -1 is not an integer in 0 to"):
         session.generate(BUS, seed=-1)
     with pytest.raises(UsageProblem, match="the folder none does not exist"):
         session.generate(BUS, output="none/bus.ply")
@@ -228,6 +229,8 @@ def test_render_turntable_has_the_frames_of_the_command(bus, segdream_command):
         ({"supersample": 0}, "--supersample 0 is not at least 1"),
         ({"elevation": 91}, "the elevation 91 is not in -90 to 90 degrees"),
         ({"elevation": float("nan")}, "the elevation nan"),
+        ({"azimuth": float("nan")}, "the azimuth nan"),
+        ({"background": (2.0, 0.0, 0.0)}, "the background"),
         ({"device": "tpu"}, "no device 'tpu'"),
     ],
 )
@@ -246,3 +249,25 @@ def test_example_makes_an_asset_and_an_image(tmp_path):
     assert segdream.read(tmp_path / "bus.ply").provenance["prompt"] == BUS
     with Image.open(tmp_path / "bus.png") as image:
         assert image.size == (256, 256)
+
+
+@pytest.mark.parametrize("seed", [1.5, True, "1", -1, 10**15])
+def test_check_seed_refuses_what_is_not_a_seed(seed):
+    with pytest.raises(UsageProblem, match="is not an integer in 0 to"):
+        check_seed(seed)
+
+
+def test_check_seed_returns_a_python_integer():
+    assert type(check_seed(np.int64(7))) is int
+    assert check_seed(np.int64(7)) == 7
+
+
+def test_an_error_of_the_reporter_saves_the_run():
+    def fail(event):
+        if isinstance(event, Stepped) and event.step == 2:
+            raise ValueError("not today")
+
+    session = segdream.load(prior=MINI, device="cpu", settings=SETTINGS, reporter=fail)
+    with pytest.raises(ValueError, match="not today"):
+        session.generate(BUS, output="bus.ply")
+    assert RunDir(Path("bus.run")).step() == 2

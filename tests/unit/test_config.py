@@ -16,6 +16,7 @@ from segdream_cli.config.values import parse_assignments, read_toml
 from segdream_cli.distill import METHODS
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.profile import QUALITIES, PriorProfile, ViewPhrases, preset
+from segdream_cli.runs.spec import Request
 
 
 def refused(overrides: dict[str, Any]) -> UsageProblem:
@@ -384,3 +385,16 @@ def test_every_method_has_a_section() -> None:
 def test_set_refuses_a_reversed_sds_range() -> None:
     problem = refused({"distill.sds.t_min": 990})
     assert "distill.sds.t_min must not exceed t_max" in problem.message
+
+
+def test_short_keys_of_a_record_without_a_method_mean_sctd(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"config": {"distill.segments": 3}}))
+    config = Request(file=path, settings={"distill.method": "sds"}).resolve(PriorProfile())
+    assert (config.distill.method, config.distill.sctd.segments) == ("sds", 3)
+
+
+def test_short_keys_mean_the_method_of_a_profile() -> None:
+    profile = PriorProfile(settings={"distill.method": "sds"})
+    config = Request(settings={"distill.guidance_scale": 7}).resolve(profile)
+    assert (config.distill.sds.guidance_scale, config.distill.sctd.guidance_scale) == (7.0, 7.5)
