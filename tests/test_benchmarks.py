@@ -18,6 +18,8 @@ from benchmarks.pointe import flop
 from benchmarks.step import __main__ as step
 from segdream_cli.pointe.transformer import BASE, UPSAMPLE, PointTransformer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -136,7 +136,9 @@ PointEDirOption = Annotated[
 ]
 DevicesOption = Annotated[
     str | None,
-    typer.Option("--devices", help="Split a list or several seeds across GPUs: 0,1.", rich_help_panel=HARDWARE),
+    typer.Option(
+        "--devices", help="Split a list or several seeds across devices: 0,1 or cpu,cpu.", rich_help_panel=HARDWARE
+    ),
 ]
 Dtype = StrEnum("Dtype", {name: name for name in ("auto", "fp32", "bf16", "fp16")})  # type: ignore[misc]
 DtypeOption = Annotated[

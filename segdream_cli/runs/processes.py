@@ -6,6 +6,7 @@ to the process, or the end of its parent, asks it to stop.
 
 import dataclasses
 import multiprocessing
+import re
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
@@ -25,15 +26,15 @@ Outcome: TypeAlias = Tally | SegdreamError | Interrupted
 
 
 def parse_devices(text: str) -> list[str]:
-    """Names of devices: `0,1` are cuda:0 and cuda:1.
+    """Names of devices: `0,1` are cuda:0 and cuda:1, and full names are accepted too.
 
     Raises:
         UsageProblem: the text is something else.
     """
     parts = text.replace(" ", "").split(",")
-    if not all(part.isdecimal() or part == "cpu" for part in parts):
+    if not all(re.fullmatch(r"cpu|(cuda:)?\d+", part) for part in parts):
         raise UsageProblem(f"--devices {text!r} is not a list of devices", hint="--devices 0,1")
-    return [part if part == "cpu" else f"cuda:{part}" for part in parts]
+    return [f"cuda:{part}" if part.isdecimal() else part for part in parts]
 
 
 def share(spec: JobSpec, devices: Sequence[str]) -> list[JobSpec]:

@@ -269,5 +269,5 @@ def test_an_error_of_the_reporter_saves_the_run():
 
     session = segdream.load(prior=MINI, device="cpu", settings=SETTINGS, reporter=fail)
     with pytest.raises(ValueError, match="not today"):
-        session.generate(BUS, output="bus.ply")
-    assert RunDir(Path("bus.run")).step() == 2
+        session.generate(BUS, output="reporter.ply")
+    assert RunDir(Path("reporter.run")).step() == 2

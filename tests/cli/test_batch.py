@@ -106,7 +106,7 @@ def test_interrupted_batch_resumes_to_the_same_bits(segdream, prior, listed, siz
     for name in NAMES[:2]:
         assert RunDir(folder / f"{name}.run").step() == step
         assert f"segdream generate --resume {name}.run" in stopped.err
-    assert "the same command again" in stopped.err
+    assert "repeat the command to resume the whole list" in stopped.err
     prior()
     sizes.clear()
     again = segdream(*listed, "--batch", "2")

@@ -146,7 +146,7 @@ def test_share_deals_the_jobs_in_turn_and_starts_no_idle_process() -> None:
 
 def test_parse_devices() -> None:
     assert parse_devices("0, 1,3") == ["cuda:0", "cuda:1", "cuda:3"]
-    assert parse_devices("cpu,0") == ["cpu", "cuda:0"]
+    assert parse_devices("cpu,0") == parse_devices("cpu,cuda:0") == ["cpu", "cuda:0"]
 
 
 def test_visible_device_ignores_leading_zeros(monkeypatch: pytest.MonkeyPatch) -> None:

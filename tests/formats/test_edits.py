@@ -140,7 +140,11 @@ def test_formats_keep_renders_of_a_transformed_asset(chiral: Splats, tmp_path: P
     assert np.abs(still - expected)[covered].mean() > 0.1
 
 
-READABLE = [name for name, row in FORMATS.items() if row.readable]
+READABLE = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "usdz" else name  # its reader is a process of its own
+    for name, row in FORMATS.items()
+    if row.readable
+]
 
 
 @pytest.mark.parametrize("source", READABLE)

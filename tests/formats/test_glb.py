@@ -331,6 +331,7 @@ def mutated(content: bytes, edits: list[tuple[int, int]], cut: int) -> bytes:
     return bytes(changed[: len(changed) - cut % len(changed)])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=8),

@@ -396,6 +396,7 @@ def test_read_of_mutated_files(
     checked(tmp_path_factory.getbasetemp() / "mutated.sog", whole[: len(whole) - cut])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(which=st.integers(0, 7), edits=EDITS)
 def test_read_of_mutated_members(

@@ -21,6 +21,8 @@ from training.world.camera import look_at
 from training.world.catalog import Combination, build
 from training.world.render import draw
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 AZIMUTHS_DEG, ELEVATION_DEG, SIZE, SHARPER, BUSES = (0.0, 90.0, 180.0, 270.0), 15.0, 32, 2, 48
 STEPS = 140

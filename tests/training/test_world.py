@@ -17,6 +17,8 @@ from training.world.render import draw, sample_surface
 from training.world.sculptor import Sculptor, about_x, about_y, about_z
 from training.world.tracer import distance, field
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 ONE = np.array([0])
 

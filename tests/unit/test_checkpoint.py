@@ -272,6 +272,7 @@ def test_resolve_refuses_an_error_page_as_weights(copy: Path) -> None:
         resolve(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "changes", "reason"),
     [

@@ -9,6 +9,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from segdream_cli.accel.estimate import WORKSPACES_GIB, Workload, forecast, product_rate
 from segdream_cli.config import Config
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 UNET: dict[str, Any] = {
     "sample_size": 64,

@@ -108,6 +108,7 @@ def test_alphas_cumprod_is_the_scaled_linear_schedule(priors: dict[str, Diffusio
     torch.testing.assert_close(alphas, (1 - betas).cumprod(0), atol=1e-7, rtol=2e-5)
 
 
+@pytest.mark.slow
 @ALL
 def test_predict_noise_gradient_matches_finite_differences(priors: dict[str, DiffusionPrior], name: str) -> None:
     prior = priors[name]
@@ -127,6 +128,7 @@ def test_predict_noise_gradient_matches_finite_differences(priors: dict[str, Dif
     assert all(parameter.grad is None for parameter in prior.unet.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["epsilon", "shipped"])
 def test_encode_image_and_decode_match_the_autoencoder(
     priors: dict[str, DiffusionPrior], folders: dict[str, Path], name: str
