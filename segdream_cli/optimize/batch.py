@@ -66,7 +66,7 @@ class Batch:
             raise ValueError("the assets of a run must be at the same step")
         self.assets = assets
         self._config, self._queued = config, queued
-        self._rng_states = [asset.rng_states() for asset in assets]
+        self._rng_states: Sequence[Mapping[str, Tensor]] = ()
         self._timesteps: tuple[Mapping[str, Any], ...] = ()
         self._last: QueuedStep | None = None
 

@@ -157,8 +157,9 @@ class Runner:
     def _save_finite(self, active: Sequence[ActiveRun], report: StepReport) -> None:
         """Saves runs that the caller leaves after a step, unless the pipeline would roll the step back."""
         if report.first_nonfinite() is None:
-            for each in active:
+            for each in active:  # all of them before the reporter, which may be what failed
                 _save(each)
+            for each in active:
                 self._report_checkpoint(each)
 
     def _write(self, each: ActiveRun, failures: list[SegdreamError]) -> bool:
