@@ -46,7 +46,7 @@ HEAVY = {
     "imageio_ffmpeg": ("render/video",),
     "numba": ("render/raster/cpu", "render/raster/kernels"),
     "plyfile": ("formats/ply",),
-    "scipy": ("evaluate/measures", "optimize/start"),
+    "scipy": ("evaluate/*", "optimize/start"),
     "typer": ("cli/*",),
     "rich": ("cli/*",),
     "huggingface_hub": ("util/hub", "util/compat"),

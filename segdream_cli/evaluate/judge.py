@@ -101,9 +101,18 @@ class Judge(nn.Module):
 
     def forward(self, images: Float[Tensor, "m 3 s s"]) -> dict[str, Float[Tensor, "m _"]]:
         """Logits of each head for images in 0..1."""
-        features = self.body(2 * images - 1)
-        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], -1)
+        pooled = self._pool(images)
         return {name: head(pooled) for name, head in self.heads.items()}
+
+    def _pool(self, images: Tensor) -> Tensor:
+        maps = self.body(2 * images - 1)
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], -1)
+
+    @torch.no_grad()
+    def features(self, images: Float[Tensor, "m 3 s s"], batch: int = 512) -> Float[Tensor, "m 640"]:
+        """The vectors that the heads read in images in 0..1, `batch` images at a time, on the judge's device."""
+        device = next(self.parameters()).device
+        return torch.cat([self._pool(part.to(device)).float() for part in images.split(batch)])
 
     @torch.no_grad()
     def verdict(self, images: Float[Tensor, "m 3 s s"], batch: int = 512) -> Verdict:

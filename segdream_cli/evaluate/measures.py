@@ -74,17 +74,39 @@ def silhouette(image: Float[Array, "3 s s"]) -> Bool[Array, "s s"]:
     return np.asarray(ndimage.binary_fill_holes(components == largest), bool)
 
 
-def sharpness(image: Float[Array, "3 s s"]) -> tuple[float, float]:
+def sharpness(image: Float[Array, "3 s s"], mask: Bool[Array, "s s"] | None = None) -> tuple[float, float]:
     """Mean and root mean square per pixel of the gradient magnitude two pixels inside the silhouette.
 
     Blur hardly lowers the mean, since it spreads an edge without changing its height; it does lower the second. Both
     are NaN where nothing is that far inside.
+
+    Args:
+        image: the image.
+        mask: its silhouette where the alpha is known; by default what differs from the background.
     """
-    inside = ndimage.binary_erosion(silhouette(image), iterations=2)
+    inside = ndimage.binary_erosion(silhouette(image) if mask is None else mask, iterations=2)
     if not inside.any():
         return float("nan"), float("nan")
     magnitude = np.hypot(*np.gradient(image, axis=(1, 2)))[:, inside]
     return float(magnitude.mean()), float(np.sqrt((magnitude**2).mean()))
+
+
+def frechet(features: Float[Array, "m f"], others: Float[Array, "n f"]) -> float:
+    """Frechet distance of the normal distributions with the means µ and covariances Σ of two sets of features.
+
+    |µ₁ - µ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), in float64; with Σ = Rᵀ R, the trace of the root is the sum of the singular
+    values of R₁ R₂ᵀ. It falls with m and n, so compare only distances of equally many features.
+
+    Raises:
+        ValueError: a set has fewer than two rows.
+    """
+    if min(len(features), len(others)) < 2:
+        raise ValueError("a covariance needs at least two rows")
+    sets = [np.asarray(each, np.float64) for each in (features, others)]
+    shift = sets[0].mean(0) - sets[1].mean(0)
+    roots = [np.asarray(np.linalg.qr((each - each.mean(0)) / np.sqrt(len(each) - 1), "r")) for each in sets]
+    overlap = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    return float(shift @ shift + sum((root**2).sum() for root in roots) - 2 * overlap)
 
 
 COLUMNS = ("object", "color", "attribute", "view", "azimuth", "floaters", "faint", "gradient", "edges")

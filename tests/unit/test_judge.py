@@ -48,6 +48,13 @@ def test_verdict_holds_probabilities_in_batches_of_any_size(judge: Judge) -> Non
         torch.testing.assert_close(shares, judge(images)[head].softmax(-1))
 
 
+def test_features_are_what_the_heads_read(judge: Judge) -> None:
+    images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    features = judge.features(images, batch=2)
+    for name, head in judge.heads.items():
+        torch.testing.assert_close(head(features), judge(images)[name])
+
+
 def test_verdict_names_the_most_probable_class() -> None:
     found = verdict(torch.eye(8)[[3, 6]])
     assert found.object.tolist() == [1, 1]

@@ -7,9 +7,19 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 
 from segdream_cli.evaluate.judge import Judge, Label, Verdict
-from segdream_cli.evaluate.measures import Scores, faint, floaters, score, sharpness, silhouette, silhouette_iou
+from segdream_cli.evaluate.measures import (
+    Scores,
+    faint,
+    floaters,
+    frechet,
+    score,
+    sharpness,
+    silhouette,
+    silhouette_iou,
+)
 
 SIZE = 48
 CLASSES = {
@@ -161,9 +171,50 @@ def test_sharpness_of_an_edge_by_central_differences() -> None:
     assert blurred[1] < 0.8 * sharp[1]
 
 
+def test_sharpness_within_a_given_mask() -> None:
+    """A ramp as pale as its background has no silhouette of its own."""
+    ramp = np.broadcast_to(0.80 + 0.001 * np.arange(SIZE), (3, SIZE, SIZE)).astype(np.float32)
+    assert all(map(math.isnan, sharpness(ramp)))
+    assert sharpness(ramp, disc(14) > 0) == pytest.approx((0.001, 0.001), rel=1e-2)
+
+
 def test_sharpness_without_an_object_is_nan() -> None:
     assert all(map(math.isnan, sharpness(gradient_background())))
     assert all(map(math.isnan, sharpness(paint(disc(1.5), gradient_background()))))
+
+
+def exact_normal(n: int, mean: np.ndarray, covariance: np.ndarray, seed: int) -> np.ndarray:
+    """n rows whose mean and covariance are exactly these."""
+    rows = np.random.default_rng(seed).standard_normal((n, len(mean)))
+    rows -= rows.mean(0)
+    white = rows @ np.linalg.inv(np.linalg.cholesky(np.cov(rows.T)).T)
+    return mean + white @ np.linalg.cholesky(covariance).T
+
+
+def test_frechet_of_diagonal_normals_is_the_sum_of_squared_differences() -> None:
+    """|µ₁ - µ₂|² + Σ (σ₁ - σ₂)²."""
+    means = np.array([[0.0, 1, 2], [1.0, 1, 0]])
+    sigmas = np.array([[1.0, 2, 3], [2.0, 2, 0.5]])
+    sets = [exact_normal(40 + 10 * i, means[i], np.diag(sigmas[i] ** 2), i) for i in range(2)]
+    assert frechet(*sets) == pytest.approx(5 + 1 + 0 + 2.5**2)
+    assert frechet(sets[0], sets[0]) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("m", "n"), [(60, 80), (60, 5), (4, 5)])
+def test_frechet_by_the_root_of_a_matrix(m: int, n: int) -> None:
+    """With fewer rows than features too, where the covariances are singular."""
+    rng = np.random.default_rng(3)
+    one, other = (rng.standard_normal((rows, 8)) @ rng.standard_normal((8, 8)) + rng.random(8) for rows in (m, n))
+    first, second = np.cov(one.T), np.cov(other.T)
+    half = linalg.sqrtm(first + 1e-12 * np.eye(8)).real
+    root = linalg.sqrtm(half @ second @ half + 1e-12 * np.eye(8)).real
+    expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root)
+    assert frechet(one.astype(np.float32), other) == pytest.approx(expected, rel=1e-4)
+
+
+def test_frechet_needs_two_rows() -> None:
+    with pytest.raises(ValueError, match="two rows"):
+        frechet(np.zeros((1, 3)), np.zeros((4, 3)))
 
 
 class Reader(Judge):
