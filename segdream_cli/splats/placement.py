@@ -1,0 +1,80 @@
+"""Where an asset stands in the frame that assets are made in, and the way back.
+
+Assets of any tool have any size and position, and stray Gaussians. The object is what remains without those beyond
+`STRAY` times the radius of the middle nine tenths of the visible centres; it is measured by the rule of `bounds`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from segdream_cli.splats import Float64s, Splats
+from segdream_cli.splats.bounds import DEVIATIONS, VISIBLE_OPACITY, center_of, radius_of
+from segdream_cli.splats.transform import transform
+
+WORKING_RADIUS = 0.95
+"""Radius of an object in the working frame; the median of the procedural world's objects is 0.93, without the reach of
+their Gaussians."""
+CORE = 0.05
+"""Share of the visible centres beyond each side of the box that sets the first radius."""
+STRAY = 3.0
+"""Radii of that box beyond which a Gaussian is stray."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The similarity x -> matrix x + offset from an asset's own frame to the working frame."""
+
+    matrix: Float64s
+    """A rotation about y times a factor, [3, 3]."""
+    offset: Float64s
+    """[3]."""
+
+    def apply(self, splats: Splats) -> Splats:
+        """The asset in the working frame."""
+        return transform(splats, self.matrix, self.offset)
+
+    def undo(self, splats: Splats) -> Splats:
+        """The asset in its own frame."""
+        inverse = np.asarray(np.linalg.inv(self.matrix), np.float64)
+        return transform(splats, inverse, -inverse @ self.offset)
+
+
+def place(splats: Splats, front_deg: float = 0.0) -> Placement:
+    """The placement that puts the object at the origin, scales it to `WORKING_RADIUS` and turns its front to +Z.
+
+    Args:
+        splats: the asset.
+        front_deg: azimuth of its front in its own frame: 0 is +z, 90 is +x.
+
+    Raises:
+        ValueError: the asset has no extent, or one that 32-bit floats can't square.
+    """
+    center, radius = _measure(splats)
+    if not 1e-18 < radius < 1e18:
+        raise ValueError(f"a radius of {radius:.3g}")
+    angle = math.radians(front_deg)
+    turn = np.array(
+        [[math.cos(angle), 0, -math.sin(angle)], [0, 1, 0], [math.sin(angle), 0, math.cos(angle)]]
+    )  # takes the front (sin, 0, cos) to +z
+    matrix = WORKING_RADIUS / radius * turn
+    return Placement(matrix, -matrix @ center)
+
+
+def _measure(splats: Splats) -> tuple[Float64s, float]:
+    """Centre [3] and radius of the object, without stray Gaussians."""
+    visible = splats.opacity_logits > np.log(VISIBLE_OPACITY / (1 - VISIBLE_OPACITY))
+    if not visible.any():
+        visible = np.ones(len(splats), bool)
+    means = splats.means[visible].astype(np.float64)
+    reach = DEVIATIONS * np.exp(splats.log_scales[visible].astype(np.float64).max(axis=1))
+    low, high = np.quantile(means, [CORE, 1 - CORE], axis=0)
+    core = max(float(np.linalg.norm(high - low)) / 2, float(np.median(reach)))
+    near = np.linalg.norm(means - (low + high) / 2, axis=1) + reach <= STRAY * core
+    means, reach = means[near], reach[near]
+    if not len(means):
+        return (low + high) / 2, core
+    center = (low + high) / 2 + center_of(((means - (low + high) / 2) / core).astype(np.float32)) * np.float64(core)
+    distances = (np.linalg.norm(means - center, axis=1) + reach) / core
+    return center, core * radius_of(distances.astype(np.float32))
