@@ -145,7 +145,7 @@ def read(path: Path) -> Splats:
             of the ellipse kernel in sRGB.
     """
     with open_asset(path) as stream:
-        document, body = _chunks(path, stream)
+        document, body = chunks(path, stream)
     glb = _Glb(path, document, body)
     parts: list[Splats] = []
     room = len(body) // 12  # positions that a file without repetitions can hold
@@ -170,8 +170,19 @@ def read(path: Path) -> Splats:
     return sanitize(splats)
 
 
-def _chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
-    """The JSON document and the binary chunk."""
+def holds_gaussians(path: Path) -> bool:
+    """Whether a .glb has Gaussians; one without them holds triangles, lines or points.
+
+    Raises:
+        UsageProblem: the file can't be opened, is not a .glb file, or is damaged.
+    """
+    with open_asset(path) as stream:
+        document, _ = chunks(path, stream)
+    return EXTENSION in json.dumps(document)
+
+
+def chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    """The JSON document and the binary chunk; raises the errors of `holds_gaussians`."""
     head = stream.read(20)
     if len(head) < 20 or head[:4] != b"glTF":
         raise UsageProblem(f"{path} is not a .glb file", hint=ANOTHER_FILE)

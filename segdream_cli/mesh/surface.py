@@ -1,0 +1,338 @@
+"""Triangle meshes of other tools to Gaussians: discs spread evenly over the surface, in the colours of its materials.
+
+Colours are the base colour, without light. Meshes are read as y up with the front towards +Z, as glTF has it.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.spatial import KDTree
+
+from segdream_cli.errors import UsageProblem
+from segdream_cli.formats import glb
+from segdream_cli.formats.common import ANOTHER_FILE, extras_provenance, open_asset, to_opacity_logits
+from segdream_cli.splats import SH_C0, Float64s, Splats
+
+UNREADABLE = {
+    "EXT_meshopt_compression",
+    "KHR_draco_mesh_compression",
+    "KHR_texture_basisu",
+    "KHR_texture_transform",
+}
+"""Extensions of glTF without which a mesh would be read wrongly."""
+SAMPLES = 8
+"""Points of the surface per Gaussian, which takes their mean colour."""
+ROUNDS = 2
+"""Rounds of Lloyd's relaxation, which spreads the Gaussians evenly."""
+NORMAL_WEIGHT = 2.0
+"""Distance, in spacings, between a point and one at right angles to it: keeps the sides of a thin sheet apart."""
+WIDTH, THICKNESS = 0.6, 0.15
+"""Standard deviations of a disc along the surface and across it, in spacings."""
+OPACITY = 0.95
+CLEAR = 0.05
+"""Opacity of a material below which a point of it is dropped."""
+GRAY = 0.5
+"""Colour of a surface without one."""
+
+
+def is_mesh(path: Path) -> bool:
+    """Whether a file is read as a mesh: an .obj, or a .glb without Gaussians.
+
+    Raises:
+        UsageProblem: the .glb can't be read.
+    """
+    suffix = path.suffix.lower()
+    return suffix == ".obj" or (suffix == ".glb" and not glb.holds_gaussians(path))
+
+
+def read(path: Path, count: int) -> Splats:
+    """At most `count` Gaussians on the surface of a mesh, the same ones each time.
+
+    Raises:
+        UsageProblem: the file or a file that it names can't be read, or it has no surface.
+    """
+    provenance = _check_glb(path) if path.suffix.lower() == ".glb" else {}
+    parts = _load(path)
+    if not parts:
+        raise UsageProblem(f"{path} has no faces", hint=ANOTHER_FILE)
+    corners = np.concatenate([triangles for triangles, _ in parts])
+    bad = int((~np.isfinite(corners).all(axis=(1, 2))).sum())
+    if bad:
+        raise UsageProblem(
+            f"{path}: {bad} of {len(corners)} faces have a corner that is not a finite number", hint=ANOTHER_FILE
+        )
+    extent = float(np.ptp(corners.reshape(-1, 3), axis=0).max())
+    # of size 1, so that areas neither overflow nor vanish
+    parts = [(triangles / (extent or 1), shade) for triangles, shade in parts]
+    points, normals, colors, area = _sample(parts, SAMPLES * count)
+    if not len(points):
+        raise UsageProblem(f"{path} has no visible surface: its faces have no area, or are clear", hint=ANOTHER_FILE)
+    count = min(count, len(points))
+    spacing = float(np.sqrt(SAMPLES * area))
+    cluster = _relax(points, normals, spacing, count)
+    kept = np.flatnonzero(_counts(cluster, count)[:, 0])
+    points, normals, colors = (_means(values, cluster, count)[kept] for values in (points, normals, colors))
+    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+    normals = np.where(lengths > 1e-6, normals / np.maximum(lengths, 1e-6), [0, 0, 1])
+    sizes = extent * spacing * np.array([WIDTH, WIDTH, THICKNESS])
+    return Splats(
+        means=(extent * points).astype(np.float32),
+        quats=_facing(normals).astype(np.float32),
+        log_scales=np.tile(np.log(sizes), (len(kept), 1)).astype(np.float32),
+        opacity_logits=to_opacity_logits(OPACITY * colors[:, 3]),
+        sh0=((to_srgb(colors[:, :3]) - 0.5) / SH_C0).astype(np.float32),
+        shN=np.zeros((len(kept), 0, 3), np.float32),
+        provenance=dict(provenance),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shade:
+    """The base colour of a geometry's points: a texture, a factor and colours of the vertices, each or none."""
+
+    faces: NDArray[np.intp]
+    """[f, 3]."""
+    uv: Float64s | None
+    """Texture coordinates from the lower left, [v, 2]."""
+    texture: NDArray[np.uint8] | None
+    """sRGB and opacity, [h, w, 4]."""
+    factors: Sequence[Float64s]
+    """Linear RGB and opacity, [4] or one per vertex [v, 4]; the texture is multiplied by them."""
+    cutoff: float | None
+    """Opacity below which a point is clear and above which it is solid; 0: the surface blends; None: all is solid."""
+
+    def __call__(self, face: NDArray[np.intp], weights: Float64s) -> Float64s:
+        """Linear RGB and opacity [n, 4] of the points with these weights [n, 3] in these faces [n]."""
+        corners = self.faces[face]
+        found = np.ones((len(face), 4))
+        if self.texture is not None and self.uv is not None:
+            found = self._texels(np.einsum("nc,ncd->nd", weights, self.uv[corners]))
+        elif not self.factors:
+            found[:, :3] = to_linear(np.array(GRAY))
+        for factor in self.factors:
+            found = found * (factor if factor.ndim == 1 else np.einsum("nc,ncd->nd", weights, factor[corners]))
+        if self.cutoff is None:
+            found[:, 3] = 1
+        elif self.cutoff:
+            found[:, 3] = found[:, 3] >= self.cutoff
+        return found
+
+    def _texels(self, uv: Float64s) -> Float64s:
+        """The texels [n, 4] at these coordinates [n, 2], outside of which the texture repeats."""
+        texture = np.asarray(self.texture)
+        height, width, _ = texture.shape
+        u, v = (uv % 1.0).T
+        row, column = np.minimum((1 - v) * height, height - 1).astype(int), np.minimum(u * width, width - 1).astype(int)
+        texels = texture[row, column] / 255
+        return np.concatenate([to_linear(texels[:, :3]), texels[:, 3:]], axis=1)
+
+
+def to_linear(srgb: Float64s) -> Float64s:
+    """Linear values of sRGB values in 0..1."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def to_srgb(linear: Float64s) -> Float64s:
+    """SRGB values of linear values in 0..1."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def _shade(geometry: Any, *, gltf: bool) -> _Shade:
+    """The colours of a trimesh geometry.
+
+    glTF multiplies texture, factor and vertex colours, the latter two linear. An .obj has the first of texture, vertex
+    colours and Kd, all in sRGB.
+    """
+    visual = geometry.visual
+    material = getattr(visual, "material", None)
+    image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+    uv = getattr(visual, "uv", None)
+    # trimesh gives an .obj without materials a made-up image, which unlike one of a file has no format
+    textured = image is not None and image.format is not None and uv is not None
+    texture = np.asarray(image.convert("RGBA")) if image is not None and textured else None
+    colors = getattr(visual, "vertex_attributes", {}).get("color")
+    if colors is None:
+        colors = geometry.vertex_attributes.get("color")
+    if colors is None and visual.kind in ("vertex", "face"):
+        colors = visual.vertex_colors
+    flat = getattr(material, "baseColorFactor", None) if gltf else getattr(material, "kwargs", {}).get("kd")
+    factors = [_rgba(each, gltf=gltf) for each in (colors, flat) if each is not None]
+    return _Shade(
+        faces=np.asarray(geometry.faces, np.intp),
+        uv=None if texture is None else np.asarray(uv, np.float64),
+        texture=texture,
+        factors=factors if gltf else factors[:1] if texture is None else [],
+        cutoff={"MASK": getattr(material, "alphaCutoff", None) or 0.5, "BLEND": 0.0}.get(
+            getattr(material, "alphaMode", None) or ""
+        ),
+    )
+
+
+def _rgba(values: Any, *, gltf: bool) -> Float64s:
+    """Linear RGB and opacity [..., 4] of colours as bytes, 16-bit integers or floats, with opacity or without."""
+    array = np.asarray(values)
+    floats = array.astype(np.float64)
+    if array.dtype.kind == "u":
+        floats = floats / np.iinfo(array.dtype).max
+    floats = np.clip(floats, 0, 1)
+    rgb, opacity = floats[..., :3], floats[..., 3:4] if floats.shape[-1] == 4 else np.ones((*floats.shape[:-1], 1))
+    return np.concatenate([rgb if gltf else to_linear(rgb), opacity], axis=-1)
+
+
+class _Resolver:
+    """Gives trimesh the files that a mesh names, and keeps the names of those that it can't read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.missing: list[str] = []
+
+    def get(self, name: str) -> bytes:
+        """The content of a material file or a texture beside the mesh; options before its name have no effect.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        name = name.strip().strip('"')
+        if name.startswith("-"):
+            name = name.split()[-1]
+        try:
+            content = (self.folder / name.replace("\\", "/")).read_bytes()
+            if not name.lower().endswith(".mtl"):
+                Image.open(io.BytesIO(content)).verify()
+        except Exception as problem:  # Pillow's decoders raise anything
+            self.missing.append(name)
+            raise FileNotFoundError(name) from problem
+        return content
+
+    __getitem__ = get
+
+
+def _load(path: Path) -> list[tuple[Float64s, _Shade]]:
+    """The triangles [f, 3, 3] of each geometry of a mesh where the scene places it, and their colours.
+
+    Raises:
+        UsageProblem: the file or a file that it names can't be read.
+    """
+    import trimesh  # here, since it takes a third of a second
+
+    suffix = path.suffix.lower().removeprefix(".")
+    resolver = _Resolver(path.parent)
+    parts: list[tuple[Float64s, _Shade]] = []
+    try:
+        with open_asset(path) as stream:
+            scene = trimesh.load_scene(stream, file_type=suffix, resolver=resolver, process=False)
+        for node in sorted(scene.graph.nodes_geometry):
+            matrix, name = scene.graph[node]
+            geometry = scene.geometry[name]
+            if not len(getattr(geometry, "faces", ())):
+                continue
+            corners = np.asarray(geometry.vertices, np.float64)[np.asarray(geometry.faces, np.intp)]
+            parts.append((corners @ matrix[:3, :3].T + matrix[:3, 3], _shade(geometry, gltf=suffix == "glb")))
+    except UsageProblem:
+        raise
+    except Exception as problem:  # trimesh trusts its input, so a damaged file raises anything
+        raise UsageProblem(
+            f"{path} is damaged: {type(problem).__name__}: {str(problem)[:200]}", hint=ANOTHER_FILE
+        ) from problem
+    if resolver.missing:
+        name = resolver.missing[0]
+        raise UsageProblem(
+            f"{path} names the file {name[:200]}, which can't be read",
+            hint=f"ls {quote(str(path.parent))}  # put {name[:200]} there",
+        )
+    return parts
+
+
+def _check_glb(path: Path) -> Mapping[str, Any]:
+    """The provenance in a .glb whose materials trimesh can read.
+
+    Raises:
+        UsageProblem: it needs an extension that is not known, or a texture can't be read.
+    """
+    with open_asset(path) as stream:
+        document, body = glb.chunks(path, stream)
+    used = document.get("extensionsUsed")
+    needed = UNREADABLE & {str(name) for name in used if isinstance(used, list)} if used else set()
+    if needed:
+        raise UsageProblem(
+            f"{path} uses {', '.join(sorted(needed))}, which segdream can't read; save the mesh without it",
+            hint=ANOTHER_FILE,
+        )
+    views: Any = document.get("bufferViews")
+    for i, image in enumerate(document.get("images") or []):
+        try:
+            if "bufferView" in image:
+                view = views[image["bufferView"]]
+                start = view.get("byteOffset", 0)
+                Image.open(io.BytesIO(body[start : start + view["byteLength"]])).verify()
+        except Exception as problem:
+            raise UsageProblem(f"{path}: its image {i} can't be read: {problem}", hint=ANOTHER_FILE) from problem
+    return extras_provenance(document)
+
+
+def _sample(parts: Sequence[tuple[Float64s, _Shade]], n: int) -> tuple[Float64s, Float64s, Float64s, float]:
+    """`n` points spread over all triangles by area, without clear ones.
+
+    Returns:
+        points [m, 3], unit normals [m, 3], linear RGB and opacity [m, 4], and the area for each of them.
+    """
+    triangles = np.concatenate([corners for corners, _ in parts])
+    crosses = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    doubled = np.linalg.norm(crosses, axis=1)
+    ends = np.cumsum(doubled)
+    generator = np.random.default_rng(0)
+    # stratified: one point in each n-th of the area, in random order
+    along = (np.arange(n) + generator.random(n)) / n * ends[-1]
+    face = np.searchsorted(ends, along, side="right").clip(max=len(ends) - 1)[generator.permutation(n)]
+    face = face[doubled[face] > 0]
+    root, share = np.sqrt(generator.random(len(face))), generator.random(len(face))
+    weights = np.stack([1 - root, root * (1 - share), root * share], axis=1)
+    colors = np.empty((len(face), 4))
+    first = 0
+    for corners, shade in parts:
+        own = (face >= first) & (face < first + len(corners))
+        colors[own] = shade(face[own] - first, weights[own])
+        first += len(corners)
+    seen = colors[:, 3] >= CLEAR
+    points = np.einsum("nc,ncd->nd", weights, triangles[face])
+    normals = crosses[face] / doubled[face, None]
+    return points[seen], normals[seen], colors[seen], float(ends[-1]) / 2 / n
+
+
+def _relax(points: Float64s, normals: Float64s, spacing: float, count: int) -> NDArray[np.intp]:
+    """The cluster, 0 to `count` - 1, of each point: `ROUNDS` rounds of Lloyd's algorithm from the first points.
+
+    Points of two sides of a thin sheet are far from each other, since the normals count too.
+    """
+    places = np.concatenate([points / spacing, NORMAL_WEIGHT * normals], axis=1)
+    centers = places[:count]
+    for _ in range(ROUNDS):
+        nearest = KDTree(centers).query(places)[1]
+        centers = np.where(_counts(nearest, count) > 0, _means(places, nearest, count), centers)
+    return np.asarray(KDTree(centers).query(places)[1], np.intp)
+
+
+def _counts(labels: NDArray[np.intp], count: int) -> Float64s:
+    """Number of points of each cluster, [count, 1]."""
+    return np.bincount(labels, minlength=count)[:, None].astype(np.float64)
+
+
+def _means(values: Float64s, labels: NDArray[np.intp], count: int) -> Float64s:
+    """Mean of the values [n, d] of each cluster, [count, d]; 0 for an empty one."""
+    sums = np.stack([np.bincount(labels, column, count) for column in values.T], axis=1)
+    return np.asarray(sums / np.maximum(_counts(labels, count), 1))
+
+
+def _facing(normals: Float64s) -> Float64s:
+    """Quaternions wxyz [n, 4] that turn +z to these unit normals [n, 3]; half a turn about x for -z."""
+    x, y, z = normals.T
+    quats = np.stack([1 + z, -y, x, np.zeros_like(z)], axis=1)
+    quats[z < -1 + 1e-9] = (0, 1, 0, 0)
+    return np.asarray(quats / np.linalg.norm(quats, axis=1, keepdims=True), np.float64)

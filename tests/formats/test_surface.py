@@ -1,0 +1,279 @@
+"""Meshes to Gaussians: where they lie, how they face, their colours by hand, and files that can't be used."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from scipy.spatial import KDTree
+
+from segdream_cli import formats
+from segdream_cli.errors import UsageProblem
+from segdream_cli.mesh import surface
+from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
+from segdream_cli.render.view import render
+from segdream_cli.splats import SH_C0
+from segdream_cli.splats.gaussians import Gaussians
+from segdream_cli.splats.transform import rotation_matrices
+
+SQUARE = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
+PAINTED = "v 0 0 0 1 0.5 0\nv 1 0 0 1 0.5 0\nv 1 1 0 1 0.5 0\nv 0 1 0 1 0.5 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
+HALVES = np.zeros((8, 8, 3), np.uint8)
+HALVES[:, :4], HALVES[:, 4:] = (200, 30, 30), (30, 30, 200)
+"""A texture, red on the left and blue on the right."""
+
+
+def colors(splats):
+    """sRGB in 0..1 [n, 3]."""
+    return 0.5 + SH_C0 * splats.sh0
+
+
+def decode(srgb):
+    """Linear light of sRGB in 0..1, by the standard's formula."""
+    return np.where(np.asarray(srgb) <= 0.04045, np.asarray(srgb) / 12.92, ((np.asarray(srgb) + 0.055) / 1.055) ** 2.4)
+
+
+def sphere(radius=30.0, at=(100.0, 5.0, 0.0), **material):
+    """A sphere with the texture `HALVES` around it."""
+    made = trimesh.creation.uv_sphere(radius=radius, count=[64, 64])
+    x, y, z = (made.vertices / radius).T
+    uv = np.stack([np.arctan2(y, x) / 2 / np.pi + 0.5, np.arccos(z) / np.pi], axis=1)
+    texture = material.pop("baseColorTexture", Image.fromarray(HALVES))
+    pbr = trimesh.visual.material.PBRMaterial(baseColorTexture=texture, **material)
+    made.visual = trimesh.visual.TextureVisuals(uv=uv, material=pbr)
+    made.apply_translation(at)
+    return made
+
+
+def exported(path, *meshes, matrix=None):
+    scene = trimesh.Scene()
+    for mesh in meshes:
+        scene.add_geometry(mesh, transform=matrix)
+    path.write_bytes(scene.export(file_type="glb"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ball(tmp_path_factory):
+    return surface.read(exported(tmp_path_factory.mktemp("ball") / "ball.glb", sphere()), 4000)
+
+
+def test_read_spreads_gaussians_evenly_over_the_surface(ball):
+    """Random points have a spread of nearest distances of half their mean (1 / sqrt(pi) in the plane: 0.52)."""
+    assert 3950 <= len(ball) <= 4000
+    offsets = ball.means - [100, 5, 0]
+    assert np.abs(np.linalg.norm(offsets, axis=1) - 30).max() < 0.15
+    nearest = KDTree(ball.means).query(ball.means, 2)[0][:, 1]
+    assert nearest.std() / nearest.mean() < 0.25
+    spacing = np.sqrt(4 * np.pi * 900 / len(ball))
+    assert np.exp(ball.log_scales[0]) == pytest.approx(
+        spacing * np.array([surface.WIDTH, surface.WIDTH, surface.THICKNESS]), rel=0.02
+    )
+
+
+def test_read_lays_discs_along_the_surface(ball):
+    axes = rotation_matrices(ball.quats)[:, :, 2]
+    offsets = (ball.means - [100, 5, 0]) / 30
+    assert np.abs((axes * offsets).sum(1)).min() > 0.98
+
+
+def test_read_makes_a_solid_surface(ball):
+    cameras = frame_sphere(
+        turntable_azimuths(3), torch.full((3,), 20.0), 128, center=torch.tensor([100.0, 5, 0]), extent=30
+    )
+    alpha = render(Gaussians.from_splats(ball), cameras).alpha[..., 0]
+    y, x = torch.meshgrid(*2 * [torch.arange(128) - 63.5], indexing="ij")
+    inside = x.square() + y.square() < 48**2  # the sphere's outline has a radius of 54 pixels
+    assert (alpha[:, inside] >= 0.97).float().mean() > 0.99
+
+
+def test_read_takes_the_colors_of_the_texture(ball):
+    """u is below 1/2, red, where y is negative."""
+    y = ball.means[:, 1] - 5
+    assert colors(ball)[y < -3] == pytest.approx(np.tile([200, 30, 30], ((y < -3).sum(), 1)) / 255, abs=0.01)
+    assert colors(ball)[y > 3] == pytest.approx(np.tile([30, 30, 200], ((y > 3).sum(), 1)) / 255, abs=0.01)
+
+
+def test_read_gives_the_same_gaussians_again(tmp_path):
+    path = exported(tmp_path / "a.glb", sphere(), trimesh.creation.box())
+    first, second = surface.read(path, 500), surface.read(path, 500)
+    for name, values in first.arrays().items():
+        assert np.array_equal(values, second.arrays()[name])
+
+
+def test_read_places_nodes_and_multiplies_factors_in_linear_light(tmp_path):
+    """glTF: base colour = texture * factor, both linear; the bytes of the factor are linear already."""
+    turn = trimesh.transformations.rotation_matrix(np.pi / 2, [0, 1, 0])
+    turn[:3, 3] = 0, 7, 0
+    made = sphere(radius=1, at=(0, 0, 0), baseColorFactor=[128, 255, 64, 255])
+    splats = surface.read(exported(tmp_path / "a.glb", made, matrix=turn), 600)
+    assert splats.means.mean(0) == pytest.approx([0, 7, 0], abs=0.03)
+    red = splats.means[:, 1] - 7 < -0.2
+    expected = decode(np.array([200, 30, 30]) / 255) * np.array([128, 255, 64]) / 255
+    assert decode(colors(splats)[red]) == pytest.approx(np.tile(expected, (red.sum(), 1)), abs=0.01)
+
+
+def test_read_takes_vertex_colors_of_a_glb_as_linear(tmp_path):
+    box = trimesh.creation.box()
+    box.visual.vertex_colors = np.tile([255, 55, 0, 255], (8, 1))
+    splats = surface.read(exported(tmp_path / "a.glb", box), 200)
+    assert decode(colors(splats)) == pytest.approx(np.tile([1, 55 / 255, 0], (len(splats), 1)), abs=2e-3)
+
+
+@pytest.mark.parametrize(("mode", "share"), [("MASK", 1.0), ("OPAQUE", 0.5)])
+def test_read_drops_what_is_clear(tmp_path, mode, share):
+    texture = np.dstack([HALVES, np.repeat([[255] * 4 + [20] * 4], 8, axis=0).astype(np.uint8)])
+    made = sphere(radius=1, at=(0, 0, 0), baseColorTexture=Image.fromarray(texture), alphaMode=mode)
+    splats = surface.read(exported(tmp_path / "a.glb", made), 800)
+    # the faces across the seam of the texture take colours of both halves
+    assert (splats.means[:, 1] < 0.02).mean() == pytest.approx(share, abs=0.05)
+
+
+def test_read_keeps_the_opacity_of_a_blend(tmp_path):
+    made = sphere(radius=1, at=(0, 0, 0), baseColorFactor=[255, 255, 255, 102], alphaMode="BLEND")
+    splats = surface.read(exported(tmp_path / "a.glb", made), 100)
+    assert 1 / (1 + np.exp(-splats.opacity_logits)) == pytest.approx(
+        np.full(len(splats), 0.4 * surface.OPACITY), abs=0.01
+    )
+
+
+def test_read_keeps_the_sides_of_a_thin_sheet_apart(tmp_path):
+    """Two sheets, a hundredth of the spacing from each other, red above and blue below."""
+    top, below = (trimesh.creation.box(extents=[1, 1, 1e-9]) for _ in range(2))
+    for sheet, height, normal, color in ((top, 1e-4, 1, [255, 0, 0]), (below, -1e-4, -1, [0, 0, 255])):
+        sheet.update_faces(sheet.face_normals[:, 2] * normal > 0.9)
+        sheet.apply_translation([0, 0, height])
+        sheet.visual.vertex_colors = np.tile([*color, 255], (len(sheet.vertices), 1))
+    splats = surface.read(exported(tmp_path / "a.glb", top, below), 2000)
+    found = colors(splats)
+    assert np.minimum(found[:, 0], found[:, 2]).max() < 0.01
+    assert (found[:, 0] > 0.5).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def write_obj(folder, *, faces="f 1/1 2/2 3/3\nf 1/1 3/3 4/4\n", head="", mtl="", texture=True, vertices=SQUARE):
+    (folder / "a.obj").write_text(f"{head}{vertices}{faces}")
+    (folder / "a.mtl").write_text(mtl)
+    if texture:
+        Image.fromarray(HALVES).save(folder / "t.png")
+    return folder / "a.obj"
+
+
+USES = "mtllib a.mtl\nusemtl one\n"
+
+
+@pytest.mark.parametrize("name", ["t.png", "-s 1 1 1 t.png", ".\\t.png"])
+def test_read_takes_the_texture_of_an_obj(tmp_path, name):
+    splats = surface.read(write_obj(tmp_path, head=USES, mtl=f"newmtl one\nKd 0.1 0.9 0.1\nmap_Kd {name}\n"), 400)
+    left, right = splats.means[:, 0] < 0.45, splats.means[:, 0] > 0.55
+    assert colors(splats)[left] == pytest.approx(np.tile([200, 30, 30], (left.sum(), 1)) / 255, abs=0.01)
+    assert colors(splats)[right] == pytest.approx(np.tile([30, 30, 200], (right.sum(), 1)) / 255, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("head", "mtl", "vertices", "expected"),
+    [
+        (USES, "newmtl one\nKd 0.2 0.6 0.4\n", SQUARE, (0.2, 0.6, 0.4)),
+        (USES, "newmtl one\nNs 10\n", SQUARE, (surface.GRAY,) * 3),
+        ("", "", SQUARE, (surface.GRAY,) * 3),
+        ("", "", PAINTED, (1, 0.5, 0)),
+    ],
+    ids=["Kd", "no Kd", "no material", "vertex colours"],
+)
+def test_read_takes_the_colors_of_an_obj(tmp_path, head, mtl, vertices, expected):
+    splats = surface.read(write_obj(tmp_path, head=head, mtl=mtl, vertices=vertices), 50)
+    assert colors(splats) == pytest.approx(np.tile(expected, (len(splats), 1)), abs=4e-3)
+
+
+def test_is_mesh_knows_a_glb_of_gaussians(tmp_path, ball):
+    formats.write(tmp_path / "splats.glb", ball)
+    assert not surface.is_mesh(tmp_path / "splats.glb")
+    assert surface.is_mesh(exported(tmp_path / "mesh.glb", trimesh.creation.box()))
+    assert surface.is_mesh(tmp_path / "any.OBJ")
+    assert not surface.is_mesh(tmp_path / "any.ply")
+
+
+def glb_with(path, change):
+    """The .glb of a textured sphere after a change of its JSON."""
+    data = exported(path, sphere()).read_bytes()
+    size = struct.unpack("<I", data[12:16])[0]
+    document = json.loads(data[20 : 20 + size])
+    change(document)
+    text = json.dumps(document).encode()
+    text += b" " * (-len(text) % 4)
+    rest = data[20 + size :]
+    path.write_bytes(struct.pack("<5I", 0x46546C67, 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest)
+    return path
+
+
+def refused(path, words):
+    with pytest.raises(UsageProblem) as caught:
+        surface.read(path, 100)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("head", "mtl", "words"),
+    [
+        (USES, "newmtl one\nmap_Kd missing.png\n", "names the file missing.png, which can't be read"),
+        ("mtllib other.mtl\nusemtl one\n", "", "names the file other.mtl, which can't be read"),
+    ],
+)
+def test_read_refuses_an_obj_without_its_files(tmp_path, head, mtl, words):
+    refused(write_obj(tmp_path, head=head, mtl=mtl), words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (SQUARE, "has no faces"),
+        ("", "is empty"),
+        ("hello\n", "has no faces"),
+        ("v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "1 of 1 faces have a corner that is not a finite number"),
+        ("v 0 0 0\nv 1 0 0\nf 1 2 9\n", "is damaged"),
+        ("v 1 0 0\nv 1 0 0\nv 1 0 0\nf 1 2 3\n", "no visible surface"),
+    ],
+)
+def test_read_refuses_an_obj_without_a_surface(tmp_path, content, words):
+    (tmp_path / "a.obj").write_text(content)
+    refused(tmp_path / "a.obj", words)
+
+
+def test_read_refuses_a_broken_texture(tmp_path):
+    (tmp_path / "t.png").write_bytes(b"not an image")
+    refused(write_obj(tmp_path, head=USES, mtl="newmtl one\nmap_Kd t.png\n", texture=False), "t.png")
+
+
+def test_read_refuses_a_glb_that_it_would_read_wrongly(tmp_path):
+    def compress(document):
+        document["extensionsUsed"] = ["KHR_draco_mesh_compression"]
+
+    def cut_image(document):
+        document["bufferViews"][document["images"][0]["bufferView"]]["byteLength"] = 40
+
+    def cut_faces(document):
+        document["meshes"][0]["primitives"][0]["attributes"] = {}
+
+    refused(glb_with(tmp_path / "a.glb", compress), "uses KHR_draco_mesh_compression, which segdream can't read")
+    refused(glb_with(tmp_path / "b.glb", cut_image), "its image 0 can't be read")
+    refused(glb_with(tmp_path / "c.glb", cut_faces), "is damaged")
+    path = exported(tmp_path / "d.glb", sphere())
+    path.write_bytes(path.read_bytes()[:-5000])
+    refused(path, "is truncated")
+    refused(tmp_path / "missing.glb", "can't be read")
+
+
+def test_read_refuses_points(tmp_path):
+    cloud = trimesh.PointCloud(np.random.default_rng(0).random((20, 3)))
+    refused(exported(tmp_path / "a.glb", cloud), "has no faces")
+
+
+def test_read_keeps_the_provenance_of_a_glb(tmp_path):
+    def add(document):
+        document["asset"]["extras"] = {"segdream": {"prompt": "a ball"}}
+
+    assert surface.read(glb_with(tmp_path / "a.glb", add), 50).provenance == {"prompt": "a ball"}
