@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.models import MAX_TOKENS, scheduler
 
-LIMIT_MB = 30.0
+LIMIT_MB = 58.0
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
 

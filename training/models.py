@@ -13,7 +13,7 @@ from training.world.catalog import COARSE_VIEWS, COLORS, OVERHEAD, VIEWS, combin
 
 TEXT_WIDTH = 192
 MAX_TOKENS = 20
-UNET_CHANNELS = (96, 128, 176)
+UNET_CHANNELS = (96, 160, 224)
 AUTOENCODER_CHANNELS = (16, 32, 64, 128)
 LATENT_CHANNELS = 8
 
@@ -35,7 +35,7 @@ def autoencoder(
 
 
 def unet(latent_channels: int = LATENT_CHANNELS, channels: tuple[int, ...] = UNET_CHANNELS) -> UNet2DConditionModel:
-    """The denoiser of 16 px latents: three levels, text in the lower two."""
+    """The denoiser of 16 px latents, and of larger ones: three levels, text in the lower two."""
     lower = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=16,

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.bank import Bank, render_bank
+from training.bank import SIZE, Bank, render_bank
 from training.models import AUTOENCODER_CHANNELS, LATENT_CHANNELS, autoencoder
 from training.stage import Clock, adamw, fast_cuda, fit, fused, millions, schedule
 from training.world.catalog import combinations
@@ -121,6 +121,7 @@ def main(
     steps: int = 30_000,
     batch: int = 64,
     renders: Annotated[int, typer.Option(help="Images in the bank.")] = 120_000,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = SIZE,
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
     channels: Annotated[str, typer.Option(help="Channels of each level.")] = ",".join(map(str, AUTOENCODER_CHANNELS)),
     latent_channels: int = LATENT_CHANNELS,
@@ -134,7 +135,7 @@ def main(
     torch.manual_seed(seed)
     generator = torch.Generator(place).manual_seed(seed)
     seen = [one for one in combinations() if not one.held_out]
-    bank = render_bank(renders, seed, place, combinations=seen)
+    bank = render_bank(renders, seed, place, combinations=seen, size=size)
     clock.log(f"{len(bank)} renders")
     network = autoencoder(tuple(int(channel) for channel in channels.split(",")), latent_channels)
     if start is not None:
@@ -143,7 +144,7 @@ def main(
     network.quant_conv.requires_grad_(not decoder_only)
     network = network.to(place, memory_format=torch.channels_last)
     clock.log(f"{millions(network):.2f} M parameters")
-    optimizer = adamw(network.parameters(), rate, weight_decay=1e-4, device=place)
+    optimizer = adamw([{"params": list(network.parameters()), "lr": rate}], weight_decay=1e-4, device=place)
     counted = schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(200, steps))
     measured = fused(loss, place)
 
@@ -158,9 +159,10 @@ def main(
     if not decoder_only:
         network.register_to_config(scaling_factor=1 / deviation(network, bank, generator))
     network.to(memory_format=torch.contiguous_format).half().save_pretrained(output)
-    held = render_bank(min(4096, renders), seed + 10_000, place, combinations=[c for c in combinations() if c.held_out])
+    unseen = [one for one in combinations() if one.held_out]
+    held = render_bank(min(4096, renders), seed + 10_000, place, combinations=unseen, size=size)
     ratio, hue, copies = quality(network.float(), held, generator)
-    clock.log(f"held-out renders: PSNR {ratio:.2f} dB, hue error {hue:.2f} degrees")
+    clock.log(f"held-out renders of {size} px: PSNR {ratio:.2f} dB, hue error {hue:.2f} degrees")
     sheet(copies).save(output / "copies.png")
 
 

@@ -1,7 +1,12 @@
-"""Second stage: text encoder and U-Net on latents. `python -m training.train_denoiser AUTOENCODER OUT`."""
+"""Second stage: text encoder and U-Net on latents. `python -m training.train_denoiser AUTOENCODER OUT`.
+
+One U-Net learns images of two sizes: of 128 px at every noise level, and of 256 px above all at the low levels from
+which assets are refined.
+"""
 
 import copy
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +18,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.bank import Bank, render_bank
+from training.bank import SIZE, Bank, render_bank
 from training.models import make_tokenizer, scheduler, text_encoder, unet, vocabulary
-from training.stage import Clock, adamw, fast_cuda, fit, fused, millions, schedule
+from training.stage import Clock, adamw, fast_cuda, fit, fused, join, millions, schedule
 from training.train_autoencoder import sheet
 from training.world.catalog import (
     ATTRIBUTES,
@@ -34,6 +39,10 @@ PHRASES = ("", *VIEWS, *(view for view in COARSE_VIEWS if view not in VIEWS), OV
 SAMPLES = 64
 SNR_CAP = 5.0
 """Min-SNR weighting of Hang et al. 2023."""
+LARGE_T, LARGE_SHARE = 600, 0.85
+"""Share of the 256 px images whose timestep lies below a limit: refinement starts from there."""
+REPAINT_T = 400
+"""Timestep from which the sheet's 256 px images are repainted."""
 NO_TEXT, NO_VIEW, NO_COLOR, COARSE = 0.12, 0.12, 0.5, 0.25
 """Probabilities of a caption: empty; without a view; without a natural colour; with one of three views, not eight."""
 
@@ -117,56 +126,104 @@ def samples(
     prompts: list[str],
     guidance_scale: float,
     generator: torch.Generator,
+    *,
+    start: Float[Tensor, "b 3 s s"] | None = None,
     steps: int = 50,
 ) -> Float[Tensor, "b 3 s s"]:
-    """Samples images of the prompts with DDIM, 0..1."""
-    device = generator.device
+    """Samples images of the prompts with DDIM, 0..1: from noise, or from images that are noised to `REPAINT_T`."""
+    device, scale = generator.device, autoencoder.config.scaling_factor
     noise_schedule: DDIMScheduler = scheduler()
     noise_schedule.set_timesteps(steps)
     ids = tokenizer([*prompts, *[""] * len(prompts)], padding="max_length", truncation=True, return_tensors="pt")
     hidden = model.text(ids.input_ids.to(device))[0]
-    config = model.denoiser.config
-    shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
-    latents = torch.randn(shape, generator=generator, device=device)
-    for t in noise_schedule.timesteps:
+    times = noise_schedule.timesteps
+    if start is None:
+        side = model.denoiser.config.sample_size
+        clean = torch.zeros(len(prompts), autoencoder.config.latent_channels, side, side, device=device)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        latents = noise
+    else:
+        clean = autoencoder.encode(start * 2 - 1).latent_dist.mean * scale
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        times = times[times <= REPAINT_T]
+        latents = noise_schedule.add_noise(clean, noise, times[:1])
+    for t in times:
         cond, uncond = model.denoiser(latents.repeat(2, 1, 1, 1), t, hidden).sample.chunk(2)
         latents = noise_schedule.step(uncond + guidance_scale * (cond - uncond), t, latents).prev_sample
-    return (autoencoder.decode(latents / autoencoder.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+    return (autoencoder.decode(latents / scale).sample / 2 + 0.5).clamp(0, 1)
 
 
 @dataclass(slots=True)
 class Data:
-    """The U-Net's training data: latents of the bank's images, the image of each, and their captions."""
+    """Training data of one size: latents of the bank's images, the image of each, captions, and rows per step."""
 
     latents: Float[Tensor, "m c h w"]
     shown: Int64[Tensor, " m"]
     bank: Bank
     captions: Captions
+    batch: int
+    low_share: float
+    """Share of the rows whose timestep is drawn below `LARGE_T`."""
 
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, "b l"]]:
+    def draw(self, generator: torch.Generator) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, "b l"]]:
         """Random latents, each with a random caption."""
-        picks = torch.randint(len(self.latents), (batch,), device=self.latents.device, generator=generator)
+        picks = torch.randint(len(self.latents), (self.batch,), device=self.latents.device, generator=generator)
         return self.latents[picks].float(), self.captions.draw(self.bank, self.shown[picks], generator)
 
+    def draw_timesteps(self, generator: torch.Generator) -> Int64[Tensor, " b"]:
+        """Random timesteps, 0..999."""
+        limit = scheduler().config.num_train_timesteps
+        anywhere, low = (
+            torch.randint(end, (self.batch,), device=generator.device, generator=generator) for end in (limit, LARGE_T)
+        )
+        chosen = torch.rand(self.batch, device=generator.device, generator=generator) < self.low_share
+        return torch.where(chosen, low, anywhere)
 
-def objective(model: Model, data: Data, batch: int, generator: torch.Generator) -> Callable[[], tuple[Tensor, Tensor]]:
-    """The loss, which is the squared error of the predicted noise under min-SNR weights, and the unweighted error."""
-    place = data.latents.device
+
+def render_data(
+    autoencoder: AutoencoderKL,
+    captions: Captions,
+    generator: torch.Generator,
+    *,
+    renders: int,
+    size: int,
+    seed: int,
+    backgrounds_each: int,
+    batch: int,
+) -> Data:
+    """Renders the combinations that are not held out, and encodes them."""
+    seen = [one for one in combinations() if not one.held_out]
+    bank = render_bank(renders, seed, generator.device, combinations=seen, size=size)
+    latents, shown = latents_of(autoencoder, bank, backgrounds_each, generator)
+    bank.rgba = bank.rgba[:0].clone()
+    return Data(latents, shown, bank, captions, batch, LARGE_SHARE if size > SIZE else 0.0)
+
+
+def objective(model: Model, data: Sequence[Data], generator: torch.Generator) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The loss, which is the squared error of the predicted noise under min-SNR weights, and the unweighted error.
+
+    Both are means over the rows of all sizes.
+    """
+    place = generator.device
     alphas_cumprod = scheduler().alphas_cumprod.to(place)
     snr = alphas_cumprod / (1 - alphas_cumprod)
     snr_weights = snr.clamp(max=SNR_CAP) / snr
     predict = fused(lambda noisy, t, ids: model.denoiser(noisy, t, model.text(ids)[0]).sample, place)
 
-    def draw() -> tuple[Tensor, Tensor]:
-        clean, ids = data.draw(batch, generator)
-        t = torch.randint(len(alphas_cumprod), (batch,), device=place, generator=generator)
+    def errors(part: Data) -> tuple[Tensor, Tensor]:
+        clean, ids = part.draw(generator)
+        t = part.draw_timesteps(generator)
         noise = torch.randn(clean.shape, device=place, generator=generator)
         alpha = alphas_cumprod[t, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with torch.autocast(place.type, dtype=torch.bfloat16):
             predicted = predict(noisy, t, ids)
         error = (predicted.float() - noise).square().mean((1, 2, 3))
-        return (error * snr_weights[t]).mean(), error.mean()
+        return error * snr_weights[t], error
+
+    def draw() -> tuple[Tensor, Tensor]:
+        weighted, plain = zip(*map(errors, data), strict=True)
+        return torch.cat(weighted).mean(), torch.cat(plain).mean()
 
     return draw
 
@@ -181,52 +238,111 @@ def load(folder: Path, model: Model) -> None:
 def save(folder: Path, model: Model) -> None:
     """Writes the model in half precision, in files of at most 15 MB."""
     model.denoiser.half().save_pretrained(folder / "unet", max_shard_size="14MB")
-    model.text.half().save_pretrained(folder / "text_encoder")
+    save_text(folder, model)
+
+
+def save_text(folder: Path, model: Model) -> None:
+    """Writes the text encoder in half precision."""
+    copy.deepcopy(model.text).half().save_pretrained(folder / "text_encoder")
+
+
+@torch.no_grad()
+def draw_sheet(
+    output: Path, model: Model, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, generator: torch.Generator
+) -> None:
+    """Writes samples of held-out prompts at 128 px, the same repainted at 256 px, and the prompts."""
+    held_out = [one for one in combinations() if one.held_out]
+    prompts = [one.caption(view=VIEWS[i % len(VIEWS)]) for i, one in enumerate(held_out[:: len(held_out) // SAMPLES])]
+    prompts = prompts[:SAMPLES]
+    drawn = samples(model, autoencoder, tokenizer, prompts, 3.0, generator)
+    sheet(drawn).save(output / "samples.png")
+    enlarged = nn.functional.interpolate(drawn, scale_factor=2, mode="bilinear")
+    parts = zip(enlarged.split(16), [prompts[i : i + 16] for i in range(0, len(prompts), 16)], strict=True)
+    repainted = [samples(model, autoencoder, tokenizer, some, 3.0, generator, start=part) for part, some in parts]
+    sheet(torch.cat(repainted), columns=8).save(output / "repainted.png")
+    (output / "samples.txt").write_text("\n".join(prompts) + "\n")
 
 
 def main(
     autoencoder_folder: Annotated[Path, typer.Argument(help="Folder that the first stage wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder for the weights and a sheet of samples.")],
     start: Annotated[Path | None, typer.Option(help="Continue from the weights of an earlier run.")] = None,
-    steps: int = 40_000,
-    batch: int = 512,
-    renders: Annotated[int, typer.Option(help="Images in the bank.")] = 200_000,
+    steps: int = 60_000,
+    batch: Annotated[int, typer.Option(help="Rows of 128 px images per step and process.")] = 384,
+    large_batch: Annotated[int, typer.Option(help="Rows of 256 px images.")] = 128,
+    renders: Annotated[int, typer.Option(help="128 px images in the bank of each process.")] = 100_000,
+    large_renders: Annotated[int, typer.Option(help="256 px images.")] = 40_000,
     backgrounds_each: Annotated[int, typer.Option(help="Backgrounds behind each image.")] = 4,
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.2e-3,
+    text_until: Annotated[
+        float, typer.Option(help="Share of the training after which the text encoder stays, for the prior's Point-E.")
+    ] = 0.45,
     seed: int = 2,
     device: str = "cuda",
 ) -> None:
     """Trains the text encoder and the U-Net on the combinations that are not held out."""
-    clock, place = Clock(), torch.device(device)
+    clock = Clock()
+    place, rank = join(device)
     fast_cuda()
     torch.manual_seed(seed)
-    generator = torch.Generator(place).manual_seed(seed)
     autoencoder = AutoencoderKL.from_pretrained(autoencoder_folder, low_cpu_mem_usage=False).float().eval().to(place)
-    tokenizer = make_tokenizer(output / "tokenizer", vocabulary())
+    tokens = output / "tokenizer" if rank == 0 else Path(tempfile.mkdtemp())
+    tokenizer = make_tokenizer(tokens, vocabulary())
     model = Model(unet(autoencoder.config.latent_channels), text_encoder(tokenizer))
     if start is not None:
         load(start, model)
     model = model.float().to(place).to(memory_format=torch.channels_last)
     clock.log(f"U-Net {millions(model.denoiser):.2f} M, text {millions(model.text):.2f} M, {len(tokenizer)} tokens")
-    bank = render_bank(renders, seed, place, combinations=[one for one in combinations() if not one.held_out])
-    clock.log(f"{len(bank)} renders")
-    latents, shown = latents_of(autoencoder, bank, backgrounds_each, generator)
-    bank.rgba = bank.rgba[:0].clone()
-    clock.log(f"{len(latents)} latents, standard deviation {latents[:20_000].float().std().item():.3f}")
-    optimizer = adamw(model.parameters(), rate, weight_decay=1e-2, device=place)
-    counted = schedule(optimizer, steps, clock, minutes * 60 - 25, warmup=min(300, steps), floor=0.01)
-    data = Data(latents, shown, bank, Captions(tokenizer, place))
+    own_seed = seed + 100 * rank
+    generator = torch.Generator(place).manual_seed(own_seed)
+    captions = Captions(tokenizer, place)
+    data = []
+    for size, count, rows in ((SIZE, renders, batch), (2 * SIZE, large_renders, large_batch)):
+        data.append(
+            render_data(
+                autoencoder,
+                captions,
+                generator,
+                renders=count,
+                size=size,
+                seed=own_seed + size,
+                backgrounds_each=backgrounds_each,
+                batch=rows,
+            )
+        )
+        latents = data[-1].latents
+        deviation = latents[:20_000].float().std().item()
+        clock.log(f"{len(latents)} latents of {size} px images, standard deviation {deviation:.3f}")
+    groups: list[dict[str, object]] = [
+        {"params": list(model.denoiser.parameters()), "lr": rate},
+        {"params": list(model.text.parameters()), "lr": rate, "until": text_until},
+    ]
+    optimizer = adamw(groups, weight_decay=1e-2, device=place)
+    counted = schedule(optimizer, steps, clock, minutes * 60 - 40, warmup=min(500, steps), floor=0.01)
     average = copy.deepcopy(model).requires_grad_(False)
-    learn = objective(model, data, batch, generator)
-    clock.log(fit(model, learn, optimizer, counted, generator, clock, shows="squared error", average=average))
+    fixed = False
+
+    def fix_text(_: int) -> None:
+        """Once the text encoder stays, the averaged one is set to it and written."""
+        nonlocal fixed
+        if fixed or not optimizer.param_groups[1]["finished"]:
+            return
+        average.text.load_state_dict(model.text.state_dict())
+        fixed = True
+        if rank == 0:
+            save_text(output, average)
+            clock.log("the text encoder is done")
+
+    learn = objective(model, data, generator)
+    shown = "squared error"
+    clock.log(fit(model, learn, optimizer, counted, generator, clock, shows=shown, average=average, during=fix_text))
+    if rank:
+        return
     average = average.to(memory_format=torch.contiguous_format)
-    held_out = [one for one in combinations() if one.held_out]
-    prompts = [one.caption(view=VIEWS[i % len(VIEWS)]) for i, one in enumerate(held_out[:: len(held_out) // SAMPLES])]
-    sheet(samples(average, autoencoder, tokenizer, prompts[:SAMPLES], 5.0, generator)).save(output / "samples.png")
-    (output / "samples.txt").write_text("\n".join(prompts[:SAMPLES]) + "\n")
     save(output, average)
     clock.log("saved")
+    draw_sheet(output, average.float(), autoencoder, tokenizer, generator)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def main(
     clouds = make_clouds(instances, seed, checkpoint, place)
     network = PointTransformer(CONFIG).to(place)
     clock.log(f"{len(clouds.points)} clouds, {millions(network):.2f} M parameters")
-    optimizer = adamw(network.parameters(), rate, weight_decay=1e-2, device=place)
+    optimizer = adamw([{"params": list(network.parameters()), "lr": rate}], weight_decay=1e-2, device=place)
     counted = schedule(optimizer, steps, clock, minutes * 60 - 10, warmup=min(500, steps), floor=0.01)
     average = copy.deepcopy(network).requires_grad_(False)
     learn = objective(network, clouds, batch, generator)

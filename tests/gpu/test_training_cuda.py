@@ -34,7 +34,7 @@ def test_replayed_step_equals_the_called_step() -> None:
         torch.manual_seed(0)
         generator = torch.Generator(CUDA).manual_seed(1)
         network = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 1)).to(CUDA)
-        optimizer = adamw(network.parameters(), 1e-2, weight_decay=0.1, device=CUDA)
+        optimizer = adamw([{"params": list(network.parameters()), "lr": 1e-2}], weight_decay=0.1, device=CUDA)
 
         def step() -> None:
             x = torch.randn(32, 8, device=CUDA, generator=generator)
@@ -57,7 +57,9 @@ def test_replayed_step_equals_the_called_step() -> None:
 def test_stages_reduce_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     autoencoder, denoiser = tmp_path / "ae", tmp_path / "denoiser"
     train_autoencoder.main(autoencoder, steps=301, batch=32, renders=500)
-    train_denoiser.main(autoencoder, denoiser, steps=201, batch=64, renders=500, backgrounds_each=1)
+    train_denoiser.main(
+        autoencoder, denoiser, steps=201, batch=64, large_batch=16, renders=500, large_renders=500, backgrounds_each=1
+    )
     said = capsys.readouterr().out
     assert float(said.partition("PSNR ")[2].split()[0]) > 15
     assert float(said.partition("hundred or so ")[2].split()[0]) < 0.8

@@ -17,12 +17,13 @@ from training import assemble, train_autoencoder, train_denoiser, train_judge
 from training.assets import JUDGE
 from training.bank import render_bank
 from training.models import LATENT_CHANNELS, make_tokenizer, vocabulary
-from training.stage import Clock, schedule
+from training.stage import Clock, one_gradient, schedule
 from training.world.catalog import COLORS, NATURAL, OBJECTS, OVERHEAD, VIEWS, Combination
 
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+TINY = {"batch": 4, "large_batch": 2, "renders": 62, "large_renders": 62, "backgrounds_each": 1, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_autoencoder.main(autoencoder, steps=2, batch=8, renders=62, channels="8,8,16,16", device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_denoiser, "SAMPLES", 1)
-        train_denoiser.main(autoencoder, denoiser, steps=2, batch=4, renders=62, backgrounds_each=1, device="cpu")
-        train_denoiser.main(
-            autoencoder, again, start=denoiser, steps=1, batch=4, renders=62, backgrounds_each=1, rate=0.0, device="cpu"
-        )
+        train_denoiser.main(autoencoder, denoiser, steps=2, **TINY)
+        train_denoiser.main(autoencoder, again, start=denoiser, steps=1, rate=0.0, **TINY)
     whole.mkdir()
     shutil.copy(Path(weights.__file__).parents[1] / "data" / "mini" / "segdream.json", whole)
     assemble.main(autoencoder, again, whole)
@@ -64,7 +63,7 @@ def test_stage_continues_from_saved_weights(checkpoint: Path) -> None:
 def test_stage_files_are_at_most_15_mb(checkpoint: Path) -> None:
     saved = [*(checkpoint.parent / "ae").rglob("*"), *(checkpoint.parent / "denoiser").rglob("*")]
     assert max(file.stat().st_size for file in saved) < 15e6
-    assert sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")) < 30e6
+    assert sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")) < 1e6 * assemble.LIMIT_MB
 
 
 def _tokenizer(folder: Path):
@@ -143,6 +142,35 @@ def test_schedule_warms_up_and_follows_a_cosine() -> None:
     assert rates[0] == pytest.approx(0.2, rel=0.01)
     assert rates[50] == pytest.approx(2 * (0.1 + 0.9 * 0.5), rel=0.01)
     assert rates[-1] == pytest.approx(0.2, rel=0.02)
+
+
+def test_schedule_stops_a_group_at_its_share() -> None:
+    whole, part = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [whole]}, {"params": [part], "until": 0.5}], lr=2.0)
+    rates, finished = [], []
+    for _ in schedule(optimizer, 100, Clock(), 1e6, warmup=1, floor=0.1):
+        rates.append(optimizer.param_groups[1]["lr"])
+        finished.append(optimizer.param_groups[1]["finished"])
+    assert rates[25] == pytest.approx(2 * (0.1 + 0.9 * 0.5), rel=0.01)
+    assert all(rate > 0 for rate in rates[:50])
+    assert rates[50:] == [0.0] * 50
+    assert finished == [False] * 50 + [True] * 50
+    assert optimizer.param_groups[0]["lr"] > 0
+
+
+def test_one_gradient_collects_every_gradient() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1)).to(
+        memory_format=torch.channels_last
+    )
+    images = torch.rand(2, 3, 8, 8)
+    expected = torch.autograd.grad(network(images).square().sum(), list(network.parameters()))
+    flat = one_gradient(list(network.parameters()))
+    network(images).square().sum().backward()
+    for weight, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+        assert weight.grad.stride() == weight.stride()
+    assert flat.norm().item() == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in expected)), rel=1e-5)
 
 
 class SlowClock(Clock):
