@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.world import animals, food, furniture, gadgets, places, vehicles
+from training.world import animals, food, furniture, gadgets, outdoors, places, vehicles
 from training.world.layout import AXIS, LOOK_COLUMNS, OFFSET, PAINT, PATTERN, PLAIN, SNOW, SPOTS, STRIPES, TRIM, WOODEN
 from training.world.sculptor import Sculptor
 
@@ -18,6 +18,7 @@ OBJECTS: dict[str, Callable[[Sculptor], None]] = {
     **food.OBJECTS,
     **furniture.OBJECTS,
     **gadgets.OBJECTS,
+    **outdoors.OBJECTS,
 }
 
 COLORS = {
@@ -76,6 +77,12 @@ NATURAL = {
     "telephone": ("black", "red"),
     "typewriter": ("black", "gray"),
     "crown": ("yellow",),
+    "fire truck": ("red",),
+    "church": ("white", "gray"),
+    "palm tree": ("green",),
+    "banana": ("yellow",),
+    "carrot": ("orange",),
+    "strawberry": ("red",),
 }
 """Colours of an object if its sentence names none; objects that are not listed may have any."""
 
