@@ -18,6 +18,7 @@ CHECKED = (
     "view_prompts",
     "cameras",
     "losses",
+    "refine",
     "gaussians",
     "densify",
     "initial",

@@ -28,6 +28,7 @@ LAYERS = (
     ("pointe",),
     ("priors",),
     ("distill",),
+    ("refine",),
     ("optimize",),
     ("evaluate", "mesh", "viewer"),
     ("runs",),
@@ -59,6 +60,10 @@ PURE = (
     "distill/sctd",
     "distill/view_prompts",
     "optimize/losses",
+    "refine/losses",
+    "refine/repaint",
+    "refine/split",
+    "refine/views",
     "render/cameras",
 )
 """The mathematics: torch and nothing heavier, no files, no logging."""

@@ -67,7 +67,7 @@ def generate(
         typer.Option("--method", help="Distillation method; the default is sctd.", rich_help_panel=shared.QUALITY),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Number of optimisation steps.", rich_help_panel=shared.QUALITY)
+        int | None, typer.Option("--steps", min=0, help="Number of distillation steps.", rich_help_panel=shared.QUALITY)
     ] = None,
     guidance_scale: Annotated[
         float | None,
@@ -80,6 +80,14 @@ def generate(
         typer.Option(
             "--perp-neg/--no-perp-neg",
             help="Use Perp-Neg against multi-face artifacts.",
+            rich_help_panel=shared.QUALITY,
+        ),
+    ] = None,
+    refine: Annotated[
+        bool | None,
+        typer.Option(
+            "--refine/--no-refine",
+            help="Refine the asset after the distillation.",
             rich_help_panel=shared.QUALITY,
         ),
     ] = None,
@@ -129,6 +137,7 @@ def generate(
                 "distill.method": method and str(method),
                 "distill.guidance_scale": guidance_scale,
                 "distill.perp_neg": perp_neg,
+                "refine.enabled": refine,
                 "output.preview_every": preview_every,
             },
             assignments,

@@ -83,10 +83,10 @@ class RunProgress(LiveBar):
         self.task = self.bar.add_task(title, total=total, completed=done, detail="")
 
     def update(self, report: Stepped) -> None:
-        """Shows one step: the total number of Gaussians and the largest gradient norm that is known."""
+        """Shows one step: its stage, the total number of Gaussians, and the largest known gradient norm."""
         if report.grad_norm is not None:
             self.gradient = f"  gradient {max(report.grad_norm):.2g}"
-        detail = f"{sum(report.n_gaussians):,} Gaussians{self.gradient}  {report.memory_gib:.1f} GiB"
+        detail = f"{report.stage}  {sum(report.n_gaussians):,} Gaussians{self.gradient}  {report.memory_gib:.1f} GiB"
         self.bar.update(self.task, completed=report.step, detail=detail)
         if self.claim_line():
             left = (self.last_line - self.begin) / max(1, report.step - self.first) * (self.total - report.step)

@@ -1,6 +1,6 @@
 """Every setting of a run, and the one way to change a setting.
 
-`sections` and `distill` hold the dataclasses, with the source of each default; `values` says how settings are read.
+`sections`, `distill` and `refine` hold the dataclasses, with the source of each default; `values` reads settings.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Self
 
 from segdream_cli.config.distill import METHOD_NAMES, DistillConfig
+from segdream_cli.config.refine import RefineConfig
 from segdream_cli.config.sections import (
     AUTO,
     MINI,
@@ -44,6 +45,7 @@ __all__ = [
     "OutputConfig",
     "PriorConfig",
     "Range",
+    "RefineConfig",
     "ViewConfig",
     "check_settings",
     "flatten",
@@ -62,7 +64,13 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    @property
+    def last_step(self) -> int:
+        """Number of the last step of a run: its distillation steps, then the iterations of its refinement."""
+        return self.optim.steps + self.refine.total
 
     def set(self, overrides: Mapping[str, Any]) -> Self:
         """This configuration with dotted keys replaced, `{"distill.sctd.segments": 4}`.
@@ -77,8 +85,8 @@ class Config:
         return config
 
     def with_steps(self, steps: int) -> Self:
-        """This configuration for a run of `steps` steps, with every schedule scaled alike."""
-        factor = steps / self.optim.steps
+        """This configuration for a run of `steps` steps, with every schedule scaled alike; 0 steps need no schedule."""
+        factor = steps / self.optim.steps if steps and self.optim.steps else 1.0
         scaled = {
             key: max(1, round(value * factor)) if value else 0
             for key, value in self.flat().items()
@@ -155,6 +163,7 @@ def _check_together(config: Config) -> None:
     """
     for method in METHOD_NAMES:
         getattr(config.distill, method).check()
+    config.refine.check()
     weights = config.camera.backgrounds.values()
     if min(weights, default=0) < 0 or not sum(weights):
         raise UsageProblem(

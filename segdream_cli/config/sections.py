@@ -162,8 +162,8 @@ class InitConfig:
 class OptimConfig:
     """Adam, one learning rate per parameter group, log-linear from start to end (release)."""
 
-    steps: Period = 5000
-    """Optimisation steps of the run (release, paper)."""
+    steps: Steps = 5000
+    """Distillation steps of the run; refinement adds its own (release, paper)."""
     means_lr: Rates = (5.6e-4, 5.6e-6)
     """Centres (release: 1.6e-4 times the extent 3.5)."""
     sh0_lr: Rates = (5e-3, 3e-3)

@@ -119,29 +119,30 @@ def _check_limits(key: str, value: Any, limits: Within) -> Any:
     """
     if value is None:
         return None
-    numbers = list(value) if isinstance(value, tuple) else [value]
-    nearest = [min(max(number, limits.low), limits.high) for number in numbers]
+    numbers = value if isinstance(value, tuple) else (value,)
+    nearest = tuple(min(max(number, limits.low), limits.high) for number in numbers)
     if numbers != nearest:
         named = (("at least", limits.low), ("at most", limits.high))
         bounds = " and ".join(f"{word} {bound:g}" for word, bound in named if math.isfinite(bound))
         raise UsageProblem(
-            f"{key} can't be {_format_numbers(numbers)}: it must be {bounds}", hint=_assignment(key, nearest)
+            f"{key} can't be {_format(value)}: it must be {bounds}",
+            hint=_assignment(key, nearest if isinstance(value, tuple) else nearest[0]),
         )
-    if limits.increasing and numbers != sorted(numbers):
+    if limits.increasing and list(numbers) != sorted(numbers):
         reason = "the first number must not exceed the second"
-        raise UsageProblem(
-            f"{key} can't be {_format_numbers(numbers)}: {reason}", hint=_assignment(key, sorted(numbers))
-        )
+        raise UsageProblem(f"{key} can't be {_format(value)}: {reason}", hint=_assignment(key, tuple(sorted(numbers))))
     return value
 
 
-def _format_numbers(numbers: Sequence[float]) -> str:
-    texts = [f"{number:g}" if isinstance(number, float) else str(number) for number in numbers]
-    return texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
+def _format(value: float | tuple[float, ...]) -> str:
+    """A number, or several in brackets, as it is typed after `--set key=`."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_format, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _assignment(key: str, numbers: Sequence[float]) -> str:
-    return f"--set {key}={_format_numbers(numbers)}"
+def _assignment(key: str, value: float | tuple[float, ...]) -> str:
+    return f"--set {key}={_format(value)}"
 
 
 def _is_union(annotation: Any) -> bool:
@@ -156,8 +157,7 @@ def _accept(value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is type(None):
         return value is None or value == "none", None
     if origin is tuple:
-        numbers = isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(part) for part in value)
-        return numbers, tuple(map(float, value)) if numbers else None
+        return _accept_numbers(value, arguments)
     if origin is Mapping:
         weights = isinstance(value, Mapping) and all(
             _accept(part, option)[0] for entry in value.items() for part, option in zip(entry, arguments, strict=True)
@@ -166,6 +166,18 @@ def _accept(value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is float:
         return _is_number(value), float(value) if _is_number(value) else None
     return type(value) is kind, value
+
+
+def _accept_numbers(value: Any, kinds: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Whether `value` is a list of numbers: one per kind, or one or more of the first kind if an ellipsis follows."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False, None
+    if Ellipsis in kinds:
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+        return False, None
+    accepted, numbers = zip(*map(_accept, value, kinds), strict=True)
+    return all(accepted), numbers
 
 
 def _is_number(value: Any) -> bool:
@@ -184,6 +196,8 @@ def example(annotation: Any) -> str:
         return "|".join(map(str, typing.get_args(kind)))
     if Mapping in (kind, typing.get_origin(kind)):
         return "'{black=0.67,random=0.33}'"
+    if kind == tuple[int, ...]:
+        return "[10,20]"
     return {int: "10", float: "0.5", bool: "true", str: "name"}.get(kind, "[0.1,0.2]")
 
 

@@ -30,6 +30,16 @@ class Conditions:
     negatives: Float[Tensor, "k b l d"]
     weights: Float[Tensor, "k b"]
 
+    def rows(self, chosen: slice) -> "Conditions":
+        """Those of some of the rows."""
+        return Conditions(
+            self.null[chosen],
+            self.uncond[chosen],
+            self.positive[chosen],
+            self.negatives[:, chosen],
+            self.weights[:, chosen],
+        )
+
 
 def classifier_free(
     eps_uncond: Float[Tensor, "b c h w"], eps_cond: Float[Tensor, "b c h w"], guidance_scale: float

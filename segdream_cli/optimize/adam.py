@@ -1,6 +1,6 @@
 """Adam over the parameter groups of one or several sets of Gaussians."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,21 +33,25 @@ def build_optimizers(gaussians: Gaussians, config: OptimConfig) -> Optimizers:
 
 def learning_rates(config: OptimConfig, step: int) -> dict[str, float]:
     """Learning rate of each group in a step of the run, log-linear between its start and its end."""
-    progress = min(step / config.steps, 1)
+    progress = min(step / max(1, config.steps), 1)
     rates = (config.means_lr, config.quat_lr, config.scale_lr, config.opacity_lr, config.sh0_lr, config.shN_lr)
     return {name: start * (end / start) ** progress for name, (start, end) in zip(GROUPS, rates, strict=True)}
 
 
-def clip_gradients(gaussians: Gaussians, config: OptimConfig, step: int) -> Float[Tensor, " a"]:
-    """Clips the gradient norm of each group of each set of a stack; the limit grows over the first steps.
+def clip_limit(config: OptimConfig, step: int) -> float:
+    """Limit of the gradient norms in a step of the run; it grows over the first steps."""
+    start, end = config.clip
+    return start + (end - start) * (min(step / config.clip_steps, 1) if config.clip_steps else 1)
+
+
+def clip_gradients(gaussians: Gaussians, limit: float) -> Float[Tensor, " a"]:
+    """Clips the gradient norm of each group of each set of a stack to `limit`.
 
     A group without a gradient receives zeros.
 
     Returns:
         each set's norm over all groups before clipping.
     """
-    start, end = config.clip
-    limit = start + (end - start) * (min(step / config.clip_steps, 1) if config.clip_steps else 1)
     for parameter in gaussians.params.values():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -66,16 +70,22 @@ def adam_step(
     optimizers: Sequence[Optimizers],
     stacked: Gaussians,
     config: OptimConfig,
-    step: int,
+    rates: Mapping[str, float],
     usable: Bool[Tensor, ""] | None = None,
 ) -> None:
     """Takes one step of Adam on every set by the gradients of their stack, in a single call per group.
 
-    Where `usable`, on the device, is false, nothing changes; None is true.
+    Args:
+        sets: their parameters are changed in place.
+        optimizers: the moments of each set.
+        stacked: holds the gradients.
+        config: Adam's decay rates and epsilon.
+        rates: learning rate of each group.
+        usable: where it is false, on the device, nothing changes; None is true.
     """
     beta1, beta2 = config.betas
     found_inf = None if usable is None else usable.logical_not().float()
-    for name, rate in learning_rates(config, step).items():
+    for name, rate in rates.items():
         parameters = [gaussians.params[name] for gaussians in sets]
         states = [each[name].state[parameter] for each, parameter in zip(optimizers, parameters, strict=True)]
         gradients = stacked.params[name].grad

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from segdream_cli.config import Config
+from segdream_cli.config import Config, Range
 from segdream_cli.distill.method import Method, Shape
 from segdream_cli.errors import Diverged
-from segdream_cli.optimize.adam import adam_step, clip_gradients
+from segdream_cli.optimize.adam import adam_step, clip_gradients, clip_limit, learning_rates
 from segdream_cli.optimize.density import accumulate, control_density, is_due
 from segdream_cli.optimize.report import HostCopy, first_nonfinite
 from segdream_cli.optimize.state import AssetState
@@ -96,8 +97,12 @@ class Batch:
     def draw(self, method: Method, shape: Shape) -> list[Any]:
         """The method's random numbers for this step, one draw per asset."""
         draws = [method.draw(self.step, shape, asset.method_state, asset.generators) for asset in self.assets]
-        self._timesteps = tuple(method.describe(draw) for draw in draws)
+        self.describe([method.describe(draw) for draw in draws])
         return draws
+
+    def describe(self, timesteps: Sequence[Mapping[str, Any]]) -> None:
+        """Names the timesteps of each asset in this step, for reports and errors."""
+        self._timesteps = tuple(timesteps)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -142,20 +147,9 @@ class Batch:
             Diverged: a gradient is non-finite, unless the step is queued.
         """
         config, step = self._config, self.step
-        norms = clip_gradients(stacked, config.optim, step)
-        self._last = QueuedStep(step, self._timesteps, HostCopy(norms), self._rng_states)
-        grads_finite = None
-        if self._queued and not is_due(step, config.densify):
-            grads_finite = norms.isfinite().all()
-        else:
-            self.check_last()
-        sets = [asset.gaussians for asset in self.assets]
-        adam_step(sets, [asset.optimizers for asset in self.assets], stacked, config.optim, step, grads_finite)
-        if config.optim.scale_range is not None:
-            low, high = map(math.log, config.optim.scale_range)
-            for values in (gaussians.params["log_scales"].data for gaussians in sets):
-                clamped = values.clamp(low, high)
-                values.copy_(clamped if grads_finite is None else torch.where(grads_finite, clamped, values))
+        rates, limit = learning_rates(config.optim, step), clip_limit(config.optim, step)
+        queued = self._queued and not is_due(step, config.densify)
+        grads_finite = self._move(stacked, rates, limit, config.optim.scale_range, queued=queued)
         if step < config.densify.stop and rendering.means2d.grad is not None:
             visible = rendering.radii > 0 if grads_finite is None else (rendering.radii > 0) & grads_finite
             stats = [asset.stats for asset in self.assets]
@@ -165,6 +159,51 @@ class Batch:
                 asset.gaussians, asset.optimizers, asset.stats, step, config.densify, asset.generators["densify"]
             )
             asset.step = step
+
+    def fit(self, stacked: Gaussians, rates: Mapping[str, float], scale_range: Range) -> None:
+        """Takes a step of Adam on every asset, as `update` does, with nothing clipped and without density control.
+
+        Args:
+            stacked: the leaves that `stack` returned, with their gradients.
+            rates: learning rate of each group.
+            scale_range: the scales are clamped to it.
+
+        Raises:
+            Diverged: a gradient is non-finite, unless the step is queued.
+        """
+        step = self.step
+        self._move(stacked, rates, math.inf, scale_range, queued=self._queued)
+        for asset in self.assets:
+            asset.step = step
+
+    def _move(
+        self,
+        stacked: Gaussians,
+        rates: Mapping[str, float],
+        limit: float,
+        scale_range: Range | None,
+        *,
+        queued: bool,
+    ) -> Bool[Tensor, ""] | None:
+        """Clips the gradients to `limit`, takes a step of Adam, and clamps the scales.
+
+        Returns:
+            for a queued step, whether all gradients are finite, on the device; else None, and they are.
+        """
+        norms = clip_gradients(stacked, limit)
+        self._last = QueuedStep(self.step, self._timesteps, HostCopy(norms), self._rng_states)
+        grads_finite = norms.isfinite().all() if queued else None
+        if not queued:
+            self.check_last()
+        sets = [asset.gaussians for asset in self.assets]
+        optimizers = [asset.optimizers for asset in self.assets]
+        adam_step(sets, optimizers, stacked, self._config.optim, rates, grads_finite)
+        if scale_range is not None:
+            low, high = map(math.log, scale_range)
+            for values in (gaussians.params["log_scales"].data for gaussians in sets):
+                clamped = values.clamp(low, high)
+                values.copy_(clamped if grads_finite is None else torch.where(grads_finite, clamped, values))
+        return grads_finite
 
     def _rollback(self, step: int, rng_states: Sequence[Mapping[str, Tensor]]) -> None:
         for asset, states in zip(self.assets, rng_states, strict=True):

@@ -2,6 +2,8 @@
 
     cameras -> raster -> encode_image -> method -> losses -> backward pass -> update -> StepReport
 
+After the distillation come the steps of the refinement, if it is enabled; see `refinement.py`.
+
 `Pipeline.run` is a generator: its caller decides what to show, when to save and when to stop.
 """
 
@@ -32,7 +34,8 @@ from segdream_cli.optimize import losses
 from segdream_cli.optimize.adam import build_optimizers
 from segdream_cli.optimize.batch import Batch
 from segdream_cli.optimize.density import DensityStats
-from segdream_cli.optimize.report import StepReport
+from segdream_cli.optimize.refinement import Refinement
+from segdream_cli.optimize.report import DISTIL, StepReport
 from segdream_cli.optimize.start import bind_cloud, cloud_text, initial_gaussians
 from segdream_cli.optimize.state import AssetState, build_generators
 from segdream_cli.pointe.model import PointCloud
@@ -57,7 +60,7 @@ class _Views:
 
 
 class Pipeline:
-    """Distils assets from a prior.
+    """Distils assets from a prior, and refines them.
 
     Args:
         config: all settings.
@@ -67,7 +70,7 @@ class Pipeline:
         queued: check a step's gradient in the next step instead of waiting for it; None does so on CUDA.
 
     Raises:
-        UsageProblem: the settings of the method do not fit together.
+        UsageProblem: the settings of the method or of the refinement do not fit together.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Pipeline:
         self.prior = prior
         self.method: Method = build_method(config)
         self._schedule = NoiseSchedule(prior.alphas_cumprod)
+        self._refinement = Refinement(config, prior, self._schedule, device)
         self._clouds = clouds
         self._queued = device.type == "cuda" if queued is None else queued
 
@@ -92,17 +96,27 @@ class Pipeline:
         """Side of the training renders in pixels."""
         return self.config.camera.image_size or self.prior.image_size
 
-    def prepare(self, prompt: str, seed: int, negative_prompt: str | None = None) -> AssetState:
+    def prepare(
+        self, prompt: str, seed: int, negative_prompt: str | None = None, gaussians: Gaussians | None = None
+    ) -> AssetState:
         """An asset before its first step.
+
+        Args:
+            prompt: text that describes the asset.
+            seed: source of all its random numbers.
+            negative_prompt: replaces the prior's own.
+            gaussians: the Gaussians to start from; None makes them as the settings of the start say.
 
         Raises:
             UsageProblem: the prompt, the start or the size of the renders can't be used.
         """
         generators = build_generators(seed)
         embeddings = self.embed(prompt, negative_prompt)
-        text = cloud_text(self.config.init, prompt, self.prior.profile.vocabulary)
-        cloud = bind_cloud(self._clouds, text, seed)
-        gaussians = initial_gaussians(self.config.init, generators["init"], cloud).to(self.device)
+        if gaussians is None:
+            text = cloud_text(self.config.init, prompt, self.prior.profile.vocabulary)
+            cloud = bind_cloud(self._clouds, text, seed)
+            gaussians = initial_gaussians(self.config.init, generators["init"], cloud)
+        gaussians = gaussians.to(self.device)
         cap = self.config.densify.cap
         if cap is not None and len(gaussians) > cap:
             raise UsageProblem(
@@ -150,7 +164,7 @@ class Pipeline:
         return PromptEmbeddings(phrases=encoded[:-2], uncond=encoded[-2], null=encoded[-1])
 
     def run(self, assets: Sequence[AssetState]) -> Iterator[StepReport]:
-        """Optimises assets in lock step until their last step, yielding a report per step.
+        """Distils and refines assets in lock step until their last step, yielding a report per step.
 
         Each result equals its solo run up to the rounding of batched arithmetic. After a yield the assets can be saved,
         unless `report.first_nonfinite()` finds a non-finite gradient: `Batch` rolls such a step back in the next one.
@@ -162,10 +176,14 @@ class Pipeline:
             ValueError: the assets are not at the same step.
         """
         batch = Batch(assets, self.config, queued=self._queued)
-        while batch.step <= self.config.optim.steps:
-            begin = time.perf_counter()
-            with batch.transaction(), out_of_memory(self.device, "a step", self._cheaper_setting(len(batch))):
-                self._step(batch)
+        while batch.step <= self.config.last_step:
+            begin, refining = time.perf_counter(), batch.step > self.config.optim.steps
+            stage = self._refinement.stage(batch.step) if refining else DISTIL
+            with out_of_memory(self.device, "a step", self._cheaper_setting(len(batch), refining=refining)):
+                if refining:
+                    self._refinement.begin_round(batch)
+                with batch.transaction():
+                    (self._refinement.fit if refining else self._step)(batch)
             yield StepReport(
                 step=batch.last.step,
                 timesteps=batch.last.timesteps,
@@ -173,6 +191,7 @@ class Pipeline:
                 n_gaussians=tuple(len(asset.gaussians) for asset in assets),
                 seconds=time.perf_counter() - begin,
                 memory_gib=peak_memory_gib(self.device),
+                stage=stage,
             )
         batch.check_last()
 
@@ -187,7 +206,7 @@ class Pipeline:
             return render(gaussians, cameras.to(self.device))
 
     def _step(self, batch: Batch) -> None:
-        """One optimisation step of every asset; with SCTD this is Algorithm 1.
+        """One distillation step of every asset; with SCTD this is Algorithm 1.
 
         Symbols: θ the Gaussians, g the rasteriser, E the encoder, L the loss of the method.
         """
@@ -286,10 +305,12 @@ class Pipeline:
             torch.randn(count, 3, generator=asset.generators["augment"], out=row[:count])
         return send(noise, self.device)
 
-    def _cheaper_setting(self, assets: int) -> str:
+    def _cheaper_setting(self, assets: int, *, refining: bool) -> str:
         """An option that makes a step need less memory."""
         if assets > 1:
             return f"--batch {assets // 2}"
+        if refining:
+            return f"--set refine.fit_batch={max(1, self.config.refine.fit_batch // 2)}"
         if self.config.camera.batch > 1:
             return f"--set camera.batch={self.config.camera.batch // 2}"
         return f"--set camera.image_size={self.image_size // 2}"

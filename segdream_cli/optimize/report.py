@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+DISTIL = "distil"
+"""The stage of a step that distils."""
+
 
 class HostCopy:
     """Numbers being copied from the device to the host, without anyone waiting.
@@ -43,6 +46,7 @@ class StepReport:
         n_gaussians: number of Gaussians after the step.
         seconds: wall time on the host; a GPU may still be working on the step.
         memory_gib: peak memory so far, of the device or, on a CPU, of the process.
+        stage: "distil", or "refine 1/2" in the first of two rounds of refinement.
     """
 
     step: int
@@ -51,6 +55,7 @@ class StepReport:
     n_gaussians: tuple[int, ...]
     seconds: float
     memory_gib: float
+    stage: str = DISTIL
 
     @property
     def grad_norm(self) -> tuple[float, ...]:
@@ -70,6 +75,7 @@ class StepReport:
             "n_gaussians": [self.n_gaussians[index]],
             "seconds": self.seconds,
             "memory_gib": self.memory_gib,
+            "stage": self.stage,
         }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from segdream_cli.config import Config
@@ -14,7 +15,7 @@ from segdream_cli.optimize.density import DensityStats
 from segdream_cli.splats import GROUPS
 from segdream_cli.splats.gaussians import Gaussians
 
-PURPOSES = ("init", "noise", "times", "cameras", "backgrounds", "augment", "posterior", "densify")
+PURPOSES = ("init", "noise", "times", "cameras", "backgrounds", "augment", "posterior", "densify", "refine")
 
 
 def build_generators(seed: int) -> dict[str, torch.Generator]:
@@ -25,6 +26,21 @@ def build_generators(seed: int) -> dict[str, torch.Generator]:
         )
         for purpose in PURPOSES
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The repainted views that a round of refinement fits.
+
+    Args:
+        round: index of the round.
+        images: the views, quantised so that a checkpoint holds them exactly.
+        backgrounds: colour behind each view.
+    """
+
+    round: int
+    images: UInt8[Tensor, "v h w 3"]
+    backgrounds: Float[Tensor, "v 3"]
 
 
 @dataclass(slots=True)
@@ -41,6 +57,7 @@ class AssetState:
         method_state: tensors of the distillation method, such as SCTD's ε*.
         generators: random generators by purpose.
         step: number of steps done.
+        targets: those of the round of refinement that began last.
     """
 
     prompt: str
@@ -52,6 +69,7 @@ class AssetState:
     method_state: dict[str, Tensor]
     generators: dict[str, torch.Generator]
     step: int = 0
+    targets: Targets | None = None
 
     def rng_states(self) -> dict[str, Tensor]:
         """State of each random generator."""
@@ -76,6 +94,9 @@ class AssetState:
             named[f"gaussians.{group}"] = parameter.detach()
             for key, value in self.optimizers[group].state.get(parameter, {}).items():
                 named[f"adam.{group}.{key}"] = value
+        if self.targets is not None:
+            named["refine.round"] = torch.tensor(self.targets.round)
+            named |= {"refine.images": self.targets.images, "refine.backgrounds": self.targets.backgrounds}
         named |= {f"generator.{purpose}": state for purpose, state in self.rng_states().items()}
         return named
 
@@ -117,6 +138,10 @@ class AssetState:
                     key: value if key == "step" and not parameter.is_cuda else value.to(device)
                     for key, value in saved.items()
                 }
+        targets = None
+        if "refine.round" in tensors:
+            images, backgrounds = (tensors[f"refine.{name}"].to(device) for name in ("images", "backgrounds"))
+            targets = Targets(int(tensors["refine.round"]), images, backgrounds)
         generators = {purpose: torch.Generator() for purpose in PURPOSES}
         for purpose, generator in generators.items():
             generator.set_state(tensors[f"generator.{purpose}"])
@@ -130,4 +155,5 @@ class AssetState:
             method_state={name: tensors[name].to(device) for name in method_state},
             generators=generators,
             step=int(tensors["step"]),
+            targets=targets,
         )

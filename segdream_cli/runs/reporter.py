@@ -61,6 +61,7 @@ class Stepped:
         n_gaussians: number of Gaussians after it.
         grad_norm: norm of the parameters' gradient; None where reading it would wait for the device.
         memory_gib: peak memory so far.
+        stage: "distil", or "refine 1/2" in the first of two rounds of refinement.
     """
 
     run: str
@@ -68,6 +69,7 @@ class Stepped:
     n_gaussians: tuple[int, ...]
     grad_norm: tuple[float, ...] | None
     memory_gib: float
+    stage: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Runner:
             return failures
         title = left[0].name + (f" and {len(left) - 1} more" if len(left) > 1 else "")
         name = str(left[0].destination.output) if left[0].destination else title
-        self.reporter(RunStarted(name, title, self.pipeline.config.optim.steps, left[0].first))
+        self.reporter(RunStarted(name, title, self.pipeline.config.last_step, left[0].first))
         try:
             with self.stop:
                 while left:
@@ -117,7 +117,7 @@ class Runner:
 
     def _advance(self, active: Sequence[ActiveRun], name: str) -> Generator[StepReport, None, None]:
         """Takes steps until the last one, or until `stop` is set; then saves the runs."""
-        options, steps = self.pipeline.config.output, self.pipeline.config.optim.steps
+        options, steps = self.pipeline.config.output, self.pipeline.config.last_step
         look_every = LOOK_EVERY if self.pipeline.device.type == "cuda" else 1
         self._show(active[0])
         for report in self.pipeline.run([each.asset for each in active]):
@@ -130,7 +130,7 @@ class Runner:
                 continue  # the pipeline is about to roll this step back, and raises Diverged
             norms = report.grad_norm if look else None
             try:
-                self.reporter(Stepped(name, report.step, report.n_gaussians, norms, report.memory_gib))
+                self.reporter(Stepped(name, report.step, report.n_gaussians, norms, report.memory_gib, report.stage))
             except BaseException:  # the caller's own error, or its way to leave
                 self._save_finite(active, report)
                 raise
@@ -187,7 +187,7 @@ class Runner:
         """Reports a saved run; if it is not `resumable`, it would fail in the same step again."""
         if each.destination is None:
             return
-        run, step, steps = each.destination.run, each.asset.step, self.pipeline.config.optim.steps
+        run, step, steps = each.destination.run, each.asset.step, self.pipeline.config.last_step
         self.reporter(RunSaved(run.path, step, steps, run.resume_command() if resumable else None))
 
     def _report_result(self, each: ActiveRun, seconds: float) -> None:

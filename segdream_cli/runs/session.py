@@ -327,7 +327,7 @@ class Session:
         except KeyError as problem:
             raise run.damage_error(problem) from problem
         run.trim_events(asset.step)
-        self.reporter(Note(f"resuming {run.path} after step {asset.step} of {self.config.optim.steps}"))
+        self.reporter(Note(f"resuming {run.path} after step {asset.step} of {self.config.last_step}"))
         return ActiveRun(asset, asset.step, Destination(run.path.parent / record.output, run))
 
     def _iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[SegdreamError]]:

@@ -84,7 +84,7 @@ class Gaussians:
 
     def to(self, device: torch.device) -> "Gaussians":
         """A copy on `device`, detached from any graph."""
-        return Gaussians({name: value.to(device) for name, value in self.params.items()})
+        return Gaussians({name: value.detach().to(device, copy=True) for name, value in self.params.items()})
 
     def splats(self, provenance: Mapping[str, object]) -> Splats:
         """The stored values as numpy arrays, for a file."""

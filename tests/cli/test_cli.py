@@ -47,7 +47,7 @@ def test_events_have_one_line_per_step(segdream):
     segdream("generate", BUS, "-o", "bus.ply", *SIX)
     lines = [json.loads(line) for line in Path("bus.run/events.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert set(lines[0]) == {"step", "times", "grad_norm", "n_gaussians", "seconds", "memory_gib"}
+    assert set(lines[0]) == {"step", "times", "grad_norm", "n_gaussians", "seconds", "memory_gib", "stage"}
 
 
 def test_json_prints_the_result_only(segdream):

@@ -211,7 +211,7 @@ def captured_loss(monkeypatch, asset_of, **settings):
     asset = asset_of(pipe)
     seen = {}
 
-    def keep(gaussians, config, step):
+    def keep(gaussians, limit):
         for name, value in gaussians.params.items():
             seen[name] = None if value.grad is None else value.grad[0].clone()
         return torch.zeros(1)

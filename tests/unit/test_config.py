@@ -69,10 +69,16 @@ def test_with_steps_keeps_zero_and_at_least_one(steps: int) -> None:
     assert Config().with_steps(5000) == Config()
 
 
-@pytest.mark.parametrize("steps", [0, -3])
-def test_with_steps_refuses_zero(steps: int) -> None:
+@pytest.mark.parametrize("steps", [-1, -3])
+def test_with_steps_refuses_negative_numbers(steps: int) -> None:
     with pytest.raises(UsageProblem, match=r"optim\.steps"):
         Config().with_steps(steps)
+
+
+def test_with_steps_of_zero_keeps_the_schedules() -> None:
+    config = Config().with_steps(0)
+    assert config == Config().set({"optim.steps": 0})
+    assert config.with_steps(5000) == Config()
 
 
 def test_flat_round_trips_through_json() -> None:
@@ -141,7 +147,7 @@ def test_set_refuses_a_wrong_type_with_a_working_hint(key: str, value: Any) -> N
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("optim.steps", 0),
+        ("optim.steps", -1),
         ("camera.batch", 0),
         ("camera.batch", -4),
         ("camera.image_size", 0),

@@ -8,7 +8,7 @@ import torch
 from scipy.special import lpmv
 
 from segdream_cli.config import OptimConfig
-from segdream_cli.optimize.adam import adam_step, build_optimizers, clip_gradients, learning_rates
+from segdream_cli.optimize.adam import adam_step, build_optimizers, clip_gradients, clip_limit, learning_rates
 from segdream_cli.splats import GROUPS, Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds, stack
 from segdream_cli.splats.sh import sh_basis
@@ -218,7 +218,7 @@ def test_clip_gradients_per_group_and_set(step, limit):
         for name, norm in wanted.items():
             stacked.params[name].grad[place] *= norm / own[place][name].norm()
             own[place][name] *= norm / own[place][name].norm()
-    total = clip_gradients(stacked, CONFIG, step)
+    total = clip_gradients(stacked, clip_limit(CONFIG, step))
     for place, wanted in enumerate(norms):
         assert float(total[place]) == pytest.approx(math.sqrt(sum(norm**2 for norm in wanted.values())))
         for name, norm in wanted.items():
@@ -231,7 +231,7 @@ def test_clip_gradients_per_group_and_set(step, limit):
 def test_clip_gradients_adds_missing_gradients():
     stacked = stack([random_gaussians()])
     stacked.params["sh0"].grad = torch.full_like(stacked.params["sh0"], 0.1)
-    assert clip_gradients(stacked, CONFIG, 1).tolist() == pytest.approx([0.1 * math.sqrt(21)])
+    assert clip_gradients(stacked, clip_limit(CONFIG, 1)).tolist() == pytest.approx([0.1 * math.sqrt(21)])
     assert not stacked.params["means"].grad.any()
 
 
@@ -245,7 +245,7 @@ def test_adam_step_matches_torch():
     ]
     for step in (1, 2, 3):
         stacked, own = with_gradients(sets, step)
-        adam_step(sets, optimizers, stacked, CONFIG, step)
+        adam_step(sets, optimizers, stacked, CONFIG, learning_rates(CONFIG, step))
         for one, each, gradients in zip(alone, theirs, own, strict=True):
             for name, optimizer in each.items():
                 optimizer.param_groups[0]["lr"] = learning_rates(CONFIG, step)[name]
@@ -264,7 +264,7 @@ def test_adam_step_skips_unusable_gradients():
     sets = [random_gaussians(n, k=0, seed=n) for n in (5, 40)]
     optimizers = [build_optimizers(one, CONFIG) for one in sets]
     stacked, _ = with_gradients(sets, 1)
-    adam_step(sets, optimizers, stacked, CONFIG, 1)
+    adam_step(sets, optimizers, stacked, CONFIG, learning_rates(CONFIG, 1))
 
     def values():
         for one, own in zip(sets, optimizers, strict=True):
@@ -274,10 +274,10 @@ def test_adam_step_skips_unusable_gradients():
     before = [value.detach().clone() for value in values()]
     stacked, _ = with_gradients(sets, 2)
     stacked.params["means"].grad[0, 0] = torch.nan
-    adam_step(sets, optimizers, stacked, CONFIG, 2, usable=torch.tensor(False))
+    adam_step(sets, optimizers, stacked, CONFIG, learning_rates(CONFIG, 2), usable=torch.tensor(False))
     assert all(map(torch.equal, values(), before))
     stacked, _ = with_gradients(sets, 2)
-    adam_step(sets, optimizers, stacked, CONFIG, 2, usable=torch.tensor(True))
+    adam_step(sets, optimizers, stacked, CONFIG, learning_rates(CONFIG, 2), usable=torch.tensor(True))
     assert not torch.equal(next(values()), before[0])
 
 

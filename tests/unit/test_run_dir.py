@@ -198,6 +198,7 @@ def test_append_event_flushes_one_line(run):
         assert json.loads(lines[-1]) == {
             "step": step, "times": [[9, 5, 1]], "grad_norm": [0.5], "n_gaussians": [12], "seconds": 0.1,
             "memory_gib": 1.5,
+            "stage": "distil",
         }  # fmt: skip
         assert len(lines) == step
 

@@ -1,0 +1,117 @@
+"""Settings of the refinement: rounds that repaint views of an asset and fit the asset to them (ours)."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated
+
+from segdream_cli.config.values import Amount, Range, Share, Within
+from segdream_cli.errors import UsageProblem
+
+Integers = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The settings of one round; see `RefineConfig`."""
+
+    t0: int
+    steps: int
+    views: int
+    iterations: int
+    image_size: int
+    gaussians: int
+
+
+PER_ROUND = tuple(field.name for field in dataclasses.fields(Round))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineConfig:
+    """Refinement (ours). The settings `t0` to `gaussians` have one number per round.
+
+    The defaults are for Stable Diffusion, and nobody has looked at their results yet.
+    """
+
+    enabled: bool = False
+    """Refine the asset after the distillation."""
+    t0: Annotated[Integers, Within(1, 999)] = (300, 200)
+    """Timestep to which the views are noised: t0 / 1000 is the strength of the repaint."""
+    steps: Annotated[Integers, Within(1, 999)] = (12, 8)
+    """DDIM steps from t0 to 0."""
+    views: Annotated[Integers, Within(1, 1000)] = (24, 24)
+    """Number of repainted views."""
+    iterations: Annotated[Integers, Within(1)] = (300, 300)
+    """Steps of Adam that fit the asset to the views."""
+    image_size: Annotated[Integers, Within(0)] = (0, 0)
+    """Side of the views in pixels; 0 is the size that the prior was trained at."""
+    gaussians: Annotated[Integers, Within(0)] = (0, 0)
+    """Number of Gaussians to split up to before the round, at most twice their number; 0 splits none."""
+    guidance_scale: Amount = 7.5
+    """Omega of classifier-free guidance in the repaint."""
+    elevations_deg: Annotated[tuple[float, ...], Within(-90, 90)] = (-10.0, 15.0, 40.0, 0.0, 25.0, 60.0)
+    """Elevations above the horizon, which the views take in turn."""
+    background: Annotated[Range, Within(0, 1, increasing=True)] = (0.75, 1.0)
+    """Range of red, green and blue of the random colour behind a view."""
+    share_noise: bool = False
+    """Repaint all views of a round from the same noise; false draws noise for each."""
+    fit_batch: Annotated[int, Within(1, 1000)] = 4
+    """Views per step of Adam."""
+    l1: Amount = 0.8
+    """Weight of the mean absolute difference from the repainted views (3DGS)."""
+    ssim: Amount = 0.2
+    """Weight of 1 - SSIM (3DGS)."""
+    opacity: Amount = 0.0
+    """Weight of mean alpha (1 - alpha), which makes surfaces solid."""
+    means_lr: Amount = 2e-3
+    """Learning rate of the centres at the start of a round. All rates fall linearly to a tenth within the round."""
+    quat_lr: Amount = 1e-2
+    """Learning rate of the quaternions."""
+    scale_lr: Amount = 1e-2
+    """Learning rate of the log scales."""
+    opacity_lr: Amount = 0.03
+    """Learning rate of the opacity logits."""
+    sh0_lr: Amount = 0.02
+    """Learning rate of the base colour."""
+    shN_lr: Amount = 1e-3
+    """Learning rate of the higher spherical harmonics."""
+    scale_range: Annotated[Range, Within(1e-8, increasing=True)] = (1e-3, 0.1)
+    """Scales are clamped to this range."""
+    prune_opacity: Share = 0.02
+    """Gaussians below this opacity are removed before a round."""
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds in order; none if the refinement is disabled."""
+        if not self.enabled:
+            return []
+        return [Round(*values) for values in zip(*(getattr(self, name) for name in PER_ROUND), strict=True)]
+
+    @property
+    def total(self) -> int:
+        """Number of steps of all rounds."""
+        return sum(each.iterations for each in self.rounds)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Index of the round of a step of the refinement, 0 to `total` - 1, and the step's index within the round."""
+        for index, each in enumerate(self.rounds):
+            if step < each.iterations:
+                return index, step
+            step -= each.iterations
+        raise IndexError(step)
+
+    def check(self) -> None:
+        """Refuses lists of different lengths.
+
+        Raises:
+            UsageProblem: naming them.
+        """
+        lists = {name: getattr(self, name) for name in PER_ROUND}
+        if len({len(values) for values in lists.values()}) > 1:
+            counts = ", ".join(f"{name} has {len(values)}" for name, values in lists.items())
+            count = len(self.t0)
+            fitting = [(*values, *count * values[-1:])[:count] for values in lists.values()]
+            hint = " ".join(
+                f"--set refine.{name}=[{','.join(map(str, values))}]"
+                for name, values in zip(lists, fitting, strict=True)
+            )
+            raise UsageProblem(f"the refinement needs one number per round, but {counts}", hint=hint)

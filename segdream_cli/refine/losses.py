@@ -1,0 +1,62 @@
+"""The difference between renders and repainted views.
+
+Shapes: b images of h by w pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from segdream_cli.config import RefineConfig
+
+WINDOW, DEVIATION = 11, 1.5
+"""Side and standard deviation in pixels of the window of SSIM."""
+C1, C2 = 0.01**2, 0.03**2
+"""Constants that keep the quotients of SSIM finite, for values in 0..1."""
+
+
+def fit_loss(
+    config: RefineConfig,
+    renders: Float[Tensor, "b 3 h w"],
+    alpha: Float[Tensor, "b 1 h w"],
+    targets: Float[Tensor, "b 3 h w"],
+) -> Float[Tensor, ""]:
+    """λ_1 |x - y| + λ_s (1 - SSIM(x, y)) + λ_o α (1 - α), each a mean; the first two are the loss of 3DGS.
+
+    Args:
+        config: the weights; a term of weight 0 is not computed.
+        renders: x, over the backgrounds of the targets.
+        alpha: α, their opacity.
+        targets: y, the repainted views.
+    """
+    total = config.l1 * (renders - targets).abs().mean()
+    if config.ssim:
+        total = total + config.ssim * (1 - ssim(renders, targets).mean())
+    if config.opacity:
+        total = total + config.opacity * (alpha * (1 - alpha)).mean()
+    return total
+
+
+def ssim(x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Structural similarity (Wang et al., 2004) of each pair of images in 0..1, with an 11 by 11 Gaussian window.
+
+    (2 μ_x μ_y + C1) (2 σ_xy + C2) / ((μ_x² + μ_y² + C1) (σ_x² + σ_y² + C2)), averaged over the channels and over
+    the windows that lie within the image. The moments under the window are those of its weights, without correction.
+    """
+    mean_x, mean_xx, mean_xy = _blur(torch.cat([x, x * x, x * y], 1)).chunk(3, 1)
+    mean_y, mean_yy = _blur(torch.cat([y, y * y], 1)).chunk(2, 1)
+    product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
+    variances, covariance = mean_xx + mean_yy - squares, mean_xy - product
+    similarity: Tensor = (2 * product + C1) * (2 * covariance + C2) / ((squares + C1) * (variances + C2))
+    return similarity.mean((1, 2, 3))
+
+
+def _blur(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c hv wv"]:
+    """The Gaussian window's weighted mean at each of its positions within the images."""
+    offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
+    weights = torch.softmax(-offsets.square() / (2 * DEVIATION**2), 0)
+    planes = images.flatten(0, 1)[:, None]
+    blurred = F.conv2d(F.conv2d(planes, weights[None, None, :, None]), weights[None, None, None, :])
+    means: Tensor = blurred.unflatten(0, images.shape[:2])[:, :, 0]
+    return means

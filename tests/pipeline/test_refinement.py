@@ -1,0 +1,211 @@
+"""The refinement as part of a run, on an analytic prior."""
+
+import pytest
+import torch
+from fakes import AnalyticPrior
+from test_pipeline import SMALL, advance, check_same, close, values
+
+from segdream_cli.config import Config
+from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
+from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.refine.losses import fit_loss
+from segdream_cli.refine.views import round_cameras
+from segdream_cli.render.view import render
+from segdream_cli.runs.run_dir import RunDir
+from segdream_cli.splats.gaussians import Gaussians
+
+CPU = torch.device("cpu")
+ROUNDS = SMALL | {
+    "optim.steps": 2,
+    "refine.enabled": True,
+    "refine.t0": [300, 200],
+    "refine.steps": [3, 2],
+    "refine.views": [5, 4],
+    "refine.iterations": [3, 4],
+    "refine.image_size": [0, 0],
+    "refine.gaussians": [0, 60],
+    "refine.fit_batch": 2,
+}
+
+
+def build(prior=None, *, queued=None, **settings):
+    overrides = ROUNDS | {key.replace("__", "."): value for key, value in settings.items()}
+    return Pipeline(Config().set(overrides), prior or AnalyticPrior(), CPU, queued=queued)
+
+
+def queueing(*arguments, **settings):
+    """As on CUDA: the next step checks whether a gradient was finite."""
+    return build(*arguments, queued=True, **settings)
+
+
+def test_run_refines_after_the_distillation():
+    pipe = build()
+    asset = pipe.prepare("a cube", 0)
+    reports = list(pipe.run([asset]))
+    assert [report.step for report in reports] == list(range(1, 10))
+    assert [report.stage for report in reports] == 2 * ["distil"] + 3 * ["refine 1/2"] + 4 * ["refine 2/2"]
+    assert [report.n_gaussians[0] for report in reports] == 5 * [40] + 4 * [60]
+    assert reports[2].timesteps == ({"t0": 300},)
+    assert all(report.grad_norm[0] > 0 for report in reports)
+    assert pipe.config.last_step == 9
+
+
+def test_disabled_refinement_leaves_the_distillation_as_it_is():
+    pipe, plain = build(), build(refine__enabled=False)
+    asset, expected = pipe.prepare("a cube", 0), plain.prepare("a cube", 0)
+    assert len(list(plain.run([expected]))) == 2
+    advance(pipe, [asset], 2)
+    check_same(values(asset), values(expected))
+
+
+@pytest.mark.parametrize("make", [build, queueing])
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 6, 8])
+def test_resumed_run_equals_an_undisturbed_one(tmp_path, make, step):
+    """Before, at the begin of, and inside a round."""
+    pipe = make()
+    undisturbed, asset = pipe.prepare("a cube", 0), pipe.prepare("a cube", 0)
+    list(pipe.run([undisturbed]))
+    advance(pipe, [asset], step)
+    run = RunDir(tmp_path)
+    run.save(asset)
+    fresh = make()
+    restored = fresh.restore(run.load(), "a cube", 0)
+    list(fresh.run([restored]))
+    check_same(values(undisturbed), values(restored))
+
+
+def test_batch_equals_assets_alone():
+    together, alone = build(), build()
+    inputs = [("a cube", 0), ("a ball", 1), ("a cone", 2)]
+    assets, expected = ([pipe.prepare(*each) for each in inputs] for pipe in (together, alone))
+    assets[1].gaussians = Gaussians({name: value[:33] for name, value in assets[1].gaussians.params.items()})
+    expected[1].gaussians = Gaussians({name: value[:33] for name, value in expected[1].gaussians.params.items()})
+    for pair in (assets[1], expected[1]):
+        fresh = together.prepare("a ball", 1, gaussians=pair.gaussians)
+        pair.gaussians, pair.optimizers, pair.stats = fresh.gaussians, fresh.optimizers, fresh.stats
+    list(together.run(assets))
+    for asset, other in zip(assets, expected, strict=True):
+        list(alone.run([other]))
+        check_same(values(asset), values(other), close)
+
+
+def test_fit_approaches_the_repainted_views():
+    """The loss over all views of the round falls, and the targets stay those of its begin."""
+    pipe = build(
+        refine__t0=[600], refine__steps=[4], refine__views=[6], refine__iterations=[100], refine__image_size=[0],
+        refine__gaussians=[0], refine__opacity_lr=0.1, refine__sh0_lr=0.3,
+    )  # fmt: skip
+    asset = pipe.prepare("a cube", 0)
+
+    @torch.no_grad()
+    def loss():
+        cameras = round_cameras(pipe.config.refine, 0, torch.arange(6), 32)
+        rendering = render(asset.gaussians, cameras)
+        images = rendering.over(targets.backgrounds[:, None, None])
+        pictures = (images, rendering.alpha, targets.images.float() / 255)
+        return float(fit_loss(pipe.config.refine, *(part.permute(0, 3, 1, 2) for part in pictures)))
+
+    run = pipe.run([asset])
+    for _ in range(3):
+        next(run)
+    targets = asset.targets
+    before = loss()
+    list(run)
+    assert asset.targets is targets
+    assert loss() < 0.92 * before
+
+
+class Flaky(AnalyticPrior):
+    """Fails like an allocation while it repaints, as often as it is told to."""
+
+    failures = 0
+
+    def decode(self, latents):
+        if self.failures:
+            self.failures -= 1
+            raise MemoryError
+        return super().decode(latents)
+
+
+def test_failed_begin_of_a_round_leaves_no_trace():
+    prior = Flaky()
+    pipe = build(prior)
+    undisturbed, asset = pipe.prepare("a cube", 0), pipe.prepare("a cube", 0)
+    list(pipe.run([undisturbed]))
+    advance(pipe, [asset], 5)
+    before = values(asset)
+    prior.failures = 1
+    with pytest.raises(OutOfMemory) as caught:
+        advance(pipe, [asset], 1)
+    assert caught.value.hint == "--set refine.fit_batch=1"
+    check_same(values(asset), before)
+    list(pipe.run([asset]))
+    check_same(values(undisturbed), values(asset))
+
+
+@pytest.mark.parametrize("make", [build, queueing])
+def test_asset_that_diverges_in_a_round_leaves_the_others(make):
+    pipe = make()
+    assets = [pipe.prepare("a cube", 0), pipe.prepare("a ball", 1)]
+    alone = pipe.prepare("a cube", 0)
+    advance(pipe, assets, 4)
+    with torch.no_grad():
+        assets[1].gaussians.params["sh0"][0] = torch.nan
+    with pytest.raises(Diverged, match=r"'a ball' is not finite in step 5 \(t0=300\)") as caught:
+        list(pipe.run(assets))
+    assert caught.value.index == 1
+    list(pipe.run(assets[:1]))
+    list(pipe.run([alone]))
+    check_same(values(assets[0]), values(alone), close)
+
+
+def test_refinement_of_given_gaussians_needs_no_distillation():
+    pipe = build(optim__steps=0)
+    given = build().prepare("a cube", 3).gaussians
+    before = {name: value.detach().clone() for name, value in given.params.items()}
+    asset = pipe.prepare("a cube", 0, gaussians=given)
+    reports = list(pipe.run([asset]))
+    assert [report.stage for report in reports] == 3 * ["refine 1/2"] + 4 * ["refine 2/2"]
+    assert not torch.equal(asset.gaussians.means[:40], given.means)
+    for name, value in given.params.items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_out_of_memory_in_a_fit_can_be_repeated(monkeypatch):
+    """The asset keeps the targets of the round, which are not repainted again."""
+
+    def fail(*_):
+        raise MemoryError
+
+    pipe = build()
+    undisturbed, asset = pipe.prepare("a cube", 0), pipe.prepare("a cube", 0)
+    list(pipe.run([undisturbed]))
+    with monkeypatch.context() as patch:
+        patch.setattr("segdream_cli.optimize.refinement.fit_loss", fail)
+        with pytest.raises(OutOfMemory):
+            list(pipe.run([asset]))
+    assert asset.step == 2
+    list(pipe.run([asset]))
+    check_same(values(undisturbed), values(asset))
+
+
+def test_shared_noise_is_one_for_all_views(monkeypatch):
+    seen = []
+
+    def keep(prior, schedule, images, noise, *_):
+        seen.append(noise)
+        return images
+
+    monkeypatch.setattr("segdream_cli.optimize.refinement.repaint", keep)
+    for shared in (True, False):
+        pipe = build(refine__share_noise=shared)
+        advance(pipe, [pipe.prepare("a cube", 0)], 3)
+    (one, several) = seen
+    assert (one == one[:1]).all()
+    assert not (several == several[:1]).all()
+
+
+def test_pipeline_refuses_views_that_do_not_divide_into_latents():
+    with pytest.raises(UsageProblem, match=r"image_size can't be 30: .* 4 pixels") as caught:
+        build(refine__image_size=[0, 30])
+    assert caught.value.hint == "--set refine.image_size=[0,32]"
