@@ -26,13 +26,12 @@ def join(device: str) -> tuple[torch.device, int]:
     """The device of this process and its rank; under torchrun it joins the others, one GPU each."""
     if "LOCAL_RANK" not in os.environ:
         return torch.device(device), 0
-    rank = int(os.environ["LOCAL_RANK"])
-    place = torch.device(device, rank) if device == "cuda" else torch.device(device)
+    place = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     cuda = place.type == "cuda"
     dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
-    return place, rank
+    return place, dist.get_rank()
 
 
 def agree(value: float, device: torch.device) -> float:
