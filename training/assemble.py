@@ -8,9 +8,9 @@ import torch
 import typer
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
-from training.models import MAX_TOKENS, scheduler
+from training.models import load_tokenizer, scheduler
 
 LIMIT_MB = 58.0
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -35,7 +35,7 @@ def main(
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(autoencoder, low_cpu_mem_usage=False).half(),
         text_encoder=CLIPTextModel.from_pretrained(denoiser / "text_encoder", dtype=torch.float16),
-        tokenizer=CLIPTokenizer(str(tokens / "vocab.json"), str(tokens / "merges.txt"), model_max_length=MAX_TOKENS),
+        tokenizer=load_tokenizer(tokens),
         unet=UNet2DConditionModel.from_pretrained(denoiser / "unet", low_cpu_mem_usage=False).half(),
         scheduler=scheduler(),
         safety_checker=None,

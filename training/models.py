@@ -106,6 +106,11 @@ def make_tokenizer(folder: Path, words: Iterable[str]) -> CLIPTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
+    return load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer that `make_tokenizer` wrote."""
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS)
 
 

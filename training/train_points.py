@@ -16,21 +16,21 @@ import typer
 from jaxtyping import Float, Int64
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from segdream_cli.pointe.schedule import TIMESTEPS, Sampling, alphas_cumprod
 from segdream_cli.pointe.transformer import CHANNELS, PointTransformer, PointTransformerConfig
 from training.bank import random_instances
-from training.models import TEXT_WIDTH
+from training.models import TEXT_WIDTH, load_tokenizer
 from training.stage import Clock, adamw, fast_cuda, fit, fused, millions, schedule
 from training.world.catalog import combinations
 from training.world.render import sample_surface
 
 CONFIG = PointTransformerConfig(
     points=512,
-    width=160,
+    width=192,
     layers=6,
-    heads=5,
+    heads=6,
     text_width=TEXT_WIDTH,
     sampling=Sampling(steps=16, churn=1.0, guidance_scale=2.0),
 )
@@ -50,7 +50,7 @@ class Clouds:
 
 def text_vectors(checkpoint: Path, texts: list[str], device: torch.device) -> Float[Tensor, "c d"]:
     """The prior's text vectors, of unit length: the mean of its encoder's states (`TextVector`)."""
-    tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
+    tokenizer = load_tokenizer(checkpoint / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32).eval().to(device)
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def objective(
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(help="The prior's checkpoint, for its text encoder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The prior's checkpoint or the second stage's folder.")],
     output: Annotated[Path, typer.Argument(help="Folder for the weights.")],
     steps: int = 20_000,
     batch: int = 256,
