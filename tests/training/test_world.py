@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 from scipy.spatial import cKDTree
 
 from training.bank import render_bank
@@ -176,6 +178,26 @@ def test_objects_fit_the_unit_sphere(name: str) -> None:
         assert np.isfinite(primitives).all()
         every = (1 << primitives.shape[1]) - 1
         assert min(field(parts, every, *point)[0] for parts in primitives for point in directions) > 0
+
+
+@numba.njit
+def distances(parts: np.ndarray, side: int) -> np.ndarray:
+    """The field on a grid over the cube that holds the unit sphere, [side side side]."""
+    grid = np.empty((side, side, side))
+    every, step = (1 << len(parts)) - 1, 2 / (side - 1)
+    for i in range(side):
+        for j in range(side):
+            for k in range(side):
+                grid[i, j, k] = field(parts, every, i * step - 1, j * step - 1, k * step - 1)[0]
+    return grid
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_objects_are_of_one_piece(name: str) -> None:
+    primitives, _ = build([Combination(name, "blue", "")] * 3, np.random.default_rng(7))
+    for parts in primitives:
+        _, pieces = label(distances(parts, 81) < 0, np.ones((3, 3, 3)))
+        assert pieces == 1
 
 
 @pytest.mark.slow

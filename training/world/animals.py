@@ -22,12 +22,12 @@ def eyes(o: Sculptor, x: Scalar, y: Scalar, z: Scalar, r: Scalar, *, aside: floa
 
 
 def legs(o: Sculptor, x: Scalar, z: Scalar, top: Scalar, r: Scalar, foot: Color = None, middle: Scalar = 0.0) -> None:
-    """Four upright legs about z = `middle`, their soles at y = 0."""
+    """Four upright legs about z = `middle`, their soles at y = 0, or just below if the feet have a colour."""
     for side in (1, -1):
         for end in (1, -1):
             o.cylinder((side * x, top / 2, middle + end * z), r * 1.08, top / 2, top=r, rounding=0.05, blend=0.06)
             if foot is not None:
-                o.cylinder((side * x, 0.07, middle + end * z), r * 1.14, 0.07, foot, rounding=0.03)
+                o.cylinder((side * x, 0.06, middle + end * z), r * 1.14, 0.08, foot, rounding=0.03)
 
 
 def dog(o: Sculptor) -> None:

@@ -145,7 +145,7 @@ def apple(o: Sculptor) -> None:
     sway = np.sin(np.radians(lean)) * 0.4
     o.capsule((0, 0.25, 0), (-sway, 0.66, 0), 0.05, 0.065, color=TWIG)
     turn = about_y(-25) @ about_z(28)
-    o.ellipsoid((0.22, 0.6, 0.05), (0.25, 0.055, 0.13), LEAF, turn=turn)
+    o.ellipsoid((0.2 - sway * 0.56, 0.6, 0.05), (0.25, 0.055, 0.13), LEAF, turn=turn)
     o.crown((0, 0.4, 0), 0.26)
 
 
