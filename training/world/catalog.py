@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.world import animals, food, furniture, gadgets, outdoors, places, vehicles
+from training.world import animals, creatures, food, furniture, gadgets, outdoors, places, vehicles
 from training.world.layout import AXIS, LOOK_COLUMNS, OFFSET, PAINT, PATTERN, PLAIN, SNOW, SPOTS, STRIPES, TRIM, WOODEN
 from training.world.sculptor import Sculptor
 
@@ -19,6 +19,7 @@ OBJECTS: dict[str, Callable[[Sculptor], None]] = {
     **furniture.OBJECTS,
     **gadgets.OBJECTS,
     **outdoors.OBJECTS,
+    **creatures.OBJECTS,
 }
 
 COLORS = {
@@ -83,6 +84,18 @@ NATURAL = {
     "banana": ("yellow",),
     "carrot": ("orange",),
     "strawberry": ("red",),
+    "horse": ("brown",),
+    "cow": ("white", "brown"),
+    "sheep": ("white",),
+    "bear": ("brown",),
+    "frog": ("green",),
+    "chicken": ("white", "brown"),
+    "parrot": ("red", "green"),
+    "whale": ("blue", "gray"),
+    "crab": ("red", "orange"),
+    "snail": ("brown", "orange"),
+    "dinosaur": ("green",),
+    "octopus": ("purple", "pink"),
 }
 """Colours of an object if its sentence names none; objects that are not listed may have any."""
 
