@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.world.camera import Lens, Light, backgrounds, random_views
-from training.world.catalog import ATTRIBUTES, COLORS, HAT, NATURAL, OBJECTS, Combination, build
+from training.world.catalog import ATTRIBUTES, COLORS, HAT, OBJECTS, Combination, build, natural_colors
 from training.world.render import draw
 
 SIZE = 128
@@ -126,9 +126,11 @@ def _in_turn(groups: list[list[Combination]], rng: np.random.Generator) -> Itera
 
 
 def _weights(group: list[Combination]) -> NDArray[np.float64]:
-    """Probabilities: half of an object's instances are plain, and natural colours count threefold."""
-    weights = np.array([(1.0 if one.color not in NATURAL.get(one.object, ()) else 3.0) for one in group])
-    plain = np.array([one.attribute == "" for one in group])
-    if plain.any() and not plain.all():
-        weights[plain] *= 0.55 * weights[~plain].sum() / (0.45 * weights[plain].sum())
+    """Probabilities: over half are plain, other attributes are equally frequent, natural colours count threefold."""
+    weights = np.array([3.0 if one.color in natural_colors(one.object, one.attribute) else 1.0 for one in group])
+    attributes = np.array([one.attribute for one in group])
+    known = np.unique(attributes)
+    for attribute in known:
+        share = 0.55 * max(len(known) - 1, 1) if attribute == "" else 0.45
+        weights[attributes == attribute] *= share / weights[attributes == attribute].sum()
     return np.asarray(weights / weights.sum())

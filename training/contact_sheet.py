@@ -9,7 +9,7 @@ import typer
 from PIL import Image
 
 from training.world.camera import look_at
-from training.world.catalog import ATTRIBUTES, COLORS, OBJECTS, Combination, build
+from training.world.catalog import ATTRIBUTES, COLORS, OBJECTS, Combination, build, is_distinguishable
 from training.world.render import draw
 
 ANGLES = ((30.0, 15.0), (0.0, 5.0), (90.0, 10.0), (200.0, 20.0), (330.0, 50.0))
@@ -19,9 +19,11 @@ def row(name: str, size: int, rng: np.random.Generator, attributes: list[str]) -
     """An object in its natural views and then with each attribute, side by side on white, [s w 3] bytes."""
     colors = list(rng.permutation(list(COLORS)))
     tiles = []
-    for i, attribute in enumerate(attributes):
+    for attribute in attributes:
         angles = ANGLES if not attribute else ANGLES[:1]
-        primitives, looks = build([Combination(name, colors[i], attribute)], rng)
+        color = next(color for color in colors if is_distinguishable(color, attribute))
+        colors.sort(key=color.__eq__)  # to the end, so that each attribute has another colour
+        primitives, looks = build([Combination(name, color, attribute)], rng)
         azimuths, elevations = np.array(angles).T
         tan = np.full(len(angles), np.tan(0.35))
         views = look_at(np.zeros(len(angles), int), azimuths, elevations, tan, 1 / np.sin(0.9 * 0.35 + 0 * tan))

@@ -26,13 +26,13 @@ from training.world.catalog import (
     ATTRIBUTES,
     COARSE_VIEWS,
     COLORS,
-    NATURAL,
     OBJECTS,
     OVERHEAD,
     OVERHEAD_DEG,
     VIEWS,
     Combination,
     combinations,
+    natural_colors,
 )
 
 PHRASES = ("", *VIEWS, *(view for view in COARSE_VIEWS if view not in VIEWS), OVERHEAD)
@@ -68,8 +68,8 @@ class Captions:
         ids = tokenizer([*texts, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
         self._empty = ids[-1].to(device)
         self._ids = ids[:-1].reshape(2, len(OBJECTS), len(colors), len(ATTRIBUTES), len(PHRASES), -1).to(device)
-        natural = [[color in NATURAL.get(name, COLORS) for color in COLORS] for name in OBJECTS]
-        self._natural = torch.tensor(natural, device=device)
+        natural = [[natural_colors(name, attribute) for attribute in ATTRIBUTES] for name in OBJECTS]
+        self._natural = torch.tensor([[[c in own for c in COLORS] for own in row] for row in natural], device=device)
         self._fine = torch.tensor([PHRASES.index(view) for view in VIEWS], device=device)
         self._coarse = torch.tensor([PHRASES.index(view) for view in COARSE_VIEWS], device=device)
 
@@ -85,14 +85,13 @@ class Captions:
         # masked_fill, not where: a number in place of a tensor would be copied to the device, which no graph can hold
         phrase = phrase.masked_fill(elevation > OVERHEAD_DEG, PHRASES.index(OVERHEAD))
         phrase = phrase.masked_fill(chance[1] < NO_VIEW, PHRASES.index(""))
-        unnamed = self._natural[objects, colors] & (chance[2] < NO_COLOR * self._rarity(objects))
+        natural = self._natural[objects, bank.attributes[picks]]
+        # Weight 1 for few natural colours, less where any is natural, so that the words for colours are learnt too.
+        rarity = (3 / natural.sum(1)).clamp(max=1)
+        unnamed = natural.gather(1, colors[:, None])[:, 0] & (chance[2] < NO_COLOR * rarity)
         order = (chance[4] < 0.5).long()
         ids = self._ids[order, objects, colors.masked_fill(unnamed, len(COLORS)), bank.attributes[picks], phrase]
         return torch.where((chance[3] < NO_TEXT)[:, None], self._empty, ids)
-
-    def _rarity(self, objects: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Weight 1 for objects of few natural colours, less for those of any colour, so that colours are learnt too."""
-        return (3 / self._natural.sum(1)[objects]).clamp(max=1)
 
 
 def latents_of(

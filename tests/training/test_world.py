@@ -13,11 +13,22 @@ from scipy.spatial import cKDTree
 from training.bank import render_bank
 from training.models import MAX_TOKENS, make_tokenizer, vocabulary
 from training.world.camera import backgrounds, look_at
-from training.world.catalog import ATTRIBUTES, COLORS, HAT, OBJECTS, OVERHEAD, Combination, build, combinations
-from training.world.layout import LOOK_COLUMNS, PAINT
+from training.world.catalog import (
+    ATTRIBUTES,
+    COLORS,
+    HAT,
+    OBJECTS,
+    OVERHEAD,
+    Combination,
+    build,
+    combinations,
+    contradictions,
+    natural_colors,
+)
+from training.world.layout import LOOK_COLUMNS, PAINT, RGB
 from training.world.render import draw, sample_surface
 from training.world.sculptor import Sculptor, about_x, about_y, about_z
-from training.world.tracer import distance, field
+from training.world.tracer import bricks, distance, field, gold
 
 pytestmark = pytest.mark.slow
 
@@ -239,6 +250,8 @@ def test_held_out_list_matches_the_combinations() -> None:
         (Combination("owl", "orange", ""), {}, "an orange owl"),
         (Combination("owl", "red", ""), {"named_color": False}, "an owl"),
         (Combination("dog", "brown", HAT), {}, "a brown dog wearing a red hat"),
+        (Combination("owl", "yellow", "made of gold"), {}, "an owl made of gold"),
+        (Combination("owl", "red", "made of bricks"), {}, "a red owl made of bricks"),
         (
             Combination("car", "red", "with white spots"),
             {"view": OVERHEAD},
@@ -248,6 +261,95 @@ def test_held_out_list_matches_the_combinations() -> None:
 )
 def test_caption_of_a_combination(combination: Combination, how: dict[str, object], caption: str) -> None:
     assert combination.caption(**how) == caption
+
+
+def test_contradictions_are_the_pairs_that_no_caption_names() -> None:
+    captions = [one.caption() for one in combinations() if one.object == "teapot"]
+    unnamed = {
+        (color, attribute)
+        for color in COLORS
+        for attribute in ATTRIBUTES
+        if not any(attribute in text and color in text.replace(attribute or ",", "").split() for text in captions)
+    }
+    assert set(contradictions()) == unnamed
+    assert ("white", "with white spots") in unnamed
+    assert ("blue", "made of gold") in unnamed
+    assert ("white", "made of bricks") not in unnamed
+
+
+def test_natural_colors_are_of_combinations() -> None:
+    every = set(combinations())
+    for name in OBJECTS:
+        for attribute in ATTRIBUTES:
+            colors = natural_colors(name, attribute)
+            assert colors
+            assert {Combination(name, color, attribute) for color in colors} <= every
+    assert natural_colors("castle", "") == ("gray",)
+    assert natural_colors("castle", "made of wood") == ("brown",)
+    assert natural_colors("snowman", "striped") == ("white",)
+    assert set(natural_colors("snowman", "covered in snow")) == set(COLORS) - {"white"}
+
+
+def three_views() -> np.ndarray:
+    """Views of instance 0 from three sides."""
+    azimuths, elevations = np.array([30.0, 140.0, 250.0]), np.array([15.0, 25.0, 5.0])
+    return look_at(np.zeros(3, int), azimuths, elevations, np.full(3, 0.36), np.full(3, 3.3))
+
+
+def shown(name: str, color: str, attribute: str) -> np.ndarray:
+    """Images of an instance whose shape is the same for every attribute but the hat, [3 64 64 4] in 0..255."""
+    primitives, looks = build([Combination(name, color, attribute)], np.random.default_rng(3))
+    return draw(primitives, looks, three_views(), 64, CPU).numpy().astype(int)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attribute", [name for name in ATTRIBUTES if name not in ("", HAT)])
+def test_attributes_show_on_every_object(attribute: str) -> None:
+    least = 0.25 if attribute.startswith("made of") else 0.08
+    color = "yellow" if attribute == "made of gold" else "blue"
+    shares = {}
+    for name in OBJECTS:
+        plain, painted = (shown(name, color, one) for one in ("", attribute))
+        changed = np.abs(painted - plain)[..., :3].max(-1) > 20
+        shares[name] = changed[plain[..., 3] > 250].mean()
+    assert {name: share for name, share in shares.items() if share < least} == {}
+
+
+def test_hat_shows_on_every_object() -> None:
+    shares = {}
+    for name in OBJECTS:
+        primitives, looks = build([Combination(name, "blue", HAT)], np.random.default_rng(3))
+        primitives[0, -3:, RGB : RGB + 3] = 1, 0, 1
+        images = draw(primitives, looks, three_views(), 64, CPU).numpy().astype(int)
+        magenta = (images[..., 1] < 30) & (images[..., 0] > 150) & (images[..., 2] > 150)
+        shares[name] = magenta.sum() / (images[..., 3] > 250).sum()
+    assert {name: share for name, share in shares.items() if share < 0.08} == {}
+
+
+@pytest.mark.parametrize("normal", [(0, 0, 1), (1, 0, 0), (0, 1, 0)])
+def test_bricks_repeat_in_running_bond(normal: tuple[int, int, int]) -> None:
+    u, v = np.meshgrid(np.arange(0.001, 1, 0.002), np.arange(0.001, 1, 0.002))  # v counts the courses
+    flat = np.full_like(u, 0.3)
+    x, y, z = {(0, 0, 1): (u, v, flat), (1, 0, 0): (flat, v, u), (0, 1, 0): (u, flat, v)}[normal]
+    mortar = np.array([bricks(*normal, *point)[0] for point in zip(x.flat, y.flat, z.flat, strict=True)]) > 0
+    mortar = mortar.reshape(u.shape)
+    np.testing.assert_array_equal(mortar[:400], mortar[100:])  # two courses of 0.1
+    np.testing.assert_array_equal(mortar[:, :400], mortar[:, 100:])  # one brick of 0.2
+    np.testing.assert_array_equal(mortar[:450, :450], mortar[50:, 50:])  # half a brick aside, one course up
+    assert mortar.mean() == pytest.approx(1 - (1 - 0.024 / 0.1) * (1 - 0.024 / 0.2), abs=0.01)
+
+
+def test_gold_has_dark_and_bright_bands_and_is_saturated() -> None:
+    rng = np.random.default_rng(0)
+    points = ball_surface(0.7, 2000, rng)
+    colors = np.array([gold(y / 0.7, x, y, z) for x, y, z in points])
+    assert colors.min() >= 0
+    assert colors.max() <= 1
+    red, green, blue = colors.T
+    assert (red > green).all()
+    assert (green > blue).all()
+    brightness = colors @ [0.3, 0.6, 0.1]
+    assert np.quantile(brightness, 0.9) - np.quantile(brightness, 0.1) > 0.25
 
 
 def test_captions_have_one_token_per_word_and_fit(tmp_path: Path) -> None:
@@ -270,6 +372,15 @@ def test_bank_depends_on_the_seed_and_matches_its_labels() -> None:
     seen = (bank.rgba[..., :3] * (alpha > 250)).sum((1, 2)) / (alpha > 250).sum((1, 2)) / 255
     table = torch.tensor(list(COLORS.values()))
     assert (torch.cdist(seen.float(), table).argmin(1) == bank.colors).float().mean() > 0.85
+
+
+def test_bank_shows_each_attribute_equally_often() -> None:
+    bank = render_bank(1600, 1, CPU, combinations=[one for one in combinations() if one.object == "ball"], size=8)
+    shares = torch.bincount(bank.attributes, minlength=len(ATTRIBUTES)) / len(bank)
+    hat = list(ATTRIBUTES).index(HAT)
+    assert shares[0].item() == pytest.approx(0.5, abs=0.06)
+    others = shares[[i for i in range(1, len(ATTRIBUTES)) if i != hat]]
+    assert others.tolist() == pytest.approx([0.066] * len(others), abs=0.035)
 
 
 def test_over_backgrounds_stays_in_range() -> None:

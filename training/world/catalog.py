@@ -8,7 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.world import animals, creatures, food, furniture, gadgets, outdoors, places, vehicles
-from training.world.layout import AXIS, LOOK_COLUMNS, OFFSET, PAINT, PATTERN, PLAIN, SNOW, SPOTS, STRIPES, TRIM, WOODEN
+from training.world.layout import (
+    AXIS,
+    BRICKS,
+    GOLDEN,
+    LOOK_COLUMNS,
+    OFFSET,
+    PAINT,
+    PATTERN,
+    PLAIN,
+    SNOW,
+    SPOTS,
+    STRIPES,
+    TRIM,
+    WOODEN,
+)
 from training.world.sculptor import Sculptor
 
 OBJECTS: dict[str, Callable[[Sculptor], None]] = {
@@ -107,8 +121,14 @@ ATTRIBUTES = {
     "made of wood": WOODEN,
     "covered in snow": SNOW,
     HAT: PLAIN,
+    "made of gold": GOLDEN,
+    "made of bricks": BRICKS,
 }
 """Attribute -> painted pattern; the hat is built, not painted."""
+OWN_COLOR = {"made of gold": "yellow"}
+"""Attributes that leave no choice of colour: captions name none, and images count as of this one."""
+MATERIAL_COLORS = {**OWN_COLOR, "made of wood": "brown", "made of bricks": "red"}
+"""Material -> the colour of an object made of it if its sentence names none."""
 BEFORE_THE_NOUN = {"striped"}
 
 VIEWS = (
@@ -137,7 +157,7 @@ class Combination:
 
     def caption(self, *, view: str = "", named_color: bool = True, color_first: bool = False) -> str:
         """The caption: "a striped blue duck, back view"; `color_first`: "a blue striped duck, back view"."""
-        color = [self.color] if named_color else []
+        color = [self.color] if named_color and self.attribute not in OWN_COLOR else []
         before = [self.attribute] if self.attribute in BEFORE_THE_NOUN else []
         after = [self.attribute] if self.attribute and not before else []
         words = " ".join([*(color + before if color_first else before + color), self.object, *after])
@@ -151,12 +171,40 @@ class Combination:
 
 
 def combinations() -> Iterator[Combination]:
-    """Every distinguishable combination: white spots and snow do not show on white."""
+    """Every distinguishable combination: white spots and snow do not show on white, and gold has one colour."""
     for name in OBJECTS:
         for color in COLORS:
             for attribute in ATTRIBUTES:
-                if color != "white" or ATTRIBUTES[attribute] not in (SPOTS, SNOW):
+                if is_distinguishable(color, attribute):
                     yield Combination(name, color, attribute)
+
+
+def contradictions() -> list[tuple[str, str]]:
+    """Pairs of a colour and an attribute that no caption names together."""
+    return [
+        (color, attribute)
+        for attribute in ATTRIBUTES
+        for color in COLORS
+        if attribute in OWN_COLOR or not is_distinguishable(color, attribute)
+    ]
+
+
+def natural_colors(name: str, attribute: str) -> tuple[str, ...]:
+    """Colours of an object with an attribute if its sentence names none: a material's own, else the object's.
+
+    Any that the attribute shows on, if the object has no such colour: a white house is not seen covered in snow.
+    """
+    if attribute in MATERIAL_COLORS:
+        return (MATERIAL_COLORS[attribute],)
+    own = [color for color in NATURAL.get(name, COLORS) if is_distinguishable(color, attribute)]
+    return tuple(own or [color for color in COLORS if is_distinguishable(color, attribute)])
+
+
+def is_distinguishable(color: str, attribute: str) -> bool:
+    """Whether the world has objects of the colour with the attribute."""
+    if attribute in OWN_COLOR:
+        return color == OWN_COLOR[attribute]
+    return color != "white" or ATTRIBUTES[attribute] not in (SPOTS, SNOW)
 
 
 def view_phrase(azimuth_deg: float, elevation_deg: float, *, fine: bool) -> str:
@@ -191,9 +239,10 @@ def build(
     paint = np.array([COLORS[one.color] for one in combinations])
     shade = rng.uniform(-0.05, 0.05, (n, 1)) + rng.uniform(-0.015, 0.015, paint.shape)
     looks[:, PAINT : PAINT + 3] = np.clip(paint + shade, 0.03, 0.97)
-    # Stripes have to show on every colour: white ones, but dark ones on light colours.
-    dark = (pattern == STRIPES) & (paint @ [0.3, 0.6, 0.1] > 0.6)
-    looks[:, TRIM : TRIM + 3] = np.where(dark[:, None], 0.15, 0.95)
+    # Stripes and mortar have to show on every colour: pale ones, but darker ones on light colours.
+    pale, dark = np.where(pattern == BRICKS, 0.82, 0.95), np.where(pattern == BRICKS, 0.5, 0.15)
+    on_light = np.isin(pattern, (STRIPES, BRICKS)) & (paint @ [0.3, 0.6, 0.1] > 0.6)
+    looks[:, TRIM : TRIM + 3] = np.where(on_light, dark, pale)[:, None]
     looks[:, AXIS : AXIS + 3] = sculptor.stripes
     looks[:, OFFSET : OFFSET + 3] = rng.uniform(0, 1, (n, 3))
     return sculptor.finish(), looks

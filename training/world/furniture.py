@@ -15,7 +15,7 @@ def mug(o: Sculptor) -> None:
     o.cylinder((0, h + 0.04, 0), r - 0.07, h, (0.97, 0.95, 0.9), carve=True)
     o.cylinder((0, h, 0), r, h, wall=0.08, rounding=0.035)
     o.cylinder((0, 0.08, 0), r - 0.03, 0.07)
-    o.cylinder((0, h * 1.62, 0), r - 0.05, 0.03, (0.25, 0.13, 0.06))
+    o.cylinder((0, h * 1.78, 0), r - 0.05, 0.03, (0.25, 0.13, 0.06))
     o.crown((0, 2 * h - 0.03, 0), r * 0.72)
 
 

@@ -10,7 +10,7 @@ MAX_PRIMITIVES = 60  # a ray's candidates are bits of one integer
 # Paint of an instance: pattern, colour, second colour, direction across stripes, offset of the pattern.
 PATTERN, PAINT, TRIM, AXIS, OFFSET = 0, 1, 4, 7, 10
 LOOK_COLUMNS = 13
-PLAIN, SPOTS, STRIPES, WOODEN, SNOW = range(5)
+PLAIN, SPOTS, STRIPES, WOODEN, SNOW, GOLDEN, BRICKS = range(7)
 
 # An image: which instance, the camera (TURN's rows are its right, down and forward), and the light.
 INSTANCE, EYE, TURN, TAN, SUN, AMBIENT, SKY, SUN_LEVEL = 0, 1, 4, 13, 14, 17, 18, 19

@@ -242,7 +242,7 @@ def windmill(o: Sculptor) -> None:
     for side in (1, -1):
         _window(o, side * r * 0.84, h * 0.42, 0, 0.11, side * 90)
     _window(o, 0, h * 0.5, -r * 0.81, 0.11, 180)
-    o.crown((0, h + 0.29, 0), 0.36)
+    o.crown((0, h + 0.28, 0), 0.42)
 
 
 def lighthouse(o: Sculptor) -> None:

@@ -16,11 +16,13 @@ from training.world.layout import (
     BLEND,
     BOUND,
     BOX,
+    BRICKS,
     CARVE,
     CENTER,
     CYLINDER,
     ELLIPSOID,
     EYE,
+    GOLDEN,
     INSTANCE,
     KIND,
     MAIN,
@@ -48,6 +50,8 @@ RAYS = 2  # a side: four rays a pixel
 STEPS = 128
 FAR = 1e3
 HIT = 5e-4
+BRICK, COURSE, MORTAR = 0.2, 0.1, 0.024  # of the unit sphere
+DARKEST = 0.21  # brightness of the parts that no material covers
 
 Floats = NDArray[np.float32]
 Rgb = tuple[float, float, float]
@@ -144,9 +148,50 @@ def candidates(parts: Floats, ox: float, oy: float, oz: float, dx: float, dy: fl
 
 
 @_program
-def paint(part: Floats, look: Floats, ny: float, x: float, y: float, z: float) -> Rgb:
-    """Colour of a surface point before light."""
+def spots(x: float, y: float, z: float) -> float:
+    """Whether a point lies in a spot, 0 or 1: surfaces cut the balls of a body-centred cubic lattice."""
+    for half in range(2):
+        fx, fy, fz = x / 0.36 + 0.5 * half, y / 0.36 + 0.5 * half, z / 0.36 + 0.5 * half
+        fx, fy, fz = fx - math.floor(fx) - 0.5, fy - math.floor(fy) - 0.5, fz - math.floor(fz) - 0.5
+        if fx * fx + fy * fy + fz * fz < 0.098:
+            return 1.0
+    return 0.0
+
+
+@_program
+def bricks(nx: float, ny: float, nz: float, x: float, y: float, z: float) -> tuple[float, float]:
+    """Mortar at a surface point, 0 or 1, and the tone of its brick: running bond on the plane that the normal suits."""
+    along, up = x, y
+    if abs(ny) > 0.8:
+        up = z
+    elif abs(nx) > abs(nz):
+        along = z
+    up /= COURSE
+    course = math.floor(up)
+    along = along / BRICK + 0.5 * (course - 2 * math.floor(course / 2))
+    column = math.floor(along)
+    mortar = (up - course) * COURSE < MORTAR or (along - column) * BRICK < MORTAR
+    chance = math.sin(12.9898 * course + 78.233 * column) * 43.7
+    return 1.0 if mortar else 0.0, 0.82 + 0.3 * (chance - math.floor(chance))
+
+
+@_program
+def gold(ny: float, x: float, y: float, z: float) -> Rgb:
+    """Colour of gold: bands of a made-up reflection follow the normal, and wander a little over flat faces."""
+    tone = 0.5 + 0.5 * math.sin(4.2 * ny + 1.3 * math.sin(2.6 * x + 1.9 * y) + 1.3 * math.sin(2.6 * z - 1.9 * y) + 0.9)
+    return 0.60 + 0.40 * min(2 * tone, 1.0), 0.36 + 0.55 * tone, 0.02 + 0.44 * tone * tone * tone
+
+
+@_program
+def paint(part: Floats, look: Floats, nx: float, ny: float, nz: float, x: float, y: float, z: float) -> Rgb:
+    """Colour of a surface point before light.
+
+    Spots and stripes are on the parts of the named colour, snow lies on whatever looks up. A material makes up all
+    but the darkest parts, which are pupils, tyres and glass: in the named colour where that would be, else in the
+    material's own, as light or dark as the part is. Gold has no colour but its own.
+    """
     r, g, b = part[RGB], part[RGB + 1], part[RGB + 2]
+    light = 0.5 * r + 0.4 * g + 0.1 * b  # more of red than usual: a dark red roof is lighter than glass
     main = part[MAIN] > 0
     if main:
         r, g, b = look[PAINT], look[PAINT + 1], look[PAINT + 2]
@@ -154,31 +199,34 @@ def paint(part: Floats, look: Floats, ny: float, x: float, y: float, z: float) -
     tr, tg, tb = look[TRIM], look[TRIM + 1], look[TRIM + 2]
     ox, oy, oz = look[OFFSET], look[OFFSET + 1], look[OFFSET + 2]
     share = 0.0
-    if pattern == SPOTS and main:
-        # The nearest point of a body-centred cubic lattice: spots are where a surface cuts its balls.
-        qx, qy, qz = x / 0.36 + ox, y / 0.36 + oy, z / 0.36 + oz
-        for half in range(2):
-            fx, fy, fz = qx + 0.5 * half, qy + 0.5 * half, qz + 0.5 * half
-            fx, fy, fz = fx - math.floor(fx) - 0.5, fy - math.floor(fy) - 0.5, fz - math.floor(fz) - 0.5
-            if fx * fx + fy * fy + fz * fz < 0.098:
-                share = 1.0
+    if pattern == SNOW:
+        share = min(max((ny - 0.45) / 0.12, 0.0), 1.0)
+        tr, tg, tb = 0.9, 0.93, 0.98
+    elif pattern == SPOTS and main:
+        share = spots(x + 0.36 * ox, y + 0.36 * oy, z + 0.36 * oz)
     elif pattern == STRIPES and main:
         phase = (x * look[AXIS] + y * look[AXIS + 1] + z * look[AXIS + 2]) / 0.3 + ox
         if phase - math.floor(phase) < 0.45:
             share = 1.0
-    elif pattern == WOODEN:
+    elif pattern == WOODEN and (main or light > DARKEST):
         if not main:
-            # Everything is of wood: other parts keep how light they are, not their hue.
-            light = 0.35 + 0.65 * (0.3 * r + 0.6 * g + 0.1 * b)
-            r, g, b = 0.72 * light, 0.5 * light, 0.29 * light
+            tone = 0.35 + 0.65 * light
+            r, g, b = 0.72 * tone, 0.5 * tone, 0.29 * tone
         bend = 0.05 * math.sin(4 * y + 6 * ox) + 0.03 * math.sin(9 * y + 6 * oz)
         ring = math.sqrt((x + bend + 1.2 * oy - 0.6) ** 2 + (z + bend + 0.4) ** 2) / 0.085
         ring -= math.floor(ring)
         share = ring * ring
         tr, tg, tb = 0.6 * r, 0.56 * g, 0.52 * b
-    elif pattern == SNOW:
-        share = min(max((ny - 0.45) / 0.12, 0.0), 1.0)
-        tr, tg, tb = 0.9, 0.93, 0.98
+    elif pattern == BRICKS and (main or light > DARKEST):
+        share, tone = bricks(nx, ny, nz, x + 0.2 * ox, y + 0.2 * oy, z + 0.2 * oz)
+        if not main:
+            tone *= 0.45 + 0.75 * light
+            r, g, b = 0.70, 0.31, 0.22
+        r, g, b = r * tone, g * tone, b * tone
+    elif pattern == GOLDEN and (main or light > DARKEST):
+        tone = 1.0 if main else 0.55 + 0.45 * light
+        r, g, b = gold(ny, x + ox, y + oy, z + oz)
+        r, g, b = r * tone, g * tone, b * tone
     return r + share * (tr - r), g + share * (tg - g), b + share * (tb - b)
 
 
@@ -203,7 +251,7 @@ def lit(parts: Floats, every: int, look: Floats, view: Floats, nearest: int, x: 
     open_sky = (min(max(near / 0.06, 0.0), 1.0) + min(max(wide / 0.16, 0.0), 1.0)) / 2
     sun = max(nx * view[SUN] + ny * view[SUN + 1] + nz * view[SUN + 2], 0.0)
     light = (view[AMBIENT] + view[SKY] * ny + view[SUN_LEVEL] * sun) * (0.75 + 0.25 * open_sky)
-    r, g, b = paint(parts[nearest], look, ny, x, y, z)
+    r, g, b = paint(parts[nearest], look, nx, ny, nz, x, y, z)
     return min(r * light, 1.0), min(g * light, 1.0), min(b * light, 1.0)
 
 
@@ -302,7 +350,7 @@ def touch(primitives: Floats, looks: Floats, chances: Floats, m: int, found: Flo
     if closest > 0:
         return
     x, y, z = ox + dx * place, oy + dy * place, oz + dz * place
-    _, ny, _ = normal(parts, (1 << len(parts)) - 1, x, y, z)
-    r, g, b = paint(parts[nearest], look, ny, x, y, z)
+    nx, ny, nz = normal(parts, (1 << len(parts)) - 1, x, y, z)
+    r, g, b = paint(parts[nearest], look, nx, ny, nz, x, y, z)
     found[0], found[1], found[2], found[3] = 1, x, y, z
     found[4], found[5], found[6] = r, g, b
