@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from training.bank import render_bank
 from training.models import MAX_TOKENS, make_tokenizer, vocabulary
-from training.world.camera import backgrounds, look_at
+from training.world.camera import Lens, Light, backgrounds, look_at, random_views
 from training.world.catalog import (
     ATTRIBUTES,
     COLORS,
@@ -324,6 +324,27 @@ def test_hat_shows_on_every_object() -> None:
         magenta = (images[..., 1] < 30) & (images[..., 0] > 150) & (images[..., 2] > 150)
         shares[name] = magenta.sum() / (images[..., 3] > 250).sum()
     assert {name: share for name, share in shares.items() if share < 0.08} == {}
+
+
+@pytest.mark.slow
+def test_undersides_are_readable() -> None:
+    """The same surface is at most a third darker when it looks down than when it looks to the side."""
+    parts = records(lambda o: o.box((0, 0, 0), (0.5, 0.5, 0.5), (0.8, 0.8, 0.8), rounding=0.0))[None]
+    looks = np.zeros((1, LOOK_COLUMNS), np.float32)
+    views, _, _ = random_views(np.zeros(200, int), np.random.default_rng(0), Lens(below=1.0), Light())
+    images = draw(parts, looks, views, 64, CPU).numpy().astype(float)
+    seen = images[images[..., 3] > 254][:, 0]
+    assert seen.min() > 0.66 * 0.8 * 255
+
+
+def test_random_views_show_undersides_in_a_share() -> None:
+    lens = Lens()
+    _, _, elevation = random_views(np.zeros(20_000, int), np.random.default_rng(0), lens, Light())
+    below = elevation < -20
+    assert below.mean() == pytest.approx(0.12, abs=0.01)
+    assert elevation[below].min() >= -50
+    assert elevation[~below].min() >= -15
+    assert elevation[~below].mean() == pytest.approx(25, abs=1)
 
 
 @pytest.mark.parametrize("normal", [(0, 0, 1), (1, 0, 0), (0, 1, 0)])

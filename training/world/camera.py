@@ -28,9 +28,14 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Lens:
-    """Ranges of cameras: elevation in degrees, field of view in radians, share of it that the unit sphere fills."""
+    """Ranges of cameras: elevation in degrees, field of view in radians, share of it that the unit sphere fills.
+
+    A `below` share of the views comes from a range of its own, `below_deg`, and shows undersides.
+    """
 
     elevation_deg: Bounds = (-15.0, 65.0)
+    below_deg: Bounds = (-50.0, -20.0)
+    below: float = 0.12
     fov_rad: Bounds = (0.56, 0.84)
     fill: Bounds = (0.8, 1.0)
 
@@ -41,6 +46,7 @@ def random_views(
     """Views of the instances from all around, with their azimuths and elevations in degrees, each [m]."""
     m = len(instances)
     azimuth, elevation = rng.uniform(-180, 180, m), rng.uniform(*lens.elevation_deg, m)
+    elevation = np.where(rng.uniform(0, 1, m) < lens.below, rng.uniform(*lens.below_deg, m), elevation)
     tan = np.tan(rng.uniform(*lens.fov_rad, m) / 2)
     sine = np.sin(np.arctan(tan) * rng.uniform(*lens.fill, m))
     views = look_at(instances, azimuth, elevation, tan, 1 / sine)

@@ -48,11 +48,12 @@ def donut(o: Sculptor) -> None:
     def put(y: Scalar, x: Scalar, z: Scalar) -> tuple[Scalar, Scalar, Scalar]:
         return x, tilt[1, 1] * y + tilt[1, 2] * z, tilt[2, 1] * y + tilt[2, 2] * z
 
-    o.torus(put(-0.11, 0, 0), ring, tube * 0.95, o.color((0.85, 0.60, 0.32)), turn=tilt)
-    o.torus(put(0.02, 0, 0), ring, tube, turn=tilt)
+    # Dough as thick as the icing, so that the icing ends at the widest place and none shows from below.
+    o.torus(put(-0.09, 0, 0), ring, tube, o.color((0.85, 0.60, 0.32)), turn=tilt)
+    o.torus(put(0.04, 0, 0), ring, tube * 0.99, turn=tilt)
     for i, (angle, sine, cosine) in enumerate(_around(18, 1.0, 7)):
         lift = math.radians((78, 30, 112)[i % 3])  # 90: the crest, 0: the outer rim
-        across, up = ring + tube * math.cos(lift), 0.02 + tube * math.sin(lift)
+        across, up = ring + tube * math.cos(lift), 0.04 + tube * math.sin(lift)
         way = math.radians(angle + (65, 20, -35)[i % 3])
         slope = 0.06 * math.sin(way - math.radians(angle)), 0.06 * math.cos(way - math.radians(angle))
         dx = cosine * slope[0] + sine * slope[1] * math.sin(lift)
@@ -60,7 +61,7 @@ def donut(o: Sculptor) -> None:
         dy = -slope[1] * math.cos(lift)
         ends = [put(up + s * dy, sine * across + s * dx, cosine * across + s * dz) for s in (-1, 1)]
         o.capsule(ends[0], ends[1], 0.042, color=CANDY[i % 5])
-    x, y, z = put(0.02 + tube, 0, 0)
+    x, y, z = put(0.04 + tube, 0, 0)
     o.crown((x, y - 0.02, z), ring * 0.62, turn=tilt)
 
 

@@ -101,7 +101,7 @@ def car(o: Sculptor) -> None:
     o.box((0, roof - 0.01, -0.10), (w - 0.005, tall - 0.10, 0.04), FRAME)
     o.prism((0, roof - 0.02, -0.10), 0.71, 0.45, tall - 0.05, w - 0.15, FRAME, rounding=0.03, turn=side_on)
     o.prism((0, roof - 0.02, -0.10), 0.71, 0.475, tall - 0.09, w - 0.19, PANE, rounding=0.03, turn=side_on)
-    o.box((0, 0.26, 0), (w - 0.06, 0.07, length + 0.03), STEEL, rounding=0.05)
+    o.box((0, 0.24, 0), (w - 0.06, 0.09, length + 0.03), STEEL, rounding=0.05)
     o.box((0, 0.44, length - 0.02), (w * 0.42, 0.08, 0.05), FRAME, rounding=0.03)
     o.box((0, 0.44, -length + 0.01), (w * 0.34, 0.07, 0.03), (0.95, 0.95, 0.92))
     for side in (1, -1):
