@@ -1,5 +1,6 @@
 """Last step: the stages' weights as one checkpoint, `python -m training.assemble AUTOENCODER DENOISER CHECKPOINT`."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from segdream_cli.priors.profile import PROFILE_FILE
 from training.models import load_tokenizer, scheduler
+from training.world.catalog import ATTRIBUTES, COLORS, OBJECTS, contradictions
 
 LIMIT_MB = 58.0
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -23,12 +26,23 @@ def restore_hub_names(file: Path) -> None:
     save_file({prefix + name: value for name, value in tensors.items()}, file, metadata={"format": "pt"})
 
 
+def vocabulary() -> dict[str, list[str] | list[list[str]]]:
+    """The world's phrases, and the pairs of them that contradict each other, for `segdream.json`."""
+    return {
+        "objects": list(OBJECTS),
+        "colors": list(COLORS),
+        "fillers": ["a", "an"],
+        "attributes": [attribute for attribute in ATTRIBUTES if attribute],
+        "excluded": [list(pair) for pair in contradictions()],
+    }
+
+
 def main(
     autoencoder: Annotated[Path, typer.Argument(help="Folder that the first stage wrote.")],
     denoiser: Annotated[Path, typer.Argument(help="Folder that the second stage wrote.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Folder to replace; its segdream.json and Point-E stay.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder to replace; its settings and Point-E stay.")],
 ) -> None:
-    """Writes a checkpoint in Stable Diffusion's layout, in half precision."""
+    """Writes a checkpoint in Stable Diffusion's layout, in half precision, with the world's vocabulary."""
     for part in PARTS:
         shutil.rmtree(checkpoint / part, ignore_errors=True)
     tokens = denoiser / "tokenizer"
@@ -46,6 +60,9 @@ def main(
     for name in ("vocab.json", "merges.txt"):  # transformers 5 writes tokenizer.json only
         shutil.copy(tokens / name, checkpoint / "tokenizer" / name)
     restore_hub_names(checkpoint / "text_encoder" / "model.safetensors")
+    profile = json.loads((checkpoint / PROFILE_FILE).read_text(encoding="utf-8"))
+    profile["vocabulary"] = vocabulary()
+    (checkpoint / PROFILE_FILE).write_text(json.dumps(profile, indent=1) + "\n", encoding="utf-8")
     weights = [file for part in PARTS for file in (checkpoint / part).glob("*.safetensors")]
     for file in weights:
         file.chmod(0o644)

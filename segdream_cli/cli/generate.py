@@ -1,6 +1,5 @@
 """`segdream generate`: makes assets from a prompt or a list of prompts."""
 
-import dataclasses
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -217,5 +216,8 @@ def _list_words(request: Request, sink: Output) -> None:
     if profile.vocabulary is None:
         sink.note(f"{profile.title} takes any text")
         return
-    for kind, phrases in dataclasses.asdict(profile.vocabulary).items():
-        sink.result(f"{kind}: " + ", ".join(phrases))
+    for kind in ("objects", "colors", "attributes", "fillers"):
+        sink.result(f"{kind}: " + ", ".join(getattr(profile.vocabulary, kind)))
+    for attribute in profile.vocabulary.attributes:
+        if colors := [color for color, other in profile.vocabulary.excluded if other == attribute]:
+            sink.result(f"not {attribute}: " + ", ".join(colors))

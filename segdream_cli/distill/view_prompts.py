@@ -3,9 +3,7 @@
 Shapes: b views, p phrases in the order of `phrase_texts`, l tokens of width d.
 """
 
-import dataclasses
 import difflib
-import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -33,7 +31,8 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
 
     Raises:
         UsageProblem: the prompt is empty, too long, or has control characters. For a prior with a vocabulary: it has
-            unknown words, not exactly one object, or more than one colour or attribute.
+            unknown words, not exactly one object, more than one colour or attribute, or a colour and an attribute
+            that contradict each other.
     """
     text = _strip_text(prompt, "prompt")
     if not text:
@@ -50,6 +49,20 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
         if not fewest <= len(named) <= 1:
             count, names = "exactly" if fewest else "at most", " and ".join(named) or "none"
             raise UsageProblem(f"the prompt must name {count} one {kind}; {text!r} names {names}", hint=WORDS_HINT)
+    for color, attribute in vocabulary.excluded:
+        if color in phrases and attribute in phrases:
+            rest = [phrase for phrase in phrases if phrase != color]
+            raise UsageProblem(
+                f"this prior does not know {color!r} together with {attribute!r}",
+                hint=f'segdream generate "{_with_article(rest)}"',
+            )
+    return " ".join(phrases)
+
+
+def _with_article(phrases: Sequence[str]) -> str:
+    """The phrases as a text whose leading article, if it has one, suits the next word."""
+    if phrases[0] in ("a", "an") and len(phrases) > 1:
+        phrases = ["an" if phrases[1][0] in "aeiou" else "a", *phrases[1:]]
     return " ".join(phrases)
 
 
@@ -87,7 +100,7 @@ def _find_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
     Raises:
         UsageProblem: naming the words outside the vocabulary, and the closest known phrases.
     """
-    phrases = sorted(itertools.chain(*dataclasses.astuple(vocabulary)), key=len, reverse=True)
+    phrases = sorted(vocabulary.phrases, key=len, reverse=True)
     known = re.compile(r"\b(?:" + "|".join(map(re.escape, phrases)) + r")\b")
     text = " ".join(text.lower().split())
     unknown = re.findall(r"\w+", known.sub(" ", text))

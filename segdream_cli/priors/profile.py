@@ -1,5 +1,6 @@
 """The differences between diffusion priors: vocabulary, view phrases and presets."""
 
+import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,13 @@ class Vocabulary:
     colors: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     fillers: tuple[str, ...] = ()
+    excluded: tuple[tuple[str, str], ...] = ()
+    """Pairs of a colour and an attribute that contradict each other, such as white with white spots."""
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Every phrase that the prior knows."""
+        return (*self.objects, *self.colors, *self.attributes, *self.fillers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +81,7 @@ class PriorProfile:
         if "views" in fields:
             fields["views"] = _read_texts(ViewPhrases, fields["views"])
         if fields.get("vocabulary"):
-            fields["vocabulary"] = _read_texts(Vocabulary, fields["vocabulary"])
+            fields["vocabulary"] = _read_vocabulary(fields["vocabulary"])
         common = fields.get("settings", {})
         for name, changes in fields.get("presets", {"settings": {}}).items():
             try:
@@ -113,6 +121,22 @@ def preset(profile: PriorProfile, quality: str) -> Config:
     overrides = {**profile.settings, **profile.presets[quality]}
     config = Config().with_steps(overrides.pop("optim.steps", OptimConfig().steps))
     return config.set(overrides)
+
+
+def _read_vocabulary(data: Mapping[str, Any]) -> Vocabulary:
+    """Reads a vocabulary from JSON.
+
+    Raises:
+        TypeError: a field is unknown or has the wrong type, or an excluded pair has other than two texts.
+    """
+    phrases = {key: value for key, value in data.items() if key != "excluded"}
+    pairs = data.get("excluded", [])
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in pairs
+    ):
+        raise TypeError(f"excluded can't be {pairs!r}")
+    vocabulary: Vocabulary = _read_texts(Vocabulary, phrases)
+    return dataclasses.replace(vocabulary, excluded=tuple((color, attribute) for color, attribute in pairs))
 
 
 def _read_texts(kind: Any, data: Mapping[str, Any]) -> Any:

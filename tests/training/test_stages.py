@@ -10,6 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from segdream_cli.config import PriorConfig
+from segdream_cli.distill.view_prompts import clean_prompt
+from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.judge import Judge
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
@@ -18,7 +20,16 @@ from training.assets import JUDGE
 from training.bank import render_bank
 from training.models import LATENT_CHANNELS, make_tokenizer, vocabulary
 from training.stage import Clock, one_gradient, schedule
-from training.world.catalog import COLORS, NATURAL, OBJECTS, OVERHEAD, VIEWS, Combination
+from training.world.catalog import (
+    COLORS,
+    OBJECTS,
+    OVERHEAD,
+    VIEWS,
+    Combination,
+    combinations,
+    contradictions,
+    natural_colors,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +60,24 @@ def test_assemble_makes_a_prior_that_loads(checkpoint: Path) -> None:
     text = prior.encode_text(["a striped blue ice cream cone, front left view"])
     noisy = torch.randn(1, LATENT_CHANNELS, 16, 16)
     assert prior.predict_noise(noisy, torch.tensor([500]), text).isfinite().all()
+
+
+def test_assembled_checkpoint_has_the_words_of_the_world(checkpoint: Path) -> None:
+    found = weights.resolve(PriorConfig(model=str(checkpoint)), cuda=False, offline=True, announce=lambda _: None)
+    words, shipped = (
+        found.profile.vocabulary,
+        weights.resolve(PriorConfig(), cuda=False, offline=True, announce=lambda _: None).profile.vocabulary,
+    )
+    assert words is not None
+    assert shipped is not None
+    assert (words.objects, words.colors) == (tuple(OBJECTS), tuple(COLORS))
+    assert words.excluded == tuple(contradictions())
+    for color, attribute in contradictions():
+        with pytest.raises(UsageProblem, match=f"{color}.*{attribute}"):
+            clean_prompt(f"a {color} teapot {attribute}", words)
+    for one in combinations():
+        clean_prompt(one.caption(), words)
+    assert shipped.excluded == tuple(pair for pair in contradictions() if pair[1] in shipped.attributes)
 
 
 def test_stage_continues_from_saved_weights(checkpoint: Path) -> None:
@@ -89,7 +118,7 @@ def test_captions_match_the_images(tmp_path: Path) -> None:
         assert "striped" in text
         if color not in text:
             seen["unnamed"] += 1
-            assert color in NATURAL[name]
+            assert color in natural_colors(name, "striped")
         assert not any(other in text for other in COLORS if other != color)
         view = text.partition(",")[2].strip()
         if view:

@@ -330,7 +330,7 @@ def test_profile_from_json() -> None:
             "views": {"front": "from the front", "ring": ["n", "e"]},
             "negative_prompt": "",
             "batch": 3,
-            "vocabulary": {"objects": ["dog"], "attributes": ["red"]},
+            "vocabulary": {"objects": ["dog"], "attributes": ["red"], "excluded": [["blue", "red"]]},
             "presets": {"draft": {"optim.steps": 9}},
         }
     )
@@ -338,6 +338,8 @@ def test_profile_from_json() -> None:
     assert profile.batch == 3
     assert profile.vocabulary is not None
     assert profile.vocabulary.objects == ("dog",)
+    assert profile.vocabulary.excluded == (("blue", "red"),)
+    assert "blue" not in profile.vocabulary.phrases
     assert preset(profile, "draft").optim.steps == 9
     assert PriorProfile.from_json({}) == PriorProfile()
 
@@ -355,6 +357,9 @@ def test_profile_from_json() -> None:
         ({"vocabulary": {"attributes": ["red"]}}, "objects"),
         ({"vocabulary": {"objects": "dog"}}, "objects"),
         ({"vocabulary": {"objects": ["dog", 3]}}, "objects"),
+        ({"vocabulary": {"objects": ["dog"], "excluded": "red"}}, "excluded"),
+        ({"vocabulary": {"objects": ["dog"], "excluded": [["red"]]}}, "excluded"),
+        ({"vocabulary": {"objects": ["dog"], "excluded": [["red", 3]]}}, "excluded"),
         ({"presets": {"draft": {"distill.segmnts": 3}}}, "draft"),
         ({"presets": {"draft": {"camera.batch": 0}}}, "camera.batch"),
         ({"batch": 0}, "batch"),

@@ -16,6 +16,7 @@ from segdream_cli.distill.view_prompts import (
     SIDE,
     PromptEmbeddings,
     ViewWeights,
+    clean_negative,
     clean_prompt,
     conditions,
     perp_neg_weights,
@@ -30,6 +31,7 @@ WORDS = Vocabulary(
     colors=("yellow", "red"),
     attributes=("striped", "wearing a red hat"),
     fillers=("a", "an", "and"),
+    excluded=(("red", "striped"), ("yellow", "striped")),
 )
 RING_OF_8 = tuple(f"view {i}" for i in range(8))
 ANGLES = st.floats(-1000, 1000)
@@ -206,7 +208,8 @@ def test_conditions_concatenate_several_prompts() -> None:
         ("a yellow school bus", "a yellow school bus"),
         ("  a yellow school bus\n", "a yellow school bus"),
         ("A Yellow SCHOOL Bus", "a yellow school bus"),
-        ("a red, striped school bus!", "a red striped school bus"),
+        ("a red, school bus!", "a red school bus"),
+        ("A striped school bus.", "a striped school bus"),
         ("a yellow dog wearing a red hat", "a yellow dog wearing a red hat"),
         ("a  yellow school   bus", "a yellow school bus"),
         ("an ice cream cone", "an ice cream cone"),
@@ -273,3 +276,24 @@ def test_clean_prompt_names_the_closest_phrases(prompt: str, says: str) -> None:
         clean_prompt(prompt, WORDS)
     assert says in caught.value.message
     assert "--list-words" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says", "instead"),
+    [
+        ("a red striped dog", "'red' together with 'striped'", "a striped dog"),
+        ("A yellow ice cream cone, striped", "'yellow' together with 'striped'", "an ice cream cone striped"),
+        ("an ice cream cone striped and yellow", "'yellow' together with 'striped'", "an ice cream cone striped and"),
+        ("red striped dog", "'red' together with 'striped'", "striped dog"),
+    ],
+)
+def test_clean_prompt_refuses_excluded_pairs_with_a_prompt_that_it_takes(prompt: str, says: str, instead: str) -> None:
+    with pytest.raises(UsageProblem, match=says) as caught:
+        clean_prompt(prompt, WORDS)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint == f'segdream generate "{instead}"'
+    assert clean_prompt(instead, WORDS) == instead
+
+
+def test_clean_negative_may_name_excluded_pairs() -> None:
+    assert clean_negative("red striped", WORDS) == "red striped"
