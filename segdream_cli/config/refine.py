@@ -74,6 +74,15 @@ class RefineConfig:
     """Learning rate of the base colour."""
     shN_lr: Amount = 1e-3
     """Learning rate of the higher spherical harmonics."""
+    anchor: Amount = 0.5
+    """Weight of the mean absolute difference from the views of the asset that `segdream refine` was given; both are
+    averaged over squares of 1/32 of the side."""
+    strength: Annotated[float | None, Within(0.001, 0.999)] = None
+    """If given, largest t0 / 1000 of a round."""
+    split: bool = True
+    """Split Gaussians before a round; false ignores `gaussians`."""
+    surface: Annotated[int, Within(100, 10_000_000)] = 20_000
+    """Number of Gaussians on the surface of a mesh that `segdream refine` was given."""
     scale_range: Annotated[Range, Within(1e-8, increasing=True)] = (1e-3, 0.1)
     """Scales are clamped to this range."""
     prune_opacity: Share = 0.02
@@ -84,7 +93,13 @@ class RefineConfig:
         """The rounds in order; none if the refinement is disabled."""
         if not self.enabled:
             return []
-        return [Round(*values) for values in zip(*(getattr(self, name) for name in PER_ROUND), strict=True)]
+        rounds = [Round(*values) for values in zip(*(getattr(self, name) for name in PER_ROUND), strict=True)]
+        if not self.split:
+            rounds = [dataclasses.replace(each, gaussians=0) for each in rounds]
+        if self.strength is not None:
+            cap = round(1000 * self.strength)
+            rounds = [dataclasses.replace(each, t0=min(each.t0, cap), steps=min(each.steps, cap)) for each in rounds]
+        return rounds
 
     @property
     def total(self) -> int:

@@ -5,9 +5,10 @@ each step:         some views -> raster -> fit_loss -> backward pass -> update
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from segdream_cli.config import Config
@@ -21,7 +22,7 @@ from segdream_cli.optimize.batch import Batch
 from segdream_cli.optimize.density import DensityStats
 from segdream_cli.optimize.state import AssetState, Targets
 from segdream_cli.priors.protocol import Prior
-from segdream_cli.refine.losses import fit_loss
+from segdream_cli.refine.losses import coarse, fit_loss
 from segdream_cli.refine.repaint import repaint
 from segdream_cli.refine.split import prune, split
 from segdream_cli.refine.views import draw_backgrounds, round_cameras
@@ -104,7 +105,8 @@ class Refinement:
         images = rendering.over(backgrounds[:, :, None, None])
         renders, alpha, wanted = (part.flatten(0, 1).permute(0, 3, 1, 2) for part in (images, rendering.alpha, targets))
         # a mean over all views of as many per asset: times the number of assets, the sum of each asset's own
-        (len(batch) * fit_loss(self._config.refine, renders, alpha, wanted)).backward()
+        anchors = self._anchors(batch.assets, views)
+        (len(batch) * fit_loss(self._config.refine, renders, alpha, wanted, anchors)).backward()
         batch.fit(gaussians, self._rates(number / now.iterations), self._config.refine.scale_range)
 
     def _locate(self, step: int) -> tuple[int, int]:
@@ -131,11 +133,31 @@ class Refinement:
         images = torch.stack([each.images[chosen] for each in found])
         return images.float() / 255, torch.stack([each.backgrounds[chosen] for each in found])
 
+    def _anchors(self, assets: Sequence[AssetState], views: Tensor) -> Float[Tensor, "b 3 g g"] | None:
+        """Coarse views of the assets that were given; None if there are none."""
+        found = [asset.targets.anchors for asset in assets if asset.targets is not None]
+        chosen = send(views, self._device)
+        coarse_views = [each[chosen] for each in found if each is not None]
+        return torch.cat(coarse_views).permute(0, 3, 1, 2).float() / 255 if coarse_views else None
+
+    def _draw_anchors(
+        self, asset: AssetState, cameras: Cameras, backgrounds: Float[Tensor, "v 3"]
+    ) -> UInt8[Tensor, "v g g 3"] | None:
+        """Coarse views of the asset that was given, one at a time: it may have many more Gaussians than the result."""
+        if asset.anchor is None or not self._config.refine.anchor:
+            return None
+        views = []
+        for i, behind in enumerate(backgrounds):
+            image = render(asset.anchor, cameras.view(i)).over(behind[None, None, None]).permute(0, 3, 1, 2)
+            views.append((255 * coarse(image.clamp(0, 1))).round().to(torch.uint8).permute(0, 2, 3, 1))
+        return torch.cat(views).contiguous()
+
     @torch.no_grad()
     def _prepare(self, assets: Sequence[AssetState], index: int) -> list[tuple[Gaussians, Targets]]:
         """The Gaussians and the targets with which each asset begins a round."""
-        config, now = self._config.refine, self._config.refine.rounds[index]
-        sets = [split(prune(asset.gaussians, config.prune_opacity), now.gaussians) for asset in assets]
+        config, now, cap = self._config.refine, self._config.refine.rounds[index], self._config.densify.cap
+        goal = now.gaussians if cap is None else min(now.gaussians, cap)
+        sets = [split(prune(asset.gaussians, config.prune_opacity), goal) for asset in assets]
         cameras = self._cameras(index, torch.arange(now.views))
         backgrounds, images = [], []
         for asset, gaussians in zip(assets, sets, strict=True):
@@ -146,7 +168,9 @@ class Refinement:
         repainted = self._repaint(torch.cat(images), torch.cat(noise), self._conditions(assets, cameras), now)
         quantized = (255 * repainted).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         views = quantized.split(now.views)
-        return [(gaussians, Targets(index, *each)) for gaussians, *each in zip(sets, views, backgrounds, strict=True)]
+        anchors = [self._draw_anchors(*each) for each in zip(assets, repeat(cameras), backgrounds, strict=False)]
+        parts = zip(sets, views, backgrounds, anchors, strict=True)
+        return [(gaussians, Targets(index, *each)) for gaussians, *each in parts]
 
     def _draw_noise(self, asset: AssetState, now: Round, size: int) -> Float[Tensor, "v c h w"]:
         """ε of each view of an asset, on the CPU."""

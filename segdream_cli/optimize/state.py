@@ -36,11 +36,13 @@ class Targets:
         round: index of the round.
         images: the views, quantised so that a checkpoint holds them exactly.
         backgrounds: colour behind each view.
+        anchors: coarse views of the asset that was given, if there is one.
     """
 
     round: int
     images: UInt8[Tensor, "v h w 3"]
     backgrounds: Float[Tensor, "v 3"]
+    anchors: UInt8[Tensor, "v g g 3"] | None = None
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class AssetState:
         generators: random generators by purpose.
         step: number of steps done.
         targets: those of the round of refinement that began last.
+        anchor: the asset that was given, whose views the result should resemble; it is no part of a checkpoint.
     """
 
     prompt: str
@@ -70,6 +73,7 @@ class AssetState:
     generators: dict[str, torch.Generator]
     step: int = 0
     targets: Targets | None = None
+    anchor: Gaussians | None = None
 
     def rng_states(self) -> dict[str, Tensor]:
         """State of each random generator."""
@@ -97,6 +101,8 @@ class AssetState:
         if self.targets is not None:
             named["refine.round"] = torch.tensor(self.targets.round)
             named |= {"refine.images": self.targets.images, "refine.backgrounds": self.targets.backgrounds}
+            if self.targets.anchors is not None:
+                named["refine.anchors"] = self.targets.anchors
         named |= {f"generator.{purpose}": state for purpose, state in self.rng_states().items()}
         return named
 
@@ -141,7 +147,8 @@ class AssetState:
         targets = None
         if "refine.round" in tensors:
             images, backgrounds = (tensors[f"refine.{name}"].to(device) for name in ("images", "backgrounds"))
-            targets = Targets(int(tensors["refine.round"]), images, backgrounds)
+            anchors = tensors["refine.anchors"].to(device) if "refine.anchors" in tensors else None
+            targets = Targets(int(tensors["refine.round"]), images, backgrounds, anchors)
         generators = {purpose: torch.Generator() for purpose in PURPOSES}
         for purpose, generator in generators.items():
             generator.set_state(tensors[f"generator.{purpose}"])

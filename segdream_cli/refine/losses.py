@@ -12,6 +12,8 @@ from segdream_cli.config import RefineConfig
 
 WINDOW, DEVIATION = 11, 1.5
 """Side and standard deviation in pixels of the window of SSIM."""
+CELLS = 32
+"""Squares along the side of a coarse view."""
 C1, C2 = 0.01**2, 0.03**2
 """Constants that keep the quotients of SSIM finite, for values in 0..1."""
 
@@ -21,21 +23,33 @@ def fit_loss(
     renders: Float[Tensor, "b 3 h w"],
     alpha: Float[Tensor, "b 1 h w"],
     targets: Float[Tensor, "b 3 h w"],
+    anchors: Float[Tensor, "b 3 g g"] | None = None,
 ) -> Float[Tensor, ""]:
-    """λ_1 |x - y| + λ_s (1 - SSIM(x, y)) + λ_o α (1 - α), each a mean; the first two are the loss of 3DGS.
+    """λ_1 |x - y| + λ_s (1 - SSIM(x, y)) + λ_o α (1 - α) + λ_a |c(x) - a|, each a mean.
+
+    The first two are the loss of 3DGS; c is `coarse`.
 
     Args:
         config: the weights; a term of weight 0 is not computed.
         renders: x, over the backgrounds of the targets.
         alpha: α, their opacity.
         targets: y, the repainted views.
+        anchors: a, the coarse views of the asset that was given; None without one.
     """
     total = config.l1 * (renders - targets).abs().mean()
     if config.ssim:
         total = total + config.ssim * (1 - ssim(renders, targets).mean())
     if config.opacity:
         total = total + config.opacity * (alpha * (1 - alpha)).mean()
+    if config.anchor and anchors is not None:
+        total = total + config.anchor * (coarse(renders) - anchors).abs().mean()
     return total
+
+
+def coarse(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 g g"]:
+    """Means over squares of 1/32 of the side: shape and colours without the noise of details."""
+    means: Tensor = F.avg_pool2d(images, max(1, images.shape[-1] // CELLS))
+    return means
 
 
 def ssim(x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

@@ -171,6 +171,43 @@ def test_refinement_of_given_gaussians_needs_no_distillation():
         assert torch.equal(value, before[name]), name
 
 
+def test_round_keeps_coarse_views_of_the_given_asset():
+    """By the mean over squares of numpy, from a copy of the asset that was given; a checkpoint holds them."""
+    pipe = build(AnalyticPrior(image_size=64), optim__steps=0)
+    asset = pipe.prepare("a cube", 0)
+    asset.anchor = asset.gaussians.to(CPU)
+    advance(pipe, [asset], 1)
+    targets = asset.targets
+    cameras = round_cameras(pipe.config.refine, 0, torch.arange(5), 64)
+    with torch.no_grad():
+        images = render(asset.anchor, cameras).over(targets.backgrounds[:, None, None]).clamp(0, 1)
+    expected = images.numpy().reshape(5, 32, 2, 32, 2, 3).mean((2, 4))
+    assert targets.anchors.shape == (5, 32, 32, 3)
+    assert abs(targets.anchors.numpy() / 255 - expected).max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(asset.tensors()["refine.anchors"], targets.anchors)
+    alone = pipe.prepare("a cube", 0)
+    advance(pipe, [alone], 1)
+    assert alone.targets.anchors is None
+    assert torch.equal(alone.targets.images, targets.images)
+
+
+def test_anchor_keeps_the_views_near_the_given_ones():
+    """The images change less with it; with a weight of 0 all is as if there were none."""
+    changes, bits = {}, {}
+    for weight in (None, 0.0, 20.0):
+        settings = {"refine__iterations": [40, 1], "refine__gaussians": [0, 0], "refine__anchor": weight or 0.0}
+        pipe = build(optim__steps=0, **settings)
+        asset = pipe.prepare("a cube", 0)
+        given = asset.gaussians.to(CPU)
+        asset.anchor = None if weight is None else given
+        list(pipe.run([asset]))
+        cameras = round_cameras(pipe.config.refine, 0, torch.arange(5), 32)
+        before, after = (pipe.render(each, cameras).over(torch.ones(3)) for each in (given, asset.gaussians))
+        changes[weight], bits[weight] = float((before - after).abs().mean()), values(asset)
+    assert changes[20.0] < 0.5 * changes[0.0]
+    check_same(bits[None], bits[0.0])
+
+
 def test_out_of_memory_in_a_fit_can_be_repeated(monkeypatch):
     """The asset keeps the targets of the round, which are not repainted again."""
 

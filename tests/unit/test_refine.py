@@ -121,6 +121,25 @@ def test_fit_loss_is_the_weighted_sum():
     torch.testing.assert_close(alone, (x - y).abs().mean())
 
 
+def test_fit_loss_compares_coarse_views_with_the_anchors():
+    """Against sums over blocks; squares of two pixels for a side of 64, of one pixel for a side below 32."""
+    config = RefineConfig(l1=0, ssim=0, anchor=0.4)
+    for size, cells in ((64, 32), (20, 20)):
+        x, anchors = images(size=size, seed=1), images(size=cells, seed=2)
+        blocks = x.reshape(3, 3, cells, size // cells, cells, size // cells).mean((3, 5))
+        expected = 0.4 * (blocks - anchors).abs().mean()
+        torch.testing.assert_close(fit_loss(config, x, x[:, :1], x, anchors), expected)
+    assert fit_loss(config, x, x[:, :1], x) == 0
+
+
+def test_strength_and_split_change_every_round():
+    rounds = RefineConfig(
+        enabled=True, t0=(400, 200), steps=(12, 8), gaussians=(9, 9), strength=0.3, split=False
+    ).rounds
+    assert [(each.t0, each.steps, each.gaussians) for each in rounds] == [(300, 12, 0), (200, 8, 0)]
+    assert [(each.t0, each.steps) for each in RefineConfig(enabled=True, strength=0.005).rounds] == [(5, 5), (5, 5)]
+
+
 def test_round_cameras_see_all_sides_and_heights():
     config = RefineConfig(views=(24, 24), elevations_deg=(-10, 15, 40))
     rounds = [round_cameras(config, index, torch.arange(24), 64) for index in (0, 1)]
