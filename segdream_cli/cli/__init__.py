@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from segdream_cli.cli import doctor, export, fetch, generate, init, render, view
+from segdream_cli.cli import doctor, export, fetch, generate, init, refine, render, view
 from segdream_cli.cli.output import Output
 from segdream_cli.errors import EXIT_CODES, Interrupted, SegdreamError, UsageProblem
 from segdream_cli.util import compat, files
@@ -28,7 +28,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init.init, generate.generate, render.render, view.view, export.export, fetch.fetch, doctor.doctor):
+COMMANDS = (
+    init.init,
+    generate.generate,
+    refine.refine,
+    render.render,
+    view.view,
+    export.export,
+    fetch.fetch,
+    doctor.doctor,
+)
+for command in COMMANDS:
     app.command(no_args_is_help=command is not doctor.doctor)(command)
 
 

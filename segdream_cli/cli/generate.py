@@ -47,10 +47,7 @@ def generate(
             rich_help_panel=shared.PROMPT,
         ),
     ] = None,
-    negative: Annotated[
-        str | None,
-        typer.Option("--negative", help="Negative prompt; replaces the prior's own.", rich_help_panel=shared.PROMPT),
-    ] = None,
+    negative: shared.NegativeOption = None,
     list_words: Annotated[
         bool,
         typer.Option("--list-words", help="List the words the prior knows, and exit.", rich_help_panel=shared.PROMPT),
@@ -100,15 +97,8 @@ def generate(
     low_vram: shared.LowVramOption = False,
     point_e_dir: shared.PointEDirOption = None,
     offline: shared.OfflineOption = False,
-    preview_every: Annotated[
-        int | None,
-        typer.Option(
-            "--preview-every", min=0, help="Save a preview image every N steps; 0: never.", rich_help_panel=shared.RUN
-        ),
-    ] = None,
-    view: Annotated[
-        bool, typer.Option("--view", help="Show the asset in the browser as it grows.", rich_help_panel=shared.RUN)
-    ] = False,
+    preview_every: shared.PreviewEveryOption = None,
+    view: shared.ViewOption = False,
     no_browser: shared.NoBrowserOption = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Resume the run in this folder.", rich_help_panel=shared.RUN)

@@ -90,6 +90,17 @@ NoBrowserOption = Annotated[
     bool, typer.Option("--no-browser", help="Print the page's address; open no browser.", rich_help_panel=OUTPUT)
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Random seed.", rich_help_panel=PROMPT)]
+NegativeOption = Annotated[
+    str | None,
+    typer.Option("--negative", help="Negative prompt; replaces the prior's own.", rich_help_panel=PROMPT),
+]
+PreviewEveryOption = Annotated[
+    int | None,
+    typer.Option("--preview-every", min=0, help="Save a preview image every N steps; 0: never.", rich_help_panel=RUN),
+]
+ViewOption = Annotated[
+    bool, typer.Option("--view", help="Show the asset in the browser as it grows.", rich_help_panel=RUN)
+]
 QualityOption = Annotated[Quality, typer.Option("--quality", help="Quality preset.", rich_help_panel=QUALITY)]
 PriorOption = Annotated[
     PriorName | None,

@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,13 @@ __all__ = [
     "flatten",
 ]
 
+LOW_T = 300
+"""Largest timestep of the distillation steps of a refinement: the asset's coarse shape and colours stay."""
+REFINED_CAP = 100_000
+"""Largest number of Gaussians in a refinement."""
+REFINED_SCALES = (1e-3, 0.2)
+"""Limits of the scales in a refinement, in the working frame: assets of other tools have finer ones than ours."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -93,6 +101,29 @@ class Config:
             if counts_steps(_annotations()[key])
         }
         return self.set(scaled | {"optim.steps": steps})
+
+    def for_refinement(self) -> Self:
+        """This configuration for the refinement of a given asset, whose distillation steps should change little.
+
+        Their learning rates start at the geometric mean of start and end, their timesteps are low, and their first half
+        adds no Gaussians. Neither stage changes higher spherical harmonics or limits scales as the preset does.
+        """
+        rates = {key: value for key, value in self.flat().items() if key.startswith("optim.") and key.endswith("_lr")}
+        return self.set(
+            {
+                **{key: [math.sqrt(start * end), end] for key, (start, end) in rates.items()},
+                "optim.shN_lr": [1e-12, 1e-12],
+                "optim.scale_range": list(REFINED_SCALES),
+                "distill.sctd.t_high": min(self.distill.sctd.t_high, LOW_T),
+                "distill.sctd.warmup_shift": 0,
+                "distill.sds.t_max": min(self.distill.sds.t_max, LOW_T),
+                "densify.start": self.optim.steps // 2,
+                "densify.cap": REFINED_CAP,
+                "refine.enabled": True,
+                "refine.shN_lr": 0.0,
+                "refine.scale_range": list(REFINED_SCALES),
+            }
+        )
 
     def flat(self) -> dict[str, Any]:
         """Dotted key to value, as `set` takes them and JSON holds them."""

@@ -95,6 +95,15 @@ def read(path: Path) -> Splats:
     Raises:
         UsageProblem: the suffix is not known, or the file can't be read as that format.
     """
+    return check_readable(path).read(path)
+
+
+def check_readable(path: Path) -> Format:
+    """The format to read `path` in, without opening it.
+
+    Raises:
+        UsageProblem: it is a folder, or its suffix is not known or that of a format that can only be written.
+    """
     if isdir(path):  # noqa: PTH112 - Path.is_dir raises if a name is too long
         raise not_a_file(path)
     row = FORMATS[format_of(path)]
@@ -103,7 +112,7 @@ def read(path: Path) -> Splats:
         raise UsageProblem(
             f"segdream can write {row.suffix} files but not read them: {path}", hint=f"give the asset as one of {known}"
         )
-    return row.read(path)
+    return row
 
 
 def check_format(path: Path, format: str | None = None) -> str:

@@ -20,12 +20,30 @@ SLUG_LENGTH = 60
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The file of an asset to refine.
+
+    Args:
+        path: the absolute path.
+        sha256: hash of its content.
+        front_deg: azimuth of the object's front in its own frame: 0 is +z, 90 is +x.
+        sh: highest degree of spherical harmonics to keep, 0 to 3.
+    """
+
+    path: str
+    sha256: str
+    front_deg: float = 0.0
+    sh: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """One asset to make."""
+    """One asset to make, from nothing or from a source."""
 
     prompt: str
     seed: int
     output: Path
+    source: Source | None = None
 
 
 def check_seed(seed: Any) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.state import AssetState
+from segdream_cli.runs.jobs import Source
 from segdream_cli.util.files import atomic_write, write_problem
 
 FORMAT = 1
@@ -51,6 +52,7 @@ class RunRecord:
         prior: name and digest of the checkpoint.
         device: the device that computed the asset.
         versions: of Python and the packages that can change the result.
+        source: the asset that is refined, as the fields of `Source`; None for an asset from nothing.
     """
 
     prompt: str
@@ -63,6 +65,7 @@ class RunRecord:
     device: str
     versions: Mapping[str, str]
     format: int = FORMAT
+    source: Mapping[str, Any] | None = None
 
 
 def _parse_record(data: Mapping[str, Any]) -> RunRecord:
@@ -77,6 +80,8 @@ def _parse_record(data: Mapping[str, Any]) -> RunRecord:
             raise TypeError(f"{name} can't be {data[name]!r}")
     if missing := {"name", "digest"} - set(record.prior):
         raise TypeError(f"the prior lacks its {missing.pop()}")
+    if record.source is not None:
+        Source(**record.source)
     return record
 
 

@@ -17,6 +17,7 @@ from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.images import contact_sheet, write_png
 from segdream_cli.runs.reporter import AssetFinished, JobFailed, Reporter, RunEnded, RunSaved, RunStarted, Stepped
 from segdream_cli.runs.run_dir import RunDir
+from segdream_cli.runs.source import Start
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.splats import Splats
 from segdream_cli.util.memory import peak_memory_gib
@@ -42,11 +43,13 @@ class ActiveRun:
         asset: its state.
         first: its step when this program began or resumed it.
         destination: its file and run folder; None keeps the asset in memory.
+        start: the asset that it refines, if there is one.
     """
 
     asset: AssetState
     first: int
     destination: Destination | None = None
+    start: Start | None = None
 
     @property
     def name(self) -> str:
@@ -208,9 +211,12 @@ class Runner:
         self.reporter(finished)
 
     def snapshot(self, each: ActiveRun) -> Splats:
-        """The current state of an asset, with its provenance."""
+        """The current state of an asset, with its provenance; a refined one stands where its source stood."""
         asset = each.asset
-        return asset.gaussians.splats({**self.origin, "prompt": asset.prompt, "seed": asset.seed, "steps": asset.step})
+        splats = asset.gaussians.splats(
+            {**self.origin, "prompt": asset.prompt, "seed": asset.seed, "steps": asset.step}
+        )
+        return splats if each.start is None else each.start.finish(splats)
 
     def _show(self, each: ActiveRun) -> None:
         """Shows the asset's current state on the page, if there is one."""

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -20,13 +20,15 @@ from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, Segdream
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
 from segdream_cli.optimize.start import check_start, cloud_text
+from segdream_cli.optimize.state import AssetState
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.priors.checkpoint import Checkpoint
-from segdream_cli.runs.jobs import Job, check_seed
+from segdream_cli.runs.jobs import Job, Source, check_seed
 from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline
-from segdream_cli.runs.reporter import JobFailed, JobSkipped, Note, PageServed, Reporter, discard
+from segdream_cli.runs.reporter import JobFailed, JobSkipped, Note, PageServed, Reporter, discard, note_to
 from segdream_cli.runs.run_dir import RunDir, RunRecord, package_versions
 from segdream_cli.runs.runner import ActiveRun, Destination, Runner
+from segdream_cli.runs.source import Start, load_source, source_of
 from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.splats import Splats
@@ -74,6 +76,7 @@ class Session:
         reporter: receives the events.
         stop: tells runs to save and stop.
         page: shows the assets while they are made.
+        request: the configuration's origin, from which `refine` derives its own.
     """
 
     config: Config
@@ -86,6 +89,7 @@ class Session:
     reporter: Reporter = discard
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     page: LivePage | None = None
+    request: Request = dataclasses.field(default_factory=Request)
 
     @classmethod
     def load(
@@ -122,9 +126,11 @@ class Session:
         cloud_text(config.init, None, checkpoint.profile.vocabulary)
         if negative_prompt is not None:
             clean_negative(negative_prompt, checkpoint.profile.vocabulary)
-        clouds = load_clouds(
-            config, checkpoint.profile.point_e, lambda: checkpoint, device, reporter, offline=request.offline
-        )
+        clouds = None
+        if not request.refines:
+            clouds = load_clouds(
+                config, checkpoint.profile.point_e, lambda: checkpoint, device, reporter, offline=request.offline
+            )
         batch = batch or (checkpoint.profile.batch if device.type == "cuda" else 1)
         return cls(
             config,
@@ -137,6 +143,7 @@ class Session:
             reporter,
             stop or StopRequest(),
             page,
+            request,
         )
 
     @cached_property
@@ -160,23 +167,68 @@ class Session:
             OutputExists: the asset or an unfinished run of it exists.
             SegdreamError: while iterating, a step failed.
         """
+        return self._iterate_job(prompt, seed, output, force=force)
+
+    def generate(self, prompt: str, *, seed: int = 0, output: str | Path | None = None, force: bool = False) -> Splats:
+        """Makes an asset; for arguments and errors see `iterate`."""
+        return _last(self.iterate(prompt, seed=seed, output=output, force=force))
+
+    def refine(
+        self,
+        asset: str | Path,
+        prompt: str,
+        *,
+        front: float = 0.0,
+        strength: float | None = None,
+        distil: int = 0,
+        sh: int = 3,
+        seed: int = 0,
+        output: str | Path | None = None,
+        force: bool = False,
+    ) -> Splats:
+        """Refines a splat or a mesh of any tool, as `segdream refine` does; the result keeps its frame and scale.
+
+        Args:
+            asset: the file.
+            prompt: what it shows.
+            front: azimuth of the object's front in degrees: 0 is +z, 90 is +x.
+            strength: largest share of noise that the prior repaints, 0 to 1; None leaves it to the preset.
+            distil: number of distillation steps before it.
+            sh: highest degree of spherical harmonics to keep.
+            seed: seeds all random numbers.
+            output: file to write at the end, with its run folder beside it; None keeps the result in memory.
+            force: replace what exists.
+
+        Raises:
+            UsageProblem: the asset, the prompt, a setting or the output can't be used.
+            OutputExists: the output or an unfinished run of it exists.
+            SegdreamError: a step failed.
+        """
+        source = source_of(Path(asset), front, sh)
+        session = self._refining({"refine.strength": strength, "optim.steps": distil})
+        return _last(session._iterate_job(prompt, seed, output, force=force, source=source))
+
+    def _refining(self, settings: Mapping[str, Any]) -> "Session":
+        """A session with the same prior and the settings of a refinement."""
+        request = dataclasses.replace(self.request, refines=True, settings={**self.request.settings, **settings})
+        session = dataclasses.replace(self, request=request, config=request.resolve(self.checkpoint.profile))
+        session.pipeline = Pipeline(session.config, self.pipeline.prior, self.device)
+        return session
+
+    def _iterate_job(
+        self, prompt: str, seed: int, output: str | Path | None, *, force: bool, source: Source | None = None
+    ) -> Generation:
+        """Begins an asset, from nothing or from a source; raises the errors of `iterate`."""
         self._check_stop()
         seed = check_seed(seed)
         if output is None:
             clean_prompt(prompt, self.checkpoint.profile.vocabulary)
-            active = self._begin(prompt, seed, None)
+            active = self._begin(prompt, seed, None, source)
         else:
-            job = Job(prompt, seed, Path(output))
+            job = Job(prompt, seed, Path(output), source)
             self.check(job, force=force)
             active = self._begin_job(job)
         return Generation(self._finish([active]), partial(self._runner.snapshot, active))
-
-    def generate(self, prompt: str, *, seed: int = 0, output: str | Path | None = None, force: bool = False) -> Splats:
-        """Makes an asset; for arguments and errors see `iterate`."""
-        generation = self.iterate(prompt, seed=seed, output=output, force=force)
-        for _ in generation:
-            pass
-        return generation.splats()
 
     def check(self, job: Job, *, force: bool) -> None:
         """Refuses a job that can't end well, before any work.
@@ -298,14 +350,32 @@ class Session:
             self.reporter(Note("stopped before the next asset"))
             raise Interrupted("stopped before the next asset", exit_code=self.stop.exit_code)
 
-    def _begin(self, prompt: str, seed: int, destination: Destination | None) -> ActiveRun:
-        """An asset before its first step."""
-        asset = self.pipeline.prepare(prompt, seed, self.negative_prompt)
-        return ActiveRun(asset, asset.step, destination)
+    def _begin(
+        self, prompt: str, seed: int, destination: Destination | None, source: Source | None = None
+    ) -> ActiveRun:
+        """An asset before its first step.
+
+        Raises:
+            UsageProblem: the source can't be refined; found before the prior is loaded.
+        """
+        start = self._open(source)
+        gaussians = None if start is None else start.gaussians
+        asset = self.pipeline.prepare(prompt, seed, self.negative_prompt, gaussians)
+        return ActiveRun(self._anchor(asset, start), asset.step, destination, start)
+
+    def _open(self, source: Source | None) -> Start | None:
+        """The source in the working frame; raises the errors of `source.load`."""
+        return None if source is None else load_source(source, self.config, note_to(self.reporter))
+
+    def _anchor(self, asset: AssetState, start: Start | None) -> AssetState:
+        """The asset with the views of its source to resemble."""
+        asset.anchor = None if start is None else start.anchor.to(self.device)
+        return asset
 
     def _begin_job(self, job: Job) -> ActiveRun:
         """The asset of a job, which has been checked, with its new run folder."""
-        active = self._begin(job.prompt, job.seed, Destination(job.output, RunDir.beside(job.output)))
+        destination = Destination(job.output, RunDir.beside(job.output))
+        active = self._begin(job.prompt, job.seed, destination, job.source)
         RunDir.beside(job.output).create(self._record(job))
         return active
 
@@ -322,13 +392,15 @@ class Session:
                 hint=f"add --device {record.device}, or start over: segdream generate ... --force",
             )
         tensors = run.load()
+        start = self._open(None if record.source is None else Source(**record.source))
         try:
             asset = self.pipeline.restore(tensors, record.prompt, record.seed, record.negative_prompt)
         except KeyError as problem:
             raise run.damage_error(problem) from problem
         run.trim_events(asset.step)
         self.reporter(Note(f"resuming {run.path} after step {asset.step} of {self.config.last_step}"))
-        return ActiveRun(asset, asset.step, Destination(run.path.parent / record.output, run))
+        destination = Destination(run.path.parent / record.output, run)
+        return ActiveRun(self._anchor(asset, start), asset.step, destination, start)
 
     def _iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[SegdreamError]]:
         """Runs assets together to their end; see `Runner.iterate`."""
@@ -371,6 +443,7 @@ class Session:
             prior={"name": self.checkpoint.name, "digest": self.checkpoint.digest},
             device=str(self.device),
             versions=package_versions(),
+            source=None if job.source is None else dataclasses.asdict(job.source),
         )
 
     def _is_run_of(self, run: RunDir, job: Job) -> bool:
@@ -378,6 +451,13 @@ class Session:
         record, wanted = run.record(), self._record(job)
         config = Config().set(record.config).flat()  # settings newer than the record have their defaults
         return dataclasses.replace(record, config=config, versions=wanted.versions, device=wanted.device) == wanted
+
+
+def _last(generation: Generation) -> Splats:
+    """Takes all steps, and returns the asset."""
+    for _ in generation:
+        pass
+    return generation.splats()
 
 
 def _drain(steps: Generator[StepReport, None, T]) -> T:
@@ -435,9 +515,10 @@ def resume_run(
             raise OutputExists(
                 f"{path} is done: {output} exists", hint=f"segdream render {quote(str(output))} --turntable"
             )
+        command = "generate" if record.source is None else f"refine {quote(str(record.source['path']))}"
         raise UsageProblem(
             f"{path} has no checkpoint: the run was stopped before its first one",
-            hint=f"segdream generate {quote(record.prompt)} --seed {record.seed} --quality {record.quality} "
+            hint=f"segdream {command} {quote(record.prompt)} --seed {record.seed} --quality {record.quality} "
             + (f"--negative {quote(record.negative_prompt)} " if record.negative_prompt is not None else "")
             + f"--config {quote(str(path / 'run.json'))} -o {quote(str(output))}",
         )

@@ -26,6 +26,7 @@ class Request:
         file: TOML file of settings or a `run.json`, which overrides the preset.
         device: auto, cpu, cuda or cuda:N.
         offline: never ask the network.
+        refines: the jobs refine given assets, so the preset's settings change as `Config.for_refinement` says.
     """
 
     quality: str = "standard"
@@ -33,6 +34,7 @@ class Request:
     file: Path | None = None
     device: str = AUTO
     offline: bool = False
+    refines: bool = False
 
     def _overrides(self, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings of the file, and those of `settings`; `method` is the default for short keys.
@@ -53,13 +55,17 @@ class Request:
         )
 
     def resolve(self, profile: "PriorProfile") -> Config:
-        """The configuration for a prior: preset < file < settings.
+        """The configuration for a prior: preset < changes for a refinement < file < settings.
 
         A level that changes the number of steps scales the schedules of the levels below it. With little memory, the
         limit on Gaussians is lower unless `settings` names one.
         """
         config = preset(profile, self.quality)
         file, given = self._overrides(config.distill.method)
+        if self.refines:
+            config = config.for_refinement()
+            if "optim.steps" not in given:
+                file = {"optim.steps": 0, **file}
         for overrides in (file, given):
             config = config.with_steps(overrides.get("optim.steps", config.optim.steps)).set(overrides)
         if config.prior.low_vram and "densify.cap" not in given:

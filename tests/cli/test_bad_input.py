@@ -17,6 +17,7 @@ from plyfile import PlyData, PlyElement
 from segdream_cli import formats
 from segdream_cli.config import SD21
 from segdream_cli.runs.run_dir import RunDir
+from segdream_cli.splats import Splats
 
 
 @pytest.fixture
@@ -191,6 +192,7 @@ OUTPUTS = {
     "init": ("init", BUS, *TINY[:2], "--init", "sphere"),  # Point-E says how long it takes, and what it found made
     "render": ("render", "there.ply", "--view", "0,0", "--size", "16"),
     "export": ("export", "there.ply"),
+    "refine": ("refine", "there.ply", BUS, *TINY[:4]),
 }
 
 
@@ -220,7 +222,7 @@ def test_output_that_cannot_be_written_is_refused_first(refused, there, folder, 
     refused(2, "can't be written: Permission denied", *run, "-o", f"new-{name}")
 
 
-@pytest.mark.parametrize("command", ["generate", "init", "export"])
+@pytest.mark.parametrize("command", ["generate", "init", "export", "refine"])
 def test_unknown_suffix_suggests_a_known_one(refused, there, command):
     done = refused(2, ["bus.xyz", ".splat", "bus.ply"], *OUTPUTS[command], "-o", "bus.xyz")
     assert "hint: " in done.err
@@ -358,6 +360,38 @@ def test_broken_assets_are_refused_by_every_command(refused, there, damage):
     refused(2, told, "view", "there.ply", "--no-browser")
     refused(2, told, *generate("--init", "there.ply"))
     refused(2, told, "init", BUS, "--init", "there.ply", "-o", "a.ply", *TINY[:2])
+    refused(2, told, "refine", "there.ply", BUS, "-o", "a.ply", *TINY[:4])
+
+
+def test_refine_names_what_it_cannot_use(refused, there, folder):
+    """One sentence, a hint, and nothing is written; the prior is not loaded."""
+    (folder / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nmtllib none.mtl\nusemtl a\nf 1 2 3\n")
+    (folder / "b.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
+    (folder / "c.txt").write_text("a scan")
+
+    def run(asset, *arguments, prompt=BUS):
+        return ("refine", asset, prompt, "-o", "out.ply", *TINY[:4], *arguments)
+
+    refused(2, "there.ply has 20 Gaussians, and a refinement needs at least 100", *run("there.ply"))
+    refused(2, "a.obj names the file none.mtl, which can't be read", *run("a.obj"))
+    refused(2, "b.obj has no faces", *run("b.obj"))
+    refused(2, ["c.txt has no known suffix", ".spz"], *run("c.txt"))
+    refused(2, "none.glb can't be read", *run("none.glb"))
+    refused(2, ["segdream can write .html files but not read them"], *run("page.html"))
+    refused(2, ["'skool'", "--list-words"], *run("there.ply", prompt="a yellow skool bus"))
+    refused(2, ["--front up is neither +z, +x, -z, -x nor", "hint: --front +x"], *run("there.ply", "--front", "up"))
+    refused(2, "--strength", *run("there.ply", "--strength", "1.5"))
+    refused(2, "--no-browser only affects --view", *run("there.ply", "--no-browser"))
+    refused(2, "refine.anchor can't be -1", *run("there.ply", "--set", "refine.anchor=-1"))
+    refused(6, ["there.ply exists", "--force"], "refine", "there.ply", BUS, "-o", "there.ply", *TINY[:4])
+
+
+def test_refine_refuses_an_asset_of_absurd_size(refused, segdream, folder):
+    segdream("init", BUS, "--init", "sphere", "--count", "200", "-o", "there.ply", *TINY[:2])
+    splats = formats.read(folder / "there.ply")
+    formats.write(folder / "there.ply", Splats(**{**splats.arrays(), "means": 1e25 * splats.means}))
+    told = "there.ply has no size to work with"
+    refused(2, told, "refine", "there.ply", BUS, "-o", "out.ply", *TINY[:4])
 
 
 def test_device_cuda_without_cuda_exits_3(refused, there, monkeypatch):

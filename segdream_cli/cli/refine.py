@@ -1,0 +1,141 @@
+"""`segdream refine`: polishes a splat or a mesh of any tool."""
+
+import math
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+from segdream_cli.cli import options as shared
+from segdream_cli.cli.output import Output
+from segdream_cli.cli.reporter import TerminalReporter
+from segdream_cli.cli.signals import StopOnSignal
+from segdream_cli.config import AUTO
+from segdream_cli.errors import UsageProblem
+from segdream_cli.runs.jobs import Job
+from segdream_cli.runs.spec import JobSpec, Request
+
+ASSET = "Asset"
+FRONTS = {"+z": 0.0, "+x": 90.0, "-z": 180.0, "-x": 270.0}
+"""Azimuth of the front by its axis."""
+
+
+def refine(
+    asset: Annotated[Path, typer.Argument(help="Splat or mesh (.glb, .obj) to refine.")],
+    prompt: Annotated[str, typer.Argument(help="The object that it shows, in a sentence.")],
+    output: shared.OutputOption = None,
+    front: Annotated[
+        str,
+        typer.Option(
+            "--front",
+            help="Side that is the object's front: +z, +x, -z, -x, or its azimuth in degrees.",
+            rich_help_panel=ASSET,
+        ),
+    ] = "+z",
+    sh: Annotated[
+        int,
+        typer.Option("--sh", min=0, max=3, help="Drop spherical harmonics above this degree.", rich_help_panel=ASSET),
+    ] = 3,
+    max_gaussians: Annotated[
+        int | None,
+        typer.Option(
+            "--max-gaussians",
+            min=100,
+            help="Keep at most N, largest coverage first; the default is 100,000.",
+            rich_help_panel=ASSET,
+        ),
+    ] = None,
+    seed: shared.SeedOption = 0,
+    negative: shared.NegativeOption = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength",
+            min=0.001,
+            max=0.999,
+            help="Largest share of noise that the prior repaints; lower changes less.",
+            rich_help_panel=shared.QUALITY,
+        ),
+    ] = None,
+    distil: Annotated[
+        int,
+        typer.Option(
+            "--distil", min=0, help="Distillation steps before the refinement.", rich_help_panel=shared.QUALITY
+        ),
+    ] = 0,
+    split: Annotated[
+        bool,
+        typer.Option("--split/--no-split", help="Split Gaussians for finer detail.", rich_help_panel=shared.QUALITY),
+    ] = True,
+    quality: shared.QualityOption = shared.STANDARD,
+    config: shared.ConfigOption = None,
+    assignments: shared.SetOption = None,
+    prior: shared.PriorOption = None,
+    model: shared.ModelOption = None,
+    device: shared.DeviceOption = AUTO,
+    dtype: shared.DtypeOption = None,
+    low_vram: shared.LowVramOption = False,
+    offline: shared.OfflineOption = False,
+    preview_every: shared.PreviewEveryOption = None,
+    view: shared.ViewOption = False,
+    no_browser: shared.NoBrowserOption = False,
+    force: shared.ForceOption = False,
+    json: shared.JsonOption = False,
+    quiet: shared.QuietOption = False,
+) -> None:
+    """Polish a splat or a mesh of any tool.
+
+    segdream refine scan.ply "a red car" -o car.ply
+
+    segdream refine toy.glb "a yellow duck" --front -x --strength 0.2 -o duck.spz
+
+    The result keeps the frame and the scale of the asset. segdream generate --resume resumes a stopped run.
+    """
+    from segdream_cli.runs.session import run_jobs
+    from segdream_cli.runs.source import source_of
+
+    request = Request(
+        quality=str(quality),
+        settings=shared.settings(
+            {
+                "prior.name": prior and str(prior),
+                "prior.model": model,
+                **shared.hardware_settings(dtype, low_vram),
+                "optim.steps": distil or None,
+                "densify.cap": max_gaussians,
+                "refine.strength": strength,
+                "refine.split": None if split else False,
+                "output.preview_every": preview_every,
+            },
+            assignments,
+        ),
+        file=config,
+        device=device,
+        offline=offline,
+        refines=True,
+    )
+    if no_browser and not view:
+        raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
+    reporter = TerminalReporter(Output(json=json, quiet=quiet), browser=not no_browser)
+    source = source_of(asset, parse_front(front), sh)
+    job = Job(prompt, seed, output or Path(f"{asset.stem}-refined.ply"), source)
+    spec = JobSpec(request=request, jobs=(job,), negative_prompt=negative, force=force, live=view)
+    run_jobs(spec, reporter, StopOnSignal())
+
+
+def parse_front(text: str) -> float:
+    """The azimuth in degrees of a front: an axis, or a number.
+
+    Raises:
+        UsageProblem: it is neither.
+    """
+    try:
+        azimuth = FRONTS[text] if text in FRONTS else float(text)
+    except ValueError:
+        azimuth = math.nan
+    if not abs(azimuth) <= 360:
+        raise UsageProblem(
+            f"--front {quote(text)} is neither {', '.join(FRONTS)} nor an azimuth in degrees", hint="--front +x"
+        )
+    return azimuth

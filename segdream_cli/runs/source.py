@@ -1,0 +1,142 @@
+"""The asset that a refinement starts from: a splat or a mesh of any tool, in its own frame and scale."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from segdream_cli import formats
+from segdream_cli.config import Config
+from segdream_cli.errors import UsageProblem
+from segdream_cli.formats.common import ANOTHER_FILE, SIGNATURE, open_asset
+from segdream_cli.formats.ply_header import read_header
+from segdream_cli.mesh import surface
+from segdream_cli.runs.jobs import Source
+from segdream_cli.splats import BANDS, Splats
+from segdream_cli.splats.edits import Edits, apply_edits
+from segdream_cli.splats.gaussians import Gaussians
+from segdream_cli.splats.placement import Placement, place
+
+HASHED_BYTES = 1 << 20
+"""Bytes of a file to hash at a time."""
+FEWEST = 100
+"""Smallest number of Gaussians that can be refined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A source in the working frame.
+
+    Args:
+        gaussians: the Gaussians to refine.
+        anchor: those of the source, whose views the result should resemble.
+        placement: from the source's frame to the working frame.
+        origin: the source's entries for the provenance of the result.
+    """
+
+    gaussians: Gaussians
+    anchor: Gaussians
+    placement: Placement
+    origin: dict[str, Any]
+
+    def finish(self, splats: Splats) -> Splats:
+        """The refined asset in the frame and scale of its source, which its provenance names."""
+        placed = self.placement.undo(splats)
+        return dataclasses.replace(placed, provenance={**splats.provenance, "source": self.origin})
+
+
+def source_of(path: Path, front_deg: float = 0.0, sh: int = 3) -> Source:
+    """The source in a file.
+
+    Raises:
+        UsageProblem: it can't be read, or has no suffix of an asset or a mesh.
+    """
+    if path.suffix.lower() != ".obj":
+        formats.check_readable(path)
+    return Source(str(path.resolve()), _hash(path), front_deg, sh)
+
+
+def load_source(source: Source, config: Config, note: Callable[[str], None]) -> Start:
+    """Reads a source, thins it to the limit on Gaussians, and moves it to the working frame.
+
+    Args:
+        source: the file.
+        config: `densify.cap` and `refine.surface`.
+        note: receives what was changed.
+
+    Raises:
+        UsageProblem: the file can't be read, has changed, or can't be refined.
+    """
+    path = Path(source.path)
+    with suppress(ValueError):
+        path = path.relative_to(Path.cwd())  # as messages name it
+    if _hash(path) != source.sha256:
+        raise UsageProblem(
+            f"{path} has changed since the run began",
+            hint=f"segdream refine {quote(str(path))} PROMPT --force  # starts over",
+        )
+    splats = _read(path, config)
+    try:
+        placement = place(splats, source.front_deg)
+    except ValueError as problem:
+        raise UsageProblem(f"{path} has no size to work with: {problem}", hint=ANOTHER_FILE) from problem
+    whole = placement.apply(apply_edits(splats, Edits(sh=source.sh)))
+    thin = apply_edits(whole, Edits(max_gaussians=config.densify.cap))
+    for change in _changes(splats, thin, source):
+        note(f"{path.name}: {change}")
+    origin: dict[str, Any] = {"file": path.name, "sha256": source.sha256}
+    if splats.provenance:
+        origin["provenance"] = dict(splats.provenance)
+    if comments := _comments(path):
+        origin["comments"] = comments
+    return Start(Gaussians.from_splats(thin), Gaussians.from_splats(whole), placement, origin)
+
+
+def _read(path: Path, config: Config) -> Splats:
+    """The splat, or the Gaussians on the surface of the mesh, in a file.
+
+    Raises:
+        UsageProblem: it can't be read, or has too few Gaussians.
+    """
+    if surface.is_mesh(path):
+        return surface.read(path, min(config.refine.surface, config.densify.cap or config.refine.surface))
+    splats = formats.read(path)
+    if len(splats) < FEWEST:
+        raise UsageProblem(
+            f"{path} has {len(splats)} Gaussians, and a refinement needs at least {FEWEST}", hint=ANOTHER_FILE
+        )
+    return splats
+
+
+def _changes(splats: Splats, thin: Splats, source: Source) -> Iterator[str]:
+    """Messages about what a refinement starts from, if not all of the asset."""
+    if surface.is_mesh(Path(source.path)):
+        yield f"{len(splats):,} Gaussians on its surface; --set refine.surface=N changes their number"
+    degree = BANDS.index(splats.shN.shape[1])
+    if degree > source.sh:
+        yield f"spherical harmonics of degree {degree} reduced to {source.sh}"
+    elif degree:
+        yield "spherical harmonics kept, only the base colour is refined; --sh 0 drops them"
+    if len(thin) < len(splats):
+        yield f"{len(thin):,} of {len(splats):,} Gaussians kept, largest coverage first; see --max-gaussians"
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file; raises the errors of `open_asset`."""
+    digest = hashlib.sha256()
+    with open_asset(path) as stream:
+        while block := stream.read(HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _comments(path: Path) -> list[str]:
+    """The comments of other tools in the header of a .ply."""
+    if path.suffix.lower() != ".ply":
+        return []
+    with open_asset(path) as stream:
+        return [line for line in read_header(path, stream).comments if not line.startswith(SIGNATURE)]

@@ -1,0 +1,263 @@
+"""`segdream refine`: assets of other frames, scales and tools through a whole run, and input that can't be refined."""
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from commands import BUS
+from fakes import AnalyticPrior
+
+import segdream_cli as api
+from segdream_cli.config import MINI, Config
+from segdream_cli.errors import OutputExists, UsageProblem
+from segdream_cli.formats.ply import read_vertices, save
+from segdream_cli.priors.checkpoint import profile_of
+from segdream_cli.runs.run_dir import RunDir
+from segdream_cli.runs.spec import Request
+from segdream_cli.splats import Splats
+from segdream_cli.splats.transform import transform
+
+ROUNDS = {"t0": [300, 200], "steps": [2, 2], "views": [4, 4], "iterations": [4, 3], "image_size": [32, 32]}
+ROUNDS |= {"gaussians": [0, 0]}
+SETTINGS = [f"--set=refine.{key}={value}" for key, value in ROUNDS.items()]
+FAST = ("--prior", MINI, "--device", "cpu", *SETTINGS)
+STILL = [f"--set=refine.{name}_lr=0" for name in ("means", "quat", "scale", "opacity", "sh0")]
+"""Rates at which nothing moves."""
+
+
+def ball(n=400, k=0):
+    """Small Gaussians evenly over a sphere, red where z is positive and blue elsewhere."""
+    height = 1 - (np.arange(n) + 0.5) * 2 / n
+    turn, flat = np.arange(n) * np.pi * (3 - np.sqrt(5)), np.sqrt(1 - height**2)
+    means = np.stack([flat * np.cos(turn), height, flat * np.sin(turn)], axis=1)
+    return Splats(
+        means=(0.9 * means).astype(np.float32),
+        quats=np.tile(np.float32([1, 0, 0, 0]), (n, 1)),
+        log_scales=np.full((n, 3), np.log(0.06), np.float32),
+        opacity_logits=np.full(n, 2, np.float32),
+        sh0=np.where(means[:, 2:] > 0, [1.4, -1.4, -1.4], [-1.4, -1.4, 1.4]).astype(np.float32),
+        shN=np.random.default_rng(0).normal(0, 0.1, (n, k, 3)).astype(np.float32),
+    )
+
+
+def moved(splats, degrees=0.0):
+    """The asset somewhere else, 37 times as large, turned about y."""
+    angle = np.radians(degrees)
+    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    return transform(splats, 37 * turn, np.array([200.0, -5, 60]))
+
+
+def refine(segdream, *arguments, asset="in.ply", output="out.ply"):
+    return segdream("refine", asset, BUS, "-o", output, *FAST, *arguments)
+
+
+def close(one, other, means=2e-3):
+    assert one.means == pytest.approx(other.means, abs=means)
+    assert one.log_scales == pytest.approx(other.log_scales, abs=1e-4)
+    assert one.sh0 == pytest.approx(other.sh0, abs=1e-4)
+    assert one.shN == pytest.approx(other.shN, abs=1e-4)
+    assert np.abs((one.quats * other.quats).sum(1)) == pytest.approx(np.ones(len(one)), abs=1e-5)
+
+
+@pytest.mark.parametrize("front", ["+z", "-x", "33.5"])
+def test_refine_returns_the_asset_in_its_own_frame(segdream, front):
+    """At rates of 0 the result is the asset, wherever it stood; higher harmonics turn there and back."""
+    asset = moved(ball(k=8), 20.0)
+    api.write("in.ply", asset)
+    done = refine(segdream, "--front", front, *STILL)
+    assert (done.code, done.out) == (0, "out.ply\n"), done.err
+    close(api.read("out.ply"), asset)
+    assert RunDir(Path("out.run")).record().source["front_deg"] == {"+z": 0, "-x": 270, "33.5": 33.5}[front]
+
+
+def test_refine_moves_an_asset_towards_the_repainted_views(segdream):
+    """The same change, wherever the asset stands: Adam amplifies rounding, so most of it is compared, not all."""
+    for name, asset in (("near", ball()), ("far", moved(ball()))):
+        api.write(f"{name}.ply", asset)
+        assert refine(segdream, asset=f"{name}.ply", output=f"{name}-out.ply").code == 0
+    near, far = api.read("near-out.ply"), api.read("far-out.ply")
+    change = near.sh0 - ball().sh0
+    assert np.abs(change).mean() > 0.02
+    assert np.quantile(np.abs(far.sh0 - near.sh0), 0.9) < 0.1 * np.abs(change).mean()
+    expected = moved(near)
+    assert np.quantile(np.abs(far.means - expected.means) / 37, 0.9) < 1e-3
+
+
+@pytest.mark.parametrize("suffix", [".splat", ".spz", ".glb", ".sog", ".compressed.ply"])
+def test_refine_reads_and_writes_every_format(segdream, suffix):
+    api.write(f"in{suffix}", ball())
+    assert refine(segdream, *STILL, asset=f"in{suffix}", output=f"out{suffix}").code == 0
+    assert np.sort(api.read(f"out{suffix}").means, axis=0) == pytest.approx(np.sort(ball().means, axis=0), abs=0.02)
+
+
+def test_refine_samples_a_mesh(segdream):
+    mesh = trimesh.creation.icosphere(subdivisions=3, radius=5)
+    mesh.apply_translation([40, 0, 0])
+    mesh.visual.vertex_colors = np.tile([255, 0, 0, 255], (len(mesh.vertices), 1))
+    Path("in.glb").write_bytes(trimesh.Scene(mesh).export(file_type="glb"))
+    done = refine(segdream, *STILL, "--set", "refine.surface=500", asset="in.glb")
+    assert done.code == 0, done.err
+    splats = api.read("out.ply")
+    assert 480 < len(splats) <= 500
+    assert np.linalg.norm(splats.means - [40, 0, 0], axis=1) == pytest.approx(np.full(len(splats), 5), abs=0.15)
+    assert "500 Gaussians on its surface" in done.err or "499 Gaussians on its surface" in done.err
+
+
+def test_refine_thins_a_large_asset_with_a_note(segdream):
+    api.write("in.ply", ball(2000))
+    done = refine(segdream, *STILL, "--max-gaussians", "300")
+    assert done.code == 0
+    assert "in.ply: 300 of 2,000 Gaussians kept, largest coverage first; see --max-gaussians" in done.err
+    assert len(api.read("out.ply")) == 300
+
+
+def test_refine_splits_up_to_the_limit(segdream):
+    api.write("in.ply", ball(300))
+    more = [f"--set=refine.gaussians={values}" for values in ("[500,5000]", "[0,5000]")]
+    for arguments, count in (
+        ((more[0],), 1000),
+        ((more[0], "--no-split"), 300),
+        ((more[1], "--max-gaussians=450"), 450),
+    ):
+        assert refine(segdream, *arguments, "--force").code == 0
+        assert len(api.read("out.ply")) == count
+
+
+def test_refine_keeps_higher_harmonics_or_drops_them(segdream):
+    api.write("in.ply", ball(k=15))
+    done = refine(segdream)
+    assert "in.ply: spherical harmonics kept, only the base colour is refined; --sh 0 drops them" in done.err
+    found = api.read("out.ply")
+    assert found.shN == pytest.approx(ball(k=15).shN, abs=1e-5)
+    assert np.abs(found.sh0 - ball().sh0).mean() > 0.01
+    done = refine(segdream, "--sh", "0", "--force")
+    assert "spherical harmonics of degree 3 reduced to 0" in done.err
+    assert api.read("out.ply").shN.shape == (400, 0, 3)
+
+
+def test_refine_records_where_the_result_comes_from(segdream):
+    api.write("first.ply", Splats(**ball().arrays(), provenance={"prompt": "a red ball", "seed": 3}))
+    vertices = read_vertices(Path("first.ply"))
+    save(Path("in.ply"), vertices.rows, ["scanned with a phone", *vertices.comments])
+    done = refine(segdream, "--seed", "7", "--json")
+    result = json.loads(done.out)
+    assert (result["event"], result["output"], result["prompt"], result["seed"]) == ("done", "out.ply", BUS, 7)
+    found = api.read("out.ply").provenance
+    assert found["source"] == {
+        "file": "in.ply",
+        "sha256": hashlib.sha256(Path("in.ply").read_bytes()).hexdigest(),
+        "provenance": {"prompt": "a red ball", "seed": 3},
+        "comments": ["scanned with a phone"],
+    }
+    assert (found["prompt"], found["seed"], found["steps"]) == (BUS, 7, 7)
+    assert found["generator"] == f"segdream {api.__version__}"
+
+
+def test_distil_takes_steps_before_the_refinement(segdream):
+    api.write("in.ply", ball())
+    done = refine(segdream, "--distil", "4", "--json")
+    assert json.loads(done.out)["steps"] == 4 + 7
+    stages = [json.loads(line)["stage"] for line in Path("out.run/events.jsonl").read_text().splitlines()]
+    assert stages == ["distil"] * 4 + ["refine 1/2"] * 4 + ["refine 2/2"] * 3
+    assert len(api.read("out.ply")) == 400
+
+
+def test_settings_of_a_refinement_are_gentle():
+    """Beside the preset's: lower rates and timesteps, no growth in the first half; the user's settings win."""
+    profile = profile_of(Request(settings={"prior.name": MINI}).prior(), cuda=False)
+    plain = Request(settings={"prior.name": MINI}).resolve(profile)
+    own = Request(settings={"prior.name": MINI}, refines=True).resolve(profile)
+    assert own.optim.steps == 0
+    assert own.refine.enabled
+    for steps in (10, 1000):
+        gentle = Request(settings={"prior.name": MINI, "optim.steps": steps}, refines=True).resolve(profile)
+        assert gentle.optim.steps == steps
+        assert gentle.densify.start == steps // 2
+        assert gentle.optim.means_lr[0] < plain.optim.means_lr[0] / 3
+        assert gentle.distill.sctd.t_high == 300
+        assert gentle.distill.sctd.warmup_shift == 0
+    given = {"prior.name": MINI, "optim.means_lr": [0.1, 0.1], "refine.enabled": False}
+    chosen = Request(settings=given, refines=True).resolve(profile)
+    assert (chosen.optim.means_lr, chosen.refine.enabled) == ((0.1, 0.1), False)
+
+
+@pytest.mark.parametrize("quality", ["draft", "standard", "high"])
+def test_settings_of_a_refinement_suit_every_preset(quality):
+    profile = profile_of(Request(settings={"prior.name": MINI}).prior(), cuda=False)
+    for steps in (None, 1, 50):
+        settings = {"prior.name": MINI, "optim.steps": steps}
+        assert isinstance(Request(quality=quality, settings=settings, refines=True).resolve(profile), Config)
+
+
+def test_strength_limits_the_timestep_of_every_round(segdream):
+    api.write("in.ply", ball())
+    assert refine(segdream, "--strength", "0.25").code == 0
+    events = [json.loads(line) for line in Path("out.run/events.jsonl").read_text().splitlines()]
+    assert [event["times"][0][0] for event in events] == [250] * 4 + [200] * 3
+
+
+class Stopping(AnalyticPrior):
+    """Sends this process SIGINT at the `call`-th noise prediction."""
+
+    def __init__(self, profile, call):
+        super().__init__(profile=profile)
+        self.left = call
+
+    def predict_noise(self, latents, timesteps, text):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().predict_noise(latents, timesteps, text)
+
+
+@pytest.mark.parametrize("call", [1, 3, 5, 7])
+def test_resumed_refinement_has_the_same_bits(segdream, prior, call):
+    """Stopped while it distils, or at the begin of either round."""
+    api.write("in.ply", moved(ball(k=3)))
+    assert refine(segdream, "--distil", "2", output="whole.ply").code == 0
+    prior(lambda profile: Stopping(profile, call))
+    done = refine(segdream, "--distil", "2")
+    assert done.code == 130
+    assert "resume with: segdream generate --resume out.run" in done.err
+    assert not Path("out.ply").exists()
+    prior()
+    again = segdream("generate", "--resume", "out.run")
+    assert (again.code, again.out) == (0, "out.ply\n"), again.err
+    assert Path("out.ply").read_bytes() == Path("whole.ply").read_bytes()
+
+
+def test_resume_refuses_an_asset_that_has_changed(segdream, prior):
+    api.write("in.ply", ball())
+    prior(lambda profile: Stopping(profile, 3))
+    assert refine(segdream).code == 130
+    prior()
+    api.write("in.ply", ball(401))
+    done = segdream("generate", "--resume", "out.run")
+    assert done.code == 2
+    assert "in.ply has changed since the run began" in done.err
+    assert "segdream refine in.ply PROMPT --force" in done.err
+    Path("in.ply").unlink()
+    done = segdream("generate", "--resume", "out.run")
+    assert (done.code, "in.ply can't be read" in done.err) == (2, True)
+    assert not Path("out.ply").exists()
+
+
+def test_session_refines_as_the_command_does(segdream, prior):
+    api.write("in.ply", moved(ball()))
+    assert refine(segdream, "--front", "+x", "--distil", "2", "--strength", "0.25", "--seed", "4").code == 0
+    settings = {f"refine.{name}": values for name, values in ROUNDS.items()}
+    session = api.load(prior=MINI, device="cpu", settings={**settings, "init.shape": "sphere", "optim.steps": 3})
+    arguments = {"front": 90, "distil": 2, "strength": 0.25, "seed": 4}
+    splats = session.refine("in.ply", BUS, output="api.ply", **arguments)
+    assert Path("api.ply").read_bytes() == Path("out.ply").read_bytes()
+    assert np.array_equal(session.refine("in.ply", BUS, **arguments).means, splats.means)
+    assert session.config.optim.steps == 3
+    with pytest.raises(OutputExists):
+        session.refine("in.ply", BUS, output="api.ply")
+    with pytest.raises(UsageProblem, match="can't be read"):
+        session.refine("none.ply", BUS)
