@@ -125,6 +125,18 @@ def test_pointe_measures_every_implementation() -> None:
     assert all(float(parts[name]["points_most"]) < 1e-4 for name in official)
 
 
+@pytest.mark.slow
+def test_refine_measures_spoilt_assets() -> None:
+    """The asset of a tenth of the Gaussians differs from the intact one, before and after."""
+    found = rows(smoke("refine", "--device", "cpu"))
+    columns = found[""]
+    assert {"intact", "tenth, before", "tenth, after"} <= found.keys()
+    similar = {name: float(values[columns.index("PSNR")]) for name, values in found.items() if name not in ("", "---")}
+    assert similar["intact"] > 90
+    assert 10 < similar["tenth, before"] < 40
+    assert 10 < similar["tenth, after"] < 40
+
+
 def test_flop_of_a_cloud_is_what_torch_counts() -> None:
     """At full size; the embeddings, which the formula omits, are less than a thousandth."""
     formula = flop((BASE, UPSAMPLE))
