@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.world import animals, creatures, food, furniture, gadgets, outdoors, places, vehicles
+from training.world import animals, creatures, food, furniture, gadgets, outdoors, places, sundries, vehicles
 from training.world.layout import (
     AXIS,
     BRICKS,
@@ -34,6 +34,7 @@ OBJECTS: dict[str, Callable[[Sculptor], None]] = {
     **gadgets.OBJECTS,
     **outdoors.OBJECTS,
     **creatures.OBJECTS,
+    **sundries.OBJECTS,
 }
 
 COLORS = {
@@ -110,6 +111,13 @@ NATURAL = {
     "snail": ("brown", "orange"),
     "dinosaur": ("green",),
     "octopus": ("purple", "pink"),
+    "butterfly": ("orange", "blue"),
+    "tank": ("green",),
+    "flying saucer": ("gray",),
+    "watermelon": ("green",),
+    "fire hydrant": ("red", "yellow"),
+    "traffic cone": ("orange",),
+    "key": ("yellow", "gray"),
 }
 """Colours of an object if its sentence names none; objects that are not listed may have any."""
 
