@@ -29,6 +29,8 @@ from segdream_cli.optimize.state import AssetState
 from segdream_cli.util.memory import peak_memory_gib
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts" / "mini.txt"
+METRICS = {1: "mini_gpu_seconds", 24: "mini_gpu_batch24_seconds_each"}
+"""Assets at once -> their metric in results.json."""
 WARM_UP = 20
 PARTS = {
     pipeline_module: ("sample_cameras", "sample_backgrounds", "render", "conditions"),
@@ -146,7 +148,7 @@ def main() -> None:
         each, step = measure(pipeline, count)
         peak = peak_memory_gib(pipeline.device)
         print(f"| {count} | {each:.3f} | {step:.2f} | {step / count:.2f} | {peak:.2f} |", flush=True)
-        metric = {1: "mini_gpu_seconds", 24: "mini_gpu_batch24_seconds_each"}.get(count)
+        metric = METRICS.get(count)
         if options.record and metric and not options.smoke:
             record(metric, each, "s", options.device)
 
