@@ -9,14 +9,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import record
+from benchmarks import mini_quality, pairs, record
 from benchmarks.pointe import flop
 from benchmarks.step import __main__ as step
+from segdream_cli import formats
+from segdream_cli.evaluate.health import examine
 from segdream_cli.pointe.transformer import BASE, UPSAMPLE, PointTransformer
+from segdream_cli.splats.gaussians import Gaussians
+from training.assets import held_out
 
 pytestmark = pytest.mark.slow
 
@@ -148,6 +154,84 @@ def test_flop_of_a_cloud_is_what_torch_counts() -> None:
             PointTransformer(config)(points, times, condition)
         counted += 127 * counter.get_total_flops()
     assert formula == pytest.approx(counted, rel=1e-3)
+
+
+def write_ball(path: Path, color: tuple[float, float, float]) -> Gaussians:
+    """Writes a ball of 300 Gaussians of one colour."""
+    generator = torch.Generator().manual_seed(0)
+    ball = Gaussians(
+        {
+            "means": 0.6 * torch.nn.functional.normalize(torch.randn(300, 3, generator=generator), dim=-1),
+            "quats": torch.tensor([1.0, 0, 0, 0]).repeat(300, 1),
+            "log_scales": torch.full((300, 3), -2.5),
+            "opacity_logits": torch.full((300,), 3.0),
+            "sh0": ((torch.tensor(color) - 0.5) / 0.28209479).repeat(300, 1),
+            "shN": torch.zeros(300, 0, 3),
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    formats.write(path, ball.splats({}), "ply-compact")
+    return ball
+
+
+def test_mini_quality_measures_assets_that_exist(tmp_path: Path) -> None:
+    """Nothing is distilled: the seconds are null, and the figures are those of the files."""
+    prompts = [one.caption() for one in held_out()[:2]]
+    for prompt in prompts:
+        ball = write_ball(mini_quality.asset_path(tmp_path, prompt), (0.9, 0.5, 0.7))
+    out = tmp_path / "figures.json"
+    arguments = ("--assets", str(tmp_path), "--json", str(out), "--sample-guidance", "0", "--device", "cpu")
+    smoke("mini_quality", *arguments)
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["prompt"] for row in found["prompts"]] == prompts
+    figures, health = found["figures"], examine(ball)
+    assert figures["seconds"] is None
+    for name in ("solid", "roof_px", "side_px", "gaussians", "ply_bytes", "spz_bytes"):
+        assert figures[name] == pytest.approx(getattr(health, name), rel=1e-3), name
+    assert figures["object"] == np.mean([row["object"] for row in found["prompts"]])
+    assert 0 < figures["edges_256"] < 1
+    assert figures["frechet"] > 0
+
+
+def test_quality_metrics_have_rows_in_results_md() -> None:
+    shown = {metric for rows in record.FIGURES.values() for _, metric, _ in rows}
+    metrics = [metric for metric, _ in (*mini_quality.RECORDED.values(), *mini_quality.RECORDED_NEW.values())]
+    assert set(metrics) <= shown
+    assert len(set(metrics)) == len(metrics)
+
+
+def test_compare_puts_each_folder_where_the_answers_say(tmp_path: Path) -> None:
+    """Old balls are red and new ones are blue; each is A in half of the sheets."""
+    for i in range(4):
+        write_ball(tmp_path / "old" / f"a-duck-{i}.ply", (0.9, 0.1, 0.1))
+        write_ball(tmp_path / "new" / f"a-duck-{i}.ply", (0.1, 0.1, 0.9))
+    write_ball(tmp_path / "new" / "a-cube.ply", (0.1, 0.1, 0.9))
+    out, answers = tmp_path / "sheets", tmp_path / "answers.json"
+    pairs.compare(tmp_path / "old", tmp_path / "new", out, answers, device="cpu")
+    rows = json.loads(answers.read_text(encoding="utf-8"))
+    assert sorted(row["prompt"] for row in rows) == [f"a duck {i}" for i in range(4)]
+    assert sorted(row["A"] for row in rows) == ["new", "new", "old", "old"]
+    for row in rows:
+        pixels = np.asarray(Image.open(out / row["sheet"])).astype(float)[-2 * pairs.SIZE :]
+        assert row["A"] != row["B"]
+        for side, half in (("A", pixels[:, : 2 * pairs.SIZE]), ("B", pixels[:, -2 * pairs.SIZE :])):
+            redder = half[..., 0].mean() > half[..., 2].mean()
+            assert redder == (row[side] == "old")
+        assert (pixels[0, :8] == 255).all()
+        assert (pixels[-1, :8] == 0).all()
+
+
+def test_name_numbers_assets_without_their_prompts(tmp_path: Path) -> None:
+    """A sheet has two assets in a row; the answers tell a red ball from a blue one."""
+    write_ball(tmp_path / "assets" / "a-red-ball.ply", (0.9, 0.1, 0.1))
+    write_ball(tmp_path / "assets" / "a-blue-ball.ply", (0.1, 0.1, 0.9))
+    out, answers = tmp_path / "sheets", tmp_path / "answers.json"
+    pairs.name(tmp_path / "assets", out, answers, seed=1, device="cpu")
+    found = json.loads(answers.read_text(encoding="utf-8"))
+    assert sorted(found.values()) == ["a blue ball", "a red ball"]
+    pixels = np.asarray(Image.open(out / "00.png")).astype(float)
+    first = pixels[:, : 2 * pairs.SIZE]
+    assert (first[..., 0].mean() > first[..., 2].mean()) == (found["00"] == "a red ball")
 
 
 def test_render_page_leaves_results_md_as_it_is() -> None:
