@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.world import animals, creatures, food, furniture, gadgets, outdoors, places, sundries, vehicles
+from training.world import animals, creatures, food, furniture, gadgets, household, outdoors, places, sundries, vehicles
 from training.world.layout import (
     AXIS,
     BRICKS,
@@ -35,6 +35,7 @@ OBJECTS: dict[str, Callable[[Sculptor], None]] = {
     **outdoors.OBJECTS,
     **creatures.OBJECTS,
     **sundries.OBJECTS,
+    **household.OBJECTS,
 }
 
 COLORS = {
@@ -118,6 +119,16 @@ NATURAL = {
     "fire hydrant": ("red", "yellow"),
     "traffic cone": ("orange",),
     "key": ("yellow", "gray"),
+    "treasure chest": ("brown",),
+    "barrel": ("brown",),
+    "piano": ("black", "brown"),
+    "laptop": ("gray", "black"),
+    "headphones": ("black", "white"),
+    "hammer": ("brown", "red"),
+    "sword": ("gray",),
+    "candle": ("white", "red"),
+    "trophy": ("yellow",),
+    "boot": ("brown", "black"),
 }
 """Colours of an object if its sentence names none; objects that are not listed may have any."""
 
