@@ -46,6 +46,7 @@ HEAVY = {
     "gsplat": ("render/raster/cuda", "optimize/density", "util/compat"),
     "imageio_ffmpeg": ("render/video",),
     "numba": ("render/raster/cpu", "render/raster/kernels"),
+    "openvino": ("accel/openvino_engine",),
     "plyfile": ("formats/ply",),
     "scipy": ("evaluate/*", "mesh/surface", "optimize/start"),
     "trimesh": ("mesh/surface",),

@@ -234,6 +234,13 @@ def test_name_numbers_assets_without_their_prompts(tmp_path: Path) -> None:
     assert (first[..., 0].mean() > first[..., 2].mean()) == (found["00"] == "a red ball")
 
 
+def test_engine_measures_every_network() -> None:
+    found = rows(smoke("engine"))
+    assert {"U-Net", "decoder", "encoder"} <= found.keys()
+    for name in ("U-Net", "decoder", "encoder"):
+        assert float(found[name][5]) < 1e-5, name
+
+
 def test_render_page_leaves_results_md_as_it_is() -> None:
     page = record.PAGE.read_text(encoding="utf-8")
     assert record.render_page(page) == page, "run python -m benchmarks.record"

@@ -52,6 +52,7 @@ def doctor(
     for check in (
         _check_python,
         _check_torch,
+        _check_engine,
         _check_rasterizer,
         _check_embedded_prior,
         _check_downloaded_prior,
@@ -118,6 +119,26 @@ def _check_torch() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         yield Finding("cuda", "ok", f"cuda:{index} {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
+
+
+def _check_engine() -> Iterator[Finding]:
+    """Imports OpenVINO if `prior.engine=auto` would use it."""
+    import torch
+
+    from segdream_cli.accel.openvino_engine import INSTALL, choose_engine, import_openvino
+    from segdream_cli.config import PriorConfig
+
+    engine, reason = choose_engine(PriorConfig(), torch.device("cpu"), full_size=False)
+    if engine == "torch":
+        yield Finding("engine", "absent", f"torch computes the U-Net on a CPU: {reason}", INSTALL)
+        return
+    try:
+        import_openvino()
+    except ImportError as problem:
+        detail = f"torch computes the U-Net on a CPU: OpenVINO can't be imported: {problem}"
+        yield Finding("engine", "absent", detail, f"{INSTALL} --force-reinstall")
+        return
+    yield Finding("engine", "ok", f"openvino computes the U-Net on a CPU: {reason}")
 
 
 def _check_rasterizer() -> Iterator[Finding]:

@@ -31,6 +31,9 @@ class PriorConfig:
     """Branch, tag or commit of the Hub repository."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the networks; "auto" is fp16 on CUDA (release) and fp32 elsewhere."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """On a CPU, what computes the U-Net without gradient; "auto" is OpenVINO where it is installed, in fp32, but torch
+    for full-size networks (ours)."""
     cuda_graphs: bool = True
     """On CUDA, replay the networks as CUDA graphs instead of launching their kernels one by one (ours)."""
     compile: Literal["auto", "on", "off"] = "auto"

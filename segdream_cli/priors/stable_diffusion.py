@@ -23,6 +23,7 @@ from segdream_cli.accel.cuda_graphs import (
 )
 from segdream_cli.accel.estimate import Workload
 from segdream_cli.accel.fast_layers import drop_separate_projections, replace_convolutions, replace_norms
+from segdream_cli.accel.openvino_engine import OpenVinoCalls, choose_engine
 from segdream_cli.config import Config, PriorConfig
 from segdream_cli.priors.checkpoint import Checkpoint, check_keys, read_errors
 from segdream_cli.priors.profile import PriorProfile
@@ -31,6 +32,9 @@ from segdream_cli.util import compat
 
 COMPILED_PARAMETERS, COMPILED_STEPS = 500_000_000, 1000
 """Numbers of U-Net parameters and of steps above which compilation saves more time than the minutes that it takes."""
+
+LATENT_PIXELS, IMAGE_PIXELS = 4096, 4 * 128**2
+"""Most pixels of all rows in one call of OpenVINO: of latents, and of images."""
 
 
 class DiffusionPrior:
@@ -42,13 +46,14 @@ class DiffusionPrior:
         text: encodes prompts.
         scheduler: holds the noise schedule and the prediction type.
         profile: the model's phrases for views, its vocabulary and its presets.
-        config: how the networks compute; on a CPU only `low_vram` and `dtype` have an effect.
+        config: how the networks compute; on a CPU only `engine`, `low_vram` and `dtype` have an effect.
         announce: receives lines about compilations and fallbacks.
         batch: views per step.
         steps: optimisation steps of the run, which decide whether to compile.
 
     Attributes:
-        chains: on CUDA, the implementations of the encoder and of the U-Net; empty elsewhere.
+        chains: on CUDA, the implementations of the encoder and of the U-Net; with OpenVINO, those of its
+            calls; else empty.
         alphas_cumprod: cumulative product of alpha at timesteps 0..999, float64, on the CPU.
         image_size: side in pixels of the images the prior was trained on.
         latent_shape: channels, height and width of the latents of such an image.
@@ -84,6 +89,8 @@ class DiffusionPrior:
         self._alphas = self.alphas_cumprod.sqrt().float().to(self.device)
         self._sigmas = (1 - self.alphas_cumprod).sqrt().float().to(self.device)
         self._encode: Callable[[Tensor], tuple[Tensor, ...]] = self._posterior
+        self._encode_only: Callable[[Tensor], tuple[Tensor, ...]] = self._posterior
+        self._decode: Callable[[Tensor], Tensor] = self._decoded
         self._predict: Callable[..., Tensor] = self._unet_output
         self.chains: tuple[FallbackChain, ...] = ()
         if self.device.type == "cuda":
@@ -92,6 +99,8 @@ class DiffusionPrior:
             self.chains = self._encode, self._predict = self._build_chains(config, announce, batch, compiling=compiling)
             if not config.low_vram and (compiling or config.cuda_graphs):
                 self._predict = PaddedBatches(self._predict, batch, 2 * batch if compiling else None)
+        if choose_engine(config, self.device, full_size=full_size(unet))[0] == "openvino":
+            self._use_openvino(config, announce)
         if config.low_vram:
             self._encode = partial(_encode_one_by_one, self._encode)
             self._predict = PaddedBatches(self._predict, 1, LOW_VRAM_ROWS)
@@ -111,6 +120,30 @@ class DiffusionPrior:
         # a compiled encoder is called with the views of one asset, so that several assets need no new compilation
         graphed = partial(GraphedGradients, largest=batch if compiling else None)
         return build("the autoencoder", self._posterior, graphed), build("the U-Net", self._unet_output, GraphedCalls)
+
+    def _use_openvino(self, config: PriorConfig, announce: Announce) -> None:
+        """Moves the U-Net's calls without gradient to OpenVINO; in bf16 also those of the autoencoder.
+
+        In fp32 torch computes the autoencoder's convolutions faster (`benchmarks/engine.py`).
+        """
+        bf16 = config.dtype == "bf16"
+
+        def build(title: str, network: Any, function: Callable[..., Any], **how: Any) -> FallbackChain:
+            calls: Callable[..., Any] = OpenVinoCalls(title, network, function, bf16=bf16, **how)
+            chain = [("OpenVINO", calls), ("torch", function)]
+            return FallbackChain(chain[:1] if config.engine == "openvino" else chain, announce)
+
+        latents = torch.zeros(2, *self.latent_shape)
+        inputs = latents, torch.zeros(2, dtype=torch.long), torch.zeros(2, 2, self.unet.config.cross_attention_dim)
+        factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        how = {"examples": inputs, "largest": LATENT_PIXELS, "multiple": factor}
+        self._predict = build("the U-Net", self.unet, self._unet_output, **how)
+        self.chains = (self._predict,)
+        if bf16:
+            images = torch.zeros(2, 3, self.image_size, self.image_size)
+            self._decode = build("the decoder", self.vae, self._decoded, examples=[latents], largest=LATENT_PIXELS)
+            self._encode_only = build("the encoder", self.vae, self._posterior, examples=[images], largest=IMAGE_PIXELS)
+            self.chains += self._decode, self._encode_only
 
     @classmethod
     def load(
@@ -137,7 +170,9 @@ class DiffusionPrior:
             WeightsUnavailable: a file can't be read, a weight is missing, or the vocabulary does not fit.
         """
         device = torch.device(device)
-        dtype = compute_dtype(config.dtype, device)
+        choose_engine(config, device, full_size=False)  # refuses before the networks are read
+        # OpenVINO rounds to bf16 itself; gradients stay in fp32
+        dtype = torch.float32 if config.engine == "openvino" else compute_dtype(config.dtype, device)
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
         text = TextEncoder.load(checkpoint, device, dtype, warn=warn)
@@ -165,7 +200,7 @@ class DiffusionPrior:
         """
         images = (2 * rgb - 1).to(self.dtype)
         needs_grad = images.requires_grad and torch.is_grad_enabled()
-        mean, std = (self._encode if needs_grad else self._posterior)(images)
+        mean, std = (self._encode if needs_grad else self._encode_only)(images)
         latents: Tensor = mean.float()
         if noise is not None:
             latents = latents + std.float() * noise
@@ -178,8 +213,15 @@ class DiffusionPrior:
 
     def decode(self, latents: Float[Tensor, "b c h8 w8"]) -> Float[Tensor, "b 3 h w"]:
         """Decodes scaled latents to float32 images, nominally 0..1 and not clamped."""
-        rgb: Tensor = self.vae.decode((latents / self._scale + self._shift).to(self.dtype)).sample
+        unscaled = (latents / self._scale + self._shift).to(self.dtype)
+        needs_grad = unscaled.requires_grad and torch.is_grad_enabled()
+        rgb = (self._decoded if needs_grad else self._decode)(unscaled)
         return (rgb.float() + 1) / 2
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Images in -1..1 of unscaled latents."""
+        rgb: Tensor = self.vae.decode(latents).sample
+        return rgb
 
     def predict_noise(
         self, latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"], text: Float[Tensor, "b l d"]

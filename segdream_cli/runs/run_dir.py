@@ -37,7 +37,7 @@ RECORD_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "config": dict,
     "prior": dict,
 }
-PACKAGES = ("segdream", "torch", "diffusers", "transformers", "gsplat", "numba", "numpy", "safetensors")
+PACKAGES = ("segdream", "torch", "openvino", "diffusers", "transformers", "gsplat", "numba", "numpy", "safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Every command in process, with a prior in closed form: what is written, what is said, and where."""
 
 import gzip
+import importlib.util
 import io
 import json
 import os
@@ -503,6 +504,19 @@ def test_doctor_reports_ok_for_all_that_generate_needs(segdream):
     findings = {(line["name"], line["state"]): line for line in map(json.loads, done.out.splitlines())}
     assert done.code == 0
     assert {("python", "ok"), ("torch", "ok"), ("numba", "ok"), ("prior", "ok")} <= set(findings)
+
+
+def test_doctor_names_the_engine_and_why(segdream, monkeypatch):
+    def finding():
+        findings = [json.loads(line) for line in segdream("doctor", "--json").out.splitlines()]
+        return next(found for found in findings if found["name"] == "engine")
+
+    if importlib.util.find_spec("openvino") is not None:
+        assert finding()["state"] == "ok"
+        assert "OpenVINO 20" in finding()["detail"]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert finding()["detail"] == "torch computes the U-Net on a CPU: OpenVINO is not installed"
+    assert finding()["hint"] == "pip install openvino"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it builds them")
