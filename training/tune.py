@@ -116,23 +116,26 @@ def main(
     seed: int = 7,
     devices: Annotated[str, typer.Option(help="Devices, separated by commas: cuda:0,cuda:1.")] = AUTO,
     judge: Annotated[Path, typer.Option(help="The judge's folder.")] = JUDGE,
-    extra: Annotated[list[str] | None, typer.Option("--set", help="key=value, a setting of all variants.")] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, a setting of all variants, which a variant may change."),
+    ] = None,
     smoke: Annotated[bool, typer.Option(help="Two assets and three steps of each.")] = False,
 ) -> None:
     """Scores the variants in order, and prints the table as it grows."""
     begin = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    own = (*(extra or ()), *(SMOKE if smoke else ()))
+    common, last = tuple(extra or ()), SMOKE if smoke else ()
     places = [str(choose_device(name)) for name in devices.split(",")]
     known = keep_known(
-        load_mini(quality, own, torch.device("cpu")), [one for one in combinations() if not one.held_out]
+        load_mini(quality, common + last, torch.device("cpu")), [one for one in combinations() if not one.held_out]
     )
     chosen = choose(known, 2 if smoke else count, seed)
     write_sheet(out / "world.webp", world_views(chosen, seed).images, [one.caption() for one in chosen])
     reference = world_reference(chosen, Judge.load(judge, places[0]), seed)
     setup = Setup(quality, seed, judge, out, chosen, reference)
     print(f"{time.monotonic() - begin:.0f} s to draw the world", flush=True)
-    trials = [(name, settings + own, setup) for name, settings in read_variants(variants)]
+    trials = [(name, common + settings + last, setup) for name, settings in read_variants(variants)]
     header = f"| variant | {' | '.join(COLUMNS)} | s each | settings |\n|{' --- |' * (len(COLUMNS) + 3)}"
     print(header, flush=True)
     context = get_context("spawn")
