@@ -285,7 +285,7 @@ def snail(o: Sculptor) -> None:
         o.capsule((side * 0.09, 0.56, 1.04), (side * 0.12, 0.5, 1.2), 0.04, 0.045, skin)
     eyes(o, 0.18, 1.14, 1.03, 0.11, aside=0.15)
     o.torus((0, 0.61, 0.88), 0.2, 0.02, MOUTH, arc=80)
-    o.crown((0, 0.79, 0.82), 0.17, about_x(-12))
+    o.crown((0, 0.79, 0.82), 0.22, about_x(-12))
     o.stripes = (0, 0, 1)
 
 

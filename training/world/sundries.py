@@ -72,7 +72,7 @@ def butterfly(o: Sculptor) -> None:
         o.ellipsoid(_at(body, side * 0.085, 0.40, 0.09), 0.06, WHITE)
         o.capsule(_at(body, side * 0.05, 0.44, 0.03), _at(body, side * 0.24, 0.74, 0.10), 0.038, 0.034, BLACK)
         o.ellipsoid(_at(body, side * 0.25, 0.76, 0.10), 0.065, BLACK)
-    o.crown(_at(body, 0, 0.46, 0.02), 0.15, about_x(lean / 2))
+    o.crown(_at(body, 0, 0.46, 0.02), 0.18, about_x(lean / 2))
     o.stripes = (1, 0, 0)
 
 
