@@ -31,7 +31,7 @@ UNET = [(2, 16), (4, 16), (8, 16), (16, 16), (64, 16), (4, 32), (16, 32), (64, 3
 AUTOENCODER = [(1, 16), (4, 16), (16, 16), (4, 32)]
 RECORDED = 4, 16
 """The call of a step of SCTD whose ratio is recorded."""
-BUDGET_S = 6.0
+BUDGET_S = 4.0
 """Seconds of torch's calls per row of the table."""
 
 

@@ -60,6 +60,9 @@ FIGURES: dict[str, list[tuple[str, str, str]]] = {
         ("a step of the first version of the prior (64 px)", "mini_step_ms", ""),
         ("the same without `prior.cuda_graphs`", "mini_step_no_graphs_ms", ""),
     ],
+    "engine": [
+        ("a call of the U-Net, 4 rows of 16 x 16: time of torch over that of OpenVINO", "unet_cpu_engine_ratio", "")
+    ],
     "full size": [
         ("mean step of a whole run, classifier-free guidance", "sd21_cfg_ms_per_iteration", "80 ms, aim 60"),
         ("mean step of a whole run, Perp-Neg", "sd21_perpneg_ms_per_iteration", "95 ms, aim 75"),
