@@ -20,6 +20,7 @@ TINY = (
     "densify.cap=60",
     "--set",
     "camera.batch=2",
+    "--no-refine",
 )
 SIX = (*TINY, "--steps", "6")
 

@@ -30,6 +30,8 @@ GAUSSIAN_BYTES = 600
 """Bytes per Gaussian: parameters, gradients, two moments, and the rasteriser's state in four views."""
 SPEED = {"plain": 0.19, "fast layers": 0.232, "compiled, stored": 0.422, "compiled": 0.454}
 """Operations per second of a step, relative to those of a large matrix product."""
+DECODER = 2.25
+"""Operations of Stable Diffusion's decoder, relative to those of its encoder."""
 LOW_VRAM_SPEED = 0.75
 """Factor of `SPEED` in low-VRAM mode, whose calls are small."""
 
@@ -95,6 +97,19 @@ class Workload:
         unet, encoder = self.sample_flops()
         return rows * unet + views * encodes * encoder
 
+    def refine_flops(self) -> float:
+        """Floating-point operations of the networks in the whole refinement, of which only the repaint has any."""
+        if not self.config.refine.rounds:
+            return 0.0
+        unet, encoder = self.sample_flops()
+        own = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        branches = 1 if self.config.refine.guidance_scale == 1 else 2
+        total = 0.0
+        for each in self.config.refine.rounds:
+            area = ((each.image_size or own) / self.image_size) ** 2
+            total += self.assets * each.views * area * (branches * each.steps * unet + (1 + DECODER) * encoder)
+        return total
+
     def sample_flops(self) -> tuple[float, float]:
         """Floating-point operations of a forward pass: of the U-Net per row of latents, of the encoder per image."""
         with torch.device("meta"), torch.no_grad():
@@ -113,10 +128,10 @@ class Workload:
         return counts[0], counts[1]
 
     def seconds(self, device: torch.device) -> float:
-        """Seconds of the run's steps on a device, without compilation."""
+        """Seconds of the run's networks on a device, without compilation."""
         rate = product_rate(device, self.unet.dtype) * SPEED[self.implementation]
         rate *= LOW_VRAM_SPEED if self.config.prior.low_vram else 1
-        return self.config.optim.steps * self.step_flops() / rate
+        return (self.config.optim.steps * self.step_flops() + self.refine_flops()) / rate
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, repeats: int = 10) -> float:
@@ -139,7 +154,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, rep
 def forecast(needed_gib: float, free_gib: float, seconds: float, config: Config) -> list[str]:
     """The lines to announce before a run: its memory and time, and the remedy if the memory may not suffice."""
     minutes = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
-    lines = [f"about {needed_gib:.1f} GiB of the GPU's memory and {minutes} for {config.optim.steps:,} steps"]
+    lines = [f"about {needed_gib:.1f} GiB of the GPU's memory and {minutes} for {config.last_step:,} steps"]
     if needed_gib > free_gib:
         half = f"--set camera.batch={max(1, config.camera.batch // 2)}"
         change = half if config.prior.low_vram else "--low-vram"

@@ -155,9 +155,8 @@ class Refinement:
     @torch.no_grad()
     def _prepare(self, assets: Sequence[AssetState], index: int) -> list[tuple[Gaussians, Targets]]:
         """The Gaussians and the targets with which each asset begins a round."""
-        config, now, cap = self._config.refine, self._config.refine.rounds[index], self._config.densify.cap
-        goal = now.gaussians if cap is None else min(now.gaussians, cap)
-        sets = [split(prune(asset.gaussians, config.prune_opacity), goal) for asset in assets]
+        config, now = self._config.refine, self._config.refine.rounds[index]
+        sets = [split(prune(asset.gaussians, config.prune_opacity), now.gaussians) for asset in assets]
         cameras = self._cameras(index, torch.arange(now.views))
         backgrounds, images = [], []
         for asset, gaussians in zip(assets, sets, strict=True):

@@ -20,7 +20,14 @@ from segdream_cli.runs.reporter import AssetFinished, JobFailed, RunEnded, RunSa
 from segdream_cli.runs.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {"init.shape": "sphere", "init.count": 40, "densify.cap": 60, "camera.batch": 2, "optim.steps": 6}
+SETTINGS = {
+    "init.shape": "sphere",
+    "init.count": 40,
+    "densify.cap": 60,
+    "camera.batch": 2,
+    "optim.steps": 6,
+    "refine.enabled": False,
+}
 
 
 @pytest.fixture

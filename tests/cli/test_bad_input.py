@@ -84,7 +84,7 @@ def test_long_prompt_is_not_repeated_in_the_error(refused):
         (("--quality", "ultra"), ["--quality", "ultra", "standard"]),
         (("--prior", "sdxl"), ["--prior", "sdxl", SD21]),
         (("--steps", "many"), "--steps"),
-        (("--steps", "0"), "--steps"),
+        (("--steps", "-1"), "--steps"),
         (("--guidance-scale", "-1"), "--guidance-scale"),
         (("--seed", "-3"), "--seed"),
         (("--seed", "9" * 20), "--seed"),

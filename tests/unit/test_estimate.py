@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from segdream_cli.accel.estimate import WORKSPACES_GIB, Workload, forecast, product_rate
 from segdream_cli.config import Config
@@ -101,6 +102,24 @@ def test_seconds_are_operations_over_rate(networks: tuple[Any, Any], monkeypatch
     plain = workload(networks, optim__steps=1000)
     assert plain.seconds(CPU) == pytest.approx(1000 * plain.step_flops() / (0.232 * 700e12))
     assert workload(networks, compiling=True, optim__steps=1000).seconds(CPU) < plain.seconds(CPU)
+
+
+def test_refine_flops_count_the_repaint(networks: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = workload(networks)
+    assert plain.refine_flops() == 0
+    rounds = {"refine__t0": [300, 200], "refine__steps": [10, 5], "refine__views": [20, 8], "refine__gaussians": [0, 0]}
+    rounds |= {"refine__iterations": [7, 7], "refine__image_size": [0, 256], "refine__enabled": True}
+    unet, encoder = plain.sample_flops()
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        AutoencoderKL(**VAE).decoder(torch.zeros(1, 4, 64, 64))
+    decoder = counter.get_total_flops()
+    expected = 20 * (20 * unet + encoder + decoder) + 8 / 4 * (10 * unet + encoder + decoder)
+    refined = workload(networks, **rounds)
+    assert refined.refine_flops() == pytest.approx(expected, rel=0.01)
+    assert workload(networks, assets=3, **rounds).refine_flops() == pytest.approx(3 * expected, rel=0.01)
+    monkeypatch.setattr("segdream_cli.accel.estimate.product_rate", lambda *_: 700e12)
+    more = refined.seconds(CPU) - plain.seconds(CPU)
+    assert more == pytest.approx(expected / (0.232 * 700e12), rel=0.01)
 
 
 def test_product_rate_is_operations_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
