@@ -104,6 +104,7 @@ def refine(
                 **shared.hardware_settings(dtype, low_vram),
                 "optim.steps": distil or None,
                 "densify.cap": max_gaussians,
+                "refine.cap": max_gaussians,
                 "refine.strength": strength,
                 "refine.split": None if split else False,
                 "output.preview_every": preview_every,

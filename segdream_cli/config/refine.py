@@ -81,6 +81,8 @@ class RefineConfig:
     """If given, largest t0 / 1000 of a round."""
     split: bool = True
     """Split Gaussians before a round; false ignores `gaussians`."""
+    cap: Annotated[int | None, Within(1)] = None
+    """If given, largest number of Gaussians to split up to; `densify.cap` limits the distillation only."""
     surface: Annotated[int, Within(100, 10_000_000)] = 20_000
     """Number of Gaussians on the surface of a mesh that `segdream refine` was given."""
     scale_range: Annotated[Range, Within(1e-8, increasing=True)] = (1e-3, 0.1)
@@ -96,6 +98,8 @@ class RefineConfig:
         rounds = [Round(*values) for values in zip(*(getattr(self, name) for name in PER_ROUND), strict=True)]
         if not self.split:
             rounds = [dataclasses.replace(each, gaussians=0) for each in rounds]
+        if self.cap is not None:
+            rounds = [dataclasses.replace(each, gaussians=min(each.gaussians, self.cap)) for each in rounds]
         if self.strength is not None:
             cap = round(1000 * self.strength)
             rounds = [dataclasses.replace(each, t0=min(each.t0, cap), steps=min(each.steps, cap)) for each in rounds]

@@ -259,6 +259,11 @@ def test_settings_are_refused_with_a_hint_that_works(settings):
     Config().set({**settings, **hint})
 
 
+def test_rounds_split_up_to_the_cap():
+    config = Config().set({"refine.enabled": True, "refine.gaussians": [500, 5000], "refine.cap": 1000})
+    assert [each.gaussians for each in config.refine.rounds] == [500, 1000]
+
+
 def test_rounds_locate_their_steps():
     config = Config().set({"refine.enabled": True, "refine.iterations": [2, 3]})
     assert [config.refine.locate(step) for step in range(5)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
