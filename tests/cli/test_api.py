@@ -269,7 +269,7 @@ def test_check_seed_returns_a_python_integer():
     assert check_seed(np.int64(7)) == 7
 
 
-def test_an_error_of_the_reporter_saves_the_run():
+def test_an_error_of_the_reporter_saves_the_run(folder):
     def fail(event):
         if isinstance(event, Stepped) and event.step == 2:
             raise ValueError("not today")
@@ -277,4 +277,4 @@ def test_an_error_of_the_reporter_saves_the_run():
     session = segdream.load(prior=MINI, device="cpu", settings=SETTINGS, reporter=fail)
     with pytest.raises(ValueError, match="not today"):
         session.generate(BUS, output="reporter.ply")
-    assert RunDir(Path("reporter.run")).step() == 2
+    assert RunDir(folder / "reporter.run").step() == 2
