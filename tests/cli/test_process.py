@@ -167,7 +167,7 @@ def test_resume_after_kill_9_gives_the_same_bits(tmp_path):
         "generate", BUS, "--prior", MINI, "--device", "cpu", "--seed", "7", "--steps", "4", "--quiet",
         "--set", "init.copies=1", "--set", "densify.cap=600", "--set", "densify.start=1", "--set", "densify.every=2",
         "--set", "output.checkpoint_every=5", "--set", "refine.views=[4,4]", "--set", "refine.steps=[2,2]",
-        "--set", "refine.iterations=[4,4]",
+        "--set", "refine.iterations=[4,4]", "--set", "refine.gaussians=[0,0]",
     )  # fmt: skip
     whole = run([*REAL, *arguments, "-o", "whole.ply"], tmp_path)
     assert (whole.returncode, whole.stdout, whole.stderr) == (0, "whole.ply\n", "")
