@@ -56,17 +56,19 @@ def now(device: torch.device) -> float:
 
 
 def measure(pipeline: Pipeline, count: int) -> tuple[float, float]:
-    """Seconds per asset for `count` assets from prompt to last step, and milliseconds of a later step."""
+    """Seconds per asset for `count` assets from prompt to last step, and milliseconds of a later distillation step."""
     begin, steps = now(pipeline.device), pipeline.config.optim.steps
     run = pipeline.run(prepared(pipeline, count))
     warm_up = min(WARM_UP, steps // 2)
     for _ in range(warm_up):
         next(run)
     warm = now(pipeline.device)
-    for _ in run:
+    for _ in range(steps - warm_up):
+        next(run)
+    distilled = now(pipeline.device)
+    for _ in run:  # the refinement
         pass
-    end = now(pipeline.device)
-    return (end - begin) / count, 1e3 * (end - warm) / (steps - warm_up)
+    return (now(pipeline.device) - begin) / count, 1e3 * (distilled - warm) / (steps - warm_up)
 
 
 def show_profile(pipeline: Pipeline, count: int, steps: int) -> None:
