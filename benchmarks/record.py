@@ -110,6 +110,22 @@ GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
             for name in FORMATS
         },
     ),
+    "refine": (
+        ["object right", "color right", "attribute right", "view right", "PSNR to the intact asset"],
+        {
+            title: [
+                (f"refine_{spoil}_after_{name}", f"refine_{spoil}_before_{name}")
+                for name in ("object", "colour", "attribute", "view", "psnr")
+            ]
+            for spoil, title in (
+                ("centers", "noise on the centers"),
+                ("colors", "noise on the colors"),
+                ("holes", "holes"),
+                ("tenth", "a tenth of the Gaussians"),
+            )
+        }
+        | {"number of assets each": [("refine_prompts",)]},
+    ),
     "fuzz": (
         ["files", "failures", "slowest", "memory grew by"],
         {

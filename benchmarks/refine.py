@@ -189,6 +189,8 @@ def main(
             print(row(f"{name}, {stage}", scores, similarity))
             if keep_figures and not smoke:
                 record_all(f"refine_{name}_{stage}", scores, similarity, str(place))
+    if keep_figures and not smoke:
+        record("refine_prompts", count, "1", str(place))
     print(f"\n{len(rows) // 2 * count} assets, {seconds / (len(rows) // 2 * count):.2f} s each")
     if sheet:
         write_sheet(sheet, torch.stack(rows, 1).flatten(0, 1), [one for one in prompts for _ in rows])

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from segdream_cli import mesh
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats import write
-from segdream_cli.mesh import Mesh
+from segdream_cli.mesh import Mesh, surface
 from segdream_cli.render.cameras import Cameras, frame_sphere
 from segdream_cli.render.view import render
 from segdream_cli.splats import GROUPS, SH_C0, Splats
@@ -374,3 +374,19 @@ def test_write_glb_passes_the_khronos_validator(tmp_path: Path, letter: Mesh, no
     command[0] = str(node_modules / ".bin" / "node")
     issues = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
     assert (issues["numErrors"], issues["numWarnings"], issues["messages"]) == (0, 0, [])
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj"])
+def test_surface_reads_the_mesh_back(tmp_path, letter: Mesh, suffix) -> None:
+    """Gaussians at the vertices have the colours of the texture there, and the provenance of a .glb stays."""
+    path = tmp_path / f"letter{suffix}"
+    mesh.write(path, dataclasses.replace(letter, provenance={"prompt": "a letter"}))
+    splats = surface.read(path, 3000)
+    low, high = letter.vertices.min(0), letter.vertices.max(0)
+    assert splats.means.min(0) == pytest.approx(low, abs=0.03)
+    assert splats.means.max(0) == pytest.approx(high, abs=0.03)
+    expected = texels_near(letter, splats.means)
+    error = np.abs(0.5 + SH_C0 * splats.sh0 - expected).max(1)
+    assert np.median(error) < 0.02
+    assert np.quantile(error, 0.8) < 0.1
+    assert splats.provenance == ({"prompt": "a letter"} if suffix == ".glb" else {})
