@@ -32,8 +32,8 @@ from segdream_cli.splats import GROUPS
 from segdream_cli.splats.gaussians import Gaussians
 from segdream_cli.util.devices import send
 
-REPAINT_PIXELS = 2**20
-"""Pixels of the views that are repainted at once: 64 views of 128 pixels, 4 of 512."""
+REPAINT_PIXELS = {"cpu": 2**16, "cuda": 2**20}
+"""Pixels of the views that are repainted at once: on a CPU 4 views of 128 pixels, on CUDA 64, or 4 of 512."""
 LAST_RATE = 0.1
 """Learning rates at the end of a round over those at its start."""
 
@@ -187,7 +187,7 @@ class Refinement:
         self, images: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c hl wl"], text: Conditions, now: Round
     ) -> Float[Tensor, "b 3 h w"]:
         """The images repainted, as many at once as `REPAINT_PIXELS` allows, or in low-VRAM mode one at a time."""
-        rows = 1 if self._config.prior.low_vram else max(1, REPAINT_PIXELS // images.shape[-1] ** 2)
+        rows = 1 if self._config.prior.low_vram else max(1, REPAINT_PIXELS[self._device.type] // images.shape[-1] ** 2)
         guidance = self._config.refine.guidance_scale
         parts = []
         for start in range(0, len(images), rows):
