@@ -56,6 +56,8 @@ def main(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    for network in (pipeline.vae, pipeline.unet):
+        network.register_to_config(_name_or_path="")  # else the folder of the stage
     pipeline.save_pretrained(checkpoint)
     for name in ("vocab.json", "merges.txt"):  # transformers 5 writes tokenizer.json only
         shutil.copy(tokens / name, checkpoint / "tokenizer" / name)

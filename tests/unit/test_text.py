@@ -86,7 +86,7 @@ def test_shipped_vocabulary_words_are_single_tokens() -> None:
     checkpoint = weights.resolve(PriorConfig(), cuda=False, offline=True, announce=lambda _: None)
     known, views = checkpoint.profile.vocabulary, checkpoint.profile.views
     assert known is not None
-    assert (len(known.objects), len(known.colors)) == (62, 12)
+    assert (len(known.objects), len(known.colors)) == (104, 12)
     phrases = [
         *known.objects,
         *known.colors,
