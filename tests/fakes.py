@@ -73,19 +73,25 @@ class AnalyticPrior:
 
     def encode_image(self, rgb: Tensor, noise: Tensor | None) -> Tensor:
         """Pooled colours in -1..1 and, for further channels, their mean; the posterior has a small constant spread."""
-        c, h, _ = self.latent_shape
-        pooled = torch.nn.functional.avg_pool2d(2 * rgb - 1, rgb.shape[-1] // h)
+        c = self.latent_shape[0]
+        pooled = torch.nn.functional.avg_pool2d(2 * rgb - 1, self._factor)
         latents = torch.cat([pooled, pooled.mean(1, keepdim=True).expand(-1, c - 3, -1, -1)], 1)
         return latents if noise is None else latents + 0.01 * noise.to(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images whose mean latents these are: the first three channels as colours, each latent a uniform square."""
-        return torch.nn.functional.interpolate((latents[:, :3] + 1) / 2, size=2 * [self.image_size], mode="nearest")
+        return torch.nn.functional.interpolate((latents[:, :3] + 1) / 2, scale_factor=self._factor, mode="nearest")
+
+    @property
+    def _factor(self) -> int:
+        """Pixels per latent."""
+        return self.image_size // self.latent_shape[1]
 
     def predict_noise(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """The exact noise estimate, differentiable in the latents."""
         alpha, sigma, spread = self._coefficients(timesteps, latents)
         mean = text.reshape(-1, *self.latent_shape).to(latents)
+        mean = torch.nn.functional.interpolate(mean, latents.shape[-2:], mode="nearest")  # other sizes of images
         return sigma * (latents - alpha * mean) / spread
 
     def flow(self, latents: Tensor, t_from: Tensor, t_to: Tensor, text: Tensor) -> Tensor:

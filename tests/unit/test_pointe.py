@@ -532,7 +532,7 @@ def test_text_vector_of_the_prior_is_the_mean_that_training_used() -> None:
     torch.testing.assert_close(vectors, text_vectors(checkpoint.folder, texts, CPU), atol=1e-5, rtol=1e-4)
     alike = vectors @ vectors.T
     assert alike.diag().tolist() == pytest.approx([1, 1, 1], abs=1e-5)
-    assert alike.fill_diagonal_(0).max() < 0.8  # an end token's state hardly knows an apple from a mushroom
+    assert alike.fill_diagonal_(0).max() < 0.9  # no two prompts have nearly the same vector
 
 
 def test_text_vector_load_refuses_an_incomplete_clip(clip: Path) -> None:
