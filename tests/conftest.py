@@ -4,6 +4,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,21 +13,18 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "schedule",
-    "guidance",
     "distill",
-    "view_prompts",
-    "cameras",
-    "losses",
-    "refine",
-    "gaussians",
-    "densify",
-    "initial",
-    "raster",
-    "diffusion",
-    "text",
+    "optimize",
     "pointe",
+    "priors.stable_diffusion",
+    "priors.text",
+    "refine",
+    "render.cameras",
+    "render.raster",
+    "render.view",
+    "splats.gaussians",
 )
+"""Modules and packages whose shape annotations are checked."""
 
 
 class _Unwrapped(importlib.abc.MetaPathFinder):
@@ -40,6 +38,9 @@ class _Unwrapped(importlib.abc.MetaPathFinder):
         return importlib.machinery.PathFinder.find_spec(fullname, path, target)
 
 
+for module in CHECKED:
+    source = Path(__file__).parents[1] / "segdream_cli" / module.replace(".", "/")
+    assert source.is_dir() or source.with_suffix(".py").exists(), f"{module} does not exist, so nothing is checked"
 install_import_hook([f"segdream_cli.{name}" for name in CHECKED], "beartype.beartype")
 sys.meta_path.insert(0, _Unwrapped())
 

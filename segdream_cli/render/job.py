@@ -113,7 +113,7 @@ class RenderJob:
 
     def single_view(self, azimuth: float, elevation: float) -> CameraTrack:
         """One view of each asset, from angles in degrees."""
-        return self._frame_assets(torch.tensor([azimuth]), elevation)
+        return self._frame_assets(torch.tensor([float(azimuth)]), elevation)
 
     def _frame_assets(self, azimuth_deg: Float[Tensor, " c"], elevation: float) -> CameraTrack:
         """A view of each asset from every azimuth, far enough away to see all of it."""

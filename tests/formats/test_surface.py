@@ -82,7 +82,7 @@ def test_read_lays_discs_along_the_surface(ball):
 
 def test_read_makes_a_solid_surface(ball):
     cameras = frame_sphere(
-        turntable_azimuths(3), torch.full((3,), 20.0), 128, center=torch.tensor([100.0, 5, 0]), extent=30
+        turntable_azimuths(3), torch.full((3,), 20.0), 128, center=torch.tensor([100.0, 5, 0]), extent=30.0
     )
     alpha = render(Gaussians.from_splats(ball), cameras).alpha[..., 0]
     y, x = torch.meshgrid(*2 * [torch.arange(128) - 63.5], indexing="ij")

@@ -141,7 +141,7 @@ def test_strength_and_split_change_every_round():
 
 
 def test_round_cameras_see_all_sides_and_heights():
-    config = RefineConfig(views=(24, 24), elevations_deg=(-10, 15, 40))
+    config = RefineConfig(views=(24, 24), elevations_deg=(-10.0, 15.0, 40.0))
     rounds = [round_cameras(config, index, torch.arange(24), 64) for index in (0, 1)]
     azimuths = torch.cat([each.azimuth_deg for each in rounds])
     torch.testing.assert_close(azimuths[:3], torch.tensor([0.0, 137.508, 275.016]), rtol=1e-4, atol=1e-3)

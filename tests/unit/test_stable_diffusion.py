@@ -316,8 +316,9 @@ def test_diffusion_prior_builds_chains_by_its_settings(
 ) -> None:
     built: list[tuple[bool, bool]] = []
 
-    def build(*_: Any, recompute: bool, allow_fallback: bool, **__: Any) -> None:
+    def build(*_: Any, recompute: bool, allow_fallback: bool, **__: Any) -> diffusion.FallbackChain:
         built.append((recompute, allow_fallback))
+        return object.__new__(diffusion.FallbackChain)
 
     monkeypatch.setattr(diffusion.FallbackChain, "build", build)
     config = PriorConfig(recomputed_values=recompute, compile=compile)
