@@ -55,6 +55,8 @@ def _version(
 
 def main() -> NoReturn:
     """Runs the command line of this process and exits."""
+    # OpenMP's threads wait in a loop by default, which takes half of a busy machine's time. It reads this with torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from commands import BUS, SIX, TINY
 from fakes import AnalyticPrior
 from PIL import Image
 
-from segdream_cli import __version__, formats
+from segdream_cli import __version__, cli, formats
 from segdream_cli.cli.render import parse_background, parse_view
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.profile import PriorProfile
@@ -601,3 +602,20 @@ def test_export_writes_a_mesh(segdream):
     assert refused.code == 6
     assert Path("bus.mtl").read_text() == "mine"
     assert not Path("bus.obj").exists()
+
+
+def test_main_lets_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["segdream", "--version"])
+    for given, expected in (("", "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if given:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
+def test_torch_is_not_imported_before_main() -> None:
+    """Or OpenMP would not read the policy that main sets."""
+    code = "import sys, segdream_cli.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
