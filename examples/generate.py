@@ -1,8 +1,6 @@
 """Makes an asset from a prompt, and writes it as a PLY file with an image of it beside it.
 
-python examples/generate.py "a yellow school bus" bus.ply --steps 60
-
-60 steps show a shape within half a minute on a CPU; leave out --steps for a finished asset.
+python examples/generate.py "a yellow school bus" bus.ply
 """
 
 import argparse
@@ -18,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make an asset with the Python API of segdream.")
     parser.add_argument("prompt", nargs="?", default="a yellow school bus")
     parser.add_argument("output", nargs="?", type=Path, default=Path("bus.ply"))
-    parser.add_argument("--steps", type=int, help="optimisation steps; by default those of the preset")
+    parser.add_argument("--steps", type=int, help="distillation steps; by default those of the preset")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
