@@ -87,6 +87,9 @@ class RefineConfig:
     """Number of Gaussians on the surface of a mesh that `segdream refine` was given."""
     scale_range: Annotated[Range, Within(1e-8, increasing=True)] = (1e-3, 0.1)
     """Scales are clamped to this range."""
+    start_scale: Annotated[float | None, Within(1e-8)] = None
+    """If given, the longest axis with which a Gaussian enters the fit of a round: larger ones shrink to it. From small
+    Gaussians with gaps the fit finds sharper edges than from large ones that overlap."""
     prune_opacity: Share = 0.02
     """Gaussians below this opacity are removed before a round."""
 

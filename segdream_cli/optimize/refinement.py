@@ -1,6 +1,6 @@
 """The steps of a run after its distillation: rounds that repaint views of each asset and fit its Gaussians to them.
 
-begin of a round:  prune -> split -> cameras -> raster -> repaint -> targets
+begin of a round:  prune -> split -> cameras -> raster -> repaint -> targets -> shrink
 each step:         some views -> raster -> fit_loss -> backward pass -> update
 """
 
@@ -24,7 +24,7 @@ from segdream_cli.optimize.state import AssetState, Targets
 from segdream_cli.priors.protocol import Prior
 from segdream_cli.refine.losses import coarse, fit_loss
 from segdream_cli.refine.repaint import repaint
-from segdream_cli.refine.split import prune, split
+from segdream_cli.refine.split import prune, shrink, split
 from segdream_cli.refine.views import draw_backgrounds, round_cameras
 from segdream_cli.render.cameras import Cameras
 from segdream_cli.render.view import render
@@ -168,6 +168,8 @@ class Refinement:
         quantized = (255 * repainted).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         views = quantized.split(now.views)
         anchors = [self._draw_anchors(*each) for each in zip(assets, repeat(cameras), backgrounds, strict=False)]
+        if config.start_scale is not None:  # not before: the prior would repaint the gaps
+            sets = [shrink(gaussians, config.start_scale) for gaussians in sets]
         parts = zip(sets, views, backgrounds, anchors, strict=True)
         return [(gaussians, Targets(index, *each)) for gaussians, *each in parts]
 

@@ -3,7 +3,7 @@
 views.py     cameras of a round, and the colours behind them
 repaint.py   SDEdit: noise an image, denoise it again
 losses.py    difference between renders and repainted views
-split.py     more Gaussians that look the same
+split.py     fewer, more and smaller Gaussians
 
 `optimize/refinement.py` makes steps of a run of them.
 """

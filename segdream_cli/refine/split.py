@@ -1,4 +1,4 @@
-"""More, smaller Gaussians that look like those before, and fewer without the invisible ones."""
+"""The Gaussians with which a round begins: without the invisible ones, more, and smaller."""
 
 import math
 
@@ -48,6 +48,14 @@ def split(gaussians: Gaussians, target: int) -> Gaussians:
     return Gaussians(
         {name: torch.cat([gaussians.params[name][rest], *(half[name] for half in halves)]) for name in GROUPS}
     )
+
+
+@torch.no_grad()
+def shrink(gaussians: Gaussians, longest: float) -> Gaussians:
+    """The same with no axis above `longest`: larger Gaussians keep their proportions."""
+    log_scales = gaussians.params["log_scales"]
+    excess = (log_scales.amax(-1, keepdim=True) - math.log(longest)).clamp_min(0)
+    return Gaussians({**gaussians.params, "log_scales": log_scales - excess})
 
 
 def _rotate(quats: Float[Tensor, "n 4"], vectors: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:

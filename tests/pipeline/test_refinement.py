@@ -226,6 +226,16 @@ def test_out_of_memory_in_a_fit_can_be_repeated(monkeypatch):
     check_same(values(undisturbed), values(asset))
 
 
+def test_fit_starts_from_small_gaussians_and_the_views_of_the_large_ones():
+    plain, small = build(), build(refine__start_scale=0.02, refine__scale_lr=0.0)
+    large, asset = plain.prepare("a cube", 0), small.prepare("a cube", 0)
+    advance(plain, [large], 3)
+    advance(small, [asset], 3)
+    assert torch.equal(asset.targets.images, large.targets.images)
+    assert large.gaussians.scales.max() > 0.03
+    torch.testing.assert_close(asset.gaussians.scales.max(), torch.tensor(0.02))
+
+
 def test_shared_noise_is_one_for_all_views(monkeypatch):
     seen = []
 

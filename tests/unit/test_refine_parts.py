@@ -15,7 +15,7 @@ from segdream_cli.distill.schedule import NoiseSchedule
 from segdream_cli.errors import UsageProblem
 from segdream_cli.refine.losses import fit_loss, ssim
 from segdream_cli.refine.repaint import ddim_timesteps, repaint
-from segdream_cli.refine.split import prune, split
+from segdream_cli.refine.split import prune, shrink, split
 from segdream_cli.refine.views import draw_backgrounds, round_cameras
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.view import render
@@ -235,6 +235,18 @@ def test_prune_removes_the_faint():
     assert torch.equal(fewer.means, gaussians.means[gaussians.opacities >= 0.4])
     assert 0 < len(fewer) < 300
     assert prune(gaussians, 1.0) is gaussians
+
+
+def test_shrink_limits_the_longest_axis_and_keeps_proportions():
+    gaussians = cloud()
+    smaller = shrink(gaussians, 0.05)
+    factors = np.minimum(1, 0.05 / gaussians.scales.detach().numpy().max(1))
+    assert 0 < (factors < 1).sum() < 300
+    np.testing.assert_allclose(
+        smaller.scales.detach().numpy(), gaussians.scales.detach().numpy() * factors[:, None], rtol=1e-5
+    )
+    for name in set(GROUPS) - {"log_scales"}:
+        assert torch.equal(smaller.params[name], gaussians.params[name]), name
 
 
 @pytest.mark.parametrize(
