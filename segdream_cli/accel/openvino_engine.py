@@ -131,6 +131,9 @@ class OpenVinoCalls:
                     "it was used before this process was forked"
                 )  # it would wait for its threads forever
             if key not in self._compiled:
+                # each compiled network has its own copy of the weights
+                size = inputs[0].shape[-2:]
+                self._compiled = {other: each for other, each in self._compiled.items() if other[1][-2:] == size}
                 self._compiled[key] = self._compile([tensor.shape for tensor in inputs])
             arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
             results = self._compiled[key].infer(arrays, share_inputs=True)

@@ -33,7 +33,7 @@ from segdream_cli.util import compat
 COMPILED_PARAMETERS, COMPILED_STEPS = 500_000_000, 1000
 """Numbers of U-Net parameters and of steps above which compilation saves more time than the minutes that it takes."""
 
-LATENT_PIXELS, IMAGE_PIXELS = 4096, 4 * 128**2
+LATENT_PIXELS, IMAGE_PIXELS = 1024, 4 * 128**2
 """Most pixels of all rows in one call of OpenVINO: of latents, and of images."""
 
 

@@ -99,6 +99,17 @@ def test_gradients_are_those_of_torch(folder: Path, cache: Path) -> None:
     assert not cache.exists()
 
 
+def test_compiled_networks_are_those_of_one_size(layer: torch.nn.Linear, cache: Path) -> None:
+    """Each holds a copy of the weights: those of the last size are dropped, and compiled again when it returns."""
+    calls = linear_calls(layer)
+    compiled = []
+    for rows, height in ((1, 1), (2, 1), (1, 3), (2, 1), (2, 1)):
+        values = torch.rand(rows, height, 2, generator=torch.Generator().manual_seed(rows))
+        assert relative(calls(values), layer(values)) < 1e-5
+        compiled.append(len(calls._compiled))
+    assert compiled == [1, 2, 1, 1, 1]
+
+
 BITS = """
 import hashlib, sys, torch
 sys.path[:0] = {paths}
