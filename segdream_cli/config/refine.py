@@ -37,7 +37,7 @@ class RefineConfig:
     t0: Annotated[Integers, Within(1, 999)] = (300, 200)
     """Timestep to which the views are noised: t0 / 1000 is the strength of the repaint."""
     steps: Annotated[Integers, Within(1, 999)] = (12, 8)
-    """DDIM steps from t0 to 0."""
+    """DDIM steps from t0 to 0, at most t0."""
     views: Annotated[Integers, Within(1, 1000)] = (24, 24)
     """Number of repainted views."""
     iterations: Annotated[Integers, Within(1)] = (300, 300)
@@ -55,7 +55,7 @@ class RefineConfig:
     share_noise: bool = False
     """Repaint all views of a round from the same noise; false draws noise for each."""
     fit_batch: Annotated[int, Within(1, 1000)] = 4
-    """Views per step of Adam."""
+    """Views per step of Adam, at most those of the round."""
     l1: Amount = 0.8
     """Weight of the mean absolute difference from the repainted views (3DGS)."""
     ssim: Amount = 0.2
@@ -104,9 +104,8 @@ class RefineConfig:
         if self.cap is not None:
             rounds = [dataclasses.replace(each, gaussians=min(each.gaussians, self.cap)) for each in rounds]
         if self.strength is not None:
-            cap = round(1000 * self.strength)
-            rounds = [dataclasses.replace(each, t0=min(each.t0, cap), steps=min(each.steps, cap)) for each in rounds]
-        return rounds
+            rounds = [dataclasses.replace(each, t0=min(each.t0, round(1000 * self.strength))) for each in rounds]
+        return [dataclasses.replace(each, steps=min(each.steps, each.t0)) for each in rounds]
 
     @property
     def total(self) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool
@@ -128,13 +128,30 @@ class Batch:
         index = None if self._last is None else first_nonfinite(self._last.norms)
         if self._last is None or index is None:
             return
-        self._rollback(self._last.step, self._last.rng_states)
         timesteps = ", ".join(f"{name}={value}" for name, value in self._last.timesteps[index].items())
-        raise Diverged(
-            f"the gradient of {self.assets[index].prompt!r} is not finite in step {self._last.step} ({timesteps})",
-            hint="start over with --force and a smaller --guidance-scale, or with --set prior.dtype=fp32",
-            index=index,
-        )
+        message = f"the gradient of {self.assets[index].prompt!r} is not finite in step {self._last.step} ({timesteps})"
+        self._diverge(index, message, self._last.step, self._last.rng_states)
+
+    def diverge(self, index: int, message: str) -> NoReturn:
+        """Rolls back the step that has begun.
+
+        Raises:
+            Diverged: always; `message` says which number of the asset at `index` is not finite.
+        """
+        self._diverge(index, message, self.step, self._rng_states)
+
+    def _diverge(self, index: int, message: str, step: int, rng_states: Sequence[Mapping[str, Tensor]]) -> NoReturn:
+        self._rollback(step, rng_states)
+        hint = f"start over with --force and {self._smaller_guidance(step)}, or with --set prior.dtype=fp32"
+        raise Diverged(message, hint=hint, index=index)
+
+    def _smaller_guidance(self, step: int) -> str:
+        """An option that halves the guidance scale of a step."""
+        distill = self._config.distill
+        key, scale = f"distill.{distill.method}", getattr(distill, distill.method).guidance_scale
+        if step > self._config.optim.steps:
+            key, scale = "refine", self._config.refine.guidance_scale
+        return f"--set {key}.guidance_scale={scale / 2:g}"
 
     def update(self, stacked: Gaussians, rendering: Rendering) -> None:
         """Clips the gradients, takes a step of Adam, and controls the density of every asset.

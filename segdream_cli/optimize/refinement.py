@@ -4,6 +4,7 @@ begin of a round:  prune -> split -> cameras -> raster -> repaint -> targets -> 
 each step:         some views -> raster -> fit_loss -> backward pass -> update
 """
 
+import math
 from collections.abc import Sequence
 from itertools import repeat
 
@@ -22,7 +23,7 @@ from segdream_cli.optimize.batch import Batch
 from segdream_cli.optimize.density import DensityStats
 from segdream_cli.optimize.state import AssetState, Targets
 from segdream_cli.priors.protocol import Prior
-from segdream_cli.refine.losses import coarse, fit_loss
+from segdream_cli.refine.losses import WINDOW, coarse, fit_loss
 from segdream_cli.refine.repaint import repaint
 from segdream_cli.refine.split import prune, shrink, split
 from segdream_cli.refine.views import draw_backgrounds, round_cameras
@@ -51,19 +52,22 @@ class Refinement:
         device: where Gaussians and prior live.
 
     Raises:
-        UsageProblem: the size of the views does not divide into latents.
+        UsageProblem: the size of the views does not divide into latents, or is smaller than the window of SSIM.
     """
 
     def __init__(self, config: Config, prior: Prior, schedule: NoiseSchedule, device: torch.device) -> None:
         self._config, self._prior, self._schedule, self._device = config, prior, schedule, device
         self._pixels_per_latent = prior.image_size // prior.latent_shape[1]
         for each in config.refine.rounds:
-            if each.image_size % self._pixels_per_latent:
-                fitting = max(1, round(each.image_size / self._pixels_per_latent)) * self._pixels_per_latent
+            if each.image_size % self._pixels_per_latent or 0 < each.image_size < WINDOW:
+                fitting = max(
+                    math.ceil(WINDOW / self._pixels_per_latent), round(each.image_size / self._pixels_per_latent)
+                )
+                fitting *= self._pixels_per_latent
                 sizes = ",".join(str(fitting if size == each.image_size else size) for size in config.refine.image_size)
                 raise UsageProblem(
                     f"refine.image_size can't be {each.image_size}: "
-                    f"each latent of the prior covers {self._pixels_per_latent} pixels",
+                    f"each latent of the prior covers {self._pixels_per_latent} pixels, and a view needs {WINDOW}",
                     hint=f"--set refine.image_size=[{sizes}]",
                 )
 
@@ -76,7 +80,7 @@ class Refinement:
         """Gives the assets the targets of the round of the next step, unless they have them.
 
         Raises:
-            Diverged: the last step was non-finite, and has been rolled back.
+            Diverged: the last step was non-finite, or a repainted view is; that step has been rolled back.
         """
         index, _ = self._locate(batch.step)
         late = [asset for asset in batch.assets if asset.targets is None or asset.targets.round != index]
@@ -84,7 +88,7 @@ class Refinement:
             return
         with batch.transaction():
             batch.check_last()
-            changes = self._prepare(late, index)
+            changes = self._prepare(batch, late, index)
         for asset, (gaussians, targets) in zip(late, changes, strict=True):
             asset.gaussians, asset.targets = gaussians, targets
             asset.optimizers = build_optimizers(gaussians, self._config.optim)
@@ -95,7 +99,7 @@ class Refinement:
         index, number = self._locate(batch.step)
         now = self._config.refine.rounds[index]
         batch.describe([{"t0": now.t0}] * len(batch))
-        count = self._config.refine.fit_batch
+        count = min(self._config.refine.fit_batch, now.views)
         views = (number * count + torch.arange(count)) % now.views
         gaussians = batch.stack()
         cameras = self._cameras(index, views.repeat(len(batch)))
@@ -153,7 +157,7 @@ class Refinement:
         return torch.cat(views).contiguous()
 
     @torch.no_grad()
-    def _prepare(self, assets: Sequence[AssetState], index: int) -> list[tuple[Gaussians, Targets]]:
+    def _prepare(self, batch: Batch, assets: Sequence[AssetState], index: int) -> list[tuple[Gaussians, Targets]]:
         """The Gaussians and the targets with which each asset begins a round."""
         config, now = self._config.refine, self._config.refine.rounds[index]
         sets = [split(prune(asset.gaussians, config.prune_opacity), now.gaussians) for asset in assets]
@@ -165,6 +169,10 @@ class Refinement:
             images.append(render(gaussians, cameras).over(behind[:, None, None]).permute(0, 3, 1, 2))
         noise = [self._draw_noise(asset, now, cameras.size) for asset in assets]
         repainted = self._repaint(torch.cat(images), torch.cat(noise), self._conditions(assets, cameras), now)
+        for asset, finite in zip(assets, repainted.isfinite().reshape(len(assets), -1).all(1).tolist(), strict=True):
+            if not finite:
+                message = f"a view of {asset.prompt!r} that the prior repainted is not finite"
+                batch.diverge(next(i for i, each in enumerate(batch.assets) if each is asset), message)
         quantized = (255 * repainted).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         views = quantized.split(now.views)
         anchors = [self._draw_anchors(*each) for each in zip(assets, repeat(cameras), backgrounds, strict=False)]

@@ -159,6 +159,38 @@ def test_asset_that_diverges_in_a_round_leaves_the_others(make):
     check_same(values(assets[0]), values(alone), close)
 
 
+class Overflowing(AnalyticPrior):
+    """Decodes the `bad`-th of its images to a value that is not finite, as in fp16."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+
+    def decode(self, latents):
+        images = super().decode(latents)
+        if 0 <= self.bad < len(images):
+            images[self.bad, 1, 3, 4] = torch.nan
+        self.bad -= len(images)
+        return images
+
+
+@pytest.mark.parametrize("make", [build, queueing])
+def test_view_that_is_not_finite_is_no_target(make):
+    """As bytes it would be black; the other asset goes on with the same bits."""
+    pipe = make(Overflowing(7), refine__guidance_scale=6.0)
+    assets = [pipe.prepare("a cube", 0), pipe.prepare("a ball", 1)]
+    alone = pipe.prepare("a cube", 0)
+    with pytest.raises(Diverged, match="a view of 'a ball' that the prior repainted is not finite") as caught:
+        list(pipe.run(assets))
+    assert caught.value.index == 1
+    assert "--set refine.guidance_scale=3," in caught.value.hint
+    assert [asset.step for asset in assets] == [2, 2]
+    assert assets[1].targets is None
+    list(pipe.run(assets[:1]))
+    list(pipe.run([alone]))
+    check_same(values(assets[0]), values(alone), close)
+
+
 def test_refinement_of_given_gaussians_needs_no_distillation():
     pipe = build(optim__steps=0)
     given = build().prepare("a cube", 3).gaussians
@@ -256,3 +288,27 @@ def test_pipeline_refuses_views_that_do_not_divide_into_latents():
     with pytest.raises(UsageProblem, match=r"image_size can't be 30: .* 4 pixels") as caught:
         build(refine__image_size=[0, 30])
     assert caught.value.hint == "--set refine.image_size=[0,32]"
+
+
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_pipeline_refuses_views_smaller_than_the_window_of_ssim(size):
+    with pytest.raises(UsageProblem, match=rf"image_size can't be {size}: .* a view needs 11") as caught:
+        build(refine__image_size=[size, size])
+    assert caught.value.hint == "--set refine.image_size=[12,12]"
+    pipe = build(refine__image_size=[12, 12])
+    assert len(list(pipe.run([pipe.prepare("a cube", 0)]))) == 9
+
+
+def test_step_renders_no_view_of_a_round_twice():
+    """Views per step beyond those of the round change nothing."""
+    results = []
+    for count in (4, 1000):
+        pipe = build(refine__fit_batch=count, refine__views=[4, 4])
+        asset = pipe.prepare("a cube", 0)
+        list(pipe.run([asset]))
+        results.append(values(asset))
+    check_same(*results)
+
+
+def test_round_has_at_most_a_step_per_timestep():
+    assert [(each.t0, each.steps) for each in build(refine__t0=[2, 300]).config.refine.rounds] == [(2, 2), (300, 2)]
