@@ -363,9 +363,9 @@ class Session:
         asset = self.pipeline.prepare(prompt, seed, self.negative_prompt, gaussians)
         return ActiveRun(self._anchor(asset, start), asset.step, destination, start)
 
-    def _open(self, source: Source | None) -> Start | None:
-        """The source in the working frame; raises the errors of `source.load`."""
-        return None if source is None else load_source(source, self.config, note_to(self.reporter))
+    def _open(self, source: Source | None, again: str = "run the command again") -> Start | None:
+        """The source in the working frame; raises the errors of `load_source`."""
+        return None if source is None else load_source(source, self.config, note_to(self.reporter), again)
 
     def _anchor(self, asset: AssetState, start: Start | None) -> AssetState:
         """The asset with the views of its source to resemble."""
@@ -386,13 +386,14 @@ class Session:
             UsageProblem: it can't be resumed.
         """
         record = run.record()
+        again = f"{_repeat_command(record, run)} --force"
         if record.prior["digest"] != self.checkpoint.digest:
             raise UsageProblem(
                 f"{run.path} was started on {record.device} with other weights of {record.prior['name']}",
-                hint=f"add --device {record.device}, or start over: segdream generate ... --force",
+                hint=f"add --device {record.device}, or start over: {again}",
             )
         tensors = run.load()
-        start = self._open(None if record.source is None else Source(**record.source))
+        start = self._open(None if record.source is None else Source(**record.source), again)
         try:
             asset = self.pipeline.restore(tensors, record.prompt, record.seed, record.negative_prompt)
         except KeyError as problem:
@@ -483,6 +484,20 @@ def run_jobs(spec: JobSpec, reporter: Reporter, stop: StopRequest) -> Tally:
         return generate(spec.jobs, force=spec.force)
 
 
+def _repeat_command(record: RunRecord, run: RunDir) -> str:
+    """The command that makes the asset of a run from its beginning."""
+    parts = ["segdream", "generate", record.prompt]
+    if record.source is not None:
+        source = Source(**record.source)
+        parts = ["segdream", "refine", source.path, record.prompt]
+        parts += ["--front", str(source.front_deg), "--sh", str(source.sh)]
+    parts += ["--seed", str(record.seed), "--quality", record.quality]
+    if record.negative_prompt is not None:
+        parts += ["--negative", record.negative_prompt]
+    parts += ["--config", str(run.path / "run.json"), "-o", str(run.path.parent / record.output)]
+    return " ".join(map(quote, parts))
+
+
 def page_for(reporter: Reporter) -> LivePage:
     """A page that reports its address."""
     return LivePage(lambda url: reporter(PageServed(url)))
@@ -515,12 +530,8 @@ def resume_run(
             raise OutputExists(
                 f"{path} is done: {output} exists", hint=f"segdream render {quote(str(output))} --turntable"
             )
-        command = "generate" if record.source is None else f"refine {quote(str(record.source['path']))}"
         raise UsageProblem(
-            f"{path} has no checkpoint: the run was stopped before its first one",
-            hint=f"segdream {command} {quote(record.prompt)} --seed {record.seed} --quality {record.quality} "
-            + (f"--negative {quote(record.negative_prompt)} " if record.negative_prompt is not None else "")
-            + f"--config {quote(str(path / 'run.json'))} -o {quote(str(output))}",
+            f"{path} has no checkpoint: the run was stopped before its first one", hint=_repeat_command(record, run)
         )
     check_output(output, force=force)
     config = run.config()

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
+
+import numpy as np
 
 from segdream_cli import formats
 from segdream_cli.config import Config
@@ -23,6 +24,8 @@ from segdream_cli.splats.placement import Placement, place
 
 HASHED_BYTES = 1 << 20
 """Bytes of a file to hash at a time."""
+ALPHA_MIN = 1 / 255
+"""Opacity below which a Gaussian is not drawn."""
 FEWEST = 100
 """Smallest number of Gaussians that can be refined."""
 
@@ -60,26 +63,34 @@ def source_of(path: Path, front_deg: float = 0.0, sh: int = 3) -> Source:
     return Source(str(path.resolve()), _hash(path), front_deg, sh)
 
 
-def load_source(source: Source, config: Config, note: Callable[[str], None]) -> Start:
+def load_source(source: Source, config: Config, note: Callable[[str], None], again: str) -> Start:
     """Reads a source, thins it to the limit on Gaussians, and moves it to the working frame.
 
     Args:
         source: the file.
         config: `densify.cap` and `refine.surface`.
         note: receives what was changed.
+        again: the command that starts over.
 
     Raises:
-        UsageProblem: the file can't be read, has changed, or can't be refined.
+        UsageProblem: the settings leave nothing to do, or the file can't be read, has changed, or can't be refined.
     """
+    if not config.last_step:
+        raise UsageProblem(
+            "refine.enabled=false and no distillation steps leave nothing to do", hint="--set refine.enabled=true"
+        )
     path = Path(source.path)
     with suppress(ValueError):
         path = path.relative_to(Path.cwd())  # as messages name it
     if _hash(path) != source.sha256:
-        raise UsageProblem(
-            f"{path} has changed since the run began",
-            hint=f"segdream refine {quote(str(path))} PROMPT --force  # starts over",
-        )
+        raise UsageProblem(f"{path} has changed since the run began", hint=again)
     splats = _read(path, config)
+    highest = float(1 / (1 + np.exp(-splats.opacity_logits.max().astype(np.float64))))
+    if highest < config.refine.prune_opacity:
+        raise UsageProblem(
+            f"{path} is transparent: the highest opacity of its Gaussians is {highest:.2g}",
+            hint=f"--set refine.prune_opacity={highest / 2:.2g}" if highest > ALPHA_MIN else ANOTHER_FILE,
+        )
     try:
         placement = place(splats, source.front_deg)
     except ValueError as problem:

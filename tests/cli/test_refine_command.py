@@ -1,8 +1,10 @@
 """`segdream refine`: assets of other frames, scales and tools through a whole run, and input that can't be refined."""
 
+import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -240,11 +242,47 @@ def test_resume_refuses_an_asset_that_has_changed(segdream, prior):
     done = segdream("generate", "--resume", "out.run")
     assert done.code == 2
     assert "in.ply has changed since the run began" in done.err
-    assert "segdream refine in.ply PROMPT --force" in done.err
+    again = shlex.split(done.err.partition("hint: segdream ")[2])
+    assert again[:3] == ["refine", str(Path("in.ply").resolve()), BUS]
     Path("in.ply").unlink()
     done = segdream("generate", "--resume", "out.run")
     assert (done.code, "in.ply can't be read" in done.err) == (2, True)
     assert not Path("out.ply").exists()
+    api.write("in.ply", ball(401))
+    done = segdream(*again)
+    assert (done.code, done.out) == (0, "out.ply\n"), done.err
+
+
+def test_hint_of_a_run_without_checkpoint_repeats_it(segdream):
+    api.write("in.ply", moved(ball(k=8), 20.0))
+    arguments = ("--front", "-x", "--sh", "1", "--strength", "0.2", "--max-gaussians", "300", "--distil", "2")
+    done = refine(segdream, *arguments, "--seed", "5", "--negative", "a red ball")
+    assert done.code == 0, done.err
+    whole = Path("out.ply").read_bytes()
+    Path("out.ply").unlink()
+    done = segdream("generate", "--resume", "out.run")
+    assert "has no checkpoint" in done.err
+    assert segdream(*shlex.split(done.err.partition("hint: segdream ")[2])).code == 0
+    assert Path("out.ply").read_bytes() == whole
+
+
+@pytest.mark.parametrize(("logit", "hint"), [(-4.0, "--set refine.prune_opacity=0.009"), (-15.0, "give another file")])
+def test_refine_refuses_an_asset_that_cannot_be_seen(segdream, logit, hint):
+    api.write("in.ply", dataclasses.replace(ball(), opacity_logits=np.full(400, logit, np.float32)))
+    done = refine(segdream)
+    assert (done.code, done.out) == (2, "")
+    assert "in.ply is transparent: the highest opacity of its Gaussians is" in done.err
+    assert f"hint: {hint}" in done.err
+    if hint.startswith("--set"):
+        assert refine(segdream, *hint.split()).code == 0
+
+
+def test_refine_refuses_to_do_nothing(segdream):
+    api.write("in.ply", ball())
+    done = refine(segdream, "--set", "refine.enabled=false")
+    assert (done.code, done.out) == (2, "")
+    assert "leave nothing to do hint: --set refine.enabled=true" in done.err
+    assert refine(segdream, "--set", "refine.enabled=false", "--distil", "1").code == 0
 
 
 def test_session_refines_as_the_command_does(segdream, prior):
