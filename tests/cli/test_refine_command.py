@@ -29,7 +29,8 @@ ROUNDS |= {"gaussians": [0, 0]}
 SETTINGS = [f"--set=refine.{key}={value}" for key, value in ROUNDS.items()]
 FAST = ("--prior", MINI, "--device", "cpu", *SETTINGS)
 STILL = [f"--set=refine.{name}_lr=0" for name in ("means", "quat", "scale", "opacity", "sh0")]
-"""Rates at which nothing moves."""
+STILL += ["--set=refine.start_scale=1"]
+"""Settings with which nothing moves or shrinks."""
 
 
 def ball(n=400, k=0):
