@@ -106,7 +106,8 @@ class Config:
         """This configuration for the refinement of a given asset, whose distillation steps should change little.
 
         Their learning rates start at the geometric mean of start and end, their timesteps are low, and their first half
-        adds no Gaussians. Neither stage changes higher spherical harmonics or limits scales as the preset does.
+        adds no Gaussians. Neither stage changes higher spherical harmonics or limits scales as the preset does: large
+        Gaussians may cover much of the asset.
         """
         rates = {key: value for key, value in self.flat().items() if key.startswith("optim.") and key.endswith("_lr")}
         return self.set(
@@ -121,6 +122,7 @@ class Config:
                 "densify.cap": REFINED_CAP,
                 "refine.enabled": True,
                 "refine.shN_lr": 0.0,
+                "refine.start_scale": None,
                 "refine.scale_range": list(REFINED_SCALES),
             }
         )

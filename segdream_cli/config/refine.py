@@ -89,7 +89,8 @@ class RefineConfig:
     """Scales are clamped to this range."""
     start_scale: Annotated[float | None, Within(1e-8)] = None
     """If given, the longest axis with which a Gaussian enters the fit of a round: larger ones shrink to it. From small
-    Gaussians with gaps the fit finds sharper edges than from large ones that overlap."""
+    Gaussians with gaps the fit finds sharper edges than from large ones that overlap. For n Gaussians it is at least
+    1.5 / sqrt(n), so that few of them still cover the object. `segdream refine` shrinks none."""
     prune_opacity: Share = 0.02
     """Gaussians below this opacity are removed before a round."""
 

@@ -35,6 +35,9 @@ from segdream_cli.util.devices import send
 
 REPAINT_PIXELS = {"cpu": 2**16, "cuda": 2**20}
 """Pixels of the views that are repainted at once: on a CPU 4 views of 128 pixels, on CUDA 64, or 4 of 512."""
+COVERING = 1.5
+"""Axis times the square root of their number from which Gaussians on the unit sphere cover it: nearly half of their
+spacing sqrt(4 pi / n)."""
 LAST_RATE = 0.1
 """Learning rates at the end of a round over those at its start."""
 
@@ -177,7 +180,7 @@ class Refinement:
         views = quantized.split(now.views)
         anchors = [self._draw_anchors(*each) for each in zip(assets, repeat(cameras), backgrounds, strict=False)]
         if config.start_scale is not None:  # not before: the prior would repaint the gaps
-            sets = [shrink(gaussians, config.start_scale) for gaussians in sets]
+            sets = [shrink(each, max(config.start_scale, COVERING / math.sqrt(len(each)))) for each in sets]
         parts = zip(sets, views, backgrounds, anchors, strict=True)
         return [(gaussians, Targets(index, *each)) for gaussians, *each in parts]
 

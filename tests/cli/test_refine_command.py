@@ -29,8 +29,7 @@ ROUNDS |= {"gaussians": [0, 0]}
 SETTINGS = [f"--set=refine.{key}={value}" for key, value in ROUNDS.items()]
 FAST = ("--prior", MINI, "--device", "cpu", *SETTINGS)
 STILL = [f"--set=refine.{name}_lr=0" for name in ("means", "quat", "scale", "opacity", "sh0")]
-STILL += ["--set=refine.start_scale=1"]
-"""Settings with which nothing moves or shrinks."""
+"""Rates at which nothing moves."""
 
 
 def ball(n=400, k=0):
@@ -183,6 +182,7 @@ def test_settings_of_a_refinement_are_gentle():
         assert gentle.densify.start == steps // 2
         assert gentle.optim.means_lr[0] < plain.optim.means_lr[0] / 3
         assert gentle.distill.sctd.t_high == 300
+        assert (gentle.refine.start_scale, plain.refine.start_scale is None) == (None, False)
         assert gentle.distill.sctd.warmup_shift == 0
     given = {"prior.name": MINI, "optim.means_lr": [0.1, 0.1], "refine.enabled": False}
     chosen = Request(settings=given, refines=True).resolve(profile)

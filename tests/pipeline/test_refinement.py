@@ -258,7 +258,8 @@ def test_out_of_memory_in_a_fit_can_be_repeated(monkeypatch):
     check_same(values(undisturbed), values(asset))
 
 
-def test_fit_starts_from_small_gaussians_and_the_views_of_the_large_ones():
+def test_fit_starts_from_small_gaussians_and_the_views_of_the_large_ones(monkeypatch):
+    monkeypatch.setattr("segdream_cli.optimize.refinement.COVERING", 0.0)
     plain, small = build(), build(refine__start_scale=0.02, refine__scale_lr=0.0)
     large, asset = plain.prepare("a cube", 0), small.prepare("a cube", 0)
     advance(plain, [large], 3)
@@ -266,6 +267,32 @@ def test_fit_starts_from_small_gaussians_and_the_views_of_the_large_ones():
     assert torch.equal(asset.targets.images, large.targets.images)
     assert large.gaussians.scales.max() > 0.03
     torch.testing.assert_close(asset.gaussians.scales.max(), torch.tensor(0.02))
+
+
+def test_few_gaussians_do_not_shrink_to_specks():
+    """On a sphere they still cover it: no view of it shows its background through a gap."""
+    n = 400
+    height = 1 - (torch.arange(n) + 0.5) * 2 / n
+    turn = torch.arange(n) * torch.pi * (3 - 5**0.5)
+    flat = (1 - height**2).sqrt()
+    still = {f"refine__{name}_lr": 0.0 for name in ("scale", "means", "opacity")}
+    pipe = build(optim__steps=0, densify__cap=n, refine__start_scale=0.02, **still)
+    given = Gaussians(
+        {
+            "means": 0.9 * torch.stack([flat * turn.cos(), height, flat * turn.sin()], 1),
+            "quats": torch.tensor([1.0, 0, 0, 0]).repeat(n, 1),
+            "log_scales": torch.full((n, 3), 0.3).log(),
+            "opacity_logits": torch.full((n,), 3.0),
+            "sh0": torch.zeros(n, 3),
+            "shN": torch.zeros(n, 0, 3),
+        }
+    )
+    asset = pipe.prepare("a ball", 0, gaussians=given)
+    advance(pipe, [asset], 1)
+    torch.testing.assert_close(asset.gaussians.scales.max(), torch.tensor(1.5 / n**0.5))
+    cameras = round_cameras(pipe.config.refine, 0, torch.arange(4), 64)
+    center = pipe.render(asset.gaussians, cameras).alpha[:, 22:42, 22:42]
+    assert center.min() > 0.9
 
 
 def test_shared_noise_is_one_for_all_views(monkeypatch):
