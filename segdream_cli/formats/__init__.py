@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from os.path import isdir
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.common import not_a_file
+from segdream_cli.formats.common import ANOTHER_FILE, not_a_file
 from segdream_cli.splats import Splats
 
 
@@ -106,9 +107,16 @@ def check_readable(path: Path) -> Format:
     """
     if isdir(path):  # noqa: PTH112 - Path.is_dir raises if a name is too long
         raise not_a_file(path)
+    readable = list(dict.fromkeys(row.suffix for row in FORMATS.values() if row.readable))
+    known = ", ".join(readable)
+    if not any(goes_with(path, key) for key in FORMATS):
+        nearest = difflib.get_close_matches(path.suffix.lower(), readable, n=1, cutoff=0.6)
+        raise UsageProblem(
+            f"{path} has no known suffix; give the asset as one of {known}",
+            hint=f"mv -n {quote(str(path))} {quote(str(path.with_suffix(nearest[0])))}" if nearest else ANOTHER_FILE,
+        )
     row = FORMATS[format_of(path)]
     if not row.readable:
-        known = ", ".join(dict.fromkeys(other.suffix for other in FORMATS.values() if other.readable))
         raise UsageProblem(
             f"segdream can write {row.suffix} files but not read them: {path}", hint=f"give the asset as one of {known}"
         )

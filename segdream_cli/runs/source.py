@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ HASHED_BYTES = 1 << 20
 """Bytes of a file to hash at a time."""
 ALPHA_MIN = 1 / 255
 """Opacity below which a Gaussian is not drawn."""
+OTHER_MESHES = (".gltf", ".off", ".stl")
+"""Suffixes of meshes that trimesh reads too."""
 FEWEST = 100
 """Smallest number of Gaussians that can be refined."""
 
@@ -58,7 +61,11 @@ def source_of(path: Path, front_deg: float = 0.0, sh: int = 3) -> Source:
     Raises:
         UsageProblem: it can't be read, or has no suffix of an asset or a mesh.
     """
-    if path.suffix.lower() != ".obj":
+    suffix = path.suffix.lower()
+    if suffix in OTHER_MESHES:
+        script = f"import trimesh; trimesh.load({str(path)!r}).export({f'{path}.glb'!r})"
+        raise UsageProblem(f"{path} is a mesh, and segdream reads .glb and .obj", hint=f"python -c {quote(script)}")
+    if suffix != ".obj":
         formats.check_readable(path)
     return Source(str(path.resolve()), _hash(path), front_deg, sh)
 

@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,19 @@ def test_refine_samples_a_mesh(segdream):
     assert 480 < len(splats) <= 500
     assert np.linalg.norm(splats.means - [40, 0, 0], axis=1) == pytest.approx(np.full(len(splats), 5), abs=0.15)
     assert "500 Gaussians on its surface" in done.err or "499 Gaussians on its surface" in done.err
+
+
+@pytest.mark.parametrize("suffix", [".stl", ".off"])
+def test_hint_for_another_mesh_converts_it(segdream, suffix):
+    mesh, path = trimesh.creation.icosphere(subdivisions=2, radius=5), Path(f"it's a {suffix[1:]}{suffix}")
+    mesh.export(path)
+    done = refine(segdream, asset=path)
+    assert (done.code, done.out) == (2, "")
+    assert f"{path} is a mesh, and segdream reads .glb and .obj" in done.err
+    command, *arguments = shlex.split(done.err.partition("hint: ")[2])
+    assert command == "python"
+    subprocess.run([sys.executable, *arguments], check=True)
+    assert refine(segdream, "--set=refine.surface=200", asset=f"{path}.glb").code == 0
 
 
 def test_refine_thins_a_large_asset_with_a_note(segdream):

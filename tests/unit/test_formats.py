@@ -131,6 +131,19 @@ def test_format_of_suffixes() -> None:
         assert caught.value.hint == f"name the file {hint}"
 
 
+def test_read_refuses_unknown_suffixes() -> None:
+    """A page and a point cloud can't be read, so the hint names neither."""
+    for name, hint in (
+        ("a cat.plyy", "mv -n 'a cat.plyy' 'a cat.ply'"),
+        ("cat.htm", ANOTHER_FILE),
+        ("cat", ANOTHER_FILE),
+    ):
+        with pytest.raises(UsageProblem, match=r"no known suffix; .* \.ply, .*\.splat") as caught:
+            formats.read(Path(name))
+        assert caught.value.hint == hint
+        assert ".html" not in caught.value.message
+
+
 def test_read_refuses_folders(tmp_path: Path) -> None:
     folder = tmp_path / "assets.ply"
     folder.mkdir()
