@@ -43,8 +43,6 @@ def main(
     checkpoint: Annotated[Path, typer.Argument(help="Folder to replace; its settings and Point-E stay.")],
 ) -> None:
     """Writes a checkpoint in Stable Diffusion's layout, in half precision, with the world's vocabulary."""
-    for part in PARTS:
-        shutil.rmtree(checkpoint / part, ignore_errors=True)
     tokens = denoiser / "tokenizer"
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(autoencoder, low_cpu_mem_usage=False).half(),
@@ -56,6 +54,8 @@ def main(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    for part in PARTS:  # only now: the autoencoder may be the checkpoint's own
+        shutil.rmtree(checkpoint / part, ignore_errors=True)
     for network in (pipeline.vae, pipeline.unet):
         network.register_to_config(_name_or_path="")  # else the folder of the stage
     pipeline.save_pretrained(checkpoint)

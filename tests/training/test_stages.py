@@ -80,6 +80,13 @@ def test_assembled_checkpoint_has_the_words_of_the_world(checkpoint: Path) -> No
     assert shipped.excluded == tuple(pair for pair in contradictions() if pair[1] in shipped.attributes)
 
 
+def test_assemble_accepts_the_autoencoder_of_the_checkpoint(checkpoint: Path) -> None:
+    weights_file = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+    before = weights_file.read_bytes()
+    assemble.main(checkpoint / "vae", checkpoint.parent / "again", checkpoint)
+    assert weights_file.read_bytes() == before
+
+
 def test_stage_continues_from_saved_weights(checkpoint: Path) -> None:
     first = train_denoiser.Model(train_denoiser.unet(), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
     second = train_denoiser.Model(train_denoiser.unet(), train_denoiser.text_encoder(_tokenizer(checkpoint.parent)))
