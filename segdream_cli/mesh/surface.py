@@ -242,11 +242,12 @@ def _load(path: Path) -> list[tuple[Float64s, _Shade]]:
             f"{path} is damaged: {type(problem).__name__}: {str(problem)[:200]}", hint=ANOTHER_FILE
         ) from problem
     if resolver.missing:
-        name = resolver.missing[0]
-        raise UsageProblem(
-            f"{path} names the file {name[:200]}, which can't be read",
-            hint=f"ls {quote(str(path.parent))}  # put {name[:200]} there",
-        )
+        name = resolver.missing[0][:200]
+        hint = f"ls {quote(str(path.parent))}  # put {name} there"
+        if name.lower().endswith(".mtl"):
+            wanted = path.parent / name.replace("\\", "/")
+            hint = f"touch {quote(str(wanted))}  # no materials, if you can't put it there"
+        raise UsageProblem(f"{path} names the file {name}, which can't be read", hint=hint)
     return parts
 
 

@@ -1,7 +1,9 @@
 """Meshes to Gaussians: where they lie, how they face, their colours by hand, and files that can't be used."""
 
 import json
+import shlex
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,6 +216,16 @@ def refused(path, words):
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.hint
+
+
+def test_hint_for_a_missing_material_file_lets_the_mesh_be_read(tmp_path):
+    path = write_obj(tmp_path, head="mtllib it's gone.mtl\nusemtl one\n")
+    with pytest.raises(UsageProblem, match=r"names the file it's gone\.mtl") as caught:
+        surface.read(path, 50)
+    command, materials = shlex.split(caught.value.hint, comments=True)
+    assert command == "touch"
+    Path(materials).touch()
+    assert colors(surface.read(path, 50)) == pytest.approx(surface.GRAY, abs=0.01)
 
 
 @pytest.mark.parametrize(
