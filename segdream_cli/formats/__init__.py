@@ -110,7 +110,7 @@ def check_readable(path: Path) -> Format:
     readable = list(dict.fromkeys(row.suffix for row in FORMATS.values() if row.readable))
     known = ", ".join(readable)
     if not any(goes_with(path, key) for key in FORMATS):
-        nearest = difflib.get_close_matches(path.suffix.lower(), readable, n=1, cutoff=0.6)
+        nearest = difflib.get_close_matches(path.suffix.lower(), readable, n=1, cutoff=0.7)
         raise UsageProblem(
             f"{path} has no known suffix; give the asset as one of {known}",
             hint=f"mv -n {quote(str(path))} {quote(str(path.with_suffix(nearest[0])))}" if nearest else ANOTHER_FILE,
