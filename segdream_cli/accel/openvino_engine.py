@@ -1,7 +1,7 @@
-"""Network calls without gradient in OpenVINO, which on a CPU is faster than torch at the same numbers.
+"""Network calls without gradient in OpenVINO, which computes the U-Net faster than torch on a CPU.
 
-A network is converted once per machine. The converted network (IR) has any number of rows and any size; it is compiled
-for the sizes that occur, because kernels for fixed sizes are a fifth faster than those for any size.
+A network is converted once per machine. The converted network (IR) takes any number of rows and any size; it is
+compiled for the sizes that occur, because kernels for fixed sizes are a fifth faster than those for any size.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ def choose_engine(config: PriorConfig, device: torch.device, *, full_size: bool)
 
 
 def _obstacle(config: PriorConfig, device: torch.device) -> tuple[str, str] | None:
-    """Why OpenVINO can't be used, and a hint; None if it can."""
+    """The reason why OpenVINO can't be used, and a hint; None if it can."""
     if device.type != "cpu":
         return f"the networks run on {device.type.upper()}", f"{TORCH_HINT}, or --device cpu"
     if config.dtype == "fp16":
@@ -79,14 +79,14 @@ class OpenVinoCalls:
     are compiled at their first call.
 
     Args:
-        title: what errors call the network.
+        title: name of the network in errors.
         network: holds the weights, float32.
         function: a function of tensors that calls the network and returns one tensor or several; each row of its
             results depends only on the same row of its arguments.
-        examples: arguments to trace it with, two rows.
+        examples: arguments to trace the function with, two rows.
         largest: most pixels of the first argument in a call, rows times height times width: more rows do not fit into
             the processor's cache and take longer per row.
-        multiple: height and width of the first argument are multiples of it; other sizes are left to `function`.
+        multiple: for a height or width that is not a multiple of it, torch calls `function`.
         bf16: compute in bfloat16 where the processor has instructions for it.
     """
 
@@ -155,7 +155,7 @@ class OpenVinoCalls:
         return _core()[0].compile_model(model, "CPU", settings).create_infer_request()
 
     def _convert(self, path: Path) -> Any:
-        """The converted network, which is stored in the cache if that can be written."""
+        """The converted network, also stored in the cache if the cache is writable."""
         openvino = import_openvino()
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -207,7 +207,7 @@ def _read(path: Path) -> Any | None:
 
 
 class _Function(torch.nn.Module):
-    """A function with its network as a submodule: its weights then are weights of the trace, not copies."""
+    """A function with its network as a submodule, so that the trace shares the weights instead of copying them."""
 
     def __init__(self, network: torch.nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()

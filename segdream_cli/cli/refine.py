@@ -1,4 +1,4 @@
-"""`segdream refine`: polishes a splat or a mesh of any tool."""
+"""`segdream refine`: polishes a splat or a mesh from any tool."""
 
 import math
 from pathlib import Path
@@ -18,18 +18,18 @@ from segdream_cli.runs.spec import JobSpec, Request
 
 ASSET = "Asset"
 FRONTS = {"+z": 0.0, "+x": 90.0, "-z": 180.0, "-x": 270.0}
-"""Azimuth of the front by its axis."""
+"""Azimuth of each axis in degrees."""
 
 
 def refine(
     asset: Annotated[Path, typer.Argument(help="Splat or mesh (.glb, .obj) to refine.")],
-    prompt: Annotated[str, typer.Argument(help="The object that it shows, in a sentence.")],
+    prompt: Annotated[str, typer.Argument(help="The object that the asset shows, in a sentence.")],
     output: shared.OutputOption = None,
     front: Annotated[
         str,
         typer.Option(
             "--front",
-            help="Side that is the object's front: +z, +x, -z, -x, or its azimuth in degrees.",
+            help="Front of the object: +z, +x, -z, -x, or an azimuth in degrees.",
             rich_help_panel=ASSET,
         ),
     ] = "+z",
@@ -54,7 +54,7 @@ def refine(
             "--strength",
             min=0.001,
             max=0.999,
-            help="Largest share of noise that the prior repaints; lower changes less.",
+            help="Highest noise level of the repaint, 0 to 1; lower changes less.",
             rich_help_panel=shared.QUALITY,
         ),
     ] = None,
@@ -84,7 +84,7 @@ def refine(
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Polish a splat or a mesh of any tool.
+    """Polish a splat or a mesh from any tool.
 
     segdream refine scan.ply "a red car" -o car.ply
 
@@ -126,7 +126,7 @@ def refine(
 
 
 def parse_front(text: str) -> float:
-    """The azimuth in degrees of a front: an axis, or a number.
+    """The azimuth in degrees of a front, given as an axis or as a number.
 
     Raises:
         UsageProblem: it is neither.
@@ -137,6 +137,6 @@ def parse_front(text: str) -> float:
         azimuth = math.nan
     if not abs(azimuth) <= 360:
         raise UsageProblem(
-            f"--front {quote(text)} is neither {', '.join(FRONTS)} nor an azimuth in degrees", hint="--front +x"
+            f"--front {quote(text)} is not {', '.join(FRONTS)} or an azimuth in degrees", hint="--front +x"
         )
     return azimuth

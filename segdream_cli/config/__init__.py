@@ -57,7 +57,7 @@ LOW_T = 300
 REFINED_CAP = 100_000
 """Largest number of Gaussians in a refinement."""
 REFINED_SCALES = (1e-3, 0.2)
-"""Limits of the scales in a refinement, in the working frame: assets of other tools have finer ones than ours."""
+"""Limits of the scales in a refinement, in the working frame: assets from other tools have finer ones than ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

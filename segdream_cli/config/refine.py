@@ -43,13 +43,13 @@ class RefineConfig:
     iterations: Annotated[Integers, Within(1)] = (300, 300)
     """Steps of Adam that fit the asset to the views."""
     image_size: Annotated[Integers, Within(0)] = (0, 0)
-    """Side of the views in pixels; 0 is the size that the prior was trained at."""
+    """Side of the views in pixels; 0 is the image size of the prior."""
     gaussians: Annotated[Integers, Within(0)] = (0, 0)
-    """Number of Gaussians to split up to before the round, at most twice their number; 0 splits none."""
+    """Number of Gaussians after the splits that begin a round, which at most double it; 0 splits none."""
     guidance_scale: Amount = 7.5
     """Omega of classifier-free guidance in the repaint."""
     elevations_deg: Annotated[tuple[float, ...], Within(-90, 90)] = (-10.0, 15.0, 40.0, 0.0, 25.0, 60.0)
-    """Elevations above the horizon, which the views take in turn."""
+    """Elevations above the horizon; the views cycle through them."""
     background: Annotated[Range, Within(0, 1, increasing=True)] = (0.75, 1.0)
     """Range of red, green and blue of the random colour behind a view."""
     share_noise: bool = False
@@ -78,19 +78,19 @@ class RefineConfig:
     """Weight of the mean absolute difference from the views of the asset that `segdream refine` was given; both are
     averaged over squares of 1/32 of the side."""
     strength: Annotated[float | None, Within(0.001, 0.999)] = None
-    """If given, largest t0 / 1000 of a round."""
+    """If given, upper limit of t0 / 1000 in every round."""
     split: bool = True
     """Split Gaussians before a round; false ignores `gaussians`."""
     cap: Annotated[int | None, Within(1)] = None
-    """If given, largest number of Gaussians to split up to; `densify.cap` limits the distillation only."""
+    """If given, upper limit of `gaussians`; `densify.cap` limits the distillation only."""
     surface: Annotated[int, Within(100, 10_000_000)] = 20_000
     """Number of Gaussians on the surface of a mesh that `segdream refine` was given."""
     scale_range: Annotated[Range, Within(1e-8, increasing=True)] = (1e-3, 0.1)
     """Scales are clamped to this range."""
     start_scale: Annotated[float | None, Within(1e-8)] = None
-    """If given, the longest axis with which a Gaussian enters the fit of a round: larger ones shrink to it. From small
-    Gaussians with gaps the fit finds sharper edges than from large ones that overlap. For n Gaussians it is at least
-    1.5 / sqrt(n), so that few of them still cover the object. `segdream refine` shrinks none."""
+    """If given, Gaussians with a longer axis shrink to it before the fit of a round: the fit finds sharper edges from
+    small Gaussians with gaps than from large ones that overlap. For n Gaussians it is at least 1.5 / sqrt(n), so that
+    few of them still cover the object. `segdream refine` shrinks none."""
     prune_opacity: Share = 0.02
     """Gaussians below this opacity are removed before a round."""
 

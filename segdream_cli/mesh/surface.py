@@ -1,6 +1,6 @@
-"""Triangle meshes of other tools to Gaussians: discs spread evenly over the surface, in the colours of its materials.
+"""Gaussians from triangle meshes: discs spread evenly over the surface, in the colours of its materials.
 
-Colours are the base colour, without light. Meshes are read as y up with the front towards +Z, as glTF has it.
+Colours are the base colour, without light. Meshes are read as in glTF: y up, the front faces +Z.
 """
 
 import io
@@ -32,7 +32,7 @@ SAMPLES = 8
 ROUNDS = 2
 """Rounds of Lloyd's relaxation, which spreads the Gaussians evenly."""
 NORMAL_WEIGHT = 2.0
-"""Distance, in spacings, between a point and one at right angles to it: keeps the sides of a thin sheet apart."""
+"""Weight of the normals beside positions in spacings: keeps the two sides of a thin sheet apart."""
 WIDTH, THICKNESS = 0.6, 0.15
 """Standard deviations of a disc along the surface and across it, in spacings."""
 OPACITY = 0.95
@@ -73,7 +73,9 @@ def read(path: Path, count: int) -> Splats:
     parts = [(triangles / (extent or 1), shade) for triangles, shade in parts]
     points, normals, colors, area = _sample(parts, SAMPLES * count)
     if not len(points):
-        raise UsageProblem(f"{path} has no visible surface: its faces have no area, or are clear", hint=ANOTHER_FILE)
+        raise UsageProblem(
+            f"{path} has no visible surface: its faces have no area, or are transparent", hint=ANOTHER_FILE
+        )
     count = min(count, len(points))
     spacing = float(np.sqrt(SAMPLES * area))
     cluster = _relax(points, normals, spacing, count)
@@ -140,15 +142,15 @@ def to_linear(srgb: Float64s) -> Float64s:
 
 
 def to_srgb(linear: Float64s) -> Float64s:
-    """SRGB values of linear values in 0..1."""
+    """The sRGB values of linear values in 0..1."""
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055)
 
 
 def _shade(geometry: Any, *, gltf: bool) -> _Shade:
     """The colours of a trimesh geometry.
 
-    glTF multiplies texture, factor and vertex colours, the latter two linear. An .obj has the first of texture, vertex
-    colours and Kd, all in sRGB.
+    glTF multiplies texture, factor and vertex colours, the latter two linear. An .obj has the first that exists of
+    texture, vertex colours and Kd, all in sRGB.
     """
     visual = geometry.visual
     material = getattr(visual, "material", None)
@@ -194,7 +196,7 @@ class _Resolver:
         self.missing: list[str] = []
 
     def get(self, name: str) -> bytes:
-        """The content of a material file or a texture beside the mesh; options before its name have no effect.
+        """The content of a material file or a texture beside the mesh; options before its name are ignored.
 
         Raises:
             OSError: it can't be read.
@@ -312,12 +314,12 @@ def _relax(points: Float64s, normals: Float64s, spacing: float, count: int) -> N
 
     Points of two sides of a thin sheet are far from each other, since the normals count too.
     """
-    places = np.concatenate([points / spacing, NORMAL_WEIGHT * normals], axis=1)
-    centers = places[:count]
+    features = np.concatenate([points / spacing, NORMAL_WEIGHT * normals], axis=1)
+    centers = features[:count]
     for _ in range(ROUNDS):
-        nearest = KDTree(centers).query(places)[1]
-        centers = np.where(_counts(nearest, count) > 0, _means(places, nearest, count), centers)
-    return np.asarray(KDTree(centers).query(places)[1], np.intp)
+        nearest = KDTree(centers).query(features)[1]
+        centers = np.where(_counts(nearest, count) > 0, _means(features, nearest, count), centers)
+    return np.asarray(KDTree(centers).query(features)[1], np.intp)
 
 
 def _counts(labels: NDArray[np.intp], count: int) -> Float64s:

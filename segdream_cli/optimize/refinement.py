@@ -36,8 +36,8 @@ from segdream_cli.util.devices import send
 REPAINT_PIXELS = {"cpu": 2**16, "cuda": 2**20}
 """Pixels of the views that are repainted at once: on a CPU 4 views of 128 pixels, on CUDA 64, or 4 of 512."""
 COVERING = 1.5
-"""Axis times the square root of their number from which Gaussians on the unit sphere cover it: nearly half of their
-spacing sqrt(4 pi / n)."""
+"""n Gaussians cover the unit sphere if their longest axis is this over sqrt(n): nearly half of their spacing
+sqrt(4 pi / n)."""
 LAST_RATE = 0.1
 """Learning rates at the end of a round over those at its start."""
 
@@ -111,13 +111,13 @@ class Refinement:
         targets, backgrounds = self._targets(batch.assets, views)
         images = rendering.over(backgrounds[:, :, None, None])
         renders, alpha, wanted = (part.flatten(0, 1).permute(0, 3, 1, 2) for part in (images, rendering.alpha, targets))
-        # a mean over all views of as many per asset: times the number of assets, the sum of each asset's own
+        # the loss is a mean over all assets: times their number, it is the sum of the loss of each
         anchors = self._anchors(batch.assets, views)
         (len(batch) * fit_loss(self._config.refine, renders, alpha, wanted, anchors)).backward()
         batch.fit(gaussians, self._rates(number / now.iterations), self._config.refine.scale_range)
 
     def _locate(self, step: int) -> tuple[int, int]:
-        """Index of the round of a step of the run, from 1, and the step's index within the round."""
+        """Index of the round of a step of the run (the first step is 1), and the step's index within the round."""
         return self._config.refine.locate(step - self._config.optim.steps - 1)
 
     def _rates(self, progress: float) -> dict[str, float]:

@@ -8,11 +8,11 @@ from segdream_cli.config import RefineConfig
 from segdream_cli.render.cameras import Cameras, frame_sphere
 
 GOLDEN_ANGLE_DEG = 137.508
-"""Any number of successive multiples of it spread well over a circle."""
+"""Its successive multiples, however many, spread well over a circle."""
 
 
 def round_cameras(config: RefineConfig, index: int, views: Int[Tensor, " v"], size: int) -> Cameras:
-    """Cameras of some views of a round, on the CPU; the rounds count their views on, so that none sees one twice.
+    """Cameras of some views of a round, on the CPU; numbers continue from round to round, so that no view repeats.
 
     Args:
         config: the elevations, and the number of views of the rounds before.

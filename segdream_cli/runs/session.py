@@ -160,7 +160,7 @@ class Session:
             prompt: what to make.
             seed: seeds all random numbers.
             output: file to write at the end, with its run folder beside it; None keeps the asset in memory.
-            force: replace what exists.
+            force: overwrite existing output.
 
         Raises:
             UsageProblem: the prompt or the output can't be used.
@@ -186,18 +186,18 @@ class Session:
         output: str | Path | None = None,
         force: bool = False,
     ) -> Splats:
-        """Refines a splat or a mesh of any tool, as `segdream refine` does; the result keeps its frame and scale.
+        """Refines a splat or a mesh from any tool, as `segdream refine` does; the result keeps its frame and scale.
 
         Args:
             asset: the file.
             prompt: what it shows.
             front: azimuth of the object's front in degrees: 0 is +z, 90 is +x.
-            strength: largest share of noise that the prior repaints, 0 to 1; None leaves it to the preset.
-            distil: number of distillation steps before it.
+            strength: highest noise level of the repaint, 0 to 1; lower changes less. None leaves it to the preset.
+            distil: number of distillation steps before the refinement.
             sh: highest degree of spherical harmonics to keep.
             seed: seeds all random numbers.
             output: file to write at the end, with its run folder beside it; None keeps the result in memory.
-            force: replace what exists.
+            force: overwrite existing output.
 
         Raises:
             UsageProblem: the asset, the prompt, a setting or the output can't be used.

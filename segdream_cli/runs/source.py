@@ -1,4 +1,4 @@
-"""The asset that a refinement starts from: a splat or a mesh of any tool, in its own frame and scale."""
+"""The asset that a refinement starts from: a splat or a mesh from any tool, in its own frame and scale."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ HASHED_BYTES = 1 << 20
 ALPHA_MIN = 1 / 255
 """Opacity below which a Gaussian is not drawn."""
 OTHER_MESHES = (".gltf", ".off", ".stl")
-"""Suffixes of meshes that trimesh reads too."""
+"""Suffixes of meshes that trimesh reads and segdream does not."""
 FEWEST = 100
 """Smallest number of Gaussians that can be refined."""
 
@@ -39,7 +39,7 @@ class Start:
 
     Args:
         gaussians: the Gaussians to refine.
-        anchor: those of the source, whose views the result should resemble.
+        anchor: all Gaussians of the source; the views of the result should resemble theirs.
         placement: from the source's frame to the working frame.
         origin: the source's entries for the provenance of the result.
     """
@@ -64,7 +64,9 @@ def source_of(path: Path, front_deg: float = 0.0, sh: int = 3) -> Source:
     suffix = path.suffix.lower()
     if suffix in OTHER_MESHES:
         script = f"import trimesh; trimesh.load({str(path)!r}).export({f'{path}.glb'!r})"
-        raise UsageProblem(f"{path} is a mesh, and segdream reads .glb and .obj", hint=f"python -c {quote(script)}")
+        raise UsageProblem(
+            f"{path} is a mesh, and segdream reads only .glb and .obj meshes", hint=f"python -c {quote(script)}"
+        )
     if suffix != ".obj":
         formats.check_readable(path)
     return Source(str(path.resolve()), _hash(path), front_deg, sh)
@@ -88,7 +90,7 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
         )
     path = Path(source.path)
     with suppress(ValueError):
-        path = path.relative_to(Path.cwd())  # as messages name it
+        path = path.relative_to(Path.cwd())  # shorter in messages
     if _hash(path) != source.sha256:
         raise UsageProblem(f"{path} has changed since the run began", hint=again)
     splats = _read(path, config)
@@ -101,7 +103,7 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
     try:
         placement = place(splats, source.front_deg)
     except ValueError as problem:
-        raise UsageProblem(f"{path} has no size to work with: {problem}", hint=ANOTHER_FILE) from problem
+        raise UsageProblem(f"{path} has no usable size: {problem}", hint=ANOTHER_FILE) from problem
     whole = placement.apply(apply_edits(splats, Edits(sh=source.sh)))
     thin = apply_edits(whole, Edits(max_gaussians=config.densify.cap))
     for change in _changes(splats, thin, source):
@@ -131,14 +133,14 @@ def _read(path: Path, config: Config) -> Splats:
 
 
 def _changes(splats: Splats, thin: Splats, source: Source) -> Iterator[str]:
-    """Messages about what a refinement starts from, if not all of the asset."""
+    """Messages about the parts of the asset that the refinement drops or keeps as they are."""
     if surface.is_mesh(Path(source.path)):
         yield f"{len(splats):,} Gaussians on its surface; --set refine.surface=N changes their number"
     degree = BANDS.index(splats.shN.shape[1])
     if degree > source.sh:
         yield f"spherical harmonics of degree {degree} reduced to {source.sh}"
     elif degree:
-        yield "spherical harmonics kept, only the base colour is refined; --sh 0 drops them"
+        yield "spherical harmonics kept, but only the base colour is refined; --sh 0 drops them"
     if len(thin) < len(splats):
         yield f"{len(thin):,} of {len(splats):,} Gaussians kept, largest coverage first; see --max-gaussians"
 
@@ -153,7 +155,7 @@ def _hash(path: Path) -> str:
 
 
 def _comments(path: Path) -> list[str]:
-    """The comments of other tools in the header of a .ply."""
+    """The comments that other tools left in the header of a .ply."""
     if path.suffix.lower() != ".ply":
         return []
     with open_asset(path) as stream:

@@ -1,6 +1,6 @@
-"""Where an asset stands in the frame that assets are made in, and the way back.
+"""The transform of an asset to the working frame, in which segdream optimises, and its inverse.
 
-Assets of any tool have any size and position, and stray Gaussians. The object is what remains without those beyond
+Assets from other tools have any size and position, and stray Gaussians. The object is what remains without those beyond
 `STRAY` times the radius of the middle nine tenths of the visible centres; it is measured by the rule of `bounds`.
 """
 

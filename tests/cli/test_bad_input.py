@@ -379,7 +379,7 @@ def test_refine_names_what_it_cannot_use(refused, there, folder):
     refused(2, "none.glb can't be read", *run("none.glb"))
     refused(2, ["segdream can write .html files but not read them"], *run("page.html"))
     refused(2, ["'skool'", "--list-words"], *run("there.ply", prompt="a yellow skool bus"))
-    refused(2, ["--front up is neither +z, +x, -z, -x nor", "hint: --front +x"], *run("there.ply", "--front", "up"))
+    refused(2, ["--front up is not +z, +x, -z, -x or", "hint: --front +x"], *run("there.ply", "--front", "up"))
     refused(2, "--strength", *run("there.ply", "--strength", "1.5"))
     refused(2, "--no-browser only affects --view", *run("there.ply", "--no-browser"))
     refused(2, "refine.anchor can't be -1", *run("there.ply", "--set", "refine.anchor=-1"))
@@ -390,7 +390,7 @@ def test_refine_refuses_an_asset_of_absurd_size(refused, segdream, folder):
     segdream("init", BUS, "--init", "sphere", "--count", "200", "-o", "there.ply", *TINY[:2])
     splats = formats.read(folder / "there.ply")
     formats.write(folder / "there.ply", Splats(**{**splats.arrays(), "means": 1e25 * splats.means}))
-    told = "there.ply has no size to work with"
+    told = "there.ply has no usable size"
     refused(2, told, "refine", "there.ply", BUS, "-o", "out.ply", *TINY[:4])
 
 

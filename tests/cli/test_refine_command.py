@@ -118,7 +118,7 @@ def test_hint_for_another_mesh_converts_it(segdream, suffix):
     mesh.export(path)
     done = refine(segdream, asset=path)
     assert (done.code, done.out) == (2, "")
-    assert f"{path} is a mesh, and segdream reads .glb and .obj" in done.err
+    assert f"{path} is a mesh, and segdream reads only .glb and .obj meshes" in done.err
     command, *arguments = shlex.split(done.err.partition("hint: ")[2])
     assert command == "python"
     subprocess.run([sys.executable, *arguments], check=True)
@@ -148,7 +148,7 @@ def test_refine_splits_up_to_the_limit(segdream):
 def test_refine_keeps_higher_harmonics_or_drops_them(segdream):
     api.write("in.ply", ball(k=15))
     done = refine(segdream)
-    assert "in.ply: spherical harmonics kept, only the base colour is refined; --sh 0 drops them" in done.err
+    assert "in.ply: spherical harmonics kept, but only the base colour is refined; --sh 0 drops them" in done.err
     found = api.read("out.ply")
     assert found.shN == pytest.approx(ball(k=15).shN, abs=1e-5)
     assert np.abs(found.sh0 - ball().sh0).mean() > 0.01
