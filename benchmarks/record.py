@@ -57,7 +57,7 @@ FIGURES: dict[str, list[tuple[str, str, str]]] = {
         ("one asset", "mini_gpu_seconds", "4 s"),
         ("each of 24 assets at once", "mini_gpu_batch24_seconds_each", "0.35 s"),
         ("the prior's own point cloud", "mini_point_e_gpu_seconds", ""),
-        ("a step of the first version of the prior (64 px)", "mini_step_ms", ""),
+        ("a step of a 64 px prior before version 1", "mini_step_ms", ""),
         ("the same without `prior.cuda_graphs`", "mini_step_no_graphs_ms", ""),
     ],
     "engine": [
