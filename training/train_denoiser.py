@@ -275,7 +275,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.2e-3,
     text_until: Annotated[
-        float, typer.Option(help="Share of the training after which the text encoder stays, for the prior's Point-E.")
+        float, typer.Option(help="Share of the training after which the text encoder is fixed, for the Point-E.")
     ] = 0.45,
     seed: int = 2,
     device: str = "cuda",

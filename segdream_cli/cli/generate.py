@@ -210,4 +210,4 @@ def _list_words(request: Request, sink: Output) -> None:
         sink.result(f"{kind}: " + ", ".join(getattr(profile.vocabulary, kind)))
     for attribute in profile.vocabulary.attributes:
         if colors := [color for color, other in profile.vocabulary.excluded if other == attribute]:
-            sink.result(f"colors excluded by {attribute}: " + ", ".join(colors))
+            sink.result(f'colors excluded by "{attribute}": ' + ", ".join(colors))
