@@ -294,7 +294,8 @@ class Listening(Started):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_view_serves_the_page_until_a_signal(tmp_path, number, code):
-    run([*REAL, "init", BUS, *TINY, "-o", "bus.ply"], tmp_path)
+    made = run([*REAL, "init", BUS, *TINY[:2], "--init", "sphere", "--count", "40", "-o", "bus.ply"], tmp_path)
+    assert made.returncode == 0, made.stderr
     opened = tmp_path / "opened"
     browser = tmp_path / "browser"
     browser.write_text(f"#!/bin/sh\necho $1 > {opened}\n")
