@@ -122,7 +122,6 @@ class Config:
                 "densify.cap": REFINED_CAP,
                 "refine.enabled": True,
                 "refine.shN_lr": 0.0,
-                "refine.start_scale": None,
                 "refine.scale_range": list(REFINED_SCALES),
             }
         )

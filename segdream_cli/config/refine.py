@@ -89,8 +89,8 @@ class RefineConfig:
     """Scales are clamped to this range."""
     start_scale: Annotated[float | None, Within(1e-8)] = None
     """If given, Gaussians with a longer axis shrink to it before the fit of a round: the fit finds sharper edges from
-    small Gaussians with gaps than from large ones that overlap. For n Gaussians it is at least 1.5 / sqrt(n), so that
-    few of them still cover the object. `segdream refine` shrinks none."""
+    small Gaussians with gaps than from large ones that overlap. It is at least half the distance to
+    the neighbours, so that they still cover the object."""
     prune_opacity: Share = 0.02
     """Gaussians below this opacity are removed before a round."""
 

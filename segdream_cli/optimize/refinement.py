@@ -21,6 +21,7 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.optimize.adam import build_optimizers
 from segdream_cli.optimize.batch import Batch
 from segdream_cli.optimize.density import DensityStats
+from segdream_cli.optimize.start import neighbour_distance
 from segdream_cli.optimize.state import AssetState, Targets
 from segdream_cli.priors.protocol import Prior
 from segdream_cli.refine.losses import WINDOW, coarse, fit_loss
@@ -35,9 +36,8 @@ from segdream_cli.util.devices import send
 
 REPAINT_PIXELS = {"cpu": 2**16, "cuda": 2**20}
 """Pixels of the views that are repainted at once: on a CPU 4 views of 128 pixels, on CUDA 64, or 4 of 512."""
-COVERING = 1.5
-"""n Gaussians cover the unit sphere if their longest axis is this over sqrt(n): nearly half of their spacing
-sqrt(4 pi / n)."""
+COVERING = 0.5
+"""Axis over the distance to their neighbours from which Gaussians cover a surface."""
 LAST_RATE = 0.1
 """Learning rates at the end of a round over those at its start."""
 
@@ -180,9 +180,14 @@ class Refinement:
         views = quantized.split(now.views)
         anchors = [self._draw_anchors(*each) for each in zip(assets, repeat(cameras), backgrounds, strict=False)]
         if config.start_scale is not None:  # not before: the prior would repaint the gaps
-            sets = [shrink(each, max(config.start_scale, COVERING / math.sqrt(len(each)))) for each in sets]
+            sets = [self._shrink(each, config.start_scale) for each in sets]
         parts = zip(sets, views, backgrounds, anchors, strict=True)
         return [(gaussians, Targets(index, *each)) for gaussians, *each in parts]
+
+    def _shrink(self, gaussians: Gaussians, start_scale: float) -> Gaussians:
+        """Gaussians of at most `start_scale`, or as large as they must be to leave no holes."""
+        spacing = neighbour_distance(gaussians.params["means"].detach().cpu())
+        return shrink(gaussians, send((COVERING * spacing).clamp_min(start_scale), self._device))
 
     def _draw_noise(self, asset: AssetState, now: Round, size: int) -> Float[Tensor, "v c h w"]:
         """ε of each view of an asset, on the CPU."""

@@ -51,11 +51,11 @@ def split(gaussians: Gaussians, target: int) -> Gaussians:
 
 
 @torch.no_grad()
-def shrink(gaussians: Gaussians, longest: float) -> Gaussians:
-    """The same with no axis above `longest`: larger Gaussians keep their proportions."""
+def shrink(gaussians: Gaussians, longest: Float[Tensor, " n"]) -> Gaussians:
+    """The same with no axis above the `longest` of each: larger Gaussians keep their proportions."""
     log_scales = gaussians.params["log_scales"]
-    excess = (log_scales.amax(-1, keepdim=True) - math.log(longest)).clamp_min(0)
-    return Gaussians({**gaussians.params, "log_scales": log_scales - excess})
+    excess = (log_scales.amax(-1) - longest.log()).clamp_min(0)
+    return Gaussians({**gaussians.params, "log_scales": log_scales - excess[:, None]})
 
 
 def _rotate(quats: Float[Tensor, "n 4"], vectors: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:

@@ -197,7 +197,6 @@ def test_settings_of_a_refinement_are_gentle():
         assert gentle.densify.start == steps // 2
         assert gentle.optim.means_lr[0] < plain.optim.means_lr[0] / 3
         assert gentle.distill.sctd.t_high == 300
-        assert (gentle.refine.start_scale, plain.refine.start_scale is None) == (None, False)
         assert gentle.distill.sctd.warmup_shift == 0
     given = {"prior.name": MINI, "optim.means_lr": [0.1, 0.1], "refine.enabled": False}
     chosen = Request(settings=given, refines=True).resolve(profile)

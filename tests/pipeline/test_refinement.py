@@ -258,15 +258,19 @@ def test_out_of_memory_in_a_fit_can_be_repeated(monkeypatch):
     check_same(values(undisturbed), values(asset))
 
 
-def test_fit_starts_from_small_gaussians_and_the_views_of_the_large_ones(monkeypatch):
-    monkeypatch.setattr("segdream_cli.optimize.refinement.COVERING", 0.0)
-    plain, small = build(), build(refine__start_scale=0.02, refine__scale_lr=0.0)
+def test_fit_starts_from_small_gaussians_and_the_views_of_the_large_ones():
+    plain, small = build(), build(refine__start_scale=0.02, refine__scale_lr=0.0, refine__means_lr=0.0)
     large, asset = plain.prepare("a cube", 0), small.prepare("a cube", 0)
     advance(plain, [large], 3)
     advance(small, [asset], 3)
     assert torch.equal(asset.targets.images, large.targets.images)
     assert large.gaussians.scales.max() > 0.03
-    torch.testing.assert_close(asset.gaussians.scales.max(), torch.tensor(0.02))
+    means = asset.gaussians.params["means"].detach()
+    distances = torch.cdist(means, means).sort(1).values[:, 1:4]  # to the three nearest
+    limits = (distances.square().mean(1).sqrt() / 2).clamp_min(0.02)
+    longest = asset.gaussians.scales.amax(1)
+    assert (longest < limits + 1e-5).all()
+    assert (longest > limits - 1e-5).any()
 
 
 def test_few_gaussians_do_not_shrink_to_specks():
@@ -289,7 +293,7 @@ def test_few_gaussians_do_not_shrink_to_specks():
     )
     asset = pipe.prepare("a ball", 0, gaussians=given)
     advance(pipe, [asset], 1)
-    torch.testing.assert_close(asset.gaussians.scales.max(), torch.tensor(1.5 / n**0.5))
+    assert 0.05 < asset.gaussians.scales.min() < 0.1  # about half the spacing of the sphere's points
     cameras = round_cameras(pipe.config.refine, 0, torch.arange(4), 64)
     center = pipe.render(asset.gaussians, cameras).alpha[:, 22:42, 22:42]
     assert center.min() > 0.9

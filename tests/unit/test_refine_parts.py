@@ -239,8 +239,9 @@ def test_prune_removes_the_faint():
 
 def test_shrink_limits_the_longest_axis_and_keeps_proportions():
     gaussians = cloud()
-    smaller = shrink(gaussians, 0.05)
-    factors = np.minimum(1, 0.05 / gaussians.scales.detach().numpy().max(1))
+    limits = np.linspace(0.03, 0.07, len(gaussians), dtype=np.float32)
+    smaller = shrink(gaussians, torch.from_numpy(limits))
+    factors = np.minimum(1, limits / gaussians.scales.detach().numpy().max(1))
     assert 0 < (factors < 1).sum() < 300
     np.testing.assert_allclose(
         smaller.scales.detach().numpy(), gaussians.scales.detach().numpy() * factors[:, None], rtol=1e-5
