@@ -170,11 +170,11 @@ def main(
     intact = [sculpt(one, rng) for one in shown]
     truth = look(intact, place, seed)
 
-    def judged(views: Views) -> tuple[Scores, float]:
+    def judge_views(views: Views) -> tuple[Scores, float]:
         return score(views.images, labels, reader, views.alphas), psnr(views.images, truth.images)
 
     print("| | " + " | ".join((*SHOWN, "PSNR")) + " |\n| --- |" + " --- |" * (len(SHOWN) + 1))
-    print(row("intact", *judged(truth)))
+    print(row("intact", *judge_views(truth)))
     rows, seconds = [], 0.0
     for name in spoils or list(SPOILS):
         spoilt = [SPOILS[name](splats, rng) for splats in intact]
@@ -185,7 +185,7 @@ def main(
         for stage, assets in (("before", spoilt), ("after", refined)):
             views = look(assets, place, seed)
             rows.append(views.images)
-            scores, similarity = judged(views)
+            scores, similarity = judge_views(views)
             print(row(f"{name}, {stage}", scores, similarity))
             if keep_figures and not smoke:
                 record_all(f"refine_{name}_{stage}", scores, similarity, str(place))

@@ -86,7 +86,7 @@ def read(path: Path, count: int) -> Splats:
     sizes = extent * spacing * np.array([WIDTH, WIDTH, THICKNESS])
     return Splats(
         means=(extent * points).astype(np.float32),
-        quats=_facing(normals).astype(np.float32),
+        quats=_quats_along(normals).astype(np.float32),
         log_scales=np.tile(np.log(sizes), (len(kept), 1)).astype(np.float32),
         opacity_logits=to_opacity_logits(OPACITY * colors[:, 3]),
         sh0=((to_srgb(colors[:, :3]) - 0.5) / SH_C0).astype(np.float32),
@@ -333,7 +333,7 @@ def _means(values: Float64s, labels: NDArray[np.intp], count: int) -> Float64s:
     return np.asarray(sums / np.maximum(_counts(labels, count), 1))
 
 
-def _facing(normals: Float64s) -> Float64s:
+def _quats_along(normals: Float64s) -> Float64s:
     """Quaternions wxyz [n, 4] that turn +z to these unit normals [n, 3]; half a turn about x for -z."""
     x, y, z = normals.T
     quats = np.stack([1 + z, -y, x, np.zeros_like(z)], axis=1)

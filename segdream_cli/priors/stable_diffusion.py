@@ -90,7 +90,7 @@ class DiffusionPrior:
         self._sigmas = (1 - self.alphas_cumprod).sqrt().float().to(self.device)
         self._encode: Callable[[Tensor], tuple[Tensor, ...]] = self._posterior
         self._encode_only: Callable[[Tensor], tuple[Tensor, ...]] = self._posterior
-        self._decode: Callable[[Tensor], Tensor] = self._decoded
+        self._decode: Callable[[Tensor], Tensor] = self._decoder_output
         self._predict: Callable[..., Tensor] = self._unet_output
         self.chains: tuple[FallbackChain, ...] = ()
         if self.device.type == "cuda":
@@ -141,7 +141,9 @@ class DiffusionPrior:
         self.chains = (self._predict,)
         if bf16:
             images = torch.zeros(2, 3, self.image_size, self.image_size)
-            self._decode = build("the decoder", self.vae, self._decoded, examples=[latents], largest=LATENT_PIXELS)
+            self._decode = build(
+                "the decoder", self.vae, self._decoder_output, examples=[latents], largest=LATENT_PIXELS
+            )
             self._encode_only = build("the encoder", self.vae, self._posterior, examples=[images], largest=IMAGE_PIXELS)
             self.chains += self._decode, self._encode_only
 
@@ -215,10 +217,10 @@ class DiffusionPrior:
         """Decodes scaled latents to float32 images, nominally 0..1 and not clamped."""
         unscaled = (latents / self._scale + self._shift).to(self.dtype)
         needs_grad = unscaled.requires_grad and torch.is_grad_enabled()
-        rgb = (self._decoded if needs_grad else self._decode)(unscaled)
+        rgb = (self._decoder_output if needs_grad else self._decode)(unscaled)
         return (rgb.float() + 1) / 2
 
-    def _decoded(self, latents: Tensor) -> Tensor:
+    def _decoder_output(self, latents: Tensor) -> Tensor:
         """Images in -1..1 of unscaled latents."""
         rgb: Tensor = self.vae.decode(latents).sample
         return rgb

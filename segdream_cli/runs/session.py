@@ -205,10 +205,10 @@ class Session:
             SegdreamError: a step failed.
         """
         source = source_of(Path(asset), front, sh)
-        session = self._refining({"refine.strength": strength, "optim.steps": distil})
+        session = self._for_refinement({"refine.strength": strength, "optim.steps": distil})
         return _last(session._iterate_job(prompt, seed, output, force=force, source=source))
 
-    def _refining(self, settings: Mapping[str, Any]) -> "Session":
+    def _for_refinement(self, settings: Mapping[str, Any]) -> "Session":
         """A session with the same prior and the settings of a refinement."""
         request = dataclasses.replace(self.request, refines=True, settings={**self.request.settings, **settings})
         session = dataclasses.replace(self, request=request, config=request.resolve(self.checkpoint.profile))
