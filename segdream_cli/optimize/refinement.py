@@ -6,7 +6,6 @@ each step:         some views -> raster -> fit_loss -> backward pass -> update
 
 import math
 from collections.abc import Sequence
-from itertools import repeat
 
 import torch
 from jaxtyping import Float, UInt8
@@ -178,7 +177,9 @@ class Refinement:
                 batch.diverge(next(i for i, each in enumerate(batch.assets) if each is asset), message)
         quantized = (255 * repainted).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         views = quantized.split(now.views)
-        anchors = [self._draw_anchors(*each) for each in zip(assets, repeat(cameras), backgrounds, strict=False)]
+        anchors = [
+            self._draw_anchors(asset, cameras, behind) for asset, behind in zip(assets, backgrounds, strict=True)
+        ]
         if config.start_scale is not None:  # not before: the prior would repaint the gaps
             sets = [self._shrink(each, config.start_scale) for each in sets]
         parts = zip(sets, views, backgrounds, anchors, strict=True)

@@ -1,7 +1,6 @@
 """The asset that a refinement starts from: a splat or a mesh from any tool, in its own frame and scale."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,9 +21,8 @@ from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.edits import Edits, apply_edits
 from segdream_cli.splats.gaussians import Gaussians
 from segdream_cli.splats.placement import Placement, place
+from segdream_cli.util.download import file_sha256
 
-HASHED_BYTES = 1 << 20
-"""Bytes of a file to hash at a time."""
 ALPHA_MIN = 1 / 255
 """Opacity below which a Gaussian is not drawn."""
 OTHER_MESHES = (".gltf", ".off", ".stl")
@@ -147,11 +145,8 @@ def _changes(splats: Splats, thin: Splats, source: Source) -> Iterator[str]:
 
 def _hash(path: Path) -> str:
     """SHA-256 of a file; raises the errors of `open_asset`."""
-    digest = hashlib.sha256()
-    with open_asset(path) as stream:
-        while block := stream.read(HASHED_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    with open_asset(path):  # for its errors
+        return file_sha256(path)
 
 
 def _comments(path: Path) -> list[str]:
