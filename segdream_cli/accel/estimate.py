@@ -47,6 +47,7 @@ class Workload:
         compiling: whether the networks are compiled.
         rows_per_view: rows of the U-Net that a step evaluates per view, on average.
         assets: assets optimised at once.
+        decodes_per_view: images that a step decodes per view.
     """
 
     unet: Any
@@ -56,6 +57,7 @@ class Workload:
     compiling: bool
     rows_per_view: float
     assets: int = 1
+    decodes_per_view: float = 0.0
 
     @property
     def implementation(self) -> str:
@@ -95,7 +97,7 @@ class Workload:
         # a backward pass costs as much as a forward pass, which low-VRAM mode computes twice
         encodes = 3 if self.config.prior.low_vram else 2
         unet, encoder = self.sample_flops()
-        return rows * unet + views * encodes * encoder
+        return rows * unet + views * (encodes + DECODER * self.decodes_per_view) * encoder
 
     def refine_flops(self) -> float:
         """Floating-point operations of the networks in the whole refinement, of which only the repaint has any."""

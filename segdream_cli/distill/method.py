@@ -7,9 +7,11 @@ Shapes: a assets with v views each, b = a v rows of latents, asset by asset.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from segdream_cli.distill.guidance import Conditions
@@ -26,17 +28,36 @@ State = Mapping[str, Tensor]
 names with a dot are taken."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """Gradient of a method's loss with respect to the renders.
+
+    Args:
+        latents: by the latents z_0.
+        rgb: by the colours of the renders themselves, mirrored where z_0 is, also where z_0 encodes a disparity map;
+            None if the loss does not depend on them directly.
+    """
+
+    latents: Latents
+    rgb: Float[Tensor, "b 3 H W"] | None = None
+
+
 @runtime_checkable
 class Method(Protocol):
     """A way to distil a prior. It is built from the settings of a run, and raises UsageProblem if they do not fit.
 
     Attributes:
         rows_per_view: rows of the U-Net that a step evaluates per view, on average; estimates use it.
+        decodes_per_view: images that a step decodes per view; estimates use it.
     """
 
     @property
     def rows_per_view(self) -> float:
         """Rows of the U-Net per view and step."""
+
+    @property
+    def decodes_per_view(self) -> float:
+        """Decoded images per view and step."""
 
     def init_state(self, shape: Shape, generators: Generators) -> State:
         """What an asset keeps for the method, before its first step; on the CPU."""
@@ -49,8 +70,8 @@ class Method(Protocol):
 
     def gradient(
         self, prior: Prior, schedule: NoiseSchedule, latents: Latents, conditions: Conditions, draws: Sequence[Any]
-    ) -> Latents:
-        """The gradient of the method's loss with respect to the latents.
+    ) -> Gradient:
+        """The gradient of the method's loss.
 
         Args:
             prior: predicts noise and decodes latents.

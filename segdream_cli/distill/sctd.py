@@ -38,7 +38,7 @@ from torch import Tensor
 from segdream_cli.config import Config
 from segdream_cli.config.distill import SctdConfig
 from segdream_cli.distill.guidance import Conditions, guided_noise
-from segdream_cli.distill.method import Generators, Shape, State, merge
+from segdream_cli.distill.method import Generators, Gradient, Shape, State, merge
 from segdream_cli.distill.schedule import Latents, NoiseSchedule, PredictNoise, per_row
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.protocol import Prior
@@ -74,6 +74,8 @@ class Sctd:
         UsageProblem: the segments do not fit.
     """
 
+    decodes_per_view = 0.0
+
     def __init__(self, config: Config) -> None:
         self._config, self._distill = config.distill.sctd, config.distill
         self._edges = trajectory_segments(self._config)
@@ -102,11 +104,11 @@ class Sctd:
 
     def gradient(
         self, prior: Prior, schedule: NoiseSchedule, latents: Latents, conditions: Conditions, draws: Sequence[Draw]
-    ) -> Latents:
+    ) -> Gradient:
         """`sctd` of all views, each asset's under its own draw."""
         times = Times(*torch.tensor([draw.times for draw in draws]).T).repeat(len(latents) // len(draws))
         noise = merge([draw.noise for draw in draws], latents.device)
-        return sctd(prior.predict_noise, schedule, latents, noise, times, conditions, self._config)
+        return Gradient(sctd(prior.predict_noise, schedule, latents, noise, times, conditions, self._config))
 
     def _draw_noise(self, shape: Shape, generator: torch.Generator) -> Float[Tensor, "v c h w"]:
         """Gaussian noise for each view, plus a constant per channel that the views of an asset share (release)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from segdream_cli.config import Config
 from segdream_cli.config.distill import SdsConfig
 from segdream_cli.distill.guidance import Conditions, guided_noise
-from segdream_cli.distill.method import Generators, Shape, State, merge
+from segdream_cli.distill.method import Generators, Gradient, Shape, State, merge
 from segdream_cli.distill.schedule import Latents, NoiseSchedule, PredictNoise, per_row
 from segdream_cli.priors.protocol import Prior
 
@@ -30,6 +30,8 @@ class Draw:
 
 class Sds:
     """SDS as a `Method`."""
+
+    decodes_per_view = 0.0
 
     def __init__(self, config: Config) -> None:
         self._config, self._perp_neg = config.distill.sds, config.distill.perp_neg
@@ -55,12 +57,12 @@ class Sds:
 
     def gradient(
         self, prior: Prior, schedule: NoiseSchedule, latents: Latents, conditions: Conditions, draws: Sequence[Draw]
-    ) -> Latents:
+    ) -> Gradient:
         """`sds` of all views, averaged over the views of each asset."""
         t = torch.cat([draw.t for draw in draws])
         noise = merge([draw.noise for draw in draws], latents.device)
         views = len(latents) // len(draws)
-        return sds(prior.predict_noise, schedule, latents, noise, t, conditions, self._config) / views
+        return Gradient(sds(prior.predict_noise, schedule, latents, noise, t, conditions, self._config) / views)
 
 
 def sds(

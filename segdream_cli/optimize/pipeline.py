@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from segdream_cli.config import Config
 from segdream_cli.distill import build_method
 from segdream_cli.distill.guidance import Conditions
-from segdream_cli.distill.method import Method, Shape
+from segdream_cli.distill.method import Gradient, Method, Shape
 from segdream_cli.distill.schedule import Latents, NoiseSchedule
 from segdream_cli.distill.view_prompts import (
     PromptEmbeddings,
@@ -50,12 +50,20 @@ from segdream_cli.util.memory import out_of_memory, peak_memory_gib
 
 @dataclass(frozen=True, slots=True)
 class _Views:
-    """The views of one step: `a` assets from `v` cameras each, the `b` views asset by asset."""
+    """The views of one step: `a` assets from `v` cameras each, the `b` views asset by asset.
+
+    Args:
+        rgb: colours.
+        disparity: disparity maps, where a step needs any.
+        flip: which views are mirrored for the method.
+        images: what the method sees: colours or disparity, mirrored or not.
+    """
 
     cameras: Cameras
     rendering: Rendering
     rgb: Float[Tensor, "b h w 3"]
     disparity: Float[Tensor, "b h w 1"] | None
+    flip: Bool[Tensor, "b 1 1 1"]
     images: Float[Tensor, "b 3 h w"]
 
 
@@ -217,7 +225,10 @@ class Pipeline:
         batch.check_last()  # rolls the last step back if it was non-finite; the rasteriser has already waited for it
         latents = self.prior.encode_image(views.images, posterior_noise)  # z_0 = E(x)
         gradient = self._distill(batch, latents, views.cameras, draws)  # dL / dz_0
-        surrogate = (latents * gradient).sum()  # its derivative with respect to z_0 is `gradient`
+        surrogate = (latents * gradient.latents).sum()  # its derivative with respect to z_0 is `gradient.latents`
+        if gradient.rgb is not None:  # dL / dx of the colours, where L depends on them directly
+            rgb = torch.where(views.flip, views.rgb.flip(2), views.rgb).permute(0, 3, 1, 2)
+            surrogate = surrogate + (rgb * gradient.rgb).sum()
         (surrogate + self._regularizers(batch, gaussians, views)).backward()  # chain rule through E and g
         batch.update(gaussians, views.rendering)  # Adam and density control on θ
 
@@ -245,12 +256,10 @@ class Pipeline:
             images = torch.where(distill_disparity, disparity, images)
         if chosen[:, 1].any():
             images = torch.where(flip, images.flip(2), images)
-        return _Views(cameras, rendering, rgb, disparity, images.permute(0, 3, 1, 2))
+        return _Views(cameras, rendering, rgb, disparity, flip, images.permute(0, 3, 1, 2))
 
-    def _distill(
-        self, batch: Batch, latents: Latents, cameras: Cameras, draws: Sequence[object]
-    ) -> Float[Tensor, "b c h w"]:
-        """The gradient of the method's loss with respect to the latents, under the text of each view."""
+    def _distill(self, batch: Batch, latents: Latents, cameras: Cameras, draws: Sequence[object]) -> Gradient:
+        """The gradient of the method's loss, under the text of each view."""
         text = self._conditions(batch, cameras)
         return self.method.gradient(self.prior, self._schedule, latents.detach(), text, draws)
 

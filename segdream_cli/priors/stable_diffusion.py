@@ -303,14 +303,16 @@ def full_size(unet: torch.nn.Module) -> bool:
     return sum(parameter.numel() for parameter in unet.parameters()) >= COMPILED_PARAMETERS
 
 
-def workload(prior: DiffusionPrior, config: Config, rows_per_view: float, assets: int = 1) -> Workload:
+def workload(
+    prior: DiffusionPrior, config: Config, rows_per_view: float, assets: int = 1, *, decodes_per_view: float = 0.0
+) -> Workload:
     """The workload of a run that optimises `assets` assets at once with this prior, for an estimate.
 
-    `rows_per_view` is the distillation method's.
+    `rows_per_view` and `decodes_per_view` are the distillation method's.
     """
     compiling = compiles(config.prior, prior.unet, config.optim.steps)
     size = config.camera.image_size or prior.image_size
-    return Workload(prior.unet, prior.vae, config, size, compiling, rows_per_view, assets)
+    return Workload(prior.unet, prior.vae, config, size, compiling, rows_per_view, assets, decodes_per_view)
 
 
 def _load_network(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:

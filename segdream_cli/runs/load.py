@@ -131,7 +131,8 @@ def load_pipeline(
             steps=config.optim.steps,
         )
     if device.type == "cuda" and full_size(prior.unet):
-        work = workload(prior, config, build_method(config).rows_per_view, assets)
+        method = build_method(config)
+        work = workload(prior, config, method.rows_per_view, assets, decodes_per_view=method.decodes_per_view)
         needed = work.memory_gib(config.densify.cap or config.init.count)
         for line in forecast(needed, free_gib(device), work.seconds(device), config):
             reporter(Note(line))

@@ -8,13 +8,14 @@ import torch
 from fakes import AnalyticPrior
 
 from segdream_cli.config import Config
+from segdream_cli.distill.method import Gradient
 from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
 from segdream_cli.optimize import batch, losses, pipeline
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import HostCopy
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.runs.run_dir import RunDir, RunRecord
-from segdream_cli.splats import GROUPS
+from segdream_cli.splats import GROUPS, SH_C0
 from segdream_cli.util import memory
 
 CPU = torch.device("cpu")
@@ -204,10 +205,12 @@ def test_restore_names_a_missing_tensor():
             pipe.restore({key: value for key, value in tensors.items() if key != name}, "a cube", 0)
 
 
-def captured_loss(monkeypatch, asset_of, **settings):
-    """Gradients of the parameters after one step in which the distillation itself gives none."""
-    pipe = build(densify__every=1000, densify__reset_every=0, **settings)
-    monkeypatch.setattr(pipe.method, "gradient", lambda prior, schedule, latents, *_: torch.zeros_like(latents))
+def captured_loss(monkeypatch, asset_of, prior=None, rgb=None, **settings):
+    """Gradients of the parameters after one step in which the method gives none but, if asked, `rgb`."""
+    pipe = build(prior, densify__every=1000, densify__reset_every=0, **settings)
+    monkeypatch.setattr(
+        pipe.method, "gradient", lambda prior, schedule, latents, *_: Gradient(torch.zeros_like(latents), rgb)
+    )
     asset = asset_of(pipe)
     seen = {}
 
@@ -259,6 +262,37 @@ def test_regularizers_apply_total_variation_to_color_or_disparity(monkeypatch, n
     assert shapes == [(2, 32, 32, 3 if name == "tv_rgb" else 1)]
     assert grad["means"].abs().sum() > 0
     assert (grad["sh0"] is not None and bool(grad["sh0"].any())) is (name == "tv_rgb")
+
+
+def rgb_pull(monkeypatch, rgb, prior=None, **settings):
+    """sh0, and its gradient, after a step whose method asks for the gradient `rgb` of the colours."""
+    settings |= OFF | {"camera__backgrounds": {"black": 1.0}}
+    before, grad = captured_loss(monkeypatch, lambda pipe: pipe.prepare("a cube", 0), prior, rgb, **settings)
+    return before["sh0"], grad["sh0"]
+
+
+def test_rgb_gradient_reaches_the_colours_of_the_renders(monkeypatch):
+    """A channel is linear in its base colours, x = sum_i w_i (0.5 + C0 sh0_i): sum_i g_i (0.5 / C0 + sh0_i) is g.x."""
+    pull, prior = torch.zeros(2, 3, 32, 32), Watching()
+    pull[:, 0, :20, 12:] = 0.3
+    plain = {"distill__flip_probability": 0.0, "distill__disparity_probability": 0.0}
+    sh0, grad = rgb_pull(monkeypatch, pull, prior, **plain)
+    torch.testing.assert_close((grad * (0.5 / SH_C0 + sh0)).sum(), (prior.images[0] * pull).sum())
+    assert grad[:, 0].abs().sum() > 0
+    assert not grad[:, 1:].any()
+
+
+def test_rgb_gradient_is_mirrored_with_the_images_and_ignores_disparity(monkeypatch):
+    pull = torch.zeros(2, 3, 32, 32)
+    pull[:, 0, :20, 12:] = 0.3
+    plain = {"distill__flip_probability": 0.0, "distill__disparity_probability": 0.0}
+    _, expected = rgb_pull(monkeypatch, pull.flip(-1), **plain)
+    _, unflipped = rgb_pull(monkeypatch, pull, **plain)
+    _, flipped = rgb_pull(monkeypatch, pull, **(plain | {"distill__flip_probability": 1.0}))
+    _, shown_as_disparity = rgb_pull(monkeypatch, pull, **dict.fromkeys(plain, 1.0))
+    torch.testing.assert_close(flipped, expected)
+    torch.testing.assert_close(shown_as_disparity, expected)
+    assert not torch.allclose(unflipped, expected)
 
 
 class Watching(AnalyticPrior):

@@ -1,5 +1,6 @@
 """Forecasts of memory and time: operation counts, closed forms, and the fit to measurements at full size."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -46,6 +47,15 @@ def test_sample_flops_of_stable_diffusion(networks: tuple[Any, Any]) -> None:
     plain, low = (workload(networks, prior__low_vram=low).step_flops() for low in (False, True))
     assert plain == pytest.approx(4 * 4.8 * unet + 8 * encoder)
     assert low - plain == pytest.approx(4 * encoder)
+
+
+def test_step_flops_count_the_decoded_images(networks: tuple[Any, Any]) -> None:
+    plain = workload(networks)
+    decoding = dataclasses.replace(plain, decodes_per_view=2.0)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        AutoencoderKL(**VAE).decoder(torch.zeros(1, 4, 64, 64))
+    more = decoding.step_flops() - plain.step_flops()
+    assert more == pytest.approx(4 * 2 * counter.get_total_flops(), rel=0.01)
 
 
 STORED = {"prior__recomputed_values": False}

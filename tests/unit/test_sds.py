@@ -111,9 +111,9 @@ def test_gradient_averages_over_the_views_of_each_asset() -> None:
     method, latents = Sds(Config()), draw(3, 4, 3, 3)
     drawn = Draw(TIMESTEPS, draw(3, 4, 3, 3, seed=1))
     whole = sds(PRIOR.predict_noise, SCHEDULE, latents, drawn.noise, TIMESTEPS, conditions(), SdsConfig())
-    torch.testing.assert_close(method.gradient(PRIOR, SCHEDULE, latents, conditions(), [drawn]), whole / 3)
+    torch.testing.assert_close(method.gradient(PRIOR, SCHEDULE, latents, conditions(), [drawn]).latents, whole / 3)
     each = [Draw(TIMESTEPS[i : i + 1], drawn.noise[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(method.gradient(PRIOR, SCHEDULE, latents, conditions(), each), whole)
+    torch.testing.assert_close(method.gradient(PRIOR, SCHEDULE, latents, conditions(), each).latents, whole)
 
 
 @pytest.mark.parametrize(("perp_neg", "branches"), [(False, 2), (True, 4)])
