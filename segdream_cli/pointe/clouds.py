@@ -10,13 +10,13 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
 from segdream_cli.pointe.model import PointCloud, PointE
 from segdream_cli.util.download import cache_folder
 from segdream_cli.util.files import atomic_write
+from segdream_cli.util.tensor_files import dump_tensors, load_tensors
 
 LONG_S = 10.0
 """Seconds; a cloud that takes longer is announced."""
@@ -51,8 +51,8 @@ class Clouds:
         how = f"{self.device.type} {self.dtype}"
         key = hashlib.sha256(f"{self.digest} {how} {seed} {prompt}".encode()).hexdigest()
         path = cache_folder() / "clouds" / f"{key[:32]}.safetensors"
-        with suppress(OSError, SafetensorError, KeyError):  # a damaged file is replaced
-            stored = load_file(path)
+        with suppress(OSError, SafetensorError, ValueError, KeyError):  # a damaged file is replaced
+            stored, _ = load_tensors(path)
             cloud = PointCloud(stored["points"], stored["colors"])
             if not self._announced_cache:
                 self._announced_cache = True
@@ -62,7 +62,7 @@ class Clouds:
         with suppress(OSError, SegdreamError):  # without a writable cache a run takes longer, but works
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
-                temporary.write_bytes(save({"points": cloud.points, "colors": cloud.colors}))
+                temporary.write_bytes(dump_tensors({"points": cloud.points, "colors": cloud.colors}))
         return cloud
 
     def release(self) -> None:

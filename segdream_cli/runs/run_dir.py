@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.runs.jobs import Source
 from segdream_cli.util.files import atomic_write, write_problem
+from segdream_cli.util.tensor_files import dump_tensors, load_tensors
 
 FORMAT = 1
 RECORD_TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -195,17 +195,17 @@ class RunDir:
         """Replaces the checkpoint with the asset's current state."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in asset.tensors().items()}
         with atomic_write(self.checkpoint) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors))  # its save_file hides that the disk is full
+            temporary.write_bytes(dump_tensors(tensors))  # save_file of safetensors hides that the disk is full
 
     def load(self) -> dict[str, Tensor]:
-        """The tensors of the latest checkpoint.
+        """The tensors of the latest checkpoint; those of version 0.1.0 have no SHA-256 to compare.
 
         Raises:
             UsageProblem: it is damaged.
         """
         try:
-            tensors: dict[str, Tensor] = safetensors.torch.load_file(self.checkpoint)
-        except (SafetensorError, OSError) as problem:
+            tensors, _ = load_tensors(self.checkpoint)
+        except (SafetensorError, OSError, ValueError) as problem:
             raise self.damage_error(problem) from problem
         return tensors
 

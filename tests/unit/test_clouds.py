@@ -76,6 +76,11 @@ def test_clouds_replace_damaged_files_and_work_without_a_cache(cache: Path) -> N
     kept.write_bytes(kept.read_bytes()[:-9])
     assert torch.equal(build([], loads)("a", 0).points, cloud.points)
     assert loads == [1, 1]
+    content = bytearray(kept.read_bytes())
+    content[-9] ^= 4
+    kept.write_bytes(content)
+    assert torch.equal(build([], loads)("a", 0).points, cloud.points)
+    assert loads == [1, 1, 1]
     kept.unlink()
     kept.parent.rmdir()
     kept.parent.write_text("in the way")

@@ -185,6 +185,20 @@ def test_load_and_step_name_the_damaged_checkpoint(run, content):
     run.check_free(force=True)
 
 
+def test_load_names_a_checkpoint_with_a_flipped_bit(run):
+    run.save(asset())
+    content = bytearray(run.checkpoint.read_bytes())
+    content[-1000] ^= 16
+    run.checkpoint.write_bytes(content)
+    with pytest.raises(UsageProblem, match=r"checkpoint\.safetensors is damaged: .*SHA-256"):
+        run.load()
+
+
+def test_load_reads_a_checkpoint_without_a_hash(run):
+    save_file({"step": torch.tensor(4)}, run.checkpoint)
+    assert run.load() == {"step": torch.tensor(4)}
+
+
 def test_step_refuses_a_checkpoint_without_it(run):
     save_file({"other": torch.zeros(1)}, run.checkpoint)
     with pytest.raises(UsageProblem, match="damaged"):
