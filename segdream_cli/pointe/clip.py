@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.util.hub import HubDownload, HubModel
+from segdream_cli.util.hub import HubDownload, HubModel, absent_files
 
 _FILES = ("config.json", "model.safetensors", "tokenizer_config.json", "vocab.json", "merges.txt")
 _OPTIONAL_FILES = ("tokenizer.json", "special_tokens_map.json")
@@ -29,10 +29,10 @@ def resolve_clip(folder: Path | None, *, offline: bool, announce: Callable[[str]
         WeightsUnavailable: a file is missing, or the Hub can't be reached.
     """
     if folder is not None and (own := folder / CLIP.id.split("/")[1]).is_dir():
-        if absent := _absent_files(own):
+        if absent := absent_files(own, _FILES):
             raise WeightsUnavailable(f"{own} has no {', '.join(absent)}", hint=CLIP.fallback_hint)
         return own
-    return CLIP.locate(_is_complete, _plan, offline=offline, announce=announce)
+    return CLIP.locate_files(_FILES, _OPTIONAL_FILES, offline=offline, announce=announce)
 
 
 def plan_clip_download() -> HubDownload | None:
@@ -41,20 +41,4 @@ def plan_clip_download() -> HubDownload | None:
     Raises:
         WeightsUnavailable: the Hub can't be reached, or lacks a file.
     """
-    cached = CLIP.local_folder()
-    return None if cached is not None and _is_complete(cached) else _plan()
-
-
-def _absent_files(folder: Path) -> list[str]:
-    return [name for name in _FILES if not (folder / name).is_file()]
-
-
-def _is_complete(folder: Path) -> bool:
-    return not _absent_files(folder)
-
-
-def _plan() -> HubDownload:
-    listed = CLIP.list_files([*_FILES, *_OPTIONAL_FILES])
-    if absent := [name for name in _FILES if name not in listed]:
-        raise WeightsUnavailable(f"{CLIP.id} has no {', '.join(absent)} on the Hub", hint=CLIP.fallback_hint)
-    return CLIP.select(listed, listed)
+    return CLIP.plan_files(_FILES, _OPTIONAL_FILES)

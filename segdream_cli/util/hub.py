@@ -91,6 +91,35 @@ class HubModel:
             )
         return plan().fetch(announce)
 
+    def locate_files(
+        self, names: Collection[str], optional: Collection[str] = (), *, offline: bool, announce: Callable[[str], None]
+    ) -> Path:
+        """The folder of a snapshot with the files `names`; downloaded if necessary.
+
+        Args:
+            names: the files.
+            optional: files to download too if the Hub has them.
+            offline: never use the network, as for `locate`.
+            announce: receives a line with the size before the download starts.
+        """
+        return self.locate(
+            lambda folder: not absent_files(folder, names),
+            lambda: self._plan(names, optional),
+            offline=offline,
+            announce=announce,
+        )
+
+    def plan_files(self, names: Collection[str], optional: Collection[str] = ()) -> "HubDownload | None":
+        """The files that `locate_files` would download; None if the local cache has all `names`."""
+        cached = self.local_folder()
+        return None if cached is not None and not absent_files(cached, names) else self._plan(names, optional)
+
+    def _plan(self, names: Collection[str], optional: Collection[str]) -> "HubDownload":
+        listed = self.list_files([*names, *optional])
+        if absent := [name for name in names if name not in listed]:
+            raise WeightsUnavailable(f"{self.id} has no {', '.join(absent)} on the Hub", hint=self.fallback_hint)
+        return self.select(listed, listed)
+
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
         """Turns every error of the Hub's client into `WeightsUnavailable`."""
@@ -154,6 +183,11 @@ class HubDownload:
         announce(f"downloading {self.model.id}, {describe_download(self.missing)}, to {cache}")
         bars = None if progress is None else _silent_bar(progress, self.missing)
         return self.model.snapshot(self.names, tqdm_class=bars)
+
+
+def absent_files(folder: Path, names: Collection[str]) -> list[str]:
+    """Those of the files `names` that a folder lacks."""
+    return [name for name in names if not (folder / name).is_file()]
 
 
 def is_offline(asked: bool) -> bool:
