@@ -3,6 +3,7 @@
 Shapes: b rows of latents, k negative branches, l tokens of width d.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,15 +58,22 @@ def perp_neg(
 ) -> Float[Tensor, "b c h w"]:
     """Perp-Neg (Armandpour et al., 2023): negative branches act only at a right angle to the positive one.
 
-    With δ = ε - ε_u: ε_u + ω (δ_c + Σ_i w_i (δ_i - <δ_i, δ_c> / |δ_c|² δ_c)); inner products over all elements
-    of a row.
+    With δ = ε - ε_u: ε_u + ω (δ_c + Σ_i w_i (δ_i - <δ_i, δ_c> / |δ_c|² δ_c)).
     """
     positive = eps_cond - eps_uncond
-    negative = eps_negatives - eps_uncond
+    return eps_uncond + guidance_scale * (positive + perpendicular(positive, eps_negatives - eps_uncond, weights))
+
+
+def perpendicular(
+    positive: Float[Tensor, "b c h w"], negatives: Float[Tensor, "k b c h w"], weights: Float[Tensor, "k b"]
+) -> Float[Tensor, "b c h w"]:
+    """The weighted parts of the negative directions at a right angle to the positive one, summed.
+
+    Σ_i w_i (δ_i - <δ_i, δ_c> / |δ_c|² δ_c), inner products over all elements of a row.
+    """
     length = positive.square().sum((1, 2, 3), keepdim=True).clamp_min(1e-6)  # [b, 1, 1, 1]
-    along = (negative * positive).sum((2, 3, 4), keepdim=True) / length  # [k, b, 1, 1, 1]
-    away = (weights[:, :, None, None, None] * (negative - along * positive)).sum(0)
-    return eps_uncond + guidance_scale * (positive + away)
+    along = (negatives * positive).sum((2, 3, 4), keepdim=True) / length  # [k, b, 1, 1, 1]
+    return (weights[:, :, None, None, None] * (negatives - along * positive)).sum(0)
 
 
 def guided_noise(
@@ -79,18 +87,42 @@ def guided_noise(
 
     Without negative branches this is classifier-free guidance, and at scale 1 the conditional estimate alone.
     """
-    branch, row = conditions.weights.nonzero(as_tuple=True)  # [m] each
-    if guidance_scale == 1 and not len(row):
+    if guidance_scale == 1 and not conditions.weights.any():
         return predict_noise(latents, t, conditions.positive)
-    b, times = len(latents), torch.cat([t, t, t[row]])
-    branch, row, weights = (
-        part.to(latents.device, non_blocking=True) for part in (branch, row, conditions.weights.to(latents.dtype))
-    )
-    text = torch.cat([conditions.uncond, conditions.positive, conditions.negatives[branch, row]])
-    eps = predict_noise(torch.cat([latents, latents, latents[row]]), times, text)
-    eps_uncond, eps_cond, eps_active = eps.split([b, b, len(row)])
-    if not len(row):
+    texts = conditions.uncond, conditions.positive
+    (eps_uncond, eps_cond), eps_negatives = predict_branches(predict_noise, latents, t, texts, conditions)
+    if eps_negatives is None:
         return classifier_free(eps_uncond, eps_cond, guidance_scale)
-    eps_negatives = eps.new_zeros(len(weights), *eps_cond.shape)
-    eps_negatives[branch, row] = eps_active
+    weights = conditions.weights.to(eps_cond.device, eps_cond.dtype, non_blocking=True)
     return perp_neg(eps_uncond, eps_cond, eps_negatives, weights, guidance_scale)
+
+
+def predict_branches(
+    predict_noise: PredictNoise,
+    latents: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    texts: Sequence[Float[Tensor, "b l d"]],
+    conditions: Conditions,
+) -> tuple[Sequence[Float[Tensor, "b c h w"]], Float[Tensor, "k b c h w"] | None]:
+    """Noise estimates under each text and under the active negative branches, in one call of the network.
+
+    Returns:
+        the estimates of each text, and those of the negative branches, zero where a branch is not active; None without
+        active branches.
+    """
+    branch, row = conditions.weights.nonzero(as_tuple=True)  # [m] each
+    times = torch.cat([t] * len(texts) + [t[row]])
+    branch, row = (index.to(latents.device, non_blocking=True) for index in (branch, row))
+    rows = torch.cat([latents] * len(texts) + [latents[row]])
+    eps = predict_noise(rows, times, torch.cat([*texts, conditions.negatives[branch, row]]))
+    *eps_texts, eps_active = eps.split([len(latents)] * len(texts) + [len(row)])
+    if not len(row):
+        return eps_texts, None
+    eps_negatives = eps.new_zeros(len(conditions.weights), *latents.shape)
+    eps_negatives[branch, row] = eps_active
+    return eps_texts, eps_negatives
+
+
+def guided_rows(*, perp_neg: bool) -> float:
+    """Rows of the U-Net that `guided_noise` evaluates per view; with Perp-Neg on average over the azimuths."""
+    return 3.5 if perp_neg else 2.0

@@ -78,8 +78,17 @@ class Method(Protocol):
             schedule: its noise schedule.
             latents: encoded renders z_0, [b, c, h, w], detached.
             conditions: the text of every row.
-            draws: one per asset.
+            draws: one per asset, all of the same step.
         """
+
+
+def draw_noise(shape: Shape, offset: float, generator: torch.Generator) -> Float[Tensor, "v c h w"]:
+    """Gaussian noise for each view, plus a constant per channel that the views of an asset share.
+
+    LucidDreamer and the release of SCTD add the constant, whose standard deviation is `offset`.
+    """
+    noise = torch.randn(shape, generator=generator)
+    return noise + offset * torch.randn(1, shape[1], 1, 1, generator=generator)
 
 
 def merge(parts: Sequence[Tensor], device: torch.device) -> Tensor:

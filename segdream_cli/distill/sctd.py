@@ -37,8 +37,8 @@ from torch import Tensor
 
 from segdream_cli.config import Config
 from segdream_cli.config.distill import SctdConfig
-from segdream_cli.distill.guidance import Conditions, guided_noise
-from segdream_cli.distill.method import Generators, Gradient, Shape, State, merge
+from segdream_cli.distill.guidance import Conditions, guided_noise, guided_rows
+from segdream_cli.distill.method import Generators, Gradient, Shape, State, draw_noise, merge
 from segdream_cli.distill.schedule import Latents, NoiseSchedule, PredictNoise, per_row
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.protocol import Prior
@@ -86,7 +86,7 @@ class Sctd:
 
         The inversion takes 2 if t >= t_tau, else 1; over a run with the default settings that is 1.8 on average.
         """
-        return 1.8 + 1 + (3.5 if self._distill.perp_neg else 2)
+        return 1.8 + 1 + guided_rows(perp_neg=self._distill.perp_neg)
 
     def init_state(self, shape: Shape, generators: Generators) -> State:
         """ε*, kept for the whole run."""
@@ -111,10 +111,9 @@ class Sctd:
         return Gradient(sctd(prior.predict_noise, schedule, latents, noise, times, conditions, self._config))
 
     def _draw_noise(self, shape: Shape, generator: torch.Generator) -> Float[Tensor, "v c h w"]:
-        """Gaussian noise for each view, plus a constant per channel that the views of an asset share (release)."""
+        """ε*, with the release's constant per channel."""
         offset = self._config.noise_offset_perp_neg if self._distill.perp_neg else self._config.noise_offset
-        noise = torch.randn(shape, generator=generator)
-        return noise + offset * torch.randn(1, shape[1], 1, 1, generator=generator)
+        return draw_noise(shape, offset, generator)
 
 
 def trajectory_segments(config: SctdConfig, n_timesteps: int = 1000) -> Edges:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segdream_cli.config import Config
 from segdream_cli.config.distill import SdsConfig
-from segdream_cli.distill.guidance import Conditions, guided_noise
+from segdream_cli.distill.guidance import Conditions, guided_noise, guided_rows
 from segdream_cli.distill.method import Generators, Gradient, Shape, State, merge
 from segdream_cli.distill.schedule import Latents, NoiseSchedule, PredictNoise, per_row
 from segdream_cli.priors.protocol import Prior
@@ -39,7 +39,7 @@ class Sds:
     @property
     def rows_per_view(self) -> float:
         """Those of the guidance."""
-        return 3.5 if self._perp_neg else 2.0
+        return guided_rows(perp_neg=self._perp_neg)
 
     def init_state(self, shape: Shape, generators: Generators) -> State:
         """Nothing: all noise is fresh."""
