@@ -47,9 +47,14 @@ class Method(Protocol):
     """A way to distil a prior. It is built from the settings of a run, and raises UsageProblem if they do not fit.
 
     Attributes:
+        notes: remarks on the settings for the user, each with the setting that changes it.
         rows_per_view: rows of the U-Net that a step evaluates per view, on average; estimates use it.
         decodes_per_view: images that a step decodes per view; estimates use it.
     """
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks on the settings."""
 
     @property
     def rows_per_view(self) -> float:

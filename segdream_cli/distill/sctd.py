@@ -81,6 +81,25 @@ class Sctd:
         self._edges = trajectory_segments(self._config)
 
     @property
+    def notes(self) -> list[str]:
+        """Segments that shrink instead of grow, or are shorter than the smallest t - e."""
+        n, gap = self._config.segments, self._config.min_gap
+        lengths = [after - before for before, after in pairwise(self._edges)]
+        found = []
+        if self._config.segmentation == "mono" and lengths[1:] and lengths[1] < lengths[0]:
+            most = (self._edges[-1] - self._edges[0]) // lengths[0]
+            found.append(
+                f"{n} segments of at least {lengths[0]} timesteps do not fit into {self._edges[0]}..{self._edges[-1]}: "
+                f"they shrink to {min(lengths)}; --set distill.sctd.segments={most} makes them grow"
+            )
+        if min(lengths) < gap:
+            found.append(
+                f"the shortest of {n} segments has {min(lengths)} timesteps, fewer than distill.sctd.min_gap={gap}: "
+                "there, t is raised to the segment's end"
+            )
+        return found
+
+    @property
     def rows_per_view(self) -> float:
         """Rows of the inversion, of ε(ẑ_s, ∅) and of the guidance.
 
@@ -120,29 +139,34 @@ def trajectory_segments(config: SctdConfig, n_timesteps: int = 1000) -> Edges:
     """The N_s + 1 edges s_0 < s_1 < ... of the sub-trajectories (section 4.3).
 
     `uniform` cuts [t_min, t_max] into equal parts, as the release does; `full` cuts [0, T], as the paper prints
-    it; `mono` starts with a part of t_tau - t_min and grows each next one by a constant, as the release does.
+    it; `mono` starts with a part of t_tau - t_min and grows each next one by a constant, as the release does. That
+    constant is negative for many segments: the paper's ablation with N_s = 10 has parts that shrink.
 
     Raises:
-        UsageProblem: so many segments that some would be empty, or would shrink instead of grow.
+        UsageProblem: so many segments that some would be empty.
     """
-    n, low, high = config.segments, config.t_min, config.t_max
-    if config.segmentation == "full":
-        low, high = 0, n_timesteps
+    edges = _cut(config, config.segments, n_timesteps)
+    if not _increase(edges):
+        most = next(n for n in range(config.segments - 1, 0, -1) if _increase(_cut(config, n, n_timesteps)))
+        raise UsageProblem(
+            f"{config.segments} segments leave some of {edges[0]}..{edges[-1]} empty",
+            hint=f"--set distill.sctd.segments={most}",
+        )
+    return edges
+
+
+def _cut(config: SctdConfig, n: int, n_timesteps: int) -> Edges:
+    """The edges of `n` segments, which may be empty."""
+    low, high = (0, n_timesteps) if config.segmentation == "full" else (config.t_min, config.t_max)
     if config.segmentation == "mono" and n > 1:
         first = config.t_tau - low
         growth = 2 * (high - low - n * first) // (n * (n - 1))
-        if growth < 0:
-            most = (high - low) // first
-            raise UsageProblem(
-                f"{n} segments that start with {first} timesteps do not fit into {low}..{high}",
-                hint=f"--set distill.sctd.segments={max(most, 1)}",
-            )
-        edges = [low + i * first + growth * i * (i - 1) // 2 for i in range(n)] + [high]
-    else:
-        edges = [low + i * (high - low) // n for i in range(n + 1)]
-    if any(after <= before for before, after in pairwise(edges)):
-        raise UsageProblem(f"{n} segments leave some of {low}..{high} empty", hint="--set distill.sctd.segments=5")
-    return tuple(edges)
+        return (*(low + i * first + growth * i * (i - 1) // 2 for i in range(n)), high)
+    return tuple(low + i * (high - low) // n for i in range(n + 1))
+
+
+def _increase(edges: Edges) -> bool:
+    return all(before < after for before, after in pairwise(edges))
 
 
 def draw_times(config: SctdConfig, warmup: float, edges: Edges, generator: torch.Generator) -> tuple[int, int, int]:

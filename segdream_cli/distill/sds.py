@@ -31,6 +31,7 @@ class Draw:
 class Sds:
     """SDS as a `Method`."""
 
+    notes: Sequence[str] = ()
     decodes_per_view = 0.0
 
     def __init__(self, config: Config) -> None:

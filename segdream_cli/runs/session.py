@@ -121,7 +121,8 @@ class Session:
         model = config.prior.model
         if model is not None and Path(model).expanduser().is_dir():  # so that the run can be resumed from elsewhere
             config = config.set({"prior.model": str(Path(model).expanduser().resolve())})
-        build_method(config)  # these checks find errors that would otherwise come late
+        for text in build_method(config).notes:  # these checks find errors that would otherwise come late
+            reporter(Note(text))
         check_start(config.init.shape)
         cloud_text(config.init, None, checkpoint.profile.vocabulary)
         if negative_prompt is not None:

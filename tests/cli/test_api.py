@@ -57,6 +57,18 @@ def test_import_loads_nothing_heavy():
     assert torch_for_config == "False"
 
 
+def test_load_reports_the_notes_of_the_method():
+    events = []
+    mono = {"segmentation": "mono", "segments": 8, "t_tau": 150}
+    settings = {f"distill.sctd.{name}": value for name, value in mono.items()}
+    segdream.load(prior=MINI, device="cpu", settings=settings, reporter=events.append)
+    notes = [event.text for event in events if isinstance(event, reporter.Note)]
+    assert [text for text in notes if "--set distill.sctd.segments=" in text]
+    events.clear()
+    segdream.load(prior=MINI, device="cpu", reporter=events.append)
+    assert events == []
+
+
 def test_every_public_name_exists():
     assert {name: hasattr(segdream, name) for name in segdream.__all__} == dict.fromkeys(segdream.__all__, True)
     assert dir(segdream) == sorted(segdream.__all__)

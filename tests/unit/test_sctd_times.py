@@ -32,23 +32,56 @@ def test_trajectory_segments_match_the_release(changes: dict[str, object], edges
     assert trajectory_segments(SctdConfig(**changes)) == edges
 
 
+@pytest.mark.parametrize("segments", range(2, 15))
+def test_trajectory_segments_grow_by_the_constant_of_the_release(segments: int) -> None:
+    """Intervals t_tau - 20 + i d with d = floor(2 (960 - N (t_tau - 20)) / (N (N - 1))), the last one up to 980.
+
+    From 8 segments on d is negative; with 10, the paper's ablation, the release has d = -8.
+    """
+    step = math.floor(2 * (960 - segments * 130) / (segments * (segments - 1)))
+    assert segments != 10 or step == -8
+    expected = [20]
+    for i in range(segments - 1):
+        expected.append(expected[-1] + 130 + i * step)
+    assert trajectory_segments(SctdConfig(segmentation="mono", segments=segments)) == (*expected, 980)
+
+
 @pytest.mark.parametrize(
-    ("changes", "hint"),
+    ("changes", "fitting"),
     [
-        ({"segmentation": "mono", "segments": 8}, "distill.sctd.segments=7"),
-        ({"segmentation": "mono", "segments": 2, "t_tau": 990}, "distill.sctd.segments=1"),
-        ({"segmentation": "mono", "segments": 3, "t_tau": 20}, "distill.sctd.segments="),
-        ({"segments": 961}, "distill.sctd.segments="),
+        ({"segmentation": "mono", "segments": 15}, 14),
+        ({"segmentation": "mono", "segments": 2, "t_tau": 990}, 1),
+        ({"segmentation": "mono", "segments": 3, "t_tau": 20}, 1),
+        ({"segments": 961}, 960),
     ],
 )
-def test_trajectory_segments_refuse_shrinking_or_empty_segments(changes: dict[str, object], hint: str) -> None:
-    with pytest.raises(UsageProblem) as caught:
+def test_trajectory_segments_refuse_empty_segments_with_the_most_that_fit(
+    changes: dict[str, object], fitting: int
+) -> None:
+    with pytest.raises(UsageProblem, match=r"leave some of 20\.\.980 empty") as caught:
         trajectory_segments(SctdConfig(**changes))
-    assert hint in (caught.value.hint or "")
+    assert caught.value.hint == f"--set distill.sctd.segments={fitting}"
+    assert len(trajectory_segments(SctdConfig(**changes | {"segments": fitting}))) == fitting + 1
 
 
-def test_trajectory_segments_accept_their_own_hint() -> None:
-    assert len(trajectory_segments(SctdConfig(segmentation="mono", segments=7))) == 8
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"segments": 12}, []),  # parts of 80
+        ({"segments": 13}, ["shortest of 13 segments has 73"]),
+        ({"segmentation": "mono", "segments": 7}, []),
+        ({"segmentation": "mono", "segments": 8}, ["shrink to 112; --set distill.sctd.segments=7 "]),
+        ({"segmentation": "mono", "segments": 10}, ["shrink to 66; ", "has 66 timesteps"]),
+        ({"segmentation": "mono", "segments": 10, "min_gap": 66}, ["shrink to 66; "]),
+        ({"segments": 1, "segmentation": "mono"}, []),
+    ],
+)
+def test_sctd_notes_segments_that_shrink_or_are_short(changes: dict[str, object], expected: list[str]) -> None:
+    notes = Sctd(Config().set({f"distill.sctd.{name}": value for name, value in changes.items()})).notes
+    assert len(notes) == len(expected)
+    for text, part in zip(notes, expected, strict=True):
+        assert part in text
 
 
 @st.composite
@@ -73,20 +106,20 @@ def configs(draw: st.DrawFn) -> SctdConfig:
 
 @given(configs())
 def test_trajectory_segments_increase_without_gaps(config: SctdConfig) -> None:
+    low, high = (0, 1000) if config.segmentation == "full" else (config.t_min, config.t_max)
+    first = config.t_tau - low
+    grows = config.segmentation == "mono" and config.segments > 1
     try:
         edges = trajectory_segments(config)
     except UsageProblem:
-        span = 1000 if config.segmentation == "full" else config.t_max - config.t_min
-        grows = config.segmentation == "mono" and config.segments > 1
-        first = config.t_tau - config.t_min if grows else 1
-        assert config.segments * first > span or first < 1
+        assert first < 1 or config.segments * first > high - low if grows else config.segments > high - low
         return
-    low, high = (0, 1000) if config.segmentation == "full" else (config.t_min, config.t_max)
     assert (edges[0], edges[-1], len(edges)) == (low, high, config.segments + 1)
     lengths = [after - before for before, after in pairwise(edges)]
     assert min(lengths) > 0
-    if config.segmentation == "mono":
-        assert lengths == sorted(lengths)
+    if grows:
+        assert lengths[0] == first
+        assert (lengths == sorted(lengths)) == (config.segments * first <= high - low)
     else:
         assert max(lengths) - min(lengths) <= 1
 
