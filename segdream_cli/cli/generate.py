@@ -87,6 +87,12 @@ def generate(
             rich_help_panel=shared.QUALITY,
         ),
     ] = None,
+    beg: Annotated[
+        bool | None,
+        typer.Option(
+            "--beg/--no-beg", help="Fade colours that become too bright (BEG).", rich_help_panel=shared.QUALITY
+        ),
+    ] = None,
     config: shared.ConfigOption = None,
     assignments: shared.SetOption = None,
     prior: shared.PriorOption = None,
@@ -127,6 +133,7 @@ def generate(
                 "distill.guidance_scale": guidance_scale,
                 "distill.perp_neg": perp_neg,
                 "refine.enabled": refine,
+                "optim.beg": beg,
                 "output.preview_every": preview_every,
             },
             assignments,

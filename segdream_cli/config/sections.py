@@ -189,6 +189,18 @@ class OptimConfig:
     """Steps over which the limit grows (release)."""
     scale_range: Annotated[Range | None, Within(1e-8, increasing=True)] = None
     """If given, scales are clamped to this range (ours)."""
+    beg: bool = False
+    """Bright equalising (Connect3D): fade the colours of an asset that is too bright (release: off)."""
+    beg_start: Steps = 1000
+    """No equalising up to this step (Connect3D)."""
+    beg_stop: Steps = 4500
+    """No equalising from this step on (Connect3D)."""
+    beg_quantile: Share = 0.85
+    """Quantile of a view's pixels, and of the views, that measures the brightness (Connect3D)."""
+    beg_threshold: Amount = 0.9
+    """Brightness above which an asset is too bright (Connect3D)."""
+    beg_factor: Share = 0.8
+    """Factor on the spherical harmonics of such an asset; 0 is grey (Connect3D)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from segdream_cli.config import Config, Range
 from segdream_cli.distill.method import Method, Shape
 from segdream_cli.errors import Diverged
 from segdream_cli.optimize.adam import adam_step, clip_gradients, clip_limit, learning_rates
+from segdream_cli.optimize.beg import equalize
 from segdream_cli.optimize.density import accumulate, control_density, is_due
 from segdream_cli.optimize.report import HostCopy, first_nonfinite
 from segdream_cli.optimize.state import AssetState
@@ -153,12 +154,13 @@ class Batch:
             key, scale = "refine", self._config.refine.guidance_scale
         return f"--set {key}.guidance_scale={scale / 2:g}"
 
-    def update(self, stacked: Gaussians, rendering: Rendering) -> None:
+    def update(self, stacked: Gaussians, rendering: Rendering, bright: Bool[Tensor, " a"] | None = None) -> None:
         """Clips the gradients, takes a step of Adam, and controls the density of every asset.
 
         Args:
             stacked: the leaves that `stack` returned, with their gradients.
             rendering: the views they were rendered to, with the gradients of the projected centres.
+            bright: assets whose colours fade instead of taking the step; None is none of them.
 
         Raises:
             Diverged: a gradient is non-finite, unless the step is queued.
@@ -166,7 +168,7 @@ class Batch:
         config, step = self._config, self.step
         rates, limit = learning_rates(config.optim, step), clip_limit(config.optim, step)
         queued = self._queued and not is_due(step, config.densify)
-        grads_finite = self._move(stacked, rates, limit, config.optim.scale_range, queued=queued)
+        grads_finite = self._move(stacked, rates, limit, config.optim.scale_range, bright, queued=queued)
         if step < config.densify.stop and rendering.means2d.grad is not None:
             visible = rendering.radii > 0 if grads_finite is None else (rendering.radii > 0) & grads_finite
             stats = [asset.stats for asset in self.assets]
@@ -199,10 +201,11 @@ class Batch:
         rates: Mapping[str, float],
         limit: float,
         scale_range: Range | None,
+        bright: Bool[Tensor, " a"] | None = None,
         *,
         queued: bool,
     ) -> Bool[Tensor, ""] | None:
-        """Clips the gradients to `limit`, takes a step of Adam, and clamps the scales.
+        """Clips the gradients to `limit`, takes a step of Adam, clamps the scales, and fades the colours if `bright`.
 
         Returns:
             for a queued step, whether all gradients are finite, on the device; else None, and they are.
@@ -214,7 +217,10 @@ class Batch:
             self.check_last()
         sets = [asset.gaussians for asset in self.assets]
         optimizers = [asset.optimizers for asset in self.assets]
-        adam_step(sets, optimizers, stacked, self._config.optim, rates, grads_finite)
+        if bright is not None and grads_finite is not None:
+            bright = bright & grads_finite
+        with equalize(sets, optimizers, bright, self._config.optim.beg_factor):
+            adam_step(sets, optimizers, stacked, self._config.optim, rates, grads_finite)
         if scale_range is not None:
             low, high = map(math.log, scale_range)
             for values in (gaussians.params["log_scales"].data for gaussians in sets):

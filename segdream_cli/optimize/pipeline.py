@@ -30,7 +30,7 @@ from segdream_cli.distill.view_prompts import (
     view_weights,
 )
 from segdream_cli.errors import UsageProblem
-from segdream_cli.optimize import losses
+from segdream_cli.optimize import beg, losses
 from segdream_cli.optimize.adam import build_optimizers
 from segdream_cli.optimize.batch import Batch
 from segdream_cli.optimize.density import DensityStats
@@ -218,6 +218,7 @@ class Pipeline:
 
         Symbols: θ the Gaussians, g the rasteriser, E the encoder, L the loss of the method.
         """
+        optim = self.config.optim
         draws = batch.draw(self.method, self._latent_shape)  # the method's random numbers (SCTD: t, s, e, ε*)
         posterior_noise = self._draw_posterior_noise(batch)
         gaussians = batch.stack()  # θ, [a, n, ...]
@@ -230,7 +231,8 @@ class Pipeline:
             rgb = torch.where(views.flip, views.rgb.flip(2), views.rgb).permute(0, 3, 1, 2)
             surrogate = surrogate + (rgb * gradient.rgb).sum()
         (surrogate + self._regularizers(batch, gaussians, views)).backward()  # chain rule through E and g
-        batch.update(gaussians, views.rendering)  # Adam and density control on θ
+        bright = beg.is_bright(views.rgb, len(batch), optim) if beg.is_due(batch.step, optim) else None
+        batch.update(gaussians, views.rendering, bright)  # Adam and density control on θ
 
     def _render_views(self, batch: Batch, gaussians: Gaussians) -> _Views:
         """Draws the cameras of this step and renders the images to distill.
