@@ -17,8 +17,6 @@ from segdream_cli.runs.jobs import Job
 from segdream_cli.runs.spec import JobSpec, Request
 
 ASSET = "Asset"
-FRONTS = {"+z": 0.0, "+x": 90.0, "-z": 180.0, "-x": 270.0}
-"""Azimuth of each axis in degrees."""
 
 
 def refine(
@@ -29,10 +27,15 @@ def refine(
         str,
         typer.Option(
             "--front",
-            help="Front of the object: +z, +x, -z, -x, or an azimuth in degrees.",
+            help="Axis that the front faces, such as -x, or its azimuth in degrees.",
+            show_default="0: z, or -y with --up z",
             rich_help_panel=ASSET,
         ),
-    ] = "+z",
+    ] = "0",
+    up: Annotated[
+        str,
+        typer.Option("--up", help="Axis that points up: x, y, z, -x, -y or -z.", rich_help_panel=ASSET),
+    ] = "y",
     sh: Annotated[
         int,
         typer.Option("--sh", min=0, max=3, help="Drop spherical harmonics above this degree.", rich_help_panel=ASSET),
@@ -88,7 +91,7 @@ def refine(
 
     segdream refine scan.ply "a red car" -o car.ply
 
-    segdream refine toy.glb "a yellow duck" --front -x --strength 0.2 -o duck.spz
+    segdream refine toy.glb "a yellow duck" --up z --front -x --strength 0.2 -o duck.spz
 
     The result keeps the frame and the scale of the asset. segdream generate --resume resumes a stopped run.
     """
@@ -119,24 +122,45 @@ def refine(
     if no_browser and not view:
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
     reporter = TerminalReporter(Output(json=json, quiet=quiet), browser=not no_browser)
-    source = source_of(asset, parse_front(front), sh)
+    axis = parse_up(up)
+    source = source_of(asset, parse_front(front, axis), sh, axis)
     job = Job(prompt, seed, output or Path(f"{asset.stem}-refined.ply"), source)
     spec = JobSpec(request=request, jobs=(job,), negative_prompt=negative, force=force, live=view)
     run_jobs(spec, reporter, StopOnSignal())
 
 
-def parse_front(text: str) -> float:
-    """The azimuth in degrees of a front, given as an axis or as a number.
+def parse_up(text: str) -> str:
+    """The axis that points up, without its plus sign.
 
     Raises:
-        UsageProblem: it is neither.
+        UsageProblem: it is no axis.
     """
+    from segdream_cli.splats.placement import UPRIGHT
+
+    axis = text.lower().removeprefix("+")
+    if axis not in UPRIGHT:
+        raise UsageProblem(f"--up {quote(text)} is not one of {', '.join(UPRIGHT)}", hint="--up z")
+    return axis
+
+
+def parse_front(text: str, up: str = "y") -> float:
+    """The azimuth in degrees of a front, given as an axis or as a number, once the axis `up` is +y.
+
+    Raises:
+        UsageProblem: it is neither, or points up or down.
+    """
+    from segdream_cli.splats.placement import AXES, azimuth_of
+
+    across = [axis for axis in AXES if axis[-1] != up[-1]]
+    axis = text.lower().removeprefix("+")
+    if axis in across:
+        return azimuth_of(axis, up)
     try:
-        azimuth = FRONTS[text] if text in FRONTS else float(text)
+        azimuth = float(text)
     except ValueError:
         azimuth = math.nan
     if not abs(azimuth) <= 360:
         raise UsageProblem(
-            f"--front {quote(text)} is not {', '.join(FRONTS)} or an azimuth in degrees", hint="--front +x"
+            f"--front {quote(text)} is not {', '.join(across)} or an azimuth in degrees", hint=f"--front {across[0]}"
         )
     return azimuth

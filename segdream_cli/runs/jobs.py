@@ -26,14 +26,16 @@ class Source:
     Args:
         path: the absolute path.
         sha256: hash of its content.
-        front_deg: azimuth of the object's front in its own frame: 0 is +z, 90 is +x.
+        front_deg: azimuth of the object's front, once `up` is +y: 0 is +z, 90 is +x.
         sh: highest degree of spherical harmonics to keep, 0 to 3.
+        up: the axis of its own frame that points up, x to -z.
     """
 
     path: str
     sha256: str
     front_deg: float = 0.0
     sh: int = 3
+    up: str = "y"
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,12 +123,12 @@ class Session:
             config = config.set({"prior.model": str(Path(model).expanduser().resolve())})
         for text in build_method(config).notes:  # these checks find errors that would otherwise come late
             reporter(Note(text))
-        check_start(config.init.shape)
-        cloud_text(config.init, None, checkpoint.profile.vocabulary)
         if negative_prompt is not None:
             clean_negative(negative_prompt, checkpoint.profile.vocabulary)
         clouds = None
         if not request.refines:
+            check_start(config.init.shape)
+            cloud_text(config.init, None, checkpoint.profile.vocabulary)
             clouds = load_clouds(
                 config, checkpoint.profile.point_e, lambda: checkpoint, device, reporter, offline=request.offline
             )
@@ -180,6 +180,7 @@ class Session:
         prompt: str,
         *,
         front: float = 0.0,
+        up: str = "y",
         strength: float | None = None,
         distil: int = 0,
         sh: int = 3,
@@ -192,7 +193,8 @@ class Session:
         Args:
             asset: the file.
             prompt: what it shows.
-            front: azimuth of the object's front in degrees: 0 is +z, 90 is +x.
+            front: azimuth of the object's front in degrees, once `up` is +y: 0 is +z, 90 is +x.
+            up: the axis of the asset that points up: x, y, z, -x, -y or -z.
             strength: highest noise level of the repaint, 0 to 1; lower changes less. None leaves it to the preset.
             distil: number of distillation steps before the refinement.
             sh: highest degree of spherical harmonics to keep.
@@ -205,7 +207,7 @@ class Session:
             OutputExists: the output or an unfinished run of it exists.
             SegdreamError: a step failed.
         """
-        source = source_of(Path(asset), front, sh)
+        source = source_of(Path(asset), front, sh, up)
         session = self._for_refinement({"refine.strength": strength, "optim.steps": distil})
         return _last(session._iterate_job(prompt, seed, output, force=force, source=source))
 
@@ -491,7 +493,7 @@ def _repeat_command(record: RunRecord, run: RunDir) -> str:
     if record.source is not None:
         source = Source(**record.source)
         parts = ["segdream", "refine", source.path, record.prompt]
-        parts += ["--front", str(source.front_deg), "--sh", str(source.sh)]
+        parts += ["--front", str(source.front_deg), "--up", source.up, "--sh", str(source.sh)]
     parts += ["--seed", str(record.seed), "--quality", record.quality]
     if record.negative_prompt is not None:
         parts += ["--negative", record.negative_prompt]

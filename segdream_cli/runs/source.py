@@ -20,7 +20,7 @@ from segdream_cli.runs.jobs import Source
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.edits import Edits, apply_edits
 from segdream_cli.splats.gaussians import Gaussians
-from segdream_cli.splats.placement import Placement, place
+from segdream_cli.splats.placement import UPRIGHT, Placement, place
 from segdream_cli.util.download import file_sha256
 
 ALPHA_MIN = 1 / 255
@@ -53,12 +53,14 @@ class Start:
         return dataclasses.replace(placed, provenance={**splats.provenance, "source": self.origin})
 
 
-def source_of(path: Path, front_deg: float = 0.0, sh: int = 3) -> Source:
+def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y") -> Source:
     """The source in a file.
 
     Raises:
-        UsageProblem: it can't be read, or has no suffix of an asset or a mesh.
+        UsageProblem: it can't be read, or has no suffix of an asset or a mesh, or `up` is no axis.
     """
+    if up not in UPRIGHT:
+        raise UsageProblem(f"up can't be {up!r}; it is one of {', '.join(UPRIGHT)}", hint="--up z")
     suffix = path.suffix.lower()
     if suffix in OTHER_MESHES:
         script = f"import trimesh; trimesh.load({str(path)!r}).export({f'{path}.glb'!r})"
@@ -67,7 +69,7 @@ def source_of(path: Path, front_deg: float = 0.0, sh: int = 3) -> Source:
         )
     if suffix != ".obj":
         formats.check_readable(path)
-    return Source(str(path.resolve()), _hash(path), front_deg, sh)
+    return Source(str(path.resolve()), _hash(path), front_deg, sh, up)
 
 
 def load_source(source: Source, config: Config, note: Callable[[str], None], again: str) -> Start:
@@ -99,7 +101,7 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
             hint=f"--set refine.prune_opacity={highest / 2:.2g}" if highest > ALPHA_MIN else ANOTHER_FILE,
         )
     try:
-        placement = place(splats, source.front_deg)
+        placement = place(splats, source.front_deg, source.up)
     except ValueError as problem:
         raise UsageProblem(f"{path} has no usable size: {problem}", hint=ANOTHER_FILE) from problem
     whole = placement.apply(apply_edits(splats, Edits(sh=source.sh)))

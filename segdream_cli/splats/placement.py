@@ -5,12 +5,14 @@ Assets from other tools have any size and position, and stray Gaussians. The obj
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from segdream_cli.splats import Float64s, Splats
 from segdream_cli.splats.bounds import DEVIATIONS, VISIBLE_OPACITY, center_of, radius_of
+from segdream_cli.splats.edits import rotation_xyz
 from segdream_cli.splats.transform import transform
 
 WORKING_RADIUS = 0.95
@@ -20,6 +22,21 @@ CORE = 0.05
 """Share of the visible centres beyond each side of the box that sets the first radius."""
 STRAY = 3.0
 """Radii of that box beyond which a Gaussian is stray."""
+AXES: Mapping[str, Float64s] = {
+    sign + name: np.asarray(factor * row, np.float64)
+    for sign, factor in (("", 1), ("-", -1))
+    for name, row in zip("xyz", np.eye(3), strict=True)
+}
+"""Unit vector of each axis, x to -z."""
+UPRIGHT: Mapping[str, Float64s] = {
+    "y": rotation_xyz((0, 0, 0)),
+    "-y": rotation_xyz((180, 0, 0)),
+    "z": rotation_xyz((-90, 0, 0)),
+    "-z": rotation_xyz((90, 0, 0)),
+    "x": rotation_xyz((0, 0, 90)),
+    "-x": rotation_xyz((0, 0, -90)),
+}
+"""The quarter or half turn [3, 3] about x or z that takes an axis to +y."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +44,7 @@ class Placement:
     """The similarity x -> matrix x + offset from an asset's own frame to the working frame."""
 
     matrix: Float64s
-    """A rotation about y times a factor, [3, 3]."""
+    """A rotation times a factor, [3, 3]."""
     offset: Float64s
     """[3]."""
 
@@ -41,12 +58,13 @@ class Placement:
         return transform(splats, inverse, -inverse @ self.offset)
 
 
-def place(splats: Splats, front_deg: float = 0.0) -> Placement:
-    """The placement that puts the object at the origin, scales it to `WORKING_RADIUS` and turns its front to +Z.
+def place(splats: Splats, front_deg: float = 0.0, up: str = "y") -> Placement:
+    """The placement that centres the object, scales it to `WORKING_RADIUS`, stands it up and turns its front to +Z.
 
     Args:
         splats: the asset.
-        front_deg: azimuth of its front in its own frame: 0 is +z, 90 is +x.
+        front_deg: azimuth of its front after `UPRIGHT` of `up`: 0 is +z, 90 is +x.
+        up: the axis of its own frame that points up.
 
     Raises:
         ValueError: the asset has no extent, or one that 32-bit floats can't square.
@@ -58,8 +76,20 @@ def place(splats: Splats, front_deg: float = 0.0) -> Placement:
     turn = np.array(
         [[math.cos(angle), 0, -math.sin(angle)], [0, 1, 0], [math.sin(angle), 0, math.cos(angle)]]
     )  # takes the front (sin, 0, cos) to +z
-    matrix = WORKING_RADIUS / radius * turn
+    matrix = WORKING_RADIUS / radius * turn @ UPRIGHT[up]
     return Placement(matrix, -matrix @ center)
+
+
+def azimuth_of(front: str, up: str = "y") -> float:
+    """Azimuth in degrees, 0 to 360, of an axis after `UPRIGHT` of `up`.
+
+    Raises:
+        ValueError: the axis points up or down.
+    """
+    x, y, z = np.round(UPRIGHT[up] @ AXES[front])
+    if y:
+        raise ValueError(f"{front} points {'up' if y > 0 else 'down'}")
+    return float(np.degrees(np.arctan2(x, z)) % 360)
 
 
 def _measure(splats: Splats) -> tuple[Float64s, float]:

@@ -112,6 +112,42 @@ def test_refine_samples_a_mesh(segdream):
     assert "500 Gaussians on its surface" in done.err or "499 Gaussians on its surface" in done.err
 
 
+LIE_DOWN = {  # (x, y, z) of an upright asset -> the same point in a file with another axis up, and that asset's front
+    "y": ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], "z"),
+    "z": ([[1, 0, 0], [0, 0, -1], [0, 1, 0]], "-y"),
+    "-z": ([[1, 0, 0], [0, 0, 1], [0, -1, 0]], "+y"),
+    "-y": ([[1, 0, 0], [0, -1, 0], [0, 0, -1]], "-z"),
+    "x": ([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], "z"),
+    "-x": ([[0, -1, 0], [1, 0, 0], [0, 0, 1]], "z"),
+}
+
+
+@pytest.mark.parametrize("up", LIE_DOWN)
+def test_refine_stands_an_asset_up_and_lays_the_result_down_again(segdream, up):
+    """The same change as for the upright asset, in the frame of the asset; the prior's text depends on the view."""
+    matrix, front = np.array(LIE_DOWN[up][0], np.float64), LIE_DOWN[up][1]
+    api.write("upright.ply", ball(k=3))
+    api.write("in.ply", transform(ball(k=3), 5 * matrix, np.array([1.0, 2, 3])))
+    assert refine(segdream, asset="upright.ply", output="upright-out.ply").code == 0
+    for arguments in (("--up", up), ("--up", f"+{up}" if up in "xyz" else up, "--front", front)):
+        done = refine(segdream, *arguments, "--force")
+        assert (done.code, done.out) == (0, "out.ply\n"), done.err
+        assert RunDir(Path("out.run")).record().source["up"] == up
+        expected = transform(api.read("upright-out.ply"), 5 * matrix, np.array([1.0, 2, 3]))
+        found = api.read("out.ply")
+        assert np.quantile(np.abs(found.means - expected.means) / 5, 0.9) < 1e-3
+        assert np.quantile(np.abs(found.sh0 - expected.sh0), 0.9) < 0.1 * np.abs(found.sh0 - ball().sh0).mean()
+
+
+def test_refine_of_a_lying_asset_differs_without_up(segdream):
+    """Half of this ball is missing, so the repaint of a lying one moves other Gaussians."""
+    api.write("in.ply", transform(ball(800).select(np.arange(400)), np.array(LIE_DOWN["z"][0], float), np.zeros(3)))
+    assert refine(segdream, output="lying.ply").code == 0
+    assert refine(segdream, "--up", "z").code == 0
+    lying, upright = api.read("lying.ply"), api.read("out.ply")
+    assert np.abs(lying.sh0 - upright.sh0).mean() > 0.01
+
+
 @pytest.mark.parametrize("suffix", [".stl", ".off"])
 def test_hint_for_another_mesh_converts_it(segdream, suffix):
     mesh, path = trimesh.creation.icosphere(subdivisions=2, radius=5), Path(f"it's a {suffix[1:]}{suffix}")
@@ -270,7 +306,20 @@ def test_resume_refuses_an_asset_that_has_changed(segdream, prior):
 
 def test_hint_of_a_run_without_checkpoint_repeats_it(segdream):
     api.write("in.ply", moved(ball(k=8), 20.0))
-    arguments = ("--front", "-x", "--sh", "1", "--strength", "0.2", "--max-gaussians", "300", "--distil", "2")
+    arguments = (
+        "--front",
+        "-x",
+        "--up",
+        "-z",
+        "--sh",
+        "1",
+        "--strength",
+        "0.2",
+        "--max-gaussians",
+        "300",
+        "--distil",
+        "2",
+    )
     done = refine(segdream, *arguments, "--seed", "5", "--negative", "a red ball")
     assert done.code == 0, done.err
     whole = Path("out.ply").read_bytes()
@@ -302,10 +351,11 @@ def test_refine_refuses_to_do_nothing(segdream):
 
 def test_session_refines_as_the_command_does(segdream, prior):
     api.write("in.ply", moved(ball()))
-    assert refine(segdream, "--front", "+x", "--distil", "2", "--strength", "0.25", "--seed", "4").code == 0
+    given = ("--front", "+x", "--up", "z", "--distil", "2", "--strength", "0.25", "--seed", "4")
+    assert refine(segdream, *given).code == 0
     settings = {f"refine.{name}": values for name, values in ROUNDS.items()}
     session = api.load(prior=MINI, device="cpu", settings={**settings, "init.shape": "sphere", "optim.steps": 3})
-    arguments = {"front": 90, "distil": 2, "strength": 0.25, "seed": 4}
+    arguments = {"front": 90, "up": "z", "distil": 2, "strength": 0.25, "seed": 4}
     splats = session.refine("in.ply", BUS, output="api.ply", **arguments)
     assert Path("api.ply").read_bytes() == Path("out.ply").read_bytes()
     assert np.array_equal(session.refine("in.ply", BUS, **arguments).means, splats.means)
@@ -314,3 +364,5 @@ def test_session_refines_as_the_command_does(segdream, prior):
         session.refine("in.ply", BUS, output="api.ply")
     with pytest.raises(UsageProblem, match="can't be read"):
         session.refine("none.ply", BUS)
+    with pytest.raises(UsageProblem, match="up can't be 'up'; it is one of y, -y"):
+        session.refine("in.ply", BUS, up="up")
