@@ -4,10 +4,10 @@ Colours are the base colour, without light. Meshes are read as in glTF: y up, th
 """
 
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ CLEAR = 0.05
 """Opacity of a material below which a point of it is dropped."""
 GRAY = 0.5
 """Colour of a surface without one."""
+LONGEST_NAME = 200
+"""Characters of a file's name that messages show."""
 
 
 def is_mesh(path: Path) -> bool:
@@ -205,7 +207,7 @@ class _Resolver:
         if name.startswith("-"):
             name = name.split()[-1]
         try:
-            content = (self.folder / name.replace("\\", "/")).read_bytes()
+            content = self.path_of(name).read_bytes()
             if not name.lower().endswith(".mtl"):
                 Image.open(io.BytesIO(content)).verify()
         except Exception as problem:  # Pillow's decoders raise anything
@@ -214,6 +216,26 @@ class _Resolver:
         return content
 
     __getitem__ = get
+
+    def path_of(self, name: str) -> Path:
+        """The path of a file that the mesh names, with either kind of slash."""
+        return self.folder / name.replace("\\", "/")
+
+
+def _stand_in(path: Path) -> str:
+    """A command that puts an empty material file or a plain texture where a mesh expects one, or `ANOTHER_FILE`."""
+    suffix = path.suffix.lower()
+    if len(path.name) > LONGEST_NAME or path.is_dir() or suffix not in {".mtl", *Image.registered_extensions()}:
+        return ANOTHER_FILE
+    commands = [] if path.parent.is_dir() else [["mkdir", "-p", str(path.parent)]]
+    if path.exists():
+        commands.append(["mv", "-n", str(path), f"{path}.bak"])
+    if suffix == ".mtl":
+        commands.append(["touch", str(path)])
+    else:
+        script = f"from PIL import Image; Image.new('RGB', (1, 1), 'gray').save({str(path)!r}, 'PNG')"
+        commands.append(["python", "-c", script])
+    return " && ".join(map(shlex.join, commands))
 
 
 def _load(path: Path) -> list[tuple[Float64s, _Shade]]:
@@ -244,12 +266,10 @@ def _load(path: Path) -> list[tuple[Float64s, _Shade]]:
             f"{path} is damaged: {type(problem).__name__}: {str(problem)[:200]}", hint=ANOTHER_FILE
         ) from problem
     if resolver.missing:
-        name = resolver.missing[0][:200]
-        hint = f"ls {quote(str(path.parent))}  # put {name} there"
-        if name.lower().endswith(".mtl"):
-            wanted = path.parent / name.replace("\\", "/")
-            hint = f"touch {quote(str(wanted))}  # no materials, if you can't put it there"
-        raise UsageProblem(f"{path} names the file {name}, which can't be read", hint=hint)
+        name = resolver.missing[0]
+        raise UsageProblem(
+            f"{path} names the file {name[:LONGEST_NAME]}, which can't be read", hint=_stand_in(resolver.path_of(name))
+        )
     return parts
 
 

@@ -1,8 +1,11 @@
 """Meshes to Gaussians: where they lie, how they face, their colours by hand, and files that can't be used."""
 
 import json
+import re
 import shlex
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from scipy.spatial import KDTree
 
 from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
+from segdream_cli.formats.common import ANOTHER_FILE
 from segdream_cli.mesh import surface
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.view import render
@@ -218,14 +222,38 @@ def refused(path, words):
     assert caught.value.hint
 
 
-def test_hint_for_a_missing_material_file_lets_the_mesh_be_read(tmp_path):
-    path = write_obj(tmp_path, head="mtllib it's gone.mtl\nusemtl one\n")
-    with pytest.raises(UsageProblem, match=r"names the file it's gone\.mtl") as caught:
+@pytest.mark.parametrize(
+    ("head", "mtl", "name"),
+    [
+        ("mtllib it's gone.mtl\nusemtl one\n", "", "it's gone.mtl"),
+        ("mtllib sub\\gone.mtl\nusemtl one\n", "", "sub\\gone.mtl"),
+        (USES, 'newmtl one\nmap_Kd it\'s a "texture".JPG\n', 'it\'s a "texture".JPG'),
+        (USES, "newmtl one\nKd 1 0 0\nmap_Kd -s 1 1 1 no/such/folder/t.tga\n", "no/such/folder/t.tga"),
+        (USES, "newmtl one\nmap_Kd t.png\n", "t.png"),
+    ],
+)
+@pytest.mark.parametrize("broken", [False, True], ids=["missing", "broken"])
+def test_hint_for_a_missing_file_lets_the_mesh_be_read(tmp_path, head, mtl, name, broken):
+    """A broken file is kept under another name."""
+    path = write_obj(tmp_path, head=head, mtl=mtl, texture=False)
+    file = tmp_path / name.replace("\\", "/")
+    if broken:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("not an image") if file.suffix != ".mtl" else file.symlink_to("nowhere")
+    with pytest.raises(UsageProblem, match=re.escape(f"names the file {name}, which can't be read")) as caught:
         surface.read(path, 50)
-    command, materials = shlex.split(caught.value.hint, comments=True)
-    assert command == "touch"
-    Path(materials).touch()
+    python = f"{shlex.quote(sys.executable)} -c"
+    subprocess.run(caught.value.hint.replace("python -c", python), shell=True, check=True)
     assert colors(surface.read(path, 50)) == pytest.approx(surface.GRAY, abs=0.01)
+    assert not broken or file.suffix == ".mtl" or Path(f"{file}.bak").read_text() == "not an image"
+
+
+@pytest.mark.parametrize("name", [".", "t.bin", 300 * "t" + ".png"])
+def test_hint_for_a_file_that_cannot_be_replaced_names_another_asset(tmp_path, name):
+    path = write_obj(tmp_path, head=USES, mtl=f"newmtl one\nmap_Kd {name}\n", texture=False)
+    with pytest.raises(UsageProblem, match=r"names the file .*, which can't be read") as caught:
+        surface.read(path, 50)
+    assert caught.value.hint == ANOTHER_FILE
 
 
 @pytest.mark.parametrize(
