@@ -49,6 +49,20 @@ class UsageProblem(SegdreamError):
     exit_code = 2
 
 
+class PromptProblem(UsageProblem):
+    """A prompt can't be used, and another one can.
+
+    Args:
+        message: see `SegdreamError`.
+        prompt: the text as given.
+        instead: the text to use; the command line puts it into the command in place of `prompt`.
+    """
+
+    def __init__(self, message: str, *, prompt: str, instead: str) -> None:
+        super().__init__(message, hint=f'segdream generate "{instead}"')
+        self.prompt, self.instead = prompt, instead
+
+
 class EnvironmentProblem(SegdreamError):
     """The machine lacks something that the command needs."""
 

@@ -1,6 +1,7 @@
 """The command line: one file per command. Errors become messages and exit codes here."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import typer
 
 from segdream_cli.cli import doctor, export, fetch, generate, init, refine, render, view
 from segdream_cli.cli.output import Output
-from segdream_cli.errors import EXIT_CODES, Interrupted, SegdreamError, UsageProblem
+from segdream_cli.errors import EXIT_CODES, Interrupted, PromptProblem, SegdreamError, UsageProblem
 from segdream_cli.util import compat, files
 
 EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -72,6 +73,8 @@ def run(arguments: Sequence[str]) -> int:
     except SegdreamError as problem:
         if os.environ.get("SEGDREAM_DEBUG"):
             raise
+        if isinstance(problem, PromptProblem):
+            problem.hint = _with_prompt(arguments, problem) or problem.hint
         output.error(problem)
         return problem.exit_code
     except Interrupted as stop:
@@ -80,6 +83,13 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _with_prompt(arguments: Sequence[str], problem: PromptProblem) -> str | None:
+    """The command line with a prompt that can be used; None if the refused one is not on it."""
+    if problem.prompt not in arguments:
+        return None
+    return shlex.join(["segdream", *(problem.instead if each == problem.prompt else each for each in arguments)])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

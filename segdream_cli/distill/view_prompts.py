@@ -15,10 +15,12 @@ from torch import Tensor
 
 from segdream_cli.config import ViewConfig
 from segdream_cli.distill.guidance import Conditions
-from segdream_cli.errors import UsageProblem
+from segdream_cli.errors import PromptProblem, UsageProblem
 from segdream_cli.priors.profile import ViewPhrases, Vocabulary
 
 MAX_PROMPT = 1000
+CONTROL = ("Cc", "Cs")
+"""Unicode categories of characters that no prompt has: control characters and lone surrogates."""
 WORDS_HINT = "segdream generate --list-words"
 FRONT, SIDE, BACK, OVERHEAD, RING = range(5)
 
@@ -36,7 +38,7 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
     """
     text = _strip_text(prompt, "prompt")
     if not text:
-        raise UsageProblem("the prompt is empty", hint='segdream generate "a yellow school bus" -o bus.ply')
+        raise PromptProblem("the prompt is empty", prompt=prompt, instead="a yellow school bus")
     if vocabulary is None:
         return text
     phrases = _find_phrases(text, vocabulary)
@@ -52,9 +54,10 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
     for color, attribute in vocabulary.excluded:
         if color in phrases and attribute in phrases:
             rest = [phrase for phrase in phrases if phrase != color]
-            raise UsageProblem(
+            raise PromptProblem(
                 f"this prior does not know {color!r} together with {attribute!r}",
-                hint=f'segdream generate "{_with_article(rest)}"',
+                prompt=prompt,
+                instead=_with_article(rest),
             )
     return " ".join(phrases)
 
@@ -82,15 +85,18 @@ def _strip_text(text: str, name: str) -> str:
     Raises:
         UsageProblem: it is too long or has control characters.
     """
-    text = text.strip()
+    given, text = text, text.strip()
     if len(text) > MAX_PROMPT:
         raise UsageProblem(
             f"the {name} has {len(text):,} characters, but the limit is {MAX_PROMPT:,}",
             hint="describe one object in a sentence",
         )
-    odd = next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), None)
+    odd = next((character for character in text if unicodedata.category(character) in CONTROL), None)
     if odd is not None:
-        raise UsageProblem(f"the {name} has the control character {odd!r}", hint="put each prompt on a line of its own")
+        plain = "".join(" " if unicodedata.category(character) in CONTROL else character for character in text)
+        raise PromptProblem(
+            f"the {name} has the control character {odd!r}", prompt=given, instead=" ".join(plain.split())
+        )
     return text
 
 

@@ -76,7 +76,7 @@ def format_of(path: Path) -> str:
     nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
     raise UsageProblem(
         f"{path} has no known suffix; use one of {', '.join(known)}",
-        hint=f"name the file {path.stem or 'asset'}{nearest[0]}",
+        hint=f"-o {quote(str(path.with_name(path.stem + nearest[0]) if path.name else path / f'asset{nearest[0]}'))}",
     )
 
 
@@ -139,7 +139,7 @@ def check_format(path: Path, format: str | None = None) -> str:
     if not goes_with(path, name):
         raise UsageProblem(
             f"the format {name} is written to {suffix} files, not to {path.name}",
-            hint=f"-o {path.with_suffix(suffix)}",
+            hint=f"-o {quote(str(path.with_suffix(suffix)))}",
         )
     return name
 

@@ -28,7 +28,7 @@ def check_output(path: Path, *, force: bool) -> None:
     folder = path.parent
     try:  # fails for a name that is too long, or a folder without access
         if path.is_dir():
-            raise UsageProblem(f"{path} is a folder", hint=f"name a file in it, such as -o {path / 'asset.ply'}")
+            raise UsageProblem(f"{path} is a folder", hint=f"-o {shlex.quote(str(path / 'asset.ply'))}")
         if not folder.is_dir():
             raise UsageProblem(f"the folder {folder} does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}")
         if path.exists() and not force:

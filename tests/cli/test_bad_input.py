@@ -379,11 +379,36 @@ def test_refine_names_what_it_cannot_use(refused, there, folder):
     refused(2, "none.glb can't be read", *run("none.glb"))
     refused(2, ["segdream can write .html files but not read them"], *run("page.html"))
     refused(2, ["'skool'", "--list-words"], *run("there.ply", prompt="a yellow skool bus"))
-    refused(2, ["--front up is not +z, +x, -z, -x or", "hint: --front +x"], *run("there.ply", "--front", "up"))
+    refused(2, ["--front up is not x, z, -x, -z or", "hint: --front x"], *run("there.ply", "--front", "up"))
+    refused(2, "--front -y is not x, z, -x, -z or", *run("there.ply", "--front", "-y"))
+    refused(2, "--front z is not x, y, -x, -y or", *run("there.ply", "--front", "z", "--up", "-z"))
+    refused(2, ["--up 90 is not one of y, -y, z, -z, x, -x", "hint: --up z"], *run("there.ply", "--up", "90"))
     refused(2, "--strength", *run("there.ply", "--strength", "1.5"))
     refused(2, "--no-browser only affects --view", *run("there.ply", "--no-browser"))
     refused(2, "refine.anchor can't be -1", *run("there.ply", "--set", "refine.anchor=-1"))
     refused(6, ["there.ply exists", "--force"], "refine", "there.ply", BUS, "-o", "there.ply", *TINY[:4])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "instead"),
+    [
+        ("a white teapot with white spots", "a teapot with white spots"),
+        ("", "a yellow school bus"),
+        ("a red\nball", "a red ball"),
+    ],
+)
+def test_hint_for_a_prompt_repeats_the_command_with_another_one(refused, segdream, folder, prompt, instead):
+    segdream("init", BUS, "--init", "sphere", "--count", "200", "-o", "it's.ply", *TINY[:2])
+    for command in (
+        ("generate", prompt, "-o", "out.ply", "--seed", "3", *SIX),
+        ("generate", BUS, "-o", "out.ply", "--init-prompt", prompt, *TINY[:4]),
+        ("refine", "it's.ply", prompt, "-o", "out.ply", "--front", "-x", *TINY[:4]),
+        ("init", prompt, "-o", "out.ply", *TINY[:2], "--init", "sphere"),
+    ):
+        done = refused(2, "hint: segdream", *command)
+        program, *words = shlex.split(done.err.partition("hint: ")[2])
+        assert (program, words) == ("segdream", [instead if word == prompt else word for word in command])
+    assert segdream(*words).code == 0
 
 
 def test_refine_refuses_an_asset_of_absurd_size(refused, segdream, folder):

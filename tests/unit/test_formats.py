@@ -128,7 +128,7 @@ def test_format_of_suffixes() -> None:
     for name, hint in (("cat.plyy", "cat.ply"), ("cat.spalt", "cat.splat"), ("cat", "cat.ply")):
         with pytest.raises(UsageProblem, match=r"\.ply, .*\.splat") as caught:
             formats.format_of(Path(name))
-        assert caught.value.hint == f"name the file {hint}"
+        assert caught.value.hint == f"-o {hint}"
 
 
 def test_read_refuses_unknown_suffixes() -> None:
