@@ -8,12 +8,11 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +29,8 @@ from segdream_cli.util.download import (
     file_sha256,
 )
 from segdream_cli.util.files import atomic_write, exclusive
-from segdream_cli.util.hub import first_line, is_offline
+from segdream_cli.util.hub import is_offline
+from segdream_cli.util.weights import read_errors, read_pickled
 
 ADDRESS = "https://openaipublic.azureedge.net/main/point-e"
 """OpenAI's address of the files."""
@@ -153,7 +153,7 @@ def open_point_e(
     total = hashlib.sha256()
     for part, path in parts.items():
         if path is not None:
-            with _read_errors(path):
+            with read_errors(path, _FALLBACK_HINT):
                 total.update(f"{part} {hashes.get(path) or file_sha256(path)}\n".encode())
     return PointECheckpoint(base=base, upsample=upsample, digest=total.hexdigest(), origin=origin)
 
@@ -166,7 +166,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    with _read_errors(path):
+    with read_errors(path, _FALLBACK_HINT):
         state: dict[str, Tensor] = load_file(path)
     return state
 
@@ -249,14 +249,14 @@ def _resolve_local(folder: Path, file: Published, announce: Callable[[str], None
     ready, pickled = (folder / f"{file.stem}.{suffix}" for suffix in ("safetensors", "pt"))
     if ready.is_file():
         _check_stage(read_state(ready), ready, file)
-        with _read_errors(ready):
+        with read_errors(ready, _FALLBACK_HINT):
             return ready, file_sha256(ready)
     if not pickled.is_file():
         raise WeightsUnavailable(
             f"{folder} has neither {pickled.name} nor {ready.name}",
             hint=_FALLBACK_HINT,
         )
-    with _read_errors(pickled):
+    with read_errors(pickled, _FALLBACK_HINT):
         found = file_sha256(pickled)
     store = _store() / found[:16]
     if not _record_path(store, file).is_file() or not _weights_path(store, file).is_file():
@@ -271,7 +271,7 @@ def _resolve_local(folder: Path, file: Published, announce: Callable[[str], None
 def _verify_cached(store: Path, file: Published) -> tuple[Path, str]:
     """Compares the cached safetensors of a stage with their record; returns their path and SHA-256."""
     record, path = _read_record(store, file), _weights_path(store, file)
-    with _read_errors(path):
+    with read_errors(path, _FALLBACK_HINT):
         found = file_sha256(path)
     if found != record.converted_sha256:
         raise WeightsUnavailable(
@@ -297,7 +297,7 @@ def _convert(pickled: Path, store: Path, file: Published, origin: str, sha256: s
     """Converts the weights of a .pt to safetensors in the cache, then writes the record."""
     from safetensors.torch import save
 
-    state = _unpickle(pickled)
+    state = read_pickled(pickled, _FALLBACK_HINT)
     _check_stage(state, pickled, file)
     content = save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()})
     record = _Record(origin=origin, sha256=sha256, converted_sha256=hashlib.sha256(content).hexdigest())
@@ -307,20 +307,6 @@ def _convert(pickled: Path, store: Path, file: Published, origin: str, sha256: s
             temporary.write_bytes(content)
         with atomic_write(_record_path(store, file)) as temporary:
             temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-
-
-def _unpickle(path: Path) -> Mapping[str, Tensor]:
-    """Reads the state dict in a .pt without executing code in it."""
-    with _read_errors(path):
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(data, Mapping) or not data:
-        raise WeightsUnavailable(f"{path} holds no weights, only a {type(data).__name__}", hint=_FALLBACK_HINT)
-    for name, value in data.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsUnavailable(
-                f"{path} holds more than tensors: {name!r} is a {type(value).__name__}", hint=_FALLBACK_HINT
-            )
-    return data
 
 
 def _check_stage(state: Mapping[str, Tensor], path: Path, file: Published) -> None:
@@ -334,21 +320,3 @@ def _check_stage(state: Mapping[str, Tensor], path: Path, file: Published) -> No
             f"{path} holds the stage that is conditioned on {config.condition}, and not on {file.condition}",
             hint="--point-e-dir with base_40m_textvec.pt and upsample_40m.pt under their own names",
         )
-
-
-@contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
-    """Turns every error of a library in the block, which reads a file, into `WeightsUnavailable`."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as problem:  # torch raises five classes, safetensors its own
-        raise WeightsUnavailable(f"{path} can't be read: {_describe(problem)}", hint=_FALLBACK_HINT) from problem
-
-
-def _describe(problem: Exception) -> str:
-    """Describes a read error in one line; torch's own message for a refused pickle suggests to disable the check."""
-    if "weights_only" in str(problem):
-        return "it holds more than weights, which segdream does not unpickle"
-    return first_line(problem).partition(". ")[0]
