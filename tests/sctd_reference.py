@@ -63,15 +63,17 @@ class Literal:
         """z_e, z_t, G(ẑ_s, s, ∅) and G(z_t, t, y)."""
         t, s, e = row.times
         z_e = self.alpha(e) * z_0 + self.sigma(e) * row.noise
+        last = self.noise_estimate(z_e, e, row.null)
         if t >= self.settings.t_tau:
-            z_s = self.consistency(z_e, e, s, self.noise_estimate(z_e, e, row.null))
-            z_t = self.consistency(z_s, s, t, self.noise_estimate(z_s, s, row.null))
+            z_s = self.consistency(z_e, e, s, last)
+            last = self.noise_estimate(z_s, s, row.null)
+            z_t = self.consistency(z_s, s, t, last)
         else:
-            z_t = self.consistency(z_e, e, t, self.noise_estimate(z_e, e, row.null))
+            z_t = self.consistency(z_e, e, t, last)
         eps_t = self.guided(z_t, t, row)
         z_s_hat = self.consistency(z_t, t, s, eps_t)
-        g_s = self.consistency(z_s_hat, s, e, self.noise_estimate(z_s_hat, s, row.null))
-        return z_e, z_t, g_s, self.consistency(z_t, t, e, eps_t)
+        eps_s_hat = last if self.settings.reuse_noise else self.noise_estimate(z_s_hat, s, row.null)
+        return z_e, z_t, self.consistency(z_s_hat, s, e, eps_s_hat), self.consistency(z_t, t, e, eps_t)
 
     def cross_weight(self) -> float:
         given: float | None = self.settings.cross_weight
@@ -91,12 +93,16 @@ class Literal:
         )
 
     def released(self, z_0: Tensor, row: Row) -> Tensor:
-        """The release: grad_scale weight ((G_s - z_e) + (ω + 1) (z_e - G_t))."""
+        """The release: grad_scale weight ((G_s - z_e) + (ω + 1) (z_e - G_t) + prior_weight (z_e - G_s))."""
         z_e, _, g_s, g_t = self.points(z_0, row)
-        return self.factor(row) * ((g_s - z_e) + self.cross_weight() * (z_e - g_t))
+        prior = self.settings.prior_weight * (z_e - g_s)
+        return self.factor(row) * ((g_s - z_e) + self.cross_weight() * (z_e - g_t) + prior)
 
     def eq10(self, z_0: Tensor, row: Row) -> Tensor:
-        """Autograd of Eq. 10's two squared norms, G(z_t, t, ∅) replaced by z_e under the approximation."""
+        """Autograd of Eq. 10's squared norms, and of the generative prior's as a third one.
+
+        G(z_t, t, ∅) is replaced by z_e under the approximation.
+        """
         with torch.enable_grad():
             leaf = z_0.detach().requires_grad_()
             z_e, z_t, g_s, g_t = self.points(leaf, row)
@@ -104,5 +110,6 @@ class Literal:
             g = z_e if self.settings.approximate else self.consistency(z_t, t, e, self.noise_estimate(z_t, t, row.null))
             own = (g_s.detach() - g).square().sum()
             cross = (self.cross_weight() * (g - g_t.detach())).square().sum()
-            (gradient,) = torch.autograd.grad(self.factor(row) * (own + cross), leaf)
+            prior = (self.settings.prior_weight * (z_e - g_s.detach())).square().sum()
+            (gradient,) = torch.autograd.grad(self.factor(row) * (own + cross + prior), leaf)
         return gradient

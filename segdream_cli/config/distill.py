@@ -28,6 +28,10 @@ class SctdConfig:
     """Omega of classifier-free guidance (release, paper)."""
     cross_weight: Annotated[float | None, Within(0)] = None
     """Weight of the cross-consistency term; none is omega + 1 (Eq. 9)."""
+    prior_weight: Amount = 0.0
+    """Weight of the generative prior, the last term of Eq. 9 (release, Eq. 10: left out)."""
+    reuse_noise: bool = False
+    """Take the last noise estimate of the inversion for that of the self-consistency term; a U-Net row less (ours)."""
     weight: Literal["sigma_over_alpha", "b_t", "none"] = "sigma_over_alpha"
     """Weight over t: sigma_t / alpha_t (release), or b(t) of Eq. 8 with omega(t) = sigma_t^2."""
     grad_scale: Amount = 0.1
@@ -41,7 +45,7 @@ class SctdConfig:
     t_max: Annotated[int, Within(1, 1000)] = 980
     """Largest timestep (release)."""
     t_tau: Annotated[int, Within(0, 1000)] = 150
-    """From this t on the inversion takes two steps instead of one (release)."""
+    """From this t on the inversion takes two steps instead of one (release); 1000 is always one, a U-Net row less."""
     window: Literal["sliding", "lower_fixed"] = "sliding"
     """Draw t from [t_min + shift, t_high + shift) (release) or from [t_min, t_high + shift) (paper 5.1)."""
     t_high: Annotated[int, Within(1, 1000)] = 500

@@ -27,6 +27,7 @@ and ∅ is the empty text. Differences of its values are
 written in noise estimates, which spares them the cancellation between nearly equal latents.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,7 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from segdream_cli.config import Config
-from segdream_cli.config.distill import SctdConfig
+from segdream_cli.config.distill import DistillConfig, SctdConfig
 from segdream_cli.distill.guidance import Conditions, guided_noise, guided_rows
 from segdream_cli.distill.method import Generators, Gradient, Shape, State, draw_noise, merge
 from segdream_cli.distill.schedule import Latents, NoiseSchedule, PredictNoise, per_row
@@ -77,7 +78,7 @@ class Sctd:
     decodes_per_view = 0.0
 
     def __init__(self, config: Config) -> None:
-        self._config, self._distill = config.distill.sctd, config.distill
+        self._config, self._distill, self._steps = config.distill.sctd, config.distill, config.optim.steps
         self._edges = trajectory_segments(self._config)
 
     @property
@@ -101,11 +102,9 @@ class Sctd:
 
     @property
     def rows_per_view(self) -> float:
-        """Rows of the inversion, of ε(ẑ_s, ∅) and of the guidance.
-
-        The inversion takes 2 if t >= t_tau, else 1; over a run with the default settings that is 1.8 on average.
-        """
-        return 1.8 + 1 + guided_rows(perp_neg=self._distill.perp_neg)
+        """Rows of the inversion, 2 if t >= t_tau, else 1; of ε(ẑ_s, ∅), unless it is reused; and of the guidance."""
+        inversion = 1 + two_step_share(self._config, self._distill, self._steps, self._edges)
+        return inversion + (not self._config.reuse_noise) + guided_rows(perp_neg=self._distill.perp_neg)
 
     def init_state(self, shape: Shape, generators: Generators) -> State:
         """ε*, kept for the whole run."""
@@ -181,15 +180,35 @@ def draw_times(config: SctdConfig, warmup: float, edges: Edges, generator: torch
         edges: ends of the sub-trajectories.
         generator: source of the two random integers.
     """
+    t, e = lift(config, edges, _draw_integer(*t_window(config, warmup), generator))
+    margin = min(config.s_margin, (t - e - 1) // 2)
+    return t, _draw_integer(e + margin, max(t - margin, e + margin + 1), generator), e
+
+
+def t_window(config: SctdConfig, warmup: float) -> tuple[int, int]:
+    """The window [low, high) of t - 1 before it is lifted, as `draw_times` slides it."""
     shift = int(config.warmup_shift * (1 - warmup))
     low = config.t_min + (shift if config.window == "sliding" else 0)
     high = min(config.t_high + shift, config.t_max - 1)
-    t = _draw_integer(min(low, high - 1), high, generator) + 1
+    return min(low, high - 1), high
+
+
+def lift(config: SctdConfig, edges: Edges, index: int) -> tuple[int, int]:
+    """The timestep index + 1, lifted to `min_gap` above e but not past the next edge; and e, the last edge below."""
+    t = index + 1
     segment = max(i for i, edge in enumerate(edges[:-1]) if edge <= t and edge < config.t_max - 1)
     e = edges[segment]
-    t = min(max(t, e + config.min_gap), max(edges[segment + 1], t), config.t_max - 1)
-    margin = min(config.s_margin, (t - e - 1) // 2)
-    return t, _draw_integer(e + margin, max(t - margin, e + margin + 1), generator), e
+    return min(max(t, e + config.min_gap), max(edges[segment + 1], t), config.t_max - 1), e
+
+
+def two_step_share(config: SctdConfig, distill: DistillConfig, steps: int, edges: Edges) -> float:
+    """Share of the steps of a run in which t >= t_tau, so that the inversion takes two steps; from a grid of draws."""
+    grid = [(i + 0.5) / 32 for i in range(32)]
+    hits = 0
+    for progress in grid:
+        low, high = t_window(config, distill.warmup(math.ceil(progress * steps)))
+        hits += sum(lift(config, edges, low + int(share * (high - low)))[0] >= config.t_tau for share in grid)
+    return hits / len(grid) ** 2
 
 
 def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:
@@ -275,6 +294,8 @@ def sctd(
         gap = (z_e - endpoint).detach()  # puts the exact endpoint in place of z_e in both residuals
         cotangent = pull(self_part + gap, cross_part - gap, cross_weight, alpha_e)
         (gradient,) = torch.autograd.grad(endpoint, z_0, cotangent)
+    if config.prior_weight:
+        gradient = gradient + alpha_e * pull_prior(self_part, config, alpha_e)
     return per_row(weight(schedule, times, config), latents) * gradient
 
 
@@ -291,7 +312,7 @@ def residuals(
     scale = config.guidance_scale if config.double_guidance else 1.0
     eps_t = guided_noise(predict_noise, inversion.z_t, times.t, conditions, scale)
     z_s_hat = schedule.step(inversion.z_t, eps_t, times.t, times.s)
-    eps_s_hat = predict_noise(z_s_hat, times.s, conditions.null)
+    eps_s_hat = inversion.eps_s if config.reuse_noise else predict_noise(z_s_hat, times.s, conditions.null)
 
     alpha_e = schedule.alpha(times.e)
     lower = per_row(alpha_e * (schedule.noise_ratio(times.s) - schedule.noise_ratio(times.e)), eps_t)
@@ -313,6 +334,17 @@ def pull_released(
 def pull_eq10(self_part: Latents, cross_part: Latents, cross_weight: float, _: Float[Tensor, "b 1 1 1"]) -> Latents:
     """The derivative of Eq. 10, two squared norms, with respect to G(z_t, t, e, ∅)."""
     return 2 * (cross_weight**2 * cross_part - self_part)
+
+
+def pull_prior(self_part: Latents, config: SctdConfig, alpha_e: Float[Tensor, "b 1 1 1"]) -> Latents:
+    """The pull of the generative prior of Eq. 9, z_e - G(ẑ_s, s, e, ∅), on z_e.
+
+    Here z_e is the noised render itself, so this term is not pulled back through the network. `self_part` is
+    G(ẑ_s, s, e, ∅) - z_e. The release's residual goes to z_0 as it is; under Eq. 10 the prior is a third squared norm.
+    """
+    if config.loss == "released":
+        return -config.prior_weight * self_part / alpha_e
+    return -2 * config.prior_weight**2 * self_part
 
 
 def weight(schedule: NoiseSchedule, times: Times, config: SctdConfig) -> Float[Tensor, " b"]:

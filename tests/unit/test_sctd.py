@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,10 @@ def test_sctd_equals_the_literal_steps(loss: Any, perp_neg: bool, rows: list[tup
         {"grad_scale": 2.5},
         {"t_tau": 0},
         {"t_tau": 1000},
+        {"prior_weight": 0.6},
+        {"prior_weight": 2.0, "guidance_scale": 1.0},
+        {"reuse_noise": True},
+        {"reuse_noise": True, "t_tau": 1000},
     ],
     ids=lambda changes: "-".join(f"{key}={value}" for key, value in changes.items()),
 )
@@ -118,8 +123,11 @@ def test_sctd_settings_act_as_in_the_literal_steps(changes: dict[str, Any], loss
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("perp_neg", [False, True])
-def test_sctd_exact_is_autograd_through_the_network(rows: list[tuple[int, int, int]], perp_neg: bool) -> None:
-    config, given = SctdConfig(loss="eq10", approximate=False), problem(rows, perp_neg=perp_neg)
+@pytest.mark.parametrize("changes", [{}, {"prior_weight": 3.0}, {"reuse_noise": True}], ids=str)
+def test_sctd_exact_is_autograd_through_the_network(
+    rows: list[tuple[int, int, int]], perp_neg: bool, changes: dict[str, Any]
+) -> None:
+    config, given = SctdConfig(loss="eq10", approximate=False, **changes), problem(rows, perp_neg=perp_neg)
     ours = gradient(config, given)
     assert_equal(ours, expected(config, given))
     assert not ours.requires_grad
@@ -154,17 +162,22 @@ def test_sctd_exact_is_the_slope_of_the_printed_loss() -> None:
         torch.testing.assert_close((ours[i] * direction).sum(), (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
-def test_sctd_exact_pulls_the_released_residual_back() -> None:
-    """Without the approximation z_e becomes G(z_t, t, ∅), and dG/dz_0 over α_e takes the place of 1."""
-    config, given = SctdConfig(approximate=False, weight="none", grad_scale=1.0), problem([LONG])
+@pytest.mark.parametrize("prior_weight", [0.0, 0.7])
+def test_sctd_exact_pulls_the_released_residual_back(prior_weight: float) -> None:
+    """Without the approximation z_e becomes G(z_t, t, ∅), and dG/dz_0 over α_e takes the place of 1.
+
+    The generative prior holds z_e itself, so it reaches z_0 as it is.
+    """
+    plain = SctdConfig(approximate=False, weight="none", grad_scale=1.0)
+    config, given = dataclasses.replace(plain, prior_weight=prior_weight), problem([LONG])
     text, (t, s, e) = given["conditions"], LONG
     reference, z_0 = literal(config), given["latents"][0].clone().requires_grad_()
     row = Row(given["noise"][0], (t, s, e), text.null[0], text.uncond[0], text.positive[0], [], [])
-    _, z_t, g_s, g_t = reference.points(z_0, row)
+    z_e, z_t, g_s, g_t = reference.points(z_0, row)
     g = reference.consistency(z_t, t, e, reference.noise_estimate(z_t, t, row.null))
     residual = ((g_s - g) + 8.5 * (g - g_t)).detach()
     (pulled,) = torch.autograd.grad(g, z_0, residual / reference.alpha(e))
-    assert_equal(gradient(config, given)[0], pulled)
+    assert_equal(gradient(config, given)[0], pulled + prior_weight * (z_e - g_s).detach())
 
 
 @pytest.mark.parametrize("approximate", [True, False])
@@ -204,6 +217,74 @@ def test_sctd_evaluates_the_network_as_often_as_the_release() -> None:
 
         sctd(counting, SCHEDULE, config=SctdConfig(), **problem(rows, perp_neg=perp_neg))
         assert sum(seen) == evaluations
+        seen.clear()
+        sctd(counting, SCHEDULE, config=SctdConfig(reuse_noise=True), **problem(rows, perp_neg=perp_neg))
+        assert sum(seen) == evaluations - 1
+        seen.clear()
+        sctd(counting, SCHEDULE, config=SctdConfig(t_tau=1000), **problem(rows, perp_neg=perp_neg))
+        assert sum(seen) == (6 if perp_neg else 4)
+
+
+def gaussian_problem(variance: float) -> tuple[AnalyticPrior, dict[str, Any], Tensor, Tensor]:
+    """A prior N(mu, variance), arguments of `sctd` for it, mu of the empty text, and the guided mean at ω = 7.5."""
+    prior = AnalyticPrior({"": draw(4, 3, 3, seed=9)}, variance=variance, latent_shape=(4, 3, 3))
+    null, uncond, positive = (prior.encode_text([text]) for text in ("", "blurry", "a duck"))
+    given = problem([LONG]) | {"conditions": Conditions(null, uncond, positive, null[None], torch.zeros(1, 1))}
+    mean, base, target = (text.reshape(4, 3, 3) for text in (null, uncond, positive))
+    return prior, given, mean, base + 7.5 * (target - base)
+
+
+@pytest.mark.parametrize("rows", [LONG, SHORT, FAR])
+@pytest.mark.parametrize("prior_weight", [0.0, 0.4, 1.0, 2.0])
+def test_sctd_has_its_closed_form_for_data_at_a_point(prior_weight: float, rows: tuple[int, int, int]) -> None:
+    """For data at mu, unguided steps are exact; with r = σ / α, and p the weight of the generative prior,
+
+    0.1 r_t α_e [(1 - p) r_e (1 / r_s - 1 / r_t) - (ω + 1) (1 - r_e / r_t)] (m - mu_null), whatever z_0 and ε*.
+    """
+    prior, given, mean, guided = gaussian_problem(0.0)
+    given["times"] = Times(*torch.tensor([rows]).T)
+    ours = sctd(prior.predict_noise, SCHEDULE, config=SctdConfig(prior_weight=prior_weight), **given)[0]
+    r_t, r_s, r_e = (math.sqrt(1 / float(PRIOR.alphas_cumprod[time]) - 1) for time in rows)
+    alpha_e = math.sqrt(float(PRIOR.alphas_cumprod[rows[2]]))
+    own, cross = (1 - prior_weight) * r_e * (1 / r_s - 1 / r_t), 8.5 * (1 - r_e / r_t)
+    torch.testing.assert_close(ours, 0.1 * r_t * alpha_e * (own - cross) * (guided - mean), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["released", "eq10"])
+@pytest.mark.parametrize("reuse_noise", [False, True])
+def test_sctd_has_its_closed_form_for_gaussian_data(reuse_noise: bool, loss: Any) -> None:
+    """With x = z / α and data N(mu, v), ε = r (x - mu) / (v + r²): Eq. 9 and Eq. 10 as numbers, two steps up."""
+    variance, p, (t, s, e) = 0.3, 0.7, LONG
+    prior, given, mean, guided = gaussian_problem(variance)
+    config = SctdConfig(loss=loss, prior_weight=p, reuse_noise=reuse_noise, weight="none", grad_scale=1.0)
+    ours = sctd(prior.predict_noise, SCHEDULE, config=config, **given)[0]
+    r = {time: math.sqrt(1 / float(PRIOR.alphas_cumprod[time]) - 1) for time in LONG}
+    alpha_e = math.sqrt(float(PRIOR.alphas_cumprod[e]))
+
+    def eps(x: Tensor, time: int, mu: Tensor) -> Tensor:
+        return r[time] * (x - mu) / (variance + r[time] ** 2)
+
+    x_e = given["latents"][0] + r[e] * given["noise"][0]
+    x_s = x_e + (r[s] - r[e]) * eps(x_e, e, mean)
+    x_t = x_s + (r[t] - r[s]) * eps(x_s, s, mean)
+    eps_hat = eps(x_t, t, guided)
+    x_s_hat = x_t - (r[t] - r[s]) * eps_hat
+    eps_s_hat = eps(x_s, s, mean) if reuse_noise else eps(x_s_hat, s, mean)
+    z_e, g_t, g_s = (alpha_e * x for x in (x_e, x_t - (r[t] - r[e]) * eps_hat, x_s_hat - (r[s] - r[e]) * eps_s_hat))
+    own, cross, last = g_s - z_e, z_e - g_t, z_e - g_s
+    expected = own + 8.5 * cross + p * last
+    if loss == "eq10":
+        expected = 2 * alpha_e * (8.5**2 * cross - own + p**2 * last)
+    torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_sctd_prior_of_weight_one_cancels_the_self_consistency() -> None:
+    """Under the approximation Eq. 9 as printed is (ω + 1) times the cross-consistency alone."""
+    given = problem(ROWS["mixed"])
+    ours = gradient(SctdConfig(prior_weight=1.0, weight="none", grad_scale=1.0), given)
+    cross = 8.5 * gradient(SctdConfig(cross_weight=1.0, prior_weight=1.0, weight="none", grad_scale=1.0), given)
+    assert_equal(ours, cross)
+    assert not torch.allclose(ours, gradient(SctdConfig(weight="none", grad_scale=1.0), given), rtol=1e-3)
 
 
 def test_sctd_under_one_text_is_the_inversion_error() -> None:

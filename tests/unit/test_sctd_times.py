@@ -211,11 +211,25 @@ def test_times_repeat_for_the_views_of_an_asset() -> None:
     assert times.e.tolist() == [1, 1, 0, 0]
 
 
-@pytest.mark.parametrize(("perp_neg", "guidance"), [(False, 2.0), (True, 3.5)])
-def test_sctd_rows_per_view_are_those_of_a_run(perp_neg: bool, guidance: float) -> None:
+@pytest.mark.parametrize(
+    ("changes", "others"),
+    [
+        ({}, 1 + 2),
+        ({"distill.perp_neg": True}, 1 + 3.5),
+        ({"distill.sctd.t_tau": 0}, 1 + 2),
+        ({"distill.sctd.t_tau": 300}, 1 + 2),
+        ({"distill.sctd.t_tau": 1000}, 1 + 2),
+        ({"distill.sctd.segments": 13, "distill.warmup_steps": 0}, 1 + 2),
+        ({"distill.sctd.reuse_noise": True}, 2),
+        ({"distill.sctd.reuse_noise": True, "distill.sctd.t_tau": 1000}, 2),
+    ],
+)
+def test_sctd_rows_per_view_are_those_of_a_run(changes: dict[str, object], others: float) -> None:
     """The release's 20.3 % of one-step inversions leave 1.8 rows for the inversion on average."""
-    config, generator = SctdConfig(), torch.Generator().manual_seed(0)
-    edges, warmup = trajectory_segments(config), DistillConfig().warmup
-    steps = [2 if draw_times(config, warmup(i), edges, generator)[0] >= 150 else 1 for i in range(1, 5001)]
-    expected = sum(steps) / len(steps) + 1 + guidance
-    assert Sctd(Config().set({"distill.perp_neg": perp_neg})).rows_per_view == pytest.approx(expected, abs=0.02)
+    whole, generator = Config().set(changes), torch.Generator().manual_seed(0)
+    config = whole.distill.sctd
+    edges, warmup = trajectory_segments(config), whole.distill.warmup
+    draws = [draw_times(config, warmup(i), edges, generator)[0] for i in range(1, 5001)]
+    steps = [2 if t >= config.t_tau else 1 for t in draws]
+    expected = sum(steps) / len(steps) + others
+    assert Sctd(whole).rows_per_view == pytest.approx(expected, abs=0.02)
