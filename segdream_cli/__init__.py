@@ -85,7 +85,7 @@ def load(
         quality: preset: draft, standard, high or paper.
         prior: auto, sd21 or mini.
         model: Hub id or folder of a Stable Diffusion checkpoint, in place of the prior's.
-        method: distillation method: sctd or sds.
+        method: distillation method, as `segdream generate --method` takes it.
         settings: dotted settings, such as `{"optim.steps": 500}`; they win over everything else.
         config: TOML file of settings, or a `run.json`.
         negative_prompt: replaces the prior's own negative prompt.

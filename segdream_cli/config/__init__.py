@@ -118,6 +118,8 @@ class Config:
                 "distill.sctd.t_high": min(self.distill.sctd.t_high, LOW_T),
                 "distill.sctd.warmup_shift": 0,
                 "distill.sds.t_max": min(self.distill.sds.t_max, LOW_T),
+                "distill.ism.t_high": min(self.distill.ism.t_high, LOW_T),
+                "distill.ism.warmup_shift": 0,
                 "densify.start": self.optim.steps // 2,
                 "densify.cap": REFINED_CAP,
                 "refine.enabled": True,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from segdream_cli.config.values import Amount, Count, Natural, Share, Steps, Within
 from segdream_cli.errors import UsageProblem
 
-MethodName = Literal["sctd", "sds"]
+MethodName = Literal["sctd", "sds", "ism"]
 METHOD_NAMES: tuple[MethodName, ...] = typing.get_args(MethodName)
 
 
@@ -106,6 +106,51 @@ class SdsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IsmConfig:
+    """Interval Score Matching (LucidDreamer, CVPR 2024); "LucidDreamer" is its authors' code."""
+
+    guidance_scale: Amount = 7.5
+    """Omega of classifier-free guidance, eps_u + omega (eps_c - eps_u) (LucidDreamer)."""
+    weight: Literal["sigma_over_alpha", "none"] = "sigma_over_alpha"
+    """Weight over t: sigma_t / alpha_t (LucidDreamer) or 1; the paper leaves it open."""
+    grad_scale: Amount = 0.1
+    """Factor on the gradient of the latents, which is not divided by the number of views (LucidDreamer)."""
+    t_min: Annotated[int, Within(0, 998)] = 20
+    """t is drawn above it (LucidDreamer)."""
+    t_high: Annotated[int, Within(1, 999)] = 500
+    """Largest t after the warm-up (LucidDreamer)."""
+    t_max: Annotated[int, Within(1, 999)] = 980
+    """Largest t of all (LucidDreamer)."""
+    warmup_shift: Natural = 480
+    """How much higher the largest t starts (LucidDreamer)."""
+    interval: Count = 80
+    """t - s after the warm-up (LucidDreamer: 80, 50 or 25, depending on the prompt)."""
+    interval_start: Count = 100
+    """t - s at the start of the warm-up (LucidDreamer)."""
+    inversion_stride: Count = 200
+    """Length of a step of the inversion to s; 1000 makes it a single step, as its authors advise for speed."""
+    inversion_steps: Count = 5
+    """Largest number of these steps; the inversion starts as far below s, at timestep 1 at least (LucidDreamer)."""
+    fixed_noise: bool = False
+    """Keep one eps for the whole run; false draws it anew each step (LucidDreamer)."""
+    noise_offset: Amount = 0.1
+    """Standard deviation of the per-channel constant added to eps (LucidDreamer)."""
+
+    def check(self) -> None:
+        """Refuses limits of t that leave nothing to draw from.
+
+        Raises:
+            UsageProblem: naming them.
+        """
+        if not self.t_min < self.t_high <= self.t_max:
+            raise UsageProblem(
+                "distill.ism.t_min must be below t_high, and t_high must not exceed t_max, "
+                f"but they are {self.t_min}, {self.t_high} and {self.t_max}",
+                hint="--set distill.ism.t_min=20 --set distill.ism.t_high=500 --set distill.ism.t_max=980",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
     """The distillation. `distill.NAME` is short for `distill.METHOD.NAME` of the chosen method."""
 
@@ -121,6 +166,7 @@ class DistillConfig:
     """Probability that a step's images are mirrored (release)."""
     sctd: SctdConfig = SctdConfig()
     sds: SdsConfig = SdsConfig()
+    ism: IsmConfig = IsmConfig()
 
     def warmup(self, step: int) -> float:
         """Share of the warm-up that is done in a step (1, 2, ...), 0..1."""

@@ -8,6 +8,7 @@ import torch
 from fakes import AnalyticPrior
 
 from segdream_cli.config import Config
+from segdream_cli.distill import METHODS
 from segdream_cli.distill.method import Gradient
 from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
 from segdream_cli.optimize import batch, losses, pipeline
@@ -128,11 +129,21 @@ EVERY_DRAW = {
 )
 def test_batch_equals_solo_runs(settings):
     """The number of Gaussians of each asset evolves on its own."""
-    pipe = build(prior__sample_posterior=True, densify__grad_threshold=1.0, densify__cap=500, **settings)
+    reports = compare_batch_with_solo_runs(densify__grad_threshold=1.0, **settings)
+    assert len(set(reports[-1].n_gaussians)) > 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batch_equals_solo_runs_with_every_method(method):
+    compare_batch_with_solo_runs(distill__method=method)
+
+
+def compare_batch_with_solo_runs(**settings):
+    """The reports of a batch, each of whose assets must end as it does alone."""
+    pipe = build(prior__sample_posterior=True, densify__cap=500, **settings)
     prompts = [("a cube", 1), ("a ball", 2), ("a cone", 3)]
     together = [pipe.prepare(*each) for each in prompts]
     reports = advance(pipe, together, 6)
-    assert len(set(reports[-1].n_gaussians)) > 1
     for place, each in enumerate(prompts):
         alone = pipe.prepare(*each)
         own = advance(pipe, [alone], 6)
@@ -141,6 +152,7 @@ def test_batch_equals_solo_runs(settings):
         for one, other in zip(reports, own, strict=True):
             assert one.grad_norm[place] == pytest.approx(other.grad_norm[0], rel=1e-3)
         check_same(values(together[place]), values(alone), close)
+    return reports
 
 
 def test_prepare_depends_on_the_seed_alone():
@@ -155,7 +167,15 @@ def test_prepare_depends_on_the_seed_alone():
     assert not torch.equal(ends[0]["gaussians.means"], ends[2]["gaussians.means"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"distill__sctd__fixed_noise": False}, {"distill__perp_neg": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"distill__method": name} for name in METHODS),
+        {"distill__sctd__fixed_noise": False},
+        {"distill__perp_neg": True},
+    ],
+    ids=[*METHODS, "fresh noise", "perp-neg"],
+)
 @pytest.mark.parametrize("stop", [1, 5])
 def test_restore_resumes_to_the_same_bits(settings, stop):
     """Across clones, splits and a reset, with every generator in use."""

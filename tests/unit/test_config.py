@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from segdream_cli.config.distill import METHOD_NAMES
 from segdream_cli.config.values import parse_assignments, read_toml
 from segdream_cli.distill import METHODS
 from segdream_cli.errors import UsageProblem
+from segdream_cli.optimize.state import build_generators
 from segdream_cli.priors.profile import QUALITIES, PriorProfile, ViewPhrases, preset
 from segdream_cli.runs.spec import Request
 
@@ -393,6 +395,17 @@ def test_short_keys_of_another_method_are_refused() -> None:
 def test_every_method_has_a_section() -> None:
     sections = {item.name for item in dataclasses.fields(DistillConfig) if dataclasses.is_dataclass(item.default)}
     assert sections == set(METHOD_NAMES) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_refinement_of_an_asset_keeps_the_timesteps_of_every_method_low(name: str) -> None:
+    """Its coarse shape and colours are to stay."""
+    config = Config().set({"distill.method": name, "optim.steps": 50}).for_refinement()
+    method, generators = METHODS[name](config), build_generators(0)  # type: ignore[index]
+    state = method.init_state((2, 1, 1, 1), generators)
+    draws = [method.describe(method.draw(step, (2, 1, 1, 1), state, generators)) for step in range(1, 51)]
+    times = torch.tensor([draw["t"] for draw in draws])
+    assert 200 < int(times.max()) <= 300
 
 
 def test_set_refuses_a_reversed_sds_range() -> None:
