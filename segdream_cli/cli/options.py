@@ -123,7 +123,9 @@ DeviceOption = Annotated[
 ]
 InitOption = Annotated[
     str | None,
-    typer.Option("--init", help="Initial Gaussians: point-e, sphere, box or a .ply file.", rich_help_panel=START),
+    typer.Option(
+        "--init", help="Initial Gaussians: point-e, sphere, box, polar-sphere or a .ply file.", rich_help_panel=START
+    ),
 ]
 InitPromptOption = Annotated[
     str | None,

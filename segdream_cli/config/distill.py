@@ -52,8 +52,8 @@ class SctdConfig:
     """Upper end of the window after the warm-up (release, paper)."""
     warmup_shift: Natural = 480
     """How far the window starts above its final place (release, paper)."""
-    min_gap: Count = 80
-    """Smallest t - e (release: delta_t)."""
+    min_gap: Natural = 80
+    """Smallest t - e (release: delta_t); 0 lets t lie on an edge, where the gradient is 0 (Algorithm 1)."""
     s_margin: Natural = 10
     """Smallest s - e, and t - s but one (release: t_eps)."""
     fixed_noise: bool = True
@@ -62,6 +62,8 @@ class SctdConfig:
     """Standard deviation of the per-channel constant added to eps* (release, classifier-free guidance)."""
     noise_offset_perp_neg: Amount = 0.05
     """The same under Perp-Neg (release)."""
+    noise_offset_perp_neg_fresh: Amount = 0.05
+    """The same under Perp-Neg without `fixed_noise` (release: 0.1)."""
 
     def check(self) -> None:
         """Refuses limits of t that leave nothing to draw from.

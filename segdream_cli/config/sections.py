@@ -119,6 +119,9 @@ class CameraConfig:
     """Standard deviation of the point looked at, per axis (release)."""
     up_jitter: Amount = 0.01
     """Standard deviation added to the up vector, per axis (release)."""
+    shear: bool = False
+    """Leave the right vector as it is when the up vector is jittered, which shears the image (release); false turns the
+    camera (ours)."""
     backgrounds: Mapping[Background, float] = field(default_factory=lambda: {"black": 0.67, "random": 0.33})
     """Weights of the kinds of background: black, white, random (one colour), gradient (release)."""
     scale_noise: Amount = 0.112
@@ -130,7 +133,8 @@ class InitConfig:
     """The first Gaussians (release: gaussian_model.py)."""
 
     shape: str = "point-e"
-    """point-e (release), sphere, box, or the path of a PLY file."""
+    """point-e (release), sphere, box, polar-sphere, or the path of a PLY file. The points of polar-sphere, the
+    release's sphere, are denser towards the centre and the vertical axis."""
     point_e: str | None = None
     """Folder with Point-E's official checkpoints; none is the prior's own Point-E, or the download cache."""
     prompt: str | None = None

@@ -49,7 +49,7 @@ Edges = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Start, middle and end of a denoising step for each row: e <= s < t."""
+    """Start, middle and end of a denoising step for each row: e <= s < t, or all equal where t is an edge."""
 
     t: Int[Tensor, " b"]
     s: Int[Tensor, " b"]
@@ -130,7 +130,10 @@ class Sctd:
 
     def _draw_noise(self, shape: Shape, generator: torch.Generator) -> Float[Tensor, "v c h w"]:
         """ε*, with the release's constant per channel."""
-        offset = self._config.noise_offset_perp_neg if self._distill.perp_neg else self._config.noise_offset
+        offset = self._config.noise_offset
+        if self._distill.perp_neg:
+            fixed, fresh = self._config.noise_offset_perp_neg, self._config.noise_offset_perp_neg_fresh
+            offset = fixed if self._config.fixed_noise else fresh
         return draw_noise(shape, offset, generator)
 
 
@@ -181,7 +184,7 @@ def draw_times(config: SctdConfig, warmup: float, edges: Edges, generator: torch
         generator: source of the two random integers.
     """
     t, e = lift(config, edges, _draw_integer(*t_window(config, warmup), generator))
-    margin = min(config.s_margin, (t - e - 1) // 2)
+    margin = max(0, min(config.s_margin, (t - e - 1) // 2))
     return t, _draw_integer(e + margin, max(t - margin, e + margin + 1), generator), e
 
 
@@ -351,7 +354,8 @@ def weight(schedule: NoiseSchedule, times: Times, config: SctdConfig) -> Float[T
     """The factor on each row's gradient: σ̃_t (release), b(t) of Eq. 8 with ω(t) = σ_t², or 1; times grad_scale."""
     if config.weight == "b_t":
         step = schedule.alpha(times.e) * (schedule.noise_ratio(times.t) - schedule.noise_ratio(times.e))
-        factor = schedule.sigma(times.t).square() / step.square()
+        # a step without length, t = e, has no residual either
+        factor = torch.where(step == 0, 0, schedule.sigma(times.t).square() / step.square())
     elif config.weight == "sigma_over_alpha":
         factor = schedule.noise_ratio(times.t)
     else:

@@ -92,18 +92,14 @@ def scatter_around(
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"] | None]:
     """`copies` positions around each point of a cloud, at the same offsets, and their colours unless they are grey.
 
-    Radius, polar angle and azimuth of an offset are each uniform, so most positions are near their point (release).
+    Most positions are near their point (release).
     """
     points, colors = config.scale * cloud.points, cloud.colors
     points[:, 1] += config.lift
     if config.points is not None and config.points < len(points):
         kept = torch.randperm(len(points), generator=generator)[: config.points]
         points, colors = points[kept], colors[kept]
-    radius, polar, azimuth = torch.rand(3, config.copies, generator=generator)
-    radius, polar, azimuth = config.spread * radius, math.pi * polar, 2 * math.pi * azimuth
-    flat = radius * polar.sin()
-    offsets = torch.stack([flat * azimuth.cos(), radius * polar.cos(), flat * azimuth.sin()], -1)
-    means = (points[:, None] + offsets).flatten(0, 1)
+    means = (points[:, None] + _draw_polar(config.copies, config.spread, generator)).flatten(0, 1)
     return means, colors.repeat_interleave(config.copies, 0) if config.color == "points" else None
 
 
@@ -140,9 +136,22 @@ def _ball(config: InitConfig, generator: torch.Generator) -> Float[Tensor, "n 3"
     return config.radius * direction * torch.rand(config.count, 1, generator=generator) ** (1 / 3)
 
 
+def _polar_ball(config: InitConfig, generator: torch.Generator) -> Float[Tensor, "n 3"]:
+    """Points in a ball, denser towards its centre and its vertical axis (release)."""
+    return _draw_polar(config.count, config.radius, generator)
+
+
+def _draw_polar(n: int, radius: float, generator: torch.Generator) -> Float[Tensor, "n 3"]:
+    """Points within `radius` whose distance, polar angle and azimuth are each uniform."""
+    distance, polar, azimuth = torch.rand(3, n, generator=generator)
+    distance, polar, azimuth = radius * distance, math.pi * polar, 2 * math.pi * azimuth
+    flat = distance * polar.sin()
+    return torch.stack([flat * azimuth.cos(), distance * polar.cos(), flat * azimuth.sin()], -1)
+
+
 def _box(config: InitConfig, generator: torch.Generator) -> Float[Tensor, "n 3"]:
     """Points spread evenly over a cube."""
     return config.radius * (2 * torch.rand(config.count, 3, generator=generator) - 1)
 
 
-SHAPES = {"sphere": _ball, "box": _box}
+SHAPES = {"sphere": _ball, "box": _box, "polar-sphere": _polar_ball}

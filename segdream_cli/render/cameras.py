@@ -27,6 +27,7 @@ class Cameras:
         azimuth_deg: azimuth of each camera, 0 in front of the object, growing towards its left.
         elevation_deg: elevation above the horizon.
         size: side of the image in pixels.
+        rigid: whether the rows of `viewmats` are orthonormal, that is, whether no camera shears its image.
     """
 
     viewmats: Float[Tensor, "c 4 4"]
@@ -34,6 +35,7 @@ class Cameras:
     azimuth_deg: Float[Tensor, " c"]
     elevation_deg: Float[Tensor, " c"]
     size: int
+    rigid: bool = True
 
     def __len__(self) -> int:
         return len(self.viewmats)
@@ -59,7 +61,8 @@ class Cameras:
     def positions(self) -> Float[Tensor, "c 3"]:
         """Camera centres in the world."""
         rotation, translation = self.viewmats[:, :3, :3], self.viewmats[:, :3, 3]
-        return -(rotation.mT @ translation[..., None])[..., 0]
+        inverse = rotation.mT if self.rigid else torch.linalg.inv_ex(rotation).inverse  # does not wait for the device
+        return -(inverse @ translation[..., None])[..., 0]
 
 
 def orbit(
@@ -72,6 +75,7 @@ def orbit(
     shift: Float[Tensor, "c 3"] | None = None,
     target: Float[Tensor, "c 3"] | None = None,
     up_tilt: Float[Tensor, "c 3"] | None = None,
+    rigid: bool = True,
 ) -> Cameras:
     """Cameras on a sphere about the origin.
 
@@ -84,6 +88,7 @@ def orbit(
         shift: added to the camera's position.
         target: the point that the camera looks at; the origin if None.
         up_tilt: added to the up vector before it is normalised.
+        rigid: turn the right vector with the up vector; false keeps it, so that a tilt shears the image.
     """
     azimuth, elevation = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
     flat = elevation.cos()
@@ -98,9 +103,12 @@ def orbit(
     up = torch.linalg.cross(right, forward)
     if up_tilt is not None:
         up = torch.nn.functional.normalize(up + up_tilt, dim=-1)
-        right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
-        up = torch.linalg.cross(right, forward)
+        if rigid:
+            right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
+            up = torch.linalg.cross(right, forward)
     rotation = torch.stack([right, -up, forward], 1)  # [c, 3, 3], rows are the camera's axes
+    if not rigid:
+        rotation = torch.linalg.inv(rotation.mT)  # its inverse has the axes as columns, which are not orthogonal
     viewmats = torch.eye(4).repeat(len(position), 1, 1)
     viewmats[:, :3, :3] = rotation
     viewmats[:, :3, 3] = -(rotation @ position[..., None])[..., 0]
@@ -108,7 +116,7 @@ def orbit(
     Ks[:, 0, 0] = Ks[:, 1, 1] = size / 2 / torch.tan(fov_rad / 2)
     Ks[:, :2, 2] = size / 2
     Ks[:, 2, 2] = 1
-    return Cameras(viewmats, Ks, azimuth_deg, elevation_deg, size)
+    return Cameras(viewmats, Ks, azimuth_deg, elevation_deg, size, rigid)
 
 
 VIEW_FOV_DEG = 40.0
@@ -207,6 +215,7 @@ def sample_cameras(config: CameraConfig, step: int, size: int, generators: Seque
         shift=config.position_jitter * (2 * shift - 1),
         target=config.target_jitter * target,
         up_tilt=config.up_jitter * tilt,
+        rigid=not config.shear,
     )
 
 

@@ -209,6 +209,31 @@ def test_sample_cameras_jitter_has_the_size_of_the_release() -> None:
     assert float(tilted.viewmats[:, 0, 1].std()) == pytest.approx(0.01, rel=0.06)  # rolled about the view axis
 
 
+def test_sample_cameras_shear_as_the_release() -> None:
+    """The release inverts a pose whose up vector is jittered and whose other axes are not; here in float64."""
+    plain, sheared = (sample(**{"up_jitter": 0.3, "shear": shear}) for shear in (False, True))
+    assert_rigid(plain)
+    still = sample(up_jitter=0.0)  # the same draws
+    axes = still.viewmats[:, :3, :3].double()  # rows: right, down, forward
+    poses = torch.linalg.inv(sheared.viewmats.double())
+    torch.testing.assert_close(poses[:, :3, 0], axes[:, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(poses[:, :3, 2], axes[:, 2], rtol=0, atol=1e-5)
+    up = torch.nn.functional.normalize(-poses[:, :3, 1], dim=-1)
+    tilt = up / (up * -axes[:, 1]).sum(-1, keepdim=True) + axes[:, 1]  # what was added to the up vector, scaled by it
+    assert float(tilt.norm(dim=1).median()) > 0.2
+    torch.testing.assert_close(-poses[:, :3, 1].norm(dim=1), -torch.ones(len(up)).double(), rtol=0, atol=1e-5)
+    # the rigid camera has the same up vector within the plane across its view
+    flat = torch.linalg.cross(torch.linalg.cross(axes[:, 2], up), axes[:, 2])
+    torch.testing.assert_close(
+        -plain.viewmats[:, 1, :3].double(), torch.nn.functional.normalize(flat, dim=-1), rtol=0, atol=1e-5
+    )
+    for cameras in (plain, sheared):
+        torch.testing.assert_close(
+            cameras.positions.double(), torch.linalg.inv(cameras.viewmats.double())[:, :3, 3], rtol=0, atol=1e-4
+        )
+        torch.testing.assert_close(cameras.positions, still.positions, rtol=0, atol=1e-4)
+
+
 def test_sample_cameras_fill_sets_the_radius() -> None:
     cameras = sample(**STILL, fill=(0.5, 0.8))
     fill = 1 / (cameras.positions.norm(dim=1) * torch.tan(fovs(cameras) / 2))

@@ -156,7 +156,7 @@ def test_set_refuses_a_wrong_type_with_a_working_hint(key: str, value: Any) -> N
         ("camera.batch", -4),
         ("camera.image_size", 0),
         ("distill.sctd.segments", 0),
-        ("distill.sctd.min_gap", 0),
+        ("distill.sctd.min_gap", -1),
         ("distill.sctd.s_margin", -1),
         ("distill.warmup_steps", -1),
         ("distill.sctd.t_min", -1),

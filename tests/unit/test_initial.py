@@ -33,6 +33,17 @@ def test_sphere_fills_a_ball_evenly():
     torch.testing.assert_close(torch.cov(means.T), torch.eye(3) * radius**2 / 5, rtol=0.05, atol=0.002)
 
 
+def test_polar_sphere_is_uniform_in_distance_polar_angle_and_azimuth():
+    """As the release's sphere, whose vertical axis is z; ours is y."""
+    n, radius = 20_000, 0.6
+    x, y, z = start(shape="polar-sphere", count=n, radius=radius).means.detach().double().T
+    distance = (x * x + y * y + z * z).sqrt()
+    for values in (distance / radius, (y / distance).acos() / math.pi, torch.atan2(z, x) / (2 * math.pi) % 1):
+        for share in (0.2, 0.5, 0.8):
+            below = float((values < share).double().mean())
+            assert below == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
+
+
 def test_box_fills_a_cube_evenly():
     n, side = 20_000, 0.4
     means = start(shape="box", count=n, radius=side).means.detach()

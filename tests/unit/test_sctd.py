@@ -301,6 +301,16 @@ def test_sctd_under_one_text_is_the_inversion_error() -> None:
     assert pull.norm() < 0.1 * guided.norm()
 
 
+@pytest.mark.parametrize("approximate", [True, False])
+@pytest.mark.parametrize("weight", ["b_t", "sigma_over_alpha"])
+def test_sctd_has_no_gradient_where_t_is_an_edge(weight: Any, approximate: bool) -> None:
+    """The step from t to e = t has no length; other rows keep their gradient."""
+    given, config = problem([LONG, (404, 404, 404)]), SctdConfig(loss="eq10", weight=weight, approximate=approximate)
+    ours = gradient(config, given)
+    assert torch.equal(ours[1], torch.zeros_like(ours[1]))
+    assert_equal(ours[:1], expected(config, problem([LONG, FAR]))[:1])
+
+
 def test_sctd_descent_reaches_the_mean_of_the_text() -> None:
     """On an unconditional prior at 0 and a text at mu, latents end where the guided prior is at rest, along mu."""
     text = PRIOR.encode_text(["a duck"])

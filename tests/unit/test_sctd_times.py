@@ -98,7 +98,7 @@ def configs(draw: st.DrawFn) -> SctdConfig:
         "t_tau": draw(st.integers(0, 300)),
         "window": draw(st.sampled_from(["sliding", "lower_fixed"])),
         "warmup_shift": draw(st.integers(0, 1200)),
-        "min_gap": draw(st.integers(1, 300)),
+        "min_gap": draw(st.integers(0, 300)),
         "s_margin": draw(st.integers(0, 100)),
     }
     return Config().set({f"distill.sctd.{name}": value for name, value in settings.items()}).distill.sctd
@@ -131,12 +131,13 @@ def test_draw_times_keeps_order_and_segment(config: SctdConfig, warmup: float, s
     except UsageProblem:
         return
     t, s, e = draw_times(config, warmup, edges, torch.Generator().manual_seed(seed))
-    assert e <= s < t < config.t_max
+    assert e <= s <= t < config.t_max
+    assert s < t or (config.min_gap == 0 and s == t == e)
     assert t > config.t_min
     assert e in edges[:-1]
     assert t <= min(edge for edge in edges if edge > e)
     margin = min(config.s_margin, (t - e - 1) // 2)
-    assert e + margin <= s <= max(t - margin - 1, e + margin)
+    assert s == e == t or e + margin <= s <= max(t - margin - 1, e + margin)
 
 
 def draw_many(config: SctdConfig, warmup: float, n: int = 4000) -> Tensor:
@@ -195,6 +196,42 @@ def test_draw_times_lifts_t_to_the_next_edge_at_most() -> None:
     config = SctdConfig(segments=20)  # parts of 48, less than min_gap
     t, _, e = draw_many(config, 1.0).T
     assert int((t - e).max()) == 48
+
+
+def test_draw_times_lets_t_lie_on_an_edge_without_a_smallest_gap() -> None:
+    """Algorithm 1 takes s_m = t there; t is uniform over 480 values, with edges at 212 and 404."""
+    t, s, e = draw_many(SctdConfig(min_gap=0), 1.0, 20_000).T
+    on_edge = t == e
+    assert set(t[on_edge].tolist()) == {212, 404}
+    assert torch.equal(s[on_edge], t[on_edge])
+    assert float(on_edge.double().mean()) == pytest.approx(2 / 480, abs=3 * math.sqrt(2 / 480 / 20_000))
+    assert bool((s < t)[~on_edge].all())
+    assert not bool((draw_many(SctdConfig(min_gap=1), 1.0, 20_000)[:, 0] == 212).any())
+
+
+@pytest.mark.parametrize(
+    ("changes", "perp_neg", "offset"),
+    [
+        ({}, False, 0.3),
+        ({}, True, 0.2),
+        ({"fixed_noise": False}, False, 0.3),
+        ({"fixed_noise": False}, True, 0.7),
+    ],
+)
+def test_sctd_noise_has_the_offset_of_its_kind(changes: dict[str, object], perp_neg: bool, offset: float) -> None:
+    """The constant per channel, drawn after the noise from the same generator."""
+    offsets = {"noise_offset": 0.3, "noise_offset_perp_neg": 0.2, "noise_offset_perp_neg_fresh": 0.7}
+    settings = {f"distill.sctd.{name}": value for name, value in (offsets | changes).items()}
+    method, shape = Sctd(Config().set(settings | {"distill.perp_neg": perp_neg})), (3, 4, 8, 8)
+    generators = {name: torch.Generator().manual_seed(5) for name in ("times", "noise")}
+    state = method.init_state(shape, generators)
+    if changes:
+        generators["noise"].manual_seed(5)
+    noise = method.draw(1, shape, state, generators).noise
+    again = torch.Generator().manual_seed(5)
+    torch.testing.assert_close(
+        noise, torch.randn(shape, generator=again) + offset * torch.randn(1, 4, 1, 1, generator=again)
+    )
 
 
 def test_draw_times_starts_no_segment_at_the_last_timestep() -> None:
