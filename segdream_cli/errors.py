@@ -58,7 +58,7 @@ class PromptProblem(UsageProblem):
         instead: the text to use; the command line puts it into the command in place of `prompt`.
     """
 
-    def __init__(self, message: str, *, prompt: str, instead: str) -> None:
+    def __init__(self, message: str, *, prompt: str = "", instead: str = "") -> None:
         super().__init__(message, hint=f'segdream generate "{instead}"')
         self.prompt, self.instead = prompt, instead
 

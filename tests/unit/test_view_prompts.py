@@ -1,6 +1,7 @@
 """Prompts that can be used, view phrases, Perp-Neg's weights against the release's table, blended embeddings."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from segdream_cli.distill.view_prompts import (
     phrase_texts,
     view_weights,
 )
-from segdream_cli.errors import UsageProblem
+from segdream_cli.errors import PromptProblem, UsageProblem
 from segdream_cli.priors.profile import ViewPhrases, Vocabulary
 
 WORDS = Vocabulary(
@@ -293,6 +294,14 @@ def test_clean_prompt_refuses_excluded_pairs_with_a_prompt_that_it_takes(prompt:
     assert caught.value.exit_code == 2
     assert caught.value.hint == f'segdream generate "{instead}"'
     assert clean_prompt(instead, WORDS) == instead
+
+
+def test_prompt_problem_survives_the_pipe_of_a_worker_process() -> None:
+    """As all errors do: exceptions are pickled without their keyword arguments."""
+    with pytest.raises(PromptProblem) as caught:
+        clean_prompt("a red striped dog", WORDS)
+    found = pickle.loads(pickle.dumps(caught.value))
+    assert (str(found), vars(found)) == (str(caught.value), vars(caught.value))
 
 
 def test_clean_negative_may_name_excluded_pairs() -> None:
