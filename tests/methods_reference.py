@@ -94,3 +94,9 @@ class Literal:
                 break
         eps_s = self.null(x, s, i)
         return self.guided(x + (ratio(t) - ratio(s)) * eps_s, t, i, scale) - eps_s
+
+    def cds(self, z_0: Tensor, noise: Tensor, t: int, t_next: int, i: int, *, scale: float) -> tuple[Tensor, Tensor]:
+        """The guided estimates at t and, after an Euler step, at t'."""
+        x = z_0 + ratio(t) * noise
+        eps_t = self.guided(x, t, i, scale)
+        return eps_t, self.guided(x + (ratio(t_next) - ratio(t)) * eps_t, t_next, i, scale)

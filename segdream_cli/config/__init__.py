@@ -120,6 +120,7 @@ class Config:
                 "distill.sds.t_max": min(self.distill.sds.t_max, LOW_T),
                 "distill.ism.t_high": min(self.distill.ism.t_high, LOW_T),
                 "distill.ism.warmup_shift": 0,
+                "distill.cds.t_max": min(self.distill.cds.t_max, LOW_T),
                 "densify.start": self.optim.steps // 2,
                 "densify.cap": REFINED_CAP,
                 "refine.enabled": True,

@@ -7,10 +7,10 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from segdream_cli.config.values import Amount, Count, Natural, Share, Steps, Within
+from segdream_cli.config.values import Amount, Count, Natural, Range, Share, Steps, Within
 from segdream_cli.errors import UsageProblem
 
-MethodName = Literal["sctd", "sds", "ism"]
+MethodName = Literal["sctd", "sds", "ism", "cds"]
 METHOD_NAMES: tuple[MethodName, ...] = typing.get_args(MethodName)
 
 
@@ -153,6 +153,62 @@ class IsmConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CdsConfig:
+    """Consistency Distillation Sampling (Consistent3D, CVPR 2024).
+
+    "Consistent3D" is the first stage of its authors' code in the long configuration, whose schedules over 5,000 steps
+    span the run here. It writes the guidance as eps_c + s (eps_c - eps_u), where s is omega - 1.
+    """
+
+    loss: Literal["released", "printed"] = "released"
+    """The gradient of the code, or the slope of the printed loss, which has the opposite sign (for ablations)."""
+    guidance_scale: Amount = 51.0
+    """Omega of classifier-free guidance at the start, eps_u + omega (eps_c - eps_u) (Consistent3D: s = 50)."""
+    guidance_end: Amount = 21 / 51
+    """Factor on omega at the end, reached linearly (Consistent3D: from s = 50 to 20); 1 keeps omega."""
+    weight: Literal["none", "sigma_squared"] = "none"
+    """Weight over t: 1 (Consistent3D) or sigma_t^2 (its later stages)."""
+    grad_scale: Amount = 1.0
+    """Factor on the gradient of the latents, which is divided by the number of views (Consistent3D)."""
+    clip: Annotated[Range, Within(1e-6)] = (2.0, 8.0)
+    """Limit of each element of the weighted gradient at start and end of the run, in between linear (Consistent3D)."""
+    t_first: Annotated[int, Within(0, 999)] = 700
+    """Lower timestep t' at the start (Consistent3D)."""
+    t_last: Annotated[int, Within(0, 999)] = 100
+    """Lower timestep t' at the end, reached as the square root of the share of the run that is done (Consistent3D)."""
+    t_min: Annotated[int, Within(0, 999)] = 100
+    """Smallest timestep (Consistent3D)."""
+    t_max: Annotated[int, Within(0, 999)] = 980
+    """Largest timestep (Consistent3D)."""
+    min_gap: Count = 100
+    """Smallest t - t' (Consistent3D)."""
+    max_gap: Count = 299
+    """Largest t - t' (Consistent3D)."""
+
+    def check(self) -> None:
+        """Refuses limits of t that leave nothing to draw from.
+
+        Raises:
+            UsageProblem: naming them.
+        """
+        hint = " ".join(
+            f"--set distill.cds.{name}={value}"
+            for name, value in (("t_min", 100), ("t_max", 980), ("min_gap", 100), ("max_gap", 299))
+        )
+        if self.min_gap > self.max_gap:
+            raise UsageProblem(
+                f"distill.cds.min_gap must not exceed max_gap, but they are {self.min_gap} and {self.max_gap}",
+                hint=hint,
+            )
+        if self.t_min + self.min_gap > self.t_max:
+            raise UsageProblem(
+                f"distill.cds.t_max must be at least t_min + min_gap, but it is {self.t_max}, "
+                f"and they are {self.t_min} and {self.min_gap}",
+                hint=hint,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
     """The distillation. `distill.NAME` is short for `distill.METHOD.NAME` of the chosen method."""
 
@@ -169,6 +225,7 @@ class DistillConfig:
     sctd: SctdConfig = SctdConfig()
     sds: SdsConfig = SdsConfig()
     ism: IsmConfig = IsmConfig()
+    cds: CdsConfig = CdsConfig()
 
     def warmup(self, step: int) -> float:
         """Share of the warm-up that is done in a step (1, 2, ...), 0..1."""

@@ -9,12 +9,15 @@ from types import MappingProxyType
 
 from segdream_cli.config import Config
 from segdream_cli.config.distill import MethodName
+from segdream_cli.distill.cds import Cds
 from segdream_cli.distill.ism import Ism
 from segdream_cli.distill.method import Method
 from segdream_cli.distill.sctd import Sctd
 from segdream_cli.distill.sds import Sds
 
-METHODS: Mapping[MethodName, Callable[[Config], Method]] = MappingProxyType({"sctd": Sctd, "sds": Sds, "ism": Ism})
+METHODS: Mapping[MethodName, Callable[[Config], Method]] = MappingProxyType(
+    {"sctd": Sctd, "sds": Sds, "ism": Ism, "cds": Cds}
+)
 """Name, as `distill.method` has it, to method."""
 
 
