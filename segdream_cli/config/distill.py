@@ -15,7 +15,31 @@ METHOD_NAMES: tuple[MethodName, ...] = typing.get_args(MethodName)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SctdConfig:
+class FallingTimes:
+    """Timesteps that fall over a run, for methods that draw t from a range (ours, after DreamTime, ICLR 2024)."""
+
+    t_schedule: Literal["random", "annealed", "falling"] = "random"
+    """Draw t from the method's range; or from one whose upper end falls linearly to t_end; or take that end as t."""
+    t_end: Annotated[int, Within(1, 999)] = 200
+    """Upper end of the range of t in the last step, unless t_schedule is random (ours)."""
+
+    def t_range(self, low: int, high: int, progress: float) -> tuple[int, int]:
+        """Smallest and largest t of a step whose method has the range `low` to `high`, both included.
+
+        Args:
+            low: the method's own smallest t.
+            high: the method's own largest t.
+            progress: share of the run that is done, 0..1.
+        """
+        if self.t_schedule == "random":
+            return low, high
+        end = min(max(self.t_end, low), high)
+        upper = round(high + (end - high) * progress)
+        return (upper if self.t_schedule == "falling" else low), upper
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SctdConfig(FallingTimes):
     """Segmented Consistency Trajectory Distillation (SegmentDreamer, ICCV 2025)."""
 
     loss: Literal["released", "eq10"] = "released"
@@ -80,7 +104,7 @@ class SctdConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SdsConfig:
+class SdsConfig(FallingTimes):
     """Score Distillation Sampling (DreamFusion, ICLR 2023); "threestudio" is its Stable Diffusion configuration."""
 
     guidance_scale: Amount = 101.0
@@ -108,7 +132,7 @@ class SdsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IsmConfig:
+class IsmConfig(FallingTimes):
     """Interval Score Matching (LucidDreamer, CVPR 2024); "LucidDreamer" is its authors' code."""
 
     guidance_scale: Amount = 7.5

@@ -206,6 +206,10 @@ class OptimConfig:
     beg_factor: Share = 0.8
     """Factor on the spherical harmonics of such an asset; 0 is grey (Connect3D)."""
 
+    def progress(self, step: int) -> float:
+        """Share of the distillation that is done in a step (1, 2, ...), 0..1."""
+        return min(step / max(1, self.steps), 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DensifyConfig:

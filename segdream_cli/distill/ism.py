@@ -44,7 +44,7 @@ class Ism:
     decodes_per_view = 0.0
 
     def __init__(self, config: Config) -> None:
-        self._config, self._distill, self._steps = config.distill.ism, config.distill, config.optim.steps
+        self._config, self._distill, self._optim = config.distill.ism, config.distill, config.optim
 
     @property
     def rows_per_view(self) -> float:
@@ -58,7 +58,7 @@ class Ism:
     def draw(self, step: int, shape: Shape, state: State, generators: Generators) -> Draw:
         """t, s, and fresh noise or, with `fixed_noise`, the run's."""
         low, high, interval = self._window(step)
-        t = int(torch.randint(low, high, (), generator=generators["times"])) + FIRST_T
+        t = int(torch.randint(low, high + 1, (), generator=generators["times"]))
         noise = state["noise"] if self._config.fixed_noise else self._draw_noise(shape, generators)
         return Draw(t, max(t - interval, FIRST_T), noise)
 
@@ -76,22 +76,23 @@ class Ism:
         return Gradient(ism(prior.predict_noise, schedule, latents, noise, t, s, conditions, self._config))
 
     def _window(self, step: int) -> tuple[int, int, int]:
-        """The range [low, high) of t - 1, and the interval t - s, in a step (1, 2, ...).
+        """Smallest and largest t, and the interval t - s, in a step (1, 2, ...).
 
-        Over the warm-up the upper end falls to `t_high` and the interval to `interval`; the lower end stays.
+        Over the warm-up the largest t falls to `t_high` and the interval to `interval`; the smallest t stays.
         """
         config, left = self._config, 1 - self._distill.warmup(step)
         high = min(config.t_high + int(config.warmup_shift * left), config.t_max)
         widening = left * (config.interval_start - config.interval)
         # LucidDreamer rounds the widening up in its Perp-Neg function and down in the other
-        return config.t_min, high, int(config.interval + (math.ceil(widening) if self._distill.perp_neg else widening))
+        interval = int(config.interval + (math.ceil(widening) if self._distill.perp_neg else widening))
+        return *config.t_range(config.t_min + FIRST_T, high, self._optim.progress(step)), interval
 
     def _inversion_rows(self, samples: int = 100) -> float:
         """Steps from z_1 to z_s on average over a run, from that many of its steps."""
         total = 0.0
-        for step in torch.linspace(1, max(self._steps, 1), samples).long().tolist():
+        for step in torch.linspace(1, max(self._optim.steps, 1), samples).long().tolist():
             low, high, interval = self._window(step)
-            s = (torch.arange(low, high) + FIRST_T - interval).clamp_min(FIRST_T)
+            s = (torch.arange(low, high + 1) - interval).clamp_min(FIRST_T)
             total += float(((s - start(s, self._config)) / self._config.inversion_stride).ceil().mean())
         return total / samples
 

@@ -37,7 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from segdream_cli.config import Config
-from segdream_cli.config.distill import DistillConfig, SctdConfig
+from segdream_cli.config.distill import SctdConfig
 from segdream_cli.distill.guidance import Conditions, guided_noise, guided_rows
 from segdream_cli.distill.method import Generators, Gradient, Shape, State, draw_noise, merge
 from segdream_cli.distill.schedule import Latents, NoiseSchedule, PredictNoise, per_row
@@ -78,7 +78,7 @@ class Sctd:
     decodes_per_view = 0.0
 
     def __init__(self, config: Config) -> None:
-        self._config, self._distill, self._steps = config.distill.sctd, config.distill, config.optim.steps
+        self._config, self._distill, self._optim = config.distill.sctd, config.distill, config.optim
         self._edges = trajectory_segments(self._config)
 
     @property
@@ -103,8 +103,9 @@ class Sctd:
     @property
     def rows_per_view(self) -> float:
         """Rows of the inversion, 2 if t >= t_tau, else 1; of ε(ẑ_s, ∅), unless it is reused; and of the guidance."""
-        inversion = 1 + two_step_share(self._config, self._distill, self._steps, self._edges)
-        return inversion + (not self._config.reuse_noise) + guided_rows(perp_neg=self._distill.perp_neg)
+        return (
+            1 + self._two_step_share() + (not self._config.reuse_noise) + guided_rows(perp_neg=self._distill.perp_neg)
+        )
 
     def init_state(self, shape: Shape, generators: Generators) -> State:
         """ε*, kept for the whole run."""
@@ -112,7 +113,7 @@ class Sctd:
 
     def draw(self, step: int, shape: Shape, state: State, generators: Generators) -> Draw:
         """(t, s, e), and the run's ε* or, without `fixed_noise`, a fresh one."""
-        times = draw_times(self._config, self._distill.warmup(step), self._edges, generators["times"])
+        times = draw_times(self._config, self._window(step), self._edges, generators["times"])
         fixed = self._config.fixed_noise
         return Draw(times, state["noise"] if fixed else self._draw_noise(shape, generators["noise"]))
 
@@ -127,6 +128,19 @@ class Sctd:
         times = Times(*torch.tensor([draw.times for draw in draws]).T).repeat(len(latents) // len(draws))
         noise = merge([draw.noise for draw in draws], latents.device)
         return Gradient(sctd(prior.predict_noise, schedule, latents, noise, times, conditions, self._config))
+
+    def _window(self, step: int) -> tuple[int, int]:
+        """The window of t in a step."""
+        return t_window(self._config, self._distill.warmup(step), self._optim.progress(step))
+
+    def _two_step_share(self) -> float:
+        """Share of the steps of a run in which t >= t_tau, so that the inversion takes two; from a grid of draws."""
+        grid, hits = [(i + 0.5) / 32 for i in range(32)], 0
+        for progress in grid:
+            low, high = self._window(math.ceil(progress * self._optim.steps))
+            drawn = [lift(self._config, self._edges, low + int(share * (high + 1 - low))) for share in grid]
+            hits += sum(t >= self._config.t_tau for t, _ in drawn)
+        return hits / len(grid) ** 2
 
     def _draw_noise(self, shape: Shape, generator: torch.Generator) -> Float[Tensor, "v c h w"]:
         """ε*, with the release's constant per channel."""
@@ -171,47 +185,45 @@ def _increase(edges: Edges) -> bool:
     return all(before < after for before, after in pairwise(edges))
 
 
-def draw_times(config: SctdConfig, warmup: float, edges: Edges, generator: torch.Generator) -> tuple[int, int, int]:
+def draw_times(
+    config: SctdConfig, window: tuple[int, int], edges: Edges, generator: torch.Generator
+) -> tuple[int, int, int]:
     """Draws (t, s, e) as the release does.
 
-    t comes from a window that slides down over the warm-up, e is the last edge at or below it, t is lifted to
-    at least `min_gap` above e but never past the next edge, and s lies between with a margin to both ends.
+    t comes from the window, e is the last edge at or below it, t is lifted to at least `min_gap` above e but never
+    past the next edge, and s lies between with a margin to both ends.
 
     Args:
         config: the method's settings.
-        warmup: share of the warm-up that is done, 0..1.
+        window: smallest and largest t before it is lifted; see `t_window`.
         edges: ends of the sub-trajectories.
         generator: source of the two random integers.
     """
-    t, e = lift(config, edges, _draw_integer(*t_window(config, warmup), generator))
+    low, high = window
+    t, e = lift(config, edges, _draw_integer(low, high + 1, generator))
     margin = max(0, min(config.s_margin, (t - e - 1) // 2))
     return t, _draw_integer(e + margin, max(t - margin, e + margin + 1), generator), e
 
 
-def t_window(config: SctdConfig, warmup: float) -> tuple[int, int]:
-    """The window [low, high) of t - 1 before it is lifted, as `draw_times` slides it."""
+def t_window(config: SctdConfig, warmup: float, progress: float) -> tuple[int, int]:
+    """Smallest and largest t before it is lifted. The window slides down over the warm-up (release).
+
+    Args:
+        config: the method's settings.
+        warmup: share of the warm-up that is done, 0..1.
+        progress: share of the run that is done, 0..1.
+    """
     shift = int(config.warmup_shift * (1 - warmup))
-    low = config.t_min + (shift if config.window == "sliding" else 0)
+    low = config.t_min + (shift if config.window == "sliding" else 0) + 1
     high = min(config.t_high + shift, config.t_max - 1)
-    return min(low, high - 1), high
+    return config.t_range(min(low, high), high, progress)
 
 
-def lift(config: SctdConfig, edges: Edges, index: int) -> tuple[int, int]:
-    """The timestep index + 1, lifted to `min_gap` above e but not past the next edge; and e, the last edge below."""
-    t = index + 1
+def lift(config: SctdConfig, edges: Edges, t: int) -> tuple[int, int]:
+    """A timestep lifted to `min_gap` above e, but not past the next edge; and e, the last edge at or below it."""
     segment = max(i for i, edge in enumerate(edges[:-1]) if edge <= t and edge < config.t_max - 1)
     e = edges[segment]
     return min(max(t, e + config.min_gap), max(edges[segment + 1], t), config.t_max - 1), e
-
-
-def two_step_share(config: SctdConfig, distill: DistillConfig, steps: int, edges: Edges) -> float:
-    """Share of the steps of a run in which t >= t_tau, so that the inversion takes two steps; from a grid of draws."""
-    grid = [(i + 0.5) / 32 for i in range(32)]
-    hits = 0
-    for progress in grid:
-        low, high = t_window(config, distill.warmup(math.ceil(progress * steps)))
-        hits += sum(lift(config, edges, low + int(share * (high - low)))[0] >= config.t_tau for share in grid)
-    return hits / len(grid) ** 2
 
 
 def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:

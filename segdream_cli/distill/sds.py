@@ -35,7 +35,7 @@ class Sds:
     decodes_per_view = 0.0
 
     def __init__(self, config: Config) -> None:
-        self._config, self._perp_neg = config.distill.sds, config.distill.perp_neg
+        self._config, self._perp_neg, self._optim = config.distill.sds, config.distill.perp_neg, config.optim
 
     @property
     def rows_per_view(self) -> float:
@@ -47,9 +47,9 @@ class Sds:
         return {}
 
     def draw(self, step: int, shape: Shape, state: State, generators: Generators) -> Draw:
-        """t, uniform in [t_min, t_max], and standard normal noise, for each view."""
-        low, high = self._config.t_min, self._config.t_max + 1
-        t = torch.randint(low, high, shape[:1], generator=generators["times"])
+        """t, uniform in the range of the step, and standard normal noise, for each view."""
+        low, high = self._config.t_range(self._config.t_min, self._config.t_max, self._optim.progress(step))
+        t = torch.randint(low, high + 1, shape[:1], generator=generators["times"])
         return Draw(t, torch.randn(shape, generator=generators["noise"]))
 
     def describe(self, draw: Draw) -> Mapping[str, list[int]]:

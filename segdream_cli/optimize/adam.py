@@ -33,7 +33,7 @@ def build_optimizers(gaussians: Gaussians, config: OptimConfig) -> Optimizers:
 
 def learning_rates(config: OptimConfig, step: int) -> dict[str, float]:
     """Learning rate of each group in a step of the run, log-linear between its start and its end."""
-    progress = min(step / max(1, config.steps), 1)
+    progress = config.progress(step)
     rates = (config.means_lr, config.quat_lr, config.scale_lr, config.opacity_lr, config.sh0_lr, config.shN_lr)
     return {name: start * (end / start) ** progress for name, (start, end) in zip(GROUPS, rates, strict=True)}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segdream_cli.config import Config, DistillConfig
 from segdream_cli.config.distill import SctdConfig
-from segdream_cli.distill.sctd import Sctd, Times, draw_times, trajectory_segments
+from segdream_cli.distill.sctd import Sctd, Times, draw_times, t_window, trajectory_segments
 from segdream_cli.errors import UsageProblem
 
 
@@ -130,7 +130,7 @@ def test_draw_times_keeps_order_and_segment(config: SctdConfig, warmup: float, s
         edges = trajectory_segments(config)
     except UsageProblem:
         return
-    t, s, e = draw_times(config, warmup, edges, torch.Generator().manual_seed(seed))
+    t, s, e = draw_times(config, t_window(config, warmup, 0.0), edges, torch.Generator().manual_seed(seed))
     assert e <= s <= t < config.t_max
     assert s < t or (config.min_gap == 0 and s == t == e)
     assert t > config.t_min
@@ -143,7 +143,8 @@ def test_draw_times_keeps_order_and_segment(config: SctdConfig, warmup: float, s
 def draw_many(config: SctdConfig, warmup: float, n: int = 4000) -> Tensor:
     """(t, s, e) of `n` draws, [n, 3]."""
     generator, edges = torch.Generator().manual_seed(0), trajectory_segments(config)
-    return torch.tensor([draw_times(config, warmup, edges, generator) for _ in range(n)])
+    window = t_window(config, warmup, 0.0)
+    return torch.tensor([draw_times(config, window, edges, generator) for _ in range(n)])
 
 
 def test_warmup_ends_after_its_steps() -> None:
@@ -187,7 +188,8 @@ def test_draw_times_has_the_release_statistics_over_a_run() -> None:
     """The one-step branch takes 20.3 % of a run's steps and 3.9 % of the warm-up's (release at ceb78a6)."""
     config, generator = SctdConfig(), torch.Generator().manual_seed(0)
     edges, warmup = trajectory_segments(config), DistillConfig().warmup
-    short = torch.tensor([draw_times(config, warmup(i), edges, generator)[0] < 150 for i in range(1, 5001)]).double()
+    windows = [t_window(config, warmup(step), 0.0) for step in range(1, 5001)]
+    short = torch.tensor([draw_times(config, window, edges, generator)[0] < 150 for window in windows]).double()
     assert float(short.mean()) == pytest.approx(0.203, abs=0.017)
     assert float(short[:1500].mean()) == pytest.approx(0.039, abs=0.015)
 
@@ -258,15 +260,16 @@ def test_times_repeat_for_the_views_of_an_asset() -> None:
         ({"distill.sctd.t_tau": 1000}, 1 + 2),
         ({"distill.sctd.segments": 13, "distill.warmup_steps": 0}, 1 + 2),
         ({"distill.sctd.reuse_noise": True}, 2),
+        ({"distill.sctd.t_schedule": "annealed", "distill.sctd.t_end": 50}, 1 + 2),
+        ({"distill.sctd.t_schedule": "falling", "distill.sctd.t_tau": 400}, 1 + 2),
         ({"distill.sctd.reuse_noise": True, "distill.sctd.t_tau": 1000}, 2),
     ],
 )
 def test_sctd_rows_per_view_are_those_of_a_run(changes: dict[str, object], others: float) -> None:
     """The release's 20.3 % of one-step inversions leave 1.8 rows for the inversion on average."""
-    whole, generator = Config().set(changes), torch.Generator().manual_seed(0)
-    config = whole.distill.sctd
-    edges, warmup = trajectory_segments(config), whole.distill.warmup
-    draws = [draw_times(config, warmup(i), edges, generator)[0] for i in range(1, 5001)]
-    steps = [2 if t >= config.t_tau else 1 for t in draws]
-    expected = sum(steps) / len(steps) + others
-    assert Sctd(whole).rows_per_view == pytest.approx(expected, abs=0.02)
+    whole, generators = Config().set(changes), {name: torch.Generator().manual_seed(0) for name in ("times", "noise")}
+    method, shape = Sctd(whole), (1, 1, 1, 1)
+    state = method.init_state(shape, generators)
+    draws = [method.draw(step, shape, state, generators).times[0] for step in range(1, 5001)]
+    steps = [2 if t >= whole.distill.sctd.t_tau else 1 for t in draws]
+    assert method.rows_per_view == pytest.approx(sum(steps) / len(steps) + others, abs=0.02)
