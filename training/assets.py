@@ -19,15 +19,14 @@ from torch import Tensor
 from segdream_cli import load
 from segdream_cli.config import MINI
 from segdream_cli.config.values import parse_assignments
-from segdream_cli.distill.schedule import NoiseSchedule
-from segdream_cli.distill.view_prompts import clean_prompt, conditions, view_weights
+from segdream_cli.distill.view_prompts import clean_prompt
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.health import SILHOUETTE, Health, examine
 from segdream_cli.evaluate.judge import Judge, Label
 from segdream_cli.evaluate.measures import Array, Scores, frechet, score, sharpness
+from segdream_cli.evaluate.references import sample_images
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.state import AssetState
-from segdream_cli.priors.stable_diffusion import DiffusionPrior
 from segdream_cli.render.cameras import VIEW_FILL, VIEW_FOV_DEG, frame_sphere, turntable_azimuths
 from segdream_cli.render.images import contact_sheet
 from segdream_cli.render.view import render
@@ -253,28 +252,14 @@ def sample_views(
     pipeline: Pipeline, prompts: Sequence[str], seed: int, guidance_scale: float, prompts_at_once: int = 16
 ) -> Float[Tensor, "p v 3 s s"]:
     """The prior's own images of the prompts with the view phrases of eight azimuths: 50 steps of DDIM."""
-    prior, config = pipeline.prior, pipeline.config
-    if not isinstance(prior, DiffusionPrior):
-        raise TypeError("only a diffusion prior can be sampled")
-    schedule = NoiseSchedule(prior.alphas_cumprod)
     generator = torch.Generator().manual_seed(seed)
     azimuths, elevations = turntable_azimuths(VIEWS), torch.full((VIEWS,), ELEVATION_DEG)
     images: list[Tensor] = []
     for start in range(0, len(prompts), prompts_at_once):
         part = prompts[start : start + prompts_at_once]
-        seen = azimuths.repeat(len(part)), elevations.repeat(len(part))
-        weights = view_weights(*seen, prior.profile.views, config.view, perp_neg=False)
-        texts = conditions([pipeline.embed(prompt) for prompt in part], weights)
-        text = torch.cat([texts.positive, texts.uncond])
-        b = len(part) * VIEWS
-        latents = torch.randn(b, *prior.latent_shape, generator=generator).to(pipeline.device)
-        stride = len(prior.alphas_cumprod) // DDIM_STEPS
-        for t in range((DDIM_STEPS - 1) * stride + 1, 0, -stride):
-            now, then = torch.full((b,), t), torch.full((b,), max(t - stride, 0))
-            positive, negative = prior.predict_noise(latents.repeat(2, 1, 1, 1), now.repeat(2), text).chunk(2)
-            latents = schedule.step(latents, negative + guidance_scale * (positive - negative), now, then)
-        drawn = torch.nn.functional.interpolate(prior.decode(latents), (SIZE, SIZE), mode="bilinear")
-        images += drawn.clamp(0, 1).unflatten(0, (len(part), VIEWS))
+        drawn = sample_images(pipeline, part, azimuths, elevations, generator, guidance_scale)
+        small = torch.nn.functional.interpolate(drawn.flatten(0, 1), (SIZE, SIZE), mode="bilinear")
+        images += small.unflatten(0, drawn.shape[:2])
     return torch.stack(images)
 
 
