@@ -137,7 +137,7 @@ def report(prompts: Sequence[str], found: Assessment, figures: Mapping[str, floa
     columns = {name: getattr(found.scores, name).mean(1) for name in ("object", "color", "attribute", "azimuth")}
     columns |= {"view": found.scores.sector.mean(1), "floaters": found.scores.floaters.mean(1)}
     each = [
-        {name: float(values[i]) for name, values in columns.items()} | asdict(health)
+        asdict(health) | {name: float(values[i]) for name, values in columns.items()}
         for i, health in enumerate(found.health)
     ]
 

@@ -22,7 +22,7 @@ from segdream_cli.config.values import parse_assignments
 from segdream_cli.distill.view_prompts import clean_prompt
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.health import SILHOUETTE, Health, examine
-from segdream_cli.evaluate.judge import Judge, Label
+from segdream_cli.evaluate.judge import EMBEDDED, Judge, Label
 from segdream_cli.evaluate.measures import Array, Scores, frechet, score, sharpness
 from segdream_cli.evaluate.references import sample_images
 from segdream_cli.optimize.pipeline import Pipeline
@@ -37,7 +37,7 @@ from training.world.catalog import Combination, build, combinations
 from training.world.render import draw
 
 ROOT = Path(__file__).resolve().parents[1]
-JUDGE, HELD_OUT = ROOT / "benchmarks" / "judge", ROOT / "prompts" / "heldout.txt"
+JUDGE, HELD_OUT = EMBEDDED, ROOT / "prompts" / "heldout.txt"
 NEW_KINDS = 40
 """Prompts of `new_words` about objects that `HELD_OUT` does not have."""
 VIEWS, ELEVATION_DEG, SIZE = 8, 15.0, 128
@@ -215,10 +215,10 @@ class Assessment:
         }
         names = ("object", "color", "attribute", "view", "azimuth", "floaters")
         return {
+            **health,
             **{name: scores[name] for name in names},
             **{f"edges_{size}": ratio for size, ratio in self.edges.items()},
             "frechet": self.frechet,
-            **health,
         }
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from segdream_cli.cli import doctor, export, fetch, generate, init, refine, render, view
+from segdream_cli.cli import doctor, evaluate, export, fetch, generate, init, refine, render, view
 from segdream_cli.cli.output import Output
 from segdream_cli.errors import EXIT_CODES, Interrupted, PromptProblem, SegdreamError, UsageProblem
 from segdream_cli.util import compat, files
@@ -36,6 +36,7 @@ COMMANDS = (
     render.render,
     view.view,
     export.export,
+    evaluate.evaluate,
     fetch.fetch,
     doctor.doctor,
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,24 @@ class Output:
             except UnicodeEncodeError:  # the terminal can't encode this path: print its bytes on disk
                 sys.stdout.buffer.write(os.fsencode(f"{result}\n"))
             sys.stdout.flush()
+
+    def tables(self, tables: Sequence[Any], **summary: Any) -> None:
+        """Prints rich tables as a result, or with `json` one object with the summary's fields."""
+        if self.json:
+            self._line(event="summary", **summary)
+            return
+        from rich.console import Console
+
+        console = Console(file=sys.stdout)
+        if not console.is_terminal:
+            console = Console(file=sys.stdout, width=10_000)  # no terminal limits the columns of a file or pipe
+        with console.capture() as capture:
+            for table in tables:
+                console.print(table)
+        text = "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
 
     def note(self, message: str) -> None:
         """Prints a message for a person to stderr."""

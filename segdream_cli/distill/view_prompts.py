@@ -41,7 +41,7 @@ def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
         raise PromptProblem("the prompt is empty", prompt=prompt, instead="a yellow school bus")
     if vocabulary is None:
         return text
-    phrases = _find_phrases(text, vocabulary)
+    phrases = find_phrases(text, vocabulary)
     for kind, known, fewest in (
         ("object", vocabulary.objects, 1),
         ("colour", vocabulary.colors, 0),
@@ -76,7 +76,7 @@ def clean_negative(negative: str, vocabulary: Vocabulary | None) -> str:
         UsageProblem: it is too long, or has control characters or words that the prior does not know.
     """
     text = _strip_text(negative, "negative prompt")
-    return text if vocabulary is None else " ".join(_find_phrases(text, vocabulary))
+    return text if vocabulary is None else " ".join(find_phrases(text, vocabulary))
 
 
 def _strip_text(text: str, name: str) -> str:
@@ -100,7 +100,7 @@ def _strip_text(text: str, name: str) -> str:
     return text
 
 
-def _find_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
+def find_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
     """The phrases of the vocabulary that make up a text, in order.
 
     Raises:

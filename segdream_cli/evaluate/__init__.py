@@ -1,1 +1,1 @@
-"""Quality of assets: the judge, which classifies images, and measures of their pixels and alpha."""
+"""Quality of assets: metrics and their table, the judge, measures of images and alpha, statistics."""

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from segdream_cli import formats
-from segdream_cli.evaluate.measures import Array
+from segdream_cli.evaluate.measures import Array, floaters
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
@@ -95,6 +95,8 @@ class Health:
     """`edge_px` downwards from the top, over all views from the horizon and above."""
     side_px: float
     """`edge_px` inwards from left and right, over all views."""
+    floaters: float
+    """Mean over the views of `measures.floaters`."""
     needles: float
     gaussians: int
     ply_bytes: int
@@ -116,6 +118,7 @@ def examine(gaussians: Gaussians, size: int = SIZE) -> Health:
         solid_lowest=float(solid.min(initial=1)) if len(solid) else float("nan"),
         roof_px=edge_px(np.concatenate(alphas[elevations.numpy() > 0].transpose(0, 2, 1))),
         side_px=edge_px(np.concatenate([*alphas, *alphas[:, :, ::-1]])),
+        floaters=float(np.mean([floaters(alpha) for alpha in alphas])),
         needles=needle_share(splats),
         gaussians=len(splats),
         ply_bytes=file_bytes(splats, "ply-compact"),

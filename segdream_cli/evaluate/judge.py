@@ -24,6 +24,8 @@ HEADS = ("objects", "colors", "attributes", "azimuths")
 SECTORS = ("front", "side", "back")
 CHANNELS = (32, 64, 128, 256, 320)
 WEIGHTS_FILE, CLASSES_FILE = "judge.safetensors", "judge.json"
+EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "judge"
+"""Folder of the judge in the package."""
 
 
 class Label(NamedTuple):

@@ -42,13 +42,17 @@ class Cameras:
 
     def view(self, i: int) -> "Cameras":
         """Camera `i` as a batch of one."""
-        one = slice(i, i + 1)
+        return self.slice(i, i + 1)
+
+    def slice(self, start: int, stop: int) -> "Cameras":
+        """Cameras `start` to `stop` - 1, or fewer where the batch ends."""
+        part = slice(start, stop)
         return replace(
             self,
-            viewmats=self.viewmats[one],
-            Ks=self.Ks[one],
-            azimuth_deg=self.azimuth_deg[one],
-            elevation_deg=self.elevation_deg[one],
+            viewmats=self.viewmats[part],
+            Ks=self.Ks[part],
+            azimuth_deg=self.azimuth_deg[part],
+            elevation_deg=self.elevation_deg[part],
         )
 
     def to(self, device: torch.device) -> "Cameras":

@@ -114,6 +114,64 @@ def jobs_of_prompt(prompt: str, output: Path | None, seeds: Sequence[int] | None
     return [Job(prompt, each, Path(pattern.replace("{seed}", str(each)))) for each in seeds]
 
 
+def read_prompts(source: str) -> list[str]:
+    """The lines of a list of prompts, without empty ones and those that begin with #.
+
+    Args:
+        source: a file, or "-" for standard input.
+
+    Raises:
+        UsageProblem: there is no such file, or no prompt in it.
+    """
+    try:
+        text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        lines = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
+    except OSError as problem:
+        raise read_problem(problem, Path(source), "a yellow school bus") from problem
+    except UnicodeDecodeError as problem:
+        raise UsageProblem(
+            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > prompts.txt"
+        ) from problem
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UsageProblem(
+            f"{source} has no prompt; it needs one per line, and # begins a comment", hint="--prompts list.txt"
+        )
+    return found
+
+
+def match_prompts(source: str, stems: Sequence[str]) -> list[str]:
+    """The prompt of each asset, from a list: by name or, if no name fits, by position.
+
+    A line is a prompt, or the stem of a file, a tab and a prompt. Without tabs, a prompt belongs to the files that
+    `generate` would name after it, with or without a number at the end.
+
+    Args:
+        source: a file, or "-" for standard input.
+        stems: of the assets' files.
+
+    Raises:
+        UsageProblem: an asset has no prompt, or the list can't be read.
+    """
+    lines = read_prompts(source)
+    example = f"printf '%s\\t%s\\n' {quote(stems[0])} 'a yellow school bus' > prompts.txt"
+    tabbed = [line.split("\t", 1) for line in lines if "\t" in line]
+    if tabbed and len(tabbed) < len(lines):
+        odd = next(line for line in lines if "\t" not in line)
+        raise UsageProblem(f"{source} names files with tabs, but not in the line {odd!r}", hint=example)
+    named = {name.strip(): prompt.strip() for name, prompt in tabbed} or {slug(line): line for line in lines}
+    found = [named.get(stem, named.get(re.sub(r"-\d+$", "", stem))) for stem in stems]
+    if tabbed or any(found):
+        if None in found:
+            raise UsageProblem(f"{source} has no prompt for {stems[found.index(None)]}", hint=example)
+        return [prompt for prompt in found if prompt is not None]
+    if len(lines) != len(stems):
+        raise UsageProblem(
+            f"{source} has {len(lines)} prompts for {len(stems)} assets, and none matches a file's name", hint=example
+        )
+    return lines
+
+
 def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, with_seed: bool) -> list[Job]:
     """The jobs of a list of prompts, one per line; empty lines and those that begin with # are skipped.
 
@@ -131,20 +189,7 @@ def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, wit
             "--prompts needs a folder for the assets",
             hint=f"segdream generate --prompts {quote(source)} --out-dir assets",
         )
-    try:
-        text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        lines = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
-    except OSError as problem:
-        raise read_problem(problem, Path(source), "a yellow school bus") from problem
-    except UnicodeDecodeError as problem:
-        raise UsageProblem(
-            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > prompts.txt"
-        ) from problem
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise UsageProblem(
-            f"{source} has no prompt; it needs one per line, and # begins a comment", hint="--prompts list.txt"
-        )
+    found = read_prompts(source)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

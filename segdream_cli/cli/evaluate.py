@@ -1,0 +1,223 @@
+"""`segdream evaluate`: measures assets, and compares two folders of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segdream_cli.cli import options as shared
+from segdream_cli.cli.output import Output
+from segdream_cli.config import AUTO
+from segdream_cli.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from segdream_cli.evaluate.assets import Entry
+    from segdream_cli.evaluate.evaluation import Evaluation
+    from segdream_cli.evaluate.metrics import Metric, Setup
+
+METRICS_PANEL, VIEWS_PANEL = "Metrics", "Views"
+MAX_ELEVATIONS = 10
+
+
+def evaluate(
+    assets: Annotated[
+        list[Path] | None, typer.Argument(metavar="ASSET", help="Asset to measure, or a folder of assets.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            help="File of prompts, matched by file name or position; - reads stdin.",
+            rich_help_panel=shared.PROMPT,
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", help="Metrics to use, such as judge,health.", rich_help_panel=METRICS_PANEL),
+    ] = None,
+    list_metrics: Annotated[
+        bool, typer.Option("--list-metrics", help="List the metrics, and exit.", rich_help_panel=METRICS_PANEL)
+    ] = False,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", help="METRIC=FOLDER or METRIC=HUB_ID; repeatable.", rich_help_panel=METRICS_PANEL),
+    ] = None,
+    n_views: Annotated[
+        int, typer.Option("--views", min=1, max=3600, help="Number of azimuths.", rich_help_panel=VIEWS_PANEL)
+    ] = 120,
+    elevations: Annotated[
+        str, typer.Option("--elevations", help="Elevations in degrees, such as 0,15,30.", rich_help_panel=VIEWS_PANEL)
+    ] = "0",
+    size: Annotated[
+        int, typer.Option("--size", min=64, max=4096, help="Side of a view in pixels.", rich_help_panel=VIEWS_PANEL)
+    ] = 512,
+    fit: Annotated[
+        bool | None,
+        typer.Option(
+            "--fit/--no-fit",
+            help="Move assets to the unit sphere.",
+            show_default="only those far from it",
+            rich_help_panel=VIEWS_PANEL,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of intervals.", rich_help_panel=METRICS_PANEL)] = 0,
+    device: shared.DeviceOption = AUTO,
+    offline: shared.OfflineOption = False,
+    json: shared.JsonOption = False,
+    quiet: shared.QuietOption = False,
+) -> None:
+    """Measure assets.
+
+    segdream evaluate bus.ply
+
+    segdream evaluate assets/ --metrics judge,health
+    """
+    from segdream_cli.evaluate.assets import find_assets, list_assets
+    from segdream_cli.evaluate.evaluation import Evaluation
+    from segdream_cli.evaluate.metrics import Setup, choose_metrics
+    from segdream_cli.evaluate.views import ViewProtocol
+    from segdream_cli.util.devices import choose_device
+
+    sink = Output(json=json, quiet=quiet)
+    if list_metrics:
+        return _list_metrics(sink)
+    if not assets:
+        raise UsageProblem("give an ASSET or a folder of assets", hint="segdream evaluate bus.ply")
+    names = choose_metrics(metrics)
+    protocol = ViewProtocol(n=n_views, elevations_deg=parse_elevations(elevations), size=size)
+    given = parse_weights(weights or [])
+    chosen = choose_device(device)
+    paths, notes = find_assets(assets)
+    entries = _match(list_assets(paths, fit=fit), prompts)
+    for note in notes:
+        sink.note(note)
+    if metrics is not None:
+        _check_prompts(entries, names)
+    texts = tuple(dict.fromkeys(entry.prompt for entry in entries if entry.prompt))
+    setup = Setup(device=chosen, prompts=texts, weights=given, offline=offline, announce=sink.note)
+    _note_fitted(entries, fit, sink)
+    evaluation = Evaluation(_load(names, setup), protocol, chosen)
+    _measure(evaluation, entries, sink)
+    _print(evaluation, seed, sink)
+
+
+def _list_metrics(sink: Output) -> None:
+    from segdream_cli.evaluate.metrics import METRICS
+
+    for name, entry in METRICS.items():
+        sink.result(f"{name:12} {entry.description}", name=name, description=entry.description, default=entry.embedded)
+
+
+def parse_elevations(text: str) -> tuple[float, ...]:
+    """The elevations of a comma-separated list in degrees, each once.
+
+    Raises:
+        UsageProblem: the text is something else, or an elevation is beyond the poles.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not 0 < len(values) <= MAX_ELEVATIONS or not all(abs(value) <= 90 for value in values):
+        raise UsageProblem(
+            f"--elevations {text!r} is not a list of 1 to {MAX_ELEVATIONS} elevations of -90 to 90 degrees",
+            hint="--elevations 0,15,30",
+        )
+    return tuple(dict.fromkeys(values))
+
+
+def parse_weights(assignments: Sequence[str]) -> dict[str, str]:
+    """Metric -> folder or Hub id, of `METRIC=FOLDER` entries.
+
+    Raises:
+        UsageProblem: an entry is something else, or its metric is unknown.
+    """
+    from segdream_cli.evaluate.metrics import METRICS
+
+    found = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not value or name not in METRICS:
+            raise UsageProblem(
+                f"--weights {text!r} is not METRIC=FOLDER with one of {', '.join(METRICS)}",
+                hint="--weights judge=/path/to/folder",
+            )
+        found[name] = value
+    return found
+
+
+def _match(entries: "list[Entry]", prompts: str | None) -> "list[Entry]":
+    """The entries with the prompts of a list, if one is given."""
+    from segdream_cli.evaluate.assets import stem_of, with_prompts
+    from segdream_cli.runs.jobs import match_prompts
+
+    if prompts is None:
+        return entries
+    return with_prompts(entries, match_prompts(prompts, [stem_of(entry.path) for entry in entries]))
+
+
+def _check_prompts(entries: "Sequence[Entry]", names: Sequence[str]) -> None:
+    """Refuses an asset without a prompt if a metric that was asked for needs one."""
+    from segdream_cli.evaluate.metrics import METRICS
+
+    needing = [name for name in names if METRICS[name].needs_prompt]
+    without = next((entry for entry in entries if not entry.prompt), None)
+    if needing and without:
+        raise UsageProblem(
+            f"{without.path} has no prompt in its file, and the metric {needing[0]} needs one",
+            hint=f"echo 'a yellow school bus' > prompts.txt && segdream evaluate {quote(str(without.path))} "
+            f"--prompts prompts.txt --metrics {','.join(names)}",
+        )
+
+
+def _note_fitted(entries: "Sequence[Entry]", fit: bool | None, sink: Output) -> None:
+    moved = [entry.name for entry in entries if entry.fitted]
+    if moved and fit is None:
+        more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+        sink.note(f"{moved[0]}{more} is far from the unit sphere and is moved there; --no-fit keeps it")
+
+
+def _load(names: Sequence[str], setup: "Setup") -> "dict[str, Metric]":
+    """Loads all metrics, so that a missing package or weight file is found before the first render."""
+    from segdream_cli.evaluate.metrics import METRICS
+
+    return {name: METRICS[name].load(setup) for name in names}
+
+
+def _measure(evaluation: "Evaluation", entries: "Sequence[Entry]", sink: Output) -> None:
+    """Measures the assets one after the other, with a progress bar."""
+    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+
+    from segdream_cli.cli.progress import LiveBar
+
+    with LiveBar(sink, MofNCompleteColumn(), TimeRemainingColumn()) as live:
+        task = live.bar.add_task("measuring", total=len(entries))
+        for done, entry in enumerate(entries):
+            if live.claim_line():
+                sink.note(f"measured {done} of {len(entries)} assets")
+            evaluation.measure(entry)
+            live.bar.advance(task)
+
+
+def _print(evaluation: "Evaluation", seed: int, sink: Output) -> None:
+    """Prints the tables, or with JSON an object per asset and a summary."""
+    from segdream_cli.cli import evaluate_tables as tables
+
+    estimates, over_all = evaluation.estimates(seed), evaluation.summarize()
+    if sink.json:
+        for row in evaluation.rows:
+            sink.result(row.entry.path, **tables.row_fields(row))
+    shown = [tables.asset_table(evaluation), tables.mean_table(evaluation, estimates, over_all)]
+    protocol = evaluation.protocol
+    sink.tables(
+        shown,
+        assets=len(evaluation.rows),
+        means=tables.estimate_fields(estimates),
+        over_all=tables.finite(over_all),
+        views=protocol.n,
+        elevations_deg=list(protocol.elevations_deg),
+        size=protocol.size,
+        seed=seed,
+    )

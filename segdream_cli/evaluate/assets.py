@@ -1,0 +1,159 @@
+"""The assets of an evaluation: finding their files, reading them, and moving them to the frame of the views."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+
+import numpy as np
+import torch
+
+from segdream_cli import formats
+from segdream_cli.errors import UsageProblem
+from segdream_cli.evaluate.metrics import Asset
+from segdream_cli.formats.common import ANOTHER_FILE
+from segdream_cli.splats import Splats
+from segdream_cli.splats.bounds import bounds
+from segdream_cli.splats.gaussians import Gaussians
+from segdream_cli.splats.placement import place
+
+USUAL_RADIUS, USUAL_OFFSET = (0.5, 1.5), 0.5
+"""Radii of the sphere of an asset in segdream's own frame, and the largest distance of its centre from the origin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An asset to evaluate, which has been read once.
+
+    Args:
+        name: unique among the entries.
+        path: its file.
+        prompt: its own or a given one; None if it has none.
+        fitted: whether its views show it moved to the unit sphere.
+    """
+
+    name: str
+    path: Path
+    prompt: str | None
+    fitted: bool
+
+    def read(self, device: torch.device) -> Asset:
+        """The asset on a device; raises the errors of `list_assets` if its file has changed."""
+        splats = _read(self.path)
+        placed = _fit(splats, self.path) if self.fitted else splats
+        gaussians = Gaussians.from_splats(placed).to(device)
+        return Asset(name=self.name, path=self.path, prompt=self.prompt, splats=splats, gaussians=gaussians)
+
+
+def find_assets(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The files of assets: those given, and those in given folders, in order of their names.
+
+    Returns:
+        The files, and messages about those left out: a file that is named twice, and a file of a folder whose stem an
+        earlier format of `formats.FORMATS` has there too, since one asset is often exported to several formats.
+
+    Raises:
+        UsageProblem: a folder can't be read, or holds no asset.
+    """
+    found: dict[Path, Path] = {}
+    notes = []
+    for path in paths:
+        if path.is_dir():
+            members, left_out = _members(path)
+            notes += left_out
+        else:
+            members = [path]
+        for member in members:
+            if member.resolve() in found:
+                notes.append(f"{member} is named twice and counts once")
+            found.setdefault(member.resolve(), member)
+    return list(found.values()), notes
+
+
+def _members(folder: Path) -> tuple[list[Path], list[str]]:
+    """The assets in a folder, one per stem, and messages about the others."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as problem:
+        raise UsageProblem(
+            f"{folder} can't be read: {problem.strerror}", hint=f"ls -ld {quote(str(folder))}"
+        ) from problem
+    chosen: dict[str, Path] = {}
+    notes = []
+    for name, row in formats.FORMATS.items():
+        for path in files:
+            stem = path.name[: -len(row.suffix)]
+            if not row.readable or not formats.goes_with(path, name) or chosen.get(stem) == path:
+                continue
+            if stem in chosen:
+                notes.append(f"{path} is left out, because {chosen[stem].name} is beside it")
+            else:
+                chosen[stem] = path
+    if not chosen:
+        raise UsageProblem(
+            f"the folder {folder} holds no asset",
+            hint=f"segdream generate --prompts prompts/quickstart.txt --out-dir {quote(str(folder))}",
+        )
+    return sorted(chosen.values()), list(dict.fromkeys(notes))
+
+
+def list_assets(paths: Sequence[Path], *, fit: bool | None) -> list[Entry]:
+    """Reads every asset once, so that none is refused in the middle of an evaluation.
+
+    Args:
+        paths: files, each a different one.
+        fit: move assets to the unit sphere; None moves those that do not fit segdream's own frame.
+
+    Raises:
+        UsageProblem: a file can't be read, or its asset has no usable size.
+    """
+    stems = Counter(stem_of(path) for path in paths)
+    entries = []
+    for path in paths:
+        splats = _read(path)
+        fitted = fit if fit is not None else not _fits(splats)
+        if fitted:
+            _fit(splats, path)
+        prompt = splats.provenance.get("prompt")
+        prompt = prompt.strip() if isinstance(prompt, str) and prompt.strip() else None
+        name = stem_of(path) if stems[stem_of(path)] == 1 else str(path)
+        entries.append(Entry(name, path, prompt, fitted))
+    return entries
+
+
+def with_prompts(entries: Sequence[Entry], prompts: Sequence[str]) -> list[Entry]:
+    """The entries with one given prompt each."""
+    return [replace(entry, prompt=prompt) for entry, prompt in zip(entries, prompts, strict=True)]
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without the suffix of its format."""
+    suffix = formats.FORMATS[formats.format_of(path)].suffix if path.suffix else ""
+    return path.name[: -len(suffix)] or path.name
+
+
+def _read(path: Path) -> Splats:
+    splats = formats.read(path)
+    if not len(splats):
+        raise UsageProblem(f"{path} has no Gaussians", hint=ANOTHER_FILE)
+    return splats
+
+
+def _fits(splats: Splats) -> bool:
+    """Whether the sphere of an asset is about the unit sphere."""
+    center, radius = bounds(splats)
+    low, high = USUAL_RADIUS
+    return low <= radius <= high and float(np.linalg.norm(center)) <= USUAL_OFFSET
+
+
+def _fit(splats: Splats, path: Path) -> Splats:
+    """The asset moved to the unit sphere.
+
+    Raises:
+        UsageProblem: it has no extent, or one that 32-bit floats can't square.
+    """
+    try:
+        return place(splats).apply(splats)
+    except ValueError as problem:
+        raise UsageProblem(f"{path} has no usable size: {problem}", hint=ANOTHER_FILE) from problem

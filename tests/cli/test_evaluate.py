@@ -1,0 +1,150 @@
+"""`segdream evaluate` on small assets: tables, JSON, prompts, and bad input."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from segdream_cli import formats
+from segdream_cli.runs.jobs import match_prompts
+from segdream_cli.splats import Splats
+
+RNG = np.random.default_rng(0)
+BALL = Splats(
+    means=RNG.normal(0, 0.25, (60, 3)).astype(np.float32),
+    quats=np.tile(np.float32([1, 0, 0, 0]), (60, 1)),
+    log_scales=np.full((60, 3), math.log(0.15), np.float32),
+    opacity_logits=np.full(60, 4.0, np.float32),
+    sh0=np.tile(np.float32([1.5, -1.5, -1.5]), (60, 1)),
+    shN=np.zeros((60, 0, 3), np.float32),
+)
+
+
+@pytest.fixture
+def asset(folder):
+    """Writes an asset with a prompt."""
+
+    def write(name, prompt=None):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        formats.write(path, replace(BALL, provenance={} if prompt is None else {"prompt": prompt, "steps": 7}))
+        return path
+
+    return write
+
+
+def lines(outcome):
+    return [json.loads(line) for line in outcome.out.splitlines()]
+
+
+def test_evaluate_prints_a_row_per_asset_and_a_row_per_figure(segdream, asset):
+    asset("red_ball.ply", "a red ball")
+    asset("blue_mug.spz", "a blue mug")
+    done = segdream("evaluate", ".")
+    assert done.code == 0, done.err
+    first, second = done.out.split("figure", 1)
+    assert "a red ball" in first
+    assert "a blue mug" in first
+    assert "health: floaters (lower is better)" in second
+    assert "cost: steps" in second
+    assert "cost: seconds" not in second
+
+
+def test_evaluate_json_has_an_object_per_asset_and_a_summary(segdream, asset):
+    paths = [asset("a.ply", "a red ball"), asset("b.ply", "a corgi"), asset("c.ply")]
+    done = segdream("evaluate", *paths, "--json", "--quiet")
+    assert done.code == 0, done.err
+    *rows, summary = lines(done)
+    assert [row["output"] for row in rows] == [str(path) for path in paths]
+    assert [row["prompt"] for row in rows] == ["a red ball", "a corgi", None]
+    assert 0 <= rows[0]["values"]["judge.object"] <= 1
+    assert rows[1]["values"]["judge.object"] is None
+    assert [row["values"]["cost.steps"] for row in rows] == [7, 7, None]
+    assert sum(rows[0]["values"]["health.opacities"]) == pytest.approx(1)
+    assert summary["means"]["health.gaussians"] == {"mean": 60, "low": 60, "high": 60, "assets": 3}
+    assert summary["means"]["judge.object"]["assets"] == 1
+    assert (summary["views"], summary["elevations_deg"], summary["size"]) == (120, [0.0], 512)
+
+
+def test_evaluate_reads_prompts_by_name_and_by_position(segdream, asset, folder):
+    asset("a_red_ball.ply"), asset("a_blue_mug-3.ply")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("# list\na red ball\n\na green tree\na blue mug\n")
+    done = segdream("evaluate", ".", "--prompts", prompts, "--json")
+    assert [row["prompt"] for row in lines(done)[:-1]] == ["a blue mug", "a red ball"]
+    assert [row["values"]["judge.object"] is None for row in lines(done)[:-1]] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "stems", "wanted"),
+    [
+        ("a cat\na dog", ["a_dog", "a_cat-12"], ["a dog", "a cat"]),
+        ("a cat\na dog", ["one", "two"], ["a cat", "a dog"]),
+        ("one\ta cat\ntwo\ta dog\nthree\tan owl", ["two", "one"], ["a dog", "a cat"]),
+        ("a cat", ["a_cat", "a_dog"], "no prompt for a_dog"),
+        ("a cat", ["one", "two"], "1 prompts for 2 assets"),
+        ("one\ta cat\na dog", ["one", "two"], "not in the line 'a dog'"),
+        ("one\ta cat", ["two"], "no prompt for two"),
+        ("one\ta cat\ntwo\t", ["one", "two"], "not in the line 'two'"),
+    ],
+)
+def test_match_prompts(tmp_path, text, stems, wanted):
+    from segdream_cli.errors import UsageProblem
+
+    source = tmp_path / "prompts.txt"
+    source.write_text(text)
+    if isinstance(wanted, list):
+        assert match_prompts(str(source), stems) == wanted
+        return
+    with pytest.raises(UsageProblem, match=wanted):
+        match_prompts(str(source), stems)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.ply"], "missing.ply"),
+        (["empty"], "the folder empty holds no asset"),
+        (["broken.ply"], "broken.ply"),
+        (["notes.txt"], "notes.txt has no known suffix"),
+        (["nameless.ply", "--metrics", "judge"], "nameless.ply has no prompt in its file, and the metric judge"),
+        (["nameless.ply", "--metrics", "beauty"], "there is no metric 'beauty'"),
+        (["nameless.ply", "--elevations", "0,x"], "--elevations '0,x' is not a list"),
+        (["nameless.ply", "--elevations", "91"], "--elevations '91' is not a list"),
+        (["nameless.ply", "--weights", "judge"], "--weights 'judge' is not METRIC=FOLDER"),
+        (["nameless.ply", "--prompts", "nothing.txt"], "nothing.txt can't be read"),
+        ([], "give an ASSET"),
+    ],
+)
+def test_evaluate_refuses_bad_input_in_a_sentence(segdream, asset, folder, arguments, message):
+    asset("nameless.ply")
+    (folder / "empty").mkdir()
+    (folder / "broken.ply").write_bytes(b"ply\nformat")
+    (folder / "notes.txt").write_text("x")
+    done = segdream("evaluate", *(arguments or ["--quiet"]))
+    assert done.code == 2
+    assert message in done.err
+    assert done.out == ""
+
+
+def test_evaluate_without_a_judge_at_a_given_folder_is_exit_4(segdream, asset):
+    asset("ball.ply", "a red ball")
+    done = segdream("evaluate", "ball.ply", "--metrics", "judge", "--weights", "judge=nowhere")
+    assert done.code == 4
+    assert "the judge in nowhere can't be read" in done.err
+
+
+def test_evaluate_shows_odd_prompts_without_obeying_them(segdream, asset):
+    asset("odd.ply", "[red]a\x1b[31m ball[/red] \u202e")
+    done = segdream("evaluate", "odd.ply", "--metrics", "health")
+    assert done.code == 0, done.err
+    assert "[red]a [31m ball[/red]" in done.out
+    assert "\x1b" not in done.out
+    assert "\u202e" not in done.out
+
+
+def test_list_metrics_names_each(segdream):
+    done = segdream("evaluate", "--list-metrics")
+    assert [line.split()[0] for line in done.out.splitlines()][:3] == ["judge", "health", "cost"]
