@@ -121,7 +121,7 @@ def export(
     """
     from segdream_cli import read
     from segdream_cli.splats.edits import Edits, apply_edits
-    from segdream_cli.util.files import check_output
+    from segdream_cli.util.files import check_output, write_policy
 
     sink = Output(json=json, quiet=quiet)
     if formats:
@@ -159,7 +159,8 @@ def export(
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     for path, name, written in zip(outputs, names, files, strict=True):
         options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
-        facts = _write(sink, path, splats, name, options)
+        with write_policy(replace=force):
+            facts = _write(sink, path, splats, name, options)
         sink.result(path, asset=str(asset), bytes=sum(file.stat().st_size for file in written), **facts)
 
 

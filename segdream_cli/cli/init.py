@@ -62,7 +62,7 @@ def init(
     from segdream_cli.runs.jobs import slug
     from segdream_cli.runs.load import load_checkpoint, load_clouds
     from segdream_cli.util.devices import choose_device
-    from segdream_cli.util.files import check_output
+    from segdream_cli.util.files import check_output, write_policy
 
     start = shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir)
     request = Request(
@@ -105,11 +105,12 @@ def init(
     origin = settings.shape if clouds is None else f"Point-E's cloud of {phrase!r}"
     provenance = {"generator": f"segdream {__version__}", "prompt": text, "seed": seed, "init": origin}
     splats = gaussians.splats(provenance)
-    write(path, splats)
-    if preview:
-        from segdream_cli.render.job import RenderJob
+    with write_policy(replace=force):
+        write(path, splats)
+        if preview:
+            from segdream_cli.render.job import RenderJob
 
-        job = RenderJob.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0))
-        job.write_contact_sheet(picture, elevation=15.0)
+            job = RenderJob.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0))
+            job.write_contact_sheet(picture, elevation=15.0)
     sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if preview else ""))
     sink.result(path, prompt=text, seed=seed, gaussians=len(gaussians), init=settings.shape)

@@ -118,6 +118,7 @@ def render(
     from segdream_cli import read
     from segdream_cli.render.camera_path import read_camera_path
     from segdream_cli.render.job import RenderJob
+    from segdream_cli.util.files import write_policy
 
     camera_file = read_camera_path(camera_path, n_frames) if camera_path is not None else None
     splats = [read(asset) for asset in assets]
@@ -126,22 +127,25 @@ def render(
     about: dict[str, object] = {"asset": str(assets[0]), "kind": kind, "channel": str(channel)}
     about |= {"size": sides[0] if sides[0] == sides[1] else list(sides)}
     about |= {"assets": [str(asset) for asset in assets]} if len(assets) > 1 else {}
+    policy = write_policy(replace=force)
     if kind == SHEET:
-        job.write_contact_sheet(path, elevation)
+        with policy:
+            job.write_contact_sheet(path, elevation)
         return sink.result(path, **about)
     if camera_file is not None:
         track = job.fixed_cameras(camera_file.viewmats, camera_file.fov_rad)
     else:
         track = job.single_view(*angles) if kind == STILL else job.turntable(n_frames or DEFAULT_FRAMES, elevation)
     about |= {"frames": len(track[0])} if kind != STILL else {}
-    if kind == STILL:
-        job.write_image(path, track)
-    elif kind == FRAMES:
-        job.write_frames(path, track)
-    else:
-        about["fps"] = rate = fps or (camera_file and camera_file.fps) or FPS
-        note_players(sink, path, sides, len(assets))
-        job.write_video(path, track, rate)
+    with policy:
+        if kind == STILL:
+            job.write_image(path, track)
+        elif kind == FRAMES:
+            job.write_frames(path, track)
+        else:
+            about["fps"] = rate = fps or (camera_file and camera_file.fps) or FPS
+            note_players(sink, path, sides, len(assets))
+            job.write_video(path, track, rate)
     if channel == Channel.depth and kind in (STILL, FRAMES):
         near, far = job.depth_range(track)
         sink.note(f"depth: grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}, 0 is background")

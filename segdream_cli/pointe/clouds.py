@@ -15,7 +15,7 @@ from torch import Tensor
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
 from segdream_cli.pointe.model import PointCloud, PointE
 from segdream_cli.util.download import cache_folder
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import atomic_write, sweep
 from segdream_cli.util.tensor_files import dump_tensors, load_tensors
 
 LONG_S = 10.0
@@ -61,6 +61,7 @@ class Clouds:
         cloud = self._sample(prompt, seed)
         with suppress(OSError, SegdreamError):  # without a writable cache a run takes longer, but works
             path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent, path.stem)
             with atomic_write(path) as temporary:
                 temporary.write_bytes(dump_tensors({"points": cloud.points, "colors": cloud.colors}))
         return cloud

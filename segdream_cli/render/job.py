@@ -30,6 +30,7 @@ from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
 from segdream_cli.util.devices import choose_device
+from segdream_cli.util.files import sweep, write_problem
 from segdream_cli.util.memory import out_of_memory
 
 Image = NDArray[Any]
@@ -148,11 +149,16 @@ class RenderJob:
 
     def write_frames(self, folder: Path, track: CameraTrack) -> None:
         """Writes a track as numbered PNG files, depth in 16 bits; removes the frames of an earlier, longer track."""
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as problem:
+            raise write_problem(problem, folder) from problem
+        sweep(folder)
+        earlier = set(folder.glob("frame-*.png"))  # a frame that appears from now on is not removed
         for number, image in enumerate(self.images(track, precise=True)):
             write_png(folder / f"frame-{number:04d}.png", image, self._depth_notes(track))
         kept = {f"frame-{number:04d}.png" for number in range(len(track[0]))}
-        for path in folder.glob("frame-*.png"):
+        for path in earlier:
             if re.fullmatch(r"frame-([0-9]{4}|[1-9][0-9]{4,})\.png", path.name) and path.name not in kept:
                 path.unlink()
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.render.images import spread_colours
-from segdream_cli.util.files import atomic_write, write_problem
+from segdream_cli.util.files import atomic_write, scratch_file, write_problem
 
 Frame = NDArray[np.uint8]
 
@@ -55,6 +55,8 @@ def _webp(fps: float, alpha: bool) -> list[str]:
 ENCODINGS = {".mp4": _mp4, ".webm": _webm, ".webp": _webp}
 """Suffix -> function of the frame rate and of whether frames have alpha, which returns ffmpeg's output options."""
 SUFFIXES = (*ENCODINGS, ".gif")
+BLOCK = 1 << 20
+"""Bytes that are copied at once."""
 WITH_ALPHA = (".webm", ".webp", ".gif")
 """Suffixes of videos that may be transparent; a GIF only by whole pixels."""
 
@@ -145,7 +147,7 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
                 if frame.shape != first.shape or frame.dtype != np.uint8:
                     raise ValueError(f"a frame {frame.shape} {frame.dtype} in a video of {first.shape} uint8")
                 shown = spread_colours(frame) if alpha and suffix == ".webm" else frame
-                encoder.write(_pad(shown, height, width))
+                encoder.write(_pad(shown, height, width).data)
 
     with atomic_write(path) as temporary:
         if suffix == ".gif":
@@ -156,13 +158,15 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
 
 def _write_gif(path: Path, temporary: Path, source: list[str], feed: Callable[[list[str]], None]) -> None:
     """Encodes in two passes: `feed` fills a lossless file and a palette, with which a second ffmpeg writes the GIF."""
-    with TemporaryDirectory(dir=path.parent, prefix=".segdream-") as folder:
-        kept, palette = (f"file:{Path(folder, name)}" for name in ("frames.nut", "palette.png"))
-        lossless = ["-map", "[kept]", "-c:v", "ffv1", "-f", "nut", kept]
-        feed([*source, "-filter_complex", _COUNT, *lossless, "-map", "[palette]", "-update", "1", palette])
+    with scratch_file(path, ".nut") as kept, scratch_file(path, ".png") as palette:
+        lossless = ["-map", "[kept]", "-c:v", "ffv1", "-f", "nut", f"file:{kept}"]
+        feed([*source, "-filter_complex", _COUNT, *lossless, "-map", "[palette]", "-update", "1", f"file:{palette}"])
         coloured = ["-filter_complex", _PALETTE, "-loop", "0", "-f", "gif", f"file:{temporary}"]
-        with _Encoder(["-i", kept, "-i", palette, *coloured], path):
-            pass
+        # through the pipe, since an ffmpeg that reads a file would outlive this process
+        command = ["-f", "nut", "-i", "pipe:0", "-i", f"file:{palette}", *coloured]
+        with _Encoder(command, path) as encoder, kept.open("rb") as stream:
+            while block := stream.read(BLOCK):
+                encoder.write(block)
 
 
 def _pad(frame: Frame, height: int, width: int) -> Frame:
@@ -193,11 +197,11 @@ class _Encoder:
             ) from problem
         return self
 
-    def write(self, frame: Frame) -> None:
-        """Feeds one frame; raises the errors of `write_video`."""
+    def write(self, data: bytes | memoryview) -> None:
+        """Feeds bytes; raises the errors of `write_video`."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(frame.data)
+            self._process.stdin.write(data)
         except OSError as problem:  # ffmpeg has closed the pipe; its log has the reason
             self._process.wait()
             raise self._failure() from problem

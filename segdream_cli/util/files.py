@@ -3,23 +3,31 @@
 import errno
 import logging
 import os
+import re
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
-from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
+from segdream_cli.errors import EnvironmentProblem, OutputExists, SegdreamError, UsageProblem
 
 STEM_LENGTH = 32
 """Number of characters of a file's name that its temporary file's name begins with."""
+TEMPORARY = re.compile(r"\.(?P<stem>.*)\.[a-z0-9_]{8}\.partial(\.[^.]*)?", re.DOTALL)
+"""Names of temporary files and folders."""
+WITHOUT_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Errors of file systems that have no hard links."""
 
 _unfinished: set[Path] = set()
-"""Temporary files of the open blocks of `atomic_write`."""
+"""Temporary files of the open blocks of `scratch_file`."""
+_replaces: ContextVar[bool] = ContextVar("_replaces", default=True)
+"""Whether `atomic_write` may replace a file."""
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Refuses an output that can't be written, before any work starts.
+    """Refuses an output that can't be written, before any work starts, and removes its temporaries of killed processes.
 
     Raises:
         OutputExists: `path` exists and `force` is false.
@@ -31,23 +39,59 @@ def check_output(path: Path, *, force: bool) -> None:
             raise UsageProblem(f"{path} is a folder", hint=f"-o {shlex.quote(str(path / 'asset.ply'))}")
         if not folder.is_dir():
             raise UsageProblem(f"the folder {folder} does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}")
-        if path.exists() and not force:
+        if lexists(path) and not force:
             raise OutputExists(f"{path} exists", hint="add --force to replace it, or choose another -o")
         with tempfile.TemporaryFile(dir=folder):  # os.access misses read-only mounts and limits of root
             pass
     except OSError as problem:
         raise write_problem(problem, path) from problem
+    sweep(folder, path.stem)
+
+
+def lexists(path: Path) -> bool:
+    """Whether a name is taken, be it by a link that leads nowhere."""
+    return path.is_symlink() or path.exists()
+
+
+def free_name(path: Path) -> Path:
+    """The first of `bus-2.ply`, `bus-3.ply`, ... that is not taken."""
+    number = 2
+    while lexists(other := path.with_stem(f"{path.stem}-{number}")):
+        number += 1
+    return other
+
+
+_CAUSES: Mapping[int, tuple[type[SegdreamError], str, str]] = {
+    errno.ENOSPC: (SegdreamError, "the disk is full", "df -h {folder}  # then run the command again"),
+    errno.EDQUOT: (SegdreamError, "the disk is full", "df -h {folder}  # then run the command again"),
+    errno.EIO: (SegdreamError, "the disk failed", "choose another -o"),
+    errno.EFBIG: (SegdreamError, "the file is too large for its disk or for the shell's limit", "ulimit -f unlimited"),
+    errno.EMFILE: (EnvironmentProblem, "this process has too many open files", "ulimit -n 4096"),
+    errno.ENFILE: (EnvironmentProblem, "this machine has too many open files", "sysctl fs.file-max"),
+    errno.EROFS: (UsageProblem, "the disk is read-only", "choose another -o"),
+}
+"""Number of an operating-system error -> error to raise, cause and hint."""
 
 
 def write_problem(problem: OSError, path: Path) -> SegdreamError:
     """The error to raise for an operating-system failure while writing `path`."""
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SegdreamError(
-            f"the disk is full: {path} was not written",
-            hint=f"df -h {shlex.quote(str(path.parent))}  # then run the command again",
-        )
-    reason = problem.strerror or str(problem)
-    return UsageProblem(f"{path} can't be written: {reason}", hint="choose another -o")
+    return known_problem(problem, path, "written") or UsageProblem(
+        f"{path} can't be written: {problem.strerror or problem}", hint="choose another -o"
+    )
+
+
+def known_problem(problem: OSError, path: Path, verb: str) -> SegdreamError | None:
+    """The error to raise for a failure of the disk or of a limit; None for others.
+
+    Args:
+        problem: the failure.
+        path: the file.
+        verb: what did not happen to it: "written" or "read".
+    """
+    if problem.errno is None or problem.errno not in _CAUSES:
+        return None
+    kind, cause, hint = _CAUSES[problem.errno]
+    return kind(f"{cause}: {path} was not {verb}", hint=hint.format(folder=shlex.quote(str(path.parent))))
 
 
 def read_problem(problem: OSError, path: Path, example: str) -> UsageProblem:
@@ -68,37 +112,162 @@ def read_problem(problem: OSError, path: Path, example: str) -> UsageProblem:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields the path of a temporary file beside `path`, and renames it to `path` after the block.
 
-    If the block raises, `path` stays as it was, and the temporary file is removed.
+    If the block raises, `path` stays as it was, and the temporary file is removed. After the block, the file and its
+    folder entry are on disk.
 
     Raises:
-        SegdreamError: the disk is full.
+        OutputExists: `path` exists, and the block is within a `write_policy` that forbids to replace it.
+        SegdreamError: the disk is full or fails.
+        EnvironmentProblem: too many files are open.
         UsageProblem: the folder can't be written.
     """
-    temporary: Path | None = None
     try:
-        # a name of full length plus the characters that mkstemp adds would exceed the limit of the file system
-        stem = f".{path.stem[:STEM_LENGTH]}."
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=stem, suffix=f".partial{path.suffix}")
-        temporary = Path(name)
-        _unfinished.add(temporary)
-        os.close(handle)
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only their owner can read
-        temporary.replace(path)
+        with scratch_file(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only their owner can read
+            with synced_folder(path.parent):
+                if _replaces.get():
+                    temporary.replace(path)
+                else:
+                    _publish(temporary, path)
     except OSError as problem:
         raise write_problem(problem, path) from problem
+
+
+@contextmanager
+def write_policy(*, replace: bool) -> Iterator[None]:
+    """Says whether `atomic_write` may replace a file while the block runs; `check_output` can't see the future."""
+    before = _replaces.set(replace)
+    try:
+        yield
     finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
-            _unfinished.discard(temporary)
+        _replaces.reset(before)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name, unless that is taken.
+
+    Raises:
+        OutputExists: it is.
+    """
+    try:
+        try:
+            os.link(temporary, path)  # fails if `path` exists, unlike a rename
+        except OSError as problem:
+            if problem.errno not in WITHOUT_LINKS:
+                raise
+            if lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from problem
+            temporary.replace(path)
+    except FileExistsError as problem:
+        raise OutputExists(
+            f"{path} appeared while its content was computed, and was not replaced",
+            hint=f"-o {shlex.quote(str(free_name(path)))}",
+        ) from problem
+
+
+@contextmanager
+def scratch_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
+    """Yields the path of an empty file beside `path`, with its suffix or another one, and removes it after the block.
+
+    This process locks the file, so that `sweep` knows it from those of killed processes.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    # a name of full length plus the characters that mkstemp adds would exceed the limit of the file system
+    stem, ending = f".{path.stem[:STEM_LENGTH]}.", f".partial{path.suffix if suffix is None else suffix}"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=stem, suffix=ending)
+    while not (_locks(handle) and lexists(Path(name))):  # another process swept it before it was locked
+        os.close(handle)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=stem, suffix=ending)
+    temporary = Path(name)
+    _unfinished.add(temporary)
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+        _unfinished.discard(temporary)
+        os.close(handle)
 
 
 def is_writing() -> bool:
     """Whether a block of `atomic_write` is open: a process killed now would leave its temporary file behind."""
     return bool(_unfinished)
+
+
+def sweep(folder: Path, stem: str | None = None) -> None:
+    """Removes the temporary files that killed processes left in a folder.
+
+    Args:
+        folder: the folder.
+        stem: only remove temporaries of files with this stem.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            match = TEMPORARY.fullmatch(path.name)
+            if match and (stem is None or match["stem"] == stem[:STEM_LENGTH]):
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Removes a file that no process holds."""
+    with suppress(OSError):
+        if path.is_symlink() or not path.is_file():
+            return
+        handle = os.open(path, os.O_RDWR)
+        try:
+            if lock(handle):
+                path.unlink()
+        finally:
+            os.close(handle)
+
+
+def lock(handle: int) -> bool:
+    """Locks an open file for this process; returns whether no other holds it. The kernel unlocks what a process leaves.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError as problem:  # Windows
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from problem
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _locks(handle: int) -> bool:
+    """Locks a file where that is possible; returns whether no other process holds it."""
+    try:
+        return lock(handle)
+    except OSError:
+        return True
+
+
+@contextmanager
+def synced_folder(folder: Path) -> Iterator[None]:
+    """Writes the entries of a folder to disk after the block, so that a rename in it outlasts a power failure."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)  # before the block: afterwards it would be too late to fail
+    except PermissionError:  # it may be written but not read; Windows opens no folders
+        yield
+        return
+    try:
+        yield
+        try:
+            os.fsync(handle)
+        except OSError as problem:
+            if problem.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # this file system can't
+                raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def test_atomic_write_replaces_an_old_file_at_the_end(tmp_path):
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("problem", [ValueError("bad"), KeyboardInterrupt(), OSError(errno.EIO, "broken")])
+@pytest.mark.parametrize("problem", [ValueError("bad"), KeyboardInterrupt(), OSError(errno.ENODEV, "broken")])
 def test_atomic_write_keeps_the_old_file_on_an_exception(tmp_path, problem):
     path = tmp_path / "asset.ply"
     path.write_text("old")
@@ -109,7 +109,11 @@ def test_atomic_write_leaves_nothing_on_a_full_disk(tmp_path, full_disk):
         (errno.ENOSPC, 1, "disk is full"),
         (errno.EDQUOT, 1, "disk is full"),
         (errno.EACCES, 2, "Permission denied"),
-        (errno.EROFS, 2, "Read-only file system"),
+        (errno.EROFS, 2, "read-only"),
+        (errno.EIO, 1, "the disk failed"),
+        (errno.EFBIG, 1, "too large"),
+        (errno.EMFILE, 3, "too many open files"),
+        (errno.ENFILE, 3, "too many open files"),
     ],
 )
 def test_write_problem_depends_on_the_error_number(number, code, words):
