@@ -1,18 +1,21 @@
 """`--devices`: one process per device of this host, each with its share of the jobs.
 
 A process gets its share as a pickled `JobSpec`. Through a pipe it sends its events and at last its outcome. Any message
-to the process, or the end of its parent, asks it to stop.
+to the process, or the end of its parent, asks it to stop. Without a parent, it gets `GRACE_S` to save its runs.
 """
 
 import dataclasses
 import multiprocessing
+import os
 import re
 import signal
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, parent_process
+from threading import Thread
 from typing import TypeAlias
 
 from segdream_cli.errors import Interrupted, SegdreamError, UsageProblem
@@ -21,6 +24,8 @@ from segdream_cli.runs.spec import JobSpec, Tally
 from segdream_cli.runs.stopping import StopRequest
 
 POLL_S = 0.1
+GRACE_S = 20.0
+"""Seconds that a process without a parent has to save its runs; it may be busy with something that asks no pipe."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Outcome: TypeAlias = Tally | SegdreamError | Interrupted
 
@@ -156,11 +161,20 @@ class _StopFromParent(StopRequest):
         return self._pipe.poll()
 
 
+def _end_with_parent() -> None:
+    """Ends this process some time after its parent has ended, whatever it does."""
+    if parent := parent_process():
+        parent.join()
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+
 def _work(spec: JobSpec, pipe: Connection) -> None:
     """Does the jobs of a spec, and sends events and the outcome; the main function of a worker process."""
     for number in SIGNALS:  # a terminal sends signals to every process; the parent's pipe decides
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    Thread(target=_end_with_parent, daemon=True).start()
     from segdream_cli.runs.session import run_jobs
 
     def send(message: Event | Outcome) -> None:
