@@ -152,7 +152,7 @@ def generate(
         shared.refuse_options(context, others, "can't be changed: --resume keeps the run's own settings", hint)
         from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
 
-        return resume_run(resume, request, reporter, StopOnSignal(), force=force, live=view)
+        return resume_run(resume, request, reporter, StopOnSignal(), output, force=force, live=view)
     if seeds is not None:
         shared.refuse_options(context, {"seed"}, "can't be combined with --seeds", "--seeds 0-3")
     if seeds is None and prompts is None:
@@ -201,7 +201,9 @@ def _jobs(
     return jobs_of_prompt(prompt, output, seeds, seed)
 
 
-RESUME_TAKES = {"resume", "device", "offline", "preview_every", "view", "no_browser", "force", "json", "quiet"}
+RESUME_TAKES = {
+    "resume", "output", "device", "offline", "preview_every", "view", "no_browser", "force", "json", "quiet",
+}  # fmt: skip
 
 
 def _list_words(request: Request, sink: Output) -> None:

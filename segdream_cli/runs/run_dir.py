@@ -7,11 +7,11 @@ preview-000400.png       preview images, if requested
 """
 
 import json
+import os
 import platform
 import shlex
-import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,17 @@ from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.runs.jobs import Source
-from segdream_cli.util.files import atomic_write, write_problem
+from segdream_cli.runs.ownership import (
+    CHECKPOINT,
+    EVENTS,
+    OWN_NAMES,
+    RECORD,
+    RunLock,
+    exchange,
+    scratch_folder,
+    sweep_folders,
+)
+from segdream_cli.util.files import atomic_write, free_name, known_problem, lexists, sweep, write_problem
 from segdream_cli.util.tensor_files import dump_tensors, load_tensors
 
 FORMAT = 1
@@ -75,6 +85,8 @@ def _parse_record(data: Mapping[str, Any]) -> RunRecord:
         TypeError: an entry is missing, unknown or of the wrong type.
     """
     record = RunRecord(**data)
+    if isinstance(record.output, str) and Path(record.output).name != record.output:
+        raise TypeError(f"output {record.output!r} is not a file beside the folder")
     for name, kind in RECORD_TYPES.items():
         if not isinstance(data[name], kind):
             raise TypeError(f"{name} can't be {data[name]!r}")
@@ -94,8 +106,24 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def _entries(record: RunRecord) -> dict[str, Any]:
+    """The entries of a record by dotted name, as JSON stores them; settings have their own names."""
+    entries: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(asdict(record))).items():
+        prefix = "" if key == "config" else f"{key}."
+        entries |= {prefix + name: each for name, each in value.items()} if isinstance(value, dict) else {key: value}
+    return entries
+
+
+def _open_here(path: str, flags: int) -> int:
+    """Opens a file but follows no link, which could lead out of the folder."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 class RunDir:
     """A run folder on disk.
+
+    From `create` or `acquire` to `release`, `finish` or the end of this process, no other process works on the run.
 
     Args:
         path: the folder; it need not exist yet.
@@ -103,6 +131,8 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._record: RunRecord | None = None
+        self._lock: RunLock | None = None
 
     @classmethod
     def beside(cls, output: Path) -> Self:
@@ -112,11 +142,11 @@ class RunDir:
     @property
     def checkpoint(self) -> Path:
         """The latest checkpoint."""
-        return self.path / "checkpoint.safetensors"
+        return self.path / CHECKPOINT
 
     def exists(self) -> bool:
         """Whether the folder has a record."""
-        return (self.path / "run.json").is_file()
+        return (self.path / RECORD).is_file()
 
     def can_resume(self) -> bool:
         """Whether the folder has an unfinished run with a checkpoint."""
@@ -127,42 +157,120 @@ class RunDir:
         return f"segdream generate --resume {shlex.quote(str(self.path))}"
 
     def check_free(self, *, force: bool) -> None:
-        """Refuses to start a run that would delete another one.
+        """Refuses to start a run that would delete another one, or files that segdream did not write.
 
         Raises:
-            OutputExists: the folder has an unfinished run and `force` is false, or is not a run folder.
+            OutputExists: the folder holds other files, another process works on its run, or the run is unfinished and
+                `force` is false.
+            UsageProblem: its record can't be used, and `force` is false.
         """
-        if self.path.exists() and not self.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise OutputExists(f"{self.path} exists and is not a run folder", hint="choose another -o")
-        if self.can_resume() and not force:
+        try:
+            names = [path.name for path in self.path.iterdir()] if lexists(self.path) else []
+        except (NotADirectoryError, FileNotFoundError):  # a file, or a link that leads nowhere
+            raise OutputExists(f"{self.path} exists and is not a run folder", hint="choose another -o") from None
+        except OSError as problem:
+            raise write_problem(problem, self.path) from problem
+        if foreign := [name for name in names if not OWN_NAMES.fullmatch(name)]:
+            raise OutputExists(
+                f"{self.path} exists and is not a run folder: it holds {foreign[0]!r}", hint="choose another -o"
+            )
+        if RECORD in names and self._lock is None:
+            self._check_idle()
+        if force:
+            return
+        if RECORD in names:
+            self.record()
+        if CHECKPOINT in names:
             raise OutputExists(
                 f"{self.path} holds an unfinished run at step {self.step()}",
                 hint=f"{self.resume_command()}  # or --force to start over",
             )
 
-    def create(self, record: RunRecord) -> None:
-        """Replaces the folder with a new one that has a record.
+    def _check_idle(self) -> None:
+        """Raises OutputExists if another process works on the run."""
+        try:
+            RunLock(self.path).release()
+        except BlockingIOError as problem:
+            raise self._busy_error() from problem
+        except OSError as problem:
+            raise write_problem(problem, self.path / RECORD) from problem
+
+    def _busy_error(self) -> OutputExists:
+        return OutputExists(f"another process works on {self.path}", hint="choose another -o, or wait for its end")
+
+    def create(self, record: RunRecord, *, force: bool = False) -> None:
+        """Acquires a new folder with a record, which takes the place of an old one by a rename.
 
         Raises:
-            SegdreamError: the disk is full; UsageProblem: the folder can't be written.
+            OutputExists: see `check_free`.
+            SegdreamError: the disk is full or fails; UsageProblem: the folder can't be written.
         """
+        self.release()
+        folder = self.path.resolve() if self.path.is_symlink() else self.path
+        content = json.dumps(asdict(record), indent=1) + "\n"
         try:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir()
+            sweep_folders(folder)
+            with scratch_folder(folder) as staged, scratch_folder(folder) as removed:
+                staged.mkdir()
+                with atomic_write(staged / RECORD) as temporary:
+                    temporary.write_text(content, encoding="utf-8")
+                held = RunLock(staged)
+                self.check_free(force=force)
+                exchange(folder, staged, removed)
+        except BlockingIOError as problem:
+            raise self._busy_error() from problem
         except OSError as problem:
             raise write_problem(problem, self.path) from problem
-        try:
-            with atomic_write(self.path / "run.json") as temporary:
-                temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-        except SegdreamError:
-            with suppress(OSError):
-                self.path.rmdir()
+        except SegdreamError as problem:
+            if isinstance(problem.__cause__, OSError) and not isinstance(problem, OutputExists):
+                raise write_problem(problem.__cause__, self.path / RECORD) from problem.__cause__
             raise
+        self._record, self._lock = record, held
+
+    def acquire(self) -> None:
+        """Locks an existing run for this process.
+
+        Raises:
+            OutputExists: another process works on it.
+            UsageProblem: it is not a run folder, or its record can't be used or locked.
+        """
+        record = self.record()
+        try:
+            self._lock = RunLock(self.path)
+        except BlockingIOError as problem:
+            raise OutputExists(f"another process works on {self.path}; wait for its end") from problem
+        except OSError as problem:
+            raise write_problem(problem, self.path / RECORD) from problem
+        self._record = record
+        sweep(self.path)
+
+    def release(self) -> None:
+        """Lets other processes work on the run."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
+
+    def restore(self) -> str | None:
+        """Creates the folder again if it was removed or renamed since this process acquired it.
+
+        Returns:
+            a message about that, or None.
+
+        Raises:
+            SegdreamError: see `create`.
+        """
+        if self._lock is None or self._record is None or self._lock.is_at(self.path):
+            return None
+        before = self.path
+        if lexists(before):
+            self.path = free_name(before)
+        self.create(self._record)
+        return f"{before} was removed or renamed during the run; {self.path} takes its place"
 
     def finish(self) -> None:
         """Marks the run as done: its record can repeat it, but it can't be resumed."""
         self.checkpoint.unlink(missing_ok=True)
+        self.release()
 
     def record(self) -> RunRecord:
         """The record of the run.
@@ -171,7 +279,7 @@ class RunDir:
             UsageProblem: the folder is not a run folder, or a later version wrote it.
         """
         try:
-            data = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            data = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise UsageProblem(
                     f"{self.path} was written by another version of segdream (run format {data['format']})",
@@ -179,44 +287,79 @@ class RunDir:
                 )
             record = _parse_record(data)
         except OSError as problem:
+            if known := known_problem(problem, self.path / RECORD, "read"):
+                raise known from problem
             reason = "it has no run.json" if self.path.is_dir() else problem.strerror
             raise UsageProblem(f"{self.path} is not a run folder: {reason}", hint="ls -d *.run") from problem
         except (ValueError, KeyError, TypeError) as problem:
             raise UsageProblem(
-                f"{self.path / 'run.json'} is damaged: {problem}", hint="add --force to start over"
+                f"{self.path / RECORD} is damaged: {problem}", hint="add --force to start over"
             ) from problem
         return record
+
+    def edits(self) -> list[str]:
+        """How the record differs from that of the latest checkpoint, such as "optim.steps is 9 and was 6".
+
+        Raises:
+            UsageProblem: the checkpoint is damaged.
+        """
+        with self._reading(), safe_open(self.checkpoint, "pt") as file:
+            saved = (file.metadata() or {}).get("record")
+            if saved is None:  # version 0.1.0 saved none
+                return []
+            before = _entries(RunRecord(**json.loads(saved)))
+        return [
+            f"{key} is {value!r} and was {before.get(key)!r}"
+            for key, value in _entries(self.record()).items()
+            if before.get(key) != value
+        ]
 
     def config(self) -> Config:
         """The run's configuration."""
         return Config().set(self.record().config)
 
     def save(self, asset: AssetState) -> None:
-        """Replaces the checkpoint with the asset's current state."""
+        """Replaces the checkpoint with the asset's current state; it also holds the record that the run began with."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in asset.tensors().items()}
+        metadata = {} if self._record is None else {"record": json.dumps(asdict(self._record))}
         with atomic_write(self.checkpoint) as temporary:
-            temporary.write_bytes(dump_tensors(tensors))  # save_file of safetensors hides that the disk is full
+            # save_file of safetensors hides that the disk is full
+            temporary.write_bytes(dump_tensors(tensors, metadata))
 
     def load(self) -> dict[str, Tensor]:
         """The tensors of the latest checkpoint; those of version 0.1.0 have no SHA-256 to compare.
 
         Raises:
-            UsageProblem: it is damaged.
+            UsageProblem: it is damaged, or can't be read.
         """
-        try:
+        with self._reading():
             tensors, _ = load_tensors(self.checkpoint)
-        except (SafetensorError, OSError, ValueError) as problem:
-            raise self.damage_error(problem) from problem
         return tensors
 
     def step(self) -> int:
-        """The step of the latest checkpoint; 0 without one."""
+        """The step of the latest checkpoint; 0 without one.
+
+        Raises:
+            UsageProblem: it is damaged, or can't be read.
+        """
         if not self.checkpoint.exists():
             return 0
+        with self._reading(), safe_open(self.checkpoint, "pt") as tensors:
+            return int(tensors.get_tensor("step"))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Converts the errors of a block that reads the checkpoint."""
         try:
-            with safe_open(self.checkpoint, "pt") as tensors:
-                return int(tensors.get_tensor("step"))
-        except (SafetensorError, OSError) as problem:
+            self.checkpoint.open("rb").close()  # safetensors reports every failure to open as a missing file
+            yield
+        except OSError as problem:
+            if known := known_problem(problem, self.checkpoint, "read"):
+                raise known from problem
+            raise UsageProblem(
+                f"{self.checkpoint} can't be read: {problem.strerror or problem}", hint="add --force to start over"
+            ) from problem
+        except (SafetensorError, ValueError) as problem:
             raise self.damage_error(problem) from problem
 
     def damage_error(self, problem: Exception) -> UsageProblem:
@@ -225,16 +368,16 @@ class RunDir:
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Adds a line to `events.jsonl` and hands it to the operating system."""
-        line = json.dumps(event, separators=(",", ":"))
+        line, path = json.dumps(event, separators=(",", ":")), self.path / EVENTS
         try:
-            with (self.path / "events.jsonl").open("a", encoding="utf-8") as stream:
+            with open(path, "a", encoding="utf-8", opener=_open_here) as stream:
                 stream.write(line + "\n")
         except OSError as problem:
-            raise write_problem(problem, self.path / "events.jsonl") from problem
+            raise write_problem(problem, path) from problem
 
     def trim_events(self, step: int) -> None:
         """Drops the lines after `step`, whose steps will be repeated, and a line that a crash cut short."""
-        path = self.path / "events.jsonl"
+        path = self.path / EVENTS
         if not path.exists():
             return
         kept = []

@@ -5,21 +5,23 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import torch
 
 from segdream_cli import formats
-from segdream_cli.errors import Diverged, Interrupted, OutOfMemory, SegdreamError
+from segdream_cli.errors import Diverged, Interrupted, OutOfMemory, OutputExists, SegdreamError
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.images import contact_sheet, write_png
-from segdream_cli.runs.reporter import AssetFinished, JobFailed, Reporter, RunEnded, RunSaved, RunStarted, Stepped
+from segdream_cli.runs.reporter import AssetFinished, JobFailed, Note, Reporter, RunEnded, RunSaved, RunStarted, Stepped
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.source import Start
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.splats import Splats
+from segdream_cli.util.files import free_name, write_policy
 from segdream_cli.util.memory import peak_memory_gib
 from segdream_cli.viewer.live import LivePage
 
@@ -29,10 +31,17 @@ LOOK_EVERY = 10
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """An asset's file, and the folder of its run."""
+    """An asset's file, and the folder of its run.
+
+    Args:
+        output: the file.
+        run: the run folder, which this process has acquired.
+        force: replace a file that appears at `output` during the run.
+    """
 
     output: Path
     run: RunDir
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,9 @@ class Runner:
                         raise
                 done = [each for each in left if self._write(each, failures)]
         finally:
+            for each in active:
+                if each.destination is not None:
+                    each.destination.run.release()
             self.reporter(RunEnded(name))
         seconds = time.monotonic() - begin
         for each in done:
@@ -141,6 +153,7 @@ class Runner:
             for index, each in enumerate(active):
                 if each.destination is None:
                     continue
+                self._restore_folder(each.destination.run)
                 if look:
                     each.destination.run.append_event(report.event(index))
                 if preview:
@@ -161,7 +174,7 @@ class Runner:
         """Saves runs that the caller leaves after a step, unless the pipeline would roll the step back."""
         if report.first_nonfinite() is None:
             for each in active:  # all of them before the reporter, which may be what failed
-                _save(each)
+                self._save(each)
             for each in active:
                 self._report_checkpoint(each)
 
@@ -169,29 +182,55 @@ class Runner:
         """Writes a finished asset; returns whether that worked."""
         if each.destination is None:
             return True
+        output, run = each.destination.output, each.destination.run
         try:
-            formats.write(each.destination.output, self.snapshot(each))
-            each.destination.run.finish()
+            with write_policy(replace=each.destination.force):
+                formats.write(output, self.snapshot(each))
+            run.finish()
+        except OutputExists as problem:
+            command = f"{run.resume_command()} -o {quote(str(free_name(output)))}"
+            self._keep(each, problem, command)
+            failures.append(OutputExists(problem.message, hint=command))
+            return False
         except SegdreamError as problem:
             self._keep(each, problem)
             failures.append(problem)
             return False
         return True
 
-    def _keep(self, each: ActiveRun, problem: SegdreamError) -> None:
-        """Saves a failed run, unless the failure is in the asset itself."""
+    def _keep(self, each: ActiveRun, problem: SegdreamError, command: str | None = None) -> None:
+        """Saves a failed run, unless the failure is in the asset itself; `command` resumes it."""
         if isinstance(problem, (Diverged, OutOfMemory)) or isinstance(problem.__cause__, OSError):
             with suppress(SegdreamError):  # of two errors, the first is the one to report
-                _save(each)
-        if each.destination is not None and each.destination.run.can_resume():
-            self._report_checkpoint(each, resumable=not isinstance(problem, Diverged))
+                self._save(each)
+        self._report_checkpoint(each, command, resumable=not isinstance(problem, Diverged))
 
-    def _report_checkpoint(self, each: ActiveRun, *, resumable: bool = True) -> None:
-        """Reports a saved run; if it is not `resumable`, it would fail in the same step again."""
+    def _save(self, each: ActiveRun) -> None:
+        """Writes a checkpoint, if the run has a folder."""
+        if each.destination is not None:
+            self._restore_folder(each.destination.run)
+            each.destination.run.save(each.asset)
+
+    def _restore_folder(self, run: RunDir) -> None:
+        """Creates a run folder again that was removed or renamed during the run, and reports that."""
+        if message := run.restore():
+            self.reporter(Note(message))
+
+    def _report_checkpoint(self, each: ActiveRun, command: str | None = None, *, resumable: bool = True) -> None:
+        """Reports the latest checkpoint of a run, which may be older than its last step.
+
+        Args:
+            each: the run.
+            command: resumes it; None for the usual command.
+            resumable: false if it would fail in the same step again.
+        """
         if each.destination is None:
             return
-        run, step, steps = each.destination.run, each.asset.step, self.pipeline.config.last_step
-        self.reporter(RunSaved(run.path, step, steps, run.resume_command() if resumable else None))
+        run, steps = each.destination.run, self.pipeline.config.last_step
+        with suppress(SegdreamError):  # a checkpoint that can't be read is none
+            if run.can_resume():
+                resume = command or run.resume_command()
+                self.reporter(RunSaved(run.path, run.step(), steps, resume if resumable else None))
 
     def _report_result(self, each: ActiveRun, seconds: float) -> None:
         """Reports a finished asset that has a file; the time covers all assets that ran with it."""
@@ -230,9 +269,3 @@ class Runner:
         images = pipeline.render(asset.gaussians, cameras).over(torch.ones(3, device=pipeline.device))
         sheet = contact_sheet(list(images.cpu().numpy()), columns=4)
         write_png(run.path / f"preview-{asset.step:06d}.png", sheet)
-
-
-def _save(each: ActiveRun) -> None:
-    """Writes a checkpoint, if the run has a folder."""
-    if each.destination is not None:
-        each.destination.run.save(each.asset)

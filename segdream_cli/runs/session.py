@@ -25,6 +25,7 @@ from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.priors.checkpoint import Checkpoint
 from segdream_cli.runs.jobs import Job, Source, check_seed
 from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline
+from segdream_cli.runs.ownership import RECORD
 from segdream_cli.runs.reporter import JobFailed, JobSkipped, Note, PageServed, Reporter, discard, note_to
 from segdream_cli.runs.run_dir import RunDir, RunRecord, package_versions
 from segdream_cli.runs.runner import ActiveRun, Destination, Runner
@@ -230,7 +231,7 @@ class Session:
         else:
             job = Job(prompt, seed, Path(output), source)
             self.check(job, force=force)
-            active = self._begin_job(job)
+            active = self._begin_job(job, force=force)
         return Generation(self._finish([active]), partial(self._runner.snapshot, active))
 
     def check(self, job: Job, *, force: bool) -> None:
@@ -256,12 +257,17 @@ class Session:
             self.check(job, force=force)
         for start in range(0, len(jobs), self.batch):
             self._check_stop()
-            _drain(self._finish([self._begin_job(job) for job in jobs[start : start + self.batch]]))
+            _drain(self._finish([self._begin_job(job, force=force) for job in jobs[start : start + self.batch]]))
         return Tally(made=len(jobs))
 
-    def resume(self, run: RunDir) -> None:
-        """Resumes a run to its end; raises the errors of `generate_all`, and UsageProblem if it can't be resumed."""
-        _drain(self._finish([self._restore(run)]))
+    def resume(self, run: RunDir, output: Path, *, force: bool) -> None:
+        """Resumes a run to its end, and writes the asset to `output`.
+
+        Raises:
+            UsageProblem, OutputExists: it can't be resumed.
+            Interrupted, SegdreamError: see `generate_all`.
+        """
+        _drain(self._finish([self._restore(run, output, force=force)]))
 
     def generate_list(self, jobs: Sequence[Job], *, force: bool) -> Tally:
         """Makes missing assets, resumes stopped runs, and continues after a failure.
@@ -315,9 +321,9 @@ class Session:
         """The step of a job's asset, and the function that begins or resumes it; raises the errors of `check`."""
         run = RunDir.beside(job.output)
         if not force and run.can_resume() and self._is_run_of(run, job):
-            return run.step(), partial(self._restore, run)
+            return run.step(), partial(self._restore, run, job.output, force=force)
         self.check(job, force=force)
-        return 0, partial(self._begin_job, job)
+        return 0, partial(self._begin_job, job, force=force)
 
     def _make_together(self, begins: Sequence[Begin], counts: Counter[str]) -> None:
         """Makes assets of a list that are at the same step, and counts and reports those that fail."""
@@ -375,19 +381,21 @@ class Session:
         asset.anchor = None if start is None else start.anchor.to(self.device)
         return asset
 
-    def _begin_job(self, job: Job) -> ActiveRun:
+    def _begin_job(self, job: Job, *, force: bool) -> ActiveRun:
         """The asset of a job, which has been checked, with its new run folder."""
-        destination = Destination(job.output, RunDir.beside(job.output))
-        active = self._begin(job.prompt, job.seed, destination, job.source)
-        RunDir.beside(job.output).create(self._record(job))
+        run = RunDir.beside(job.output)
+        active = self._begin(job.prompt, job.seed, Destination(job.output, run, force), job.source)
+        run.create(self._record(job), force=force)
         return active
 
-    def _restore(self, run: RunDir) -> ActiveRun:
+    def _restore(self, run: RunDir, output: Path, *, force: bool) -> ActiveRun:
         """An asset in the state in which its run was stopped.
 
         Raises:
             UsageProblem: it can't be resumed.
+            OutputExists: another process works on it.
         """
+        run.acquire()
         record = run.record()
         again = f"{_repeat_command(record, run)} --force"
         if record.prior["digest"] != self.checkpoint.digest:
@@ -396,6 +404,8 @@ class Session:
                 hint=f"add --device {record.device}, or start over: {again}",
             )
         tensors = run.load()
+        if edits := run.edits():
+            raise UsageProblem(f"{run.path / RECORD} was edited during the run: {', '.join(edits)}", hint=again)
         start = self._open(None if record.source is None else Source(**record.source), again)
         try:
             asset = self.pipeline.restore(tensors, record.prompt, record.seed, record.negative_prompt)
@@ -403,7 +413,7 @@ class Session:
             raise run.damage_error(problem) from problem
         run.trim_events(asset.step)
         self.reporter(Note(f"resuming {run.path} after step {asset.step} of {self.config.last_step}"))
-        destination = Destination(run.path.parent / record.output, run)
+        destination = Destination(output, run, force)
         return ActiveRun(self._anchor(asset, start), asset.step, destination, start)
 
     def _iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[SegdreamError]]:
@@ -507,7 +517,14 @@ def page_for(reporter: Reporter) -> LivePage:
 
 
 def resume_run(
-    path: Path, request: Request, reporter: Reporter, stop: StopRequest, *, force: bool, live: bool = False
+    path: Path,
+    request: Request,
+    reporter: Reporter,
+    stop: StopRequest,
+    output: Path | None = None,
+    *,
+    force: bool,
+    live: bool = False,
 ) -> None:
     """Resumes the run in `path` with its original settings.
 
@@ -516,6 +533,7 @@ def resume_run(
         request: device, offline and `output.preview_every`; all other settings are the run's own.
         reporter: receives the events.
         stop: tells the run to save and stop.
+        output: the asset's file; None for the one that the run began with.
         force: replace the asset.
         live: serve a page that shows the asset while it is made.
 
@@ -527,7 +545,7 @@ def resume_run(
     path = path if path.name not in ("", "..") else path.resolve()  # the asset goes beside the folder, not into it
     run = RunDir(path)
     record = run.record()
-    output = path.parent / record.output
+    output = output or path.parent / record.output
     if not run.can_resume():
         if output.exists():
             raise OutputExists(
@@ -537,6 +555,7 @@ def resume_run(
             f"{path} has no checkpoint: the run was stopped before its first one", hint=_repeat_command(record, run)
         )
     check_output(output, force=force)
+    formats.format_of(output)
     config = run.config()
     kept = {
         key: value for key, value in request.settings.items() if key == "output.preview_every" and value is not None
@@ -560,4 +579,4 @@ def resume_run(
             stop=stop,
             page=page,
         )
-        session.resume(run)
+        session.resume(run, output, force=force)

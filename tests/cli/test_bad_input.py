@@ -628,7 +628,6 @@ def test_resume_without_checkpoint_prints_the_command_to_start_over(segdream, re
     [
         (("--steps", "9"), "--steps"),
         (("a red ball",), "PROMPT"),
-        (("-o", "other.ply"), "--output"),
         (("--set", "loss.scale=1"), "--set"),
         (("--seed", "0"), "--seed"),
         (("--quality", "high", "--no-perp-neg"), "--quality, --perp-neg"),

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.report import HostCopy, StepReport
+from segdream_cli.runs import run_dir
 from segdream_cli.runs.run_dir import RunDir, RunRecord, package_versions
 
 RECORD = RunRecord(
@@ -256,7 +257,7 @@ def test_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_run(run, tmp_pat
         run.save(asset(6))
     assert caught.value.exit_code == 1
     assert run.step() == 5
-    (run.path / "events.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr(run_dir, "_open_here", lambda *_: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(SegdreamError, match=r"disk is full.*events\.jsonl"):
         run.append_event(report(1))
     other = RunDir(tmp_path / "car.run")
