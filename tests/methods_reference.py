@@ -100,3 +100,9 @@ class Literal:
         x = z_0 + ratio(t) * noise
         eps_t = self.guided(x, t, i, scale)
         return eps_t, self.guided(x + (ratio(t_next) - ratio(t)) * eps_t, t_next, i, scale)
+
+    def csd(self, z_0: Tensor, noise: Tensor, t: int, i: int, *, u: float, perp_neg_scale: float) -> Tensor:
+        """The weighted sum of the three estimates, and Perp-Neg's outside of any guidance."""
+        x, text = z_0 + ratio(t) * noise, self.conditions
+        score = self.noise(x, t, text.positive[i]) + u * self.noise(x, t, text.uncond[i])
+        return score + (-1 - u) * self.null(x, t, i) + perp_neg_scale * self.away(x, t, i)

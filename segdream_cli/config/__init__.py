@@ -121,6 +121,8 @@ class Config:
                 "distill.ism.t_high": min(self.distill.ism.t_high, LOW_T),
                 "distill.ism.warmup_shift": 0,
                 "distill.cds.t_max": min(self.distill.cds.t_max, LOW_T),
+                "distill.csd.t_max": min(self.distill.csd.t_max, LOW_T),
+                "distill.csd.t_max_start": None,
                 "densify.start": self.optim.steps // 2,
                 "densify.cap": REFINED_CAP,
                 "refine.enabled": True,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from segdream_cli.config.values import Amount, Count, Natural, Range, Share, Steps, Within
 from segdream_cli.errors import UsageProblem
 
-MethodName = Literal["sctd", "sds", "ism", "cds"]
+MethodName = Literal["sctd", "sds", "ism", "cds", "csd"]
 METHOD_NAMES: tuple[MethodName, ...] = typing.get_args(MethodName)
 
 
@@ -233,6 +233,47 @@ class CdsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CsdConfig:
+    """Classifier Score Distillation (ICLR 2024); "refinement" and "coarse" are the stages of its authors' code."""
+
+    guidance_scale: Amount = 1.0
+    """Factor on the gradient of the latents, which is divided by the number of views (refinement, coarse)."""
+    negative_weight: Range = (-1.0, -0.5)
+    """Weight u of the negative prompt at start and end (refinement; coarse: 0 to -1).
+
+    That of the prompt is 1, that of the empty text -1 - u.
+    """
+    anneal: Share = 1.0
+    """Share of the run over which u changes (refinement; coarse: 0.5)."""
+    weight: Literal["sigma_squared", "none"] = "sigma_squared"
+    """Weight over t: sigma_t^2 (refinement) or 1 (coarse)."""
+    normalize: bool = False
+    """Divide an asset's gradient by its norm over all views (refinement: false; coarse: true)."""
+    perp_neg_scale: Amount = 3.0
+    """Factor on the negative views of Perp-Neg (coarse)."""
+    t_min: Annotated[int, Within(0, 999)] = 20
+    """Smallest timestep (refinement, coarse)."""
+    t_max: Annotated[int, Within(0, 999)] = 500
+    """Largest timestep (refinement; coarse: in its second half)."""
+    t_max_start: Annotated[int | None, Within(0, 999)] = None
+    """Largest timestep while u changes (coarse: 980); none is t_max (refinement)."""
+
+    def check(self) -> None:
+        """Refuses limits of t that leave nothing to draw from.
+
+        Raises:
+            UsageProblem: naming them.
+        """
+        limits = {"t_max": self.t_max, "t_max_start": self.t_max if self.t_max_start is None else self.t_max_start}
+        name = min(limits, key=limits.__getitem__)
+        if self.t_min > limits[name]:
+            raise UsageProblem(
+                f"distill.csd.t_min must not exceed {name}, but they are {self.t_min} and {limits[name]}",
+                hint=f"--set distill.csd.t_min={limits[name]}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
     """The distillation. `distill.NAME` is short for `distill.METHOD.NAME` of the chosen method."""
 
@@ -250,6 +291,7 @@ class DistillConfig:
     sds: SdsConfig = SdsConfig()
     ism: IsmConfig = IsmConfig()
     cds: CdsConfig = CdsConfig()
+    csd: CsdConfig = CsdConfig()
 
     def warmup(self, step: int) -> float:
         """Share of the warm-up that is done in a step (1, 2, ...), 0..1."""

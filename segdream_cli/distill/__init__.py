@@ -10,13 +10,14 @@ from types import MappingProxyType
 from segdream_cli.config import Config
 from segdream_cli.config.distill import MethodName
 from segdream_cli.distill.cds import Cds
+from segdream_cli.distill.csd import Csd
 from segdream_cli.distill.ism import Ism
 from segdream_cli.distill.method import Method
 from segdream_cli.distill.sctd import Sctd
 from segdream_cli.distill.sds import Sds
 
 METHODS: Mapping[MethodName, Callable[[Config], Method]] = MappingProxyType(
-    {"sctd": Sctd, "sds": Sds, "ism": Ism, "cds": Cds}
+    {"sctd": Sctd, "sds": Sds, "ism": Ism, "cds": Cds, "csd": Csd}
 )
 """Name, as `distill.method` has it, to method."""
 
