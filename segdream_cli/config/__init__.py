@@ -123,6 +123,8 @@ class Config:
                 "distill.cds.t_max": min(self.distill.cds.t_max, LOW_T),
                 "distill.csd.t_max": min(self.distill.csd.t_max, LOW_T),
                 "distill.csd.t_max_start": None,
+                "distill.gcs.t_high": min(self.distill.gcs.t_high, LOW_T),
+                "distill.gcs.warmup_shift": 0,
                 "densify.start": self.optim.steps // 2,
                 "densify.cap": REFINED_CAP,
                 "refine.enabled": True,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from segdream_cli.config.values import Amount, Count, Natural, Range, Share, Steps, Within
 from segdream_cli.errors import UsageProblem
 
-MethodName = Literal["sctd", "sds", "ism", "cds", "csd"]
+MethodName = Literal["sctd", "sds", "ism", "cds", "csd", "gcs"]
 METHOD_NAMES: tuple[MethodName, ...] = typing.get_args(MethodName)
 
 
@@ -274,6 +274,67 @@ class CsdConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GcsConfig(FallingTimes):
+    """Guided Consistency Sampling (Connect3D, ECCV 2024); "Connect3D" is its authors' code."""
+
+    guidance_scale: Amount = 7.5
+    """Omega of classifier-free guidance, eps_u + omega (eps_c - eps_u) (Connect3D)."""
+    grad_scale: Amount = 0.1
+    """Factor on all gradients, which are divided by the number of views (Connect3D: lambda_guidance)."""
+    compact_weight: Amount = 1.0
+    """Weight of the compact consistency, between t and s without text (Connect3D: w_cc)."""
+    guidance_weight: Amount = 0.5
+    """Weight of the conditional guidance, towards the guided estimate of z_0 (Connect3D: w_gc)."""
+    pixel_weight: Amount = 0.5
+    """Weight of the constraint on pixels, the same in decoded images (Connect3D: w_cp)."""
+    t_min: Annotated[int, Within(0, 998)] = 20
+    """t is drawn above it (Connect3D)."""
+    t_high: Annotated[int, Within(1, 999)] = 500
+    """Largest t after the warm-up (Connect3D)."""
+    t_max: Annotated[int, Within(3, 999)] = 980
+    """Largest t of all (Connect3D)."""
+    warmup_shift: Natural = 480
+    """How far the window of t starts above its final place (Connect3D)."""
+    interval: Count = 80
+    """t - s after the warm-up, and largest s - e (Connect3D: delta_t)."""
+    interval_start: Count = 100
+    """The same at the start of the warm-up (Connect3D: delta_t_start)."""
+    margin: Natural = 10
+    """s - e is larger, but where e would be below 2 (Connect3D)."""
+    fixed_noise: Literal["auto", "on", "off"] = "auto"
+    """Keep one eps for the whole run; "auto" does so with Perp-Neg only (Connect3D)."""
+    noise_offset: Amount = 0.1
+    """Standard deviation of the per-channel constant added to eps (Connect3D)."""
+
+    def check(self) -> None:
+        """Refuses limits of t, s or e that leave nothing to draw from.
+
+        Raises:
+            UsageProblem: naming them.
+        """
+        if not self.t_min < self.t_high <= self.t_max:
+            raise UsageProblem(
+                "distill.gcs.t_min must be below t_high, and t_high must not exceed t_max, "
+                f"but they are {self.t_min}, {self.t_high} and {self.t_max}",
+                hint="--set distill.gcs.t_min=20 --set distill.gcs.t_high=500 --set distill.gcs.t_max=980",
+            )
+        if not self.margin < min(self.interval, self.interval_start):
+            raise UsageProblem(
+                "distill.gcs.margin must be below interval and interval_start, "
+                f"but they are {self.margin}, {self.interval} and {self.interval_start}",
+                hint="--set distill.gcs.margin=0",
+            )
+        longest = self.t_max - 2
+        if max(self.interval, self.interval_start) > longest:
+            raise UsageProblem(
+                f"distill.gcs.interval and interval_start must not exceed t_max - 2 = {longest}, "
+                f"but they are {self.interval} and {self.interval_start}",
+                hint=f"--set distill.gcs.interval={min(self.interval, longest)} "
+                f"--set distill.gcs.interval_start={min(self.interval_start, longest)}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
     """The distillation. `distill.NAME` is short for `distill.METHOD.NAME` of the chosen method."""
 
@@ -292,6 +353,7 @@ class DistillConfig:
     ism: IsmConfig = IsmConfig()
     cds: CdsConfig = CdsConfig()
     csd: CsdConfig = CsdConfig()
+    gcs: GcsConfig = GcsConfig()
 
     def warmup(self, step: int) -> float:
         """Share of the warm-up that is done in a step (1, 2, ...), 0..1."""

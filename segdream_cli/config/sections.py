@@ -194,7 +194,7 @@ class OptimConfig:
     scale_range: Annotated[Range | None, Within(1e-8, increasing=True)] = None
     """If given, scales are clamped to this range (ours)."""
     beg: bool = False
-    """Bright equalising (Connect3D): fade the colours of an asset that is too bright (release: off)."""
+    """Brightness-Equalised Generation: fade the colours of an asset that is too bright (Connect3D; release: off)."""
     beg_start: Steps = 1000
     """No equalising up to this step (Connect3D)."""
     beg_stop: Steps = 4500

@@ -11,13 +11,14 @@ from segdream_cli.config import Config
 from segdream_cli.config.distill import MethodName
 from segdream_cli.distill.cds import Cds
 from segdream_cli.distill.csd import Csd
+from segdream_cli.distill.gcs import Gcs
 from segdream_cli.distill.ism import Ism
 from segdream_cli.distill.method import Method
 from segdream_cli.distill.sctd import Sctd
 from segdream_cli.distill.sds import Sds
 
 METHODS: Mapping[MethodName, Callable[[Config], Method]] = MappingProxyType(
-    {"sctd": Sctd, "sds": Sds, "ism": Ism, "cds": Cds, "csd": Csd}
+    {"sctd": Sctd, "sds": Sds, "ism": Ism, "cds": Cds, "csd": Csd, "gcs": Gcs}
 )
 """Name, as `distill.method` has it, to method."""
 

@@ -1,4 +1,4 @@
-"""Bright equalising (BEG) of Connect3D (ECCV 2024), for any method: colours that have become too bright fade to grey.
+"""Brightness-Equalised Generation (BEG; Connect3D, Li et al., ECCV 2024): colours that are too bright fade to grey.
 
 1   v_i = Q_q of the channel means of view i that are above 0; 0 for an empty view                  is_bright
 2   the asset is bright if Q_q(v_1, v_2, ...) > threshold                                           is_bright
