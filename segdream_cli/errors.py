@@ -2,8 +2,10 @@
 
     SegdreamError            1  the work failed
     +-- UsageProblem         2  a prompt, option, setting or input file can't be used
+    |   +-- PromptProblem    2  a prompt can't be used, and the hint has another one
     +-- EnvironmentProblem   3  the machine lacks CUDA, a compiler or ffmpeg
-    +-- WeightsUnavailable   4  a checkpoint is missing, incomplete or of the wrong kind
+    +-- WeightsUnavailable   4  a checkpoint is missing, incomplete, damaged or of the wrong kind
+    |   +-- WeightsAbsent    4  it is not on this machine, and offline mode is on
     +-- OutOfMemory          5  the run does not fit the device's memory
     +-- OutputExists         6  the output exists and --force was not given
     +-- Diverged             7  a gradient is not finite
@@ -73,6 +75,10 @@ class WeightsUnavailable(SegdreamError):
     """A checkpoint can't be found, fetched, read or trusted."""
 
     exit_code = 4
+
+
+class WeightsAbsent(WeightsUnavailable):
+    """A checkpoint is not on this machine, and offline mode is on."""
 
 
 class OutOfMemory(SegdreamError):

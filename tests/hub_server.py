@@ -68,10 +68,11 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def _oid(path: Path) -> str:
-    """The name of a file's content: SHA-256 for large files, Git's SHA-1 (here of the content alone) for others."""
+    """The name of a file's content: SHA-256 for large files, Git's SHA-1 for others."""
     content = path.read_bytes()
-    large = path.suffix == ".safetensors"
-    return hashlib.sha256(content).hexdigest() if large else hashlib.sha1(content).hexdigest()
+    if path.suffix == ".safetensors":
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _entry(folder: Path, path: Path) -> dict[str, Any]:
@@ -98,7 +99,8 @@ def serving(models: dict[str, Path]) -> Iterator[tuple[type[Hub], str]]:
 
 
 def point_to(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points the Hub's client to an address and a cache of its own."""
+    """Points the Hub's client to an address and a cache of its own, and segdream to a cache beside that."""
+    monkeypatch.setenv("SEGDREAM_CACHE", str(cache.with_name("cache")))
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")

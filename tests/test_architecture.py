@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import hashlib
 import re
 import subprocess
 import sys
@@ -301,3 +302,13 @@ def test_every_import_is_a_declared_dependency():
     used = {one.split(".")[0] for file in FILES for one in imports(file)} - set(sys.stdlib_module_names)
     provided = {"PIL": "pillow"}
     assert {provided.get(name, name) for name in used} - {"segdream_cli"} <= declared
+
+
+def test_listed_hashes_are_those_of_the_embedded_prior():
+    """A run refuses the prior otherwise."""
+    data = PACKAGE / "data"
+    files = sorted(path for path in (data / MINI).rglob("*") if path.is_file())
+    found = {path.relative_to(data).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    lines = (data / f"{MINI}.sha256").read_text(encoding="utf-8").splitlines()
+    regenerate = "cd segdream_cli/data && find mini -type f | LC_ALL=C sort | xargs sha256sum > mini.sha256"
+    assert lines == [f"{digest}  {name}" for name, digest in found.items()], regenerate

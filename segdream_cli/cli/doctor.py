@@ -13,7 +13,8 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.errors import EnvironmentProblem, SegdreamError, WeightsUnavailable
+from segdream_cli.errors import EnvironmentProblem, SegdreamError, WeightsAbsent, WeightsUnavailable
+from segdream_cli.util.hashes import forget_hashes
 
 LOW_DISK_GIB = 1.0
 
@@ -24,7 +25,8 @@ class Finding:
 
     Args:
         name: the thing examined.
-        state: "ok", "absent" (an optional part is missing), "low" (disk space), or "problem" (no asset can be made).
+        state: "ok", "absent" (an optional part is missing), "damaged" (so are its weights), "low" (disk space), or
+            "problem" (no asset can be made).
         detail: the result of the check.
         hint: a command that cures the problem.
     """
@@ -39,13 +41,18 @@ def doctor(
     build_kernels: Annotated[
         bool, typer.Option("--build-kernels", help="Build gsplat's CUDA kernels first, and show the compiler's output.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read downloaded weights again, and compare their hashes.")
+    ] = False,
     json: shared.JsonOption = False,
 ) -> None:
     """Check whether this machine can make assets.
 
-    The exit code is 3 if it can't.
+    The exit code is 3 if it can't, and 4 if downloaded weights are damaged.
     """
     sink = Output(json=json)
+    if verify:
+        forget_hashes()
     if build_kernels:
         _show_compiler_output(sink)
     findings = []
@@ -56,6 +63,7 @@ def doctor(
         _check_rasterizer,
         _check_embedded_prior,
         _check_downloaded_prior,
+        _check_point_e,
         _check_ffmpeg,
         _check_disk,
     ):
@@ -70,6 +78,8 @@ def doctor(
     broken = [finding.name for finding in findings if finding.state == "problem"]
     if broken:
         raise EnvironmentProblem(f"this machine can't make assets: {', '.join(broken)}; follow the hints above")
+    if damaged := [finding.detail for finding in findings if finding.state == "damaged"]:
+        raise WeightsUnavailable(f"weights are damaged: {'; '.join(damaged)}")
 
 
 def _show_compiler_output(sink: Output) -> None:
@@ -190,12 +200,35 @@ def _check_downloaded_prior() -> Iterator[Finding]:
     from segdream_cli.config import SD21, PriorConfig
     from segdream_cli.priors.checkpoint import resolve
 
-    try:
+    def look() -> str:
         checkpoint = resolve(PriorConfig(name=SD21), cuda=False, offline=True, announce=lambda _: None)
-        yield Finding("prior", "ok", f"{checkpoint.name} in {checkpoint.folder}")
+        return f"{checkpoint.name} in {checkpoint.folder}"
+
+    yield _finding_of_weights("prior", SD21, look)
+
+
+def _check_point_e() -> Iterator[Finding]:
+    from segdream_cli.cli.fetch import POINT_E
+    from segdream_cli.pointe.checkpoint import resolve_point_e
+    from segdream_cli.pointe.clip import resolve_clip
+
+    def look() -> str:
+        folder = resolve_point_e(None, offline=True, announce=lambda _: None).base.parent
+        return f"in {folder}, its text encoder in {resolve_clip(None, offline=True, announce=lambda _: None)}"
+
+    yield _finding_of_weights(POINT_E, POINT_E, look)
+
+
+def _finding_of_weights(name: str, fetchable: str, look: Callable[[], str]) -> Finding:
+    """The finding about downloaded weights: ok, absent or damaged."""
+    try:
+        return Finding(name, "ok", look())
+    except WeightsAbsent as problem:
+        return Finding(
+            name, "absent", f"{fetchable}: {problem.message.partition(', and')[0]}", f"segdream fetch {fetchable}"
+        )
     except WeightsUnavailable as problem:
-        hint = f"segdream fetch {SD21}"
-        yield Finding("prior", "absent", f"{SD21}: {problem.message.partition(', and')[0]}", hint)
+        return Finding(name, "damaged", problem.message, problem.hint)
 
 
 def _check_ffmpeg() -> Iterator[Finding]:

@@ -89,7 +89,7 @@ def _stable_diffusion(sink: Output) -> Iterator[_Item]:
         SD21,
         SD21_MODEL,
         plan_download(prior, cuda=cuda),
-        lambda: resolve(prior, cuda=cuda, offline=True, announce=_silent).folder,
+        lambda: resolve(prior, cuda=cuda, offline=True, announce=sink.note).folder,
     )
 
 
@@ -109,7 +109,7 @@ def _point_e(sink: Output) -> Iterator[_Item]:
         POINT_E,
         f"its text encoder {clip.CLIP.id}",
         clip.plan_clip_download(),
-        lambda: clip.resolve_clip(None, offline=True, announce=_silent),
+        lambda: clip.resolve_clip(None, offline=True, announce=sink.note),
     )
 
 

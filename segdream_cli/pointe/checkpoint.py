@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.errors import WeightsAbsent, WeightsUnavailable
 from segdream_cli.pointe.transformer import infer_config
 from segdream_cli.util.download import (
     Progress,
@@ -29,6 +29,7 @@ from segdream_cli.util.download import (
     file_sha256,
 )
 from segdream_cli.util.files import atomic_write, exclusive
+from segdream_cli.util.hashes import has_sha256
 from segdream_cli.util.hub import is_offline
 from segdream_cli.util.weights import read_errors, read_pickled
 
@@ -186,7 +187,7 @@ def _weights_path(store: Path, file: Published) -> Path:
 def _complete_cache(store: Path, offline: bool, announce: Callable[[str], None], progress: Progress | None) -> None:
     """Downloads the files that the cache lacks; one process does it while others wait."""
     if offline:
-        raise WeightsUnavailable(
+        raise WeightsAbsent(
             f"Point-E is not in the cache {store}, and offline mode is on",
             hint=f"segdream fetch point-e, once, while online; or {_FALLBACK_HINT}",
         )
@@ -272,13 +273,13 @@ def _verify_cached(store: Path, file: Published) -> tuple[Path, str]:
     """Compares the cached safetensors of a stage with their record; returns their path and SHA-256."""
     record, path = _read_record(store, file), _weights_path(store, file)
     with read_errors(path, _FALLBACK_HINT):
-        found = file_sha256(path)
-    if found != record.converted_sha256:
+        whole = has_sha256(path, record.converted_sha256)
+    if not whole:
         raise WeightsUnavailable(
-            f"{path} has SHA-256 {found} instead of the recorded {record.converted_sha256}",
+            f"{path} is damaged: its SHA-256 is not the recorded {record.converted_sha256}",
             hint=f"rm {shlex.quote(str(path))}  # the next run creates it again",
         )
-    return path, found
+    return path, record.converted_sha256
 
 
 def _read_record(store: Path, file: Published) -> _Record:

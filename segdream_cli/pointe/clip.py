@@ -13,6 +13,7 @@ CLIP = HubModel(
     id="openai/clip-vit-large-patch14",
     marker=_FILES[0],
     fallback_hint="--point-e-dir with a folder clip-vit-large-patch14 in it, or --init sphere",
+    pinned={"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},
 )
 """The model on the Hub."""
 
@@ -26,7 +27,7 @@ def resolve_clip(folder: Path | None, *, offline: bool, announce: Callable[[str]
         announce: receives a line with the size before a download starts.
 
     Raises:
-        WeightsUnavailable: a file is missing, or the Hub can't be reached.
+        WeightsUnavailable: a file is missing, damaged, or not the one that was used first; or the Hub can't be reached.
     """
     if folder is not None and (own := folder / CLIP.id.split("/")[1]).is_dir():
         if absent := absent_files(own, _FILES):

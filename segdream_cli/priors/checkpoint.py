@@ -7,10 +7,10 @@ waits minutes for an unreachable Hub. So these libraries only see a local folder
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from segdream_cli.config import AUTO, MINI, SD21, SD21_MODEL, PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
 from segdream_cli.util.download import file_sha256
-from segdream_cli.util.hub import HubDownload, HubModel, first_line
+from segdream_cli.util.hashes import read_sums
+from segdream_cli.util.hub import HubDownload, HubModel, first_line, removal
 
 PRIORS: Mapping[str, str] = {SD21: SD21_MODEL, MINI: str(Path(__file__).resolve().parents[1] / "data" / "mini")}
 """Hub id or folder of each known prior."""
@@ -93,11 +94,13 @@ def resolve(prior: PriorConfig, *, cuda: bool, offline: bool, announce: Callable
     model = prior.model or PRIORS[chosen]
     half = _computes_in_half(prior, cuda=cuda)
     folder = Path(model).expanduser()
-    if not folder.is_dir():
-        _refuse_paths(model, folder)
-        remote = _hub_model(model, prior)
-        folder = remote.locate(_is_complete, lambda: _plan(remote, half=half), offline=offline, announce=announce)
-    return _verify(folder, prior.model or chosen, half=half)
+    if folder.is_dir():
+        known = _check_sums(folder)
+        return _verify(folder, prior.model or chosen, partial(_hash_folder, known=known), half=half)
+    _refuse_paths(model, folder)
+    remote = _hub_model(model, prior)
+    folder = remote.locate(_is_complete, lambda: _plan(remote, half=half), offline=offline, announce=announce)
+    return _verify(folder, prior.model or chosen, partial(remote.hash_files, announce=announce), half=half)
 
 
 def profile_of(prior: PriorConfig, *, cuda: bool) -> PriorProfile:
@@ -233,7 +236,9 @@ def _check_complete(names: Collection[str], source: str) -> None:
     raise WeightsUnavailable(f"{source} is incomplete: it has no {', '.join(absent)}{why}", hint=FALLBACK_HINT)
 
 
-def _verify(folder: Path, name: str, *, half: bool) -> Checkpoint:
+def _verify(
+    folder: Path, name: str, hash_files: Callable[[Path, Collection[str]], Mapping[str, str]], *, half: bool
+) -> Checkpoint:
     """The checkpoint in a folder, after a check of each of its files."""
     names = _names(folder)
     _check_complete(names, name)
@@ -243,7 +248,7 @@ def _verify(folder: Path, name: str, *, half: bool) -> Checkpoint:
     for file in files:
         if file.endswith(".safetensors"):
             _check_safetensors(folder / file)
-    digest = _digest(folder, files)
+    digest = _digest(hash_files(folder, files))
     return Checkpoint(folder=folder, name=name, profile=_read_profile(folder), digest=digest, variant=variant)
 
 
@@ -255,7 +260,7 @@ def _read_profile(folder: Path) -> PriorProfile:
         return PriorProfile.from_json(_json(folder / PROFILE_FILE))
     except (KeyError, TypeError, AttributeError) as problem:
         raise WeightsUnavailable(
-            f"{folder / PROFILE_FILE} is not a prior's profile: {problem}", hint=_removal(folder / PROFILE_FILE)
+            f"{folder / PROFILE_FILE} is not a prior's profile: {problem}", hint=removal(folder / PROFILE_FILE)
         ) from problem
 
 
@@ -305,15 +310,10 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise WeightsUnavailable(f"{path} can't be read: {problem}", hint=_removal(path)) from problem
+        raise WeightsUnavailable(f"{path} can't be read: {problem}", hint=removal(path)) from problem
     if not isinstance(data, dict):
-        raise WeightsUnavailable(f"{path} holds no JSON object", hint=_removal(path))
+        raise WeightsUnavailable(f"{path} holds no JSON object", hint=removal(path))
     return data
-
-
-def _removal(path: Path) -> str:
-    """The command that removes a file, or the target of a link in the Hub's cache."""
-    return f"rm {shlex.quote(str(path.resolve()))}"
 
 
 def _check_safetensors(path: Path) -> None:
@@ -326,18 +326,43 @@ def _check_safetensors(path: Path) -> None:
     except (SafetensorError, OSError) as problem:
         raise WeightsUnavailable(
             f"{path} is not a whole safetensors file: {first_line(problem)}",
-            hint=f"{_removal(path)}  # then download or copy it again",
+            hint=f"{removal(path)}  # then download or copy it again",
         ) from problem
 
 
-def _digest(folder: Path, files: list[str]) -> str:
-    """SHA-256 over the names and the SHA-256 of files; the Hub's cache uses that hash as the name of large files."""
+def _check_sums(folder: Path) -> dict[str, str]:
+    """Compares a folder's files with the list of SHA-256 beside it, if there is one: `mini.sha256` for `mini`.
+
+    Returns:
+        The hash of each file of the list; its path is relative to the folder.
+
+    Raises:
+        WeightsUnavailable: a file is missing or has another hash.
+    """
+    sums = folder.with_name(f"{folder.name}.sha256")
+    if not sums.is_file():
+        return {}
+    try:
+        hashes = {name.partition("/")[2]: digest for name, digest in read_sums(sums).items()}
+        damaged = [name for name, digest in hashes.items() if file_sha256(folder / name) != digest]
+    except (OSError, ValueError) as problem:
+        hashes, damaged = {}, [first_line(problem)]
+    if damaged or not hashes:
+        raise WeightsUnavailable(
+            f"{folder} differs from {sums}: {', '.join(damaged) or 'the list is empty'}",
+            hint="pip install --force-reinstall --no-deps segdream",
+        )
+    return hashes
+
+
+def _hash_folder(folder: Path, names: Collection[str], known: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of files of a folder; those in `known` need not be computed again."""
+    return {name: known.get(name) or file_sha256(folder / name) for name in names}
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over the names of files and their SHA-256."""
     total = hashlib.sha256()
-    for name in files:
-        path = (folder / name).resolve()
-        if path.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", path.name):
-            content = path.name
-        else:
-            content = file_sha256(path)
+    for name, content in sorted(hashes.items()):
         total.update(f"{name} {content}\n".encode())
     return total.hexdigest()

@@ -1,14 +1,19 @@
-"""Models on the Hugging Face Hub: their files in the local cache, downloads, and error messages."""
+"""Models on the Hugging Face Hub: their files in the local cache, downloads, hashes, and error messages."""
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.errors import WeightsAbsent, WeightsUnavailable
 from segdream_cli.util import compat
-from segdream_cli.util.download import Progress, check_space, describe_download
+from segdream_cli.util.download import Progress, cache_folder, check_space, describe_download, file_sha256
+from segdream_cli.util.hashes import has_sha256, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,8 @@ class HubModel:
     """Hint for an error of the Hub."""
     revision: str | None = None
     """Branch, tag or commit; None is the main branch."""
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    """Published SHA-256 of files."""
 
     def local_folder(self) -> Path | None:
         """The snapshot folder in the local cache, complete or not; None if there is none."""
@@ -85,7 +92,7 @@ class HubModel:
             return cached
         if is_offline(offline):
             state = "not" if cached is None else "only partly"
-            raise WeightsUnavailable(
+            raise WeightsAbsent(
                 f"{self.id} is {state} in the local cache, and offline mode is on",
                 hint=f"run once without --offline and HF_HUB_OFFLINE, or {self.fallback_hint}",
             )
@@ -100,14 +107,16 @@ class HubModel:
             names: the files.
             optional: files to download too if the Hub has them.
             offline: never use the network, as for `locate`.
-            announce: receives a line with the size before the download starts.
+            announce: receives a line with the size before the download starts, and one at the first use.
         """
-        return self.locate(
+        found = self.locate(
             lambda folder: not absent_files(folder, names),
             lambda: self._plan(names, optional),
             offline=offline,
             announce=announce,
         )
+        self.hash_files(found, [name for name in (*names, *optional) if (found / name).is_file()], announce)
+        return found
 
     def plan_files(self, names: Collection[str], optional: Collection[str] = ()) -> "HubDownload | None":
         """The files that `locate_files` would download; None if the local cache has all `names`."""
@@ -119,6 +128,38 @@ class HubModel:
         if absent := [name for name in names if name not in listed]:
             raise WeightsUnavailable(f"{self.id} has no {', '.join(absent)} on the Hub", hint=self.fallback_hint)
         return self.select(listed, listed)
+
+    def hash_files(self, folder: Path, names: Collection[str], announce: Callable[[str], None]) -> dict[str, str]:
+        """SHA-256 of files of a snapshot, compared with the published ones and those of their first use here.
+
+        Args:
+            folder: the snapshot.
+            names: files in it.
+            announce: receives a line when files are used for the first time.
+
+        Raises:
+            WeightsUnavailable: a file is damaged, or is not the one that was used first.
+        """
+        record = cache_folder() / "first-use" / f"{self.id.replace('/', '--')}@{self.revision or 'main'}.json"
+        known: dict[str, str] = {}
+        with suppress(OSError, ValueError, TypeError):
+            known = dict(json.loads(record.read_text(encoding="utf-8")))
+        hashes = {name: hash_blob(folder / name) for name in names}
+        for name, found in hashes.items():
+            if (expected := self.pinned.get(name, found)) != found:
+                raise WeightsUnavailable(
+                    f"{name} of {self.id} has SHA-256 {found} instead of the published {expected}",
+                    hint=removal(folder / name),
+                )
+            if (expected := known.get(name, found)) != found:
+                raise WeightsUnavailable(
+                    f"{name} of {self.id} has changed since its first use here: SHA-256 {found} instead of {expected}",
+                    hint=f"rm {quote(str(record))}  # to trust the new files",
+                )
+        if new := sorted(hashes.keys() - known.keys()):
+            write_json(record, known | hashes)
+            announce(f"{self.id}: SHA-256 of {len(new)} files recorded in {record}; later uses must match")
+        return hashes
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -188,6 +229,42 @@ class HubDownload:
 def absent_files(folder: Path, names: Collection[str]) -> list[str]:
     """Those of the files `names` that a folder lacks."""
     return [name for name in names if not (folder / name).is_file()]
+
+
+def removal(path: Path) -> str:
+    """The command that removes a file, or the target of a link in the Hub's cache."""
+    return f"rm {quote(str(path.resolve()))}"
+
+
+def hash_blob(path: Path) -> str:
+    """SHA-256 of a file; one in the Hub's cache is compared with its name, a large one only once.
+
+    The cache names large files by their SHA-256, and the others by Git's SHA-1.
+
+    Raises:
+        WeightsUnavailable: the file can't be read, or has another hash than its name.
+    """
+    blob = path.resolve()
+    name = blob.name if blob.parent.name == "blobs" else ""
+    try:
+        if re.fullmatch(r"[0-9a-f]{64}", name):
+            found, whole = name, has_sha256(blob, name)
+        else:
+            found, whole = file_sha256(blob), not re.fullmatch(r"[0-9a-f]{40}", name) or _git_sha1(blob) == name
+    except OSError as problem:
+        raise WeightsUnavailable(f"{path} can't be read: {problem.strerror}", hint=removal(path)) from problem
+    if not whole:
+        raise WeightsUnavailable(
+            f"{path} is damaged: its content does not have the hash in its name",
+            hint=f"{removal(path)}  # the next run downloads it again",
+        )
+    return found
+
+
+def _git_sha1(path: Path) -> str:
+    """Git's hash of a file's content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def is_offline(asked: bool) -> bool:

@@ -1,6 +1,7 @@
 """`segdream fetch`: what is said, downloaded and left behind, against servers on the loopback interface."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def online(tiny, clip_folder, folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(transformer, "BASE", STAGES["base_40m_textvec.pt"])
     monkeypatch.setattr(transformer, "UPSAMPLE", STAGES["upsample_40m.pt"])
+    monkeypatch.setattr(clip, "CLIP", replace(clip.CLIP, pinned={}))
     with serving({SD21_MODEL: tiny, clip.CLIP.id: clip_folder}) as (hub, address), running() as server:
         point_to(address, folder / "hub", monkeypatch)
         monkeypatch.setenv(checkpoint.ADDRESS_VARIABLE, server.address)
@@ -184,3 +186,21 @@ def test_clip_folder_beside_the_weights_is_preferred_and_checked(online, folder,
     with pytest.raises(download.WeightsUnavailable, match="is not in the local cache"):
         clip.resolve_clip(None, offline=True, announce=print)
     assert online.hub.requests == []
+
+
+def test_doctor_verify_notices_damage_that_keeps_size_and_time(segdream, online):
+    assert "absent   point-e " in segdream("doctor").out
+    segdream("fetch", SD21, "point-e")
+    stages = checkpoint.resolve_point_e(None, offline=True, announce=print)
+    folder = weights.resolve(PriorConfig(name=SD21), cuda=False, offline=True, announce=print).folder
+    text = clip.resolve_clip(None, offline=True, announce=print)
+    for path in (stages.upsample, folder / "vae" / "diffusion_pytorch_model.safetensors", text / "model.safetensors"):
+        whole, before = path.read_bytes(), path.stat()
+        for content, code in ((whole[:-1] + bytes([whole[-1] ^ 1]), 4), (whole, 0)):
+            path.resolve().write_bytes(content)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            assert segdream("doctor").code == 0  # trusts size and time
+            done = segdream("doctor", "--verify")
+            assert done.code == code, (path, done.err)
+            assert ("damaged" in done.out) == (code == 4)
+            assert code == 0 or f"error: weights are damaged: {path}" in done.err

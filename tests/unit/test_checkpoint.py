@@ -1,5 +1,6 @@
 """`resolve` finds, downloads and verifies a prior, against a loopback server that answers like the Hub."""
 
+import os
 import shutil
 import socket
 import time
@@ -8,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import build, edit_json, write_json
+import torch
+from checkpoints import build, edit_json, edit_weights, write_json
 from hub_server import COMMIT, Hub, point_to, serving
 from huggingface_hub import constants
 
-from segdream_cli.config import PriorConfig
+from segdream_cli.config import MINI, PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
+from segdream_cli.util import hashes
+from segdream_cli.util.hub import HubModel
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     with serving({"org/tiny": tiny}) as (handler, address):
-        point_to(address, tmp_path / "cache", monkeypatch)
+        point_to(address, tmp_path / "hub", monkeypatch)
         yield handler
 
 
@@ -114,7 +118,8 @@ def test_resolve_downloads_only_needed_files_once(
     got = {path.relative_to(checkpoint.folder) for path in checkpoint.folder.rglob("*") if path.is_file()}
     assert got == set(wanted)
     size = sum((tiny / path).stat().st_size for path in wanted if path.suffix == ".safetensors")
-    assert len(said) == 1
+    assert len(said) == 2
+    assert "org/tiny: SHA-256 of 11 files recorded in" in said[1]
     assert f"downloading org/tiny, {size / 1e6:.1f} MB" in said[0]
     assert checkpoint.digest == resolve(tiny).digest
     capfd.readouterr()
@@ -123,7 +128,7 @@ def test_resolve_downloads_only_needed_files_once(
     again = resolve("org/tiny", said=said)
     assert again == checkpoint
     assert hub.requests == []
-    assert len(said) == 1
+    assert len(said) == 2
     assert resolve("org/tiny", offline=True) == checkpoint
     assert capfd.readouterr().err == ""
 
@@ -143,6 +148,93 @@ def test_resolve_prefers_half_precision_files_for_half_precision(
     checkpoint = resolve("org/both", cuda=cuda, dtype=dtype)
     assert checkpoint.variant == expected
     assert len(list(checkpoint.folder.rglob("*.safetensors"))) == 3
+
+
+def flip(path: Path, place: int = -1) -> os.stat_result:
+    """Flips a bit of a file, and keeps its times; returns its state."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return before
+
+
+@pytest.fixture
+def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the embedded prior and of the list of its hashes, in the place of the original."""
+    folder = Path(weights.PRIORS[MINI])
+    shutil.copy(folder.with_name("mini.sha256"), tmp_path)
+    monkeypatch.setattr(weights, "PRIORS", {**weights.PRIORS, MINI: str(tmp_path / "mini")})
+    return Path(shutil.copytree(folder, tmp_path / "mini"))
+
+
+def test_resolve_notices_a_flipped_bit_in_each_file_of_the_embedded_prior(embedded: Path) -> None:
+    names = [path.relative_to(embedded) for path in embedded.rglob("*") if path.is_file()]
+    assert len(names) == 15
+    for name in names:
+        flip(embedded / name, len((embedded / name).read_bytes()) // 2)
+        with pytest.raises(WeightsUnavailable, match=rf"differs from .*mini.sha256: {name.as_posix()}$") as caught:
+            weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=print)
+        assert caught.value.hint == "pip install --force-reinstall --no-deps segdream"
+        flip(embedded / name, len((embedded / name).read_bytes()) // 2)
+    assert weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=print).folder == embedded
+
+
+@pytest.mark.parametrize("content", [b"", b"mini/unet", b"\xff\xfe", b"00  mini/none\n"])
+def test_resolve_refuses_a_damaged_list_of_hashes(embedded: Path, content: bytes) -> None:
+    embedded.with_name("mini.sha256").write_bytes(content)
+    with pytest.raises(WeightsUnavailable, match=r"differs from .*mini\.sha256"):
+        weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=print)
+
+
+def test_resolve_hashes_large_files_of_the_hub_once(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    real = hashes.file_sha256
+    monkeypatch.setattr(hashes, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    first = resolve("org/tiny")
+    assert len(hashed) == 3
+    assert resolve("org/tiny") == first
+    assert len(hashed) == 3
+    path = (first.folder / "unet" / "diffusion_pytorch_model.safetensors").resolve()
+    os.utime(path, ns=(0, 0))
+    assert resolve("org/tiny") == first
+    assert hashed[3:] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt"])
+def test_resolve_notices_a_flipped_bit_in_the_cache_of_the_hub(hub: type[Hub], name: str) -> None:
+    path = resolve("org/tiny").folder / name
+    flip(path.resolve())
+    hashes.forget_hashes()  # the times are as before
+    with pytest.raises(
+        WeightsUnavailable, match="is damaged: its content does not have the hash in its name"
+    ) as caught:
+        resolve("org/tiny")
+    assert f"rm {path.resolve()}" in str(caught.value.hint)
+    path.resolve().unlink()
+    assert resolve("org/tiny").folder == path.parents[1]
+
+
+def test_resolve_refuses_other_files_than_at_the_first_use(hub: type[Hub], copy: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    resolve("org/tiny", said=said)
+    assert sum("later uses must match" in line for line in said) == 1
+    edit_weights(copy / "unet" / "diffusion_pytorch_model.safetensors", drop=None, extra=torch.ones(2))
+    hub.models["org/tiny"] = copy
+    shutil.rmtree(tmp_path / "hub")
+    with pytest.raises(WeightsUnavailable, match="of org/tiny has changed since its first use here") as caught:
+        resolve("org/tiny", said=said)
+    record = tmp_path / "cache" / "first-use" / "org--tiny@main.json"
+    assert caught.value.hint == f"rm {record}  # to trust the new files"
+    record.unlink()
+    resolve("org/tiny", said=said)
+    assert sum("later uses must match" in line for line in said) == 2
+
+
+def test_hash_files_refuses_other_files_than_the_published(hub: type[Hub], tiny: Path) -> None:
+    model = HubModel(id="org/tiny", marker="model_index.json", fallback_hint="", pinned={"model_index.json": "0" * 64})
+    with pytest.raises(WeightsUnavailable, match="instead of the published 000"):
+        model.hash_files(tiny, ["model_index.json"], print)
 
 
 def test_resolve_downloads_the_revision(hub: type[Hub]) -> None:
@@ -177,7 +269,7 @@ def test_resolve_fails_at_once_without_a_network(tmp_path: Path, monkeypatch: py
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    point_to(f"http://127.0.0.1:{port}", tmp_path / "cache", monkeypatch)
+    point_to(f"http://127.0.0.1:{port}", tmp_path / "hub", monkeypatch)
     began = time.monotonic()
     with pytest.raises(WeightsUnavailable, match=r"can't be reached: .*refused") as caught:
         weights.resolve(PriorConfig(), cuda=True, offline=False, announce=lambda _: None)

@@ -1,0 +1,58 @@
+"""SHA-256 of weight files: compared with what they should have, and kept in the cache so that each is computed once."""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from segdream_cli.errors import SegdreamError
+from segdream_cli.util.download import cache_folder, file_sha256
+from segdream_cli.util.files import atomic_write
+
+
+def has_sha256(path: Path, expected: str) -> bool:
+    """Whether a file has a hash; a match is kept in the cache and holds until size or modification time changes.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    status = path.stat()
+    name = str(path.absolute())
+    state = {"path": name, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": expected}
+    kept = _store() / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError):
+        if json.loads(kept.read_text(encoding="utf-8")) == state:
+            return True
+    if file_sha256(path) != expected:
+        return False
+    write_json(kept, state)
+    return True
+
+
+def forget_hashes() -> None:
+    """Empties the cache of matches, so that the next `has_sha256` reads each file again."""
+    shutil.rmtree(_store(), ignore_errors=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a record to the cache; without a writable cache it is made again."""
+    with suppress(OSError, SegdreamError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """The hash of each file name in a list that `sha256sum` can check.
+
+    Raises:
+        OSError, ValueError: it can't be read, or is no such list.
+    """
+    pairs = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
+    return {name: digest for digest, name in pairs}
+
+
+def _store() -> Path:
+    return cache_folder() / "hashes"
