@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 MERGES = ("r e", "re d</w>", "c a", "ca r</w>", "b u")
+CLIP_SIDE = 32
+"""Side in pixels of the images of `build_clip`."""
+CLIP_NORMALIZATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of CLIP's image channels."""
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -85,7 +89,7 @@ def build(
         }
         | scheduler
     ).save_pretrained(folder / "scheduler")
-    _write_tokenizer(folder / "tokenizer", vocabulary)
+    write_tokenizer(folder / "tokenizer")
     write_json(
         folder / "model_index.json",
         {
@@ -99,6 +103,40 @@ def build(
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
+    return folder
+
+
+def build_clip(folder: Path) -> Path:
+    """Writes a small CLIP with random weights as the Hub has OpenAI's, with the old keys of its preprocessing."""
+    words = write_tokenizer(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config=sizes | {"vocab_size": words, "bos_token_id": words - 2, "eos_token_id": words - 1},
+        vision_config=sizes | {"image_size": CLIP_SIDE, "patch_size": 8},
+        projection_dim=24,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = CLIPModel(config)
+        for parameter in network.parameters():
+            if parameter.ndim > 1:  # the library's start is so small that all texts and images look alike
+                torch.nn.init.normal_(parameter, std=0.25)
+    network.save_pretrained(folder)
+    mean, deviation = CLIP_NORMALIZATION
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "crop_size": CLIP_SIDE,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "image_mean": mean,
+            "image_std": deviation,
+            "resample": 3,
+            "size": CLIP_SIDE,
         },
     )
     return folder
@@ -141,8 +179,10 @@ def _vocabulary() -> dict[str, int]:
     return {token: place for place, token in enumerate([*tokens, *SPECIALS])}
 
 
-def _write_tokenizer(folder: Path, vocabulary: dict[str, int]) -> None:
-    folder.mkdir()
+def write_tokenizer(folder: Path) -> int:
+    """Writes the small tokenizer, and returns its number of tokens."""
+    folder.mkdir(exist_ok=True)
+    vocabulary = _vocabulary()
     write_json(folder / "vocab.json", vocabulary)
     (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *MERGES)) + "\n", encoding="utf-8")
     specials = {"bos_token": SPECIALS[0], "eos_token": SPECIALS[1], "unk_token": SPECIALS[1], "pad_token": "!"}
@@ -151,3 +191,4 @@ def _write_tokenizer(folder: Path, vocabulary: dict[str, int]) -> None:
         folder / "tokenizer_config.json",
         specials | {"model_max_length": 77, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"},
     )
+    return len(vocabulary)

@@ -43,7 +43,7 @@ LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 HEAVY = {
     "diffusers": ("priors/stable_diffusion",),
-    "transformers": ("priors/text", "evaluate/image_reward"),
+    "transformers": ("priors/text", "evaluate/clip_metric", "evaluate/image_reward"),
     "gsplat": ("render/raster/cuda", "optimize/density", "util/compat"),
     "imageio_ffmpeg": ("render/video",),
     "numba": ("render/raster/cpu", "render/raster/kernels"),

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from segdream_cli.util.download import Progress
     from segdream_cli.util.hub import HubDownload
 
-POINT_E = "point-e"
-Fetchable = StrEnum("Fetchable", {name: name for name in (SD21, POINT_E)})  # type: ignore[misc]
+POINT_E, CLIP = "point-e", "clip"
+Fetchable = StrEnum("Fetchable", {name: name for name in (SD21, POINT_E, CLIP)})  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +113,18 @@ def _point_e(sink: Output) -> Iterator[_Item]:
     )
 
 
+def _clip(sink: Output) -> Iterator[_Item]:
+    """The network of the metric `clip`."""
+    from segdream_cli.evaluate import clip_metric
+
+    yield _of_hub(
+        CLIP,
+        f"{clip_metric.MODEL.id} for segdream evaluate",
+        clip_metric.plan_download(),
+        lambda: clip_metric.resolve(None, offline=True, announce=_silent),
+    )
+
+
 def _of_hub(name: str, title: str, plan: "HubDownload | None", check: Callable[[], Path]) -> _Item:
     """An item of the Hub; `download` is None if the cache has all its files."""
 
@@ -127,4 +139,4 @@ def _silent(_: str) -> None:
     """Ignores a message: the command has already announced the download."""
 
 
-_ITEMS: dict[str, Callable[[Output], Iterator[_Item]]] = {SD21: _stable_diffusion, POINT_E: _point_e}
+_ITEMS: dict[str, Callable[[Output], Iterator[_Item]]] = {SD21: _stable_diffusion, POINT_E: _point_e, CLIP: _clip}

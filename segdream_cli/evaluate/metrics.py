@@ -78,7 +78,7 @@ class Setup:
     """Folder of reference images, for the metrics that compare with one."""
     offline: bool = False
     """Never use the network."""
-    announce: Callable[[str], object] = lambda _: None
+    announce: Callable[[str], None] = lambda _: None
     """Receives a line before a download starts, and notes."""
 
 
@@ -153,6 +153,9 @@ METRICS: Mapping[str, MetricEntry] = MappingProxyType(
             needs_prompt=True,
         ),
         "health": MetricEntry("floaters, holes, edges, needles, sizes, opacities", "health_metric", embedded=True),
+        "clip": MetricEntry(
+            "CLIP ViT-L/14 score, worst view and R-precision; downloads 1.7 GB once", "clip_metric", needs_prompt=True
+        ),
         "cost": MetricEntry("seconds and U-Net rows, where the asset records them", "cost_metric", embedded=True),
     }
 )

@@ -44,7 +44,7 @@ class TextEncoder:
         Raises:
             WeightsUnavailable: a file can't be read, a weight is missing, or the two have different vocabularies.
         """
-        tokenizer, network = _load_clip(
+        tokenizer, network = load_clip(
             CLIPTextModel,
             checkpoint.folder / "tokenizer",
             checkpoint.folder / "text_encoder",
@@ -111,7 +111,7 @@ class TextVector:
         Raises:
             WeightsUnavailable: a file can't be read, a weight is missing, or the vocabulary does not fit.
         """
-        tokenizer, network = _load_clip(
+        tokenizer, network = load_clip(
             CLIPTextModelWithProjection,
             folder,
             folder,
@@ -135,17 +135,25 @@ class TextVector:
         return torch.nn.functional.normalize(pooled.float(), dim=0)
 
 
-def _load_clip(
-    kind: Any, tokenizer_folder: Path, network_folder: Path, *, where: str, hint: str, **options: Any
+def load_clip(
+    kind: Any,
+    tokenizer_folder: Path,
+    network_folder: Path,
+    *,
+    where: str,
+    hint: str,
+    part: str = "text encoder",
+    **options: Any,
 ) -> tuple[Any, Any]:
-    """Loads a CLIP tokenizer and a text network; every weight must come from the file.
+    """Loads a CLIP tokenizer and a network; every weight must come from the file.
 
     Args:
-        kind: class of the network.
+        kind: class of the network: a text encoder, or a whole CLIP.
         tokenizer_folder: folder of the tokenizer.
         network_folder: folder of the network.
         where: the end of "the tokenizer ..." in errors.
         hint: hint of the errors.
+        part: what errors call the network.
         options: keyword arguments of the network's `from_pretrained`.
 
     Raises:
@@ -155,15 +163,16 @@ def _load_clip(
     transformers_logging.disable_progress_bar()
     with read_errors(f"the tokenizer {where}", hint):
         tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
-    title = f"the text encoder {where}"
+    title = f"the {part} {where}"
     with read_errors(title, hint):
         network, info = kind.from_pretrained(
             network_folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
         )
     check_keys(title, info, hint)
-    if len(tokenizer) != network.config.vocab_size:
+    words = getattr(network.config, "text_config", network.config).vocab_size
+    if len(tokenizer) != words:
         raise WeightsUnavailable(
-            f"the tokenizer {where} has {len(tokenizer)} tokens, its text encoder {network.config.vocab_size}",
+            f"the tokenizer {where} has {len(tokenizer)} tokens, its {part} {words}",
             hint=hint,
         )
     return tokenizer, network

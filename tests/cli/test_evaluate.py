@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from checkpoints import build_clip
+from hub_server import point_to, serving
 
 from segdream_cli import formats
+from segdream_cli.evaluate.clip_metric import MODEL
 from segdream_cli.runs.jobs import match_prompts
 from segdream_cli.splats import Splats
 
@@ -147,4 +150,37 @@ def test_evaluate_shows_odd_prompts_without_obeying_them(segdream, asset):
 
 def test_list_metrics_names_each(segdream):
     done = segdream("evaluate", "--list-metrics")
-    assert [line.split()[0] for line in done.out.splitlines()][:3] == ["judge", "health", "cost"]
+    assert {"judge", "health", "clip", "cost"} <= {line.split()[0] for line in done.out.splitlines()}
+
+
+def test_clip_without_weights_is_exit_4_with_a_hint(segdream, asset, folder, monkeypatch):
+    asset("ball.ply", "a red ball")
+    with serving({}) as (_, address):
+        point_to(address, folder / "hub", monkeypatch)
+        offline = segdream("evaluate", "ball.ply", "--metrics", "clip", "--offline")
+        online = segdream("evaluate", "ball.ply", "--metrics", "clip")
+    for done in (offline, online):
+        assert done.code == 4
+        assert done.out == ""
+        assert "hint:" in done.err
+        assert "--weights clip=FOLDER" in done.err
+
+
+def test_clip_is_downloaded_once_by_fetch_and_then_works_offline(
+    segdream, asset, folder, tmp_path_factory, monkeypatch
+):
+    red, blue = asset("red.ply", "a red car"), asset("blue.ply", "a bus")
+    clip = build_clip(tmp_path_factory.mktemp("clip"))
+    with serving({MODEL.id: clip}) as (_, address):
+        point_to(address, folder / "hub", monkeypatch)
+        assert segdream("fetch", "clip").code == 0
+    options = ("--metrics", "clip", "--views", "3", "--size", "64", "--json")
+    done = segdream("evaluate", red, blue, *options, "--offline")
+    assert done.code == 0, done.err
+    given = segdream("evaluate", red, blue, *options, "--weights", f"clip={clip}")
+    assert given.out == done.out
+    first, second, summary = lines(done)
+    assert first["values"]["clip.score"] >= first["values"]["clip.worst"]
+    mean = (first["values"]["clip.score"] + second["values"]["clip.score"]) / 2
+    assert summary["means"]["clip.score"]["mean"] == pytest.approx(mean)
+    assert summary["means"]["clip.r_precision"]["mean"] in (0, 1 / 6, 1 / 3, 0.5, 2 / 3, 5 / 6, 1)
