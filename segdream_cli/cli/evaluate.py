@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli import references
 from segdream_cli.cli.output import Output
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from segdream_cli.evaluate.evaluation import Evaluation
     from segdream_cli.evaluate.metrics import Metric, Setup
 
-METRICS_PANEL, VIEWS_PANEL = "Metrics", "Views"
+METRICS_PANEL, VIEWS_PANEL, REFERENCES = "Metrics", "Views", "Reference images"
 MAX_ELEVATIONS = 10
 
 
@@ -62,7 +63,24 @@ def evaluate(
             rich_help_panel=VIEWS_PANEL,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of intervals.", rich_help_panel=METRICS_PANEL)] = 0,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", help="Folder of images for fid and frechet.", rich_help_panel=REFERENCES),
+    ] = None,
+    make_references: Annotated[
+        Path | None,
+        typer.Option("--make-references", help="Draw images of --prompts, and exit.", rich_help_panel=REFERENCES),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--count", min=1, max=360, help="Images to draw per prompt.", rich_help_panel=REFERENCES)
+    ] = 8,
+    prior: Annotated[
+        shared.PriorName | None,
+        typer.Option("--prior", help="Prior to draw from; auto by default.", rich_help_panel=REFERENCES),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of intervals, or of drawings.", rich_help_panel=METRICS_PANEL)
+    ] = 0,
     device: shared.DeviceOption = AUTO,
     offline: shared.OfflineOption = False,
     json: shared.JsonOption = False,
@@ -83,9 +101,22 @@ def evaluate(
     sink = Output(json=json, quiet=quiet)
     if list_metrics:
         return _list_metrics(sink)
+    if make_references is not None:
+        _refuse_assets(assets)
+        return references.make_references(
+            make_references,
+            prompts,
+            count=count,
+            prior=prior and str(prior),
+            seed=seed,
+            device=device,
+            offline=offline,
+            sink=sink,
+        )
     if not assets:
         raise UsageProblem("give an ASSET or a folder of assets", hint="segdream evaluate bus.ply")
     names = choose_metrics(metrics)
+    _check_reference(reference, names)
     protocol = ViewProtocol(n=n_views, elevations_deg=parse_elevations(elevations), size=size)
     given = parse_weights(weights or [])
     chosen = choose_device(device)
@@ -96,11 +127,32 @@ def evaluate(
     if metrics is not None:
         _check_prompts(entries, names)
     texts = tuple(dict.fromkeys(entry.prompt for entry in entries if entry.prompt))
-    setup = Setup(device=chosen, prompts=texts, weights=given, offline=offline, announce=sink.note)
+    setup = Setup(device=chosen, prompts=texts, weights=given, reference=reference, offline=offline, announce=sink.note)
     _note_fitted(entries, fit, sink)
     evaluation = Evaluation(_load(names, setup), protocol, chosen)
     _measure(evaluation, entries, sink)
     _print(evaluation, seed, sink)
+
+
+def _refuse_assets(assets: Sequence[Path] | None) -> None:
+    """Refuses assets where reference images are to be drawn, since nothing would be measured."""
+    if assets:
+        raise UsageProblem(
+            "--make-references draws images and measures no ASSET",
+            hint="segdream evaluate --make-references references --prompts prompts.txt",
+        )
+
+
+def _check_reference(reference: Path | None, names: Sequence[str]) -> None:
+    """Refuses reference images that no chosen metric compares with."""
+    from segdream_cli.evaluate.metrics import METRICS
+
+    comparing = [name for name, entry in METRICS.items() if entry.needs_reference]
+    if reference is not None and not set(comparing) & set(names):
+        raise UsageProblem(
+            f"--reference has no effect without one of the metrics {', '.join(comparing)}",
+            hint=f"--metrics {','.join([*names, comparing[0]])}",
+        )
 
 
 def _list_metrics(sink: Output) -> None:

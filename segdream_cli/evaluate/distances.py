@@ -3,13 +3,18 @@
 Shapes: m and n images, f features, v views, s pixels square.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from segdream_cli.evaluate.measures import Array
+from segdream_cli.errors import UsageProblem
+from segdream_cli.evaluate.measures import frechet
+from segdream_cli.evaluate.metrics import Array, Asset, Figure, Setup, Views
+from segdream_cli.evaluate.references import References, make_command
 
 ROWS = 1024
 """Rows of a kernel matrix that are computed together; it bounds the memory."""
@@ -41,3 +46,63 @@ def _kernel_sum(x: Float[Array, "m f"], y: Float[Array, "n f"]) -> float:
 
 def _diagonal_sum(x: Float[Array, "m f"]) -> float:
     return float(((np.square(x).sum(1) / x.shape[1] + 1) ** 3).sum())
+
+
+class DistanceMetric:
+    """Distances of the views of all assets from reference images, in the features of a network.
+
+    Args:
+        extract: features of images.
+        references: the reference images; their features are computed at once.
+
+    Raises:
+        UsageProblem: a reference image can't be read.
+    """
+
+    figures: Mapping[str, Figure] = MappingProxyType({})
+    set_figures: Mapping[str, Figure] = {
+        "frechet": Figure("Frechet distance", "lower", 2, main=True),
+        "kid": Figure("kernel distance", "lower", 4, main=True),
+        "images": Figure("views", digits=0),
+        "references": Figure("reference images", digits=0),
+    }
+    reads_views = True
+
+    def __init__(self, extract: Extract, references: References) -> None:
+        self.extract = extract
+        self.references = np.concatenate([extract(images).cpu().numpy() for images in references.images()])  # [n, f]
+
+    def observe(self, asset: Asset, views: Views) -> Float[Array, "v f"]:
+        """The features of views."""
+        return self.extract(views.images).cpu().numpy()
+
+    def measure(self, asset: Asset, observed: Float[Array, "v f"]) -> dict[str, float]:
+        """Nothing: a distance needs more images than those of one asset."""
+        return {}
+
+    def summarize(self, observed: Sequence[Float[Array, "v f"]]) -> dict[str, float]:
+        """The distances, NaN for a single view, and the numbers of images, on which the Frechet distance depends."""
+        views = np.concatenate(observed)
+        enough = len(views) > 1
+        return {
+            "frechet": frechet(views, self.references) if enough else float("nan"),
+            "kid": kid(views, self.references) if enough else float("nan"),
+            "images": float(len(views)),
+            "references": float(len(self.references)),
+        }
+
+
+def find_references(name: str, setup: Setup) -> References:
+    """The references of `setup`, for the metric `name`.
+
+    Raises:
+        UsageProblem: there are none, or their manifest can't be read.
+    """
+    if setup.reference is None:
+        raise UsageProblem(
+            f"the metric {name} compares with reference images, and --reference names no folder of them",
+            hint=make_command(Path("references")),
+        )
+    references = References.read(setup.reference)
+    setup.announce(f"{name}: comparing with {len(references.rows)} images of {setup.reference}")
+    return references

@@ -7,6 +7,7 @@ its first token to the score. The networks are transformers'; the weights are th
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.priors.checkpoint import check_keys
-from segdream_cli.util.hub import HubModel
+from segdream_cli.util.hub import HubModel, absent_files
 from segdream_cli.util.weights import read_errors, read_pickled
 
 FALLBACK_HINT = "--metrics judge,health"
@@ -113,15 +114,27 @@ def prepare(images: UInt8[Tensor, "m 3 s s"], size: int) -> Float[Tensor, "m 3 t
     return (values - mean) / std
 
 
-def load(device: torch.device, *, offline: bool, announce: Callable[[str], None]) -> ImageReward:
-    """Loads the published checkpoint and its vocabulary from the Hub's cache, or downloads them.
+def load(given: str | None, device: torch.device, *, offline: bool, announce: Callable[[str], None]) -> ImageReward:
+    """Loads a checkpoint and its vocabulary from a folder or the Hub's cache, or downloads them.
+
+    Args:
+        given: a folder with ImageReward.pt and vocab.txt, or a Hub id of the checkpoint; None is the published one.
+        device: where the network computes.
+        offline: never use the network; HF_HUB_OFFLINE has the same effect.
+        announce: receives a line with the size before a download starts.
 
     Raises:
         WeightsUnavailable: a file is missing, can't be downloaded or read, or holds another network.
     """
+    folder = None if given is None else Path(given).expanduser()
+    if folder is not None and folder.is_dir():
+        if absent := absent_files(folder, [WEIGHTS.marker, VOCABULARY.marker]):
+            raise WeightsUnavailable(f"{folder} has no {' and no '.join(absent)}", hint=FALLBACK_HINT)
+        return load_files(folder / WEIGHTS.marker, folder / VOCABULARY.marker).to(device)
+    source = WEIGHTS if given is None else replace(WEIGHTS, id=given)
     weights, vocabulary = (
         model.locate_files([model.marker], offline=offline, announce=announce) / model.marker
-        for model in (WEIGHTS, VOCABULARY)
+        for model in (source, VOCABULARY)
     )
     return load_files(weights, vocabulary).to(device)
 

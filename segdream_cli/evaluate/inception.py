@@ -116,7 +116,7 @@ def _average(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
-def load(folder: Path | None, device: torch.device, *, offline: bool, announce: Callable[[str], object]) -> Inception:
+def load(folder: Path | None, device: torch.device, *, offline: bool, announce: Callable[[str], None]) -> Inception:
     """Loads the published weights.
 
     Args:
@@ -140,7 +140,7 @@ def load(folder: Path | None, device: torch.device, *, offline: bool, announce: 
     return Inception(read_pickled(path, FALLBACK_HINT), device)
 
 
-def _download(path: Path, offline: bool, announce: Callable[[str], object]) -> None:
+def _download(path: Path, offline: bool, announce: Callable[[str], None]) -> None:
     """Downloads the published file.
 
     Raises:

@@ -131,6 +131,8 @@ class MetricEntry:
     """Whether it needs nothing beyond the package; these metrics are the default."""
     needs_prompt: bool = False
     """Whether an asset without a prompt has no values."""
+    needs_reference: bool = False
+    """Whether it compares with reference images."""
 
     def load(self, setup: Setup) -> Metric:
         """The metric, ready to measure.
@@ -157,6 +159,15 @@ METRICS: Mapping[str, MetricEntry] = MappingProxyType(
             "CLIP ViT-L/14 score, worst view and R-precision; downloads 1.7 GB once", "clip_metric", needs_prompt=True
         ),
         "cost": MetricEntry("seconds and U-Net rows, where the asset records them", "cost_metric", embedded=True),
+        "image-reward": MetricEntry(
+            "ImageReward-1.0: how much people would like the views for the prompt",
+            "image_reward_metric",
+            needs_prompt=True,
+        ),
+        "frechet": MetricEntry(
+            "distances from --reference images in the judge's features", "frechet_metric", needs_reference=True
+        ),
+        "fid": MetricEntry("FID and KID against --reference images", "fid_metric", needs_reference=True),
     }
 )
 """Metric -> description and module."""

@@ -1,5 +1,9 @@
 """FID and KID against torchmetrics on random features, and the kernel distance against its definition."""
 
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +11,12 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate import distances
-from segdream_cli.evaluate.distances import kid
+from segdream_cli.evaluate.distances import DistanceMetric, find_references, kid
 from segdream_cli.evaluate.measures import frechet
+from segdream_cli.evaluate.metrics import Setup
+from segdream_cli.evaluate.references import write_references
 
 
 class Features(nn.Module):
@@ -69,3 +76,36 @@ def test_kid_equals_its_definition_for_sets_of_any_size(monkeypatch: pytest.Monk
     assert kid(x, y) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="two rows"):
         kid(x[:1], y)
+
+
+def test_distance_metric_compares_all_views_with_the_references(
+    tmp_path: Path, pixels: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    views, kept = pixels[0][:30], pixels[1][:40]
+    images = kept.permute(0, 2, 3, 1).numpy()
+    write_references(tmp_path / "kept", (("a", 0.0, image) for image in images), {})
+    said: list[str] = []
+    setup = Setup(device=torch.device("cpu"), reference=tmp_path / "kept", announce=said.append)
+    metric = DistanceMetric(Features(), find_references("fid", setup))
+    parts = [metric.observe(None, Shown(part)) for part in views.split(8)]  # type: ignore[arg-type]
+    found = metric.summarize(parts)
+    assert found == {
+        "frechet": frechet(features(views), features(kept)),
+        "kid": kid(features(views), features(kept)),
+        "images": 30,
+        "references": 40,
+    }
+    assert found["kid"] > 0.5
+    assert found.keys() == metric.set_figures.keys()
+    assert math.isnan(metric.summarize([parts[0][:1]])["frechet"])
+    assert "40 images" in said[0]
+    with pytest.raises(UsageProblem, match="fid compares with reference images") as problem:
+        find_references("fid", Setup(device=torch.device("cpu")))
+    assert "--make-references" in str(problem.value.hint)
+
+
+@dataclass
+class Shown:
+    """The images of `Views`."""
+
+    images: torch.Tensor

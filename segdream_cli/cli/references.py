@@ -1,0 +1,77 @@
+"""`segdream evaluate --make-references`: draws the reference images of a distance from a prior."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from shlex import quote
+from typing import TypeVar
+
+from segdream_cli.cli.output import Output
+from segdream_cli.errors import UsageProblem
+
+T = TypeVar("T")
+
+
+def make_references(
+    folder: Path,
+    prompts: str | None,
+    *,
+    count: int,
+    prior: str | None,
+    seed: int,
+    device: str,
+    offline: bool,
+    sink: Output,
+) -> None:
+    """Draws `count` images of each prompt of a list, and writes them and their manifest to a new folder.
+
+    Args:
+        folder: does not exist yet.
+        prompts: the list, "-" for standard input.
+        count: azimuths per prompt.
+        prior: name of the prior; None chooses by device.
+        seed: of the noise.
+        device: where the prior computes.
+        offline: never use the network.
+        sink: receives notes, progress and the result.
+
+    Raises:
+        UsageProblem: there is no list, or the prior does not know a word of a prompt.
+        OutputExists: the folder exists.
+        WeightsUnavailable: the prior's weights are missing.
+    """
+    from segdream_cli import load
+    from segdream_cli.cli.reporter import TerminalReporter
+    from segdream_cli.distill.view_prompts import clean_prompt
+    from segdream_cli.evaluate.references import check_folder, draw_references, write_references
+    from segdream_cli.runs.jobs import read_prompts
+
+    if prompts is None:
+        raise UsageProblem(
+            "--make-references needs --prompts, a list of the prompts to draw",
+            hint=f"segdream evaluate --make-references {quote(str(folder))} --prompts prompts.txt",
+        )
+    check_folder(folder)
+    texts = list(dict.fromkeys(read_prompts(prompts)))
+    settings = {"init.shape": "sphere"}  # nothing is distilled, so Point-E need not be found
+    session = load(prior=prior, settings=settings, device=device, offline=offline, reporter=TerminalReporter(sink))
+    texts = list(dict.fromkeys(clean_prompt(text, session.checkpoint.profile.vocabulary) for text in texts))
+    scale = session.config.refine.guidance_scale
+    drawn = draw_references(session.pipeline, texts, count, seed, scale)
+    origin = {"prior": session.checkpoint.name, "seed": seed, "guidance_scale": scale, "azimuths": count}
+    made = write_references(folder, _show_progress(drawn, len(texts) * count, sink), origin)
+    sink.result(folder, images=made, prompts=len(texts), prior=session.checkpoint.name, seed=seed)
+
+
+def _show_progress(items: Iterable[T], count: int, sink: Output) -> Iterator[T]:
+    """Passes the items on, and shows a bar."""
+    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+
+    from segdream_cli.cli.progress import LiveBar
+
+    with LiveBar(sink, MofNCompleteColumn(), TimeRemainingColumn()) as live:
+        task = live.bar.add_task("drawing", total=count)
+        for done, item in enumerate(items):
+            if live.claim_line():
+                sink.note(f"drawn {done} of {count} images")
+            yield item
+            live.bar.advance(task)
