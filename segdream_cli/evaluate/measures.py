@@ -153,8 +153,17 @@ def score(
     labels: Sequence[Label],
     judge: Judge,
     alphas: Float[Tensor, "p 8 s s"] | None = None,
+    *,
+    sharp: bool = True,
 ) -> Scores:
     """The scores of images from the azimuths 0, 45, ..., 315 degrees, each row of which should show a label.
+
+    Args:
+        images: in 0..1.
+        labels: one per row.
+        judge: reads them.
+        alphas: their alpha, for the floaters.
+        sharp: measure the sharpness too, which takes most of the time; else it is NaN.
 
     Raises:
         ValueError: the judge has no such class.
@@ -169,7 +178,9 @@ def score(
     def per_view(values: Tensor) -> Array:
         return values.cpu().numpy().reshape(p, v)
 
-    gradients = np.array([sharpness(image) for image in images.flatten(0, 1).cpu().numpy()]).reshape(p, v, 2)
+    gradients = np.full((p, v, 2), np.nan)
+    if sharp:
+        gradients = np.array([sharpness(image) for image in images.flatten(0, 1).cpu().numpy()]).reshape(p, v, 2)
     masses = np.full((p, v, 2), np.nan)
     if alphas is not None:
         flat = alphas.flatten(0, 1).cpu().numpy()
