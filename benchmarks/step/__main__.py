@@ -3,6 +3,8 @@
     python -m benchmarks.step --record               # everything, in at most ten minutes of one GPU
     python -m benchmarks.step --whole --record       # one asset of 5,000 steps; again, to go on where it stopped
     python -m benchmarks.step --only throughput      # 1, 2, 4 and 8 assets in lock step
+    python -m benchmarks.step --only methods         # every method, over what its rows cost in the loop of SCTD
+    python -m benchmarks.step --method ism           # one of them, and SCTD
     python -m benchmarks.step --only cfg --steps 200 --set prior.tuned_convolutions=true
     python -m benchmarks.step --smoke                # a small model on the CPU: does all of it run?
 
@@ -28,11 +30,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.step.loop import Found, measure_loop, measure_throughput, measure_whole
+from benchmarks.step.loop import Found, measure_loop, measure_methods, measure_throughput, measure_whole
 from benchmarks.step.pieces import measure_pieces
 from benchmarks.step.random_prior import EAGER, FAILED
 from benchmarks.step.tables import record_all, show
 from segdream_cli.accel.estimate import product_rate
+from segdream_cli.config.distill import METHOD_NAMES
 from segdream_cli.config.values import parse_assignments
 
 PARTS: dict[str, dict[str, Any]] = {
@@ -44,6 +47,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "throughput": {},
     "graphs": {"prior.compile": "off"},
     "card": {},
+    "methods": {},
     "whole": {},
 }
 LIMITS_GIB = {"lowvram": 4.5, "card": 7.5}
@@ -67,6 +71,8 @@ def measure(name: str, options: argparse.Namespace) -> Found:
         settings |= PARTS["perpneg"]
     if name == "throughput":
         return measure_throughput(settings, options, device, keep)
+    if name == "methods":
+        return measure_methods(settings, options, device, keep)
     if name == "whole":
         return measure_whole(settings, options, device, keep)
     found = measure_loop(name, settings, options, device, keep)
@@ -121,6 +127,8 @@ def in_a_process(name: str, seconds: float, options: argparse.Namespace) -> Foun
         command += ["--deadline", str(time.time() + seconds)]
         for assignment in options.set:
             command += ["--set", assignment]
+        for method in options.method:
+            command += ["--method", method]
         try:
             code = subprocess.run(command, timeout=seconds, check=False).returncode
             if code:
@@ -158,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable")
+    parser.add_argument("--method", action="append", default=[], choices=METHOD_NAMES, help="repeatable: of `methods`")
     parser.add_argument("--whole", action="store_true", help="a whole run in place of the parts")
     parser.add_argument("--perp-neg", action="store_true", help="of the whole run, or of any part")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every part")
@@ -174,7 +183,7 @@ def main() -> None:
     if options.part:
         run_part(options)
         return
-    names = ["whole"] if options.whole else options.only or DEFAULT
+    names = ["whole"] if options.whole else options.only or (["methods"] if options.method else DEFAULT)
     if options.smoke:
         torch.set_num_threads(1)  # so small a model only waits for more
         found = run_parts(names, options)

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.step.random_prior import random_pipeline
 from benchmarks.step.stages import settled, stage_milliseconds, wall_seconds
+from segdream_cli.config.distill import METHOD_NAMES
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
 from segdream_cli.priors.stable_diffusion import workload
@@ -169,6 +170,36 @@ def measure_throughput(settings: Settings, options: argparse.Namespace, device: 
         }
         keep(found)
         print(count, found[str(count)], flush=True)
+    return found
+
+
+def measure_methods(settings: Settings, options: argparse.Namespace, device: torch.device, keep: Keep) -> Found:
+    """Milliseconds per step of each distillation method, one after the other with the same networks.
+
+    The ratio is to the time that its U-Net rows would take in the loop of SCTD: that loop's step, plus the difference
+    in rows times the mean time of a row there. Decoded images count as time, not as rows.
+    """
+    base, found = random_pipeline(settings, device, small=options.smoke), {}
+    ready(base)
+    for method in dict.fromkeys(("sctd", *(options.method or METHOD_NAMES))):
+        pipeline = Pipeline(base.config.set({"distill.method": method}), base.prior, device)
+        steps, _, first = started(pipeline)
+        for _ in range(WARM_UP):
+            next(steps)
+        with counted_rows(pipeline) as rows:
+            seconds = wall_seconds(device, lambda steps=steps: [next(steps) for _ in range(options.steps)])
+        own = {"ms": 1e3 * seconds / options.steps, "unet_rows": sum(rows) / options.steps}
+        if method == "sctd":
+            with counted_rows(pipeline) as rows:
+                stages = stage_milliseconds(pipeline, steps, max(2, options.steps // 2))
+            unet = sum(ms for stage, ms in stages.items() if stage.startswith("U-Net"))
+            row_ms, plain = unet * max(2, options.steps // 2) / sum(rows), own
+        expected = plain["ms"] + (own["unet_rows"] - plain["unet_rows"]) * row_ms
+        decodes = pipeline.method.decodes_per_view * pipeline.config.camera.batch
+        found[method] = own | {"decodes": decodes, "first_step_s": first, "expected_ms": expected}
+        found[method]["ratio"] = own["ms"] / expected
+        keep(found)
+        print(method, found[method], flush=True)
     return found
 
 

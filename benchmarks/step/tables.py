@@ -5,7 +5,7 @@ from typing import Any
 from benchmarks.record import record
 
 NESTED = ("stages", "waits", "kernels")
-OTHER = ("pieces", "throughput", "whole")
+OTHER = ("pieces", "throughput", "methods", "whole")
 """Parts that are no column of the table of loops."""
 
 
@@ -20,11 +20,12 @@ def show(found: dict[str, Any]) -> None:
             print(
                 f"| {name} | {cell(row['ms'])} | {row['error']:.1e} | {row.get('gradient_error', float('nan')):.1e} |"
             )
-    if assets := _rows(found.get("throughput")):
-        keys = next(iter(assets.values()))
-        print("\n| assets | " + " | ".join(keys) + " |\n| --- |" + " --- |" * len(keys))
-        for count, row in assets.items():
-            print(f"| {count} | " + " | ".join(map(cell, row.values())) + " |")
+    for name, title in (("throughput", "assets"), ("methods", "method")):
+        if rows := _rows(found.get(name)):
+            keys = next(iter(rows.values()))
+            print(f"\n| {title} | " + " | ".join(keys) + " |\n| --- |" + " --- |" * len(keys))
+            for label, row in rows.items():
+                print(f"| {label} | " + " | ".join(map(cell, row.values())) + " |")
     if whole := found.get("whole"):
         print("\n" + ", ".join(f"{key} {cell(value)}" for key, value in whole.items()))
     slower = [name for name, part in found.items() if part and part.get("given_up")]
@@ -41,7 +42,7 @@ def _rows(part: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 
 def _measured(name: str, part: dict[str, Any] | None) -> bool:
     """Whether a part came as far as its figures."""
-    return bool(_rows(part)) if name in ("pieces", "throughput") else "ms" in (part or {})
+    return bool(_rows(part)) if name in ("pieces", "throughput", "methods") else "ms" in (part or {})
 
 
 def _show_loops(loops: dict[str, dict[str, Any]]) -> None:
@@ -80,6 +81,9 @@ def record_all(found: dict[str, Any], device: str, *, perp_neg: bool) -> None:
     values["sd21_eager_ratio"] = (eager["ms"] / cfg["ms"] if "ms" in eager and "ms" in cfg else None, "1")
     for count, row in _rows(found.get("throughput")).items():
         values[f"sd21_assets_an_hour_{count}"] = (row["assets_an_hour"], "1/h")
+    for method, row in _rows(found.get("methods")).items():
+        values[f"sd21_{method}_ms"], values[f"sd21_{method}_ratio"] = (row["ms"], "ms"), (row["ratio"], "ratio")
+        values[f"sd21_{method}_rows"] = (row["unet_rows"], "1")
     for metric, (value, unit) in values.items():
         if value is not None:
             record(metric, value, unit, device)
