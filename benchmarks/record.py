@@ -10,11 +10,13 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from segdream_cli.config.distill import METHOD_NAMES
 from segdream_cli.runs.run_dir import package_versions
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -97,7 +99,62 @@ FIGURES: dict[str, list[tuple[str, str, str]]] = {
     ],
 }
 """Tables of single figures: label, metric and goal of each row; rows without a measurement are left out."""
+VARIANT_COLUMNS = {
+    "object": ("object", "share"),
+    "color": ("colour", "share"),
+    "attribute": ("attribute", "share"),
+    "view": ("view", "share"),
+    "azimuth": ("azimuth", "share"),
+    "frechet": ("frechet", "1"),
+    "clipped": ("clipped", "share"),
+    "floaters": ("floaters", "share"),
+    "rows": ("rows", "1"),
+    "seconds": ("seconds", "s"),
+}
+"""Columns of a table of variants of the distillation -> end of the metric, and unit."""
+VARIANT_TITLES = {"color": "colour", "frechet": "Frechet distance", "rows": "U-Net rows", "seconds": "s per asset"}
+ABLATIONS = (
+    "release",
+    "1 segment",
+    "2 segments",
+    "3 segments",
+    "10 segments",
+    "segments of 0..T",
+    "growing segments",
+    "10 growing segments",
+    "t_tau 0, always two steps",
+    "t_tau 500",
+    "t_tau 1000, always one step",
+    "without the approximation",
+    "loss of Eq. 10",
+    "guidance once",
+    "Eq. 10, guidance once",
+    "weight b(t)",
+    "weight 1",
+    "cross weight 1",
+    "with the generative prior",
+    "fresh noise",
+    "world",
+)
+"""Rows of `benchmarks.ablations`."""
+CURVE_STEPS = (50, 100, 200, 400, 800)
+"""Columns of the table of methods by steps."""
 FORMATS = ("ply", "ply-compact", "compressed-ply", "spz", "spz4", "sog", "glb", "usdz", "splat", "html", "points")
+
+
+def metric_name(title: str) -> str:
+    """The part of a metric's name that stands for a row."""
+    return "_".join("".join(letter if letter.isalnum() else " " for letter in title.lower()).split())
+
+
+def variant_grid(prefix: str, rows: Iterable[str]) -> tuple[list[str], dict[str, list[tuple[str, ...]]]]:
+    """A table of variants; halves of their intervals are in brackets."""
+    columns = [VARIANT_TITLES.get(name, name) for name in VARIANT_COLUMNS]
+    metrics = [metric for metric, _ in VARIANT_COLUMNS.values()]
+    cells = {row: [f"{prefix}_{metric_name(row)}_{metric}" for metric in metrics] for row in rows}
+    return columns, {row: [(name, f"{name}_ci") for name in names] for row, names in cells.items()}
+
+
 GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
     "formats": (
         ["written, SH 0", "read, SH 0", "written, SH 3", "read, SH 3"],
@@ -126,6 +183,23 @@ GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
         }
         | {"number of assets each": [("refine_prompts",)]},
     ),
+    "methods, published": variant_grid("methods_published", (*METHOD_NAMES, "preset", "world")),
+    "methods, tuned": variant_grid("methods_tuned", (*METHOD_NAMES, "preset", "world")),
+    "methods by steps": (
+        [f"{steps} steps" for steps in CURVE_STEPS],
+        {
+            method: [
+                (f"methods_curve_{method}_{steps}_accuracy", f"methods_curve_{method}_{steps}_frechet")
+                for steps in CURVE_STEPS
+            ]
+            for method in METHOD_NAMES
+        },
+    ),
+    "methods at full size": (
+        ["ms per step", "U-Net rows", "over what its rows cost in the loop of SCTD"],
+        {method: [(f"sd21_{method}_{key}",) for key in ("ms", "rows", "ratio")] for method in METHOD_NAMES},
+    ),
+    "ablations": variant_grid("ablations", ABLATIONS),
     "fuzz": (
         ["files", "failures", "slowest", "memory grew by"],
         {
@@ -171,13 +245,15 @@ def table(name: str, entries: dict[str, dict[str, Any]]) -> str:
         columns, rows = GRIDS[name]
         lines = ["| | " + " | ".join(columns) + " |"]
         for label, cells in rows.items():
+            if not any(metric in entries for metric, *_ in cells):
+                continue
             texts = []
             for metric, *others in cells:
                 text = number(entries[metric]) if metric in entries else ""
                 texts.append(text + "".join(f" ({number(entries[o], bare=True)})" for o in others if o in entries))
             lines.append(f"| {label} | " + " | ".join(texts) + " |")
         devices = {entries[metric]["device"] for cells in rows.values() for metric, *_ in cells if metric in entries}
-        lines += ["", f"Device: {', '.join(sorted(devices))}."]
+        lines += ["", f"Device: {', '.join(sorted(devices)) or 'not measured yet'}."]
     lines.insert(1, "| --- |" + " --- |" * (lines[0].count("|") - 2))
     return "\n".join(lines)
 
@@ -193,25 +269,28 @@ def render_page(page: str) -> str:
     )
 
 
-def record(metric: str, value: float, unit: str, device: str) -> None:
-    """Replaces the entry of `metric` on this kind of device."""
-    entries = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-    name = device_name(device)
-    entries = [entry for entry in entries if (entry["metric"], entry["device"]) != (metric, name)]
+def provenance(device: str) -> dict[str, Any]:
+    """Device, versions and commit of a measurement in this process."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     known = shutil.which("git") is not None
     done = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent, check=False) if known else None
     commit = done.stdout.strip() if done else ""
-    entries.append(
-        {
-            "metric": metric,
-            "value": round(value, 4),
-            "unit": unit,
-            "device": name,
-            "versions": package_versions(),
-            "commit": commit,
-        }
-    )
+    return {"device": device_name(device), "versions": package_versions(), "commit": commit}
+
+
+def record(metric: str, value: float, unit: str, device: str | Mapping[str, Any]) -> None:
+    """Replaces the entry of `metric` on this kind of device.
+
+    Args:
+        metric: its name.
+        value: the figure.
+        unit: of the value.
+        device: on which this process measured it, or the `provenance` of a measurement by another process.
+    """
+    entries = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    source = provenance(device) if isinstance(device, str) else device
+    entries = [entry for entry in entries if (entry["metric"], entry["device"]) != (metric, source["device"])]
+    entries.append({"metric": metric, "value": round(value, 4), "unit": unit, **source})
     RESULTS.write_text(
         json.dumps(sorted(entries, key=lambda entry: entry["metric"]), indent=1) + "\n", encoding="utf-8"
     )

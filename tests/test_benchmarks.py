@@ -1,6 +1,7 @@
 """The benchmarks that need a GPU, on small models: every part runs, and a stopped run resumes."""
 
 import argparse
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,14 +16,17 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import mini_quality, pairs, record
+from benchmarks import ablations, comparison, methods, mini_quality, pairs, record
 from benchmarks.pointe import flop
 from benchmarks.step import __main__ as step
 from segdream_cli import formats
+from segdream_cli.config import Config
+from segdream_cli.distill import METHODS, build_method
 from segdream_cli.evaluate.health import examine
+from segdream_cli.evaluate.measures import frechet
 from segdream_cli.pointe.transformer import BASE, UPSAMPLE, PointTransformer
 from segdream_cli.splats.gaussians import Gaussians
-from training.assets import held_out
+from training.assets import Views, held_out
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +66,18 @@ def test_step_measures_every_part() -> None:
     assert cfg == lowvram == eager == 10  # two views: two up, two for the guidance, one for the consistency function
     assert 10 < perpneg <= 14
     assert float(found["encoder, eager"][1]) == float(found["U-Net, 4 rows, eager"][1]) == 0
+
+
+@pytest.mark.slow
+def test_step_compares_the_methods_with_their_rows() -> None:
+    """SCTD is the measure; its own ratio is 1, and rows are those of two views."""
+    found = rows(smoke("step", "--method", "sds", "--steps", "4"))
+    columns = found["method"]
+    cells = {name: dict(zip(columns, map(float, found[name]), strict=True)) for name in ("sctd", "sds")}
+    assert (cells["sctd"]["ratio"], cells["sctd"]["unet_rows"], cells["sds"]["unet_rows"]) == (1, 10, 4)
+    expected, ms = cells["sds"]["expected_ms"], cells["sds"]["ms"]
+    assert 0 < expected < cells["sctd"]["ms"]
+    assert cells["sds"]["ratio"] == pytest.approx(ms / expected, abs=0.01)
 
 
 @pytest.mark.slow
@@ -198,6 +214,125 @@ def test_quality_metrics_have_rows_in_results_md() -> None:
     metrics = [metric for metric, _ in (*mini_quality.RECORDED.values(), *mini_quality.RECORDED_NEW.values())]
     assert set(metrics) <= shown
     assert len(set(metrics)) == len(metrics)
+
+
+@pytest.fixture(scope="module")
+def shop() -> comparison.Workshop:
+    return comparison.open_workshop("cpu", True, time.time() + 3600)
+
+
+def test_variants_have_published_settings_on_the_preset(shop: comparison.Workshop) -> None:
+    """Of the method alone, with its schedules rescaled; the preset keeps its own."""
+    base = shop.session.config
+    variant = comparison.Variant("a", (), (0,), 60, "sctd", ("segments=3",), grad_scale=0.5)
+    config, published = variant.configure(base), Config().distill.sctd
+    assert config.distill.sctd == dataclasses.replace(published, segments=3, grad_scale=0.5)
+    assert (config.optim.steps, config.distill.warmup_steps) == (60, round(1500 * 60 / 5000))
+    assert config.camera == dataclasses.replace(base.camera, widen_every=config.camera.widen_every)
+    assert (config.loss, config.refine.enabled) == (base.loss, False)
+    preset = comparison.Variant("a", (), (0,), 60).configure(base)
+    assert preset.distill.sctd == base.distill.sctd != published
+
+
+def test_every_method_has_eight_trials_that_it_takes(shop: comparison.Workshop) -> None:
+    for method in METHODS:
+        assert methods.TRIALS[method][0] == ""
+        assert len(set(methods.TRIALS[method])) == 8
+        for trial in methods.TRIALS[method]:
+            config = methods.variant("a", method, trial, (), 1, 50).configure(shop.session.config)
+            build_method(config)
+            assert config.distill.method == method
+
+
+def test_rows_of_ablations_are_those_of_results_md(shop: comparison.Workshop) -> None:
+    assert (*ablations.CHANGES, "world") == record.ABLATIONS
+    for variant in ablations.variants((), 1, 50).values():
+        assert build_method(variant.configure(shop.session.config)).rows_per_view > 3
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_calibrated_gradients_are_as_large_as_those_of_the_preset(shop: comparison.Workshop, method: str) -> None:
+    shown = tuple(held_out()[:1])
+    preset = comparison.Variant("preset", shown, (0,), 2)
+    found = comparison.Comparison(None, shop, comparison.Inline(), comparison.Inline(), 2, smoke=True)
+    (variant,) = found.calibrate([comparison.Variant("a", shown, (0,), 2, method, gradient=3.0)])
+    assert found.failed == {}
+    expected, rms = shop.gradient_rms(preset), shop.gradient_rms(variant)
+    assert expected is not None
+    assert rms == pytest.approx(3 * expected, rel=0.05)
+
+
+def test_distance_is_that_of_all_features_with_the_jackknifes_error() -> None:
+    rng = np.random.default_rng(0)
+    names = ["a", "b", "c"]
+    own, reference = rng.normal(size=(6, 8, 5)), {name: rng.normal(size=(4, 8, 5)) for name in names}
+    prompts = ["a", "b", "c", "a", "b", "c"]
+    value, error = comparison.distance(own, prompts, reference)
+    assert value == pytest.approx(frechet(own.reshape(-1, 5), np.concatenate([*reference.values()]).reshape(-1, 5)))
+    rest = []
+    for i in range(3):
+        others = [name for j, name in enumerate(names) if j != i]
+        left = np.delete(own.reshape(2, 3, 8, 5), i, axis=1).reshape(-1, 5)
+        rest.append(frechet(left, np.concatenate([reference[name].reshape(-1, 5) for name in others])))
+    assert error**2 == pytest.approx(2 / 3 * sum((each - np.mean(rest)) ** 2 for each in rest))
+
+
+def test_interval_draws_prompts_and_not_assets() -> None:
+    """Three equal assets of each prompt tell no more than one; the normal distribution gives the width."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=400)
+    prompts = [str(i) for i in range(400)]
+    half = comparison.interval(values, prompts)
+    assert half == pytest.approx(1.96 * values.std() / 20, rel=0.05)
+    repeated = comparison.interval(np.append(values.repeat(3), np.nan), [*np.repeat(prompts, 3), "none"])
+    assert repeated == pytest.approx(half, rel=0.02)
+    assert np.isnan(comparison.interval(values[:3], ["a"] * 3))
+
+
+def test_clipped_share_counts_covered_pixels() -> None:
+    images, alphas = torch.full((1, 8, 3, 4, 4), 0.5), torch.zeros(1, 8, 4, 4)
+    alphas[..., :2] = 1
+    images[:, :, 0, 0, 0], images[:, :, 1, 1, 1], images[:, :, 2, 2, 3] = 1.0, 0.001, 1.0  # the last is not covered
+    assert comparison.clipped_share(Views(images, alphas)).tolist() == [pytest.approx(2 / 8)]
+    assert np.isnan(comparison.clipped_share(Views(images, 0 * alphas))).all()
+
+
+def test_methods_go_on_where_a_stopped_run_ended(tmp_path: Path) -> None:
+    """Without time nothing is made; the next run makes all, and one more only shows it."""
+    out = tmp_path / "methods.json"
+    common = ("--device", "cpu", "--only", "sds", "--json", str(out), "--sheets", str(tmp_path))
+    stopped = smoke("methods", *common, "--budget-s", "0")
+    assert "left out: search sds 0: no time" in stopped
+    done = smoke("methods", *common)
+    assert "left out" not in done
+    found = json.loads(out.read_text())
+    names = {"search sds 0", "published sds", "tuned sds", "preset", "world", "curve sds 2", "curve sds 3"}
+    assert found["entries"].keys() == names
+    published, world = found["entries"]["published sds"], found["entries"]["world"]
+    assert [asset["prompt"] for asset in published["assets"]] == [one.caption() for one in held_out()[:2]]
+    assert published["rows"] == 3 * 2 * 2  # steps, views, and rows of the guidance
+    assert comparison.accuracy(world) > 0.9
+    assert world["frechet"] < published["frechet"]
+    with Image.open(tmp_path / "methods-tuned.webp") as sheet:
+        assert sheet.size[0] == 3 * 2 * 128
+    before = out.read_bytes()
+    again = smoke("methods", *common, "--budget-s", "0")
+    assert again.count("| sds |") == done.count("| sds |") == 3
+    assert out.read_bytes() == before
+
+
+def test_figures_of_variants_have_rows_in_results_md(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(comparison, "record", lambda metric, *_: kept.append(metric))
+    cells = dict.fromkeys(comparison.COLUMNS, (1.0, 0.5))
+    for mode in methods.MODES:
+        for title in methods.row_names(mode, METHODS):
+            comparison.record_row(f"methods_{mode}_{title}", cells, {})
+    for title in record.ABLATIONS:
+        comparison.record_row(f"ablations_{record.metric_name(title)}", cells, {})
+    grids = ("methods, published", "methods, tuned", "ablations")
+    shown = [metric for name in grids for row in record.GRIDS[name][1].values() for cell in row for metric in cell]
+    assert sorted(kept) == sorted(shown)
 
 
 def test_compare_puts_each_folder_where_the_answers_say(tmp_path: Path) -> None:
