@@ -13,6 +13,7 @@ from segdream_cli.config.values import parse_assignments
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.profile import QUALITIES
 from segdream_cli.runs.jobs import MAX_SEED
+from segdream_cli.util.home import abbreviate, expand
 
 Quality = StrEnum("Quality", {name: name for name in QUALITIES})  # type: ignore[misc]
 STANDARD: Quality = Quality("standard")
@@ -69,7 +70,7 @@ def start_settings(
         "init.color": color and str(color),
         "init.points": points,
         "init.scale": scale,
-        "init.point_e": folder and str(folder.expanduser().resolve()),
+        "init.point_e": folder and abbreviate(expand(folder)),
     }
 
 

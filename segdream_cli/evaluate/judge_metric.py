@@ -5,7 +5,6 @@ like those that it was trained on, over white.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from segdream_cli.priors.checkpoint import profile_of
 from segdream_cli.priors.profile import Vocabulary
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.view import render
+from segdream_cli.util.home import expand
 
 VIEWS, ELEVATION_DEG, SIZE = 8, 15.0, 128
 AWAY = slice(2, 7)
@@ -99,7 +99,7 @@ def read_verdict(
 
 def load(setup: Setup) -> Metric:
     """The metric with the embedded judge, or that of `setup.weights["judge"]`; raises the errors of `Judge.load`."""
-    folder = Path(setup.weights.get("judge", EMBEDDED)).expanduser()
+    folder = expand(setup.weights.get("judge", EMBEDDED))
     vocabulary = profile_of(PriorConfig(name=MINI), cuda=False).vocabulary
     assert vocabulary is not None, "the embedded prior has a vocabulary"
     return JudgeMetric(Judge.load(folder, setup.device), vocabulary)

@@ -19,6 +19,7 @@ from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
 from segdream_cli.util.download import file_sha256
 from segdream_cli.util.hashes import read_sums
+from segdream_cli.util.home import abbreviate, expand
 from segdream_cli.util.hub import HubDownload, HubModel, first_line, removal
 
 PRIORS: Mapping[str, str] = {SD21: SD21_MODEL, MINI: str(Path(__file__).resolve().parents[1] / "data" / "mini")}
@@ -50,7 +51,7 @@ class Checkpoint:
 
     folder: Path
     name: str
-    """The name as requested: a prior's name, a Hub id or a folder."""
+    """A prior's name, a Hub id or a folder, with `~` for the user's home."""
     profile: PriorProfile
     digest: str
     """SHA-256 over the networks, tokenizer and scheduler files; the same in the Hub's cache and in a copied folder."""
@@ -93,10 +94,12 @@ def resolve(prior: PriorConfig, *, cuda: bool, offline: bool, announce: Callable
         announce(f"prior {chosen}, because {reason} (--prior {other} to change it)")
     model = prior.model or PRIORS[chosen]
     half = _computes_in_half(prior, cuda=cuda)
-    folder = Path(model).expanduser()
+    folder = expand(model)
     if folder.is_dir():
         known = _check_sums(folder)
-        return _verify(folder, prior.model or chosen, partial(_hash_folder, known=known), half=half)
+        return _verify(
+            folder, abbreviate(folder) if prior.model else chosen, partial(_hash_folder, known=known), half=half
+        )
     _refuse_paths(model, folder)
     remote = _hub_model(model, prior)
     folder = remote.locate(_is_complete, lambda: _plan(remote, half=half), offline=offline, announce=announce)
@@ -110,7 +113,7 @@ def profile_of(prior: PriorConfig, *, cuda: bool) -> PriorProfile:
         UsageProblem: the prior's name is unknown.
         WeightsUnavailable: the profile is damaged.
     """
-    folder = Path(prior.model or PRIORS[choose(prior.name, cuda=cuda)]).expanduser()
+    folder = expand(prior.model or PRIORS[choose(prior.name, cuda=cuda)])
     return _read_profile(folder) if folder.is_dir() else PriorProfile()
 
 
@@ -159,7 +162,7 @@ def plan_download(prior: PriorConfig, *, cuda: bool) -> HubDownload | None:
         WeightsUnavailable: the Hub can't be reached, or its files can't be used.
     """
     model = prior.model or PRIORS[choose(prior.name, cuda=cuda)]
-    if Path(model).expanduser().is_dir():
+    if expand(model).is_dir():
         return None
     remote = _hub_model(model, prior)
     cached = remote.local_folder()

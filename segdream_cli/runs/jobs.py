@@ -24,7 +24,7 @@ class Source:
     """The file of an asset to refine.
 
     Args:
-        path: the absolute path.
+        path: the absolute path, with `~` for the user's home.
         sha256: hash of its content.
         front_deg: azimuth of the object's front, once `up` is +y: 0 is +z, 90 is +x.
         sh: highest degree of spherical harmonics to keep, 0 to 3.

@@ -4,7 +4,6 @@ The model libraries take seconds to import, so each function imports only those 
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors.checkpoint import Checkpoint
 from segdream_cli.runs.reporter import DownloadEnded, DownloadProgress, Note, Reporter, note_to
 from segdream_cli.runs.spec import Request
+from segdream_cli.util.home import expand
 
 if TYPE_CHECKING:
     from segdream_cli.optimize.pipeline import Pipeline
@@ -78,7 +78,7 @@ def load_clouds(
         def text_vector() -> TextVector:
             return TextVector(TextEncoder.load(own, device, torch.float32, warn=note))
     else:
-        folder = None if init.point_e is None else Path(init.point_e)
+        folder = None if init.point_e is None else expand(init.point_e)
         try:
             files = resolve_point_e(folder, offline=offline, announce=note, progress=download_progress)
         finally:

@@ -35,6 +35,7 @@ from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.splats import Splats
 from segdream_cli.util.devices import choose_device
 from segdream_cli.util.files import check_output
+from segdream_cli.util.home import abbreviate, expand
 from segdream_cli.viewer.live import LivePage
 
 Begin = Callable[[], ActiveRun]
@@ -120,8 +121,8 @@ class Session:
         checkpoint = load_checkpoint(request, device, reporter)
         config = request.resolve(checkpoint.profile)
         model = config.prior.model
-        if model is not None and Path(model).expanduser().is_dir():  # so that the run can be resumed from elsewhere
-            config = config.set({"prior.model": str(Path(model).expanduser().resolve())})
+        if model is not None and expand(model).is_dir():  # so that the run can be resumed from elsewhere
+            config = config.set({"prior.model": abbreviate(expand(model))})
         for text in build_method(config).notes:  # these checks find errors that would otherwise come late
             reporter(Note(text))
         if negative_prompt is not None:
@@ -502,7 +503,7 @@ def _repeat_command(record: RunRecord, run: RunDir) -> str:
     parts = ["segdream", "generate", record.prompt]
     if record.source is not None:
         source = Source(**record.source)
-        parts = ["segdream", "refine", source.path, record.prompt]
+        parts = ["segdream", "refine", str(expand(source.path)), record.prompt]
         parts += ["--front", str(source.front_deg), "--up", source.up, "--sh", str(source.sh)]
     parts += ["--seed", str(record.seed), "--quality", record.quality]
     if record.negative_prompt is not None:

@@ -22,6 +22,7 @@ from segdream_cli.splats.edits import Edits, apply_edits
 from segdream_cli.splats.gaussians import Gaussians
 from segdream_cli.splats.placement import UPRIGHT, Placement, place
 from segdream_cli.util.download import file_sha256
+from segdream_cli.util.home import abbreviate, expand
 
 ALPHA_MIN = 1 / 255
 """Opacity below which a Gaussian is not drawn."""
@@ -69,7 +70,7 @@ def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y") ->
         )
     if suffix != ".obj":
         formats.check_readable(path)
-    return Source(str(path.resolve()), _hash(path), front_deg, sh, up)
+    return Source(abbreviate(path), _hash(path), front_deg, sh, up)
 
 
 def load_source(source: Source, config: Config, note: Callable[[str], None], again: str) -> Start:
@@ -88,7 +89,7 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
         raise UsageProblem(
             "refine.enabled=false and no distillation steps leave nothing to do", hint="--set refine.enabled=true"
         )
-    path = Path(source.path)
+    path = expand(source.path)
     with suppress(ValueError):
         path = path.relative_to(Path.cwd())  # shorter in messages
     if _hash(path) != source.sha256:
@@ -134,7 +135,7 @@ def _read(path: Path, config: Config) -> Splats:
 
 def _changes(splats: Splats, thin: Splats, source: Source) -> Iterator[str]:
     """Messages about the parts of the asset that the refinement drops or keeps as they are."""
-    if surface.is_mesh(Path(source.path)):
+    if surface.is_mesh(expand(source.path)):
         yield f"{len(splats):,} Gaussians on its surface; --set refine.surface=N changes their number"
     degree = BANDS.index(splats.shN.shape[1])
     if degree > source.sh:

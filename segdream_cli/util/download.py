@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
 from segdream_cli.util.files import atomic_write
+from segdream_cli.util.home import expand, user_cache
 
 Progress = Callable[[int, int], None]
 """Receives the bytes done and the bytes in total."""
@@ -46,9 +47,8 @@ class _Interrupted(Exception):
 def cache_folder() -> Path:
     """The cache: $SEGDREAM_CACHE, else `segdream` in $XDG_CACHE_HOME, else in ~/.cache."""
     if own := os.environ.get("SEGDREAM_CACHE"):
-        return Path(own).expanduser().absolute()
-    platform = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return (platform if platform.is_absolute() else Path("~/.cache").expanduser()) / "segdream"
+        return expand(own).absolute()
+    return user_cache() / "segdream"
 
 
 def format_size(size: int) -> str:

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from PIL import Image
 
 from segdream_cli import __version__, cli, formats
 from segdream_cli.cli.render import parse_background, parse_view
+from segdream_cli.config import MINI
 from segdream_cli.errors import UsageProblem
+from segdream_cli.priors.checkpoint import PRIORS
 from segdream_cli.priors.profile import PriorProfile
 from segdream_cli.runs.jobs import parse_seeds, slug
 from segdream_cli.runs.run_dir import RunDir
@@ -43,6 +46,17 @@ def test_generate_writes_the_asset_and_its_run_folder(segdream, folder):
     assert (about["prompt"], about["seed"], about["steps"], about["method"]) == (BUS, 5, 6, "sctd")
     assert about["generator"] == f"segdream {__version__}"
     assert about["prior_digest"] == record("bus.run")["prior"]["digest"]
+
+
+def test_no_file_names_the_users_home(segdream, folder, monkeypatch):
+    home = folder / "home"
+    shutil.copytree(Path(PRIORS[MINI]), home / "models" / "mine")
+    monkeypatch.setenv("HOME", str(home))
+    options = ("--model", home / "models" / "mine", *SIX[2:])
+    assert segdream("generate", BUS, "-o", home / "bus.ply", *options).code == 0
+    for made in (home / "bus.ply", home / "bus.run" / "run.json"):
+        assert b"~/models/mine" in made.read_bytes()
+        assert str(home).encode() not in made.read_bytes()
 
 
 def test_events_have_one_line_per_step(segdream):

@@ -211,6 +211,20 @@ def test_refine_records_where_the_result_comes_from(segdream):
     assert found["generator"] == f"segdream {api.__version__}"
 
 
+def test_refine_records_the_home_of_the_asset_as_a_tilde(segdream, folder, prior, monkeypatch):
+    home = folder / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    api.write(home / "in.ply", ball())
+    prior(lambda profile: Stopping(profile, 3))
+    assert refine(segdream, asset=home / "in.ply").code == 130
+    assert RunDir(Path("out.run")).record().source["path"] == "~/in.ply"
+    assert str(home).encode() not in Path("out.run/run.json").read_bytes()
+    prior()
+    assert segdream("generate", "--resume", "out.run").code == 0
+    assert str(home).encode() not in Path("out.ply").read_bytes()
+
+
 def test_distil_takes_steps_before_the_refinement(segdream):
     api.write("in.ply", ball())
     done = refine(segdream, "--distil", "4", "--json")
