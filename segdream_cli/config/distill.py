@@ -233,7 +233,7 @@ class CdsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CsdConfig:
+class CsdConfig(FallingTimes):
     """Classifier Score Distillation (ICLR 2024); "refinement" and "coarse" are the stages of its authors' code."""
 
     guidance_scale: Amount = 1.0

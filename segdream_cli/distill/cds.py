@@ -20,7 +20,7 @@ from torch import Tensor
 from segdream_cli.config import Config, Range
 from segdream_cli.config.distill import CdsConfig
 from segdream_cli.distill.guidance import Conditions, guided_noise, guided_rows
-from segdream_cli.distill.method import Generators, Gradient, Shape, State, merge, progress
+from segdream_cli.distill.method import Generators, Gradient, Shape, State, merge
 from segdream_cli.distill.schedule import Latents, NoiseSchedule, PredictNoise, per_row
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.protocol import Prior
@@ -56,7 +56,7 @@ class Cds:
     def __init__(self, config: Config) -> None:
         if config.distill.perp_neg:
             raise UsageProblem("the method cds can't be combined with Perp-Neg", hint="--set distill.perp_neg=false")
-        self._config, self._steps = config.distill.cds, config.optim.steps
+        self._config, self._optim = config.distill.cds, config.optim
 
     @property
     def rows_per_view(self) -> float:
@@ -69,7 +69,7 @@ class Cds:
 
     def draw(self, step: int, shape: Shape, state: State, generators: Generators) -> Draw:
         """T' of the step, and t above it for each view, uniform between the gaps but at most t_max."""
-        config, done = self._config, progress(step, self._steps)
+        config, done = self._config, self._optim.progress(step - 1)  # Consistent3D counts steps from 0
         t_next = int(config.t_first + (config.t_last - config.t_first) * done**0.5)
         t_next = min(max(t_next, config.t_min), config.t_max - config.min_gap)
         gaps = torch.randint(config.min_gap, config.max_gap + 1, shape[:1], generator=generators["times"])

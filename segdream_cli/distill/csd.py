@@ -18,7 +18,7 @@ from torch import Tensor
 from segdream_cli.config import Config
 from segdream_cli.config.distill import CsdConfig
 from segdream_cli.distill.guidance import Conditions, guided_rows, perpendicular, predict_branches
-from segdream_cli.distill.method import Generators, Gradient, Shape, State, merge, progress
+from segdream_cli.distill.method import Generators, Gradient, Shape, State, merge
 from segdream_cli.distill.schedule import Latents, NoiseSchedule, PredictNoise, per_row
 from segdream_cli.priors.protocol import Prior
 
@@ -45,7 +45,7 @@ class Csd:
     decodes_per_view = 0.0
 
     def __init__(self, config: Config) -> None:
-        self._config, self._perp_neg, self._steps = config.distill.csd, config.distill.perp_neg, config.optim.steps
+        self._config, self._perp_neg, self._optim = config.distill.csd, config.distill.perp_neg, config.optim
 
     @property
     def rows_per_view(self) -> float:
@@ -58,10 +58,12 @@ class Csd:
 
     def draw(self, step: int, shape: Shape, state: State, generators: Generators) -> Draw:
         """t, uniform from t_min to the largest of this part of the run, and standard normal noise, for each view."""
-        config, done = self._config, progress(step, self._steps)
+        config = self._config
+        done = self._optim.progress(step - 1)  # threestudio counts steps from 0
         annealed = min(done / config.anneal, 1.0) if config.anneal else 1.0
         high = config.t_max if annealed == 1 or config.t_max_start is None else config.t_max_start
-        t = torch.randint(config.t_min, high + 1, shape[:1], generator=generators["times"])
+        low, high = config.t_range(config.t_min, high, self._optim.progress(step))
+        t = torch.randint(low, high + 1, shape[:1], generator=generators["times"])
         return Draw(t, annealed, torch.randn(shape, generator=generators["noise"]))
 
     def describe(self, draw: Draw) -> Mapping[str, list[int]]:
@@ -107,10 +109,10 @@ def csd(
     """
     start, end = config.negative_weight
     u = start + (end - start) * annealed
-    texts = conditions.positive, conditions.uncond, conditions.null
     with torch.no_grad():
         z_t = schedule.add_noise(latents, noise, t)
-        (eps_y, eps_neg, eps_null), eps_views = predict_branches(predict_noise, z_t, t, texts, conditions)
+        eps_neg, eps_y, eps_views = predict_branches(predict_noise, z_t, t, conditions)
+        eps_null = predict_noise(z_t, t, conditions.null)
         score = (eps_y - eps_null) + u * (eps_neg - eps_null)
         if eps_views is not None:
             weights = conditions.weights.to(score.device, score.dtype, non_blocking=True)

@@ -3,7 +3,6 @@
 Shapes: b rows of latents, k negative branches, l tokens of width d.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,8 +88,7 @@ def guided_noise(
     """
     if guidance_scale == 1 and not conditions.weights.any():
         return predict_noise(latents, t, conditions.positive)
-    texts = conditions.uncond, conditions.positive
-    (eps_uncond, eps_cond), eps_negatives = predict_branches(predict_noise, latents, t, texts, conditions)
+    eps_uncond, eps_cond, eps_negatives = predict_branches(predict_noise, latents, t, conditions)
     if eps_negatives is None:
         return classifier_free(eps_uncond, eps_cond, guidance_scale)
     weights = conditions.weights.to(eps_cond.device, eps_cond.dtype, non_blocking=True)
@@ -98,29 +96,24 @@ def guided_noise(
 
 
 def predict_branches(
-    predict_noise: PredictNoise,
-    latents: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    texts: Sequence[Float[Tensor, "b l d"]],
-    conditions: Conditions,
-) -> tuple[Sequence[Float[Tensor, "b c h w"]], Float[Tensor, "k b c h w"] | None]:
-    """Noise estimates under each text and under the active negative branches, in one call of the network.
+    predict_noise: PredictNoise, latents: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], conditions: Conditions
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"], Float[Tensor, "k b c h w"] | None]:
+    """Noise estimates under the negative prompt, the prompt and the active negative views, in one call of the network.
 
-    Returns:
-        the estimates of each text, and those of the negative branches, zero where a branch is not active; None without
-        active branches.
+    Those of the views are zero where a branch is not active, and None if none is.
     """
+    b = len(latents)
     branch, row = conditions.weights.nonzero(as_tuple=True)  # [m] each
-    times = torch.cat([t] * len(texts) + [t[row]])
+    times = torch.cat([t, t, t[row]])
     branch, row = (index.to(latents.device, non_blocking=True) for index in (branch, row))
-    rows = torch.cat([latents] * len(texts) + [latents[row]])
-    eps = predict_noise(rows, times, torch.cat([*texts, conditions.negatives[branch, row]]))
-    *eps_texts, eps_active = eps.split([len(latents)] * len(texts) + [len(row)])
+    text = torch.cat([conditions.uncond, conditions.positive, conditions.negatives[branch, row]])
+    eps = predict_noise(torch.cat([latents, latents, latents[row]]), times, text)
+    eps_uncond, eps_cond, eps_active = eps.split([b, b, len(row)])
     if not len(row):
-        return eps_texts, None
+        return eps_uncond, eps_cond, None
     eps_negatives = eps.new_zeros(len(conditions.weights), *latents.shape)
     eps_negatives[branch, row] = eps_active
-    return eps_texts, eps_negatives
+    return eps_uncond, eps_cond, eps_negatives
 
 
 def guided_rows(*, perp_neg: bool) -> float:

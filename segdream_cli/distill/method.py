@@ -87,11 +87,6 @@ class Method(Protocol):
         """
 
 
-def progress(step: int, steps: int) -> float:
-    """Share of a run that is done before a step (1, 2, ...), 0 to below 1: threestudio counts steps from 0."""
-    return (step - 1) / steps
-
-
 def draw_noise(shape: Shape, offset: float, generator: torch.Generator) -> Float[Tensor, "v c h w"]:
     """Gaussian noise for each view, plus a constant per channel that the views of an asset share.
 

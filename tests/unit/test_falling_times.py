@@ -17,6 +17,7 @@ OWN = {
     "sctd": {"segments": 1, "min_gap": 1, "warmup_shift": 0},  # nothing lifts t
     "sds": {"t_min": 21, "t_max": 500},
     "ism": {"warmup_shift": 0},
+    "csd": {"t_min": 21, "t_max": 500},
     "gcs": {"warmup_shift": 0, "interval": 1, "interval_start": 1, "margin": 0},  # nothing lifts t
 }
 """Settings of each method with which it draws t from 21 to 500."""
