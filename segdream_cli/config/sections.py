@@ -193,6 +193,10 @@ class OptimConfig:
     """Steps over which the limit grows (release)."""
     scale_range: Annotated[Range | None, Within(1e-8, increasing=True)] = None
     """If given, scales are clamped to this range (ours)."""
+    stop_change: Share = 0.0
+    """End the distillation when the views of every asset of a batch have changed by less; 0 never does (ours)."""
+    stop_every: Period = 100
+    """Steps over which the change is measured (ours)."""
     beg: bool = False
     """Brightness-Equalised Generation: fade the colours of an asset that is too bright (Connect3D; release: off)."""
     beg_start: Steps = 1000

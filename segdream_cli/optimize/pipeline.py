@@ -33,6 +33,7 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.optimize import beg, losses
 from segdream_cli.optimize.adam import build_optimizers
 from segdream_cli.optimize.batch import Batch
+from segdream_cli.optimize.change import is_due, measure_changes, skip_rest
 from segdream_cli.optimize.density import DensityStats
 from segdream_cli.optimize.refinement import Refinement
 from segdream_cli.optimize.report import DISTIL, StepReport
@@ -177,6 +178,9 @@ class Pipeline:
         Each result equals its solo run up to the rounding of batched arithmetic. After a yield the assets can be saved,
         unless `report.first_nonfinite()` finds a non-finite gradient: `Batch` rolls such a step back in the next one.
 
+        With `optim.stop_change`, the distillation ends when the views of all assets change little; the refinement
+        follows. So the number of steps of an asset depends on those that run with it.
+
         Raises:
             Diverged: the gradient of one asset is non-finite. All assets are as before that step, and the others can
                 be run without it.
@@ -192,6 +196,10 @@ class Pipeline:
                     self._refinement.begin_round(batch)
                 with batch.transaction():
                     (self._refinement.fit if refining else self._step)(batch)
+                changes = self._measure_changes(batch)
+            stopped = changes is not None and max(changes) < self.config.optim.stop_change
+            if stopped:
+                skip_rest(batch.assets, self.config.optim)
             yield StepReport(
                 step=batch.last.step,
                 timesteps=batch.last.timesteps,
@@ -200,8 +208,21 @@ class Pipeline:
                 seconds=time.perf_counter() - begin,
                 memory_gib=peak_memory_gib(self.device),
                 stage=stage,
+                change=changes,
+                stopped=stopped,
             )
         batch.check_last()
+
+    def _measure_changes(self, batch: Batch) -> tuple[float, ...] | None:
+        """How much each asset has changed since the last measurement; None if this step needs none.
+
+        Raises:
+            Diverged: the step was non-finite; it has been rolled back.
+        """
+        if not is_due(batch.last.step, self.config.optim):
+            return None
+        batch.check_last()
+        return measure_changes(batch.assets)
 
     @torch.no_grad()
     def render(self, gaussians: Gaussians, cameras: Cameras) -> Rendering:

@@ -47,6 +47,9 @@ class StepReport:
         seconds: wall time on the host; a GPU may still be working on the step.
         memory_gib: peak memory so far, of the device or, on a CPU, of the process.
         stage: "distil", or "refine 1/2" in the first of two rounds of refinement.
+        change: mean absolute difference, 0 to 1, of each asset's views from those `optim.stop_every` steps before;
+            None in steps that do not measure it.
+        stopped: the change was so small that this is the last step of the distillation.
     """
 
     step: int
@@ -56,6 +59,8 @@ class StepReport:
     seconds: float
     memory_gib: float
     stage: str = DISTIL
+    change: tuple[float, ...] | None = None
+    stopped: bool = False
 
     @property
     def grad_norm(self) -> tuple[float, ...]:
@@ -68,7 +73,8 @@ class StepReport:
 
     def event(self, index: int) -> dict[str, Any]:
         """The part of one asset as JSON values."""
-        return {
+        measured = {} if self.change is None else {"change": [self.change[index]], "stopped": self.stopped}
+        return measured | {
             "step": self.step,
             "times": [list(self.timesteps[index].values())],
             "grad_norm": [self.grad_norm[index]],

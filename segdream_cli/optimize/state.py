@@ -61,6 +61,8 @@ class AssetState:
         step: number of steps done.
         targets: those of the round of refinement that began last.
         anchor: the asset that was given, whose views the result should resemble; it is no part of a checkpoint.
+        last_views: those of the last measurement of its change.
+        skipped: number of distillation steps that were left out, since it hardly changed; `step` counts them as done.
     """
 
     prompt: str
@@ -74,6 +76,8 @@ class AssetState:
     step: int = 0
     targets: Targets | None = None
     anchor: Gaussians | None = None
+    last_views: Float[Tensor, "v h w 3"] | None = None
+    skipped: int = 0
 
     def rng_states(self) -> dict[str, Tensor]:
         """State of each random generator."""
@@ -103,6 +107,8 @@ class AssetState:
             named |= {"refine.images": self.targets.images, "refine.backgrounds": self.targets.backgrounds}
             if self.targets.anchors is not None:
                 named["refine.anchors"] = self.targets.anchors
+        if self.last_views is not None:
+            named |= {"stop.views": self.last_views, "stop.skipped": torch.tensor(self.skipped)}
         named |= {f"generator.{purpose}": state for purpose, state in self.rng_states().items()}
         return named
 
@@ -163,4 +169,6 @@ class AssetState:
             generators=generators,
             step=int(tensors["step"]),
             targets=targets,
+            last_views=tensors["stop.views"].to(device) if "stop.views" in tensors else None,
+            skipped=int(tensors.get("stop.skipped", 0)),
         )

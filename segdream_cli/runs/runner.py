@@ -60,6 +60,10 @@ class ActiveRun:
     destination: Destination | None = None
     start: Start | None = None
 
+    def steps_taken(self, distilled: int) -> int:
+        """Number of steps that this program has taken, of a run with `distilled` steps of distillation."""
+        return self.asset.step - self.first - (self.asset.skipped if self.first < distilled else 0)
+
     @property
     def name(self) -> str:
         """Its file's name, or its prompt if it stays in memory."""
@@ -126,6 +130,7 @@ class Runner:
                     each.destination.run.release()
             self.reporter(RunEnded(name))
         seconds = time.monotonic() - begin
+        self._report_early_end(done)
         for each in done:
             self._report_result(each, seconds)
         return failures
@@ -154,10 +159,10 @@ class Runner:
                 if each.destination is None:
                     continue
                 self._restore_folder(each.destination.run)
-                if look:
+                if look or report.change is not None:
                     each.destination.run.append_event(report.event(index))
                 if preview:
-                    self._preview(each, each.destination.run)
+                    self._preview(each, each.destination.run, report.step)
                 if save or stopping:
                     each.destination.run.save(each.asset)
             if stopping:
@@ -232,6 +237,14 @@ class Runner:
                 resume = command or run.resume_command()
                 self.reporter(RunSaved(run.path, run.step(), steps, resume if resumable else None))
 
+    def _report_early_end(self, done: Sequence[ActiveRun]) -> None:
+        """Reports after how many steps the distillation of finished assets ended, if that was early."""
+        optim = self.pipeline.config.optim
+        for skipped in sorted({each.asset.skipped for each in done} - {0}):
+            text = f"the distillation ended after {optim.steps - skipped} of {optim.steps} steps: in the last "
+            text += f"{optim.stop_every}, the views changed by less than {optim.stop_change:g} (optim.stop_change)"
+            self.reporter(Note(text))
+
     def _report_result(self, each: ActiveRun, seconds: float) -> None:
         """Reports a finished asset that has a file; the time covers all assets that ran with it."""
         if each.destination is None:
@@ -242,7 +255,7 @@ class Runner:
             seed=each.asset.seed,
             prior=self.origin["prior"],
             gaussians=len(each.asset.gaussians),
-            steps=each.asset.step - each.first,
+            steps=each.steps_taken(self.pipeline.config.optim.steps),
             seconds=seconds,
             memory_gib=peak_memory_gib(self.pipeline.device),
             run=each.destination.run.path,
@@ -253,7 +266,7 @@ class Runner:
         """The current state of an asset, with its provenance; a refined one stands where its source stood."""
         asset = each.asset
         splats = asset.gaussians.splats(
-            {**self.origin, "prompt": asset.prompt, "seed": asset.seed, "steps": asset.step}
+            {**self.origin, "prompt": asset.prompt, "seed": asset.seed, "steps": asset.step - asset.skipped}
         )
         return splats if each.start is None else each.start.finish(splats)
 
@@ -262,10 +275,10 @@ class Runner:
         if self.page is not None:
             self.page.show(lambda: self.snapshot(each), each.asset.prompt)
 
-    def _preview(self, each: ActiveRun, run: RunDir) -> None:
+    def _preview(self, each: ActiveRun, run: RunDir, step: int) -> None:
         """Writes an image of the asset from four sides into the run folder."""
         pipeline, asset = self.pipeline, each.asset
         cameras = frame_sphere(turntable_azimuths(4), torch.full((4,), 15.0), pipeline.config.output.preview_size)
         images = pipeline.render(asset.gaussians, cameras).over(torch.ones(3, device=pipeline.device))
         sheet = contact_sheet(list(images.cpu().numpy()), columns=4)
-        write_png(run.path / f"preview-{asset.step:06d}.png", sheet)
+        write_png(run.path / f"preview-{step:06d}.png", sheet)

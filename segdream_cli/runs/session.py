@@ -17,6 +17,7 @@ from segdream_cli.config import AUTO, Config
 from segdream_cli.distill import build_method
 from segdream_cli.distill.view_prompts import clean_negative, clean_prompt
 from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, SegdreamError, UsageProblem
+from segdream_cli.optimize.change import notes_on_change
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
 from segdream_cli.optimize.start import check_start, cloud_text
@@ -123,7 +124,8 @@ class Session:
         model = config.prior.model
         if model is not None and expand(model).is_dir():  # so that the run can be resumed from elsewhere
             config = config.set({"prior.model": abbreviate(expand(model))})
-        for text in build_method(config).notes:  # these checks find errors that would otherwise come late
+        # building the method also finds errors that would otherwise come late
+        for text in (*build_method(config).notes, *notes_on_change(config.optim)):
             reporter(Note(text))
         if negative_prompt is not None:
             clean_negative(negative_prompt, checkpoint.profile.vocabulary)

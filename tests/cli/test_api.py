@@ -1,5 +1,6 @@
 """The public Python API: the same assets, images and errors as the commands, without a terminal."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -67,6 +68,25 @@ def test_load_reports_the_notes_of_the_method():
     events.clear()
     segdream.load(prior=MINI, device="cpu", reporter=events.append)
     assert events == []
+
+
+def test_early_end_is_reported_and_recorded(folder, prior):
+    events = []
+    settings = SETTINGS | {"optim.stop_change": 1.0, "optim.stop_every": 2}
+    session = segdream.load(prior=MINI, device="cpu", settings=settings, reporter=events.append)
+    splats = session.generate(BUS, output="bus.ply")
+    assert splats.provenance["steps"] == 4
+    (finished,) = [event for event in events if isinstance(event, AssetFinished)]
+    assert finished.steps == 4
+    note = (
+        "the distillation ended after 4 of 6 steps: in the last 2, the views changed by less than 1 (optim.stop_change)"
+    )
+    assert [event.text for event in events if isinstance(event, reporter.Note)].count(note) == 1
+    lines = [json.loads(line) for line in (finished.run / "events.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "change" in line] == [4]
+    assert lines[-1]["stopped"] is True
+    assert 0 < lines[-1]["change"][0] < 1
 
 
 def test_every_public_name_exists():

@@ -52,6 +52,7 @@ def test_with_steps_scales_step_settings_only() -> None:
     assert scaled == {
         "optim.steps": (5000, 500),
         "optim.clip_steps": (1000, 100),
+        "optim.stop_every": (100, 10),
         "optim.beg_start": (1000, 100),
         "optim.beg_stop": (4500, 450),
         "distill.warmup_steps": (1500, 150),
