@@ -51,7 +51,8 @@ class PriorConfig:
     recomputed_values: bool = True
     """If the networks are compiled, recompute a value for each of its uses instead of storing it (ours)."""
     low_vram: bool = False
-    """Encode one view at a time, recompute it in the backward pass, and predict noise two rows at a time (ours)."""
+    """Encode and decode one view at a time, recompute the encoder in the backward pass, and predict noise two rows at a
+    time (ours)."""
     sample_posterior: bool = True
     """Sample latents from the autoencoder's posterior instead of taking its mean (release)."""
 

@@ -103,6 +103,7 @@ class DiffusionPrior:
             self._use_openvino(config, announce)
         if config.low_vram:
             self._encode = partial(_encode_one_by_one, self._encode)
+            self._decode = partial(_decode_one_by_one, self._decode)
             self._predict = PaddedBatches(self._predict, 1, LOW_VRAM_ROWS)
 
     def _build_chains(
@@ -289,6 +290,11 @@ def _encode_one_by_one(encode: Callable[[Tensor], tuple[Tensor, ...]], images: T
         for image in images.split(1)
     ]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _decode_one_by_one(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+    """Decodes one image at a time."""
+    return torch.cat([decode(each) for each in latents.split(1)])
 
 
 def compiles(config: PriorConfig, unet: torch.nn.Module, steps: int) -> bool:

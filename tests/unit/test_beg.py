@@ -6,6 +6,7 @@ import torch
 from fakes import AnalyticPrior, draw
 
 from segdream_cli.config import Config, OptimConfig
+from segdream_cli.errors import Diverged
 from segdream_cli.optimize.adam import adam_step, build_optimizers, learning_rates
 from segdream_cli.optimize.batch import Batch
 from segdream_cli.optimize.beg import equalize, is_bright, is_due
@@ -120,9 +121,9 @@ class Whitening(AnalyticPrior):
         return torch.full(self.latent_shape, value if text else 0.0, dtype=torch.float64)
 
 
-def build(*, queued: bool | None = None, **changes: object) -> Pipeline:
+def build(prior: AnalyticPrior | None = None, *, queued: bool | None = None, **changes: object) -> Pipeline:
     overrides = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
-    return Pipeline(Config().set(overrides), Whitening(), torch.device("cpu"), queued=queued)
+    return Pipeline(Config().set(overrides), prior or Whitening(), torch.device("cpu"), queued=queued)
 
 
 def white(pipeline: Pipeline, prompt: str, *, gray: float = 0.95) -> AssetState:
@@ -147,6 +148,29 @@ def test_bright_assets_fade_and_their_neighbours_in_the_batch_do_not(queued: boo
     assert not states[0]["exp_avg"].any()
     assert states[1]["exp_avg"].any()
     assert [state["step"].item() for state in states] == [2, 3]
+
+
+def test_step_that_turns_out_nonfinite_fades_nothing() -> None:
+    """The step is queued: its gradient is checked after the update."""
+
+    class Breaking(Whitening):
+        broken = False
+
+        def predict_noise(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            noise = super().predict_noise(latents, timesteps, text)
+            return noise * torch.nan if self.broken else noise
+
+    prior = Breaking()
+    pipeline = build(prior, queued=True)
+    asset = white(pipeline, "a cube")
+    run = pipeline.run([asset])
+    next(run)
+    next(run)
+    before = {name: value.clone() for name, value in asset.tensors().items()}
+    prior.broken = True
+    with pytest.raises(Diverged):
+        list(run)
+    assert all(torch.equal(value, before[name]) for name, value in asset.tensors().items())
 
 
 def test_assets_of_a_batch_equal_their_solo_runs() -> None:

@@ -287,10 +287,22 @@ def test_low_vram_gives_equal_results_and_stores_less(
             latents = prior.encode_image(rgb, noise)
         (latents * weight).sum().backward()
         timesteps, text = torch.tensor([20, 500, 980]), prior.encode_text(["a", "b", "c"])
-        found.append((latents.detach(), rgb.grad, prior.predict_noise(noise, timesteps, text), sum(kept)))
-    for got, expected in zip(found[0][:3], found[1][:3], strict=True):
+        eps = prior.predict_noise(noise, timesteps, text)
+        found.append((latents.detach(), rgb.grad, eps, prior.decode(noise), sum(kept)))
+    for got, expected in zip(found[0][:4], found[1][:4], strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-    assert found[0][3] < found[1][3] / 10
+    assert found[0][4] < found[1][4] / 10
+
+
+def test_low_vram_decodes_one_image_at_a_time(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = DiffusionPrior._decoder_output
+    monkeypatch.setattr(
+        DiffusionPrior, "_decoder_output", lambda self, latents: sizes.append(len(latents)) or real(self, latents)
+    )
+    prior = load(folders["epsilon"], low_vram=True)
+    prior.decode(draw(3, *prior.latent_shape))
+    assert sizes == [1, 1, 1]
 
 
 def test_compiles_depends_on_setting_size_steps_and_triton(
