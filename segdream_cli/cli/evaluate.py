@@ -9,20 +9,23 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli import references
+from segdream_cli.cli.evaluate_results import Files, show_comparison, show_evaluation, show_votes
 from segdream_cli.cli.output import Output
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 
 if TYPE_CHECKING:
     from segdream_cli.evaluate.assets import Entry
+    from segdream_cli.evaluate.comparison import Pair
     from segdream_cli.evaluate.evaluation import Evaluation
     from segdream_cli.evaluate.metrics import Metric, Setup
 
-METRICS_PANEL, VIEWS_PANEL, REFERENCES = "Metrics", "Views", "Reference images"
+METRICS_PANEL, VIEWS_PANEL, REFERENCES, COMPARISON = "Metrics", "Views", "Reference images", "Comparison"
 MAX_ELEVATIONS = 10
 
 
 def evaluate(
+    context: typer.Context,
     assets: Annotated[
         list[Path] | None, typer.Argument(metavar="ASSET", help="Asset to measure, or a folder of assets.")
     ] = None,
@@ -78,9 +81,29 @@ def evaluate(
         shared.PriorName | None,
         typer.Option("--prior", help="Prior to draw from; auto by default.", rich_help_panel=REFERENCES),
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Compare two ASSETs, A and B, by prompt.", rich_help_panel=COMPARISON),
+    ] = False,
+    blind: Annotated[
+        Path | None,
+        typer.Option("--blind", help="With --compare, page to write for people's votes.", rich_help_panel=COMPARISON),
+    ] = None,
+    votes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--votes", help="With --compare, count a saved file of votes; repeatable.", rich_help_panel=COMPARISON
+        ),
+    ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of intervals, or of drawings.", rich_help_panel=METRICS_PANEL)
+        int,
+        typer.Option("--seed", min=0, help="Seed of intervals, drawings and shuffling.", rich_help_panel=METRICS_PANEL),
     ] = 0,
+    csv: Annotated[Path | None, typer.Option("--csv", help="CSV file to write.", rich_help_panel=shared.OUTPUT)] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Report with pictures to write.", rich_help_panel=shared.OUTPUT)
+    ] = None,
+    force: shared.ForceOption = False,
     device: shared.DeviceOption = AUTO,
     offline: shared.OfflineOption = False,
     json: shared.JsonOption = False,
@@ -90,9 +113,11 @@ def evaluate(
 
     segdream evaluate bus.ply
 
-    segdream evaluate assets/ --metrics judge,health
+    segdream evaluate assets/ --metrics judge,health --html report.html
+
+    segdream evaluate --compare old/ new/ --blind vote.html
     """
-    from segdream_cli.evaluate.assets import find_assets, list_assets
+    from segdream_cli.evaluate.blind import count_votes
     from segdream_cli.evaluate.evaluation import Evaluation
     from segdream_cli.evaluate.metrics import Setup, choose_metrics
     from segdream_cli.evaluate.views import ViewProtocol
@@ -115,23 +140,32 @@ def evaluate(
         )
     if not assets:
         raise UsageProblem("give an ASSET or a folder of assets", hint="segdream evaluate bus.ply")
+    files = Files(csv, html, blind)
+    _check_files(files, force=force)
+    _check_comparison(context, assets, compare=compare)
     names = choose_metrics(metrics)
     _check_reference(reference, names)
     protocol = ViewProtocol(n=n_views, elevations_deg=parse_elevations(elevations), size=size)
     given = parse_weights(weights or [])
     chosen = choose_device(device)
-    paths, notes = find_assets(assets)
-    entries = _match(list_assets(paths, fit=fit), prompts)
-    for note in notes:
-        sink.note(note)
+    groups = [[path] for path in assets] if compare else [assets]
+    sides = _read(groups, fit, prompts, sink)
+    pairs = _pair(sides, sink) if compare else []
+    if votes:
+        return show_votes(count_votes(votes, pairs, seed), sink)
+    entries = [entry for side in sides for entry in side]
     if metrics is not None:
         _check_prompts(entries, names)
     texts = tuple(dict.fromkeys(entry.prompt for entry in entries if entry.prompt))
     setup = Setup(device=chosen, prompts=texts, weights=given, reference=reference, offline=offline, announce=sink.note)
     _note_fitted(entries, fit, sink)
-    evaluation = Evaluation(_load(names, setup), protocol, chosen)
-    _measure(evaluation, entries, sink)
-    _print(evaluation, seed, sink)
+    loaded = _load(names, setup)
+    evaluations = [Evaluation(loaded, protocol, chosen, _n_pictures(files)) for _ in sides]
+    _measure(list(zip(evaluations, sides, strict=True)), sink)
+    if compare:
+        titles = [f"{side}: {path}" for side, path in zip("AB", assets, strict=True)]
+        return show_comparison(dict(zip(titles, evaluations, strict=True)), pairs, seed, files, sink)
+    show_evaluation(evaluations[0], seed, files, sink)
 
 
 def _refuse_assets(assets: Sequence[Path] | None) -> None:
@@ -200,14 +234,77 @@ def parse_weights(assignments: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _match(entries: "list[Entry]", prompts: str | None) -> "list[Entry]":
-    """The entries with the prompts of a list, if one is given."""
-    from segdream_cli.evaluate.assets import stem_of, with_prompts
-    from segdream_cli.runs.jobs import match_prompts
+def _check_files(files: Files, *, force: bool) -> None:
+    """Refuses files that can't be written, before any work.
 
-    if prompts is None:
-        return entries
-    return with_prompts(entries, match_prompts(prompts, [stem_of(entry.path) for entry in entries]))
+    Raises:
+        UsageProblem: a suffix or a folder is wrong, or two files are the same.
+        OutputExists: a file exists.
+    """
+    from segdream_cli.util.files import check_output
+
+    taken: dict[Path, str] = {}
+    for option, path in files.given.items():
+        suffix = ".csv" if option == "--csv" else ".html"
+        if path.suffix.lower() != suffix:
+            raise UsageProblem(
+                f"{option} writes a {suffix} file, and {path} is not", hint=f"{option} {quote(f'{path}{suffix}')}"
+            )
+        check_output(path, force=force, option=option)
+        other = taken.setdefault(path.parent.resolve() / path.name, option)
+        if other != option:
+            raise UsageProblem(
+                f"{other} and {option} both write {path}",
+                hint=f"{option} {quote(str(path.with_stem(path.stem + '-2')))}",
+            )
+
+
+def _check_comparison(context: typer.Context, assets: Sequence[Path], *, compare: bool) -> None:
+    """Refuses a comparison of other than two sets, and its options without it."""
+    if not compare:
+        hint = f"segdream evaluate --compare {' '.join(quote(str(path)) for path in (*assets[:1], 'new/'))}"
+        shared.refuse_options(context, {"blind", "votes"}, "only affect a comparison, and there is no --compare", hint)
+    elif len(assets) != 2:
+        raise UsageProblem(
+            f"--compare takes two assets or folders, A and B, not {len(assets)}",
+            hint="segdream evaluate --compare old/ new/",
+        )
+
+
+def _read(groups: Sequence[Sequence[Path]], fit: bool | None, prompts: str | None, sink: Output) -> "list[list[Entry]]":
+    """The assets of each group of files and folders, read once, with their prompts."""
+    from segdream_cli.evaluate.assets import find_assets, list_assets, stem_of, with_prompts
+    from segdream_cli.runs.jobs import match_prompts, read_prompts
+
+    lines = None if prompts is None else read_prompts(prompts)
+    groups_read = []
+    for paths in groups:
+        found, notes = find_assets(paths)
+        entries = list_assets(found, fit=fit)
+        if prompts is not None and lines is not None:
+            entries = with_prompts(entries, match_prompts(lines, [stem_of(path) for path in found], prompts))
+        for note in notes:
+            sink.note(note)
+        groups_read.append(entries)
+    return groups_read
+
+
+def _pair(sides: "list[list[Entry]]", sink: Output) -> "list[Pair]":
+    """The pairs of both sides by prompt; `sides` keep the paired assets only."""
+    from segdream_cli.evaluate.comparison import pair
+
+    pairs, notes = pair(*sides)
+    for note in notes:
+        sink.note(note)
+    sides[:] = [entry for one in pairs for entry in one.a], [entry for one in pairs for entry in one.b]
+    return pairs
+
+
+def _n_pictures(files: Files) -> int:
+    """Pictures per asset that the files need."""
+    from segdream_cli.evaluate import blind, report
+
+    return blind.N_PICTURES if files.blind else report.N_PICTURES if files.html else 0
 
 
 def _check_prompts(entries: "Sequence[Entry]", names: Sequence[str]) -> None:
@@ -238,38 +335,17 @@ def _load(names: Sequence[str], setup: "Setup") -> "dict[str, Metric]":
     return {name: METRICS[name].load(setup) for name in names}
 
 
-def _measure(evaluation: "Evaluation", entries: "Sequence[Entry]", sink: Output) -> None:
-    """Measures the assets one after the other, with a progress bar."""
+def _measure(sides: "Sequence[tuple[Evaluation, Sequence[Entry]]]", sink: Output) -> None:
+    """Measures the assets of each side one after the other, with a progress bar."""
     from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
     from segdream_cli.cli.progress import LiveBar
 
     with LiveBar(sink, MofNCompleteColumn(), TimeRemainingColumn()) as live:
-        task = live.bar.add_task("measuring", total=len(entries))
-        for done, entry in enumerate(entries):
+        jobs = [(evaluation, entry) for evaluation, entries in sides for entry in entries]
+        task = live.bar.add_task("measuring", total=len(jobs))
+        for done, (evaluation, entry) in enumerate(jobs):
             if live.claim_line():
-                sink.note(f"measured {done} of {len(entries)} assets")
+                sink.note(f"measured {done} of {len(jobs)} assets")
             evaluation.measure(entry)
             live.bar.advance(task)
-
-
-def _print(evaluation: "Evaluation", seed: int, sink: Output) -> None:
-    """Prints the tables, or with JSON an object per asset and a summary."""
-    from segdream_cli.cli import evaluate_tables as tables
-
-    estimates, over_all = evaluation.estimates(seed), evaluation.summarize()
-    if sink.json:
-        for row in evaluation.rows:
-            sink.result(row.entry.path, **tables.row_fields(row))
-    shown = [tables.asset_table(evaluation), tables.mean_table(evaluation, estimates, over_all)]
-    protocol = evaluation.protocol
-    sink.tables(
-        shown,
-        assets=len(evaluation.rows),
-        means=tables.estimate_fields(estimates),
-        over_all=tables.finite(over_all),
-        views=protocol.n,
-        elevations_deg=list(protocol.elevations_deg),
-        size=protocol.size,
-        seed=seed,
-    )

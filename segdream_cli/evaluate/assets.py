@@ -38,6 +38,11 @@ class Entry:
     prompt: str | None
     fitted: bool
 
+    @property
+    def key(self) -> str:
+        """Its prompt, or the stem of its file: assets with the same key show the same thing."""
+        return self.prompt or stem_of(self.path)
+
     def read(self, device: torch.device) -> Asset:
         """The asset on a device; raises the errors of `list_assets` if its file has changed."""
         splats = _read(self.path)

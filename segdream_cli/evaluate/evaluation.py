@@ -101,7 +101,7 @@ class Evaluation:
 
     def estimates(self, seed: int) -> dict[str, Estimate]:
         """The mean of each value over the assets, with its interval over prompts."""
-        prompts = [row.entry.prompt or row.entry.name for row in self.rows]
+        prompts = [row.entry.key for row in self.rows]
         return {
             name: estimate(np.array([row.scalar(name) for row in self.rows]), prompts, seed) for name in self.figures
         }

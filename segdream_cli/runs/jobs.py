@@ -140,20 +140,20 @@ def read_prompts(source: str) -> list[str]:
     return found
 
 
-def match_prompts(source: str, stems: Sequence[str]) -> list[str]:
+def match_prompts(lines: Sequence[str], stems: Sequence[str], source: str) -> list[str]:
     """The prompt of each asset, from a list: by name or, if no name fits, by position.
 
     A line is a prompt, or the stem of a file, a tab and a prompt. Without tabs, a prompt belongs to the files that
     `generate` would name after it, with or without a number at the end.
 
     Args:
-        source: a file, or "-" for standard input.
+        lines: of `read_prompts`.
         stems: of the assets' files.
+        source: name of the list in errors.
 
     Raises:
-        UsageProblem: an asset has no prompt, or the list can't be read.
+        UsageProblem: an asset has no prompt.
     """
-    lines = read_prompts(source)
     example = f"printf '%s\\t%s\\n' {quote(stems[0])} 'a yellow school bus' > prompts.txt"
     tabbed = [line.split("\t", 1) for line in lines if "\t" in line]
     if tabbed and len(tabbed) < len(lines):
@@ -169,7 +169,7 @@ def match_prompts(source: str, stems: Sequence[str]) -> list[str]:
         raise UsageProblem(
             f"{source} has {len(lines)} prompts for {len(stems)} assets, and none matches a file's name", hint=example
         )
-    return lines
+    return list(lines)
 
 
 def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, with_seed: bool) -> list[Job]:

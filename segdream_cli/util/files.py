@@ -26,8 +26,13 @@ _replaces: ContextVar[bool] = ContextVar("_replaces", default=True)
 """Whether `atomic_write` may replace a file."""
 
 
-def check_output(path: Path, *, force: bool) -> None:
+def check_output(path: Path, *, force: bool, option: str = "-o") -> None:
     """Refuses an output that can't be written, before any work starts, and removes its temporaries of killed processes.
+
+    Args:
+        path: the output.
+        force: whether it may be replaced.
+        option: the option that names it, for the hints.
 
     Raises:
         OutputExists: `path` exists and `force` is false.
@@ -40,7 +45,7 @@ def check_output(path: Path, *, force: bool) -> None:
         if not folder.is_dir():
             raise UsageProblem(f"the folder {folder} does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}")
         if lexists(path) and not force:
-            raise OutputExists(f"{path} exists", hint="add --force to replace it, or choose another -o")
+            raise OutputExists(f"{path} exists", hint=f"add --force to replace it, or choose another {option}")
         with tempfile.TemporaryFile(dir=folder):  # os.access misses read-only mounts and limits of root
             pass
     except OSError as problem:

@@ -1,5 +1,6 @@
 """`segdream evaluate` on small assets: tables, JSON, prompts, and bad input."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -11,7 +12,7 @@ from hub_server import point_to, serving
 
 from segdream_cli import formats
 from segdream_cli.evaluate.clip_metric import MODEL
-from segdream_cli.runs.jobs import match_prompts
+from segdream_cli.runs.jobs import match_prompts, read_prompts
 from segdream_cli.splats import Splats
 
 RNG = np.random.default_rng(0)
@@ -98,11 +99,12 @@ def test_match_prompts(tmp_path, text, stems, wanted):
 
     source = tmp_path / "prompts.txt"
     source.write_text(text)
+    lines = read_prompts(str(source))
     if isinstance(wanted, list):
-        assert match_prompts(str(source), stems) == wanted
+        assert match_prompts(lines, stems, "list.txt") == wanted
         return
     with pytest.raises(UsageProblem, match=wanted):
-        match_prompts(str(source), stems)
+        match_prompts(lines, stems, "list.txt")
 
 
 @pytest.mark.parametrize(
@@ -184,3 +186,58 @@ def test_clip_is_downloaded_once_by_fetch_and_then_works_offline(
     mean = (first["values"]["clip.score"] + second["values"]["clip.score"]) / 2
     assert summary["means"]["clip.score"]["mean"] == pytest.approx(mean)
     assert summary["means"]["clip.r_precision"]["mean"] in (0, 1 / 6, 1 / 3, 0.5, 2 / 3, 5 / 6, 1)
+
+
+def test_compare_writes_tables_reports_and_a_page_whose_votes_count(segdream, asset, folder):
+    for side in "ab":
+        for prompt in ("a red ball", "a blue mug"):
+            asset(f"{side}/{prompt.replace(' ', '_')}.ply", prompt)
+    asset("b/extra.ply", "a green tree")
+    options = ("--compare", "a", "b", "--metrics", "health", "--json", "--size", "64")
+    done = segdream("evaluate", *options, "--csv", "c.csv", "--html", "c.html", "--blind", "v.html")
+    assert done.code == 0, done.err
+    assert "'a green tree' is only in B and does not count" in done.err
+    *rows, summary, first, second, third = lines(done)
+    assert [row["side"] for row in rows] == ["A", "A", "B", "B"]
+    assert [file["output"] for file in (first, second, third)] == ["c.csv", "c.html", "v.html"]
+    assert summary["differences"]["health.gaussians"]["difference"] == 0
+    assert summary["differences"]["health.floaters"]["p_holm"] == 1
+    assert len((folder / "c.csv").read_text().splitlines()) == 5
+    data = json.loads((folder / "v.html").read_text().split('id="data">')[1].split("</script>")[0])
+    votes = {name: data[name] for name in ("version", "seed", "trials_sha256")} | {"votes": {"0": "same", "1": "same"}}
+    (folder / "votes.json").write_text(json.dumps(votes))
+    (counted,) = lines(segdream("evaluate", *options, "--votes", "votes.json"))
+    assert (counted["preference"]["mean"], counted["votes"]) == (0.5, 2)
+    table = segdream("evaluate", "--compare", "a", "b", "--votes", "votes.json")
+    assert "share of votes for B" in table.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["a.ply", "--blind", "v.html"], 2, "--blind only affect a comparison"),
+        (["--compare", "a.ply"], 2, "--compare takes two assets or folders"),
+        (["--compare", "a.ply", "b.ply"], 2, "A and B have no prompt in common"),
+        (["a.ply", "--html", "report"], 2, "--html writes a .html file, and report is not"),
+        (["a.ply", "--csv", "t.html"], 2, "--csv writes a .csv file"),
+        (["a.ply", "--csv", "nowhere/t.csv"], 2, "the folder nowhere does not exist"),
+        (["a.ply", "--html", "old.html"], 6, "old.html exists"),
+        (["--compare", "a.ply", "a.ply", "--html", "x.html", "--blind", "x.html"], 2, "--html and --blind both write"),
+    ],
+)
+def test_outputs_and_comparisons_that_cannot_work_are_refused_first(segdream, asset, folder, arguments, code, message):
+    asset("a.ply", "a red ball"), asset("b.ply", "a blue mug")
+    (folder / "old.html").write_text("old")
+    done = segdream("evaluate", *arguments)
+    assert done.code == code
+    assert message in done.err
+    assert "hint:" in done.err
+    assert sorted(path.name for path in folder.iterdir()) == ["a.ply", "b.ply", "old.html"]
+
+
+def test_prompts_from_stdin_serve_both_sides(segdream, asset, monkeypatch):
+    asset("a/one.ply"), asset("b/two.ply")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a red ball\n")))
+    done = segdream("evaluate", "--compare", "a", "b", "--prompts", "-", "--metrics", "health", "--json")
+    assert done.code == 0, done.err
+    assert [row["prompt"] for row in lines(done)[:-1]] == ["a red ball", "a red ball"]

@@ -1,0 +1,169 @@
+"""The results of `segdream evaluate`: tables on the terminal, JSON, CSV, reports and the page for votes."""
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segdream_cli.cli.output import Output
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from segdream_cli.evaluate.blind import Votes
+    from segdream_cli.evaluate.comparison import Difference, Pair
+    from segdream_cli.evaluate.evaluation import Evaluation, Row
+    from segdream_cli.evaluate.statistics import Estimate
+    from segdream_cli.evaluate.tables import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files to write; None for those that were not asked for."""
+
+    csv: Path | None = None
+    html: Path | None = None
+    blind: Path | None = None
+
+    @property
+    def given(self) -> dict[str, Path]:
+        """Option -> path."""
+        named = {"--csv": self.csv, "--html": self.html, "--blind": self.blind}
+        return {option: path for option, path in named.items() if path is not None}
+
+
+def show_evaluation(evaluation: "Evaluation", seed: int, files: Files, sink: Output) -> None:
+    """Prints the results of one set of assets, and writes the files."""
+    from segdream_cli.evaluate import report, tables
+
+    estimates, over_all = evaluation.estimates(seed), evaluation.summarize()
+    means = tables.mean_table(evaluation, estimates, over_all)
+    if files.csv:
+        tables.write_csv(files.csv, {"": evaluation})
+    if files.html:
+        each = tables.asset_table(evaluation, every=True)
+        report.write_report(files.html, evaluation, {"Means": means, "Assets": each})
+    _print_rows(evaluation, sink)
+    sink.tables(
+        [_rich(tables.asset_table(evaluation, every=False)), _rich(means)],
+        assets=len(evaluation.rows),
+        means={name: _estimate(one) for name, one in estimates.items()},
+        over_all=_finite(over_all),
+        **_about(evaluation, seed),
+    )
+    _print_files(files, sink)
+
+
+def show_comparison(
+    sides: "Mapping[str, Evaluation]", pairs: "Sequence[Pair]", seed: int, files: Files, sink: Output
+) -> None:
+    """Prints the differences of two sets of assets, and writes the files.
+
+    Args:
+        sides: title of A and of B -> evaluation.
+        pairs: their entries, paired.
+        seed: of the intervals, the tests, and the trials of the page for votes.
+        files: the files to write.
+        sink: the output.
+    """
+    from segdream_cli.evaluate import blind, comparison, report, tables
+
+    a, b = sides.values()
+    differences = comparison.compare(a, b, pairs, seed)
+    table = tables.difference_table(comparison.all_figures(a), differences)
+    if files.csv:
+        tables.write_csv(files.csv, sides)
+    if files.html:
+        report.write_comparison(files.html, sides, pairs, {"Differences": table})
+    if files.blind:
+        blind.write_blind_page(files.blind, a, b, blind.shuffle(pairs, seed), seed)
+    for side, evaluation in zip("AB", sides.values(), strict=True):
+        _print_rows(evaluation, sink, side=side)
+    sink.tables(
+        [_rich(table)],
+        prompts=len(pairs),
+        differences={name: _difference(one) for name, one in differences.items()},
+        **_about(a, seed),
+    )
+    _print_files(files, sink)
+
+
+def show_votes(votes: "Votes", sink: Output) -> None:
+    """Prints the preference of people for B."""
+    from segdream_cli.evaluate.tables import Table, interval, number
+
+    one = votes.estimate
+    cells = [number(one.mean, 3), interval(one, 3), number(votes.p_value, 4), str(one.n), str(votes.votes)]
+    table = Table(["share of votes for B", "95 % interval", "p", "prompts", "votes"], [cells], texts=0)
+    sink.tables([_rich(table)], preference={**_estimate(one), **_finite({"p_value": votes.p_value})}, votes=votes.votes)
+
+
+def printable(text: str) -> "Text":
+    """A text of a file as a cell: no markup, and no character that a terminal obeys."""
+    from rich.text import Text
+
+    return Text("".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text))
+
+
+def _rich(table: "Table") -> "RichTable":
+    """A table for the terminal."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    shown = RichTable(box=box.SIMPLE_HEAD)
+    for i, title in enumerate(table.head):
+        shown.add_column(title, overflow="fold", justify="left" if i < table.texts else "right")
+    for row in table.rows:
+        shown.add_row(*map(printable, row))
+    return shown
+
+
+def _print_rows(evaluation: "Evaluation", sink: Output, **side: str) -> None:
+    """Prints an object per asset, with JSON only."""
+    if sink.json:
+        for row in evaluation.rows:
+            sink.result(row.entry.path, **side, **_row(row))
+
+
+def _print_files(files: Files, sink: Output) -> None:
+    for path in files.given.values():
+        sink.result(path)
+
+
+def _row(row: "Row") -> dict[str, Any]:
+    return {"name": row.entry.name, "prompt": row.entry.prompt, "values": _finite(row.values)}
+
+
+def _estimate(one: "Estimate") -> dict[str, Any]:
+    return _finite({"mean": one.mean, "low": one.low, "high": one.high, "assets": one.n})
+
+
+def _difference(one: "Difference") -> dict[str, Any]:
+    own = one.estimate
+    return _finite(
+        {
+            "mean_a": one.mean_a,
+            "mean_b": one.mean_b,
+            "difference": own.mean,
+            "low": own.low,
+            "high": own.high,
+            "p_value": one.p_value,
+            "p_holm": one.adjusted,
+            "prompts": own.n,
+        }
+    )
+
+
+def _about(evaluation: "Evaluation", seed: int) -> dict[str, Any]:
+    views = evaluation.protocol
+    return {"views": views.n, "elevations_deg": list(views.elevations_deg), "size": views.size, "seed": seed}
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as JSON has them: null in place of NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
