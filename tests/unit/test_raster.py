@@ -28,9 +28,13 @@ SCENES = {
     "view colours": reference.scene(120, views=2, size=21, per_view_colors=True, seed=3),
     "capped": reference.scene(60, views=2, size=40, opacity=0.3, scale=1.0, seed=5),
     "needles": reference.scene(80, views=2, size=40, scale=0.05, seed=4),
+    "sheared": reference.scene(120, views=2, size=40, seed=6),
 }
 SCENES["needles"].scales[:, 0] = 1.5
 SCENES["capped"].opacities[::2] = 1
+SCENES["sheared"].viewmats[:, :3] += (
+    torch.tensor([[0, 0.2, 0], [0, 0, 0], [0, 0.1, 0]]) @ SCENES["sheared"].viewmats[:, :3]
+)
 
 
 def rendered(scene: reference.Scene) -> Rendering:
