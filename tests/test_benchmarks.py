@@ -369,6 +369,12 @@ def test_name_numbers_assets_without_their_prompts(tmp_path: Path) -> None:
     assert (first[..., 0].mean() > first[..., 2].mean()) == (found["00"] == "a red ball")
 
 
+def test_storm_loses_nothing() -> None:
+    total = rows(smoke("storm", "--only", "new run", "resume"))["all"]
+    assert int(total[1]) > 20
+    assert total[2:] == ["0"] * 4
+
+
 def test_engine_measures_every_network() -> None:
     found = rows(smoke("engine"))
     assert {"U-Net", "decoder", "encoder"} <= found.keys()

@@ -72,18 +72,21 @@ def exchange(folder: Path, staged: Path, removed: Path) -> None:
         OSError: a folder can't be renamed.
     """
     old = RunLock(folder) if (folder / RECORD).exists() else None
+    placed = False
     try:
         with synced_folder(folder.parent):
             if folder.exists():
                 folder.rename(removed)
-            try:
-                staged.rename(folder)
-            except OSError as problem:
-                with suppress(OSError):
-                    removed.rename(folder)
-                if problem.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise BlockingIOError(problem.errno, problem.strerror) from problem
-                raise
+            staged.rename(folder)
+            placed = True
+    except OSError as problem:
+        with suppress(OSError):
+            if placed:
+                folder.rename(staged)
+            removed.rename(folder)
+        if problem.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise BlockingIOError(problem.errno, problem.strerror) from problem
+        raise
     finally:
         if old is not None:
             old.release()

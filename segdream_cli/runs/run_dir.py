@@ -85,11 +85,11 @@ def _parse_record(data: Mapping[str, Any]) -> RunRecord:
         TypeError: an entry is missing, unknown or of the wrong type.
     """
     record = RunRecord(**data)
-    if isinstance(record.output, str) and Path(record.output).name != record.output:
-        raise TypeError(f"output {record.output!r} is not a file beside the folder")
     for name, kind in RECORD_TYPES.items():
         if not isinstance(data[name], kind):
             raise TypeError(f"{name} can't be {data[name]!r}")
+    if record.output in ("", "..") or Path(record.output).name != record.output:
+        raise TypeError(f"output {record.output!r} is not a file beside the folder")
     if missing := {"name", "digest"} - set(record.prior):
         raise TypeError(f"the prior lacks its {missing.pop()}")
     if record.source is not None:
@@ -269,7 +269,8 @@ class RunDir:
 
     def finish(self) -> None:
         """Marks the run as done: its record can repeat it, but it can't be resumed."""
-        self.checkpoint.unlink(missing_ok=True)
+        with suppress(OSError):  # the asset is whole; a checkpoint that stays only leads to the same one
+            self.checkpoint.unlink()
         self.release()
 
     def record(self) -> RunRecord:

@@ -4,9 +4,13 @@ They stand in a file of their own because a started process imports it.
 """
 
 import os
+import time
 from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Thread
 
 from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists
+from segdream_cli.runs import processes
 from segdream_cli.runs.reporter import Note
 from segdream_cli.runs.spec import JobSpec, Tally
 
@@ -34,3 +38,11 @@ def wait_for_stop(spec: JobSpec, pipe: Connection) -> None:
     pipe.send(Note("started"))
     pipe.poll(60)
     pipe.send(Interrupted("stopped"))
+
+
+def sleep_without_parent() -> None:
+    """Is busy for a minute, but ends soon after its parent."""
+    processes.GRACE_S = 0.1
+    Thread(target=processes._end_with_parent, daemon=True).start()
+    Path("busy").touch()
+    time.sleep(60)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.render.images import write_png
 from segdream_cli.util import files
-from segdream_cli.util.files import atomic_write, check_output, exclusive, write_problem
+from segdream_cli.util.files import atomic_write, check_output, exclusive, sweep, write_policy, write_problem
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -122,6 +122,53 @@ def test_write_problem_depends_on_the_error_number(number, code, words):
     assert words in problem.message
     assert "my assets/bus.ply" in problem.message
     assert problem.hint
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_write_policy_keeps_a_file_that_appears(tmp_path, monkeypatch, links):
+    path = tmp_path / "asset.ply"
+
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:  # as on a FAT disk
+        monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "asset-2.ply").write_text("")
+
+    def write():
+        with write_policy(replace=False), atomic_write(path) as temporary:
+            temporary.write_text("new")
+            path.write_text("mine")
+
+    with pytest.raises(OutputExists, match=r"asset\.ply appeared") as caught:
+        write()
+    assert path.read_text() == "mine"
+    assert caught.value.hint == f"-o {tmp_path}/asset-3.ply"
+    path.unlink()
+    with write_policy(replace=False), atomic_write(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputExists, match="appeared"), write_policy(replace=False), atomic_write(path) as temporary:
+        temporary.write_text("new")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["asset-2.ply", "asset.ply"]
+    with pytest.raises(OutputExists, match=r"asset\.ply exists"):
+        check_output(path, force=False)
+
+
+def test_sweep_removes_only_temporaries_of_its_stem(tmp_path):
+    kept = [".bus.partial.ply", ".bus.abcdefgh.ply", ".car.abcdefgh.partial.ply", "bus.abcdefgh.partial.ply"]
+    for name in (*kept, ".bus.abcdefgh.partial.ply", ".bus.a_cd3f9h.partial.nut", ".bus.abcdefgh.partial"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".bus.folder12.partial.ply").mkdir()
+    (tmp_path / ".bus.link1234.partial.ply").symlink_to(tmp_path / kept[0])
+    sweep(tmp_path, "bus")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*kept, ".bus.folder12.partial.ply", ".bus.link1234.partial.ply"]
+    )
+    sweep(tmp_path)
+    assert not (tmp_path / ".car.abcdefgh.partial.ply").exists()
 
 
 def test_check_output_leaves_no_file(tmp_path):

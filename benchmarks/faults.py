@@ -1,0 +1,173 @@
+"""Commands in forked processes, whose file-system calls are counted, fail or kill them.
+
+Python's functions are wrapped, so calls that a library makes by itself (ffmpeg, safetensors) are neither counted nor
+stopped. Only calls below the working directory count.
+"""
+
+import builtins
+import errno
+import io
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NAMES = ("open", "rename", "replace", "link", "unlink", "mkdir", "rmdir", "chmod", "listdir", "scandir", "fsync")
+"""Functions of `os` that are wrapped; `open` of Python and the writes of its files are too."""
+KILL = "kill"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens in a process.
+
+    Args:
+        action: `KILL`, or the name of an error number such as "EIO".
+        call: number of the call before which it happens, from 1; 0 for none.
+        match: regular expression; only calls count in whose description, such as "open bus.ply", it is found.
+    """
+
+    action: str = KILL
+    call: int = 0
+    match: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An ended process: its exit code (negative for a signal), its output, and the counted calls in order."""
+
+    code: int
+    out: str
+    err: str
+    calls: Sequence[str]
+
+
+class _Counter:
+    """Counts calls, writes them to a file, and carries out a fault."""
+
+    def __init__(self, log: int, fault: Fault, folder: Path) -> None:
+        self._log, self._fault, self._folder = log, fault, str(folder)
+        self._number = 0
+
+    def is_inside(self, path: Any) -> bool:
+        """Whether a path or an open file counts."""
+        if isinstance(path, int):
+            return True
+        return os.path.abspath(os.fsdecode(path)).startswith(self._folder)  # noqa: PTH100 - pathlib calls os
+
+    def count(self, name: str, path: Any) -> None:
+        """Counts a call; raises OSError or ends the process if its turn has come."""
+        if isinstance(path, int) and os.path.exists(f"/proc/self/fd/{path}"):  # noqa: PTH110
+            path = os.readlink(f"/proc/self/fd/{path}")  # noqa: PTH115
+        description = f"{name} {path}"
+        if not re.search(self._fault.match, description):
+            return
+        self._number += 1
+        os.write(self._log, description.encode() + b"\n")
+        if self._number != self._fault.call:
+            return
+        if self._fault.action == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        code = getattr(errno, self._fault.action)
+        raise OSError(code, os.strerror(code))
+
+
+def _install(counter: _Counter) -> None:
+    """Wraps the functions of this process, for good."""
+
+    def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+            if counter.is_inside(path):
+                counter.count(name, path)
+            return real(path, *arguments, **options)
+
+        return call
+
+    class File(io.FileIO):
+        def write(self, data: Any) -> int:
+            counter.count("write", self.name)
+            return super().write(data)
+
+    real_open = io.open
+
+    def open_file(
+        file: Any,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        closefd: bool = True,
+        opener: Any = None,
+    ) -> Any:
+        if isinstance(file, int) or not counter.is_inside(file):
+            return real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+        counter.count("open", file)
+        if not set(mode) & set("wax+"):
+            return real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+        raw = File(file, mode.replace("b", "").replace("t", ""), closefd, opener)
+        binary = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        return binary if "b" in mode else io.TextIOWrapper(binary, encoding, errors, newline)
+
+    for name in NAMES:
+        setattr(os, name, wrap(name, getattr(os, name)))
+    io.open = builtins.open = open_file  # type: ignore[assignment]
+
+
+def run_forked(
+    command: Callable[[Sequence[str]], int],
+    arguments: Sequence[str],
+    folder: Path,
+    fault: Fault | None = None,
+    kill_after_s: float | None = None,
+) -> Ended:
+    """Runs a command line in a forked process.
+
+    Args:
+        command: the function to call in the process.
+        arguments: its arguments.
+        folder: working directory of the process.
+        fault: what happens in it; None also leaves the calls uncounted.
+        kill_after_s: kill the process after so many seconds.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as log:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if not child:
+            code = 99
+            try:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                sys.stdout, sys.stderr = (open(fd, "w", encoding="utf-8", closefd=False) for fd in (1, 2))  # noqa: SIM115
+                os.chdir(folder)
+                if fault is not None:
+                    _install(_Counter(log.fileno(), fault, folder))
+                code = command(arguments)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        if kill_after_s is not None:
+            time.sleep(kill_after_s)
+            os.kill(child, signal.SIGKILL)  # not yet waited for, so the number is still its own
+        _, status = os.waitpid(child, 0)
+        texts = []
+        for stream in (out, err, log):
+            stream.seek(0)
+            texts.append(stream.read().decode("utf-8", "replace"))
+    return Ended(os.waitstatus_to_exitcode(status), texts[0], texts[1], texts[2].splitlines())
+
+
+def contents(folder: Path) -> Mapping[str, bytes]:
+    """Relative name -> content of each file in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

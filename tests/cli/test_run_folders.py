@@ -1,0 +1,260 @@
+"""What happens to a run's folder and its output while it runs, and between two runs."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from commands import BUS, SIX, TESTS
+from fakes import AnalyticPrior
+from safetensors.torch import load_file, save_file
+
+from benchmarks.faults import Fault, run_forked
+from segdream_cli import cli
+from segdream_cli.runs.run_dir import RunDir
+
+WHOLE = ("generate", BUS, "-o", "whole.ply", *SIX)
+EACH = ("--set", "output.checkpoint_every=1")
+
+
+def generate(*arguments):
+    return ("generate", BUS, "-o", "bus.ply", *SIX, *arguments)
+
+
+class Meddling(AnalyticPrior):
+    """Does something in step 3, and is stopped by a signal in step 4 if there is one."""
+
+    def __init__(self, profile, meddle, number=None):
+        super().__init__(profile=profile)
+        self.views, self.meddle, self.number = 0, meddle, number
+
+    def encode_image(self, rgb, noise):
+        self.views += 1
+        if self.views == 3:
+            self.meddle()
+        if self.views == 4 and self.number:
+            os.kill(os.getpid(), self.number)
+        return super().encode_image(rgb, noise)
+
+
+def hint(done):
+    """The arguments of the command in a hint, without the program."""
+    program, *words = shlex.split(done.err.partition("hint: ")[2])
+    assert program == "segdream"
+    return words
+
+
+def test_output_that_appears_is_kept_and_the_state_saved(segdream, prior, folder):
+    segdream(*WHOLE)
+    prior(lambda profile: Meddling(profile, lambda: Path("bus.ply").write_text("mine")))
+    done = segdream(*generate())
+    assert (done.code, done.out) == (6, "")
+    assert "bus.ply appeared while its content was computed" in done.err
+    assert "stopped after step 6 of 6" in done.err
+    assert Path("bus.ply").read_text() == "mine"
+    prior()
+    again = segdream(*hint(done))
+    assert (again.code, again.out) == (0, "bus-2.ply\n")
+    assert Path("bus-2.ply").read_bytes() == Path("whole.ply").read_bytes()
+    assert Path("bus.ply").read_text() == "mine"
+    assert not RunDir(Path("bus.run")).can_resume()
+
+
+def test_output_that_appears_is_replaced_with_force(segdream, prior, folder):
+    segdream(*WHOLE)
+    prior(lambda profile: Meddling(profile, lambda: Path("bus.ply").write_text("mine")))
+    assert segdream(*generate("--force")).code == 0
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (("init", BUS, *SIX[:6], "-o", "new.ply"), "new.ply"),
+        (("export", "whole.ply", "-o", "new.splat"), "new.splat"),
+        (("render", "whole.ply", "--view", "0,0", "--size", "32", "-o", "new.png"), "new.png"),
+        (("render", "whole.ply", "--contact-sheet", "--size", "32", "-o", "new.png"), "new.png"),
+        (("render", "whole.ply", "--n-frames", "2", "--size", "16", "-o", "new.gif"), "new.gif"),
+        (("render", "whole.ply", "--frames", "--n-frames", "2", "--size", "16", "-o", "new"), "new/frame-0001.png"),
+    ],
+)
+def test_file_that_appears_is_kept_by_every_command(segdream, folder, monkeypatch, arguments, file):
+    segdream(*WHOLE)
+    Path(file).parent.mkdir(exist_ok=True)
+
+    def check_output(path, *, force):
+        Path(file).write_text("mine")  # right after the check
+
+    monkeypatch.setattr("segdream_cli.util.files.check_output", check_output)
+    done = segdream(*arguments)
+    assert (done.code, done.out) == (6, "")
+    assert f"{file} appeared" in done.err
+    assert Path(file).read_text() == "mine"
+    assert segdream(*arguments, "--force").code == 0
+    assert Path(file).read_bytes() != b"mine"
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+@pytest.mark.parametrize("kept", [None, "kept.run"])
+def test_run_whose_folder_goes_away_continues(segdream, prior, folder, kept):
+    def meddle():
+        if kept:
+            Path("bus.run").rename(kept)
+        else:
+            shutil.rmtree("bus.run")
+
+    segdream(*WHOLE)
+    prior(lambda profile: Meddling(profile, meddle))
+    done = segdream(*generate(*EACH))
+    assert (done.code, done.out) == (0, "bus.ply\n")
+    assert "bus.run was removed or renamed during the run" in done.err
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+    assert not kept or RunDir(Path(kept)).step() == 2
+    Path("bus.ply").unlink()
+    shutil.rmtree("bus.run")
+    shutil.rmtree("kept.run", ignore_errors=True)
+    prior(lambda profile: Meddling(profile, meddle, signal.SIGTERM))
+    stopped = segdream(*generate())
+    assert stopped.code == 143
+    prior()
+    assert segdream("generate", "--resume", "bus.run").code == 0
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+
+
+@pytest.fixture
+def stopped(segdream, prior, folder):
+    """The record of a run that was stopped after some steps."""
+    prior(lambda profile: Meddling(profile, lambda: None, signal.SIGTERM))
+    assert segdream(*generate()).code == 143
+    prior()
+    return folder / "bus.run" / "run.json"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda record: record.update(prompt="a red ball"), "prompt is 'a red ball' and was 'a yellow school bus'"),
+        (lambda record: record.update(seed=7), "seed is 7 and was 0"),
+        (lambda record: record["config"].update({"optim.steps": 9}), "optim.steps is 9 and was 6"),
+    ],
+)
+def test_resume_refuses_an_edited_record(segdream, stopped, edit, words):
+    record = json.loads(stopped.read_text())
+    edit(record)
+    stopped.write_text(json.dumps(record))
+    done = segdream("generate", "--resume", "bus.run")
+    assert (done.code, done.out) == (2, "")
+    assert f"bus.run/run.json was edited during the run: {words}" in done.err
+    assert not Path("bus.ply").exists()
+    assert segdream(*hint(done)).code == 0  # starts over, as edited
+
+
+def test_resume_takes_a_run_of_the_last_release(segdream, stopped):
+    checkpoint = stopped.with_name("checkpoint.safetensors")
+    save_file(load_file(checkpoint), checkpoint)  # version 0.1.0 wrote no metadata
+    segdream(*WHOLE)
+    assert segdream("generate", "--resume", "bus.run").code == 0
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+
+
+def test_resume_writes_only_beside_the_folder(segdream, stopped, folder):
+    record = json.loads(stopped.read_text())
+    stopped.write_text(json.dumps(record | {"output": "../bus.ply"}))
+    done = segdream("generate", "--resume", "bus.run")
+    assert done.code == 2
+    assert "output '../bus.ply' is not a file beside the folder" in done.err
+    assert not (folder.parent / "bus.ply").exists()
+
+
+def test_run_in_use_is_refused(segdream, stopped):
+    other = RunDir(Path("bus.run"))
+    other.acquire()
+    for command in (("generate", "--resume", "bus.run"), generate(), generate("--force")):
+        done = segdream(*command)
+        assert done.code == 6
+        assert "another process works on bus.run" in done.err
+    other.release()
+    assert segdream("generate", "--resume", "bus.run").code == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_at_a_checkpoint_names_the_step_that_is_saved(segdream, folder, monkeypatch):
+    saves, real = [], tempfile.mkstemp
+
+    def mkstemp(dir=None, prefix="", suffix=""):
+        if suffix.endswith(".safetensors"):
+            saves.append(suffix)
+        if len(saves) < 2:
+            return real(dir=dir, prefix=prefix, suffix=suffix)
+        name = Path(dir) / f"{prefix}full{suffix}"
+        name.symlink_to("/dev/full")
+        return os.open("/dev/null", os.O_RDONLY), str(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "mkstemp", mkstemp)
+        done = segdream(*generate(*EACH))
+    assert done.code == 1
+    assert "the disk is full: bus.run/checkpoint.safetensors was not written" in done.err
+    assert "stopped after step 1 of 6" in done.err
+    assert "stopped after step 2" not in done.err
+    segdream(*WHOLE)
+    assert segdream("generate", "--resume", "bus.run").code == 0
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_checkpoint_is_removed_after_the_asset_is_on_disk(prior, folder):
+    done = run_forked(cli.run, generate(*EACH), folder, Fault())
+    assert done.code == 0, done.err
+    calls = [call.replace(f"{folder}/", "").removeprefix("./") for call in done.calls]
+    named = next(i for i, call in enumerate(calls) if call.startswith("link") and call.endswith(".partial.ply"))
+    synced = calls.index(f"fsync {folder}", named)
+    removed = calls.index("unlink bus.run/checkpoint.safetensors")
+    assert calls[named - 1].startswith(("chmod", "open"))
+    assert named < synced < removed
+    content = [i for i, call in enumerate(calls) if call.startswith("fsync") and call.endswith(".partial.ply")]
+    assert content[-1] < named
+
+
+def test_worker_ends_with_its_parent(tmp_path):
+    """A worker that is busy with something else than steps."""
+    script = """
+import sys, time
+from multiprocessing import get_context
+import workers
+if __name__ == "__main__":
+    process = get_context("spawn").Process(target=workers.sleep_without_parent)
+    process.start()
+    print(process.pid, flush=True)
+    time.sleep(60)
+"""
+    (tmp_path / "parent.py").write_text(script)
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS / "cli")])
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE
+    )
+    worker = int(parent.stdout.readline())
+    end = time.monotonic() + 60
+    while not (tmp_path / "busy").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    parent.kill()
+    parent.communicate()
+    while is_alive(worker) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (tmp_path / "busy").exists()
+    assert not is_alive(worker)
+
+
+def is_alive(pid):
+    """Whether a process runs; a container may have nobody who buries the others."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
