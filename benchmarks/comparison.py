@@ -19,6 +19,7 @@ import math
 import multiprocessing
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ from segdream_cli.config.values import parse_assignments
 from segdream_cli.errors import Diverged
 from segdream_cli.evaluate.judge import Judge
 from segdream_cli.evaluate.measures import Array, frechet, score
+from segdream_cli.evaluate.statistics import estimate
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.render.images import contact_sheet, to_uint8
@@ -60,7 +62,6 @@ WORKERS = 4
 """Processes that share a GPU."""
 GROUPS = 10
 """Groups of prompts of which the jackknife leaves one out."""
-RESAMPLES = 10_000
 CLIPPED = 0.5 / 255
 """A channel this close to 0 or 1 is stored as the byte 0 or 255."""
 SHOWN_PROMPTS, SHOWN_VIEWS = 8, (1, 5)
@@ -388,18 +389,25 @@ class Comparison:
         """Makes and measures the variants that the file lacks, in order; with `world` also their Frechet distance."""
         wanted = [each for each in variants if each.name not in self.entries and each.name not in self.failed]
         self.left_out |= {each.name: "no time" for each in wanted}
-        parts: dict[Variant, list[Future[Made | None]]] = {}
+        waiting: deque[tuple[Variant, list[Future[Made | None]]]] = deque()
         for variant in self.calibrate(wanted):
             starts = range(0, len(variant.pairs()), self.batch)
-            parts[variant] = [self._making.submit(work, "make", variant, slice(i, i + self.batch)) for i in starts]
-        for variant, futures in parts.items():
-            try:
-                made = [future.result() for future in futures]
-            except Exception as problem:  # a variant that fails must not lose the others
-                self._fail(variant, problem)
-                continue
-            if None not in made:
-                self._keep(variant, [part for part in made if part is not None], world)
+            futures = [self._making.submit(work, "make", variant, slice(i, i + self.batch)) for i in starts]
+            waiting.append((variant, futures))
+            while waiting and all(future.done() for future in waiting[0][1]):
+                self._collect(*waiting.popleft(), world)
+        for variant, futures in waiting:
+            self._collect(variant, futures, world)
+
+    def _collect(self, variant: Variant, futures: "Sequence[Future[Made | None]]", world: World | None) -> None:
+        """Keeps the figures of a variant once its parts have ended, unless one ran out of time."""
+        try:
+            made = [future.result() for future in futures]
+        except Exception as problem:  # a variant that fails must not lose the others
+            self._fail(variant, problem)
+            return
+        if None not in made:
+            self._keep(variant, [part for part in made if part is not None], world)
 
     def calibrate(self, variants: Sequence[Variant]) -> list[Variant]:
         """The variants with their factors of the gradient, without those that are refused or that there is no time for.
@@ -617,19 +625,6 @@ def mean(entry: Mapping[str, Any], name: str) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def interval(values: Float[Array, " n"], prompts: Sequence[str]) -> float:
-    """Half of the 95 % interval of the mean of finite values, by a bootstrap that draws prompts with all of theirs."""
-    finite = np.isfinite(values)
-    which = np.unique(np.array(prompts)[finite], return_inverse=True)[1]
-    p = int(which.max(initial=-1)) + 1
-    if p < 2:
-        return math.nan
-    sums, counts = np.bincount(which, values[finite], p), np.bincount(which, minlength=p)
-    draws = np.random.default_rng(0).multinomial(p, np.full(p, 1 / p), RESAMPLES)
-    low, high = np.quantile((draws @ sums) / (draws @ counts), [0.025, 0.975])
-    return float(high - low) / 2
-
-
 def figures(entry: Mapping[str, Any], seconds: float = math.nan) -> dict[str, tuple[float, float]]:
     """Value and half of the 95 % interval of each column, NaN if unknown.
 
@@ -649,8 +644,8 @@ def figures(entry: Mapping[str, Any], seconds: float = math.nan) -> dict[str, tu
         elif name == "seconds":
             found[name] = seconds, math.nan
         else:
-            values = np.array([asset[name] for asset in entry["assets"]], np.float64)
-            found[name] = mean(entry, name), interval(values, prompts)
+            shares = estimate(np.array([asset[name] for asset in entry["assets"]], np.float64), prompts, 0)
+            found[name] = shares.mean, (shares.high - shares.low) / 2
     return found
 
 

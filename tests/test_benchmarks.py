@@ -277,16 +277,20 @@ def test_distance_is_that_of_all_features_with_the_jackknifes_error() -> None:
     assert error**2 == pytest.approx(2 / 3 * sum((each - np.mean(rest)) ** 2 for each in rest))
 
 
-def test_interval_draws_prompts_and_not_assets() -> None:
+def test_figures_have_intervals_over_prompts() -> None:
     """Three equal assets of each prompt tell no more than one; the normal distribution gives the width."""
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=400)
-    prompts = [str(i) for i in range(400)]
-    half = comparison.interval(values, prompts)
-    assert half == pytest.approx(1.96 * values.std() / 20, rel=0.05)
-    repeated = comparison.interval(np.append(values.repeat(3), np.nan), [*np.repeat(prompts, 3), "none"])
-    assert repeated == pytest.approx(half, rel=0.02)
-    assert np.isnan(comparison.interval(values[:3], ["a"] * 3))
+    values = np.random.default_rng(0).normal(size=400)
+    assets = [
+        {name: values[i] if i % 2 or name != "view" else None for name in comparison.COLUMNS} | {"prompt": str(i)}
+        for i in range(400)
+        for _ in range(3)
+    ]
+    found = comparison.figures({"assets": assets, "rows": 12.0, "frechet": 50.0, "frechet_se": 2.0}, 0.25)
+    assert found["object"] == (pytest.approx(values.mean()), pytest.approx(1.96 * values.std() / 20, rel=0.05))
+    assert found["view"] == (pytest.approx(values[1::2].mean()), pytest.approx(1.96 * values.std() / 200**0.5, rel=0.1))
+    assert found["frechet"] == (50, pytest.approx(3.92))
+    assert (found["rows"][0], found["seconds"][0]) == (12, 0.25)
+    assert np.isnan([found["rows"][1], found["seconds"][1]]).all()
 
 
 def test_clipped_share_counts_covered_pixels() -> None:
