@@ -61,8 +61,8 @@ def evaluate(
         bool | None,
         typer.Option(
             "--fit/--no-fit",
-            help="Move assets to the unit sphere.",
-            show_default="only those far from it",
+            help="Move and scale assets to fill the views.",
+            show_default="only those cut off or small",
             rich_help_panel=VIEWS_PANEL,
         ),
     ] = None,
@@ -325,7 +325,7 @@ def _note_fitted(entries: "Sequence[Entry]", fit: bool | None, sink: Output) -> 
     moved = [entry.name for entry in entries if entry.fitted]
     if moved and fit is None:
         more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
-        sink.note(f"{moved[0]}{more} is far from the unit sphere and is moved there; --no-fit keeps it")
+        sink.note(f"moved and scaled to fill the views: {moved[0]}{more}; --no-fit keeps all as they are")
 
 
 def _load(names: Sequence[str], setup: "Setup") -> "dict[str, Metric]":

@@ -1,5 +1,6 @@
 """The assets of an evaluation: finding their files, reading them, and moving them to the frame of the views."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +13,17 @@ import torch
 from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.metrics import Asset
+from segdream_cli.evaluate.views import FOV_RAD, RADIUS
 from segdream_cli.formats.common import ANOTHER_FILE
 from segdream_cli.splats import Splats
 from segdream_cli.splats.bounds import bounds
 from segdream_cli.splats.gaussians import Gaussians
 from segdream_cli.splats.placement import place
 
-USUAL_RADIUS, USUAL_OFFSET = (0.5, 1.5), 0.5
-"""Radii of the sphere of an asset in segdream's own frame, and the largest distance of its centre from the origin."""
+REACH = RADIUS * math.sin(FOV_RAD / 2)
+"""Radius of the sphere about the origin that the views show whole, 0.950."""
+LEAST_RADIUS = 0.5
+"""Radius of an asset's sphere below which the views show it too small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Entry:
         name: unique among the entries.
         path: its file.
         prompt: its own or a given one; None if it has none.
-        fitted: whether its views show it moved to the unit sphere.
+        fitted: whether its views show it moved and scaled to fill them.
     """
 
     name: str
@@ -108,7 +112,7 @@ def list_assets(paths: Sequence[Path], *, fit: bool | None) -> list[Entry]:
 
     Args:
         paths: files, each a different one.
-        fit: move assets to the unit sphere; None moves those that do not fit segdream's own frame.
+        fit: move assets into the views and scale them to fill these; None moves those that are cut off or small.
 
     Raises:
         UsageProblem: a file can't be read, or its asset has no usable size.
@@ -146,14 +150,13 @@ def _read(path: Path) -> Splats:
 
 
 def _fits(splats: Splats) -> bool:
-    """Whether the sphere of an asset is about the unit sphere."""
+    """Whether the views show an asset whole and not too small."""
     center, radius = bounds(splats)
-    low, high = USUAL_RADIUS
-    return low <= radius <= high and float(np.linalg.norm(center)) <= USUAL_OFFSET
+    return radius >= LEAST_RADIUS and float(np.linalg.norm(center)) + radius <= REACH
 
 
 def _fit(splats: Splats, path: Path) -> Splats:
-    """The asset moved to the unit sphere.
+    """The asset moved so that its sphere fills the views.
 
     Raises:
         UsageProblem: it has no extent, or one that 32-bit floats can't square.

@@ -179,11 +179,10 @@ def test_list_assets_gives_unique_names_and_reads_prompts(tmp_path: Path) -> Non
     entries = list_assets([tmp_path / "a" / "x.ply", tmp_path / "b" / "x.ply"], fit=None)
     assert [entry.prompt for entry in entries] == ["a a", "a b"]
     assert [entry.name for entry in entries] == [str(tmp_path / "a" / "x.ply"), str(tmp_path / "b" / "x.ply")]
-    assert [entry.fitted for entry in entries] == [False, False]
 
 
 @torch.no_grad()
-def test_list_assets_fits_what_is_far_from_the_unit_sphere(tmp_path: Path) -> None:
+def test_list_assets_fits_what_the_views_cut_off(tmp_path: Path) -> None:
     """A cube of twenty times the size, off the origin, looks like the cube once it is moved."""
     large = replace(CUBE, means=20 * CUBE.means + np.float32([30, 0, 0]), log_scales=CUBE.log_scales + math.log(20.0))
     path = write(tmp_path / "large.ply", large)
@@ -195,6 +194,30 @@ def test_list_assets_fits_what_is_far_from_the_unit_sphere(tmp_path: Path) -> No
     assert reach == pytest.approx(0.95, abs=0.02)
     assert not list_assets([path], fit=False)[0].fitted
     assert entry.read(CPU).splats.means.max() > 10
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "fitted"),
+    [(0.9, 0.0, False), (1.1, 0.0, True), (0.5, 0.4, False), (0.5, 0.5, True), (0.3, 0.0, True)],
+)
+def test_list_assets_fits_by_the_sphere_that_the_views_show(
+    tmp_path: Path, scale: float, shift: float, fitted: bool
+) -> None:
+    """The cube's corners and two standard deviations reach to a radius of 1.026 of its own."""
+    splats = replace(
+        CUBE, means=scale * CUBE.means + np.float32([0, shift, 0]), log_scales=CUBE.log_scales + math.log(scale)
+    )
+    assert list_assets([write(tmp_path / "a.ply", splats)], fit=None)[0].fitted == fitted
+
+
+@torch.no_grad()
+def test_a_fitted_asset_fills_the_views(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ply", replace(CUBE, means=3 * CUBE.means, log_scales=CUBE.log_scales + math.log(3)))
+    (entry,) = list_assets([path], fit=None)
+    images = torch.cat([views.images for views in ViewProtocol(n=12, size=128).render(entry.read(CPU).gaussians)])
+    assert int(images[..., [0, -1], :].min()) > 200
+    assert int(images[..., [0, -1]].min()) > 200
+    assert int(images[..., 30, :].min()) < 200
 
 
 class MeanMetric:
