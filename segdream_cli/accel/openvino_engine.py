@@ -25,7 +25,7 @@ from torch import Tensor
 from segdream_cli.config import PriorConfig
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.util.download import cache_folder
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import atomic_write, sweep
 
 INSTALL = "pip install openvino"
 TORCH_HINT = "--set prior.engine=torch"
@@ -172,6 +172,7 @@ class OpenVinoCalls:
         with suppress(OSError, SegdreamError), tempfile.TemporaryDirectory() as folder:
             openvino.save_model(model, Path(folder) / "model.xml", compress_to_fp16=False)
             path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent, path.stem)
             with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
                 for name in ("model.xml", "model.bin"):
                     archive.write(Path(folder) / name, name)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.splats import OPACITY_LOGIT_LIMIT, Float32s, Splats, find_nonfinite
+from segdream_cli.util.files import known_problem
 
 ANOTHER_FILE = 'give another file, or make one: segdream generate "a red mushroom" -o mushroom.ply'
 """Hint for a file that no command can repair."""
@@ -39,6 +40,7 @@ def open_asset(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         UsageProblem: it is missing, empty, a folder or a pipe, or reading it is not permitted.
+        SegdreamError: the disk fails, or too many files are open.
     """
     try:
         if path.exists() and not path.is_file():
@@ -49,7 +51,9 @@ def open_asset(path: Path) -> Iterator[BinaryIO]:
             stream.seek(0)
             yield stream
     except OSError as problem:
-        raise UsageProblem(f"{path} can't be read: {problem.strerror or problem}", hint=ANOTHER_FILE) from problem
+        reason = problem.strerror or problem
+        unknown = UsageProblem(f"{path} can't be read: {reason}", hint=ANOTHER_FILE)
+        raise known_problem(problem, path, "read") or unknown from problem
 
 
 def not_a_file(path: Path) -> UsageProblem:

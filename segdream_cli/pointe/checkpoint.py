@@ -28,7 +28,7 @@ from segdream_cli.util.download import (
     download,
     file_sha256,
 )
-from segdream_cli.util.files import atomic_write, exclusive
+from segdream_cli.util.files import atomic_write, exclusive, sweep
 from segdream_cli.util.hashes import has_sha256
 from segdream_cli.util.hub import is_offline
 from segdream_cli.util.weights import read_errors, read_pickled
@@ -304,6 +304,7 @@ def _convert(pickled: Path, store: Path, file: Published, origin: str, sha256: s
     record = _Record(origin=origin, sha256=sha256, converted_sha256=hashlib.sha256(content).hexdigest())
     with cache_write_errors(store):
         store.mkdir(exist_ok=True)
+        sweep(store)
         with atomic_write(_weights_path(store, file)) as temporary:
             temporary.write_bytes(content)
         with atomic_write(_record_path(store, file)) as temporary:

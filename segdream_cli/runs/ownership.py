@@ -38,13 +38,17 @@ class RunLock:
         record = folder / RECORD
         handle = os.open(record, os.O_RDWR)
         self.release = weakref.finalize(self, os.close, handle)
-        locked = True
-        with suppress(OSError):
-            locked = lock(handle)
-        if not locked or not os.path.samestat(os.fstat(handle), record.stat()):
+        free, has_locks = True, True
+        try:
+            free = lock(handle)
+        except OSError:
+            has_locks = False
+        if not free or not os.path.samestat(os.fstat(handle), record.stat()):
             self.release()
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
         self._folder = folder.stat()
+        if not has_locks:
+            self.release()  # Windows renames no folder with an open file
 
     def is_at(self, folder: Path) -> bool:
         """Whether `folder` is still the one that was locked, and has a record."""

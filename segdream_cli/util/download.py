@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import atomic_write, synced_folder
 from segdream_cli.util.home import expand, user_cache
 
 Progress = Callable[[int, int], None]
@@ -187,7 +187,8 @@ class _PartialFile:
         """Renames the complete file to the target."""
         with self.path.open("rb") as stream:
             os.fsync(stream.fileno())
-        self.path.replace(self.target)
+        with synced_folder(self.target.parent):
+            self.path.replace(self.target)
         self.record.unlink(missing_ok=True)
 
 

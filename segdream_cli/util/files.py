@@ -96,10 +96,14 @@ def known_problem(problem: OSError, path: Path, verb: str) -> SegdreamError | No
     if problem.errno is None or problem.errno not in _CAUSES:
         return None
     kind, cause, hint = _CAUSES[problem.errno]
-    return kind(f"{cause}: {path} was not {verb}", hint=hint.format(folder=shlex.quote(str(path.parent))))
+    cured = verb == "written" or kind is EnvironmentProblem  # another -o does not help to read
+    return kind(
+        f"{cause}: {path} was not {verb}",
+        hint=hint.format(folder=shlex.quote(str(path.parent))) if cured else None,
+    )
 
 
-def read_problem(problem: OSError, path: Path, example: str) -> UsageProblem:
+def read_problem(problem: OSError, path: Path, example: str) -> SegdreamError:
     """The error to raise for an operating-system failure while reading a text file.
 
     Args:
@@ -107,6 +111,8 @@ def read_problem(problem: OSError, path: Path, example: str) -> UsageProblem:
         path: the file.
         example: a line that such a file may hold, for the hint to create it.
     """
+    if known := known_problem(problem, path, "read"):
+        return known
     name = shlex.quote(str(path))
     hints = {errno.ENOENT: f"echo {shlex.quote(example)} > {name}", errno.EACCES: f"chmod u+r {name}"}
     reason = problem.strerror or str(problem)

@@ -14,7 +14,15 @@ from filelock import FileLock, Timeout
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
 from segdream_cli.render.images import write_png
 from segdream_cli.util import files
-from segdream_cli.util.files import atomic_write, check_output, exclusive, sweep, write_policy, write_problem
+from segdream_cli.util.files import (
+    atomic_write,
+    check_output,
+    exclusive,
+    read_problem,
+    sweep,
+    write_policy,
+    write_problem,
+)
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -169,6 +177,15 @@ def test_sweep_removes_only_temporaries_of_its_stem(tmp_path):
     )
     sweep(tmp_path)
     assert not (tmp_path / ".car.abcdefgh.partial.ply").exists()
+
+
+def test_read_problem_tells_a_limit_from_a_missing_file():
+    path = Path("list.txt")
+    limit = read_problem(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), path, "a bus")
+    assert (limit.exit_code, limit.hint) == (3, "ulimit -n 4096")
+    disk = read_problem(OSError(errno.EIO, os.strerror(errno.EIO)), path, "a bus")
+    assert (disk.exit_code, disk.message, disk.hint) == (1, "the disk failed: list.txt was not read", None)
+    assert read_problem(OSError(errno.ENOENT, "no"), path, "a bus").hint == "echo 'a bus' > list.txt"
 
 
 def test_check_output_leaves_no_file(tmp_path):

@@ -4,6 +4,7 @@ A forked process makes a trial cheap, so every call has its turn.
 """
 
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -291,3 +292,17 @@ def test_edits_names_what_differs_from_the_checkpoint(tmp_path):
         "optim.steps is 9 and was 7",
         "prior.digest is '4567' and was '0123'",
     ]
+
+
+def test_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def refuse(handle):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("segdream_cli.runs.ownership.lock", refuse)
+    monkeypatch.setattr("segdream_cli.util.files.lock", refuse)
+    run = RunDir(tmp_path / "bus.run")
+    run.create(RECORD)
+    run.save(asset(step=2))
+    run.create(NEW, force=True)
+    assert run.record() == NEW
+    assert set(contents(tmp_path)) == {"bus.run/run.json"}
