@@ -83,7 +83,10 @@ def main(
         prompts, seeds, steps, batch = 2, 1, 3, 2
         only = only or ["release", "10 segments", "without the approximation", "loss of Eq. 10"]
     shown = held_out()[:prompts]
-    with open_comparison(out, device, batch, workers, budget_s, smoke=smoke) as comparison:
+    if unknown := set(only or ()) - CHANGES.keys():
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; known: {', '.join(CHANGES)}")
+    setup = {"prompts": prompts, "seeds": seeds, "steps": steps}
+    with open_comparison(out, device, batch, workers, budget_s, setup, smoke=smoke) as comparison:
         chosen = [each for title, each in variants(shown, seeds, steps).items() if not only or title in only]
         world = comparison.world(shown, ["world", *(each.name for each in chosen)])
         comparison.make(chosen, world)

@@ -174,7 +174,7 @@ class Workshop:
 
         def note(*arguments: Any) -> Any:
             gradient = inner(*arguments)
-            squares.append(gradient.latents.square().mean())
+            squares.append(gradient.latents.float().square().mean())
             return gradient
 
         with mock.patch.object(pipeline.method, "gradient", note):
@@ -350,11 +350,23 @@ class Comparison:
         making: makes the assets.
         drawing: draws the world.
         batch: assets in lock step.
+        setup: what all results of the file have in common.
         smoke: make the smallest assets.
+
+    Raises:
+        ValueError: the file is of another setup.
     """
 
     def __init__(
-        self, path: Path | None, shop: Workshop, making: Executor, drawing: Executor, batch: int, *, smoke: bool
+        self,
+        path: Path | None,
+        shop: Workshop,
+        making: Executor,
+        drawing: Executor,
+        batch: int,
+        setup: Mapping[str, Any],
+        *,
+        smoke: bool,
     ) -> None:
         self.path, self.shop, self.batch, self.smoke = path, shop, batch, smoke
         self._making, self._drawing = making, drawing
@@ -363,6 +375,8 @@ class Comparison:
         if path is not None and path.exists():
             self.found = json.loads(path.read_text(encoding="utf-8"))
         self.found.setdefault("provenance", provenance(str(shop.device)))
+        if self.found.setdefault("setup", {**setup, "smoke": smoke}) != {**setup, "smoke": smoke}:
+            raise ValueError(f"{path} has results of another setup: {self.found['setup']}")
 
     @property
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -548,7 +562,7 @@ class Comparison:
         for prompt in prompts:
             for i, (title, own) in enumerate(images.items()):
                 tiles.append(read_thumbnail(own.get(prompt)))
-                labels.append(title if prompt == prompts[0] else "" if i else prompt)
+                labels.append(", ".join([title] * (prompt == prompts[0]) + [prompt] * (i == 0)))
         if tiles:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
@@ -563,6 +577,7 @@ def open_comparison(
     batch: int,
     workers: int | None,
     budget_s: float,
+    setup: Mapping[str, Any],
     *,
     smoke: bool,
 ) -> Iterator[Comparison]:
@@ -574,7 +589,11 @@ def open_comparison(
         batch: assets in lock step.
         workers: processes that share a GPU, by default `WORKERS`; 0 makes all assets in this process, as on a CPU.
         budget_s: seconds until the deadline.
+        setup: what all results of the file have in common.
         smoke: make the smallest assets.
+
+    Raises:
+        ValueError: the file is of another setup.
     """
     deadline, place = time.time() + budget_s, str(choose_device(device))
     if workers is None:
@@ -583,7 +602,7 @@ def open_comparison(
     drawing, making = executor(spare), executor(workers, open_workshop, place, smoke, deadline)
     try:
         shop = open_workshop(place, smoke, deadline)
-        yield Comparison(path, shop, making, drawing, batch, smoke=smoke)
+        yield Comparison(path, shop, making, drawing, batch, setup, smoke=smoke)
     finally:
         drawing.shutdown(cancel_futures=True)
         making.shutdown(cancel_futures=True)

@@ -241,11 +241,14 @@ def main(
 ) -> None:
     """Searches settings, makes assets by every method, judges them, and prints the tables."""
     methods, wanted = only or list(METHODS), parts.split(",")
+    if unknown := {*methods, *wanted} - {*METHODS, *PARTS}:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; known: {', '.join((*METHODS, *PARTS))}")
     trials = {method: TRIALS[method][: 1 if smoke else None] for method in methods}
     if smoke:
         prompts, seeds, steps, batch = 2, 1, 3, 2
     shown = held_out()[:prompts]
-    with open_comparison(out, device, batch, workers, budget_s, smoke=smoke) as comparison:
+    setup = {"prompts": prompts, "seeds": seeds, "steps": steps}
+    with open_comparison(out, device, batch, workers, budget_s, setup, smoke=smoke) as comparison:
         known = keep_known(comparison.shop.session.pipeline, [one for one in combinations() if not one.held_out])
         training = choose(known, 1 if smoke else SEARCH_PROMPTS, SEARCH_SEED)
         plan = Plan(trials, shown, training, seeds, steps, (2, 3) if smoke else CURVE_STEPS)

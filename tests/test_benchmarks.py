@@ -254,12 +254,21 @@ def test_rows_of_ablations_are_those_of_results_md(shop: comparison.Workshop) ->
 def test_calibrated_gradients_are_as_large_as_those_of_the_preset(shop: comparison.Workshop, method: str) -> None:
     shown = tuple(held_out()[:1])
     preset = comparison.Variant("preset", shown, (0,), 2)
-    found = comparison.Comparison(None, shop, comparison.Inline(), comparison.Inline(), 2, smoke=True)
+    found = comparison.Comparison(None, shop, comparison.Inline(), comparison.Inline(), 2, {}, smoke=True)
     (variant,) = found.calibrate([comparison.Variant("a", shown, (0,), 2, method, gradient=3.0)])
     assert found.failed == {}
     expected, rms = shop.gradient_rms(preset), shop.gradient_rms(variant)
     assert expected is not None
     assert rms == pytest.approx(3 * expected, rel=0.05)
+
+
+def test_comparison_refuses_a_file_of_another_setup(shop: comparison.Workshop, tmp_path: Path) -> None:
+    pool, path = comparison.Inline(), tmp_path / "a.json"
+    comparison.Comparison(path, shop, pool, pool, 2, {"steps": 100}, smoke=True).save()
+    comparison.Comparison(path, shop, pool, pool, 3, {"steps": 100}, smoke=True)
+    for setup, smoke_run in (({"steps": 50}, True), ({"steps": 100}, False)):
+        with pytest.raises(ValueError, match=r"a\.json has results of another setup: .*100"):
+            comparison.Comparison(path, shop, pool, pool, 2, setup, smoke=smoke_run)
 
 
 def test_distance_is_that_of_all_features_with_the_jackknifes_error() -> None:
