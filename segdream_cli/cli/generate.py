@@ -1,5 +1,6 @@
 """`segdream generate`: makes assets from a prompt or a list of prompts."""
 
+from enum import StrEnum
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -15,6 +16,8 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.jobs import Job, jobs_of_list, jobs_of_prompt, parse_seeds
 from segdream_cli.runs.processes import parse_devices, run_on_devices
 from segdream_cli.runs.spec import JobSpec, Request
+
+BestBy = StrEnum("BestBy", {name: name for name in ("judge", "clip")})  # type: ignore[misc]
 
 
 def generate(
@@ -44,6 +47,24 @@ def generate(
         typer.Option(
             "--seeds",
             help="Several seeds, 0-3 or 1,5; -o is then a folder or a pattern with {seed}.",
+            rich_help_panel=shared.PROMPT,
+        ),
+    ] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            "--best-of",
+            min=2,
+            max=100,
+            help="Start this many seeds, and finish the best.",
+            rich_help_panel=shared.PROMPT,
+        ),
+    ] = None,
+    best_by: Annotated[
+        BestBy | None,
+        typer.Option(
+            "--best-by",
+            help="Metric of --best-of; judge if it knows the prompt, else clip.",
             rich_help_panel=shared.PROMPT,
         ),
     ] = None,
@@ -153,10 +174,7 @@ def generate(
         from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
 
         return resume_run(resume, request, reporter, StopOnSignal(), output, force=force, live=view)
-    if seeds is not None:
-        shared.refuse_options(context, {"seed"}, "can't be combined with --seeds", "--seeds 0-3")
-    if seeds is None and prompts is None:
-        shared.refuse_options(context, {"batch"}, "needs several assets, from --prompts or --seeds", "--seeds 0-3")
+    _refuse_mixtures(context, prompts, seeds, best_of, best_by)
     jobs = _jobs(prompt, prompts, output, out_dir, None if seeds is None else parse_seeds(seeds), seed)
     spec = JobSpec(
         request=request,
@@ -167,6 +185,10 @@ def generate(
         as_list=prompts is not None,
         live=view,
     )
+    if best_of is not None:
+        from segdream_cli.runs.best_of import make_best
+
+        return make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal())
     if devices is not None:
         shared.refuse_options(context, {"device"}, "can't be combined with --devices", "--devices 0,1")
         tally = run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal())
@@ -176,6 +198,21 @@ def generate(
         tally = run_jobs(spec, reporter, StopOnSignal())
     if tally.failed:  # each failure has been reported
         raise typer.Exit(1)
+
+
+def _refuse_mixtures(
+    context: typer.Context, prompts: str | None, seeds: str | None, best_of: int | None, best_by: str | None
+) -> None:
+    """Refuses options about seeds that exclude each other, and those about several assets where there is one."""
+    if seeds is not None:
+        shared.refuse_options(context, {"seed"}, "can't be combined with --seeds", "--seeds 0-3")
+    if best_of is not None:
+        reason, hint = "can't be combined with --best-of", f"--best-of {best_of}"
+        shared.refuse_options(context, {"seeds", "prompts", "out_dir", "devices"}, reason, hint)
+    elif best_by is not None:
+        raise UsageProblem("--best-by only affects --best-of", hint=f"--best-of 4 --best-by {best_by}")
+    elif seeds is None and prompts is None:
+        shared.refuse_options(context, {"batch"}, "needs several assets, from --prompts or --seeds", "--seeds 0-3")
 
 
 def _jobs(

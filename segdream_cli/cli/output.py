@@ -1,9 +1,10 @@
 """The only module that prints: results to stdout, other messages to stderr."""
 
 import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,13 @@ class Output:
         if not self.quiet:
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()
+
+    def choice(self, output: Path, message: str, *, scores: Mapping[int, float], **fields: Any) -> None:
+        """Reports which seed was chosen by its score: a note, and with `json` an object."""
+        if self.json:
+            table = [{"seed": seed, "score": score if math.isfinite(score) else None} for seed, score in scores.items()]
+            self._line(event="chosen", output=str(output), seeds=table, **fields)
+        self.note(message)
 
     def skip(self, output: Path, message: str) -> None:
         """Reports a result that exists already: a note, and with `json` an object."""

@@ -20,6 +20,7 @@ from segdream_cli.runs.reporter import (
     RunEnded,
     RunSaved,
     RunStarted,
+    SeedChosen,
     Stepped,
 )
 
@@ -55,6 +56,8 @@ class TerminalReporter:
                 self._runs.pop(event.run).stop()
             case AssetFinished():
                 self._show_result(event)
+            case SeedChosen():
+                self._show_choice(event)
             case JobSkipped():
                 text = f"[{event.number}/{event.count}] {event.output} exists, skipped"
                 self.output.skip(event.output, text)
@@ -87,6 +90,13 @@ class TerminalReporter:
             memory_gib=round(event.memory_gib, 3),
             run=str(event.run),
         )
+
+    def _show_choice(self, event: SeedChosen) -> None:
+        scores = ", ".join(f"{seed}: {score:.3f}" for seed, score in event.scores.items())
+        message = (
+            f"seed {event.seed} is the best of {len(event.scores)} by {event.by} after step {event.step} ({scores})"
+        )
+        self.output.choice(event.output, message, by=event.by, step=event.step, scores=event.scores, seed=event.seed)
 
     def _show_checkpoint(self, event: RunSaved) -> None:
         if event.resume is None:

@@ -39,6 +39,7 @@ class JudgeMetric(AssetMetric):
         "object": Figure("object", "higher", main=True),
         "color": Figure("colour", "higher", main=True),
         "attribute": Figure("attribute", "higher", main=True),
+        "probability": Figure("probability", "higher"),
         "view": Figure("view", "higher", main=True),
         "janus": Figure("Janus", "lower", main=True),
     }
@@ -74,8 +75,9 @@ def read_verdict(
 ) -> dict[str, float]:
     """The figures of eight views, 45 degrees apart from the front on, which should show a label.
 
-    `view` is the share of the four views along the axes whose sector (front, side, back) is right. `janus` is the share
-    of the views 90 to 270 degrees from the front that look like a front.
+    `probability` is the mean probability of the right object, colour and attribute over the views. `view` is the share
+    of the four views along the axes whose sector (front, side, back) is right. `janus` is the share of the views 90 to
+    270 degrees from the front that look like a front.
 
     Args:
         verdict: the judge's, on the eight views.
@@ -87,11 +89,18 @@ def read_verdict(
     def share(head: str, name: str, found: torch.Tensor) -> float:
         return float((found == classes[head].index(name)).float().mean()) if name in classes[head] else float("nan")
 
+    rows = {"objects": verdict.objects, "colors": verdict.colors, "attributes": verdict.attributes}
+    right = [
+        float(rows[head][:, classes[head].index(name)].mean())
+        for head, name in zip(rows, label, strict=True)
+        if name in classes[head]
+    ]
     sectors = verdict.sector.cpu().numpy()
     return {
         "object": share("objects", label.object, verdict.object),
         "color": share("colors", label.color, verdict.color),
         "attribute": share("attributes", label.attribute, verdict.attribute),
+        "probability": float(np.mean(right)) if right else float("nan"),
         "view": float((sectors[::2] == SECTOR_OF_AXIS).mean()) if readable else float("nan"),
         "janus": float(np.mean(sectors[AWAY] == SECTORS.index("front"))) if readable else float("nan"),
     }

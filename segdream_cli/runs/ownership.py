@@ -17,8 +17,10 @@ from segdream_cli.util.files import STEM_LENGTH, TEMPORARY, lock, synced_folder
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
 EVENTS = "events.jsonl"
+TRIED = "tried.json"
 OWN_NAMES = re.compile(
-    rf"{re.escape(RECORD)}|{re.escape(CHECKPOINT)}|{re.escape(EVENTS)}|preview-\d{{6,}}\.png|{TEMPORARY.pattern}",
+    rf"{re.escape(RECORD)}|{re.escape(CHECKPOINT)}|{re.escape(EVENTS)}|{re.escape(TRIED)}"
+    rf"|preview-\d{{6,}}\.png|tried-\d+\.png|{TEMPORARY.pattern}",
     re.DOTALL,
 )
 """Names of the files that segdream writes into a run folder."""

@@ -3,7 +3,7 @@
 Events are plain values: they can be pickled, and do not depend on how they are shown.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -105,6 +105,25 @@ class AssetFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedChosen:
+    """The best of several seeds was chosen, and continues.
+
+    Args:
+        output: the asset's file.
+        by: the metric.
+        step: the step after which they were compared.
+        scores: seed -> score, higher is better; NaN where the metric has none.
+        seed: the best.
+    """
+
+    output: Path
+    by: str
+    step: int
+    scores: Mapping[int, float]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobSkipped:
     """The asset of job `number` of `count` exists already."""
 
@@ -153,6 +172,7 @@ Event: TypeAlias = (
     | Stepped
     | RunEnded
     | AssetFinished
+    | SeedChosen
     | JobSkipped
     | JobFailed
     | RunSaved

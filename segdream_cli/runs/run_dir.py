@@ -4,6 +4,7 @@ run.json                 configuration, prompt, seed, prior, versions; enough to
 checkpoint.safetensors   everything the next step depends on
 events.jsonl             one line per reported step
 preview-000400.png       preview images, if requested
+tried.json, tried-3.png  with `--best-of`: the score and an image of each seed
 """
 
 import json

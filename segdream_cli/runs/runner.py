@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from segdream_cli import formats
 from segdream_cli.errors import Diverged, Interrupted, OutOfMemory, OutputExists, SegdreamError
@@ -277,8 +279,11 @@ class Runner:
 
     def _preview(self, each: ActiveRun, run: RunDir, step: int) -> None:
         """Writes an image of the asset from four sides into the run folder."""
-        pipeline, asset = self.pipeline, each.asset
-        cameras = frame_sphere(turntable_azimuths(4), torch.full((4,), 15.0), pipeline.config.output.preview_size)
-        images = pipeline.render(asset.gaussians, cameras).over(torch.ones(3, device=pipeline.device))
-        sheet = contact_sheet(list(images.cpu().numpy()), columns=4)
-        write_png(run.path / f"preview-{step:06d}.png", sheet)
+        write_png(run.path / f"preview-{step:06d}.png", four_sides(self.pipeline, each.asset))
+
+
+def four_sides(pipeline: Pipeline, asset: AssetState) -> UInt8[np.ndarray, "h w 3"]:
+    """An asset from four sides, beside each other."""
+    cameras = frame_sphere(turntable_azimuths(4), torch.full((4,), 15.0), pipeline.config.output.preview_size)
+    images = pipeline.render(asset.gaussians, cameras).over(torch.ones(3, device=pipeline.device))
+    return contact_sheet(list(images.cpu().numpy()), columns=4)

@@ -260,7 +260,7 @@ class Session:
             self.check(job, force=force)
         for start in range(0, len(jobs), self.batch):
             self._check_stop()
-            _drain(self._finish([self._begin_job(job, force=force) for job in jobs[start : start + self.batch]]))
+            drain(self._finish([self._begin_job(job, force=force) for job in jobs[start : start + self.batch]]))
         return Tally(made=len(jobs))
 
     def resume(self, run: RunDir, output: Path, *, force: bool) -> None:
@@ -270,7 +270,7 @@ class Session:
             UsageProblem, OutputExists: it can't be resumed.
             Interrupted, SegdreamError: see `generate_all`.
         """
-        _drain(self._finish([self._restore(run, output, force=force)]))
+        drain(self._finish([self._restore(run, output, force=force)]))
 
     def generate_list(self, jobs: Sequence[Job], *, force: bool) -> Tally:
         """Makes missing assets, resumes stopped runs, and continues after a failure.
@@ -338,7 +338,7 @@ class Session:
                     active.append(begin())
                 except SegdreamError as problem:
                     self.reporter(JobFailed(problem))
-            failures = _drain(self._iterate(active))
+            failures = drain(self._iterate(active))
             made = len(active) - len(failures)
         except SegdreamError as problem:
             if isinstance(problem, OutOfMemory) and len(active) > 1:  # the next ones would not fit either
@@ -477,7 +477,7 @@ def _last(generation: Generation) -> Splats:
     return generation.splats()
 
 
-def _drain(steps: Generator[StepReport, None, T]) -> T:
+def drain(steps: Generator[StepReport, None, T]) -> T:
     """Takes all steps, and returns the generator's result."""
     while True:
         try:

@@ -59,7 +59,9 @@ def test_read_verdict_counts_views() -> None:
         Label("duck", "blue", "striped"),
         readable=True,
     )
-    assert found == {"object": 0.75, "color": 0.0, "attribute": 1.0, "view": 0.75, "janus": 0.4}
+    assert found == {
+        "object": 0.75, "color": 0.0, "attribute": 1.0, "probability": 1.75 / 3, "view": 0.75, "janus": 0.4,
+    }  # fmt: skip
 
 
 def test_read_verdict_without_a_color_or_readable_azimuths_has_no_such_values() -> None:
