@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,8 +33,9 @@ class CostMetric(AssetMetric):
 def run_seconds(events: Path) -> float:
     """Wall time of a run's steps in seconds, NaN without its events; of the whole batch if several ran at once.
 
-    A line stands for the steps since the line before, as not every step is reported on CUDA. A resumed run repeats
-    steps after its checkpoint, and the later line counts.
+    A line stands for the steps since the line before, as not every step is reported on CUDA, but for no more than most
+    lines do, since a distillation may end early. A resumed run repeats steps after its checkpoint, and the later line
+    counts.
     """
     try:
         lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
@@ -41,8 +43,11 @@ def run_seconds(events: Path) -> float:
     except (OSError, ValueError, KeyError, TypeError):
         return NAN
     steps = sorted(seconds)
+    if not steps:
+        return NAN
     gaps = [step - before for before, step in zip([0, *steps], steps, strict=False)]
-    return sum(gap * seconds[step] for gap, step in zip(gaps, steps, strict=True)) if steps else NAN
+    usual = statistics.mode(gaps)
+    return sum(min(gap, usual) * seconds[step] for gap, step in zip(gaps, steps, strict=True))
 
 
 def _number(value: object) -> float:

@@ -105,6 +105,16 @@ class Pipeline:
         """Side of the training renders in pixels."""
         return self.config.camera.image_size or self.prior.image_size
 
+    def unet_rows(self, asset: AssetState) -> int:
+        """Rows of the U-Net evaluated for an asset so far, with the method's average per view and step."""
+        config, distilled = self.config, min(asset.step, self.config.optim.steps) - asset.skipped
+        rows = distilled * config.camera.batch * self.method.rows_per_view
+        branches, begin = 1 if config.refine.guidance_scale == 1 else 2, config.optim.steps
+        for each in config.refine.rounds:
+            rows += branches * each.views * each.steps if asset.step > begin else 0
+            begin += each.iterations
+        return round(rows)
+
     def prepare(
         self, prompt: str, seed: int, negative_prompt: str | None = None, gaussians: Gaussians | None = None
     ) -> AssetState:

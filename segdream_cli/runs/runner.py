@@ -267,9 +267,8 @@ class Runner:
     def snapshot(self, each: ActiveRun) -> Splats:
         """The current state of an asset, with its provenance; a refined one stands where its source stood."""
         asset = each.asset
-        splats = asset.gaussians.splats(
-            {**self.origin, "prompt": asset.prompt, "seed": asset.seed, "steps": asset.step - asset.skipped}
-        )
+        own = {"prompt": asset.prompt, "seed": asset.seed, "steps": asset.step - asset.skipped}
+        splats = asset.gaussians.splats({**self.origin, **own, "unet_rows": self.pipeline.unet_rows(asset)})
         return splats if each.start is None else each.start.finish(splats)
 
     def _show(self, each: ActiveRun) -> None:

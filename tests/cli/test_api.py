@@ -76,6 +76,7 @@ def test_early_end_is_reported_and_recorded(folder, prior):
     session = segdream.load(prior=MINI, device="cpu", settings=settings, reporter=events.append)
     splats = session.generate(BUS, output="bus.ply")
     assert splats.provenance["steps"] == 4
+    assert splats.provenance["unet_rows"] > 0
     (finished,) = [event for event in events if isinstance(event, AssetFinished)]
     assert finished.steps == 4
     note = (

@@ -50,6 +50,24 @@ def test_run_refines_after_the_distillation():
     assert pipe.config.last_step == 9
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 5, 6, 9])
+def test_unet_rows_are_those_that_the_prior_computed(scale, step):
+    class Counting(AnalyticPrior):
+        rows = 0
+
+        def predict_noise(self, latents, timesteps, text):
+            self.rows += len(latents)
+            return super().predict_noise(latents, timesteps, text)
+
+    prior = Counting()
+    pipe = build(prior, distill__method="sds", refine__guidance_scale=scale)
+    asset = pipe.prepare("a cube", 0)
+    advance(pipe, [asset], step)
+    assert pipe.unet_rows(asset) == prior.rows
+    assert (prior.rows > 0) == (step > 0)
+
+
 def test_disabled_refinement_leaves_the_distillation_as_it_is():
     pipe, plain = build(), build(refine__enabled=False)
     asset, expected = pipe.prepare("a cube", 0), plain.prepare("a cube", 0)

@@ -143,11 +143,14 @@ def test_choose_metrics_in_the_order_of_the_table() -> None:
 
 
 def test_run_seconds_stretches_each_line_to_the_line_before(tmp_path: Path) -> None:
-    """Steps 1 to 10 at 2 s and 11 to 14 at 3 s; the repeated step counts once, as it was the last time."""
+    """Steps 1 to 20 at 2 s and 21 to 24 at 3 s, of which the repeated one counts once, as it was the last time.
+
+    Then steps up to 90 are left out.
+    """
     events = tmp_path / "events.jsonl"
-    lines = [{"step": 10, "seconds": 2.0}, {"step": 14, "seconds": 9.0}, {"step": 14, "seconds": 3.0}]
-    events.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert run_seconds(events) == pytest.approx(10 * 2 + 4 * 3)
+    steps = [(10, 2.0), (20, 2.0), (24, 9.0), (24, 3.0), (90, 5.0)]
+    events.write_text("".join(json.dumps({"step": step, "seconds": seconds}) + "\n" for step, seconds in steps))
+    assert run_seconds(events) == pytest.approx(20 * 2 + 4 * 3 + 10 * 5)
     assert math.isnan(run_seconds(tmp_path / "missing.jsonl"))
     events.write_text('{"step": 1}\n')
     assert math.isnan(run_seconds(events))
