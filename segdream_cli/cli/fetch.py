@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from segdream_cli.util.download import Progress
     from segdream_cli.util.hub import HubDownload
 
-POINT_E, CLIP = "point-e", "clip"
-Fetchable = StrEnum("Fetchable", {name: name for name in (SD21, POINT_E, CLIP)})  # type: ignore[misc]
+POINT_E, CLIP, IMAGE_REWARD, FID = "point-e", "clip", "image-reward", "fid"
+Fetchable = StrEnum("Fetchable", {name: name for name in (SD21, POINT_E, CLIP, IMAGE_REWARD, FID)})  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,28 @@ def _clip(sink: Output) -> Iterator[_Item]:
     )
 
 
+def _image_reward(sink: Output) -> Iterator[_Item]:
+    """The checkpoint and the vocabulary of the metric `image-reward`."""
+    from segdream_cli.evaluate.image_reward import VOCABULARY, WEIGHTS
+
+    for model in (WEIGHTS, VOCABULARY):
+        check = partial(model.locate_files, [model.marker], offline=True, announce=sink.note)
+        yield _of_hub(IMAGE_REWARD, f"{model.marker} of {model.id}", model.plan_files([model.marker]), check)
+
+
+def _fid(sink: Output) -> Iterator[_Item]:
+    """The weights of the metric `fid`."""
+    from segdream_cli.evaluate import inception
+
+    yield _Item(
+        name=FID,
+        title=inception.NAME,
+        missing=0 if inception.cached_file().is_file() else inception.BYTES,
+        fetch=lambda progress: inception.resolve(offline=False, announce=sink.note, progress=progress),
+        check=lambda: inception.resolve(offline=True, announce=_silent).parent,
+    )
+
+
 def _of_hub(name: str, title: str, plan: "HubDownload | None", check: Callable[[], Path]) -> _Item:
     """An item of the Hub; `download` is None if the cache has all its files."""
 
@@ -139,4 +162,10 @@ def _silent(_: str) -> None:
     """Ignores a message: the command has already announced the download."""
 
 
-_ITEMS: dict[str, Callable[[Output], Iterator[_Item]]] = {SD21: _stable_diffusion, POINT_E: _point_e, CLIP: _clip}
+_ITEMS: dict[str, Callable[[Output], Iterator[_Item]]] = {
+    SD21: _stable_diffusion,
+    POINT_E: _point_e,
+    CLIP: _clip,
+    IMAGE_REWARD: _image_reward,
+    FID: _fid,
+}

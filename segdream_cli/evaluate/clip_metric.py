@@ -7,6 +7,7 @@ Shapes: v views, p prompts, d features.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +24,7 @@ from segdream_cli.evaluate.metrics import Array, Asset, Figure, Metric, Setup, V
 from segdream_cli.pointe.clip import CLIP as TEXT_ENCODER
 from segdream_cli.priors.checkpoint import read_errors
 from segdream_cli.priors.text import load_clip
-from segdream_cli.util.hub import HubDownload, HubModel
+from segdream_cli.util.hub import HubDownload, HubModel, absent_files
 
 FILES = (
     "config.json",
@@ -33,8 +34,9 @@ FILES = (
     "vocab.json",
     "merges.txt",
 )
+OPTIONAL_FILES = ("tokenizer.json", "special_tokens_map.json")
 HINT = "--weights clip=FOLDER"
-MODEL = HubModel(id=TEXT_ENCODER.id, marker=FILES[0], fallback_hint=HINT)
+MODEL = replace(TEXT_ENCODER, fallback_hint=HINT)
 """The model on the Hub, whose text half Point-E uses too."""
 
 
@@ -146,14 +148,14 @@ def resolve(given: str | None, *, offline: bool, announce: Callable[[str], None]
         announce: receives a line with the size before a download starts.
 
     Raises:
-        WeightsUnavailable: a file is missing, or the Hub can't be reached.
+        WeightsUnavailable: a file is missing, damaged, or not the one that was used first; or the Hub can't be reached.
     """
     if given is not None and (folder := Path(given).expanduser()).is_dir():
-        if absent := _absent_files(folder):
+        if absent := absent_files(folder, FILES):
             raise WeightsUnavailable(f"{folder} has no {', '.join(absent)}", hint=HINT)
         return folder
     model = MODEL if given is None else HubModel(id=given, marker=FILES[0], fallback_hint=HINT)
-    return model.locate(_is_complete, lambda: _plan(model), offline=offline, announce=announce)
+    return model.locate_files(FILES, OPTIONAL_FILES, offline=offline, announce=announce)
 
 
 def plan_download() -> HubDownload | None:
@@ -162,23 +164,7 @@ def plan_download() -> HubDownload | None:
     Raises:
         WeightsUnavailable: the Hub can't be reached, or lacks a file.
     """
-    cached = MODEL.local_folder()
-    return None if cached is not None and _is_complete(cached) else _plan(MODEL)
-
-
-def _absent_files(folder: Path) -> list[str]:
-    return [name for name in FILES if not (folder / name).is_file()]
-
-
-def _is_complete(folder: Path) -> bool:
-    return not _absent_files(folder)
-
-
-def _plan(model: HubModel) -> HubDownload:
-    listed = model.list_files([*FILES, "tokenizer.json", "special_tokens_map.json"])
-    if absent := [name for name in FILES if name not in listed]:
-        raise WeightsUnavailable(f"{model.id} has no {', '.join(absent)} on the Hub", hint=HINT)
-    return model.select(listed, listed)
+    return MODEL.plan_files(FILES, OPTIONAL_FILES)
 
 
 def load(setup: Setup) -> Metric:

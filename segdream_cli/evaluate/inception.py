@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.util.download import cache_folder, check_space, describe_download, download, file_sha256
+from segdream_cli.util.download import Progress, cache_folder, check_space, describe_download, download, file_sha256
 from segdream_cli.util.hub import first_line, is_offline
 from segdream_cli.util.weights import read_errors, read_pickled
 
@@ -128,11 +128,9 @@ def load(folder: Path | None, device: torch.device, *, offline: bool, announce: 
     Raises:
         WeightsUnavailable: the file is missing, can't be downloaded or read, or is damaged.
     """
-    path = (folder or cache_folder() / "inception") / NAME
+    path = resolve(offline=offline, announce=announce) if folder is None else folder / NAME
     if not path.is_file():
-        if folder is not None:
-            raise WeightsUnavailable(f"{folder} has no {NAME}", hint=FALLBACK_HINT)
-        _download(path, is_offline(offline), announce)
+        raise WeightsUnavailable(f"{folder} has no {NAME}", hint=FALLBACK_HINT)
     with read_errors(path, FALLBACK_HINT):
         found = file_sha256(path)
     if found != SHA256:
@@ -140,17 +138,31 @@ def load(folder: Path | None, device: torch.device, *, offline: bool, announce: 
     return Inception(read_pickled(path, FALLBACK_HINT), device)
 
 
-def _download(path: Path, offline: bool, announce: Callable[[str], None]) -> None:
-    """Downloads the published file.
+def cached_file() -> Path:
+    """The published file in segdream's cache; it need not exist."""
+    return cache_folder() / "inception" / NAME
+
+
+def resolve(*, offline: bool, announce: Callable[[str], None], progress: Progress | None = None) -> Path:
+    """The published file in segdream's cache, downloaded if it is missing.
+
+    Args:
+        offline: never use the network; HF_HUB_OFFLINE has the same effect.
+        announce: receives a line with the size before a download starts.
+        progress: receives the bytes done and in total.
 
     Raises:
-        WeightsUnavailable: offline mode is on, or the download fails.
+        WeightsUnavailable: it is missing and offline mode is on, or the download fails.
     """
-    if offline:
+    path = cached_file()
+    if path.is_file():
+        return path
+    if is_offline(offline):
         raise WeightsUnavailable(
             f"the weights of Inception are not in {path.parent}, and offline mode is on",
-            hint=f"run once without --offline and HF_HUB_OFFLINE, or {FALLBACK_HINT}",
+            hint=f"segdream fetch fid, once, while online; or {FALLBACK_HINT}",
         )
     check_space(path.parent, BYTES)
     announce(f"downloading {NAME}, {describe_download(BYTES)}, from {ADDRESS} to {path.parent}")
-    download(ADDRESS, path, hint=FALLBACK_HINT, size=BYTES, sha256=SHA256)
+    download(ADDRESS, path, hint=FALLBACK_HINT, size=BYTES, sha256=SHA256, progress=progress)
+    return path

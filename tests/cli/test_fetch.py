@@ -1,5 +1,6 @@
 """`segdream fetch`: what is said, downloaded and left behind, against servers on the loopback interface."""
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from segdream_cli.cli import download_bar, progress
 from segdream_cli.config import SD21, SD21_MODEL, PriorConfig
+from segdream_cli.evaluate import image_reward, inception
 from segdream_cli.pointe import checkpoint, clip, transformer
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.util import download
@@ -94,6 +96,38 @@ def test_fetch_lists_and_downloads_what_offline_work_needs(segdream, online, fol
     assert (again.code, again.out) == (0, done.out)
     assert again.err.count("complete in the cache") == 3
     assert online.requests == online.hub.requests == []
+
+
+def test_fetch_downloads_the_weights_of_metrics(segdream, folder, tmp_path_factory, monkeypatch):
+    models = {}
+    for model in (image_reward.WEIGHTS, image_reward.VOCABULARY):
+        models[model.id] = tmp_path_factory.mktemp("model")
+        (models[model.id] / model.marker).write_bytes(model.marker.encode() * 100)
+    content = b"weights" * 1000
+    monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(models) as (hub, address), running() as server:
+        point_to(address, folder / "hub", monkeypatch)
+        server.files[f"/{inception.NAME}"] = content
+        monkeypatch.setattr(inception, "ADDRESS", f"{server.address}/{inception.NAME}")
+        monkeypatch.setattr(inception, "BYTES", len(content))
+        monkeypatch.setattr(inception, "SHA256", hashlib.sha256(content).hexdigest())
+        done = segdream("fetch", "image-reward", "fid")
+        assert done.code == 0, done.err
+        weights, vocabulary, fid = map(Path, done.out.splitlines())
+        assert (weights / "ImageReward.pt").read_bytes() == b"ImageReward.pt" * 100
+        assert (vocabulary / "vocab.txt").exists()
+        assert (fid / inception.NAME).read_bytes() == content
+        hub.requests.clear(), server.requests.clear()
+        again = segdream("fetch", "image-reward", "fid")
+        assert (again.code, again.out) == (0, done.out)
+        assert again.err.count("complete in the cache") == 3
+        assert hub.requests == server.requests == []
+        (fid / inception.NAME).unlink()
+        monkeypatch.setattr(inception, "SHA256", "0" * 64)
+        refused = segdream("fetch", "fid")
+        assert (refused.code, refused.out) == (4, "")
+        assert not (fid / inception.NAME).exists()
 
 
 def test_json_has_a_line_per_item(segdream, online):
