@@ -14,6 +14,7 @@ from segdream_cli.evaluate.assets import Entry
 from segdream_cli.evaluate.metrics import Array, Asset, Figure, Metric, Values
 from segdream_cli.evaluate.statistics import Estimate, estimate
 from segdream_cli.evaluate.views import ViewProtocol
+from segdream_cli.util.memory import out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,12 @@ class Evaluation:
             OutOfMemory: the device does not have enough memory.
         """
         asset = entry.read(self.device)
-        observed = self._observe(asset)
         values: dict[str, float | tuple[float, ...]] = {}
+        with out_of_memory(self.device, f"the metrics of {entry.path}", "--device cpu"):
+            observed = self._observe(asset)
+            for name, metric in self.metrics.items():
+                values |= {f"{name}.{key}": value for key, value in metric.measure(asset, observed[name]).items()}
         for name, metric in self.metrics.items():
-            values |= {f"{name}.{key}": value for key, value in metric.measure(asset, observed[name]).items()}
             if metric.set_figures:
                 self._kept.setdefault(name, []).append(observed[name])
         row = Row(entry, values, self._pictures(asset))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segdream_cli import formats
-from segdream_cli.errors import UsageProblem
+from segdream_cli.errors import OutOfMemory, UsageProblem
 from segdream_cli.evaluate import metrics
 from segdream_cli.evaluate.assets import find_assets, list_assets, stem_of
 from segdream_cli.evaluate.cost_metric import run_seconds
@@ -274,6 +274,19 @@ def test_evaluation_renders_no_view_that_no_metric_reads(tmp_path: Path, monkeyp
     row = evaluation.measure(list_assets([write(tmp_path / "one.ply")], fit=False)[0])
     assert row.values["health.gaussians"] == 8
     assert row.values["health.file_bytes"] == (tmp_path / "one.ply").stat().st_size
+
+
+def test_evaluation_names_the_asset_whose_metrics_do_not_fit_the_memory(tmp_path: Path) -> None:
+    class Greedy(MeanMetric):
+        def observe(self, asset: Asset, views: Views) -> np.ndarray:
+            raise MemoryError
+
+    evaluation = Evaluation({"greedy": Greedy()}, ViewProtocol(n=2, size=64), CPU)
+    (entry,) = list_assets([write(tmp_path / "one.ply")], fit=False)
+    with pytest.raises(OutOfMemory, match=r"the metrics of .*one\.ply") as problem:
+        evaluation.measure(entry)
+    assert problem.value.hint == "--device cpu"
+    assert evaluation.rows == []
 
 
 def test_every_metric_is_described_and_can_be_loaded_by_its_module() -> None:
