@@ -23,6 +23,7 @@ EXIT_CODES = {
     5: "out of memory",
     6: "output exists",
     7: "diverged",
+    129: "hung up",
     130: "interrupted",
     143: "terminated",
 }

@@ -12,8 +12,10 @@ import typer
 
 from segdream_cli.cli import doctor, evaluate, export, fetch, generate, init, refine, render, view
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.streams import lasting_streams
 from segdream_cli.errors import EXIT_CODES, Interrupted, PromptProblem, SegdreamError, UsageProblem
 from segdream_cli.util import compat, files
+from segdream_cli.util.failures import as_failure
 
 EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
@@ -64,26 +66,37 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line, without the program's name, and returns its exit code."""
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # the reader of the pipe has closed it
-            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     output = Output(json="--json" in arguments)
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
+        with lasting_streams() as stdout:
+            code = _report(arguments, output)
+            stdout.flush()
+            if stdout.failure is not None and code == 0:
+                reason = stdout.failure.strerror
+                output.error(SegdreamError(f"standard output can't be written: {reason}", hint="df -h"))
+                return 1
+            return code
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _report(arguments: Sequence[str], output: Output) -> int:
+    """Runs a command line, prints its error if it fails, and returns its exit code."""
+    try:
         return _run(list(arguments))
-    except SegdreamError as problem:
-        if os.environ.get("SEGDREAM_DEBUG"):
-            raise
-        if isinstance(problem, PromptProblem):
-            problem.hint = _with_prompt(arguments, problem) or problem.hint
-        output.error(problem)
-        return problem.exit_code
     except Interrupted as stop:
         return stop.exit_code
     except KeyboardInterrupt:
         return 130
-    finally:
-        signal.signal(signal.SIGINT, before)
+    except Exception as error:
+        if os.environ.get("SEGDREAM_DEBUG"):
+            raise
+        problem = as_failure(error)
+        if isinstance(problem, PromptProblem):
+            problem.hint = _with_prompt(arguments, problem) or problem.hint
+        output.error(problem)
+        return problem.exit_code
 
 
 def _with_prompt(arguments: Sequence[str], problem: PromptProblem) -> str | None:

@@ -178,7 +178,18 @@ def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
 
     Raises:
         UsageProblem: a suffix or the format is unknown, or the format suits no output.
+        EnvironmentProblem: a format needs a package that is missing.
     """
+    chosen = _choose_formats(outputs, format)
+    if MESH in chosen:
+        from segdream_cli.mesh import check_packages
+
+        check_packages()
+    return chosen
+
+
+def _choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
+    """As `choose_formats`, without the check of the libraries of a mesh."""
     from segdream_cli.formats import FORMATS, check_format, goes_with
 
     by_suffix = [MESH if path.suffix.lower() == ".obj" else check_format(path) for path in outputs]

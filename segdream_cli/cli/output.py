@@ -4,11 +4,13 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdream_cli.cli.streams import printable
 from segdream_cli.errors import SegdreamError
 
 SCHEMA = 1
@@ -31,10 +33,11 @@ class Output:
         if self.json:
             self._line(event="done", output=str(result), **fields)
         else:
+            text = printable(str(result)) if sys.stdout.isatty() else str(result)  # programs get paths as they are
             try:
-                sys.stdout.write(f"{result}\n")
+                sys.stdout.write(f"{text}\n")
             except UnicodeEncodeError:  # the terminal can't encode this path: print its bytes on disk
-                sys.stdout.buffer.write(os.fsencode(f"{result}\n"))
+                sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
             sys.stdout.flush()
 
     def tables(self, tables: Sequence[Any], **summary: Any) -> None:
@@ -58,7 +61,7 @@ class Output:
     def note(self, message: str) -> None:
         """Prints a message for a person to stderr."""
         if not self.quiet:
-            sys.stderr.write(f"{message}\n")
+            sys.stderr.write(f"{printable(message)}\n")
             sys.stderr.flush()
 
     def choice(self, output: Path, message: str, *, scores: Mapping[int, float], **fields: Any) -> None:
@@ -85,9 +88,11 @@ class Output:
         if self.json:
             item = {} if output is None else {"output": str(output)}
             self._line(event="error", message=problem.message, hint=problem.hint, exit_code=problem.exit_code, **item)
-        sys.stderr.write(f"error: {problem.message}\n")
+        sys.stderr.write(f"error: {printable(problem.message)}\n")
         if problem.hint:
-            sys.stderr.write(f"hint:  {problem.hint}\n")
+            sys.stderr.write(f"hint:  {printable(problem.hint)}\n")
+        if output is not None and os.environ.get("SEGDREAM_DEBUG"):
+            traceback.print_exception(problem, file=sys.stderr)
         sys.stderr.flush()
 
     def _line(self, **fields: Any) -> None:

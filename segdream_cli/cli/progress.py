@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.streams import printable
 from segdream_cli.runs.reporter import Stepped
 
 LINE_EVERY_S = 30.0
@@ -30,7 +31,7 @@ class LiveBar:
         shown = bar and not output.quiet and console.is_terminal and not os.environ.get("SEGDREAM_NO_PROGRESS")
         self.lines = not output.quiet and not console.is_terminal
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             *columns,
             console=console,
@@ -80,7 +81,7 @@ class RunProgress(LiveBar):
         super().__init__(output, *columns, bar=bar)
         self.total, self.first = total, done
         self.begin, self.gradient = self.last_line, ""
-        self.task = self.bar.add_task(title, total=total, completed=done, detail="")
+        self.task = self.bar.add_task(printable(title), total=total, completed=done, detail="")
 
     def update(self, report: Stepped) -> None:
         """Shows one step: its stage, the total number of Gaussians, and the largest known gradient norm."""

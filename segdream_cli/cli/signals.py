@@ -1,4 +1,4 @@
-"""Signals: the first Ctrl-C or SIGTERM finishes the step, a second one exits at once."""
+"""Signals: the first Ctrl-C, SIGTERM or SIGHUP finishes the step, a second one exits at once."""
 
 import signal
 from types import FrameType, TracebackType
@@ -6,7 +6,7 @@ from typing import Self
 
 from segdream_cli.runs.stopping import StopRequest
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
 
 class StopOnSignal(StopRequest):
@@ -17,7 +17,11 @@ class StopOnSignal(StopRequest):
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._before = {
+            number: signal.signal(number, self._handle)
+            for number in SIGNALS
+            if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN  # `nohup`
+        }
         return self
 
     def __exit__(
@@ -27,6 +31,8 @@ class StopOnSignal(StopRequest):
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number not in (signal.SIGINT, signal.SIGTERM) and self.is_set():
+            return  # a closing terminal sends SIGHUP, and its shell does so again
         if self.is_set():
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.exit_code = 128 + number

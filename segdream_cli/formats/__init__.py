@@ -26,7 +26,8 @@ class Format:
     """Suffix of its file names."""
     description: str
     module: str
-    """File of this folder with `write(path, splats, **options)`, and with `read(path)` where `readable`."""
+    """File of this folder with `write(path, splats, **options)`, with `read(path)` where `readable`, and with
+    `check_packages()` if it needs a package that is no dependency."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of `write`."""
     readable: bool = True
@@ -35,6 +36,12 @@ class Format:
         """Reads the asset in `path`; raises the errors of the module's `read`."""
         splats: Splats = import_module(f"{__name__}.{self.module}").read(path)
         return splats
+
+    def check_packages(self) -> None:
+        """Raises EnvironmentProblem if the module needs a package that is missing."""
+        check = getattr(import_module(f"{__name__}.{self.module}"), "check_packages", None)
+        if check is not None:
+            check()
 
     def write(self, path: Path, splats: Splats, **options: Any) -> None:
         """Writes `path`; raises the errors of the module's `write`."""
@@ -128,6 +135,7 @@ def check_format(path: Path, format: str | None = None) -> str:
 
     Raises:
         UsageProblem: the format is not known, or does not go with the suffix.
+        EnvironmentProblem: it needs a package that is missing.
     """
     name = format_of(path) if format is None else format
     if name not in FORMATS:
@@ -141,6 +149,7 @@ def check_format(path: Path, format: str | None = None) -> str:
             f"the format {name} is written to {suffix} files, not to {path.name}",
             hint=f"-o {quote(str(path.with_suffix(suffix)))}",
         )
+    FORMATS[name].check_packages()
     return name
 
 

@@ -81,6 +81,11 @@ def write(path: Path, splats: Splats) -> None:
             temporary.write_bytes(package.read_bytes())
 
 
+def check_packages() -> None:
+    """Raises EnvironmentProblem if usd-core is missing or too old."""
+    _Pxr.load()
+
+
 def _fill(pxr: "_Pxr", stage: Any, splats: Splats) -> None:
     """Puts the Gaussians on an empty stage, and saves it."""
     k = splats.shN.shape[1]

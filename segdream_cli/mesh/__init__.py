@@ -34,6 +34,7 @@ Bytes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
 SUFFIXES = (".glb", ".obj")
+LIBRARIES = ("skimage.measure", "trimesh", "fast_simplification", "xatlas")
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 RESOLUTION, FIRST_LOOK = 192, 64
 """Steps along the longest side: of the grid, and of the coarse grid that finds the solid."""
@@ -108,7 +109,7 @@ def extract(
         EnvironmentProblem: a library of the extra "mesh" is missing.
         SegdreamError: there are no Gaussians, some are not finite, or they are nowhere opaque enough for a surface.
     """
-    libraries = {name: _library(name) for name in ("skimage.measure", "trimesh", "fast_simplification", "xatlas")}
+    libraries = {name: _library(name) for name in LIBRARIES}
     require_finite(splats)
     closed, enough = None, None
     while closed is None:
@@ -161,6 +162,12 @@ def write(path: Path, mesh: Mesh) -> None:
     for each, content in (_glb(path, mesh) if suffix == ".glb" else _obj(path, mesh)).items():
         with atomic_write(each) as temporary:
             temporary.write_bytes(content)
+
+
+def check_packages() -> None:
+    """Raises EnvironmentProblem if a library of the extra "mesh" is missing."""
+    for name in LIBRARIES:
+        _library(name)
 
 
 def _library(name: str) -> Any:

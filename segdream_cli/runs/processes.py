@@ -26,7 +26,7 @@ from segdream_cli.runs.stopping import StopRequest
 POLL_S = 0.1
 GRACE_S = 20.0
 """Seconds that a process without a parent has to save its runs; it may be busy with something that asks no pipe."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 Outcome: TypeAlias = Tally | SegdreamError | Interrupted
 
 

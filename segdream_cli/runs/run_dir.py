@@ -383,8 +383,12 @@ class RunDir:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, KeyError, TypeError):
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as problem:
+            raise write_problem(problem, path) from problem
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         with atomic_write(path) as temporary:

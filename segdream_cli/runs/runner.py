@@ -23,12 +23,16 @@ from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.source import Start
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.splats import Splats
+from segdream_cli.util.failures import convert_failures
 from segdream_cli.util.files import free_name, write_policy
 from segdream_cli.util.memory import peak_memory_gib
 from segdream_cli.viewer.live import LivePage
 
 LOOK_EVERY = 10
 """Steps between two reads of the gradients' norm on CUDA; each read waits for the device."""
+
+SAVE_S = {"cpu": 20.0, "cuda": 60.0}
+"""Longest time without a checkpoint, in seconds, by type of device; on CUDA a checkpoint waits for the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +144,16 @@ class Runner:
     def _advance(self, active: Sequence[ActiveRun], name: str) -> Generator[StepReport, None, None]:
         """Takes steps until the last one, or until `stop` is set; then saves the runs."""
         options, steps = self.pipeline.config.output, self.pipeline.config.last_step
+        limit, saved = SAVE_S.get(self.pipeline.device.type, SAVE_S["cpu"]), time.monotonic()
         look_every = LOOK_EVERY if self.pipeline.device.type == "cuda" else 1
         self._show(active[0])
-        for report in self.pipeline.run([each.asset for each in active]):
+        for report in self._steps(active):
             look, preview, save = (
                 every > 0 and report.step % every == 0
                 for every in (look_every, options.preview_every, options.checkpoint_every)
             )
+            if options.checkpoint_every and time.monotonic() - saved + report.seconds >= limit:
+                save = True  # the next step would end too late
             stopping = self.stop.is_set() and report.step < steps
             if (look or preview or save or stopping) and report.first_nonfinite() is not None:
                 continue  # the pipeline is about to roll this step back, and raises Diverged
@@ -157,16 +164,19 @@ class Runner:
                 self._save_finite(active, report)
                 raise
             self._show(active[0])
-            for index, each in enumerate(active):
-                if each.destination is None:
-                    continue
-                self._restore_folder(each.destination.run)
-                if look or report.change is not None:
-                    each.destination.run.append_event(report.event(index))
-                if preview:
-                    self._preview(each, each.destination.run, report.step)
-                if save or stopping:
-                    each.destination.run.save(each.asset)
+            with convert_failures():
+                for index, each in enumerate(active):
+                    if each.destination is None:
+                        continue
+                    self._restore_folder(each.destination.run)
+                    if look or report.change is not None:
+                        each.destination.run.append_event(report.event(index))
+                    if preview:
+                        self._preview(each, each.destination.run, report.step)
+                    if save or stopping:
+                        each.destination.run.save(each.asset)
+            if save:
+                saved = time.monotonic()
             if stopping:
                 for each in active:
                     self._report_checkpoint(each)
@@ -176,6 +186,11 @@ class Runner:
             except GeneratorExit:
                 self._save_finite(active, report)
                 raise
+
+    def _steps(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, None]:
+        """The pipeline's steps; unlike those of the reporter, its exceptions become errors with one sentence."""
+        with convert_failures():
+            yield from self.pipeline.run([each.asset for each in active])
 
     def _save_finite(self, active: Sequence[ActiveRun], report: StepReport) -> None:
         """Saves runs that the caller leaves after a step, unless the pipeline would roll the step back."""
@@ -191,24 +206,33 @@ class Runner:
             return True
         output, run = each.destination.output, each.destination.run
         try:
-            with write_policy(replace=each.destination.force):
+            with convert_failures(), write_policy(replace=each.destination.force):
                 formats.write(output, self.snapshot(each))
-            run.finish()
         except OutputExists as problem:
             command = f"{run.resume_command()} -o {quote(str(free_name(output)))}"
-            self._keep(each, problem, command)
+            self._keep(each, problem, command, finished=True)
             failures.append(OutputExists(problem.message, hint=command))
             return False
         except SegdreamError as problem:
-            self._keep(each, problem)
+            self._keep(each, problem, finished=True)
             failures.append(problem)
             return False
+        run.finish()
         return True
 
-    def _keep(self, each: ActiveRun, problem: SegdreamError, command: str | None = None) -> None:
-        """Saves a failed run, unless the failure is in the asset itself; `command` resumes it."""
-        if isinstance(problem, (Diverged, OutOfMemory)) or isinstance(problem.__cause__, OSError):
-            with suppress(SegdreamError):  # of two errors, the first is the one to report
+    def _keep(
+        self, each: ActiveRun, problem: SegdreamError, command: str | None = None, *, finished: bool = False
+    ) -> None:
+        """Saves a failed run, unless its state may be that within a step.
+
+        Args:
+            each: the run.
+            problem: its failure.
+            command: resumes it; None for the usual command.
+            finished: the run has taken its last step.
+        """
+        if finished or isinstance(problem, (Diverged, OutOfMemory)) or isinstance(problem.__cause__, OSError):
+            with suppress(SegdreamError), convert_failures():  # of two errors, the first is the one to report
                 self._save(each)
         self._report_checkpoint(each, command, resumable=not isinstance(problem, Diverged))
 

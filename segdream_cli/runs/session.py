@@ -35,6 +35,7 @@ from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.splats import Splats
 from segdream_cli.util.devices import choose_device
+from segdream_cli.util.failures import convert_failures
 from segdream_cli.util.files import check_output
 from segdream_cli.util.home import abbreviate, expand
 from segdream_cli.viewer.live import LivePage
@@ -246,7 +247,7 @@ class Session:
         """
         clean_prompt(job.prompt, self.checkpoint.profile.vocabulary)
         check_output(job.output, force=force)
-        formats.format_of(job.output)
+        formats.check_format(job.output)
         RunDir.beside(job.output).check_free(force=force)
 
     def generate_all(self, jobs: Sequence[Job], *, force: bool) -> Tally:
@@ -313,7 +314,8 @@ class Session:
     def _plan_or_report(self, job: Job, title: str, counts: Counter[str], *, force: bool) -> tuple[int, Begin] | None:
         """The plan of a job of a list; counts and reports an impossible job, and returns None."""
         try:
-            return self._plan(job, force=force)
+            with convert_failures():
+                return self._plan(job, force=force)
         except SegdreamError as problem:
             counts["failed"] += 1
             self.reporter(Note(title))
@@ -335,7 +337,8 @@ class Session:
             self._check_stop()
             for begin in begins:
                 try:
-                    active.append(begin())
+                    with convert_failures():
+                        active.append(begin())
                 except SegdreamError as problem:
                     self.reporter(JobFailed(problem))
             failures = drain(self._iterate(active))
@@ -558,7 +561,7 @@ def resume_run(
             f"{path} has no checkpoint: the run was stopped before its first one", hint=_repeat_command(record, run)
         )
     check_output(output, force=force)
-    formats.format_of(output)
+    formats.check_format(output)
     config = run.config()
     kept = {
         key: value for key, value in request.settings.items() if key == "output.preview_every" and value is not None

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from segdream_cli.errors import OutOfMemory
+from segdream_cli.util.failures import lacks_memory
 
 GIB = 2**30
 
@@ -41,10 +42,7 @@ def out_of_memory(device: torch.device, doing: str, hint: str) -> Iterator[None]
     try:
         yield
     except (RuntimeError, MemoryError) as problem:
-        # only for CUDA torch has an exception class; its CPU allocator raises RuntimeError
-        if isinstance(problem, RuntimeError) and not (
-            isinstance(problem, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(problem)
-        ):
+        if not lacks_memory(problem):
             raise
         peak = peak_memory_gib(device)
         raise OutOfMemory(

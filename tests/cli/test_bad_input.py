@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from plyfile import PlyData, PlyElement
 
 from segdream_cli import formats
 from segdream_cli.config import SD21
+from segdream_cli.errors import SegdreamError
+from segdream_cli.runs import runner
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.splats import Splats
 
@@ -460,6 +463,80 @@ class Failing(AnalyticPrior):
     def predict_noise(self, latents, timesteps, text):
         noise = super().predict_noise(latents, timesteps, text)
         return self.fail(noise) if self.calls > 2 else noise
+
+
+def test_any_exception_is_one_sentence(segdream, prior, monkeypatch):
+    def fail(noise):
+        raise ZeroDivisionError("no\nsuch luck")
+
+    prior(lambda profile: Failing(profile, fail))
+    done = segdream(*generate())
+    assert (done.code, done.out) == (1, "")
+    assert "error: unexpected ZeroDivisionError: no hint: export SEGDREAM_DEBUG=1" in done.err
+    monkeypatch.setenv("SEGDREAM_DEBUG", "1")
+    with pytest.raises(SegdreamError) as caught:
+        segdream(*generate("--force"))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_any_exception_of_one_asset_leaves_the_rest_of_a_list(segdream, prior, folder):
+    failed = []
+
+    def fail(noise):
+        if failed:
+            return noise
+        failed.append(True)
+        raise MemoryError
+
+    (folder / "list.txt").write_text("a red ball\na blue ball\n")
+    prior(lambda profile: Failing(profile, fail))
+    done = segdream("generate", "--prompts", "list.txt", "--out-dir", "all", *SIX)
+    assert "1 made, 0 skipped, 1 failed" in done.err
+    assert "does not have enough memory" in done.err
+    assert [path.name for path in (folder / "all").glob("*.ply")] == ["a_blue_ball.ply"]
+
+
+def test_checkpoints_come_by_time(segdream, prior, folder, monkeypatch):
+    def fail(noise):
+        raise ZeroDivisionError
+
+    prior(lambda profile: Failing(profile, fail))
+    assert segdream(*generate()).code == 1
+    assert not RunDir(folder / "bus.run").can_resume()  # the first one would come at step 100, or after 20 s
+    monkeypatch.setattr(runner, "SAVE_S", {"cpu": 0.0})
+    prior(lambda profile: Failing(profile, fail))
+    assert segdream(*generate("--force")).code == 1
+    assert RunDir(folder / "bus.run").step() == 2
+    prior()
+    assert segdream(*generate("-o", "whole.ply")).code == 0
+    assert segdream("generate", "--resume", "bus.run").code == 0
+    assert (folder / "bus.ply").read_bytes() == (folder / "whole.ply").read_bytes()
+
+
+def test_missing_package_is_found_before_the_first_step(segdream, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pxr.Usd", None)
+    done = segdream(*generate("-o", "bus.usdz"))
+    assert done.code == 3
+    assert "usd-core" in done.err
+    assert list(folder.iterdir()) == []
+
+
+def test_a_finished_asset_that_cannot_be_written_is_kept(segdream, folder, monkeypatch):
+    """Any failure of the last write, at any point of it, leaves a checkpoint from which the asset is written."""
+    assert segdream(*generate("-o", "whole.ply")).code == 0
+
+    def fail(*_, **__):
+        raise ValueError("bad luck")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(formats, "write", fail)
+        done = segdream(*generate())
+    assert (done.code, done.out) == (1, "")
+    assert "bad luck" in done.err
+    assert RunDir(folder / "bus.run").step() == 6
+    done = segdream("generate", "--resume", "bus.run")
+    assert (done.code, done.out) == (0, "bus.ply\n")
+    assert (folder / "bus.ply").read_bytes() == (folder / "whole.ply").read_bytes()
 
 
 RESUME = "stopped after step 2 of 6; resume with: segdream generate --resume bus.run"

@@ -98,7 +98,8 @@ def test_auto_prior_is_announced_once(segdream):
 
 
 def test_output_defaults_to_the_prompt(segdream, folder):
-    assert segdream("generate", BUS, *SIX).out == "a_yellow_school_bus.ply\n"
+    done = segdream("generate", BUS, *SIX)
+    assert (done.code, done.out) == (0, "a_yellow_school_bus.ply\n"), done.err
     assert (folder / "a_yellow_school_bus.run").is_dir()
 
 
