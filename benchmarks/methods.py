@@ -252,8 +252,9 @@ def main(
         known = keep_known(comparison.shop.session.pipeline, [one for one in combinations() if not one.held_out])
         training = choose(known, 1 if smoke else SEARCH_PROMPTS, SEARCH_SEED)
         plan = Plan(trials, shown, training, seeds, steps, (2, 3) if smoke else CURVE_STEPS)
+        comparison.calibrate(plan.searched())  # of all trials, before the clock of `times` runs and on training prompts
         if "times" in wanted:
-            time_steps(comparison, plan.compared({}), 2 if smoke else TIMED_STEPS)
+            time_steps(comparison, comparison.calibrate(plan.compared({})), 2 if smoke else TIMED_STEPS)
         names = [curve_name(method, each) for method in methods for each in plan.curve_steps]
         names += [name for mode in MODES for name in row_names(mode, methods).values()]
         world = comparison.world(shown, names)
