@@ -84,7 +84,7 @@ def _install(counter: _Counter) -> None:
 
     def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any = ".", *arguments: Any, **options: Any) -> Any:
-            if counter.is_inside(path):
+            if options.get("dir_fd") is None and counter.is_inside(path):
                 counter.count(name, path)
             return real(path, *arguments, **options)
 

@@ -14,14 +14,13 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from segdream_cli.formats import spz
 from segdream_cli.formats.common import require_finite
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.bounds import bounds
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import atomic_write, scratch_space
 
 SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
 POLICY = (
@@ -119,8 +118,8 @@ def _text(value: Any) -> str:
 
 def _payload(splats: Splats) -> bytes:
     require_finite(splats)
-    with TemporaryDirectory(prefix="segdream-") as folder:
-        file = Path(folder) / "payload.spz"
+    with scratch_space() as folder:
+        file = folder / "payload.spz"
         spz.write(file, splats)
         return file.read_bytes()
 

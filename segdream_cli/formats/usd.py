@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -34,7 +33,7 @@ from segdream_cli.formats.common import (
 )
 from segdream_cli.splats import Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
 from segdream_cli.splats.transform import transform
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import LARGER_DISK, atomic_write, scratch_space
 
 SCHEMA = "ParticleField3DGaussianSplat"
 COEFFICIENTS = (1, 4, 9, 16)
@@ -46,7 +45,6 @@ MEMORY, SECONDS = 2 << 30, 30
 """Bytes and seconds of processor time that reading a file may take; a large file gets more."""
 PATIENCE = 10
 """Factor from processor time to the time-out by the clock, for busy machines."""
-LARGER_DISK = "TMPDIR=/a/larger/disk segdream export ..."
 UNREADABLE = "is damaged: the library could not read it"
 Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 """Rotation of a z-up stage into the inner frame."""
@@ -64,8 +62,8 @@ def write(path: Path, splats: Splats) -> None:
     """
     require_finite(splats)
     pxr = _Pxr.load()
-    with TemporaryDirectory(prefix="segdream-") as folder:
-        layer, package = Path(folder) / "asset.usdc", Path(folder) / "asset.usdz"
+    with scratch_space() as folder:
+        layer, package = folder / "asset.usdc", folder / "asset.usdz"
         try:
             _fill(pxr, pxr.Usd.Stage.CreateNew(str(layer)), sanitize(splats))
             os.utime(layer, (EARLIEST, EARLIEST))  # the package stores the time, and equal assets must give equal files
@@ -133,8 +131,8 @@ def read(path: Path) -> Splats:
     _Pxr.load()
     with open_asset(path) as stream:
         size = _check_package(path, stream)
-    with TemporaryDirectory(prefix="segdream-") as folder:
-        target = Path(folder) / "splats.npz"
+    with scratch_space() as folder:
+        target = folder / "splats.npz"
         problem = _apart(path, target, MEMORY + 64 * size, SECONDS + size // 1_000_000)
         if problem:
             raise UsageProblem(f"{path} {problem}", hint=ANOTHER_FILE)

@@ -272,6 +272,7 @@ class RunDir:
         """Marks the run as done: its record can repeat it, but it can't be resumed."""
         with suppress(OSError):  # the asset is whole; a checkpoint that stays only leads to the same one
             self.checkpoint.unlink()
+        sweep(self.path)
         self.release()
 
     def record(self) -> RunRecord:

@@ -20,6 +20,8 @@ TEMPORARY = re.compile(r"\.(?P<stem>.*)\.[a-z0-9_]{8}\.partial(\.[^.]*)?", re.DO
 WITHOUT_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """Errors of file systems that have no hard links."""
 
+LARGER_DISK = "TMPDIR=/a/larger/disk segdream export ..."
+
 _unfinished: set[Path] = set()
 """Temporary files of the open blocks of `scratch_file`."""
 _replaces: ContextVar[bool] = ContextVar("_replaces", default=True)
@@ -203,6 +205,23 @@ def scratch_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
             temporary.unlink()
         _unfinished.discard(temporary)
         os.close(handle)
+
+
+@contextmanager
+def scratch_space() -> Iterator[Path]:
+    """Yields an empty folder for files that are no output, and removes it after the block.
+
+    Raises:
+        SegdreamError: it can't be created.
+    """
+    try:
+        space = tempfile.TemporaryDirectory(prefix="segdream-", ignore_cleanup_errors=True)
+    except OSError as problem:
+        raise SegdreamError(
+            f"no temporary folder can be created: {problem.strerror or problem}", hint=LARGER_DISK
+        ) from problem
+    with space as folder:
+        yield Path(folder)
 
 
 def is_writing() -> bool:
