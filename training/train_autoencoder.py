@@ -40,7 +40,13 @@ def degrade(images: Float[Tensor, "b 3 s s"], generator: torch.Generator) -> Flo
     return torch.cat([*blurs, faded, rest])
 
 
-def loss(network: AutoencoderKL, images: Float[Tensor, "b 3 s s"], *, noisy: bool = True) -> Tensor:
+def loss(
+    network: AutoencoderKL,
+    images: Float[Tensor, "b 3 s s"],
+    *,
+    noisy: bool = True,
+    gradient_weight: float = GRADIENT_WEIGHT,
+) -> Tensor:
     """Absolute errors of images, gradients, colours over 8 px and hues, and a little of the latents' divergence.
 
     Colours and hues have their own terms: a wrong hue costs a pixel little, so they would be learnt last.
@@ -55,7 +61,7 @@ def loss(network: AutoencoderKL, images: Float[Tensor, "b 3 s s"], *, noisy: boo
     divergence = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
     colors = F.avg_pool2d(error, 8).abs().mean()
     turned = hue_sine(decoded.float() / 2 + 0.5, images / 2 + 0.5).abs().mean()
-    total: Tensor = error.abs().mean() + GRADIENT_WEIGHT * edges + COLOR_WEIGHT * colors
+    total: Tensor = error.abs().mean() + gradient_weight * edges + COLOR_WEIGHT * colors
     return total + HUE_WEIGHT * turned + KL_WEIGHT * divergence
 
 
@@ -122,6 +128,8 @@ def main(
     batch: int = 64,
     renders: Annotated[int, typer.Option(help="Images in the bank.")] = 120_000,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = SIZE,
+    large_renders: Annotated[int, typer.Option(help="Images of twice the side, half a batch of them per step.")] = 0,
+    gradient_weight: Annotated[float, typer.Option(help="Weight of the error of gradients.")] = GRADIENT_WEIGHT,
     minutes: Annotated[float, typer.Option(help="Time within which to be done.")] = 9.0,
     channels: Annotated[str, typer.Option(help="Channels of each level.")] = ",".join(map(str, AUTOENCODER_CHANNELS)),
     latent_channels: int = LATENT_CHANNELS,
@@ -135,8 +143,10 @@ def main(
     torch.manual_seed(seed)
     generator = torch.Generator(place).manual_seed(seed)
     seen = [one for one in combinations() if not one.held_out]
-    bank = render_bank(renders, seed, place, combinations=seen, size=size)
-    clock.log(f"{len(bank)} renders")
+    banks = [render_bank(renders, seed, place, combinations=seen, size=size)]
+    if large_renders:
+        banks.append(render_bank(large_renders, seed + 1, place, combinations=seen, size=2 * size))
+    clock.log(f"{' + '.join(str(len(bank)) for bank in banks)} renders")
     network = autoencoder(tuple(int(channel) for channel in channels.split(",")), latent_channels)
     if start is not None:
         network = AutoencoderKL.from_pretrained(start, low_cpu_mem_usage=False).float().train()
@@ -149,21 +159,28 @@ def main(
     measured = fused(loss, place)
 
     def objective() -> tuple[Tensor, Tensor]:
-        picks = torch.randint(len(bank), (batch,), generator=generator, device=place)
-        images = degrade(bank.over_backgrounds(picks, generator), generator) * 2 - 1
-        value = measured(network, images.contiguous(memory_format=torch.channels_last), noisy=not decoder_only)
+        values = []
+        for count, bank in zip((batch, batch // 2), banks, strict=False):
+            picks = torch.randint(len(bank), (count,), generator=generator, device=place)
+            images = bank.over_backgrounds(picks, generator)
+            if not decoder_only:  # a decoder alone decodes repainted views, which are sharp
+                images = degrade(images, generator)
+            images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+            values.append(measured(network, images, noisy=not decoder_only, gradient_weight=gradient_weight))
+        value = torch.stack(values).mean()
         return value, value
 
     fit(network, objective, optimizer, counted, generator, clock, shows="loss")
     network.eval()
     if not decoder_only:
-        network.register_to_config(scaling_factor=1 / deviation(network, bank, generator))
+        network.register_to_config(scaling_factor=1 / deviation(network, banks[0], generator))
     network.to(memory_format=torch.contiguous_format).half().save_pretrained(output)
     unseen = [one for one in combinations() if one.held_out]
-    held = render_bank(min(4096, renders), seed + 10_000, place, combinations=unseen, size=size)
-    ratio, hue, copies = quality(network.float(), held, generator)
-    clock.log(f"held-out renders of {size} px: PSNR {ratio:.2f} dB, hue error {hue:.2f} degrees")
-    sheet(copies).save(output / "copies.png")
+    for side in (size, 2 * size)[: len(banks)]:
+        held = render_bank(min(4096, renders), seed + 10_000, place, combinations=unseen, size=side)
+        ratio, hue, copies = quality(network.float(), held, generator)
+        clock.log(f"held-out renders of {side} px: PSNR {ratio:.2f} dB, hue error {hue:.2f} degrees")
+        sheet(copies).save(output / f"copies-{side}.png")
 
 
 if __name__ == "__main__":
