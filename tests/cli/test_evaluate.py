@@ -11,7 +11,7 @@ from checkpoints import build_clip
 from hub_server import point_to, serving
 
 from segdream_cli import formats
-from segdream_cli.evaluate.clip_metric import MODEL
+from segdream_cli.evaluate import clip_metric
 from segdream_cli.runs.jobs import match_prompts, read_prompts
 from segdream_cli.splats import Splats
 
@@ -173,8 +173,13 @@ def test_clip_is_downloaded_once_by_fetch_and_then_works_offline(
 ):
     red, blue = asset("red.ply", "a red car"), asset("blue.ply", "a bus")
     clip = build_clip(tmp_path_factory.mktemp("clip"))
-    with serving({MODEL.id: clip}) as (_, address):
+    published = clip_metric.MODEL
+    with serving({published.id: clip}) as (_, address):
         point_to(address, folder / "hub", monkeypatch)
+        refused = segdream("fetch", "clip")
+        assert refused.code == 4
+        assert "instead of the published" in refused.err
+        monkeypatch.setattr(clip_metric, "MODEL", replace(published, pinned={}))
         assert segdream("fetch", "clip").code == 0
     options = ("--metrics", "clip", "--views", "3", "--size", "64", "--json")
     done = segdream("evaluate", red, blue, *options, "--offline")
