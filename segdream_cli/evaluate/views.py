@@ -1,7 +1,8 @@
 """The views of the evaluation protocol, rendered a few at a time.
 
-The protocol is that of the paper's comparison: 120 azimuths 3 degrees apart from the front on, elevation 0, a distance
-of 3.5, a field of view of 0.55 rad, 512 px, white. A sphere of radius 0.95 about the origin then fills the image.
+The paper averages over 120 views per asset. Its release tests with these cameras: 120 azimuths 3 degrees apart from the
+front on, elevation 0 (and 30), a distance of 3.5, a field of view of 0.55 rad, 512 px, white. A sphere of radius 0.95
+about the origin then fills the image.
 """
 
 from collections.abc import Iterator
