@@ -302,7 +302,7 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
         OutputExists: it exists.
     """
     from segdream_cli.render.video import SUFFIXES, check_suffix
-    from segdream_cli.util.files import check_output
+    from segdream_cli.util.files import check_output, write_problem
 
     if kind == FRAMES:
         if path.suffix.lower() in (*SUFFIXES, ".png"):
@@ -310,7 +310,10 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
             raise UsageProblem(
                 f"--frames writes a folder, and {path} is named like a file", hint=f"-o {quote(str(folder))}"
             )
-        there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
+        try:
+            there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
+        except OSError as problem:
+            raise write_problem(problem, path) from problem
         check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
         return
     if kind in (TURNTABLE, CAMERA_PATH):

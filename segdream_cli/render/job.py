@@ -148,19 +148,23 @@ class RenderJob:
         write_video(path, (to_uint8(image) for image in self.images(track, precise=False)), fps)
 
     def write_frames(self, folder: Path, track: CameraTrack) -> None:
-        """Writes a track as numbered PNG files, depth in 16 bits; removes the frames of an earlier, longer track."""
+        """Writes a track as numbered PNG files, depth in 16 bits; removes the frames of an earlier, longer track.
+
+        Raises:
+            SegdreamError: the folder or a file can't be written.
+        """
         try:
             folder.mkdir(exist_ok=True)
+            sweep(folder)
+            earlier = set(folder.glob("frame-*.png"))  # a frame that appears from now on is not removed
+            for number, image in enumerate(self.images(track, precise=True)):
+                write_png(folder / f"frame-{number:04d}.png", image, self._depth_notes(track))
+            kept = {f"frame-{number:04d}.png" for number in range(len(track[0]))}
+            for path in earlier:
+                if re.fullmatch(r"frame-([0-9]{4}|[1-9][0-9]{4,})\.png", path.name) and path.name not in kept:
+                    path.unlink()
         except OSError as problem:
             raise write_problem(problem, folder) from problem
-        sweep(folder)
-        earlier = set(folder.glob("frame-*.png"))  # a frame that appears from now on is not removed
-        for number, image in enumerate(self.images(track, precise=True)):
-            write_png(folder / f"frame-{number:04d}.png", image, self._depth_notes(track))
-        kept = {f"frame-{number:04d}.png" for number in range(len(track[0]))}
-        for path in earlier:
-            if re.fullmatch(r"frame-([0-9]{4}|[1-9][0-9]{4,})\.png", path.name) and path.name not in kept:
-                path.unlink()
 
     def write_image(self, path: Path, track: CameraTrack) -> None:
         """Writes a track of one view as a PNG file, depth in 16 bits."""
