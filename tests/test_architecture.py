@@ -46,7 +46,7 @@ HEAVY = {
     "transformers": ("priors/text", "evaluate/clip_metric", "evaluate/image_reward"),
     "gsplat": ("render/raster/cuda", "optimize/density", "util/compat"),
     "imageio_ffmpeg": ("render/video",),
-    "numba": ("render/raster/cpu", "render/raster/kernels"),
+    "numba": ("render/raster/cpu", "render/raster/kernels", "render/raster/kernel_cache", "util/compat"),
     "openvino": ("accel/openvino_engine",),
     "plyfile": ("formats/ply",),
     "scipy": ("evaluate/*", "mesh/surface", "optimize/start"),

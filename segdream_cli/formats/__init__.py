@@ -3,6 +3,7 @@
 A new format is a file here with `read(path)` and `write(path, splats)`, and a row of `FORMATS`.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,11 @@ from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.common import ANOTHER_FILE, not_a_file
+from segdream_cli.formats.common import ANOTHER_FILE, nesting, not_a_file
 from segdream_cli.splats import Splats
+
+DEEPEST = 50
+"""Deepest nesting of a provenance that is kept; one that a file just allows could not be written again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Format:
     def read(self, path: Path) -> Splats:
         """Reads the asset in `path`; raises the errors of the module's `read`."""
         splats: Splats = import_module(f"{__name__}.{self.module}").read(path)
-        return splats
+        return splats if nesting(splats.provenance) <= DEEPEST else dataclasses.replace(splats, provenance={})
 
     def check_packages(self) -> None:
         """Raises EnvironmentProblem if the module needs a package that is missing."""

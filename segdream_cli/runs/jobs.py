@@ -1,5 +1,6 @@
 """The assets that prompts and seeds ask for, and the file of each."""
 
+import codecs
 import operator
 import re
 import sys
@@ -125,7 +126,8 @@ def read_prompts(source: str) -> list[str]:
     """
     try:
         text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        lines = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
+        encoding = "utf-16" if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        lines = [line.strip() for line in text.decode(encoding).splitlines()]
     except OSError as problem:
         raise read_problem(problem, Path(source), "a yellow school bus") from problem
     except UnicodeDecodeError as problem:

@@ -36,6 +36,7 @@ from segdream_cli.runs.ownership import (
     sweep_folders,
 )
 from segdream_cli.util.files import atomic_write, free_name, known_problem, lexists, sweep, write_problem
+from segdream_cli.util.home import expand
 from segdream_cli.util.tensor_files import dump_tensors, load_tensors
 
 FORMAT = 1
@@ -156,6 +157,19 @@ class RunDir:
     def resume_command(self) -> str:
         """The command that resumes the run."""
         return f"segdream generate --resume {shlex.quote(str(self.path))}"
+
+    def repeat_command(self, record: RunRecord) -> str:
+        """The command that makes the asset of a run from its beginning."""
+        parts = ["segdream", "generate", record.prompt]
+        if record.source is not None:
+            source = Source(**record.source)
+            parts = ["segdream", "refine", str(expand(source.path)), record.prompt]
+            parts += ["--front", str(source.front_deg), "--up", source.up, "--sh", str(source.sh)]
+        parts += ["--seed", str(record.seed), "--quality", record.quality]
+        if record.negative_prompt is not None:
+            parts += ["--negative", record.negative_prompt]
+        parts += ["--config", str(self.path / RECORD), "-o", str(self.path.parent / record.output)]
+        return shlex.join(parts)
 
     def check_free(self, *, force: bool) -> None:
         """Refuses to start a run that would delete another one, or files that segdream did not write.
@@ -360,14 +374,21 @@ class RunDir:
             if known := known_problem(problem, self.checkpoint, "read"):
                 raise known from problem
             raise UsageProblem(
-                f"{self.checkpoint} can't be read: {problem.strerror or problem}", hint="add --force to start over"
+                f"{self.checkpoint} can't be read: {problem.strerror or problem}", hint=self._start_over()
             ) from problem
         except (SafetensorError, ValueError) as problem:
             raise self.damage_error(problem) from problem
 
     def damage_error(self, problem: Exception) -> UsageProblem:
         """The error to raise when the checkpoint can't be used."""
-        return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint="add --force to start over")
+        return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint=self._start_over())
+
+    def _start_over(self) -> str:
+        """The command that starts the run over, or the option that does where its record can't be read."""
+        try:
+            return f"{self.repeat_command(self.record())} --force"
+        except SegdreamError:
+            return "add --force to start over"
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Adds a line to `events.jsonl` and hands it to the operating system."""

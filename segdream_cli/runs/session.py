@@ -403,7 +403,7 @@ class Session:
         """
         run.acquire()
         record = run.record()
-        again = f"{_repeat_command(record, run)} --force"
+        again = f"{run.repeat_command(record)} --force"
         if record.prior["digest"] != self.checkpoint.digest:
             raise UsageProblem(
                 f"{run.path} was started on {record.device} with other weights of {record.prior['name']}",
@@ -503,20 +503,6 @@ def run_jobs(spec: JobSpec, reporter: Reporter, stop: StopRequest) -> Tally:
         return generate(spec.jobs, force=spec.force)
 
 
-def _repeat_command(record: RunRecord, run: RunDir) -> str:
-    """The command that makes the asset of a run from its beginning."""
-    parts = ["segdream", "generate", record.prompt]
-    if record.source is not None:
-        source = Source(**record.source)
-        parts = ["segdream", "refine", str(expand(source.path)), record.prompt]
-        parts += ["--front", str(source.front_deg), "--up", source.up, "--sh", str(source.sh)]
-    parts += ["--seed", str(record.seed), "--quality", record.quality]
-    if record.negative_prompt is not None:
-        parts += ["--negative", record.negative_prompt]
-    parts += ["--config", str(run.path / "run.json"), "-o", str(run.path.parent / record.output)]
-    return " ".join(map(quote, parts))
-
-
 def page_for(reporter: Reporter) -> LivePage:
     """A page that reports its address."""
     return LivePage(lambda url: reporter(PageServed(url)))
@@ -558,7 +544,7 @@ def resume_run(
                 f"{path} is done: {output} exists", hint=f"segdream render {quote(str(output))} --turntable"
             )
         raise UsageProblem(
-            f"{path} has no checkpoint: the run was stopped before its first one", hint=_repeat_command(record, run)
+            f"{path} has no checkpoint: the run was stopped before its first one", hint=run.repeat_command(record)
         )
     check_output(output, force=force)
     formats.check_format(output)

@@ -4,7 +4,8 @@
 its function, so that importing this module costs nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -28,6 +29,18 @@ def has_triton() -> bool:
     from torch.utils import _triton
 
     return _triton.has_triton()
+
+
+def numba_cache(function: Callable[..., Any]) -> tuple[Path, str]:
+    """The folder in which numba caches a function, and the stem of its files.
+
+    Raises:
+        RuntimeError: no folder can be written; the message begins with "cannot cache".
+    """
+    from numba.core.caching import FunctionCache
+
+    cache = FunctionCache(function)
+    return Path(cache.cache_path), cache._impl.filename_base
 
 
 def gsplat_kernels() -> Any | None:

@@ -728,6 +728,18 @@ def test_resume_names_the_damaged_file(refused, segdream, stopped, file, content
     assert segdream(*generate("--force")).code == 0
 
 
+def test_resume_of_a_damaged_checkpoint_names_the_command_that_starts_over(refused, segdream, stopped):
+    path = stopped / "checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 1
+    path.write_bytes(content)
+    done = refused(2, "checkpoint.safetensors is damaged", "generate", "--resume", "bus.run")
+    words = shlex.split(done.err.partition("hint: ")[2])
+    assert words[:3] == ["segdream", "generate", BUS]
+    again = segdream(*words[1:], "--device", "cpu")
+    assert (again.code, again.out) == (0, "bus.ply\n"), again.err
+
+
 def test_resume_refuses_a_checkpoint_without_a_tensor(refused, stopped):
     from safetensors.torch import load_file, save_file
 
@@ -753,7 +765,7 @@ def test_prompts_file_errors_name_the_file(refused, folder):
     refused(2, "none.txt can't be read", *listed, "none.txt")
     (folder / "empty.txt").write_text("# nothing\n\n")
     refused(2, ["empty.txt has no prompt", "#"], *listed, "empty.txt")
-    (folder / "binary.txt").write_bytes(b"\xff\xfe\x00a")
+    (folder / "binary.txt").write_bytes(b"a\xff\xfe\x00a")
     refused(2, "binary.txt is not UTF-8 text", *listed, "binary.txt")
     refused(2, "can't be read", *listed, ".")
     refused(2, "--prompts needs a folder", "generate", "--prompts", "empty.txt", *SIX)

@@ -17,6 +17,7 @@ from segdream_cli.config import MINI
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.pointe.model import PointE
 from segdream_cli.runs import session as running
+from segdream_cli.runs.jobs import jobs_of_list
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.session import Session
 from segdream_cli.runs.spec import Request
@@ -244,3 +245,11 @@ def test_batch_defaults_to_the_prior_on_cuda(monkeypatch, device, given, batch):
     monkeypatch.setattr(running, "choose_device", lambda name: torch.device(device))
     request = Request(quality="standard", settings={"prior.name": MINI})
     assert Session.load(request, batch=given).batch == batch
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
+def test_prompts_file_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    path = tmp_path / "list.txt"
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    path.write_bytes(f"{mark}# a list\r\na süßer ball\r\n".encode(encoding))
+    assert [job.prompt for job in jobs_of_list(str(path), tmp_path, [0], with_seed=False)] == ["a süßer ball"]

@@ -84,6 +84,14 @@ def test_adam_takes_the_step_of_the_optimizer() -> None:
     torch.testing.assert_close(parameter, twin)
 
 
+def test_numba_cache_names_the_files_of_a_kernel() -> None:
+    private("numba", "numba.core.caching", "FunctionCache")
+    kernels = importlib.import_module("segdream_cli.render.raster.kernels")
+    folder, stem = compat.numba_cache(kernels.project.py_func)
+    assert list(folder.glob(f"{stem}.nbi")), versions("numba")
+    assert list(folder.glob(f"{stem}.*.nbc")), versions("numba")
+
+
 @pytest.mark.gpu
 def test_gsplat_kernels_are_built_on_cuda() -> None:
     private("gsplat", "gsplat.cuda._backend", "_C")

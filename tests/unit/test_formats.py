@@ -381,3 +381,16 @@ def test_points_read_without_colors_or_points(tmp_path: Path) -> None:
     (tmp_path / "p.ply").write_text(header.replace("end_header", reds) + "1 2 3 4 5 6\n4 5 6 7 8 9\n")
     with pytest.raises(UsageProblem, match="colours are of type int32"):
         points.read(tmp_path / "p.ply")
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".glb"])
+def test_read_drops_a_provenance_that_is_too_deep_to_write_again(tmp_path: Path, suffix: str) -> None:
+    """A refinement would nest it once more, at the end of its work."""
+    deep: object = 1
+    for _ in range(400):
+        deep = [{"source": deep}]
+    path = tmp_path / f"deep{suffix}"
+    formats.write(path, random_splats(deep=deep))
+    assert formats.read(path).provenance == {}
+    formats.write(path, random_splats(flat=[{"a": 1}]))
+    assert formats.read(path).provenance == {"flat": [{"a": 1}]}

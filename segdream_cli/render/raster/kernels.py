@@ -22,6 +22,8 @@ import numba
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
+from segdream_cli.render.raster.kernel_cache import compile_kernel
+
 BLUR = 0.3  # px^2, added to the diagonal of the projected covariance
 NEAR, FAR = 0.01, 1e10
 JACOBIAN_MARGIN = 0.15  # share of the image's size, beyond which the projection's Jacobian no longer changes
@@ -42,7 +44,7 @@ E0, E1, E2, E3, E4, E5, E6 = (np.float32(coefficient) for coefficient in _ROOT)
 X, Y, SHARPNESS_X, SHEAR, SHARPNESS_Y, OPACITY, RED, GREEN, BLUE, DEPTH = range(10)
 COLUMNS = 10
 
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 _helper = numba.njit(**_OPTIONS)
 
 
@@ -50,13 +52,7 @@ def _kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     """Compiles for one signature, and caches the code on disk if one of numba's cache folders can be written."""
 
     def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            kernel: Callable[..., Any] = numba.njit(signature, cache=True, **_OPTIONS)(function)
-        except RuntimeError as problem:
-            if "cannot cache" not in str(problem):
-                raise
-            kernel = numba.njit(signature, **_OPTIONS)(function)
-        return kernel
+        return compile_kernel(function, signature, _OPTIONS)
 
     return compile_function
 
