@@ -1,6 +1,5 @@
 """Reading settings from text, and checking their values."""
 
-import json
 import math
 import typing
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.util.files import read_problem
+from segdream_cli.util.files import parse_json, read_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             # records that name no method are older than the second one
-            return {"distill.method": "sctd", **json.loads(text)["config"]}
+            return {"distill.method": "sctd", **parse_json(text)["config"]}
         return tomllib.loads(text)
     except OSError as problem:
         raise read_problem(problem, path, "optim.steps = 1000") from problem
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
         raise UsageProblem(f"{path} is not a configuration: {problem}", hint="segdream generate --help") from problem
 
 
@@ -73,7 +72,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             raise UsageProblem(f"--set {assignment!r} has no '='", hint="--set distill.sctd.segments=4")
         try:
             (parsed[key.strip()],) = tomllib.loads(f"value = {text.strip()}").values()
-        except ValueError:  # not TOML, or more than one line of it
+        except (ValueError, RecursionError):  # not TOML, or more than one line of it
             parsed[key.strip()] = text.strip()
     return parsed
 

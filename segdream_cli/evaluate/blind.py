@@ -22,7 +22,7 @@ from segdream_cli.evaluate.evaluation import Evaluation
 from segdream_cli.evaluate.report import data_file, data_url, digest, document
 from segdream_cli.evaluate.statistics import Estimate, estimate, sign_flip_p_value
 from segdream_cli.util.download import file_sha256
-from segdream_cli.util.files import atomic_write, read_problem
+from segdream_cli.util.files import atomic_write, parse_json, read_problem
 
 VERSION = 1
 N_PICTURES = 12
@@ -138,7 +138,7 @@ def count_votes(paths: Sequence[Path], pairs: Sequence[Pair], seed: int) -> Vote
 def _read(path: Path, n: int) -> Mapping[str, Any]:
     """The content of a file of votes on at most `n` trials, which are the keys of `votes`."""
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = parse_json(path.read_text(encoding="utf-8"))
         votes = {int(index): choice for index, choice in saved["votes"].items()}
         sound = all(0 <= index < n and choice in CHOICES for index, choice in votes.items())
         if votes and sound and saved["version"] == VERSION and type(saved["seed"]) is int:

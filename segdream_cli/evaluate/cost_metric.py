@@ -1,6 +1,5 @@
 """The metric `cost`: seconds and U-Net rows of an asset, from its provenance or the run folder beside it."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from jaxtyping import Float
 
 from segdream_cli.evaluate.metrics import Array, Asset, AssetMetric, Figure, Metric, Setup
+from segdream_cli.util.files import parse_json
 
 NAN = float("nan")
 
@@ -38,9 +38,9 @@ def run_seconds(events: Path) -> float:
     counts.
     """
     try:
-        lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+        lines = [parse_json(line) for line in events.read_text(encoding="utf-8").splitlines()]
         seconds = {int(line["step"]): float(line["seconds"]) for line in lines}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return NAN
     steps = sorted(seconds)
     if not steps:
@@ -51,7 +51,12 @@ def run_seconds(events: Path) -> float:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else NAN
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return NAN
+    try:
+        return float(value)
+    except OverflowError:  # JSON has integers of any length
+        return NAN
 
 
 def load(setup: Setup) -> Metric:

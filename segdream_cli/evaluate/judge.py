@@ -5,7 +5,6 @@ It reads assets of the embedded prior. `training/train_judge.py` trains it; its 
 Shapes: m images, s pixels square.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.util.files import parse_json
 
 HEADS = ("objects", "colors", "attributes", "azimuths")
 SECTORS = ("front", "side", "back")
@@ -131,7 +131,7 @@ class Judge(nn.Module):
             WeightsUnavailable: its files can't be read, or do not fit each other.
         """
         try:
-            about = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
+            about = parse_json((folder / CLASSES_FILE).read_text(encoding="utf-8"))
             judge = cls(about)
             judge.azimuth_accuracy = about["azimuth_accuracy"]
             weights = load_file(folder / WEIGHTS_FILE)

@@ -26,7 +26,7 @@ from segdream_cli.errors import OutputExists, UsageProblem
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.render.images import write_png
 from segdream_cli.util.download import file_sha256
-from segdream_cli.util.files import atomic_write, write_problem
+from segdream_cli.util.files import atomic_write, parse_json, write_problem
 
 MANIFEST = "references.json"
 VERSION = 1
@@ -64,7 +64,7 @@ class References:
         path = folder / MANIFEST
         hint = make_command(folder)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             rows = [Reference(**row) for row in content["images"]]
             if content["version"] != VERSION or len(rows) < 2:
                 raise UsageProblem(f"{path} is not a manifest of version {VERSION} with two images or more", hint=hint)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.splats import OPACITY_LOGIT_LIMIT, Float32s, Splats, find_nonfinite
-from segdream_cli.util.files import known_problem
+from segdream_cli.util.files import known_problem, parse_json
 
 ANOTHER_FILE = 'give another file, or make one: segdream generate "a red mushroom" -o mushroom.ply'
 """Hint for a file that no command can repair."""
@@ -106,8 +106,8 @@ def parse_provenance(comments: Sequence[str]) -> dict[str, Any]:
     for comment in comments:
         if comment.startswith(SIGNATURE):
             try:
-                found = json.loads(comment.removeprefix(SIGNATURE))
-            except (ValueError, RecursionError):
+                found = parse_json(comment.removeprefix(SIGNATURE))
+            except ValueError:
                 continue
             if isinstance(found, dict):
                 return found

@@ -29,7 +29,7 @@ from segdream_cli.formats.common import (
 )
 from segdream_cli.splats import BANDS, SH_C0, Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
 from segdream_cli.splats.transform import rotation_matrices, transform
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import atomic_write, parse_json
 
 EXTENSION = "KHR_gaussian_splatting"
 ROTATION, SCALE, OPACITY = (f"{EXTENSION}:{name}" for name in ("ROTATION", "SCALE", "OPACITY"))
@@ -199,8 +199,8 @@ def chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
         raise UsageProblem(f"{path} is damaged: it does not start with a JSON chunk that fits", hint=ANOTHER_FILE)
     stream.seek(20)
     try:
-        document = json.loads(stream.read(length))
-    except (ValueError, RecursionError) as problem:
+        document = parse_json(stream.read(length))
+    except ValueError as problem:
         raise UsageProblem(f"{path} is damaged: its JSON can't be read: {problem}", hint=ANOTHER_FILE) from problem
     head = stream.read(8)
     length, kind = struct.unpack("<2I", head) if len(head) == 8 else (0, 0)

@@ -36,7 +36,7 @@ from segdream_cli.formats.common import (
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
 from segdream_cli.splats import BANDS, Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import atomic_write, parse_json
 
 Bytes = NDArray[np.uint8]
 
@@ -221,8 +221,8 @@ class _Source:
             if escapes_archive(name):
                 raise self.damage_error(f"the name {name[:80]!r} points outside the bundle")
         try:
-            found = json.loads(self.member(META, META_LIMIT))
-        except (ValueError, RecursionError) as problem:
+            found = parse_json(self.member(META, META_LIMIT))
+        except ValueError as problem:
             raise self.damage_error(f"{META} is not JSON: {problem}") from problem
         meta = _Meta(self, found if isinstance(found, dict) else {}, META)
         if meta.values.get("version") != 2:

@@ -33,7 +33,7 @@ from segdream_cli.formats.common import (
 )
 from segdream_cli.splats import Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
 from segdream_cli.splats.transform import transform
-from segdream_cli.util.files import LARGER_DISK, atomic_write, scratch_space
+from segdream_cli.util.files import LARGER_DISK, atomic_write, parse_json, scratch_space
 
 SCHEMA = "ParticleField3DGaussianSplat"
 COEFFICIENTS = (1, 4, 9, 16)
@@ -269,8 +269,8 @@ def _splats(pxr: "_Pxr", prim: Any) -> Splats:
 def _provenance(text: str) -> Mapping[str, Any]:
     """The provenance in the JSON text that `write` stored; empty for any other text."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 

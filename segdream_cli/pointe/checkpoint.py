@@ -28,7 +28,7 @@ from segdream_cli.util.download import (
     download,
     file_sha256,
 )
-from segdream_cli.util.files import atomic_write, exclusive, sweep
+from segdream_cli.util.files import atomic_write, exclusive, parse_json, sweep
 from segdream_cli.util.hashes import has_sha256
 from segdream_cli.util.hub import is_offline
 from segdream_cli.util.weights import read_errors, read_pickled
@@ -286,7 +286,7 @@ def _read_record(store: Path, file: Published) -> _Record:
     """Reads the record of a cached file."""
     path = _record_path(store, file)
     try:
-        record = _Record(**json.loads(path.read_text(encoding="utf-8")))
+        record = _Record(**parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as problem:
         raise WeightsUnavailable(
             f"{path} is not a record of a download: {problem}", hint=f"rm {shlex.quote(str(path))}"

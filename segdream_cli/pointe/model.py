@@ -1,6 +1,5 @@
 """Point-E: from a text vector to a coloured point cloud in the inner frame."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from segdream_cli.pointe.transformer import (
     PointTransformerConfig,
     infer_config,
 )
+from segdream_cli.util.files import parse_json
 
 CONFIG_FILE = "config.json"
 
@@ -188,7 +188,7 @@ def to_inner_frame(xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
 
 def _read_config(path: Path) -> PointTransformerConfig:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise WeightsUnavailable(f"{path} can't be read: {problem}", hint="--init sphere") from problem
     return PointTransformerConfig.from_json(data)

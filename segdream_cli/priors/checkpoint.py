@@ -5,7 +5,6 @@ waits minutes for an unreachable Hub. So these libraries only see a local folder
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from segdream_cli.config import AUTO, MINI, SD21, SD21_MODEL, PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
 from segdream_cli.util.download import file_sha256
+from segdream_cli.util.files import parse_json
 from segdream_cli.util.hashes import read_sums
 from segdream_cli.util.home import abbreviate, expand
 from segdream_cli.util.hub import HubDownload, HubModel, first_line, removal
@@ -311,7 +311,7 @@ def _differences(
 def _json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that holds an object."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise WeightsUnavailable(f"{path} can't be read: {problem}", hint=removal(path)) from problem
     if not isinstance(data, dict):

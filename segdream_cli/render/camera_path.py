@@ -12,7 +12,6 @@ INRIA cameras.json          position, rotation (to world), fy, height   x right,
 around an imported .glb.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segdream_cli.errors import UsageProblem
+from segdream_cli.util.files import parse_json
 
 Floats = NDArray[np.float64]
 
@@ -94,10 +94,10 @@ def _json(path: Path) -> Any:
             content = stream.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise _problem(path, f"is larger than {MOST_BYTES >> 20} MiB")
-        return json.loads(content.decode("utf-8-sig"))
+        return parse_json(content.decode("utf-8-sig"))
     except OSError as problem:
         raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint="check --camera-path") from problem
-    except (ValueError, RecursionError) as problem:  # neither UTF-8 nor JSON, or nested too deeply
+    except ValueError as problem:  # neither UTF-8 nor JSON, or nested too deeply
         raise _problem(path, f"is not JSON: {problem}") from problem
 
 

@@ -35,7 +35,7 @@ from segdream_cli.runs.ownership import (
     scratch_folder,
     sweep_folders,
 )
-from segdream_cli.util.files import atomic_write, free_name, known_problem, lexists, sweep, write_problem
+from segdream_cli.util.files import atomic_write, free_name, known_problem, lexists, parse_json, sweep, write_problem
 from segdream_cli.util.home import expand
 from segdream_cli.util.tensor_files import dump_tensors, load_tensors
 
@@ -296,7 +296,7 @@ class RunDir:
             UsageProblem: the folder is not a run folder, or a later version wrote it.
         """
         try:
-            data = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+            data = parse_json((self.path / RECORD).read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise UsageProblem(
                     f"{self.path} was written by another version of segdream (run format {data['format']})",
@@ -410,8 +410,8 @@ class RunDir:
         except OSError as problem:
             raise write_problem(problem, path) from problem
         for line in lines:
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
-                if json.loads(line)["step"] <= step:
+            with suppress(ValueError, KeyError, TypeError):
+                if parse_json(line)["step"] <= step:
                     kept.append(line + "\n")
         with atomic_write(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")

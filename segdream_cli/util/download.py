@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
-from segdream_cli.util.files import atomic_write, synced_folder
+from segdream_cli.util.files import atomic_write, parse_json, synced_folder
 from segdream_cli.util.home import expand, user_cache
 
 Progress = Callable[[int, int], None]
@@ -161,7 +161,7 @@ class _PartialFile:
     def remote(self) -> _RemoteFile | None:
         """The content that the partial file belongs to; None if it can't be resumed."""
         try:
-            remote = _RemoteFile(**json.loads(self.record.read_text(encoding="utf-8")))
+            remote = _RemoteFile(**parse_json(self.record.read_text(encoding="utf-8")))
             fits = remote.url == self.url and remote.etag is not None and self.path.stat().st_size <= remote.size
         except (OSError, ValueError, TypeError):
             return None

@@ -1,6 +1,7 @@
 """Writes files completely or not at all, never over another by accident, and locks them between processes."""
 
 import errno
+import json
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from segdream_cli.errors import EnvironmentProblem, OutputExists, SegdreamError, UsageProblem
 
@@ -119,6 +121,18 @@ def read_problem(problem: OSError, path: Path, example: str) -> SegdreamError:
     hints = {errno.ENOENT: f"echo {shlex.quote(example)} > {name}", errno.EACCES: f"chmod u+r {name}"}
     reason = problem.strerror or str(problem)
     return UsageProblem(f"{path} can't be read: {reason}", hint=hints.get(problem.errno or 0, "choose another file"))
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply, for which `json.loads` raises a RecursionError.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as problem:
+        raise ValueError("it is nested too deeply") from problem
 
 
 @contextmanager

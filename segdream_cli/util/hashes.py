@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segdream_cli.errors import SegdreamError
 from segdream_cli.util.download import cache_folder, file_sha256
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import atomic_write, parse_json
 
 
 def has_sha256(path: Path, expected: str) -> bool:
@@ -23,7 +23,7 @@ def has_sha256(path: Path, expected: str) -> bool:
     state = {"path": name, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": expected}
     kept = _store() / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError):
-        if json.loads(kept.read_text(encoding="utf-8")) == state:
+        if parse_json(kept.read_text(encoding="utf-8")) == state:
             return True
     if file_sha256(path) != expected:
         return False

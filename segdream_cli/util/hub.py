@@ -1,7 +1,6 @@
 """Models on the Hugging Face Hub: their files in the local cache, downloads, hashes, and error messages."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from typing import Any
 from segdream_cli.errors import WeightsAbsent, WeightsUnavailable
 from segdream_cli.util import compat
 from segdream_cli.util.download import Progress, cache_folder, check_space, describe_download, file_sha256
+from segdream_cli.util.files import parse_json
 from segdream_cli.util.hashes import has_sha256, write_json
 
 
@@ -143,7 +143,7 @@ class HubModel:
         record = cache_folder() / "first-use" / f"{self.id.replace('/', '--')}@{self.revision or 'main'}.json"
         known: dict[str, str] = {}
         with suppress(OSError, ValueError, TypeError):
-            known = dict(json.loads(record.read_text(encoding="utf-8")))
+            known = dict(parse_json(record.read_text(encoding="utf-8")))
         hashes = {name: hash_blob(folder / name) for name in names}
         for name, found in hashes.items():
             if (expected := self.pinned.get(name, found)) != found:

@@ -150,6 +150,14 @@ def test_evaluate_shows_odd_prompts_without_obeying_them(segdream, asset):
     assert "\u202e" not in done.out
 
 
+@pytest.mark.parametrize("rows", [10**400, 1e400, "many", True])
+def test_cost_that_is_no_number_has_no_value(segdream, folder, rows):
+    formats.write(folder / "a.ply", replace(BALL, provenance={"unet_rows": rows}))
+    done = segdream("evaluate", "a.ply", "--metrics", "cost", "--json", "--quiet")
+    assert done.code == 0, done.err
+    assert lines(done)[0]["values"]["cost.unet_rows"] is None
+
+
 def test_list_metrics_names_each(segdream):
     done = segdream("evaluate", "--list-metrics")
     assert {"judge", "health", "clip", "cost"} <= {line.split()[0] for line in done.out.splitlines()}

@@ -306,6 +306,8 @@ def test_read_toml_reads_a_run_record(tmp_path: Path) -> None:
     [
         ("broken.toml", b"distill.sctd.segments = \n"),
         ("twice.toml", b"[init]\n[init]\n"),
+        ("deep.toml", b"a = " + b"[" * 100_000),
+        ("deep.json", b"[" * 100_000),
         ("latin1.toml", b'[init]\nshape = "b\xf8x"\n'),
         ("broken.json", b"{"),
         ("list.json", b"[1, 2]"),

@@ -152,6 +152,9 @@ def test_run_seconds_stretches_each_line_to_the_line_before(tmp_path: Path) -> N
     events.write_text("".join(json.dumps({"step": step, "seconds": seconds}) + "\n" for step, seconds in steps))
     assert run_seconds(events) == pytest.approx(20 * 2 + 4 * 3 + 10 * 5)
     assert math.isnan(run_seconds(tmp_path / "missing.jsonl"))
+    for odd in ('{"step": 1, "seconds": 1%s}' % ("0" * 400), '{"step": 1e999, "seconds": 1}', "[" * 100_000):
+        events.write_text(odd)
+        assert math.isnan(run_seconds(events))
     events.write_text('{"step": 1}\n')
     assert math.isnan(run_seconds(events))
 

@@ -266,3 +266,12 @@ def test_exclusive_releases_the_lock_after_an_error(tmp_path):
 def test_read_problem_has_a_command_that_cures(number: int, hint: str) -> None:
     problem = files.read_problem(OSError(number, "no luck"), Path("my settings.toml"), "optim.steps = 9")
     assert (problem.message, problem.hint) == ("my settings.toml can't be read: no luck", hint)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[" * 100_000, "nested too deeply"), (b"[" * 100_000, "nested too deeply"), ("{", "line 1"), (b"\xff", "utf-8")],
+)
+def test_parse_json_raises_a_value_error_for_all_damage(content: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        files.parse_json(content)

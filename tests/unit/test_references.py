@@ -75,6 +75,7 @@ def resize(folder: Path) -> None:
     [
         (lambda folder: (folder / MANIFEST).unlink(), "No such file"),
         (lambda folder: (folder / MANIFEST).write_text("[]"), "not a manifest"),
+        (lambda folder: (folder / MANIFEST).write_text("[" * 100_000), "nested too deeply"),
         (edit(lambda content: content.update(version=2)), "version 1"),
         (edit(lambda content: content.update(images=content["images"][:1])), "two images"),
         (edit(lambda content: content["images"][0].update(colour="red")), "colour"),
