@@ -96,23 +96,25 @@ def slug(prompt: str) -> str:
 def jobs_of_prompt(prompt: str, output: Path | None, seeds: Sequence[int] | None, seed: int) -> list[Job]:
     """The jobs of one prompt: one, or with `seeds` one per seed.
 
+    Several seeds go into the folder `output`, which is created if it has no suffix and does not exist.
+
     Raises:
-        UsageProblem: several seeds for one file.
+        UsageProblem: several seeds for one file, or the folder can't be created.
     """
     if seeds is None:
         return [Job(prompt, seed, output or Path(f"{slug(prompt)}.ply"))]
-    pattern = str(output) if output is not None else "{seed}"
-    if output is not None and output.is_dir():
-        pattern = str(output / (slug(prompt) + "-{seed}.ply"))
-    elif output is None:
-        pattern = slug(prompt) + "-{seed}.ply"
-    if "{seed}" not in pattern:
-        path = Path(pattern)
-        several = path.with_name(f"{path.stem}-{{seed}}{path.suffix or '.ply'}")
+    name = slug(prompt) + "-{seed}.ply"
+    if output is None:
+        output = Path(name)
+    elif output.is_dir() or not (output.suffix or "{seed}" in output.name):
+        _make_folder(output, "-o")
+        output /= name
+    elif "{seed}" not in str(output):
+        several = output.with_name(f"{output.stem}-{{seed}}{output.suffix}")
         raise UsageProblem(
             f"-o {output} is one file, and several seeds were requested", hint=f"-o {quote(str(several))}"
         )
-    return [Job(prompt, each, Path(pattern.replace("{seed}", str(each)))) for each in seeds]
+    return [Job(prompt, each, Path(str(output).replace("{seed}", str(each)))) for each in seeds]
 
 
 def read_prompts(source: str) -> list[str]:
@@ -192,12 +194,7 @@ def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, wit
             hint=f"segdream generate --prompts {quote(source)} --out-dir assets",
         )
     found = read_prompts(source)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UsageProblem(
-            f"the folder {out_dir} can't be created: {problem.strerror}", hint="choose another --out-dir"
-        ) from problem
+    _make_folder(out_dir, "--out-dir")
     jobs: dict[Path, Job] = {}
     for prompt in dict.fromkeys(found):
         for seed in seeds:
@@ -207,3 +204,17 @@ def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, wit
                 output, number = out_dir / f"{stem}-{number}.ply", number + 1
             jobs[output] = Job(prompt, seed, output)
     return list(jobs.values())
+
+
+def _make_folder(folder: Path, option: str) -> None:
+    """Creates the folder of an option and its parents, if they do not exist.
+
+    Raises:
+        UsageProblem: that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UsageProblem(
+            f"the folder {folder} can't be created: {problem.strerror}", hint=f"choose another {option}"
+        ) from problem

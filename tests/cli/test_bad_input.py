@@ -97,6 +97,10 @@ def test_long_prompt_is_not_repeated_in_the_error(refused):
         (("--no-such-option",), "--no-such-option"),
         (("--seeds", "3-1"), ["--seeds", "3-1"]),
         (("--seeds", "0-1"), ["bus.ply is one file", "bus-{seed}.ply"]),
+        (
+            ("--seeds", "0-1", "-o", "/dev/null/buses"),
+            ["the folder /dev/null/buses can't be created", "choose another -o"],
+        ),
         (("--init", "spere"), ["'spere'", "sphere, box"]),
         (("--init", "none.ply"), "none.ply"),
     ],
