@@ -23,6 +23,17 @@ TINY = (
     "--no-refine",
 )
 SIX = (*TINY, "--steps", "6")
+ROUNDS = {
+    "t0": "[300,200]",
+    "steps": "[3,2]",
+    "views": "[5,4]",
+    "iterations": "[3,4]",
+    "image_size": "[0,0]",
+    "gaussians": "[0,60]",
+    "fit_batch": "2",
+}
+REFINED = ("--refine", *(word for key, value in ROUNDS.items() for word in ("--set", f"refine.{key}={value}")))
+"""Two rounds of refinement, of 7 steps together; after those of `SIX`."""
 
 LAUNCHER = f"""
 import sys, time

@@ -79,7 +79,7 @@ class RunProgress(LiveBar):
     def __init__(self, title: str, total: int, done: int, output: Output, *, bar: bool = True) -> None:
         columns = MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}")
         super().__init__(output, *columns, bar=bar)
-        self.total, self.first = total, done
+        self.first = done
         self.begin, self.gradient = self.last_line, ""
         self.task = self.bar.add_task(printable(title), total=total, completed=done, detail="")
 
@@ -88,7 +88,7 @@ class RunProgress(LiveBar):
         if report.grad_norm is not None:
             self.gradient = f"  gradient {max(report.grad_norm):.2g}"
         detail = f"{report.stage}  {sum(report.n_gaussians):,} Gaussians{self.gradient}  {report.memory_gib:.1f} GiB"
-        self.bar.update(self.task, completed=report.step, detail=detail)
+        self.bar.update(self.task, completed=report.step, total=report.steps, detail=detail)
         if self.claim_line():
-            left = (self.last_line - self.begin) / max(1, report.step - self.first) * (self.total - report.step)
-            self.output.note(f"step {report.step}/{self.total}  {left:.0f} s left  {detail}")
+            left = (self.last_line - self.begin) / max(1, report.step - self.first) * (report.steps - report.step)
+            self.output.note(f"step {report.step}/{report.steps}  {left:.0f} s left  {detail}")

@@ -79,6 +79,11 @@ class AssetState:
     last_views: Float[Tensor, "v h w 3"] | None = None
     skipped: int = 0
 
+    @property
+    def steps_taken(self) -> int:
+        """Number of steps done without those left out."""
+        return self.step - self.skipped
+
     def rng_states(self) -> dict[str, Tensor]:
         """State of each random generator."""
         return {purpose: generator.get_state() for purpose, generator in self.generators.items()}

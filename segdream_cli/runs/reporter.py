@@ -41,7 +41,7 @@ class RunStarted:
     Args:
         run: identifies the run, also in `Stepped` and `RunEnded`.
         title: prompt or file of the assets.
-        steps: number of the last step.
+        steps: number of the last step, without those that an early end of the distillation left out.
         done: steps done before.
     """
 
@@ -57,7 +57,8 @@ class Stepped:
 
     Args:
         run: as in `RunStarted`.
-        step: its number, from 1.
+        step: its number, from 1, without those that an early end of the distillation left out.
+        steps: number of the last step, without those too.
         n_gaussians: number of Gaussians after it.
         grad_norm: norm of the parameters' gradient; None where reading it would wait for the device.
         memory_gib: peak memory so far.
@@ -66,6 +67,7 @@ class Stepped:
 
     run: str
     step: int
+    steps: int
     n_gaussians: tuple[int, ...]
     grad_norm: tuple[float, ...] | None
     memory_gib: float
@@ -146,8 +148,8 @@ class RunSaved:
 
     Args:
         run: its folder.
-        step: the last step done.
-        steps: number of the last step of the whole run.
+        step: the last step done, without those that an early end of the distillation left out.
+        steps: number of the last step of the whole run, without those too.
         resume: the command that resumes it; None if the run would fail in the same step again.
     """
 

@@ -197,7 +197,7 @@ class RunDir:
             self.record()
         if CHECKPOINT in names:
             raise OutputExists(
-                f"{self.path} holds an unfinished run at step {self.step()}",
+                f"{self.path} holds an unfinished run at step {self.step() - self.skipped()}",
                 hint=f"{self.resume_command()}  # or --force to start over",
             )
 
@@ -363,6 +363,15 @@ class RunDir:
             return 0
         with self._reading(), safe_open(self.checkpoint, "pt") as tensors:
             return int(tensors.get_tensor("step"))
+
+    def skipped(self) -> int:
+        """Number of distillation steps that the latest checkpoint counts as done, but that were left out.
+
+        Raises:
+            UsageProblem: it is damaged, or can't be read.
+        """
+        with self._reading(), safe_open(self.checkpoint, "pt") as tensors:
+            return int(tensors.get_tensor("stop.skipped")) if "stop.skipped" in tensors.keys() else 0  # noqa: SIM118
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

@@ -56,7 +56,7 @@ class ActiveRun:
 
     Args:
         asset: its state.
-        first: its step when this program began or resumed it.
+        first: number of steps that it had taken when this program began or resumed it.
         destination: its file and run folder; None keeps the asset in memory.
         start: the asset that it refines, if there is one.
     """
@@ -65,10 +65,6 @@ class ActiveRun:
     first: int
     destination: Destination | None = None
     start: Start | None = None
-
-    def steps_taken(self, distilled: int) -> int:
-        """Number of steps that this program has taken, of a run with `distilled` steps of distillation."""
-        return self.asset.step - self.first - (self.asset.skipped if self.first < distilled else 0)
 
     @property
     def name(self) -> str:
@@ -112,7 +108,8 @@ class Runner:
             return failures
         title = left[0].name + (f" and {len(left) - 1} more" if len(left) > 1 else "")
         name = str(left[0].destination.output) if left[0].destination else title
-        self.reporter(RunStarted(name, title, self.pipeline.config.last_step, left[0].first))
+        steps = self.pipeline.config.last_step - left[0].asset.skipped
+        self.reporter(RunStarted(name, title, steps, left[0].first))
         try:
             with self.stop:
                 while left:
@@ -143,7 +140,7 @@ class Runner:
 
     def _advance(self, active: Sequence[ActiveRun], name: str) -> Generator[StepReport, None, None]:
         """Takes steps until the last one, or until `stop` is set; then saves the runs."""
-        options, steps = self.pipeline.config.output, self.pipeline.config.last_step
+        options, first = self.pipeline.config.output, active[0].asset
         limit, saved = SAVE_S.get(self.pipeline.device.type, SAVE_S["cpu"]), time.monotonic()
         look_every = LOOK_EVERY if self.pipeline.device.type == "cuda" else 1
         self._show(active[0])
@@ -154,12 +151,13 @@ class Runner:
             )
             if options.checkpoint_every and time.monotonic() - saved + report.seconds >= limit:
                 save = True  # the next step would end too late
-            stopping = self.stop.is_set() and report.step < steps
+            step, steps = first.steps_taken, self.pipeline.config.last_step - first.skipped
+            stopping = self.stop.is_set() and step < steps
             if (look or preview or save or stopping) and report.first_nonfinite() is not None:
                 continue  # the pipeline is about to roll this step back, and raises Diverged
             norms = report.grad_norm if look else None
             try:
-                self.reporter(Stepped(name, report.step, report.n_gaussians, norms, report.memory_gib, report.stage))
+                self.reporter(Stepped(name, step, steps, report.n_gaussians, norms, report.memory_gib, report.stage))
             except BaseException:  # the caller's own error, or its way to leave
                 self._save_finite(active, report)
                 raise
@@ -180,7 +178,7 @@ class Runner:
             if stopping:
                 for each in active:
                     self._report_checkpoint(each)
-                raise Interrupted(f"stopped after step {report.step} of {steps}", exit_code=self.stop.exit_code)
+                raise Interrupted(f"stopped after step {step} of {steps}", exit_code=self.stop.exit_code)
             try:
                 yield report
             except GeneratorExit:
@@ -261,7 +259,9 @@ class Runner:
         with suppress(SegdreamError):  # a checkpoint that can't be read is none
             if run.can_resume():
                 resume = command or run.resume_command()
-                self.reporter(RunSaved(run.path, run.step(), steps, resume if resumable else None))
+                skipped = run.skipped()
+                saved = RunSaved(run.path, run.step() - skipped, steps - skipped, resume if resumable else None)
+                self.reporter(saved)
 
     def _report_early_end(self, done: Sequence[ActiveRun]) -> None:
         """Reports after how many steps the distillation of finished assets ended, if that was early."""
@@ -281,7 +281,7 @@ class Runner:
             seed=each.asset.seed,
             prior=self.origin["prior"],
             gaussians=len(each.asset.gaussians),
-            steps=each.steps_taken(self.pipeline.config.optim.steps),
+            steps=each.asset.steps_taken - each.first,
             seconds=seconds,
             memory_gib=peak_memory_gib(self.pipeline.device),
             run=each.destination.run.path,
@@ -291,7 +291,7 @@ class Runner:
     def snapshot(self, each: ActiveRun) -> Splats:
         """The current state of an asset, with its provenance; a refined one stands where its source stood."""
         asset = each.asset
-        own = {"prompt": asset.prompt, "seed": asset.seed, "steps": asset.step - asset.skipped}
+        own = {"prompt": asset.prompt, "seed": asset.seed, "steps": asset.steps_taken}
         splats = asset.gaussians.splats({**self.origin, **own, "unet_rows": self.pipeline.unet_rows(asset)})
         return splats if each.start is None else each.start.finish(splats)
 

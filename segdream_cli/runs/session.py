@@ -376,7 +376,7 @@ class Session:
         start = self._open(source)
         gaussians = None if start is None else start.gaussians
         asset = self.pipeline.prepare(prompt, seed, self.negative_prompt, gaussians)
-        return ActiveRun(self._anchor(asset, start), asset.step, destination, start)
+        return ActiveRun(self._anchor(asset, start), asset.steps_taken, destination, start)
 
     def _open(self, source: Source | None, again: str = "run the command again") -> Start | None:
         """The source in the working frame; raises the errors of `load_source`."""
@@ -418,9 +418,10 @@ class Session:
         except KeyError as problem:
             raise run.damage_error(problem) from problem
         run.trim_events(asset.step)
-        self.reporter(Note(f"resuming {run.path} after step {asset.step} of {self.config.last_step}"))
+        steps = self.config.last_step - asset.skipped
+        self.reporter(Note(f"resuming {run.path} after step {asset.steps_taken} of {steps}"))
         destination = Destination(output, run, force)
-        return ActiveRun(self._anchor(asset, start), asset.step, destination, start)
+        return ActiveRun(self._anchor(asset, start), asset.steps_taken, destination, start)
 
     def _iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[SegdreamError]]:
         """Runs assets together to their end; see `Runner.iterate`."""

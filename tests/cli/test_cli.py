@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from commands import BUS, SIX, TINY
+from commands import BUS, REFINED, SIX, TINY
 from fakes import AnalyticPrior
 from PIL import Image
 
@@ -209,6 +209,10 @@ def test_seeds_fill_a_pattern_a_folder_or_default_names(segdream):
         "my buses/a_yellow_school_bus-7.ply",
     ]
     assert segdream("generate", BUS, "--seeds", "3", *short).out == "a_yellow_school_bus-3.ply\n"
+    assert segdream("generate", BUS, "--seeds", "0-1", "-o", "new/buses/", *short).out.split() == [
+        "new/buses/a_yellow_school_bus-0.ply",
+        "new/buses/a_yellow_school_bus-1.ply",
+    ]
     same = formats.read(Path("bus-1.ply")), formats.read(Path("my buses/a_yellow_school_bus-1.ply"))
     assert np.array_equal(same[0].means, same[1].means)
     assert not np.array_equal(same[0].means[:1], formats.read(Path("bus-0.ply")).means[:1])
@@ -352,6 +356,25 @@ def test_second_signal_leaves_at_once(segdream, prior, number, code):
     assert "resume with" not in done.err
     assert not Path("bus.run/checkpoint.safetensors").exists()
     assert not Path("bus.ply").exists()
+
+
+def test_steps_that_an_early_end_left_out_are_not_counted(segdream, prior):
+    """The distillation ends after 4 of 6 steps; 7 steps of refinement follow."""
+    early = (*SIX, *REFINED, "--set", "optim.stop_change=1", "--set", "optim.stop_every=2")
+    segdream("generate", BUS, "-o", "whole.ply", *early)
+    prior(lambda profile: Interrupted(profile, 16, signal.SIGTERM))
+    stopped = segdream("generate", BUS, "-o", "bus.ply", *early, "--json")
+    steps = len(Path("bus.run/events.jsonl").read_text().splitlines())
+    assert 4 < steps < 11
+    assert f"stopped after step {steps} of 11; resume with: segdream generate --resume bus.run" in stopped.err
+    assert json.loads(stopped.out)["step"] == steps
+    prior()
+    refused = segdream("generate", BUS, "-o", "bus.ply", *early)
+    assert f"holds an unfinished run at step {steps}" in refused.err
+    again = segdream("generate", "--resume", "bus.run", "--json")
+    assert f"resuming bus.run after step {steps} of 11" in again.err
+    assert json.loads(again.out)["steps"] == 11 - steps
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
 
 
 def interrupt(segdream, prior, *arguments, call=8):
