@@ -37,7 +37,7 @@ def generate(
         typer.Option(
             "--batch",
             min=1,
-            help="Assets optimised at once; by default the prior's own number on CUDA, 1 on a CPU.",
+            help="Assets optimised at once on CUDA; by default the prior's own number.",
             rich_help_panel=shared.HARDWARE,
         ),
     ] = None,

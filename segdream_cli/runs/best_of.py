@@ -222,6 +222,7 @@ def make_best(spec: JobSpec, count: int, by: str | None, reporter: Reporter, sto
     """Makes the best of `count` seeds of the one job of a spec, in this process; raises as `generate_best`."""
     with page_for(reporter) if spec.live else nullcontext() as page:
         session = TrialSession.load(
-            spec.request, spec.negative_prompt, spec.batch or count, reporter=reporter, stop=stop, page=page
+            spec.request, spec.negative_prompt, spec.batch, reporter=reporter, stop=stop, page=page
         )
+        session = replace(session, batch=spec.batch or count)
         session.generate_best(spec.jobs[0], count, by, force=spec.force)

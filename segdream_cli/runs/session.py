@@ -43,6 +43,9 @@ from segdream_cli.viewer.live import LivePage
 Begin = Callable[[], ActiveRun]
 T = TypeVar("T")
 
+LOCKSTEP_DEVICES = ("cuda",)
+"""Types of devices that optimise several assets at once. On a CPU, an asset's bits would then depend on the others."""
+
 
 class Generation(Iterator[StepReport]):
     """An asset while it is made: an iterator over the reports of its steps.
@@ -75,7 +78,7 @@ class Session:
         device: computes everything.
         quality: the preset's name.
         negative_prompt: replaces the prior's own negative prompt.
-        batch: how many assets are made at once.
+        batch: how many assets are made at once; 1 on a CPU, whatever is given.
         clouds: samples the clouds for a start from Point-E; resumed runs need none.
         reporter: receives the events.
         stop: tells runs to save and stop.
@@ -95,6 +98,10 @@ class Session:
     page: LivePage | None = None
     request: Request = dataclasses.field(default_factory=Request)
 
+    def __post_init__(self) -> None:
+        if self.device.type not in LOCKSTEP_DEVICES:
+            self.batch = 1
+
     @classmethod
     def load(
         cls,
@@ -111,7 +118,7 @@ class Session:
         Args:
             request: settings and hardware.
             negative_prompt: replaces the prior's own negative prompt.
-            batch: how many assets to make at once; by default as many as the prior suggests on CUDA, and one on a CPU.
+            batch: how many assets to make at once on CUDA, by default as many as the prior suggests; a CPU makes one.
             reporter: receives the events.
             stop: tells runs to save and stop.
             page: shows the assets while they are made.
@@ -137,20 +144,22 @@ class Session:
             clouds = load_clouds(
                 config, checkpoint.profile.point_e, lambda: checkpoint, device, reporter, offline=request.offline
             )
-        batch = batch or (checkpoint.profile.batch if device.type == "cuda" else 1)
-        return cls(
+        session = cls(
             config,
             checkpoint,
             device,
             request.quality,
             negative_prompt,
-            batch,
+            batch or checkpoint.profile.batch,
             clouds,
             reporter,
             stop or StopRequest(),
             page,
             request,
         )
+        if batch is not None and batch > session.batch:
+            reporter(Note("--batch has no effect: a CPU optimises one asset at a time"))
+        return session
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -251,17 +260,26 @@ class Session:
         RunDir.beside(job.output).check_free(force=force)
 
     def generate_all(self, jobs: Sequence[Job], *, force: bool) -> Tally:
-        """Makes assets, `batch` at once, after a check of all of them.
+        """Makes assets of one prompt, `batch` seeds at once, after a check of all of them.
 
         Raises:
-            Interrupted: `stop` was set; the runs have been saved.
+            Interrupted: `stop` was set; the runs have been saved, and the seeds that have not begun reported.
             SegdreamError: an asset is not possible, or failed; those that ran with it are done.
         """
         for job in jobs:
             self.check(job, force=force)
-        for start in range(0, len(jobs), self.batch):
-            self._check_stop()
-            drain(self._finish([self._begin_job(job, force=force) for job in jobs[start : start + self.batch]]))
+        begun = 0
+        try:
+            while begun < len(jobs):
+                self._check_stop()
+                together = jobs[begun : begun + self.batch]
+                begun += len(together)
+                drain(self._finish([self._begin_job(job, force=force) for job in together]))
+        except (SegdreamError, Interrupted):
+            if begun < len(jobs):
+                seeds = ",".join(str(job.seed) for job in jobs[begun:])
+                self.reporter(Note(f"the remaining seeds have not begun; --seeds {seeds} makes them"))
+            raise
         return Tally(made=len(jobs))
 
     def resume(self, run: RunDir, output: Path, *, force: bool) -> None:

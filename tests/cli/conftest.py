@@ -11,6 +11,7 @@ from fakes import AnalyticPrior
 from segdream_cli import cli as command_line
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
+from segdream_cli.runs import session
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,22 @@ def prior(monkeypatch):
 def either_way(request, monkeypatch):
     """Runs a test with gradients that are waited for, as on a CPU, and with steps that are queued, as on CUDA."""
     monkeypatch.setattr(Pipeline, "__init__", partialmethod(Pipeline.__init__, queued=request.param))
+
+
+@pytest.fixture
+def lockstep(monkeypatch):
+    """Lets a CPU optimise several assets at once, as CUDA does."""
+    monkeypatch.setattr(session, "LOCKSTEP_DEVICES", ("cpu", "cuda"))
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """How many assets, at which step, each run of the pipeline is given."""
+    seen, real = [], Pipeline.run
+    monkeypatch.setattr(
+        Pipeline, "run", lambda self, assets: seen.append((len(assets), assets[0].step)) or real(self, assets)
+    )
+    return seen
 
 
 @pytest.fixture

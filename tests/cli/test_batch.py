@@ -1,6 +1,8 @@
 """Several assets at once on the command line: what each gets, what is saved, what one failure does to the others."""
 
 import json
+import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -8,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import edit_weights
-from commands import SIX
+from commands import REFINED, SIX
 from fakes import AnalyticPrior
 from test_cli import Interrupted
 
-from segdream_cli import formats
+from benchmarks.faults import KILL, Fault, run_forked
+from segdream_cli import cli, formats
 from segdream_cli.config import MINI
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.pointe.model import PointE
@@ -33,16 +36,7 @@ def listed(folder):
     return ("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
 
 
-@pytest.fixture
-def sizes(monkeypatch):
-    """How many assets, at which step, each run of the pipeline is given."""
-    seen, real = [], Pipeline.run
-    monkeypatch.setattr(
-        Pipeline, "run", lambda self, assets: seen.append((len(assets), assets[0].step)) or real(self, assets)
-    )
-    return seen
-
-
+@pytest.mark.usefixtures("lockstep")
 def test_batch_writes_all_files_of_each_asset(segdream, listed, sizes, folder):
     """Asset, run folder, events and result line; a third that does not fill the batch follows by itself."""
     done = segdream(*listed, "--batch", "2", "--json", "--set", "output.preview_every=3")
@@ -67,6 +61,7 @@ def test_batch_writes_all_files_of_each_asset(segdream, listed, sizes, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("lockstep")
 def test_batch_loads_point_e_once_and_releases_it(segdream, listed, folder, monkeypatch):
     """The embedded prior's own Point-E, which is freed before assets grow and loaded again for the next ones."""
     monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))
@@ -94,7 +89,8 @@ def test_batch_loads_point_e_once_and_releases_it(segdream, listed, folder, monk
     assert loads[2:] == [torch.bfloat16] * 2
 
 
-def test_interrupted_batch_resumes_to_the_same_bits(segdream, prior, listed, sizes, folder):
+@pytest.mark.usefixtures("lockstep")
+def test_interrupted_batch_is_resumed_together_by_the_same_list(segdream, prior, listed, sizes, folder):
     assert segdream(*listed, "--batch", "2").code == 0
     whole = [(folder / f"{name}.ply").read_bytes() for name in NAMES]
     for name in NAMES:
@@ -117,10 +113,11 @@ def test_interrupted_batch_resumes_to_the_same_bits(segdream, prior, listed, siz
     assert [(folder / f"{name}.ply").read_bytes() for name in NAMES] == whole
 
 
+@pytest.mark.usefixtures("lockstep")
 def test_list_makes_assets_at_the_same_step_together(segdream, prior, listed, sizes, folder):
     """The first was stopped by itself; the other two have not begun."""
     prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
-    assert segdream(*listed).code == 130
+    assert segdream(*listed, "--batch", "1").code == 130
     prior()
     sizes.clear()
     step = RunDir(folder / "a_red_ball.run").step()
@@ -130,6 +127,109 @@ def test_list_makes_assets_at_the_same_step_together(segdream, prior, listed, si
     assert "3 made" in done.err
 
 
+class Counting(AnalyticPrior):
+    """Counts its predictions."""
+
+    calls = 0
+
+    def predict_noise(self, latents, timesteps, text):
+        type(self).calls += 1
+        return super().predict_noise(latents, timesteps, text)
+
+
+FORMS = {
+    "list": (("--prompts", "list.txt", "--out-dir", "."), [(prompt, 0) for prompt in THREE], NAMES),
+    "seeds": (("a red ball", "-o", "{seed}.ply", "--seeds", "0-2"), [("a red ball", seed) for seed in range(3)], "012"),
+}
+MEASURED = ("--set", "optim.stop_every=2", "--set")
+
+
+def early_end(segdream, jobs):
+    """Settings with which some of the jobs end their distillation early, and some do not."""
+    changes = []
+    for number, (prompt, seed) in enumerate(jobs):
+        settings = (*SIX, *MEASURED, "optim.stop_change=1e-9")
+        segdream("generate", prompt, "--seed", seed, "-o", f"measured-{number}.ply", *settings)
+        events = Path(f"measured-{number}.run/events.jsonl").read_text().splitlines()
+        changes += [change for event in events for change in json.loads(event).get("change", [])]
+    assert len(set(changes)) == len(jobs)
+    return *MEASURED, f"optim.stop_change={(min(changes) + max(changes)) / 2}"
+
+
+@pytest.mark.parametrize("kind", ["plain", "refined", "early end", "refined after an early end"])
+@pytest.mark.parametrize("form", FORMS)
+def test_cpu_gives_an_asset_the_same_bits_whatever_else_is_made_or_stopped(segdream, prior, listed, folder, form, kind):
+    """The bits of each asset alone: from `--batch`, and after SIGTERM, the printed commands, and the rest."""
+    given, jobs, names = FORMS[form]
+    settings = (*SIX, *(early_end(segdream, jobs) if "early" in kind else ()), *(REFINED if "refined" in kind else ()))
+    command = ("generate", *given, *settings, "--batch", "3")
+    (folder / "alone").mkdir()
+    steps, alone = [], []
+    Counting.calls = 0  # twice those of three assets, in the end
+    prior(lambda profile: Counting(profile=profile))
+    for (prompt, seed), name in zip(jobs, names, strict=True):
+        done = segdream("generate", prompt, "--seed", seed, "-o", f"alone/{name}.ply", *settings, "--json")
+        steps.append(json.loads(done.out)["steps"])
+        alone.append((folder / "alone" / f"{name}.ply").read_bytes())
+    assert len(set(steps)) == (2 if "early" in kind else 1)
+    whole = segdream(*command)
+    assert whole.code == 0, whole.err
+    assert "--batch has no effect: a CPU optimises one asset at a time" in whole.err
+    assert [(folder / f"{name}.ply").read_bytes() for name in names] == alone
+    for name in names:
+        (folder / f"{name}.ply").unlink()
+        shutil.rmtree(folder / f"{name}.run")
+    prior(lambda profile: Interrupted(profile, Counting.calls // 4, signal.SIGTERM))
+    stopped = segdream(*command)
+    assert stopped.code == 143
+    assert stopped.out.split() == [f"{names[0]}.ply"]
+    assert [RunDir(folder / f"{name}.run").can_resume() for name in names] == [False, True, False]
+    prior()
+    resumed = [segdream(*words.split()) for words in re.findall(r"segdream (generate --resume \S+)", stopped.err)]
+    assert [(done.code, done.out) for done in resumed] == [(0, f"{names[1]}.ply\n")]
+    if form == "list":
+        assert "repeat the command to resume the whole list" in stopped.err
+        rest = segdream(*command)
+    else:
+        (seeds,) = re.findall("the remaining seeds have not begun; (--seeds \\S+) makes them", stopped.err)
+        rest = segdream(*command, *seeds.split())
+    assert (rest.code, rest.out) == (0, f"{names[2]}.ply\n")
+    assert [(folder / f"{name}.ply").read_bytes() for name in names] == alone
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_list_killed_at_a_checkpoint_ends_with_the_same_bits(segdream, listed, folder):
+    command = (*listed, "--batch", "3", "--set", "output.checkpoint_every=2")
+    assert segdream(*command).code == 0
+    whole = [(folder / f"{name}.ply").read_bytes() for name in NAMES]
+    for name in NAMES:
+        (folder / f"{name}.ply").unlink()
+    killed = run_forked(cli.run, command, folder, Fault(KILL, 2, r"replace .*blue_ball\.run"))
+    assert killed.code == -signal.SIGKILL
+    assert RunDir(folder / "a_blue_ball.run").step() == 2
+    assert segdream(*command).code == 0
+    assert [(folder / f"{name}.ply").read_bytes() for name in NAMES] == whole
+
+
+@pytest.mark.usefixtures("lockstep")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_batch_killed_between_two_checkpoints_is_resumed_by_the_same_list(segdream, listed, sizes, folder):
+    """One asset is a checkpoint ahead of the others; they end as an uninterrupted batch does, up to rounding."""
+    command = (*listed, "--batch", "3", "--set", "output.checkpoint_every=2")
+    assert segdream(*command).code == 0
+    whole = [formats.read(folder / f"{name}.ply") for name in NAMES]
+    for name in NAMES:
+        (folder / f"{name}.ply").unlink()
+    killed = run_forked(cli.run, command, folder, Fault(KILL, 2, r"replace .*blue_ball\.run"))
+    assert killed.code == -signal.SIGKILL
+    assert [RunDir(folder / f"{name}.run").step() for name in NAMES] == [4, 2, 2]
+    sizes.clear()
+    assert segdream(*command).code == 0
+    assert sorted(sizes) == [(1, 4), (2, 2)]
+    for name, expected in zip(NAMES, whole, strict=True):
+        np.testing.assert_allclose(formats.read(folder / f"{name}.ply").means, expected.means, atol=1e-4)
+
+
 class Poisoned(AnalyticPrior):
     """Knows no number for what is blue."""
 
@@ -137,7 +237,7 @@ class Poisoned(AnalyticPrior):
         return super().mean(text) * (torch.nan if "blue" in text else 1)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("either_way", "lockstep")
 def test_diverged_asset_leaves_the_batch(segdream, prior, listed, folder):
     assert segdream(*listed, "--batch", "3").code == 0
     whole = [formats.read(folder / f"{name}.ply") for name in NAMES]
@@ -161,7 +261,7 @@ class PoisonedAndInterrupted(Poisoned, Interrupted):
     """Both."""
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("either_way", "lockstep")
 def test_diverged_asset_is_reported_after_an_interruption(segdream, prior, listed, folder):
     prior(lambda profile: PoisonedAndInterrupted(profile, 14, signal.SIGINT))
     done = segdream(*listed, "--batch", "3")
@@ -172,6 +272,7 @@ def test_diverged_asset_is_reported_after_an_interruption(segdream, prior, liste
         assert f"segdream generate --resume {name}.run" in done.err
 
 
+@pytest.mark.usefixtures("lockstep")
 def test_damaged_checkpoint_fails_its_asset_only(segdream, prior, listed, folder):
     """A checkpoint of the right step, but without its Gaussians."""
     prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
@@ -185,6 +286,7 @@ def test_damaged_checkpoint_fails_its_asset_only(segdream, prior, listed, folder
     assert "damaged" in done.err
 
 
+@pytest.mark.usefixtures("lockstep")
 def test_seeds_are_made_in_one_batch(segdream, prior, sizes, folder):
     seeds = ("generate", "a red ball", "--seeds", "0-2", "-o", "{seed}.ply", "--batch", "3", *SIX)
     done = segdream(*seeds)
@@ -210,6 +312,7 @@ class Greedy(AnalyticPrior):
         return super().encode_image(rgb, noise)
 
 
+@pytest.mark.usefixtures("lockstep")
 def test_out_of_memory_ends_the_list_with_a_smaller_batch_as_hint(segdream, prior, listed, sizes, folder):
     prior(Greedy)
     done = segdream(*listed, "--batch", "2")
@@ -239,7 +342,7 @@ def test_batch_needs_several_assets(segdream, arguments, words):
 
 
 @pytest.mark.parametrize(
-    ("device", "given", "batch"), [("cpu", None, 1), ("cuda", None, 24), ("cuda", 3, 3), ("cpu", 5, 5)]
+    ("device", "given", "batch"), [("cpu", None, 1), ("cuda", None, 24), ("cuda", 3, 3), ("cpu", 5, 1)]
 )
 def test_batch_defaults_to_the_prior_on_cuda(monkeypatch, device, given, batch):
     monkeypatch.setattr(running, "choose_device", lambda name: torch.device(device))
