@@ -51,6 +51,9 @@ def test_votes_in_a_browser_are_saved_and_counted(tmp_path: Path) -> None:
             };
             return [document.getElementById("prompt").textContent, await red("left"), await red("right")];
         """
+        for odd in ("ctrlKey", "altKey", "metaKey", "repeat"):  # a browser's shortcut, a key that is held
+            tab.run("document.dispatchEvent(new KeyboardEvent('keydown', { key: '1', [arguments[0]]: true }))", odd)
+        assert tab.run("return document.getElementById('position').textContent") == "1 of 3, 0 voted"
         seen = []
         for use_key in (True, False, True):
             prompt, left, right = tab.run(look)

@@ -45,6 +45,7 @@ part("back").onclick = () => show(current - 1);
 part("next").onclick = () => show(current + 1);
 part("save").onclick = save;
 document.onkeydown = (event) => {
+  if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
   const choice = { 1: "left", 2: "same", 3: "right" }[event.key];
   if (choice) choose(choice);
 };
