@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from segdream_cli.evaluate.assets import Entry
 from segdream_cli.evaluate.metrics import Array, Asset, Figure, Metric, Values
 from segdream_cli.evaluate.statistics import Estimate, estimate
 from segdream_cli.evaluate.views import ViewProtocol
 from segdream_cli.util.memory import out_of_memory
+
+PICTURE_SIZE = 256
+"""Side in pixels of the pictures of a report, whatever the size of the views: those of all assets are in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class Row:
     Args:
         entry: the asset.
         values: "metric.figure" -> value.
-        pictures: views of its sides, for reports.
+        pictures: views of its sides at `PICTURE_SIZE`, for reports.
     """
 
     entry: Entry
@@ -100,7 +104,7 @@ class Evaluation:
         if not self.n_pictures:
             return []
         batches = self.protocol.sides(self.n_pictures).render(asset.gaussians)
-        return [image.permute(1, 2, 0).numpy() for batch in batches for image in batch.images]
+        return [_shrink(image.permute(1, 2, 0).numpy()) for batch in batches for image in batch.images]
 
     def estimates(self, seed: int) -> dict[str, Estimate]:
         """The mean of each value over the assets, with its interval over prompts."""
@@ -116,3 +120,8 @@ class Evaluation:
             for name, kept in self._kept.items()
             for key, value in self.metrics[name].summarize(kept).items()
         }
+
+
+def _shrink(image: UInt8[Array, "s s 3"]) -> UInt8[Array, "256 256 3"]:
+    size = PICTURE_SIZE, PICTURE_SIZE
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))

@@ -22,7 +22,6 @@ from segdream_cli.evaluate.evaluation import Evaluation, Row
 from segdream_cli.evaluate.tables import Table
 from segdream_cli.util.files import atomic_write
 
-PICTURE_SIZE = 256
 N_PICTURES = 4
 """Pictures of an asset in a report."""
 BAR_WIDTH, BAR_HEIGHT = 12, 40
@@ -85,12 +84,9 @@ def figure(row: Row, caption: str) -> str:
 
 
 def data_url(picture: np.ndarray) -> str:
-    """A picture [s, s, 3] of bytes as a WebP image of 256 px in a data URL."""
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    if image.width != PICTURE_SIZE:
-        image = image.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS)
+    """A picture [s, s, 3] of bytes as a WebP image in a data URL."""
     stream = io.BytesIO()
-    image.save(stream, format="WebP", quality=80)
+    Image.fromarray(np.ascontiguousarray(picture)).save(stream, format="WebP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 

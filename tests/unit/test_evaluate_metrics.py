@@ -261,7 +261,7 @@ def test_evaluation_passes_every_view_once_and_summarizes_all(tmp_path: Path) ->
         images = torch.cat([views.images for views in evaluation.protocol.render(entry.read(CPU).gaussians)]).float()
         assert row.values["brightness.mean"] == pytest.approx(float(images.mean((1, 2, 3)).mean()), rel=1e-5)
         every.append(images.mean((1, 2, 3)))
-        assert [picture.shape for picture in row.pictures] == [(64, 64, 3)] * 4
+        assert [picture.shape for picture in row.pictures] == [(256, 256, 3)] * 4
     assert evaluation.summarize()["brightness.spread"] == pytest.approx(float(torch.cat(every).std(correction=0)))
     estimates = evaluation.estimates(0)
     assert estimates["brightness.mean"].mean == pytest.approx(np.mean([row.values["brightness.mean"] for row in rows]))
