@@ -1,6 +1,6 @@
 """`segdream evaluate`: measures assets, and compares two folders of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from segdream_cli.evaluate.evaluation import Evaluation
     from segdream_cli.evaluate.metrics import Metric, Setup
 
+EVERYWHERE = {"assets", "prompts", "seed", "device", "offline", "json", "quiet"}
+REFERENCES_TAKE = EVERYWHERE | {"make_references", "count", "prior"}
+VOTES_TAKE = EVERYWHERE | {"compare", "votes"}
 METRICS_PANEL, VIEWS_PANEL, REFERENCES, COMPARISON = "Metrics", "Views", "Reference images", "Comparison"
 MAX_ELEVATIONS = 10
 
@@ -120,6 +123,7 @@ def evaluate(
     from segdream_cli.evaluate.blind import count_votes
     from segdream_cli.evaluate.evaluation import Evaluation
     from segdream_cli.evaluate.metrics import Setup, choose_metrics
+    from segdream_cli.evaluate.references import make_command
     from segdream_cli.evaluate.views import ViewProtocol
     from segdream_cli.util.devices import choose_device
 
@@ -128,6 +132,8 @@ def evaluate(
         return _list_metrics(sink)
     if make_references is not None:
         _refuse_assets(assets)
+        others, hint = set(context.params) - REFERENCES_TAKE, make_command(make_references)
+        shared.refuse_options(context, others, "has no effect with --make-references", hint)
         return references.make_references(
             make_references,
             prompts,
@@ -138,15 +144,22 @@ def evaluate(
             offline=offline,
             sink=sink,
         )
+    shared.refuse_options(
+        context, {"count", "prior"}, "has no effect without --make-references", make_command(Path("references"))
+    )
     if not assets:
         raise UsageProblem("give an ASSET or a folder of assets", hint="segdream evaluate bus.ply")
     files = Files(csv, html, blind)
     _check_files(files, force=force)
     _check_comparison(context, assets, compare=compare)
+    if votes:
+        hint = f"segdream evaluate --compare {' '.join(quote(str(path)) for path in (*assets, '--votes', *votes[:1]))}"
+        shared.refuse_options(context, set(context.params) - VOTES_TAKE, "has no effect with --votes", hint)
     names = choose_metrics(metrics)
     _check_reference(reference, names)
     protocol = ViewProtocol(n=n_views, elevations_deg=parse_elevations(elevations), size=size)
     given = parse_weights(weights or [])
+    _check_weights(given, names)
     chosen = choose_device(device)
     groups = [[path] for path in assets] if compare else [assets]
     sides = _read(groups, fit, prompts, sink)
@@ -174,6 +187,16 @@ def _refuse_assets(assets: Sequence[Path] | None) -> None:
         raise UsageProblem(
             "--make-references draws images and measures no ASSET",
             hint="segdream evaluate --make-references references --prompts prompts.txt",
+        )
+
+
+def _check_weights(given: Mapping[str, str], names: Sequence[str]) -> None:
+    """Refuses weights of a metric that is not chosen."""
+    idle = [name for name in given if name not in names]
+    if idle:
+        raise UsageProblem(
+            f"--weights {idle[0]}=... has no effect without the metric {idle[0]}",
+            hint=f"--metrics {','.join([*names, *idle])}",
         )
 
 

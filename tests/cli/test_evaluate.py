@@ -219,7 +219,7 @@ def test_compare_writes_tables_reports_and_a_page_whose_votes_count(segdream, as
     data = json.loads((folder / "v.html").read_text().split('id="data">')[1].split("</script>")[0])
     votes = {name: data[name] for name in ("version", "seed", "trials_sha256")} | {"votes": {"0": "same", "1": "same"}}
     (folder / "votes.json").write_text(json.dumps(votes))
-    (counted,) = lines(segdream("evaluate", *options, "--votes", "votes.json"))
+    (counted,) = lines(segdream("evaluate", "--compare", "a", "b", "--json", "--votes", "votes.json"))
     assert (counted["preference"]["mean"], counted["votes"]) == (0.5, 2)
     table = segdream("evaluate", "--compare", "a", "b", "--votes", "votes.json")
     assert "share of votes for B" in table.out
@@ -229,6 +229,16 @@ def test_compare_writes_tables_reports_and_a_page_whose_votes_count(segdream, as
     ("arguments", "code", "message"),
     [
         (["a.ply", "--blind", "v.html"], 2, "--blind only affect a comparison"),
+        (["a.ply", "--count", "3"], 2, "--count has no effect without --make-references"),
+        (["a.ply", "--prior", "mini"], 2, "--prior has no effect without --make-references"),
+        (["--make-references", "r", "--prompts", "p.txt", "--csv", "t.csv"], 2, "--csv has no effect with --make-ref"),
+        (
+            ["--make-references", "r", "--prompts", "p.txt", "--force"],
+            2,
+            "--force has no effect with --make",
+        ),
+        (["--compare", "a.ply", "a.ply", "--votes", "v.json", "--csv", "t.csv"], 2, "--csv has no effect with --votes"),
+        (["a.ply", "--weights", "clip=x"], 2, "--weights clip=... has no effect without the metric clip"),
         (["--compare", "a.ply"], 2, "--compare takes two assets or folders"),
         (["--compare", "a.ply", "b.ply"], 2, "A and B have no prompt in common"),
         (["a.ply", "--html", "report"], 2, "--html writes a .html file, and report is not"),
