@@ -47,6 +47,7 @@ def show_evaluation(evaluation: "Evaluation", seed: int, files: Files, sink: Out
         each = tables.asset_table(evaluation, every=True)
         report.write_report(files.html, evaluation, {"Means": means, "Assets": each})
     _print_rows(evaluation, sink)
+    _note_missing([evaluation], sink)
     sink.tables(
         [_rich(tables.asset_table(evaluation, every=False)), _rich(means)],
         assets=len(evaluation.rows),
@@ -82,6 +83,7 @@ def show_comparison(
         blind.write_blind_page(files.blind, a, b, blind.shuffle(pairs, seed), seed)
     for side, evaluation in zip("AB", sides.values(), strict=True):
         _print_rows(evaluation, sink, side=side)
+    _note_missing([a, b], sink)
     sink.tables(
         [_rich(table)],
         prompts=len(pairs),
@@ -126,6 +128,17 @@ def _print_rows(evaluation: "Evaluation", sink: Output, **side: str) -> None:
     if sink.json:
         for row in evaluation.rows:
             sink.result(row.entry.path, **side, **_row(row))
+
+
+def _note_missing(evaluations: "Sequence[Evaluation]", sink: Output) -> None:
+    """Names the metrics without any value, which the tables leave out."""
+    from segdream_cli.evaluate.metrics import METRICS
+
+    rows = [row for evaluation in evaluations for row in evaluation.rows]
+    for name, metric in evaluations[0].metrics.items():
+        keys = [f"{name}.{key}" for key in metric.figures]
+        if keys and not any(math.isfinite(row.scalar(key)) for row in rows for key in keys):
+            sink.note(f"{name} has no values: {METRICS[name].limits}")
 
 
 def _print_files(files: Files, sink: Output) -> None:

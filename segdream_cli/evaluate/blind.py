@@ -10,7 +10,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,14 @@ from segdream_cli.evaluate.evaluation import Evaluation
 from segdream_cli.evaluate.report import data_file, data_url, digest, document
 from segdream_cli.evaluate.statistics import Estimate, estimate, sign_flip_p_value
 from segdream_cli.util.download import file_sha256
-from segdream_cli.util.files import atomic_write, parse_json, read_problem
+from segdream_cli.util.files import atomic_write, known_problem, parse_json
 
 VERSION = 1
 N_PICTURES = 12
 """Pictures of an asset on the page, around it."""
 CHOICES = {"left": 0.0, "same": 0.5, "right": 1.0}
 """Choice -> preference for the right side."""
+HINT = "--blind vote.html, to write the page that saves votes"
 POLICY = (
     "default-src 'none'; style-src '{{style}}'; script-src '{script}'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
@@ -144,9 +144,9 @@ def _read(path: Path, n: int) -> Mapping[str, Any]:
         if votes and sound and saved["version"] == VERSION and type(saved["seed"]) is int:
             return {"seed": saved["seed"], "trials_sha256": saved["trials_sha256"], "votes": votes}
     except OSError as problem:
-        raise read_problem(problem, path, "{}") from problem
+        if known := known_problem(problem, path, "read"):
+            raise known from problem
+        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=HINT) from problem
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise UsageProblem(
-        f"{path} holds no votes on these assets", hint=f"save the votes again on the page, as {quote(path.name)}"
-    )
+    raise UsageProblem(f"{path} holds no votes on these assets", hint=HINT)

@@ -59,7 +59,7 @@ def pair(a: Sequence[Entry], b: Sequence[Entry]) -> tuple[list[Pair], list[str]]
     if not pairs:
         raise UsageProblem(
             f"A and B have no prompt in common: A has {next(iter(first))!r}, B has {next(iter(second))!r}",
-            hint="name the prompts of both with --prompts prompts.txt",
+            hint="--prompts prompts.txt",
         )
     notes = [
         f"{key!r} is only in {side} and does not count"

@@ -133,6 +133,8 @@ class MetricEntry:
     """Whether an asset without a prompt has no values."""
     needs_reference: bool = False
     """Whether it compares with reference images."""
+    limits: str = ""
+    """Why no asset may have a value."""
 
     def load(self, setup: Setup) -> Metric:
         """The metric, ready to measure.
@@ -153,12 +155,18 @@ METRICS: Mapping[str, MetricEntry] = MappingProxyType(
             "judge_metric",
             embedded=True,
             needs_prompt=True,
+            limits="no prompt is in the vocabulary of mini, see segdream generate --list-words",
         ),
         "health": MetricEntry("floaters, holes, edges, needles, sizes, opacities", "health_metric", embedded=True),
         "clip": MetricEntry(
             "CLIP ViT-L/14 score, worst view and R-precision; downloads 1.7 GB once", "clip_metric", needs_prompt=True
         ),
-        "cost": MetricEntry("seconds and U-Net rows, where the asset records them", "cost_metric", embedded=True),
+        "cost": MetricEntry(
+            "seconds and U-Net rows, where the asset records them",
+            "cost_metric",
+            embedded=True,
+            limits="no asset or run folder beside one records any",
+        ),
         "image-reward": MetricEntry(
             "ImageReward-1.0: how much people would like the views for the prompt",
             "image_reward_metric",
@@ -186,9 +194,10 @@ def choose_metrics(text: str | None) -> list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
     for name in names:
         if name not in METRICS:
-            nearest = difflib.get_close_matches(name, METRICS, n=1, cutoff=0)
+            nearest = [*difflib.get_close_matches(name, METRICS, n=1), *DEFAULT][0]
+            known = dict.fromkeys(nearest if each == name else each for each in names if each in {name, *METRICS})
             raise UsageProblem(
-                f"there is no metric {name!r}; use some of {', '.join(METRICS)}", hint=f"--metrics {nearest[0]}"
+                f"there is no metric {name!r}; use some of {', '.join(METRICS)}", hint=f"--metrics {','.join(known)}"
             )
     if not names:
         raise UsageProblem("--metrics names no metric", hint=f"--metrics {','.join(DEFAULT)}")

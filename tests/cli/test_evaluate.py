@@ -158,6 +158,14 @@ def test_cost_that_is_no_number_has_no_value(segdream, folder, rows):
     assert lines(done)[0]["values"]["cost.unet_rows"] is None
 
 
+def test_evaluate_says_why_a_metric_has_no_values(segdream, asset):
+    asset("corgi.ply", "a corgi in the rain")
+    done = segdream("evaluate", "corgi.ply", "--metrics", "judge,health")
+    assert done.code == 0
+    assert "judge has no values: no prompt is in the vocabulary of mini" in done.err
+    assert "health has no values" not in done.err
+
+
 def test_list_metrics_names_each(segdream):
     done = segdream("evaluate", "--list-metrics")
     assert {"judge", "health", "clip", "cost"} <= {line.split()[0] for line in done.out.splitlines()}

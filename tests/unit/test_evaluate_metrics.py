@@ -249,6 +249,13 @@ class MeanMetric:
         return {"spread": float(np.concatenate(observed).std())}
 
 
+def test_choose_metrics_hints_at_the_list_with_the_nearest_name() -> None:
+    for text, hint in (("helth,cost", "health,cost"), ("cost,zzzz", "cost,judge"), ("clip,clp", "clip")):
+        with pytest.raises(UsageProblem) as caught:
+            choose_metrics(text)
+        assert caught.value.hint == f"--metrics {hint}"
+
+
 def test_evaluation_passes_every_view_once_and_summarizes_all(tmp_path: Path) -> None:
     one, two = write(tmp_path / "one.ply"), write(tmp_path / "two.ply", balls((0, 0, 0), radius=0.25))
     metric = MeanMetric()
