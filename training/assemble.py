@@ -71,8 +71,8 @@ def main(
         shutil.copy(tokens / name, checkpoint / "tokenizer" / name)
     restore_hub_names(checkpoint / "text_encoder" / "model.safetensors")
     profile = json.loads((checkpoint / PROFILE_FILE).read_text(encoding="utf-8"))
-    profile["vocabulary"] = vocabulary()
-    (checkpoint / PROFILE_FILE).write_text(json.dumps(profile, indent=1) + "\n", encoding="utf-8")
+    profile["vocabulary"] = profile.get("vocabulary", {}) | vocabulary()  # the tables of synonyms stay
+    (checkpoint / PROFILE_FILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     weights = [file for part in PARTS for file in (checkpoint / part).glob("*.safetensors")]
     for file in weights:
         file.chmod(0o644)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
@@ -35,6 +35,15 @@ class Vocabulary:
     fillers: tuple[str, ...] = ()
     excluded: tuple[tuple[str, str], ...] = ()
     """Pairs of a colour and an attribute that contradict each other, such as white with white spots."""
+    synonyms: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Phrases of the prior, each with other texts that it reads as this phrase: airplane with plane and jet."""
+    concepts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Phrases of the prior, each with texts that it does not know and for which it is suggested: dog with corgi. The
+    phrase "" stands for no suggestion, not even as the correction of a typing error."""
+    ignored: tuple[str, ...] = ()
+    """Texts without effect, such as "the", "cute" and "a photo of"."""
+    title: str = "this prior"
+    """Name of the prior in messages."""
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -81,7 +90,8 @@ class PriorProfile:
         if "views" in fields:
             fields["views"] = _read_texts(ViewPhrases, fields["views"])
         if fields.get("vocabulary"):
-            fields["vocabulary"] = _read_vocabulary(fields["vocabulary"])
+            title = fields.get("title", "this prior")
+            fields["vocabulary"] = _read_vocabulary(fields["vocabulary"], title)
         common = fields.get("settings", {})
         for name, changes in fields.get("presets", {"settings": {}}).items():
             try:
@@ -123,20 +133,57 @@ def preset(profile: PriorProfile, quality: str) -> Config:
     return config.set(overrides)
 
 
-def _read_vocabulary(data: Mapping[str, Any]) -> Vocabulary:
-    """Reads a vocabulary from JSON.
+def _read_vocabulary(data: Mapping[str, Any], title: str) -> Vocabulary:
+    """Reads the vocabulary of a prior from JSON.
 
     Raises:
-        TypeError: a field is unknown or has the wrong type, or an excluded pair has other than two texts.
+        TypeError: a field is unknown or has the wrong type, an excluded pair has other than two texts, or a table has
+            a phrase that is not in the vocabulary.
     """
-    phrases = {key: value for key, value in data.items() if key != "excluded"}
+    if "title" in data:
+        raise TypeError("the title stands outside the vocabulary")
+    phrases = {key: data[key] for key in data.keys() - {"excluded", "synonyms", "concepts", "ignored"}}
     pairs = data.get("excluded", [])
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in pairs
     ):
         raise TypeError(f"excluded can't be {pairs!r}")
     vocabulary: Vocabulary = _read_texts(Vocabulary, phrases)
-    return dataclasses.replace(vocabulary, excluded=tuple((color, attribute) for color, attribute in pairs))
+    return dataclasses.replace(
+        vocabulary,
+        excluded=tuple((color, attribute) for color, attribute in pairs),
+        synonyms=_read_table("synonyms", data, vocabulary.phrases),
+        concepts=_read_table("concepts", data, ("", *vocabulary.phrases)),
+        ignored=_split_texts("ignored", data.get("ignored", "")),
+        title=title,
+    )
+
+
+def _read_table(
+    name: str, data: Mapping[str, Any], phrases: Collection[str]
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Reads a table of a vocabulary, from phrases to texts.
+
+    Raises:
+        TypeError: it is something else, or a phrase of it is not one of `phrases`.
+    """
+    table = data.get(name, {})
+    if not isinstance(table, dict):
+        raise TypeError(f"{name} can't be {table!r}")
+    if unknown := [phrase for phrase in table if phrase not in phrases]:
+        raise TypeError(f"{name} has {unknown[0]!r}, which is not in the vocabulary")
+    return tuple((phrase, _split_texts(f"{name} of {phrase!r}", texts)) for phrase, texts in table.items())
+
+
+def _split_texts(name: str, texts: Any) -> tuple[str, ...]:
+    """The texts between the commas of a text.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(texts, str):
+        raise TypeError(f"{name} can't be {texts!r}")
+    return tuple(text.strip() for text in texts.split(",") if text.strip())
 
 
 def _read_texts(kind: Any, data: Mapping[str, Any]) -> Any:

@@ -337,7 +337,14 @@ def test_profile_from_json() -> None:
             "views": {"front": "from the front", "ring": ["n", "e"]},
             "negative_prompt": "",
             "batch": 3,
-            "vocabulary": {"objects": ["dog"], "attributes": ["red"], "excluded": [["blue", "red"]]},
+            "vocabulary": {
+                "objects": ["dog"],
+                "attributes": ["red"],
+                "excluded": [["blue", "red"]],
+                "synonyms": {"dog": "puppy, pup"},
+                "concepts": {"dog": "wolf", "": "moon"},
+                "ignored": "the, a photo of",
+            },
             "presets": {"draft": {"optim.steps": 9}},
         }
     )
@@ -347,6 +354,10 @@ def test_profile_from_json() -> None:
     assert profile.vocabulary.objects == ("dog",)
     assert profile.vocabulary.excluded == (("blue", "red"),)
     assert "blue" not in profile.vocabulary.phrases
+    assert profile.vocabulary.synonyms == (("dog", ("puppy", "pup")),)
+    assert profile.vocabulary.concepts == (("dog", ("wolf",)), ("", ("moon",)))
+    assert profile.vocabulary.ignored == ("the", "a photo of")
+    assert profile.vocabulary.title == "toy"
     assert preset(profile, "draft").optim.steps == 9
     assert PriorProfile.from_json({}) == PriorProfile()
 
@@ -367,6 +378,12 @@ def test_profile_from_json() -> None:
         ({"vocabulary": {"objects": ["dog"], "excluded": "red"}}, "excluded"),
         ({"vocabulary": {"objects": ["dog"], "excluded": [["red"]]}}, "excluded"),
         ({"vocabulary": {"objects": ["dog"], "excluded": [["red", 3]]}}, "excluded"),
+        ({"vocabulary": {"objects": ["dog"], "synonyms": {"cat": "kitty"}}}, "'cat', which is not in the vocabulary"),
+        ({"vocabulary": {"objects": ["dog"], "synonyms": {"": "kitty"}}}, "'', which is not in the vocabulary"),
+        ({"vocabulary": {"objects": ["dog"], "synonyms": "dog"}}, "synonyms"),
+        ({"vocabulary": {"objects": ["dog"], "concepts": {"dog": ["wolf"]}}}, "concepts of 'dog'"),
+        ({"vocabulary": {"objects": ["dog"], "ignored": ["the"]}}, "ignored"),
+        ({"vocabulary": {"objects": ["dog"], "title": "toy"}}, "title"),
         ({"presets": {"draft": {"distill.segmnts": 3}}}, "draft"),
         ({"presets": {"draft": {"camera.batch": 0}}}, "camera.batch"),
         ({"batch": 0}, "batch"),
