@@ -19,7 +19,7 @@ from torch import Tensor
 from segdream_cli import load
 from segdream_cli.config import MINI
 from segdream_cli.config.values import parse_assignments
-from segdream_cli.distill.view_prompts import clean_prompt
+from segdream_cli.distill.prompt import clean_prompt
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.health import SILHOUETTE, Health, examine
 from segdream_cli.evaluate.judge import EMBEDDED, Judge, Label

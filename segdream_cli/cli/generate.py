@@ -257,3 +257,7 @@ def _list_words(request: Request, sink: Output) -> None:
     for attribute in profile.vocabulary.attributes:
         if colors := [color for color, other in profile.vocabulary.excluded if other == attribute]:
             sink.result(f'colors excluded by "{attribute}": ' + ", ".join(colors))
+    for phrase, texts in profile.vocabulary.synonyms:
+        sink.result(f'read as "{phrase}": ' + ", ".join(texts))
+    if profile.vocabulary.ignored:
+        sink.result("ignored: " + ", ".join(profile.vocabulary.ignored))

@@ -55,7 +55,7 @@ def init(
     segdream init "a yellow school bus" --init point-e --preview -o cloud.ply
     """
     from segdream_cli import __version__, formats, write
-    from segdream_cli.distill.view_prompts import clean_prompt
+    from segdream_cli.distill.prompt import describe_prompt
     from segdream_cli.optimize.start import POINT_E, SHAPES, bind_cloud, check_start, cloud_text, initial_gaussians
     from segdream_cli.optimize.state import build_generators
     from segdream_cli.priors.checkpoint import profile_of
@@ -78,7 +78,7 @@ def init(
     profile = profile_of(request.prior(), cuda=hardware.type == "cuda")
     resolved = request.resolve(profile)
     settings = resolved.init
-    text = clean_prompt(prompt, profile.vocabulary)
+    described = describe_prompt(prompt, profile.vocabulary, sink.note)
     phrase = cloud_text(settings, prompt, profile.vocabulary)
     path = output or Path(f"{slug(prompt)}-init.ply")
     picture = path.with_suffix(".png")
@@ -103,7 +103,7 @@ def init(
     )
     gaussians = initial_gaussians(settings, build_generators(seed)["init"], bind_cloud(clouds, phrase, seed))
     origin = settings.shape if clouds is None else f"Point-E's cloud of {phrase!r}"
-    provenance = {"generator": f"segdream {__version__}", "prompt": text, "seed": seed, "init": origin}
+    provenance = {"generator": f"segdream {__version__}", **described, "seed": seed, "init": origin}
     splats = gaussians.splats(provenance)
     with write_policy(replace=force):
         write(path, splats)
@@ -113,4 +113,4 @@ def init(
             job = RenderJob.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0))
             job.write_contact_sheet(picture, elevation=15.0)
     sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if preview else ""))
-    sink.result(path, prompt=text, seed=seed, gaussians=len(gaussians), init=settings.shape)
+    sink.result(path, **described, seed=seed, gaussians=len(gaussians), init=settings.shape)

@@ -41,7 +41,7 @@ def make_references(
     """
     from segdream_cli import load
     from segdream_cli.cli.reporter import TerminalReporter
-    from segdream_cli.distill.view_prompts import clean_prompt
+    from segdream_cli.distill.prompt import read_prompt
     from segdream_cli.evaluate.references import check_folder, draw_references, write_references
     from segdream_cli.runs.jobs import read_prompts
 
@@ -54,7 +54,10 @@ def make_references(
     texts = list(dict.fromkeys(read_prompts(prompts)))
     settings = {"init.shape": "sphere"}  # nothing is distilled, so Point-E need not be found
     session = load(prior=prior, settings=settings, device=device, offline=offline, reporter=TerminalReporter(sink))
-    texts = list(dict.fromkeys(clean_prompt(text, session.checkpoint.profile.vocabulary) for text in texts))
+    readings = [read_prompt(text, session.checkpoint.profile.vocabulary) for text in texts]
+    for note in (reading.note for reading in readings if reading.note is not None):
+        sink.note(note)
+    texts = list(dict.fromkeys(reading.text for reading in readings))
     scale = session.config.refine.guidance_scale
     drawn = draw_references(session.pipeline, texts, count, seed, scale)
     origin = {"prior": session.checkpoint.name, "seed": seed, "guidance_scale": scale, "azimuths": count}

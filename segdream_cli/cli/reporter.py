@@ -89,6 +89,7 @@ class TerminalReporter:
             seconds=round(event.seconds, 3),
             memory_gib=round(event.memory_gib, 3),
             run=str(event.run),
+            **({} if event.prompt_read is None else {"prompt_read": event.prompt_read}),
         )
 
     def _show_choice(self, event: SeedChosen) -> None:

@@ -1,11 +1,8 @@
-"""From a prompt to the text of each camera: clean text, view phrases, and their weights by direction.
+"""From the text of a prompt to that of each camera: view phrases, and their weights by direction.
 
 Shapes: b views, p phrases in the order of `phrase_texts`, l tokens of width d.
 """
 
-import difflib
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,115 +12,9 @@ from torch import Tensor
 
 from segdream_cli.config import ViewConfig
 from segdream_cli.distill.guidance import Conditions
-from segdream_cli.errors import PromptProblem, UsageProblem
-from segdream_cli.priors.profile import ViewPhrases, Vocabulary
+from segdream_cli.priors.profile import ViewPhrases
 
-MAX_PROMPT = 1000
-CONTROL = ("Cc", "Cs")
-"""Unicode categories of characters that no prompt has: control characters and lone surrogates."""
-WORDS_HINT = "segdream generate --list-words"
 FRONT, SIDE, BACK, OVERHEAD, RING = range(5)
-
-
-def clean_prompt(prompt: str, vocabulary: Vocabulary | None) -> str:
-    """The prompt as the prior reads it.
-
-    A prior that takes any text reads the prompt without surrounding space. One with a vocabulary reads the phrases of
-    its vocabulary, in lower case and without punctuation, since it was trained on nothing else.
-
-    Raises:
-        UsageProblem: the prompt is empty, too long, or has control characters. For a prior with a vocabulary: it has
-            unknown words, not exactly one object, more than one colour or attribute, or a colour and an attribute
-            that contradict each other.
-    """
-    text = _strip_text(prompt, "prompt")
-    if not text:
-        raise PromptProblem("the prompt is empty", prompt=prompt, instead="a yellow school bus")
-    if vocabulary is None:
-        return text
-    phrases = find_phrases(text, vocabulary)
-    for kind, known, fewest in (
-        ("object", vocabulary.objects, 1),
-        ("colour", vocabulary.colors, 0),
-        ("attribute", vocabulary.attributes, 0),
-    ):
-        named = [phrase for phrase in phrases if phrase in known]
-        if not fewest <= len(named) <= 1:
-            count, names = "exactly" if fewest else "at most", " and ".join(named) or "none"
-            raise UsageProblem(f"the prompt must name {count} one {kind}; {text!r} names {names}", hint=WORDS_HINT)
-    for color, attribute in vocabulary.excluded:
-        if color in phrases and attribute in phrases:
-            rest = [phrase for phrase in phrases if phrase != color]
-            raise PromptProblem(
-                f"this prior does not know {color!r} together with {attribute!r}",
-                prompt=prompt,
-                instead=_with_article(rest),
-            )
-    return " ".join(phrases)
-
-
-def _with_article(phrases: Sequence[str]) -> str:
-    """The phrases as a text whose leading article, if it has one, suits the next word."""
-    if phrases[0] in ("a", "an") and len(phrases) > 1:
-        phrases = ["an" if phrases[1][0] in "aeiou" else "a", *phrases[1:]]
-    return " ".join(phrases)
-
-
-def clean_negative(negative: str, vocabulary: Vocabulary | None) -> str:
-    """The negative prompt as the prior reads it; it may be empty, and may name any number of objects.
-
-    Raises:
-        UsageProblem: it is too long, or has control characters or words that the prior does not know.
-    """
-    text = _strip_text(negative, "negative prompt")
-    return text if vocabulary is None else " ".join(find_phrases(text, vocabulary))
-
-
-def _strip_text(text: str, name: str) -> str:
-    """The text without surrounding space.
-
-    Raises:
-        UsageProblem: it is too long or has control characters.
-    """
-    given, text = text, text.strip()
-    if len(text) > MAX_PROMPT:
-        raise UsageProblem(
-            f"the {name} has {len(text):,} characters, but the limit is {MAX_PROMPT:,}",
-            hint="describe one object in a sentence",
-        )
-    odd = next((character for character in text if unicodedata.category(character) in CONTROL), None)
-    if odd is not None:
-        plain = "".join(" " if unicodedata.category(character) in CONTROL else character for character in text)
-        raise PromptProblem(
-            f"the {name} has the control character {odd!r}", prompt=given, instead=" ".join(plain.split())
-        )
-    return text
-
-
-def find_phrases(text: str, vocabulary: Vocabulary) -> list[str]:
-    """The phrases of the vocabulary that make up a text, in order.
-
-    Raises:
-        UsageProblem: naming the words outside the vocabulary, and the closest known phrases.
-    """
-    phrases = sorted(vocabulary.phrases, key=len, reverse=True)
-    known = re.compile(r"\b(?:" + "|".join(map(re.escape, phrases)) + r")\b")
-    text = " ".join(text.lower().split())
-    unknown = re.findall(r"\w+", known.sub(" ", text))
-    if unknown:
-        words = ", ".join(map(repr, dict.fromkeys(unknown)))
-        near = dict.fromkeys(phrase for word in unknown for phrase in _nearest(word, phrases))
-        raise UsageProblem(
-            f"this prior does not know {words}" + (f"; the closest it knows: {', '.join(near)}" if near else ""),
-            hint=WORDS_HINT,
-        )
-    return known.findall(text)
-
-
-def _nearest(word: str, phrases: Sequence[str]) -> list[str]:
-    """Known phrases that contain the word or, failing that, have a similar spelling."""
-    containing = [phrase for phrase in phrases if word in phrase.split()]
-    return containing or difflib.get_close_matches(word, phrases, n=3, cutoff=0.5)
 
 
 def phrase_texts(prompt: str, views: ViewPhrases) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from segdream_cli.config import MINI, PriorConfig
-from segdream_cli.distill.view_prompts import clean_prompt, find_phrases
+from segdream_cli.distill.prompt import read_prompt
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.judge import EMBEDDED, SECTORS, Judge, Label, Verdict
 from segdream_cli.evaluate.measures import READABLE, SECTOR_OF_AXIS
@@ -50,7 +50,7 @@ class JudgeMetric(AssetMetric):
     def label(self, prompt: str | None) -> Label | None:
         """The classes that the judge should read; None for a prompt outside its world, or no prompt."""
         try:
-            phrases = find_phrases(clean_prompt(prompt or "", self.vocabulary), self.vocabulary)
+            phrases = read_prompt(prompt or "", self.vocabulary).phrases
         except UsageProblem:
             return None
         kinds = self.vocabulary.objects, self.vocabulary.colors, self.vocabulary.attributes

@@ -20,11 +20,10 @@ from segdream_cli.config import Config
 from segdream_cli.distill import build_method
 from segdream_cli.distill.guidance import Conditions
 from segdream_cli.distill.method import Gradient, Method, Shape
+from segdream_cli.distill.prompt import clean_prompt, read_negative
 from segdream_cli.distill.schedule import Latents, NoiseSchedule
 from segdream_cli.distill.view_prompts import (
     PromptEmbeddings,
-    clean_negative,
-    clean_prompt,
     conditions,
     phrase_texts,
     view_weights,
@@ -178,7 +177,7 @@ class Pipeline:
         text = clean_prompt(prompt, profile.vocabulary)
         negative = profile.negative_prompt
         if negative_prompt is not None:
-            negative = clean_negative(negative_prompt, profile.vocabulary)
+            negative = read_negative(negative_prompt, profile.vocabulary).text
         encoded = self.prior.encode_text([*phrase_texts(text, profile.views), negative, ""])
         return PromptEmbeddings(phrases=encoded[:-2], uncond=encoded[-2], null=encoded[-1])
 

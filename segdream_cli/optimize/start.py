@@ -14,7 +14,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from segdream_cli.config import InitConfig
-from segdream_cli.distill.view_prompts import clean_prompt
+from segdream_cli.distill.prompt import clean_prompt
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import ply, points
 from segdream_cli.pointe.model import PointCloud

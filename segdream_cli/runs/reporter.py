@@ -93,6 +93,7 @@ class AssetFinished:
         seconds: wall time of all assets that ran with it.
         memory_gib: peak memory so far.
         run: its run folder.
+        prompt_read: the text that the prior read, if it differs from the prompt in more than case and punctuation.
     """
 
     output: Path
@@ -104,6 +105,7 @@ class AssetFinished:
     seconds: float
     memory_gib: float
     run: Path
+    prompt_read: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

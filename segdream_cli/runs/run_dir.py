@@ -65,6 +65,7 @@ class RunRecord:
         device: the device that computed the asset.
         versions: of Python and the packages that can change the result.
         source: the asset that is refined, as the fields of `Source`; None for an asset from nothing.
+        prompt_read: the text that the prior read, if it differs from the prompt in more than case and punctuation.
     """
 
     prompt: str
@@ -78,6 +79,7 @@ class RunRecord:
     versions: Mapping[str, str]
     format: int = FORMAT
     source: Mapping[str, Any] | None = None
+    prompt_read: str | None = None
 
 
 def _parse_record(data: Mapping[str, Any]) -> RunRecord:

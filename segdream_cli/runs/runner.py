@@ -12,6 +12,7 @@ import torch
 from jaxtyping import UInt8
 
 from segdream_cli import formats
+from segdream_cli.distill.prompt import describe_prompt
 from segdream_cli.errors import Diverged, Interrupted, OutOfMemory, OutputExists, SegdreamError
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
@@ -285,15 +286,20 @@ class Runner:
             seconds=seconds,
             memory_gib=peak_memory_gib(self.pipeline.device),
             run=each.destination.run.path,
+            prompt_read=self._describe(each).get("prompt_read"),
         )
         self.reporter(finished)
 
     def snapshot(self, each: ActiveRun) -> Splats:
         """The current state of an asset, with its provenance; a refined one stands where its source stood."""
         asset = each.asset
-        own = {"prompt": asset.prompt, "seed": asset.seed, "steps": asset.steps_taken}
+        own = {**self._describe(each), "seed": asset.seed, "steps": asset.steps_taken}
         splats = asset.gaussians.splats({**self.origin, **own, "unet_rows": self.pipeline.unet_rows(asset)})
         return splats if each.start is None else each.start.finish(splats)
+
+    def _describe(self, each: ActiveRun) -> dict[str, str]:
+        """The provenance of an asset's prompt."""
+        return describe_prompt(each.asset.prompt, self.pipeline.prior.profile.vocabulary)
 
     def _show(self, each: ActiveRun) -> None:
         """Shows the asset's current state on the page, if there is one."""

@@ -15,7 +15,7 @@ import torch
 from segdream_cli import __version__, formats
 from segdream_cli.config import AUTO, Config
 from segdream_cli.distill import build_method
-from segdream_cli.distill.view_prompts import clean_negative, clean_prompt
+from segdream_cli.distill.prompt import describe_prompt, read_negative
 from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.change import notes_on_change
 from segdream_cli.optimize.pipeline import Pipeline
@@ -97,6 +97,8 @@ class Session:
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     page: LivePage | None = None
     request: Request = dataclasses.field(default_factory=Request)
+    _noted: set[str] = dataclasses.field(default_factory=set)
+    """Prompts whose reading was reported."""
 
     def __post_init__(self) -> None:
         if self.device.type not in LOCKSTEP_DEVICES:
@@ -135,12 +137,16 @@ class Session:
         # building the method also finds errors that would otherwise come late
         for text in (*build_method(config).notes, *notes_on_change(config.optim)):
             reporter(Note(text))
+        vocabulary = checkpoint.profile.vocabulary
         if negative_prompt is not None:
-            clean_negative(negative_prompt, checkpoint.profile.vocabulary)
+            note = read_negative(negative_prompt, vocabulary).note
+            if note is not None:
+                reporter(Note(note))
         clouds = None
         if not request.refines:
             check_start(config.init.shape)
-            cloud_text(config.init, None, checkpoint.profile.vocabulary)
+            if cloud_text(config.init, None, vocabulary) is not None:
+                describe_prompt(config.init.prompt or "", vocabulary, note_to(reporter))
             clouds = load_clouds(
                 config, checkpoint.profile.point_e, lambda: checkpoint, device, reporter, offline=request.offline
             )
@@ -239,7 +245,7 @@ class Session:
         self._check_stop()
         seed = check_seed(seed)
         if output is None:
-            clean_prompt(prompt, self.checkpoint.profile.vocabulary)
+            self._check_prompt(prompt)
             active = self._begin(prompt, seed, None, source)
         else:
             job = Job(prompt, seed, Path(output), source)
@@ -254,10 +260,16 @@ class Session:
             UsageProblem: prompt or output can't be used.
             OutputExists: the asset or an unfinished run of it exists.
         """
-        clean_prompt(job.prompt, self.checkpoint.profile.vocabulary)
+        self._check_prompt(job.prompt)
         check_output(job.output, force=force)
         formats.check_format(job.output)
         RunDir.beside(job.output).check_free(force=force)
+
+    def _check_prompt(self, prompt: str) -> None:
+        """Refuses a prompt that can't be used, and reports once how the prior reads it; raises as `read_prompt`."""
+        tell = note_to(discard if prompt in self._noted else self.reporter)
+        describe_prompt(prompt, self.checkpoint.profile.vocabulary, tell)
+        self._noted.add(prompt)
 
     def generate_all(self, jobs: Sequence[Job], *, force: bool) -> Tally:
         """Makes assets of one prompt, `batch` seeds at once, after a check of all of them.
@@ -427,6 +439,11 @@ class Session:
                 f"{run.path} was started on {record.device} with other weights of {record.prior['name']}",
                 hint=f"add --device {record.device}, or start over: {again}",
             )
+        read_now = describe_prompt(record.prompt, self.checkpoint.profile.vocabulary).get("prompt_read")
+        if record.prompt_read != read_now:
+            raise UsageProblem(
+                f"{run.path} was begun with the prompt read as {record.prompt_read or record.prompt!r}", hint=again
+            )
         tensors = run.load()
         if edits := run.edits():
             raise UsageProblem(f"{run.path / RECORD} was edited during the run: {', '.join(edits)}", hint=again)
@@ -472,6 +489,7 @@ class Session:
         return Runner(self.pipeline, origin, self.reporter, self.stop, self.page)
 
     def _record(self, job: Job) -> RunRecord:
+        described = describe_prompt(job.prompt, self.checkpoint.profile.vocabulary)
         return RunRecord(
             prompt=job.prompt,
             seed=job.seed,
@@ -483,6 +501,7 @@ class Session:
             device=str(self.device),
             versions=package_versions(),
             source=None if job.source is None else dataclasses.asdict(job.source),
+            prompt_read=described.get("prompt_read"),
         )
 
     def _is_run_of(self, run: RunDir, job: Job) -> bool:

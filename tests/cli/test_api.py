@@ -70,6 +70,31 @@ def test_load_reports_the_notes_of_the_method():
     assert events == []
 
 
+def test_readings_of_prompts_are_reported_once_and_recorded(folder, prior):
+    """The asset of a rewritten prompt is that of its reading, and names both."""
+    events = []
+    session = segdream.load(
+        prior=MINI, device="cpu", settings=SETTINGS, reporter=events.append, negative_prompt="the dogs"
+    )
+    plain = session.generate("a blue ball made of wood", output="plain.ply")
+    typed = "The wooden balls, in blue"
+    splats = session.generate(typed, output="ball.ply")
+    session.generate(typed, output="ball.spz")
+    assert (splats.means == plain.means).all()
+    assert (splats.sh0 == plain.sh0).all()
+    assert "prompt_read" not in plain.provenance
+    assert splats.provenance["prompt"] == typed
+    assert splats.provenance["prompt_read"] == segdream.read("ball.ply").provenance["prompt_read"]
+    assert splats.provenance["prompt_read"] == "a blue ball made of wood"
+    notes = [event.text for event in events if isinstance(event, reporter.Note) and " reads " in event.text]
+    assert notes == [
+        "mini reads the negative prompt 'the dogs' as 'dog'",
+        f"mini reads {typed!r} as 'a blue ball made of wood'",
+    ]
+    finished = [(event.prompt, event.prompt_read) for event in events if isinstance(event, AssetFinished)]
+    assert finished == [("a blue ball made of wood", None), *[(typed, "a blue ball made of wood")] * 2]
+
+
 def test_early_end_is_reported_and_recorded(folder, prior):
     events = []
     settings = SETTINGS | {"optim.stop_change": 1.0, "optim.stop_every": 2}

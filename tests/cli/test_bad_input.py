@@ -59,12 +59,12 @@ def generate(*arguments):
         ("bus " * 2500, "9,999 characters"),
         ("a yellow\x07 bus", r"control character '\x07'"),
         ("a red ball\na blue ball", r"control character '\n'"),
-        ("a yellow skool bus", ["'skool'", "the closest it knows", "school bus"]),
+        ("a yellow skool bus", ["'skool'", "free text needs --prior sd21", "'a yellow school bus'"]),
         ("ein süßer Bus", ["'ein'", "'süßer'"]),
         ("a \udcff bus", "control character"),
-        ("yellow", "names none"),
-        ("a red ball and a blue cube", "'and'"),
-        ("a red ball a blue cube", "ball and cube"),
+        ("yellow", ["names no thing", "--list-words"]),
+        ("a red ball and a blue cube", ["'ball' and 'cube'", "'a red ball' -o bus.ply"]),
+        ("a red ball a blue cube", ["'ball' and 'cube'", "'a red ball' -o bus.ply"]),
     ],
 )
 @pytest.mark.parametrize("command", ["generate", "init"])
@@ -72,8 +72,6 @@ def test_prompt_is_refused_with_its_reason(refused, command, prompt, words):
     arguments = SIX if command == "generate" else TINY[:2]
     done = refused(2, words, command, prompt, "-o", "bus.ply", *arguments)
     assert "hint: " in done.err
-    if "know" in str(words):
-        assert "--list-words" in done.err
 
 
 def test_long_prompt_is_not_repeated_in_the_error(refused):
@@ -385,7 +383,7 @@ def test_refine_names_what_it_cannot_use(refused, there, folder):
     refused(2, ["c.txt has no known suffix", ".spz"], *run("c.txt"))
     refused(2, "none.glb can't be read", *run("none.glb"))
     refused(2, ["segdream can write .html files but not read them"], *run("page.html"))
-    refused(2, ["'skool'", "--list-words"], *run("there.ply", prompt="a yellow skool bus"))
+    refused(2, ["'skool'", "refine there.ply 'a yellow school bus'"], *run("there.ply", prompt="a yellow skool bus"))
     refused(2, ["--front up is not x, z, -x, -z or", "hint: --front x"], *run("there.ply", "--front", "up"))
     refused(2, "--front -y is not x, z, -x, -z or", *run("there.ply", "--front", "-y"))
     refused(2, "--front z is not x, y, -x, -y or", *run("there.ply", "--front", "z", "--up", "-z"))

@@ -25,6 +25,7 @@ from segdream_cli.config import MINI
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.checkpoint import PRIORS
 from segdream_cli.priors.profile import PriorProfile
+from segdream_cli.runs import session
 from segdream_cli.runs.jobs import parse_seeds, slug
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.spec import Request
@@ -445,6 +446,30 @@ def test_init_writes_a_file_that_generate_starts_from(segdream):
     arguments = ("generate", BUS, "-o", "bus.ply", *TINY, "--init", "cloud.ply", "--steps", "1")
     assert segdream(*arguments, "--set", "optim.means_lr=[1e-12,1e-12]").code == 0
     np.testing.assert_allclose(formats.read(Path("bus.ply")).means, start.means, atol=1e-6)
+
+
+def test_rewritten_prompts_are_noted_and_recorded(segdream, prior):
+    """By init, a single prompt and a list; the asset of a stopped run goes on with the same reading only."""
+    typed, said = "the GREY kitties", "mini reads 'the GREY kitties' as 'a gray cat'"
+    done = segdream("init", typed, "--init", "box", "--count", "9", "-o", "cloud.ply", "--json", *TINY[:2])
+    assert said in done.err
+    assert json.loads(done.out)["prompt_read"] == "a gray cat"
+    assert formats.read(Path("cloud.ply")).provenance["prompt"] == typed
+    Path("list.txt").write_text(f"{typed}\na blue ball\n")
+    done = segdream("generate", "--prompts", "list.txt", "--out-dir", ".", "--json", *SIX)
+    assert done.err.count(said) == 1
+    assert [json.loads(line).get("prompt_read") for line in done.out.splitlines()] == ["a gray cat", None]
+    record = json.loads(Path("the_grey_kitties.run/run.json").read_text())
+    assert (record["prompt"], record["prompt_read"]) == (typed, "a gray cat")
+
+
+def test_resume_refuses_another_reading_of_the_prompt(segdream, prior, monkeypatch):
+    interrupt(segdream, prior, "generate", "the GREY kitties", "-o", "cat.ply", *SIX)
+    monkeypatch.setattr(session, "describe_prompt", lambda *_: {"prompt_read": "a gray dog"})
+    done = segdream("generate", "--resume", "cat.run")
+    assert done.code == 2
+    assert "cat.run was begun with the prompt read as 'a gray cat'" in done.err
+    assert "hint: segdream generate 'the GREY kitties'" in done.err
 
 
 @pytest.fixture

@@ -255,7 +255,7 @@ def test_text_beyond_the_terminals_encoding_is_printed(tmp_path):
     command = [*REAL, "generate", "ein süßer 日本", "-o", "süß.ply", "--prior", MINI, "--device", "cpu"]
     ended = run(command, tmp_path, env=plain)
     assert ended.returncode == 2
-    assert "error: this prior does not know" in ended.stderr
+    assert "error: mini does not know" in ended.stderr
     cloud = [*REAL, "init", BUS, "--init", "sphere", "--count", "9", "-o", "süß 日本.ply", "--prior", MINI]
     ended = run(cloud, tmp_path, env=plain)
     assert (ended.returncode, ended.stdout) == (0, "süß 日本.ply\n"), ended.stderr

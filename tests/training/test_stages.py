@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from segdream_cli.config import PriorConfig
-from segdream_cli.distill.view_prompts import clean_prompt
+from segdream_cli.distill.prompt import clean_prompt
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.judge import Judge
 from segdream_cli.priors import checkpoint as weights
@@ -77,6 +77,8 @@ def test_assembled_checkpoint_has_the_words_of_the_world(checkpoint: Path) -> No
             clean_prompt(f"a {color} teapot {attribute}", words)
     for one in combinations():
         clean_prompt(one.caption(), words)
+    assert (words.synonyms, words.concepts, words.ignored) == (shipped.synonyms, shipped.concepts, shipped.ignored)
+    assert words.synonyms
     assert shipped.excluded == tuple(pair for pair in contradictions() if pair[1] in shipped.attributes)
 
 

@@ -76,6 +76,7 @@ def test_read_verdict_without_a_color_or_readable_azimuths_has_no_such_values() 
         ("a red mug", Label("mug", "red", "")),
         ("A STRIPED blue pine tree!", Label("pine tree", "blue", "striped")),
         ("a duck", Label("duck", "", "")),
+        ("the GREY planes with a hat", Label("airplane", "gray", "wearing a red hat")),
         ("a corgi riding a unicycle", None),
         ("", None),
         (None, None),

@@ -1,7 +1,6 @@
-"""Prompts that can be used, view phrases, Perp-Neg's weights against the release's table, blended embeddings."""
+"""View phrases, Perp-Neg's weights against the release's table, blended embeddings."""
 
 import math
-import pickle
 
 import pytest
 import torch
@@ -17,23 +16,13 @@ from segdream_cli.distill.view_prompts import (
     SIDE,
     PromptEmbeddings,
     ViewWeights,
-    clean_negative,
-    clean_prompt,
     conditions,
     perp_neg_weights,
     phrase_texts,
     view_weights,
 )
-from segdream_cli.errors import PromptProblem, UsageProblem
-from segdream_cli.priors.profile import ViewPhrases, Vocabulary
+from segdream_cli.priors.profile import ViewPhrases
 
-WORDS = Vocabulary(
-    objects=("school bus", "ice cream cone", "car", "dog", "ice"),
-    colors=("yellow", "red"),
-    attributes=("striped", "wearing a red hat"),
-    fillers=("a", "an", "and"),
-    excluded=(("red", "striped"), ("yellow", "striped")),
-)
 RING_OF_8 = tuple(f"view {i}" for i in range(8))
 ANGLES = st.floats(-1000, 1000)
 
@@ -201,108 +190,3 @@ def test_conditions_concatenate_several_prompts() -> None:
         torch.testing.assert_close(getattr(together, name), torch.cat([getattr(one, name) for one in alone]))
     torch.testing.assert_close(together.negatives, torch.cat([one.negatives for one in alone], 1))
     torch.testing.assert_close(together.weights, torch.cat([one.weights for one in alone], 1))
-
-
-@pytest.mark.parametrize(
-    ("prompt", "read"),
-    [
-        ("a yellow school bus", "a yellow school bus"),
-        ("  a yellow school bus\n", "a yellow school bus"),
-        ("A Yellow SCHOOL Bus", "a yellow school bus"),
-        ("a red, school bus!", "a red school bus"),
-        ("A striped school bus.", "a striped school bus"),
-        ("a yellow dog wearing a red hat", "a yellow dog wearing a red hat"),
-        ("a  yellow school   bus", "a yellow school bus"),
-        ("an ice cream cone", "an ice cream cone"),
-        ("ice", "ice"),
-        ("school bus", "school bus"),
-    ],
-)
-def test_clean_prompt_reads_known_phrases(prompt: str, read: str) -> None:
-    assert clean_prompt(prompt, WORDS) == read
-    assert clean_prompt(prompt, None) == prompt.strip()
-
-
-@pytest.mark.parametrize("prompt", ["ein Teddybär auf dem Mond", "a 🚌, 4k", "x" * 1000, "l'été"])
-def test_clean_prompt_without_a_vocabulary_takes_any_text(prompt: str) -> None:
-    assert clean_prompt(prompt, None) == prompt
-
-
-@pytest.mark.parametrize(
-    ("prompt", "says"),
-    [
-        ("", "empty"),
-        ("   \t\n", "empty"),
-        ("a dog " * 2000, "11,999 characters"),
-        ("x" * 1001, "1,001 characters"),
-        ("a do\x00g", r"'\x00'"),
-        ("a\ndog", r"'\n'"),
-        ("a\tdog", r"'\t'"),
-        ("a dog\x1b[31m!", r"'\x1b'"),
-        ("a \x85dog", r"'\x85'"),
-        ("a \ud800dog", r"'\ud800'"),
-    ],
-)
-@pytest.mark.parametrize("vocabulary", [None, WORDS], ids=["any", "words"])
-def test_clean_prompt_refuses_unusable_prompts(prompt: str, says: str, vocabulary: Vocabulary | None) -> None:
-    with pytest.raises(UsageProblem) as caught:
-        clean_prompt(prompt, vocabulary)
-    assert says in caught.value.message
-    assert caught.value.message.isprintable()
-    assert len(caught.value.message) < 200
-    assert caught.value.hint
-    assert caught.value.exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("prompt", "says"),
-    [
-        ("a yelow dog", "'yelow'; the closest it knows: yellow"),
-        ("a bus", "'bus'; the closest it knows: school bus"),
-        ("a cream cone", "'cream', 'cone'; the closest it knows: ice cream cone"),
-        ("a dogs", "'dogs'; the closest it knows: dog"),
-        ("a xylophone qqqq qqqq dog", "'xylophone', 'qqqq'"),
-        ("a school-bus", "'school', 'bus'; the closest it knows: school bus"),
-        ("a yellow car and a dog", "names car and dog"),
-        ("dog dog", "names dog and dog"),
-        ("a yellow red dog", "at most one colour; 'a yellow red dog' names yellow and red"),
-        ("a striped dog wearing a red hat", "at most one attribute"),
-        ("a dog wearing a hat", "'wearing', 'hat'; the closest it knows: wearing a red hat"),
-        ("a yellow", "names none"),
-        ("🚌", "names none"),
-    ],
-)
-def test_clean_prompt_names_the_closest_phrases(prompt: str, says: str) -> None:
-    with pytest.raises(UsageProblem) as caught:
-        clean_prompt(prompt, WORDS)
-    assert says in caught.value.message
-    assert "--list-words" in (caught.value.hint or "")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "says", "instead"),
-    [
-        ("a red striped dog", "'red' together with 'striped'", "a striped dog"),
-        ("A yellow ice cream cone, striped", "'yellow' together with 'striped'", "an ice cream cone striped"),
-        ("an ice cream cone striped and yellow", "'yellow' together with 'striped'", "an ice cream cone striped and"),
-        ("red striped dog", "'red' together with 'striped'", "striped dog"),
-    ],
-)
-def test_clean_prompt_refuses_excluded_pairs_with_a_prompt_that_it_takes(prompt: str, says: str, instead: str) -> None:
-    with pytest.raises(UsageProblem, match=says) as caught:
-        clean_prompt(prompt, WORDS)
-    assert caught.value.exit_code == 2
-    assert caught.value.hint == f'segdream generate "{instead}"'
-    assert clean_prompt(instead, WORDS) == instead
-
-
-def test_prompt_problem_survives_the_pipe_of_a_worker_process() -> None:
-    """As all errors do: exceptions are pickled without their keyword arguments."""
-    with pytest.raises(PromptProblem) as caught:
-        clean_prompt("a red striped dog", WORDS)
-    found = pickle.loads(pickle.dumps(caught.value))
-    assert (str(found), vars(found)) == (str(caught.value), vars(caught.value))
-
-
-def test_clean_negative_may_name_excluded_pairs() -> None:
-    assert clean_negative("red striped", WORDS) == "red striped"
