@@ -1,4 +1,6 @@
-"""Distances between the views of all assets and reference images, in the features of a network.
+"""The metrics `fid` and `frechet`: distances between the views of all assets and reference images.
+
+`fid` measures in the features of Inception, and `frechet` in those of the embedded judge, which needs no download.
 
 Shapes: m and n images, f features, v views, s pixels square.
 """
@@ -8,14 +10,20 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from segdream_cli.errors import UsageProblem
+from segdream_cli.evaluate import inception
+from segdream_cli.evaluate.judge import EMBEDDED, Judge
 from segdream_cli.evaluate.measures import frechet
-from segdream_cli.evaluate.metrics import Array, Asset, Figure, Setup, Views
+from segdream_cli.evaluate.metrics import Array, Asset, Figure, Metric, Setup, Views
 from segdream_cli.evaluate.references import References, make_command
 
+JUDGE_SIZE = 128
+"""Side in pixels of the images that the judge was trained on."""
 ROWS = 1024
 """Rows of a kernel matrix that are computed together; it bounds the memory."""
 
@@ -106,3 +114,33 @@ def find_references(name: str, setup: Setup) -> References:
     references = References.read(setup.reference)
     setup.announce(f"{name}: comparing with {len(references.rows)} images of {setup.reference}")
     return references
+
+
+def load_fid(setup: Setup) -> Metric:
+    """The metric `fid` with the published weights, or those in the folder `setup.weights["fid"]`.
+
+    Raises:
+        WeightsUnavailable: the weights can't be found, downloaded or read.
+        UsageProblem: there are no reference images, or they can't be read.
+    """
+    references = find_references("fid", setup)  # before a download starts
+    given = setup.weights.get("fid")
+    folder = None if given is None else Path(given).expanduser()
+    network = inception.load(folder, setup.device, offline=setup.offline, announce=setup.announce)
+    return DistanceMetric(network.features, references)
+
+
+def load_frechet(setup: Setup) -> Metric:
+    """The metric `frechet` with the embedded judge, or that of `setup.weights["frechet"]`.
+
+    Raises:
+        WeightsUnavailable: the judge can't be read.
+        UsageProblem: there are no reference images, or they can't be read.
+    """
+    judge = Judge.load(Path(setup.weights.get("frechet", EMBEDDED)).expanduser(), setup.device)
+
+    def extract(images: UInt8[Tensor, "m 3 s s"]) -> Float[Tensor, "m 640"]:
+        small = F.interpolate(images.to(torch.float32) / 255, (JUDGE_SIZE, JUDGE_SIZE), mode="bilinear", antialias=True)
+        return judge.features(small)
+
+    return DistanceMetric(extract, find_references("frechet", setup))

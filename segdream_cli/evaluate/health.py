@@ -1,9 +1,10 @@
-"""Health of an asset: whether its surfaces are solid, its edges narrow, its Gaussians round and its files small.
+"""The metric `health`: whether surfaces are solid, edges narrow, Gaussians round and files small; it needs no prompt.
 
 Shapes: s pixels square. Alpha is in 0..1.
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from segdream_cli import formats
-from segdream_cli.evaluate.measures import Array, floaters
+from segdream_cli.evaluate.measures import floaters
+from segdream_cli.evaluate.metrics import Array, Asset, AssetMetric, Figure, Metric, Setup, Values
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.view import render
-from segdream_cli.splats import Splats
+from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.bounds import VISIBLE_OPACITY
 from segdream_cli.splats.gaussians import Gaussians
 
@@ -29,6 +31,7 @@ SILHOUETTE, SOLID, INSET_PX = 0.5, 0.97, 4
 """Alpha of the silhouette and of solid pixels, and how far inside the silhouette pixels count."""
 RISE = (0.1, 0.9)
 """Alpha at the outer and the inner end of an edge."""
+OPACITY_BINS = 10
 NEEDLE = 10.0
 """Ratio of the longest to the second axis above which a Gaussian is a needle."""
 
@@ -124,3 +127,45 @@ def examine(gaussians: Gaussians, size: int = SIZE) -> Health:
         ply_bytes=file_bytes(splats, "ply-compact"),
         spz_bytes=file_bytes(splats, "spz"),
     )
+
+
+class HealthMetric(AssetMetric):
+    """The measures of `examine`, and the asset's file, spherical harmonics and opacities."""
+
+    figures: Mapping[str, Figure] = {
+        "floaters": Figure("floaters", "lower", 4, main=True),
+        "solid": Figure("solid", "higher", main=True),
+        "solid_lowest": Figure("solid, lowest view", "higher"),
+        "roof_px": Figure("roof edge, px", "lower", 1),
+        "side_px": Figure("side edge, px", "lower", 1),
+        "needles": Figure("needles", "lower", 4),
+        "gaussians": Figure("Gaussians", digits=0, main=True),
+        "file_bytes": Figure("file, bytes", digits=0),
+        "spz_bytes": Figure("SPZ, bytes", "lower", 0),
+        "sh_degree": Figure("SH degree", digits=0),
+        "faint": Figure("faint Gaussians", "lower"),
+    }
+
+    def measure(self, asset: Asset, observed: Float[Array, "v f"]) -> Values:
+        """The values of one asset; `opacities` is the share of its Gaussians in ten bins of opacity from 0 to 1."""
+        health = examine(asset.gaussians)
+        opacities = opacity_histogram(asset.splats.opacity_logits)
+        return {
+            **{name: float(getattr(health, name)) for name in self.figures if hasattr(health, name)},
+            "file_bytes": float(asset.path.stat().st_size),
+            "sh_degree": float(BANDS.index(asset.splats.shN.shape[1])),
+            "faint": opacities[0],
+            "opacities": tuple(opacities),
+        }
+
+
+def opacity_histogram(logits: Float[Array, " n"]) -> list[float]:
+    """Shares of Gaussians whose opacity is in [0, 0.1), [0.1, 0.2), ..., [0.9, 1]."""
+    opacities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    counts, _ = np.histogram(opacities, OPACITY_BINS, (0, 1))
+    return [float(share) for share in counts / len(logits)]
+
+
+def load(setup: Setup) -> Metric:
+    """The metric, which needs nothing."""
+    return HealthMetric()

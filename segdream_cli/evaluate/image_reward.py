@@ -1,14 +1,16 @@
-"""ImageReward-1.0: how much people would like an image for a prompt (Xu et al., NeurIPS 2023, arXiv:2304.05977).
+"""The metric `image-reward`: how much people would like the views of an asset for its prompt.
 
-BLIP's encoder reads the prompt with cross-attention to the patches of the image, and linear layers map the state of
-its first token to the score. The networks are transformers'; the weights are the published `ImageReward.pt`.
+ImageReward-1.0 (Xu et al., NeurIPS 2023, arXiv:2304.05977): BLIP's encoder reads the prompt with cross-attention to the
+patches of the image, and linear layers map the state of its first token to the score. The networks are transformers';
+the weights are the published `ImageReward.pt`.
 """
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from segdream_cli.errors import WeightsUnavailable
+from segdream_cli.evaluate.metrics import Array, Asset, Figure, Metric, Setup, Views
 from segdream_cli.priors.checkpoint import check_keys
 from segdream_cli.util.hub import HubModel, absent_files
 from segdream_cli.util.weights import read_errors, read_pickled
@@ -114,7 +117,47 @@ def prepare(images: UInt8[Tensor, "m 3 s s"], size: int) -> Float[Tensor, "m 3 t
     return (values - mean) / std
 
 
-def load(given: str | None, device: torch.device, *, offline: bool, announce: Callable[[str], None]) -> ImageReward:
+class ImageRewardMetric:
+    """Mean and lowest score of the views; an asset without a prompt has none."""
+
+    figures: Mapping[str, Figure] = {
+        "mean": Figure("ImageReward", "higher", main=True),
+        "lowest": Figure("ImageReward, lowest view", "higher"),
+    }
+    set_figures: Mapping[str, Figure] = MappingProxyType({})
+    reads_views = True
+
+    def __init__(self, network: ImageReward) -> None:
+        self.network = network
+
+    def observe(self, asset: Asset, views: Views) -> Float[Array, "v 1"]:
+        """The score of each view."""
+        if not asset.prompt:
+            return np.full((len(views.images), 1), np.nan)
+        return self.network.score(views.images, asset.prompt).numpy()[:, None]
+
+    def measure(self, asset: Asset, observed: Float[Array, "v 1"]) -> dict[str, float]:
+        """The values of one asset."""
+        return {"mean": float(observed.mean()), "lowest": float(observed.min())}
+
+    def summarize(self, observed: Sequence[Float[Array, "v 1"]]) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+
+def load(setup: Setup) -> Metric:
+    """The metric with the published weights, or those that `setup.weights["image-reward"]` names.
+
+    Raises:
+        WeightsUnavailable: the weights can't be found, downloaded or read.
+    """
+    given = setup.weights.get("image-reward")
+    return ImageRewardMetric(load_network(given, setup.device, offline=setup.offline, announce=setup.announce))
+
+
+def load_network(
+    given: str | None, device: torch.device, *, offline: bool, announce: Callable[[str], None]
+) -> ImageReward:
     """Loads a checkpoint and its vocabulary from a folder or the Hub's cache, or downloads them.
 
     Args:
@@ -140,7 +183,7 @@ def load(given: str | None, device: torch.device, *, offline: bool, announce: Ca
 
 
 def load_files(weights: Path, vocabulary: Path) -> ImageReward:
-    """Loads a checkpoint and a vocabulary, one word per line; raises the errors of `load`."""
+    """Loads a checkpoint and a vocabulary, one word per line; raises the errors of `load_network`."""
     with read_errors(vocabulary, FALLBACK_HINT):
         words = vocabulary.read_text(encoding="utf-8").splitlines()
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})

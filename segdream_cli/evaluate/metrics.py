@@ -126,7 +126,9 @@ class MetricEntry:
 
     description: str
     module: str
-    """File of this folder with `load(setup) -> Metric`."""
+    """File of this folder."""
+    loader: str = "load"
+    """Its function from `Setup` to `Metric`."""
     embedded: bool = False
     """Whether it needs nothing beyond the package; these metrics are the default."""
     needs_prompt: bool = False
@@ -144,7 +146,7 @@ class MetricEntry:
             WeightsUnavailable: weights can't be found, downloaded or read.
             UsageProblem: the setup lacks something that the metric needs.
         """
-        metric: Metric = import_module(f"segdream_cli.evaluate.{self.module}").load(setup)
+        metric: Metric = getattr(import_module(f"segdream_cli.evaluate.{self.module}"), self.loader)(setup)
         return metric
 
 
@@ -157,7 +159,7 @@ METRICS: Mapping[str, MetricEntry] = MappingProxyType(
             needs_prompt=True,
             limits="no prompt is in the vocabulary of mini, see segdream generate --list-words",
         ),
-        "health": MetricEntry("floaters, holes, edges, needles, sizes, opacities", "health_metric", embedded=True),
+        "health": MetricEntry("floaters, holes, edges, needles, sizes, opacities", "health", embedded=True),
         "clip": MetricEntry(
             "CLIP ViT-L/14 score, worst view and R-precision; downloads 1.7 GB once", "clip_metric", needs_prompt=True
         ),
@@ -169,13 +171,16 @@ METRICS: Mapping[str, MetricEntry] = MappingProxyType(
         ),
         "image-reward": MetricEntry(
             "ImageReward-1.0: how much people would like the views for the prompt",
-            "image_reward_metric",
+            "image_reward",
             needs_prompt=True,
         ),
         "frechet": MetricEntry(
-            "distances from --reference images in the judge's features", "frechet_metric", needs_reference=True
+            "distances from --reference images in the judge's features",
+            "distances",
+            "load_frechet",
+            needs_reference=True,
         ),
-        "fid": MetricEntry("FID and KID against --reference images", "fid_metric", needs_reference=True),
+        "fid": MetricEntry("FID and KID against --reference images", "distances", "load_fid", needs_reference=True),
     }
 )
 """Metric -> description and module."""

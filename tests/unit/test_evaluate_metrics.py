@@ -15,8 +15,7 @@ from segdream_cli.evaluate import metrics
 from segdream_cli.evaluate.assets import find_assets, list_assets, stem_of
 from segdream_cli.evaluate.cost_metric import run_seconds
 from segdream_cli.evaluate.evaluation import Evaluation
-from segdream_cli.evaluate.health import examine
-from segdream_cli.evaluate.health_metric import opacity_histogram
+from segdream_cli.evaluate.health import examine, opacity_histogram
 from segdream_cli.evaluate.judge import Label, Verdict
 from segdream_cli.evaluate.judge_metric import read_verdict
 from segdream_cli.evaluate.metrics import METRICS, Asset, Figure, Setup, Views, choose_metrics

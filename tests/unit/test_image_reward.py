@@ -134,5 +134,5 @@ def test_load_without_weights_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsUnavailable, match="THUDM/ImageReward is not in the local cache") as problem:
-        image_reward.load(None, torch.device("cpu"), offline=True, announce=lambda _: None)
+        image_reward.load_network(None, torch.device("cpu"), offline=True, announce=lambda _: None)
     assert "--metrics" in str(problem.value.hint)
