@@ -3,6 +3,7 @@
     SegdreamError            1  the work failed
     +-- UsageProblem         2  a prompt, option, setting or input file can't be used
     |   +-- PromptProblem    2  a prompt can't be used, and the hint has another one
+    |   +-- OptionProblem    2  an option has no effect beside the others, or contradicts them
     +-- EnvironmentProblem   3  the machine lacks CUDA, a compiler or ffmpeg
     +-- WeightsUnavailable   4  a checkpoint is missing, incomplete, damaged or of the wrong kind
     |   +-- WeightsAbsent    4  it is not on this machine, and offline mode is on
@@ -13,6 +14,8 @@
 
 Any module may raise them; only the command line prints them.
 """
+
+from collections.abc import Collection
 
 EXIT_CODES = {
     0: "done",
@@ -64,6 +67,20 @@ class PromptProblem(UsageProblem):
     def __init__(self, message: str, *, prompt: str = "", instead: str = "") -> None:
         super().__init__(message, hint=f'segdream generate "{instead}"')
         self.prompt, self.instead = prompt, instead
+
+
+class OptionProblem(UsageProblem):
+    """Options have no effect beside the others, or contradict them.
+
+    Args:
+        message: see `SegdreamError`.
+        without: options to leave out, such as "--fps"; the command line makes a hint of it.
+        hint: see `SegdreamError`; None if a command without the options is one.
+    """
+
+    def __init__(self, message: str, *, without: Collection[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.without = tuple(without)
 
 
 class EnvironmentProblem(SegdreamError):

@@ -11,6 +11,7 @@ from typing import NoReturn
 import typer
 
 from segdream_cli.cli import doctor, evaluate, export, fetch, generate, init, refine, render, view
+from segdream_cli.cli.command_line import Command
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.streams import lasting_streams
 from segdream_cli.errors import EXIT_CODES, Interrupted, PromptProblem, SegdreamError, UsageProblem
@@ -43,7 +44,7 @@ COMMANDS = (
     doctor.doctor,
 )
 for command in COMMANDS:
-    app.command(no_args_is_help=command is not doctor.doctor)(command)
+    app.command(cls=Command, no_args_is_help=command is not doctor.doctor)(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -127,7 +128,7 @@ def _run(arguments: list[str]) -> int:
         SegdreamError: the command failed, or its command line is wrong.
     """
     try:
-        code = app(args=arguments, prog_name="segdream", standalone_mode=False)
+        code = app(args=arguments, prog_name="segdream", standalone_mode=False, obj=arguments)
     except _UsageError as problem:
         # pydantic puts this prefix before Typer's own message about a choice
         message = problem.format_message().replace("Value error, ", "").rstrip(".")

@@ -2,7 +2,6 @@
 
 from enum import StrEnum
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter
 from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
+from segdream_cli.config.values import MAX_GUIDANCE, MAX_STEPS
 from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.jobs import Job, jobs_of_list, jobs_of_prompt, parse_seeds
 from segdream_cli.runs.processes import parse_devices, run_on_devices
@@ -84,12 +84,19 @@ def generate(
         typer.Option("--method", help="Distillation method; the default is sctd.", rich_help_panel=shared.QUALITY),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=0, help="Number of distillation steps.", rich_help_panel=shared.QUALITY)
+        int | None,
+        typer.Option(
+            "--steps", min=0, max=MAX_STEPS, help="Number of distillation steps.", rich_help_panel=shared.QUALITY
+        ),
     ] = None,
     guidance_scale: Annotated[
         float | None,
         typer.Option(
-            "--guidance-scale", min=0, help="Guidance scale: strength of the prompt.", rich_help_panel=shared.QUALITY
+            "--guidance-scale",
+            min=0,
+            max=MAX_GUIDANCE,
+            help="Guidance scale: strength of the prompt.",
+            rich_help_panel=shared.QUALITY,
         ),
     ] = None,
     perp_neg: Annotated[
@@ -141,24 +148,24 @@ def generate(
     segdream generate --prompts prompts/quickstart.txt --out-dir assets
     """
     sink = Output(json=json, quiet=quiet)
-    request = Request(
-        quality=str(quality),
-        settings=shared.settings(
-            {
-                "prior.name": prior and str(prior),
-                "prior.model": model,
-                **shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
-                **shared.hardware_settings(dtype, low_vram),
-                "optim.steps": steps,
-                "distill.method": method and str(method),
-                "distill.guidance_scale": guidance_scale,
-                "distill.perp_neg": perp_neg,
-                "refine.enabled": refine,
-                "optim.beg": beg,
-                "output.preview_every": preview_every,
-            },
-            assignments,
-        ),
+    if list_words:
+        others = set(context.params) - LIST_TAKES
+        shared.refuse_options(context, others, "can't be combined with --list-words, which makes no asset")
+    request = shared.request(
+        {
+            **shared.prior_options(prior, model),
+            **shared.start_options(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
+            **shared.hardware_options(dtype, low_vram),
+            "optim.steps": ("--steps", steps),
+            "distill.method": ("--method", method and str(method)),
+            "distill.guidance_scale": ("--guidance-scale", guidance_scale),
+            "distill.perp_neg": ("--perp-neg", perp_neg),
+            "refine.enabled": ("--refine", refine),
+            "optim.beg": ("--beg", beg),
+            "output.preview_every": ("--preview-every", preview_every),
+        },
+        assignments,
+        quality=quality,
         file=config,
         device=device,
         offline=offline,
@@ -169,8 +176,8 @@ def generate(
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
     reporter = TerminalReporter(sink, bars=devices is None, browser=not no_browser)
     if resume is not None:
-        others, hint = set(context.params) - RESUME_TAKES, f"segdream generate --resume {quote(str(resume))}"
-        shared.refuse_options(context, others, "can't be changed: --resume keeps the run's own settings", hint)
+        others = set(context.params) - RESUME_TAKES
+        shared.refuse_options(context, others, "can't be changed: --resume keeps the run's own settings")
         from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
 
         return resume_run(resume, request, reporter, StopOnSignal(), output, force=force, live=view)
@@ -190,7 +197,7 @@ def generate(
 
         return make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal())
     if devices is not None:
-        shared.refuse_options(context, {"device"}, "can't be combined with --devices", "--devices 0,1")
+        shared.refuse_options(context, {"device"}, "can't be combined with --devices")
         tally = run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal())
     else:
         from segdream_cli.runs.session import run_jobs
@@ -205,14 +212,13 @@ def _refuse_mixtures(
 ) -> None:
     """Refuses options about seeds that exclude each other, and those about several assets where there is one."""
     if seeds is not None:
-        shared.refuse_options(context, {"seed"}, "can't be combined with --seeds", "--seeds 0-3")
+        shared.refuse_options(context, {"seed"}, "can't be combined with --seeds")
     if best_of is not None:
-        reason, hint = "can't be combined with --best-of", f"--best-of {best_of}"
-        shared.refuse_options(context, {"seeds", "prompts", "out_dir", "devices"}, reason, hint)
+        shared.refuse_options(context, {"seeds", "prompts", "out_dir", "devices"}, "can't be combined with --best-of")
     elif best_by is not None:
         raise UsageProblem("--best-by only affects --best-of", hint=f"--best-of 4 --best-by {best_by}")
     elif seeds is None and prompts is None:
-        shared.refuse_options(context, {"batch"}, "needs several assets, from --prompts or --seeds", "--seeds 0-3")
+        shared.refuse_options(context, {"batch"}, "needs several assets, from --prompts or --seeds")
 
 
 def _jobs(
@@ -238,6 +244,7 @@ def _jobs(
     return jobs_of_prompt(prompt, output, seeds, seed)
 
 
+LIST_TAKES = {"list_words", "prior", "model", "device", "config", "assignments", "json", "quiet"}
 RESUME_TAKES = {
     "resume", "output", "device", "offline", "preview_every", "view", "no_browser", "force", "json", "quiet",
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """`segdream init`: the initial Gaussians of a run as a file to inspect, edit or start from."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,8 +10,12 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter
 from segdream_cli.config import AUTO
-from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.spec import Request
+
+if TYPE_CHECKING:
+    import torch
+
+    from segdream_cli.priors.profile import PriorProfile
 
 
 def init(
@@ -56,7 +61,7 @@ def init(
     """
     from segdream_cli import __version__, formats, write
     from segdream_cli.distill.prompt import describe_prompt
-    from segdream_cli.optimize.start import POINT_E, SHAPES, bind_cloud, check_start, cloud_text, initial_gaussians
+    from segdream_cli.optimize.start import bind_cloud, check_start, cloud_text, initial_gaussians
     from segdream_cli.optimize.state import build_generators
     from segdream_cli.priors.checkpoint import profile_of
     from segdream_cli.runs.jobs import slug
@@ -64,12 +69,14 @@ def init(
     from segdream_cli.util.devices import choose_device
     from segdream_cli.util.files import check_output, write_policy
 
-    start = shared.start_settings(init, init_prompt, init_color, init_points, init_scale, point_e_dir)
-    request = Request(
-        quality=str(quality),
-        settings=shared.settings(
-            {"prior.name": prior and str(prior), "prior.model": model, "init.count": count, **start}, assignments
-        ),
+    request = shared.request(
+        {
+            **shared.prior_options(prior, model),
+            **shared.start_options(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
+            "init.count": ("--count", count),
+        },
+        assignments,
+        quality=quality,
         file=config,
         device=device,
         offline=offline,
@@ -83,12 +90,7 @@ def init(
     path = output or Path(f"{slug(prompt)}-init.ply")
     picture = path.with_suffix(".png")
     check_start(settings.shape)
-    if count is not None and settings.shape not in SHAPES:
-        other = f"; --init-points {count} limits Point-E's points" if settings.shape == POINT_E else ""
-        raise UsageProblem(
-            f"--count is only for a sphere or a box, not for {settings.shape}{other}",
-            hint=f"--init sphere --count {count}",
-        )
+    _note_idle(request, profile, hardware, sink)
     formats.check_format(path, None)
     for file in [path, picture] if preview else [path]:
         check_output(file, force=force)
@@ -114,3 +116,24 @@ def init(
             job.write_contact_sheet(picture, elevation=15.0)
     sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if preview else ""))
     sink.result(path, **described, seed=seed, gaussians=len(gaussians), init=settings.shape)
+
+
+def _note_idle(request: Request, profile: "PriorProfile", device: "torch.device", sink: Output) -> None:
+    """Notes what has no effect on the initial Gaussians.
+
+    Raises:
+        OptionProblem: an option of the start has none.
+    """
+    from segdream_cli.optimize.start import POINT_E
+    from segdream_cli.runs.load import needs_network
+
+    config = request.resolve(profile)
+    for line in request.notes_on_idle(config):
+        sink.note(line)
+    if unused := [key for key in request.settings if not key.startswith(("init.", "prior."))]:
+        sink.note(f"{', '.join(unused)} can't change the initial Gaussians")
+    standard = str(shared.STANDARD)
+    if request.quality != standard and replace(request, quality=standard).resolve(profile).init == config.init:
+        sink.note(f"--quality has no effect: {request.quality} changes none of these initial Gaussians")
+    if request.offline and not (config.init.shape == POINT_E and needs_network(config, profile.point_e, device)):
+        sink.note("--offline has no effect: the start needs no download")

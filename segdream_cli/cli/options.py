@@ -9,10 +9,12 @@ import typer
 
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.config.distill import METHOD_NAMES
+from segdream_cli.config.sections import MAX_POINTS
 from segdream_cli.config.values import parse_assignments
-from segdream_cli.errors import UsageProblem
+from segdream_cli.errors import OptionProblem
 from segdream_cli.priors.profile import QUALITIES
 from segdream_cli.runs.jobs import MAX_SEED
+from segdream_cli.runs.spec import Request
 from segdream_cli.util.home import abbreviate, expand
 
 Quality = StrEnum("Quality", {name: name for name in QUALITIES})  # type: ignore[misc]
@@ -20,63 +22,110 @@ STANDARD: Quality = Quality("standard")
 Method = StrEnum("Method", {name: name for name in METHOD_NAMES})  # type: ignore[misc]
 PriorName = StrEnum("PriorName", {name: name for name in (AUTO, SD21, MINI)})  # type: ignore[misc]
 
+Options = Mapping[str, tuple[str, Any]]
+"""Setting -> the option that stands for it, and its value; None if it was not given."""
+
 PROMPT, START, QUALITY, RUN, HARDWARE, OUTPUT = "Prompt", "Start", "Quality", "Run", "Hardware and weights", "Output"
 
 
-def refuse_options(context: typer.Context, names: set[str], reason: str, hint: str) -> None:
+def refuse_options(context: typer.Context, names: set[str], reason: str, hint: str | None = None) -> None:
     """Refuses options that have no effect.
 
     Args:
         context: the command's.
         names: parameters of the refused options.
         reason: end of the message, which begins with the options' names.
-        hint: a command to use instead.
+        hint: a command to use instead; None is the command line without the options.
 
     Raises:
-        UsageProblem: one of them was given on the command line.
+        OptionProblem: one of them was given on the command line.
     """
-    given = []
-    for item in context.command.params:
-        source = context.get_parameter_source(str(item.name))
-        if item.name in names and source is not None and source.name == "COMMANDLINE":
-            given.append(item.opts[-1] if item.opts[0].startswith("-") else "PROMPT")
+    given = [item for item in context.command.params if item.name in names and is_given(context, str(item.name))]
     if given:
-        raise UsageProblem(f"{', '.join(given)} {reason}", hint=hint)
+        titles = [item.opts[-1] if item.opts[0].startswith("-") else "PROMPT" for item in given]
+        raise OptionProblem(f"{', '.join(titles)} {reason}", without=titles, hint=hint)
 
 
-def settings(options: Mapping[str, Any], assignments: Sequence[str] | None) -> dict[str, Any]:
-    """The settings that options stand for, and the `--set` entries, which win over them.
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def settings(options: Options, assignments: Sequence[str] | None) -> dict[str, Any]:
+    """The settings that options and `--set` entries stand for.
 
     Raises:
+        OptionProblem: an option and an entry give a setting different values.
         UsageProblem: an entry is not key=value.
     """
     assigned = parse_assignments(assignments or ())
-    given = {key: value for key, value in options.items() if value is not None and key not in assigned}
-    return given | assigned  # in order: of a short and a full key of one setting, the last wins
+    for key, (name, value) in options.items():
+        if value is not None and key in assigned and assigned[key] != value:
+            text = next(text for text in assignments or () if text.partition("=")[0].strip() == key)
+            raise OptionProblem(f"{name} {value} and --set {text} contradict each other", without=[name])
+    return assigned | {key: value for key, (_, value) in options.items() if value is not None}
 
 
-def start_settings(
+def request(
+    options: Options,
+    assignments: Sequence[str] | None,
+    *,
+    quality: Quality,
+    file: Path | None,
+    device: str,
+    offline: bool,
+    refines: bool = False,
+) -> Request:
+    """The request of a command line, from its named options, its `--set` entries and the values of `Request`.
+
+    Raises:
+        UsageProblem: see `settings`.
+    """
+    return Request(
+        quality=str(quality),
+        settings=settings(options, assignments),
+        options={key: name for key, (name, value) in options.items() if value is not None},
+        file=file,
+        device=device,
+        offline=offline,
+        refines=refines,
+    )
+
+
+def prior_options(prior: str | None, model: str | None) -> Options:
+    """The options that choose the prior.
+
+    Raises:
+        OptionProblem: both are given, and one would have no effect.
+    """
+    if prior is not None and model is not None:
+        raise OptionProblem("--prior can't be combined with --model, which takes its place", without=["--prior"])
+    return {"prior.name": ("--prior", prior and str(prior)), "prior.model": ("--model", model)}
+
+
+def start_options(
     shape: str | None,
     prompt: str | None,
     color: str | None,
     points: int | None,
     scale: float | None,
     folder: Path | None,
-) -> dict[str, object]:
-    """The settings set by the options of the initial Gaussians."""
+) -> Options:
+    """The options of the initial Gaussians."""
     return {
-        "init.shape": shape,
-        "init.prompt": prompt,
-        "init.color": color and str(color),
-        "init.points": points,
-        "init.scale": scale,
-        "init.point_e": folder and abbreviate(expand(folder)),
+        "init.shape": ("--init", shape),
+        "init.prompt": ("--init-prompt", prompt),
+        "init.color": ("--init-color", color and str(color)),
+        "init.points": ("--init-points", points),
+        "init.scale": ("--init-scale", scale),
+        "init.point_e": ("--point-e-dir", folder and abbreviate(expand(folder))),
     }
 
 
-def hardware_settings(dtype: str | None, low_vram: bool) -> dict[str, object]:
-    """The settings set by the options about the GPU."""
-    return {"prior.dtype": dtype and str(dtype), "prior.low_vram": low_vram or None}
+def hardware_options(dtype: str | None, low_vram: bool) -> Options:
+    """The options about the GPU."""
+    return {"prior.dtype": ("--dtype", dtype and str(dtype)), "prior.low_vram": ("--low-vram", low_vram or None)}
 
 
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)]
@@ -138,11 +187,14 @@ InitColorOption = Annotated[
     typer.Option("--init-color", help="Initial colours: gray, or those of Point-E's points.", rich_help_panel=START),
 ]
 InitPointsOption = Annotated[
-    int | None, typer.Option("--init-points", min=1, help="Number of Point-E's points to use.", rich_help_panel=START)
+    int | None,
+    typer.Option(
+        "--init-points", min=1, max=MAX_POINTS, help="Number of Point-E's points to use.", rich_help_panel=START
+    ),
 ]
 InitScaleOption = Annotated[
     float | None,
-    typer.Option("--init-scale", min=0.001, help="Scale factor of Point-E's cloud.", rich_help_panel=START),
+    typer.Option("--init-scale", min=0.001, max=100, help="Scale factor of Point-E's cloud.", rich_help_panel=START),
 ]
 PointEDirOption = Annotated[
     Path | None,

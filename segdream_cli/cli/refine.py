@@ -12,9 +12,10 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter
 from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
+from segdream_cli.config.values import MAX_STEPS
 from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.jobs import Job
-from segdream_cli.runs.spec import JobSpec, Request
+from segdream_cli.runs.spec import JobSpec
 
 ASSET = "Asset"
 
@@ -62,15 +63,25 @@ def refine(
         ),
     ] = None,
     distil: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--distil", min=0, help="Distillation steps before the refinement.", rich_help_panel=shared.QUALITY
+            "--distil",
+            min=0,
+            max=MAX_STEPS,
+            help="Distillation steps before the refinement.",
+            show_default="0",
+            rich_help_panel=shared.QUALITY,
         ),
-    ] = 0,
+    ] = None,
     split: Annotated[
-        bool,
-        typer.Option("--split/--no-split", help="Split Gaussians for finer detail.", rich_help_panel=shared.QUALITY),
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--split/--no-split",
+            help="Split Gaussians for finer detail.",
+            show_default="split",
+            rich_help_panel=shared.QUALITY,
+        ),
+    ] = None,
     quality: shared.QualityOption = shared.STANDARD,
     config: shared.ConfigOption = None,
     assignments: shared.SetOption = None,
@@ -98,22 +109,19 @@ def refine(
     from segdream_cli.runs.session import run_jobs
     from segdream_cli.runs.source import source_of
 
-    request = Request(
-        quality=str(quality),
-        settings=shared.settings(
-            {
-                "prior.name": prior and str(prior),
-                "prior.model": model,
-                **shared.hardware_settings(dtype, low_vram),
-                "optim.steps": distil or None,
-                "densify.cap": max_gaussians,
-                "refine.cap": max_gaussians,
-                "refine.strength": strength,
-                "refine.split": None if split else False,
-                "output.preview_every": preview_every,
-            },
-            assignments,
-        ),
+    request = shared.request(
+        {
+            **shared.prior_options(prior, model),
+            **shared.hardware_options(dtype, low_vram),
+            "optim.steps": ("--distil", distil),
+            "densify.cap": ("--max-gaussians", max_gaussians),
+            "refine.cap": ("--max-gaussians", max_gaussians),
+            "refine.strength": ("--strength", strength),
+            "refine.split": ("--split", split),
+            "output.preview_every": ("--preview-every", preview_every),
+        },
+        assignments,
+        quality=quality,
         file=config,
         device=device,
         offline=offline,

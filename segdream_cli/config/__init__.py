@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, Self
 
@@ -132,6 +133,29 @@ class Config:
                 "refine.scale_range": list(REFINED_SCALES),
             }
         )
+
+    def idle(self, keys: Collection[str]) -> dict[str, str]:
+        """The reason why each of some settings has no effect beside the others; nothing for the rest."""
+        start, method, optim = self.init.shape, self.distill.method, self.optim
+        point_e = "init.prompt init.color init.points init.copies init.spread init.scale init.lift init.point_e"
+        rules = (
+            (self.prior.model is not None, "prior.name", f"prior.model is {self.prior.model}"),
+            (self.prior.model is None, "prior.revision", "prior.model is none"),
+            (start != "point-e", point_e, f"the start is {start}"),
+            (start == "point-e" or start.lower().endswith(".ply"), "init.count init.radius", f"the start is {start}"),
+            (not optim.steps, "distill.* optim.beg* optim.stop_* loss.*", "optim.steps is 0"),
+            *((name != method, f"distill.{name}.*", f"distill.method is {method}") for name in METHOD_NAMES),
+            (not self.refine.enabled, "refine.[!e]*", "refine.enabled is false"),
+            (not optim.beg, "optim.beg_*", "optim.beg is false"),
+            (not optim.stop_change, "optim.stop_every", "optim.stop_change is 0"),
+            (not self.output.preview_every, "output.preview_size", "output.preview_every is 0"),
+        )
+        reasons: dict[str, str] = {}
+        for idle, patterns, reason in rules:
+            if idle:
+                found = (key for key in keys if any(fnmatchcase(key, pattern) for pattern in patterns.split()))
+                reasons = dict.fromkeys(found, reason) | reasons
+        return reasons
 
     def flat(self) -> dict[str, Any]:
         """Dotted key to value, as `set` takes them and JSON holds them."""

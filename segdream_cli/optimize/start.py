@@ -93,10 +93,18 @@ def scatter_around(
     """`copies` positions around each point of a cloud, at the same offsets, and their colours unless they are grey.
 
     Most positions are near their point (release).
+
+    Raises:
+        UsageProblem: the cloud has fewer points than the settings ask for.
     """
     points, colors = config.scale * cloud.points, cloud.colors
     points[:, 1] += config.lift
-    if config.points is not None and config.points < len(points):
+    if config.points is not None and config.points > len(points):
+        raise UsageProblem(
+            f"init.points can't be {config.points:,}: this Point-E makes {len(points):,} points",
+            hint=f"--init-points {len(points)}",
+        )
+    if config.points is not None:
         kept = torch.randperm(len(points), generator=generator)[: config.points]
         points, colors = points[kept], colors[kept]
     means = (points[:, None] + _draw_polar(config.copies, config.spread, generator)).flatten(0, 1)

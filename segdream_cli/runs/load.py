@@ -32,6 +32,13 @@ def load_checkpoint(request: Request, device: torch.device, reporter: Reporter) 
     return weights.resolve(request.prior(), cuda=cuda, offline=request.offline, announce=note_to(reporter))
 
 
+def needs_network(config: Config, point_e: str | None, device: torch.device) -> bool:
+    """Whether the prior or the start has weights to download; `point_e` is the prior's own Point-E."""
+    folder = config.prior.model or weights.PRIORS[weights.choose(config.prior.name, cuda=device.type == "cuda")]
+    official = config.init.shape == POINT_E and config.init.point_e is None and point_e is None
+    return official or not expand(folder).is_dir()
+
+
 def load_clouds(
     config: Config,
     point_e: str | None,

@@ -25,7 +25,7 @@ from segdream_cli.optimize.state import AssetState
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.priors.checkpoint import Checkpoint
 from segdream_cli.runs.jobs import Job, Source, check_seed
-from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline
+from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline, needs_network
 from segdream_cli.runs.ownership import RECORD
 from segdream_cli.runs.reporter import JobFailed, JobSkipped, Note, PageServed, Reporter, discard, note_to
 from segdream_cli.runs.run_dir import RunDir, RunRecord, package_versions
@@ -134,8 +134,10 @@ class Session:
         model = config.prior.model
         if model is not None and expand(model).is_dir():  # so that the run can be resumed from elsewhere
             config = config.set({"prior.model": abbreviate(expand(model))})
+        if not request.refines:
+            check_start(config.init.shape)
         # building the method also finds errors that would otherwise come late
-        for text in (*build_method(config).notes, *notes_on_change(config.optim)):
+        for text in (*request.notes_on_idle(config), *build_method(config).notes, *notes_on_change(config.optim)):
             reporter(Note(text))
         vocabulary = checkpoint.profile.vocabulary
         if negative_prompt is not None:
@@ -144,12 +146,13 @@ class Session:
                 reporter(Note(note))
         clouds = None
         if not request.refines:
-            check_start(config.init.shape)
             if cloud_text(config.init, None, vocabulary) is not None:
                 describe_prompt(config.init.prompt or "", vocabulary, note_to(reporter))
             clouds = load_clouds(
                 config, checkpoint.profile.point_e, lambda: checkpoint, device, reporter, offline=request.offline
             )
+        if request.offline and not needs_network(config, checkpoint.profile.point_e, device):
+            reporter(Note("--offline has no effect: prior and start need no download"))
         session = cls(
             config,
             checkpoint,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdream_cli.config import AUTO, Config, PriorConfig, check_settings, flatten
 from segdream_cli.config.values import read_toml
+from segdream_cli.errors import OptionProblem
 from segdream_cli.priors.profile import preset
 from segdream_cli.runs.jobs import Job
 
@@ -23,6 +24,7 @@ class Request:
     Args:
         quality: the preset.
         settings: dotted settings, which override the file; an entry that is None does not count.
+        options: setting -> the option of the command line that gave it.
         file: TOML file of settings or a `run.json`, which overrides the preset.
         device: auto, cpu, cuda or cuda:N.
         offline: never ask the network.
@@ -31,6 +33,7 @@ class Request:
 
     quality: str = "standard"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
     file: Path | None = None
     device: str = AUTO
     offline: bool = False
@@ -41,11 +44,44 @@ class Request:
 
         Raises:
             UsageProblem: an unknown setting or a value that does not fit.
+            OptionProblem: an option contradicts a setting of another spelling.
         """
         file = flatten(read_toml(self.file)) if self.file else {}
-        given = {key: value for key, value in self.settings.items() if value is not None}
+        given = self._given()
         method = (file | given).get("distill.method", method)
-        return check_settings(file, method), check_settings(given, method)
+        others = check_settings({key: value for key, value in given.items() if key not in self.options}, method)
+        for key, option in self.options.items():
+            for full, value in check_settings({key: given[key]}, method).items():
+                if others.get(full, value) != value:
+                    text = f"{option} {given[key]} and --set {full}={others[full]}"
+                    raise OptionProblem(f"{text} contradict each other", without=[option])
+        file, given = check_settings(file, method), check_settings(given, method)
+        if "prior.name" in given and "prior.model" not in given:
+            file.pop("prior.model", None)  # which would take the place of the prior that was asked for
+        return file, given
+
+    def _given(self) -> dict[str, Any]:
+        return {key: value for key, value in self.settings.items() if value is not None}
+
+    def notes_on_idle(self, config: Config) -> list[str]:
+        """Notes on settings that have no effect in the resolved `config`.
+
+        Raises:
+            OptionProblem: an option of the command line has none.
+        """
+        named = {
+            check: key
+            for key in self._given()
+            for check in check_settings({key: self.settings[key]}, config.distill.method)
+        }
+        reasons = config.idle(named)
+        if self.refines:
+            reasons |= {key: "a refinement starts from its asset" for key in named if key.startswith("init.")}
+        for key, reason in reasons.items():
+            option = self.options.get(named[key])
+            if option and all(each in reasons for each in named if self.options.get(named[each]) == option):
+                raise OptionProblem(f"{option} has no effect: {reason}", without=[option])
+        return [f"{key} has no effect: {reason}" for key, reason in reasons.items() if named[key] not in self.options]
 
     def prior(self) -> PriorConfig:
         """Name of the requested prior."""

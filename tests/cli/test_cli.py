@@ -125,7 +125,7 @@ def test_previews_show_four_sides(segdream):
         (("--preview-every", "9", "--steps", "2"), "output.preview_every", 9),
         (("--set", "loss.scale=0.25", "--steps", "2"), "loss.scale", 0.25),
         (("--set", "optim.steps=2"), "optim.steps", 2),
-        (("--steps", "3", "--set", "optim.steps=2"), "optim.steps", 2),
+        (("--set", "optim.steps=3", "--set", "optim.steps=2"), "optim.steps", 2),
         (("--set", "camera.fov_rad=[0.5,0.6]", "--steps", "2"), "camera.fov_rad", [0.5, 0.6]),
     ],
 )
@@ -172,7 +172,7 @@ def test_quality_chooses_the_preset(segdream):
     assert draft["init.count"] < high["init.count"]
 
 
-def test_set_overrides_options_and_these_the_config_file(segdream):
+def test_options_and_set_override_the_config_file(segdream):
     Path("my settings.toml").write_text(
         "[optim]\nsteps = 9\n[loss]\nscale = 0.5\ntv_rgb = 0.5\n[distill]\nsegments = 3\n"
     )

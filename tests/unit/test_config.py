@@ -444,3 +444,28 @@ def test_short_keys_mean_the_method_of_a_profile() -> None:
     profile = PriorProfile(settings={"distill.method": "sds"})
     config = Request(settings={"distill.guidance_scale": 7}).resolve(profile)
     assert (config.distill.sds.guidance_scale, config.distill.sctd.guidance_scale) == (7.0, 7.5)
+
+
+def test_named_prior_takes_the_place_of_a_model_in_the_file(tmp_path):
+    path = tmp_path / "settings.toml"
+    path.write_text('[prior]\nmodel = "somebody/something"\ndtype = "fp32"\n')
+    prior = Request(file=path, settings={"prior.name": "mini"}).prior()
+    assert (prior.name, prior.model, prior.dtype) == ("mini", None, "fp32")
+    assert Request(file=path).prior().model == "somebody/something"
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        ({"optim.steps": 0}, {"distill.sctd.segments", "distill.sds.t_min", "optim.beg_start", "optim.stop_every"}),
+        ({"init.shape": "box", "optim.beg": True}, {"init.copies", "distill.sds.t_min", "optim.stop_every"}),
+        ({"init.shape": "a.ply", "distill.method": "sds"}, {"init.copies", "init.count", "distill.sctd.segments"}),
+    ],
+)
+def test_idle_names_the_settings_without_effect(settings, idle):
+    keys = ["distill.sctd.segments", "distill.sds.t_min", "optim.beg_start", "optim.stop_every", "init.copies"]
+    keys += ["init.count", "refine.enabled", "loss.scale"]
+    found = Config().set({"refine.enabled": True} | settings).idle(keys)
+    assert idle <= set(found)
+    assert "refine.enabled" not in found
+    assert ("loss.scale" in found) == (settings.get("optim.steps") == 0)
