@@ -26,7 +26,7 @@ from segdream_cli.errors import OutputExists, UsageProblem
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.render.images import write_png
 from segdream_cli.util.download import file_sha256
-from segdream_cli.util.files import atomic_write, parse_json, write_problem
+from segdream_cli.util.files import atomic_write, free_name, parse_json, write_problem
 
 MANIFEST = "references.json"
 VERSION = 1
@@ -62,10 +62,10 @@ class References:
             UsageProblem: there is no manifest, or it is not one.
         """
         path = folder / MANIFEST
-        hint = make_command(folder)
+        hint = make_another(folder)
         try:
             content = parse_json(path.read_text(encoding="utf-8"))
-            rows = [Reference(**row) for row in content["images"]]
+            rows = [_parse(row) for row in content["images"]]
             if content["version"] != VERSION or len(rows) < 2:
                 raise UsageProblem(f"{path} is not a manifest of version {VERSION} with two images or more", hint=hint)
         except OSError as problem:
@@ -88,7 +88,8 @@ class References:
             for row, each in zip(self.rows[start:], pixels, strict=False):
                 if each.shape != (side, side, 3):
                     raise UsageProblem(
-                        f"{self.folder / row.file} is not a square image of the first one's size", hint=self._hint
+                        f"{self.folder / row.file} is not a square image of the first one's size",
+                        hint=self._hint,
                     )
             yield torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
@@ -97,22 +98,37 @@ class References:
         try:
             if file_sha256(path) != row.sha256:
                 raise UsageProblem(
-                    f"{path} is not the image that {MANIFEST} lists: its SHA-256 differs", hint=self._hint
+                    f"{path} is not the image that {MANIFEST} lists: its SHA-256 differs",
+                    hint=self._hint,
                 )
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
-        except OSError as problem:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
             raise UsageProblem(f"{path} can't be read: {problem}", hint=self._hint) from problem
         return pixels
 
     @property
     def _hint(self) -> str:
-        return f"rm -r {quote(str(self.folder))} && {make_command(self.folder)}"
+        return make_another(self.folder)
+
+
+def _parse(fields: Mapping[str, Any]) -> Reference:
+    """A row of a manifest; raises a TypeError if it is something else."""
+    row = Reference(**fields)
+    if not isinstance(row.file, str):
+        raise TypeError(f"{row.file!r} is not the name of a file")
+    return row
 
 
 def make_command(folder: Path) -> str:
     """A command that makes references, for hints."""
     return f"segdream evaluate --make-references {quote(str(folder))} --prompts prompts.txt"
+
+
+def make_another(folder: Path) -> str:
+    """A command that makes references beside a folder, which may hold images of the user's own, or in its place."""
+    other = folder if folder.name else Path("references")  # "." has no name to number
+    return make_command(free_name(other) if other.exists() else other)
 
 
 def check_folder(folder: Path) -> None:
@@ -123,7 +139,7 @@ def check_folder(folder: Path) -> None:
         UsageProblem: its parent does not exist or can't be written.
     """
     if folder.exists():
-        raise OutputExists(f"{folder} exists", hint=f"rm -r {quote(str(folder))}")
+        raise OutputExists(f"{folder} exists", hint=make_another(folder))
     if not folder.parent.is_dir():
         raise UsageProblem(f"the folder {folder.parent} does not exist", hint=f"mkdir -p {quote(str(folder.parent))}")
     try:

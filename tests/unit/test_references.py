@@ -50,7 +50,7 @@ def test_write_references_leaves_nothing_after_an_error(tmp_path: Path) -> None:
     write(tmp_path / "kept")
     with pytest.raises(OutputExists) as problem:
         write(tmp_path / "kept")
-    assert problem.value.hint == f"rm -r {tmp_path / 'kept'}"
+    assert problem.value.hint == f"segdream evaluate --make-references {tmp_path / 'kept-2'} --prompts prompts.txt"
 
 
 def edit(change: Callable[[dict], object]) -> Callable[[Path], object]:
@@ -63,11 +63,24 @@ def edit(change: Callable[[dict], object]) -> Callable[[Path], object]:
     return apply
 
 
+def accept(folder: Path) -> None:
+    """Puts the hash of the 18th image into the manifest."""
+    found = hashlib.sha256((folder / "00017.png").read_bytes()).hexdigest()
+    edit(lambda content: content["images"][17].update(sha256=found))(folder)
+
+
 def resize(folder: Path) -> None:
     """Replaces the 18th image by a larger one that the manifest knows."""
     Image.fromarray(PIXELS[0]).resize((8, 8)).save(folder / "00017.png")
-    found = hashlib.sha256((folder / "00017.png").read_bytes()).hexdigest()
-    edit(lambda content: content["images"][17].update(sha256=found))(folder)
+    accept(folder)
+
+
+def damage_header(folder: Path) -> None:
+    """Flips bits of the 18th image's header, for which Pillow raises a SyntaxError, and keeps the manifest right."""
+    content = bytearray((folder / "00017.png").read_bytes())
+    content[content.index(b"IDAT")] ^= 0xFF
+    (folder / "00017.png").write_bytes(content)
+    accept(folder)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +92,8 @@ def resize(folder: Path) -> None:
         (edit(lambda content: content.update(version=2)), "version 1"),
         (edit(lambda content: content.update(images=content["images"][:1])), "two images"),
         (edit(lambda content: content["images"][0].update(colour="red")), "colour"),
+        (edit(lambda content: content["images"][0].update(file=5)), "5 is not the name of a file"),
+        (damage_header, "00017.png can't be read"),
         (lambda folder: (folder / "00003.png").unlink(), "00003.png can't be read"),
         (lambda folder: (folder / "00003.png").write_bytes((folder / "00004.png").read_bytes()), "SHA-256 differs"),
         (resize, "00017.png is not a square image of the first one's size"),
@@ -89,7 +104,14 @@ def test_read_refuses_a_damaged_folder(tmp_path: Path, damage: Callable[[Path], 
     damage(tmp_path / "my kept")
     with pytest.raises(UsageProblem, match=message) as problem:
         list(References.read(tmp_path / "my kept").images())
-    assert f"--make-references '{tmp_path / 'my kept'}' --prompts" in str(problem.value.hint)
+    assert f"--make-references '{tmp_path / 'my kept-2'}' --prompts" in str(problem.value.hint)
+
+
+def test_make_another_names_a_folder_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("kept").mkdir()
+    for folder, named in (("new", "new"), ("kept", "kept-2"), (".", "references")):
+        assert f"--make-references {named} " in references.make_another(Path(folder))
 
 
 @pytest.mark.slow
