@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from segdream_cli.errors import Interrupted, SegdreamError, UsageProblem
+from segdream_cli.errors import Interrupted, SegdreamError, UsageProblem, WeightsUnavailable
 from segdream_cli.evaluate.metrics import METRICS, Asset, Metric, Setup
 from segdream_cli.evaluate.views import ViewProtocol
 from segdream_cli.optimize.state import AssetState
@@ -147,7 +147,10 @@ class TrialSession(Session):
                 return JUDGE, metric
             if by == JUDGE:
                 raise UsageProblem(f"the judge does not know the prompt {prompt!r}", hint="--best-by clip")
-        return CLIP, METRICS[CLIP].load(setup)
+        try:
+            return CLIP, METRICS[CLIP].load(setup)
+        except WeightsUnavailable as problem:  # whose hint names an option of evaluate
+            raise WeightsUnavailable(str(problem), hint="segdream fetch clip") from problem
 
     def _reach(self, trials: Sequence[Job], step: int, *, force: bool) -> None:
         """Takes trials to a step, `batch` at once, and saves them there; those stopped before are resumed."""

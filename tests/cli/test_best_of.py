@@ -174,4 +174,5 @@ def test_best_by_clip_without_its_weights_is_exit_4_before_any_step(segdream, fo
     done = segdream(*BALL, "--best-of", "3", "--best-by", "clip", "--offline")
     assert done.code == 4
     assert "clip-vit-large-patch14" in done.err
+    assert "hint: segdream fetch clip" in done.err
     assert sizes == []
