@@ -19,6 +19,7 @@ from segdream_cli.splats import Splats
 from segdream_cli.splats.bounds import bounds
 from segdream_cli.splats.gaussians import Gaussians
 from segdream_cli.splats.placement import place
+from segdream_cli.util.files import lexists
 
 REACH = RADIUS * math.sin(FOV_RAD / 2)
 """Radius of the sphere about the origin that the views show whole, 0.950."""
@@ -71,6 +72,8 @@ def find_assets(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         if path.is_dir():
             members, left_out = _members(path)
             notes += left_out
+        elif not path.suffix and not lexists(path):
+            raise UsageProblem(f"there is no folder or file {path}", hint=make_hint(path))
         else:
             members = [path]
         for member in members:
@@ -102,9 +105,14 @@ def _members(folder: Path) -> tuple[list[Path], list[str]]:
     if not chosen:
         raise UsageProblem(
             f"the folder {folder} holds no asset",
-            hint=f"segdream generate --prompts prompts/quickstart.txt --out-dir {quote(str(folder))}",
+            hint=make_hint(folder),
         )
     return sorted(chosen.values()), list(dict.fromkeys(notes))
+
+
+def make_hint(folder: Path) -> str:
+    """A command that makes assets in a folder."""
+    return f"segdream generate --prompts prompts/quickstart.txt --out-dir {quote(str(folder))}"
 
 
 def list_assets(paths: Sequence[Path], *, fit: bool | None) -> list[Entry]:

@@ -113,6 +113,7 @@ def test_match_prompts(tmp_path, text, stems, wanted):
         (["missing.ply"], "missing.ply"),
         (["empty"], "the folder empty holds no asset"),
         (["broken.ply"], "broken.ply"),
+        (["asets"], "there is no folder or file asets"),
         (["notes.txt"], "notes.txt has no known suffix"),
         (["nameless.ply", "--metrics", "judge"], "nameless.ply has no prompt in its file, and the metric judge"),
         (["nameless.ply", "--metrics", "beauty"], "there is no metric 'beauty'"),
