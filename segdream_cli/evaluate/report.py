@@ -118,9 +118,9 @@ def document(title: str, policy: str, parts: Sequence[str]) -> bytes:
 def _write(path: Path, title: str, evaluation: Evaluation, parts: Sequence[str]) -> None:
     views = evaluation.protocol
     elevations = ", ".join(f"{elevation:g}" for elevation in views.elevations_deg)
-    about = (
-        f"{views.n} azimuths at elevations of {elevations} degrees, {views.size} px; intervals of 95 % over prompts."
-    )
+    about = "Intervals are of 95 % over prompts."
+    if any(metric.reads_views for metric in evaluation.metrics.values()):
+        about = f"{views.n} azimuths at elevations of {elevations} degrees, {views.size} px. {about}"
     content = document(title, POLICY, [f"<h1>{title}</h1>", f"<p>{about}</p>", *parts])
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)

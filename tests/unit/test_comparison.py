@@ -271,6 +271,14 @@ def test_reports_escape_prompts_and_embed_their_pictures(tmp_path: Path) -> None
     assert "<td>40.000</td>" in page.read_text()
 
 
+def test_report_names_the_views_only_if_a_metric_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "r.html"
+    for reads in (False, True):
+        monkeypatch.setattr(Stub, "reads_views", reads)
+        report.write_report(page, two_sides()[0].evaluation(), {})
+        assert ("120 azimuths at elevations of 0 degrees, 512 px" in page.read_text()) == reads
+
+
 def test_csv_has_a_row_per_asset_that_reads_back(tmp_path: Path) -> None:
     a, b = two_sides()
     path = tmp_path / "t.csv"
