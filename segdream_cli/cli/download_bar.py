@@ -18,7 +18,7 @@ class DownloadBar(LiveBar):
     def __init__(self, title: str, output: Output) -> None:
         super().__init__(output, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         self.title = title
-        self.task = self.bar.add_task(title, total=None)
+        self.task = self.add_task(title, total=None)
 
     def update(self, done: int, total: int) -> None:
         """Shows that `done` of `total` bytes have arrived."""

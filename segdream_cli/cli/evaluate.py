@@ -366,7 +366,7 @@ def _measure(sides: "Sequence[tuple[Evaluation, Sequence[Entry]]]", sink: Output
 
     with LiveBar(sink, MofNCompleteColumn(), TimeRemainingColumn()) as live:
         jobs = [(evaluation, entry) for evaluation, entries in sides for entry in entries]
-        task = live.bar.add_task("measuring", total=len(jobs))
+        task = live.add_task("measuring", total=len(jobs))
         for done, (evaluation, entry) in enumerate(jobs):
             if live.claim_line():
                 sink.note(f"measured {done} of {len(jobs)} assets")

@@ -1,17 +1,16 @@
 """The results of `segdream evaluate`: tables on the terminal, JSON, CSV, reports and the page for votes."""
 
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.streams import printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
-    from rich.text import Text
 
     from segdream_cli.evaluate.blind import Votes
     from segdream_cli.evaluate.comparison import Difference, Pair
@@ -103,23 +102,17 @@ def show_votes(votes: "Votes", sink: Output) -> None:
     sink.tables([_rich(table)], preference={**_estimate(one), **_finite({"p_value": votes.p_value})}, votes=votes.votes)
 
 
-def printable(text: str) -> "Text":
-    """A text of a file as a cell: no markup, and no character that a terminal obeys."""
-    from rich.text import Text
-
-    return Text("".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text))
-
-
 def _rich(table: "Table") -> "RichTable":
     """A table for the terminal."""
     from rich import box
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     shown = RichTable(box=box.SIMPLE_HEAD)
     for i, title in enumerate(table.head):
-        shown.add_column(title, overflow="fold", justify="left" if i < table.texts else "right")
+        shown.add_column(Text(printable(title)), overflow="fold", justify="left" if i < table.texts else "right")
     for row in table.rows:
-        shown.add_row(*map(printable, row))
+        shown.add_row(*(Text(printable(cell)) for cell in row))  # a `Text` has no markup
     return shown
 
 

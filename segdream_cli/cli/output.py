@@ -33,7 +33,8 @@ class Output:
         if self.json:
             self._line(event="done", output=str(result), **fields)
         else:
-            text = printable(str(result)) if sys.stdout.isatty() else str(result)  # programs get paths as they are
+            raw = isinstance(result, Path) and not sys.stdout.isatty()  # programs get paths as they are
+            text = str(result) if raw else printable(str(result))
             try:
                 sys.stdout.write(f"{text}\n")
             except UnicodeEncodeError:  # the terminal can't encode this path: print its bytes on disk

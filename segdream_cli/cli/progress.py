@@ -6,7 +6,15 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.streams import printable
@@ -56,6 +64,10 @@ class LiveBar:
     ) -> None:
         self.stop()
 
+    def add_task(self, title: str, *, total: int | None, completed: int = 0, **fields: str) -> TaskID:
+        """Adds a line with a title, the number of its parts and the fields of the columns to the bar."""
+        return self.bar.add_task(printable(title), total=total, completed=completed, **fields)
+
     def claim_line(self) -> bool:
         """Whether a line is due; if so, restarts the interval."""
         now = time.monotonic()
@@ -81,7 +93,7 @@ class RunProgress(LiveBar):
         super().__init__(output, *columns, bar=bar)
         self.first = done
         self.begin, self.gradient = self.last_line, ""
-        self.task = self.bar.add_task(printable(title), total=total, completed=done, detail="")
+        self.task = self.add_task(title, total=total, completed=done, detail="")
 
     def update(self, report: Stepped) -> None:
         """Shows one step: its stage, the total number of Gaussians, and the largest known gradient norm."""

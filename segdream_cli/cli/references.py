@@ -72,7 +72,7 @@ def _show_progress(items: Iterable[T], count: int, sink: Output) -> Iterator[T]:
     from segdream_cli.cli.progress import LiveBar
 
     with LiveBar(sink, MofNCompleteColumn(), TimeRemainingColumn()) as live:
-        task = live.bar.add_task("drawing", total=count)
+        task = live.add_task("drawing", total=count)
         for done, item in enumerate(items):
             if live.claim_line():
                 sink.note(f"drawn {done} of {count} images")

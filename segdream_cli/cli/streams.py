@@ -12,8 +12,8 @@ from typing import Any
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
 """Errors of a pipe without reader, and of a terminal that was closed."""
 
-# control characters, line separators, and the marks that reorder text between left and right
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# control characters, line separators, the marks that reorder text between left and right, and undecodable bytes
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:

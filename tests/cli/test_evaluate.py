@@ -146,7 +146,7 @@ def test_evaluate_shows_odd_prompts_without_obeying_them(segdream, asset):
     asset("odd.ply", "[red]a\x1b[31m ball[/red] \u202e")
     done = segdream("evaluate", "odd.ply", "--metrics", "health")
     assert done.code == 0, done.err
-    assert "[red]a [31m ball[/red]" in done.out
+    assert r"[red]a\x1b[31m ball[/red]" in done.out
     assert "\x1b" not in done.out
     assert "\u202e" not in done.out
 

@@ -17,6 +17,7 @@ from segdream_cli.cli.streams import LastingStream, lasting_streams, printable
         ("a\x1b[31mred\x07", r"a\x1b[31mred\x07"),
         ("bus.ply\nerror: none", r"bus.ply\nerror: none"),
         ("gpj.\u202eexe\u2066\u200f", r"gpj.\u202eexe\u2066\u200f"),
+        ("a\udc9bb", r"a\udc9bb"),
         ("a\x9bb\x7f\u2028", r"a\x9bb\x7f\u2028"),
     ],
 )
