@@ -3,7 +3,7 @@
 import os
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -64,7 +64,7 @@ class LiveBar:
     ) -> None:
         self.stop()
 
-    def add_task(self, title: str, *, total: int | None, completed: int = 0, **fields: str) -> TaskID:
+    def add_task(self, title: str, *, total: int | None, completed: int = 0, **fields: Any) -> TaskID:
         """Adds a line with a title, the number of its parts and the fields of the columns to the bar."""
         return self.bar.add_task(printable(title), total=total, completed=completed, **fields)
 

@@ -27,7 +27,7 @@ from segdream_cli.mesh.solid import Field, opacity_field
 from segdream_cli.mesh.texture import bake
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import write_together
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -159,9 +159,7 @@ def write(path: Path, mesh: Mesh) -> None:
             f"{path} has no mesh suffix; use one of {', '.join(SUFFIXES)}",
             hint=f"-o {quote(str(path.with_suffix('.glb')))}",
         )
-    for each, content in (_glb(path, mesh) if suffix == ".glb" else _obj(path, mesh)).items():
-        with atomic_write(each) as temporary:
-            temporary.write_bytes(content)
+    write_together(_glb(path, mesh) if suffix == ".glb" else _obj(path, mesh))
 
 
 def check_packages() -> None:

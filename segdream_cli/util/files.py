@@ -8,7 +8,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -148,19 +148,67 @@ def atomic_write(path: Path) -> Iterator[Path]:
         EnvironmentProblem: too many files are open.
         UsageProblem: the folder can't be written.
     """
+    named = False
     try:
         with scratch_file(path) as temporary:
             yield temporary
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only their owner can read
+            _complete(temporary)
             with synced_folder(path.parent):
-                if _replaces.get():
-                    temporary.replace(path)
-                else:
-                    _publish(temporary, path)
+                _name(temporary, path)
+                named = True
     except OSError as problem:
-        raise write_problem(problem, path) from problem
+        raise (_unsynced(problem, path) if named else write_problem(problem, path)) from problem
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files of one folder, in their order; if one can't be written, none of the new ones stays.
+
+    Raises: as `atomic_write`.
+    """
+    named: list[Path] = []
+    path = next(iter(contents))
+    try:
+        with ExitStack() as stack:
+            temporaries = {}
+            for path, content in contents.items():
+                temporaries[path] = stack.enter_context(scratch_file(path))
+                temporaries[path].write_bytes(content)
+                _complete(temporaries[path])
+            with synced_folder(path.parent):
+                for path, temporary in temporaries.items():
+                    _name(temporary, path)
+                    named.append(path)
+    except BaseException as problem:
+        complete = len(named) == len(contents)
+        if not complete and not _replaces.get():  # what was replaced is gone already
+            for each in named:
+                each.unlink(missing_ok=True)
+        if isinstance(problem, OSError):
+            raise (_unsynced(problem, path) if complete else write_problem(problem, path)) from problem
+        raise
+
+
+def _complete(temporary: Path) -> None:
+    """Writes a finished temporary file to disk, and gives it the permissions of a new file."""
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only their owner can read
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Renames a finished file to `path`, as the `write_policy` says; raises OutputExists and OSError."""
+    if _replaces.get():
+        temporary.replace(path)
+    else:
+        _publish(temporary, path)
+
+
+def _unsynced(problem: OSError, path: Path) -> SegdreamError:
+    """The error to raise if the folder entry of a file that was written can't be forced to disk."""
+    return SegdreamError(
+        f"{path} was written, but a power failure could still lose it: {problem.strerror or problem}",
+        hint=f"sync {shlex.quote(str(path.parent))}",
+    )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from segdream_cli.util.files import (
     sweep,
     write_policy,
     write_problem,
+    write_together,
 )
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -163,6 +164,52 @@ def test_write_policy_keeps_a_file_that_appears(tmp_path, monkeypatch, links):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["asset-2.ply", "asset.ply"]
     with pytest.raises(OutputExists, match=r"asset\.ply exists"):
         check_output(path, force=False)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("taken", ["a", "b", "c"])
+def test_write_together_writes_all_files_or_none(tmp_path, taken, replace):
+    contents = {tmp_path / name: name.encode() for name in "abc"}
+    (tmp_path / taken).write_bytes(b"mine")
+    with write_policy(replace=replace):
+        if replace:
+            write_together(contents)
+        else:
+            with pytest.raises(OutputExists, match=f"{taken} appeared"):
+                write_together(contents)
+    expected = {name: name.encode() for name in "abc"} if replace else {taken: b"mine"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == expected
+
+
+@needs_dev_full
+def test_write_together_leaves_nothing_on_a_full_disk(tmp_path, full_disk):
+    with pytest.raises(SegdreamError, match=r"the disk is full: .*a was not written"):
+        write_together({tmp_path / name: b"content" for name in "ab"})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_file_whose_folder_can_not_be_synced_is_said_to_be_written(tmp_path, monkeypatch, together):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "my bus.ply"
+
+    def write():
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(b"whole")
+
+    with pytest.raises(SegdreamError) as caught:
+        write_together({path: b"whole"}) if together else write()
+    assert path.read_bytes() == b"whole"
+    assert caught.value.message == f"{path} was written, but a power failure could still lose it: Input/output error"
+    assert caught.value.hint == f"sync {tmp_path}"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_sweep_removes_only_temporaries_of_its_stem(tmp_path):
