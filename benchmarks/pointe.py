@@ -32,7 +32,8 @@ from segdream_cli.accel.cuda_graphs import FallbackChain
 from segdream_cli.pointe.checkpoint import open_point_e
 from segdream_cli.pointe.model import PointCloud, PointE
 from segdream_cli.pointe.transformer import BASE, CHANNELS, UPSAMPLE, PointTransformer, PointTransformerConfig
-from segdream_cli.util.memory import GIB, peak_memory_gib
+from segdream_cli.util.failures import GIB
+from segdream_cli.util.memory import peak_memory_gib
 
 Row = dict[str, float]
 

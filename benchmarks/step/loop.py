@@ -22,7 +22,8 @@ from segdream_cli.optimize.report import StepReport
 from segdream_cli.priors.stable_diffusion import workload
 from segdream_cli.render.cameras import frame_sphere
 from segdream_cli.runs.run_dir import RunDir, RunRecord, package_versions
-from segdream_cli.util.memory import GIB, peak_memory_gib
+from segdream_cli.util.failures import GIB
+from segdream_cli.util.memory import peak_memory_gib
 
 Settings = dict[str, Any]
 Found = dict[str, Any]

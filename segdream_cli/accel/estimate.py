@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segdream_cli.accel.cuda_graphs import LOW_VRAM_ROWS
 from segdream_cli.config import Config
-from segdream_cli.util.memory import GIB
+from segdream_cli.util.failures import GIB
 
 UNET_TENSORS = 25
 """U-Net activations per row of latents, in tensors of the first layer's size."""

@@ -4,9 +4,10 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -16,7 +17,7 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.streams import lasting_streams
 from segdream_cli.errors import EXIT_CODES, Interrupted, PromptProblem, SegdreamError, UsageProblem
 from segdream_cli.util import compat, files
-from segdream_cli.util.failures import as_failure
+from segdream_cli.util.failures import as_failure, check_address_space
 
 EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
@@ -32,19 +33,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (
-    init.init,
-    generate.generate,
-    refine.refine,
-    render.render,
-    view.view,
-    export.export,
-    evaluate.evaluate,
-    fetch.fetch,
-    doctor.doctor,
-)
-for command in COMMANDS:
-    app.command(cls=Command, no_args_is_help=command is not doctor.doctor)(command)
+IMPORTS_GIB, NETWORKS_GIB = 1.5, 4.0
+"""Address space that a command needs: to import the libraries, and to run networks too."""
+COMMANDS: Mapping[Callable[..., None], float] = {
+    init.init: NETWORKS_GIB,
+    generate.generate: NETWORKS_GIB,
+    refine.refine: NETWORKS_GIB,
+    render.render: IMPORTS_GIB,
+    view.view: IMPORTS_GIB,
+    export.export: IMPORTS_GIB,
+    evaluate.evaluate: NETWORKS_GIB,
+    fetch.fetch: IMPORTS_GIB,
+    doctor.doctor: IMPORTS_GIB,
+}
+
+
+def _within_address_space(command: Callable[..., None], needed_gib: float) -> Callable[..., None]:
+    """The command after a check that this process may use so much address space."""
+
+    @wraps(command)
+    def checked(**options: Any) -> None:
+        check_address_space(needed_gib)
+        command(**options)
+
+    return checked
+
+
+for command, needed_gib in COMMANDS.items():
+    checked = _within_address_space(command, needed_gib)
+    app.command(cls=Command, no_args_is_help=command is not doctor.doctor)(checked)
 
 
 @app.callback(invoke_without_command=True)

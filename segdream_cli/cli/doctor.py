@@ -119,7 +119,7 @@ def _check_python() -> Iterator[Finding]:
 def _check_torch() -> Iterator[Finding]:
     import torch
 
-    from segdream_cli.util.memory import GIB
+    from segdream_cli.util.failures import GIB
 
     yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
@@ -238,7 +238,7 @@ def _check_ffmpeg() -> Iterator[Finding]:
 
 
 def _check_disk() -> Iterator[Finding]:
-    from segdream_cli.util.memory import GIB
+    from segdream_cli.util.failures import GIB
 
     free = shutil.disk_usage(Path.cwd()).free / GIB
     low = free < LOW_DISK_GIB

@@ -126,9 +126,7 @@ def load_pipeline(
     from segdream_cli.priors.stable_diffusion import DiffusionPrior, full_size, workload
     from segdream_cli.util.memory import free_gib, out_of_memory
 
-    with out_of_memory(
-        device, "the prior", "nvidia-smi  # shows the processes that use the GPU; --device cpu needs none"
-    ):
+    with out_of_memory(device, "the prior", "--device cpu" if device.type == "cuda" else "--prior mini"):
         prior = DiffusionPrior.load(
             checkpoint,
             device,

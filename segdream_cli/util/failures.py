@@ -8,8 +8,40 @@ from pathlib import Path
 from segdream_cli.errors import Interrupted, OutOfMemory, SegdreamError
 from segdream_cli.util.files import known_problem
 
-NO_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "can't start new thread", "Cannot allocate memory")
-"""Parts of the messages of libraries that report a failed allocation as a RuntimeError."""
+NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "bad_alloc",
+    "can't start new thread",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+)
+"""Parts of the messages of libraries that report a failed allocation as another error."""
+UNLIMITED = "ulimit -v unlimited"
+GIB = 2**30
+
+
+def address_space_limit() -> int | None:
+    """Bytes of address space that this process may have (`ulimit -v`); None without a limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def check_address_space(needed_gib: float) -> None:
+    """Refuses a limit that is too low for libraries that abort or hang, instead of raising, once they reach it.
+
+    Raises:
+        OutOfMemory: this process may have less than `needed_gib`.
+    """
+    limit = address_space_limit()
+    if limit is not None and limit < needed_gib * GIB:
+        raise OutOfMemory(
+            f"this process may use {limit / GIB:.1f} GiB of address space, and needs {needed_gib:g} GiB", hint=UNLIMITED
+        )
 
 
 @contextmanager
@@ -28,7 +60,8 @@ def as_failure(problem: Exception) -> SegdreamError:
     if isinstance(problem, SegdreamError):
         return problem
     if lacks_memory(problem):
-        return OutOfMemory("this machine does not have enough memory", hint="--set densify.cap=5000")
+        hint = "--set densify.cap=5000" if address_space_limit() is None else UNLIMITED
+        return OutOfMemory("this machine does not have enough memory", hint=hint)
     if isinstance(problem, OSError) and problem.strerror:
         path = problem.filename
         if path is not None and (known := known_problem(problem, Path(str(path)), "used")):
@@ -42,9 +75,12 @@ def as_failure(problem: Exception) -> SegdreamError:
 
 
 def lacks_memory(problem: BaseException) -> bool:
-    """Whether an exception of Python, numpy, torch or the operating system means a failed allocation."""
+    """Whether an exception, or one that led to it, of Python, a library or the system means a failed allocation."""
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return True
-    if isinstance(problem, OSError):
-        return problem.errno == errno.ENOMEM
-    return isinstance(problem, RuntimeError) and any(part in str(problem) for part in NO_MEMORY)
+    if isinstance(problem, OSError) and problem.errno == errno.ENOMEM:
+        return True
+    if isinstance(problem, (RuntimeError, ImportError, OSError)) and any(part in str(problem) for part in NO_MEMORY):
+        return True
+    before = problem.__cause__ or problem.__context__
+    return before is not None and lacks_memory(before)

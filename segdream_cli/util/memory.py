@@ -7,9 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from segdream_cli.errors import OutOfMemory
-from segdream_cli.util.failures import lacks_memory
-
-GIB = 2**30
+from segdream_cli.util.failures import GIB, lacks_memory
 
 
 def peak_memory_gib(device: torch.device) -> float:

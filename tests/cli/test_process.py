@@ -185,6 +185,28 @@ def test_resume_after_kill_9_gives_the_same_bits(tmp_path):
     assert events[-1]["n_gaussians"] == [600]
 
 
+@pytest.mark.parametrize(
+    ("gib", "command"),
+    [
+        *((gib, ("generate", BUS, "-o", "bus.ply", *SIX)) for gib in (0.1, 0.4, 0.8, 1.2, 1.6, 2.0, 3.0, 3.9)),
+        (0.4, ("render", "bus.ply", "--turntable")),
+        (0.4, ("doctor",)),
+    ],
+)
+def test_low_limit_of_address_space_is_refused(tmp_path, gib, command):
+    """Below it the libraries abort (torch while it is imported) or hang (oneTBB, which waits for memory)."""
+    resource = pytest.importorskip("resource")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (int(gib * 2**30),) * 2)
+
+    ended = run([*REAL, *command], tmp_path, preexec_fn=limit)
+    assert (ended.returncode, ended.stdout) == (5, "")
+    assert ended.stderr.startswith(f"error: this process may use {gib} GiB of address space, and needs ")
+    assert ended.stderr.endswith("\nhint:  ulimit -v unlimited\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_generate_leaves_stdin_to_the_loop_around_it(launcher, tmp_path):
     """`generate PROMPT` must leave standard input to the shell's `read`; `--prompts -` is the one that takes it."""
     (tmp_path / "list.txt").write_text("a red ball\na blue cube\n")

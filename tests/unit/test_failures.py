@@ -15,6 +15,12 @@ def failing_allocation() -> Exception:
     return caught.value
 
 
+def caused_by_memory() -> Exception:
+    problem = OSError("the library literally cannot be found")
+    problem.__context__ = OSError("libllvmlite.so: failed to map segment from shared object")
+    return problem
+
+
 @pytest.mark.parametrize(
     ("problem", "code", "sentence"),
     [
@@ -22,6 +28,8 @@ def failing_allocation() -> Exception:
         (failing_allocation(), 5, "does not have enough memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 5, "does not have enough memory"),
         (RuntimeError("can't start new thread"), 5, "does not have enough memory"),
+        (ImportError("lib.so: failed to map segment from shared object"), 5, "does not have enough memory"),
+        (caused_by_memory(), 5, "does not have enough memory"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b.ply"), 1, "the disk is full: a/b.ply"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b.ply"), 1, "Permission denied: a/b.ply"),
         (ZeroDivisionError("float division\nby zero"), 1, "unexpected ZeroDivisionError: float division"),
