@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from segdream_cli.config import Config
+from segdream_cli.config import MINI, Config
 from segdream_cli.distill import build_method
 from segdream_cli.optimize.start import POINT_E
 from segdream_cli.priors import checkpoint as weights
@@ -126,7 +126,7 @@ def load_pipeline(
     from segdream_cli.priors.stable_diffusion import DiffusionPrior, full_size, workload
     from segdream_cli.util.memory import free_gib, out_of_memory
 
-    with out_of_memory(device, "the prior", "--device cpu" if device.type == "cuda" else "--prior mini"):
+    with out_of_memory(device, "the prior", "--device cpu" if device.type == "cuda" else f"--prior {MINI}"):
         prior = DiffusionPrior.load(
             checkpoint,
             device,
