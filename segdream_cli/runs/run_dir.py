@@ -311,9 +311,7 @@ class RunDir:
             reason = "it has no run.json" if self.path.is_dir() else problem.strerror
             raise UsageProblem(f"{self.path} is not a run folder: {reason}", hint="ls -d *.run") from problem
         except (ValueError, KeyError, TypeError) as problem:
-            raise UsageProblem(
-                f"{self.path / RECORD} is damaged: {problem}", hint="add --force to start over"
-            ) from problem
+            raise UsageProblem(f"{self.path / RECORD} is damaged: {problem}", hint=self._move_away()) from problem
         return record
 
     def edits(self) -> list[str]:
@@ -395,11 +393,15 @@ class RunDir:
         return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint=self._start_over())
 
     def _start_over(self) -> str:
-        """The command that starts the run over, or the option that does where its record can't be read."""
+        """The command that starts the run over, or moves it away where its record can't be read."""
         try:
             return f"{self.repeat_command(self.record())} --force"
         except SegdreamError:
-            return "add --force to start over"
+            return self._move_away()
+
+    def _move_away(self) -> str:
+        """The command that frees the name; --force would also replace the other assets of a list."""
+        return f"mv {shlex.quote(str(self.path))} {shlex.quote(str(free_name(self.path)))}  # then make the asset again"
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Adds a line to `events.jsonl` and hands it to the operating system."""

@@ -757,10 +757,16 @@ def test_resume_refuses_options_that_change_the_run(refused, stopped, arguments,
 def test_resume_names_the_damaged_file(refused, segdream, stopped, file, content):
     path = stopped / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
-    refused(2, [f"bus.run/{file} is damaged", "--force"], "generate", "--resume", "bus.run")
+    cure = "mv bus.run bus-2.run #" if file == "run.json" else "--force"
+    refused(2, [f"bus.run/{file} is damaged", cure], "generate", "--resume", "bus.run")
     again = segdream(*generate())
     assert again.code in (2, 6)
-    assert segdream(*generate("--force")).code == 0
+    if file == "run.json":
+        assert cure in again.err
+        (stopped.parent / "bus.run").rename("bus-2.run")
+        assert segdream(*generate()).code == 0
+    else:
+        assert segdream(*generate("--force")).code == 0
 
 
 def test_resume_of_a_damaged_checkpoint_names_the_command_that_starts_over(refused, segdream, stopped):

@@ -67,6 +67,43 @@ def test_output_that_appears_is_kept_and_the_state_saved(segdream, prior, folder
     assert not RunDir(Path("bus.run")).can_resume()
 
 
+@pytest.fixture
+def ctrl_c_while_named(monkeypatch):
+    """Presses Ctrl-C once when an asset is written, but does not have its name yet."""
+    real, pressed = os.link, []
+
+    def link(source, target):
+        if str(target).endswith(".ply") and not pressed:
+            pressed.append(target)
+            os.kill(os.getpid(), signal.SIGINT)
+        real(source, target)
+
+    return lambda: monkeypatch.setattr(os, "link", link)
+
+
+def test_ctrl_c_while_the_asset_is_written_keeps_it(segdream, folder, ctrl_c_while_named):
+    segdream(*WHOLE)
+    ctrl_c_while_named()
+    done = segdream(*generate())
+    assert (done.code, done.out) == (0, "bus.ply\n")
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+    assert not [path for path in folder.rglob("*") if "partial" in path.name or "checkpoint" in path.name]
+
+
+def test_ctrl_c_while_an_asset_is_written_ends_the_list_after_it(segdream, folder, ctrl_c_while_named):
+    Path("list.txt").write_text("a red ball\na blue ball\na green ball\n")
+    command = ("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
+    ctrl_c_while_named()
+    done = segdream(*command)
+    assert (done.code, done.out) == (130, "a_red_ball.ply\n")
+    assert "repeat the command to resume the whole list" in done.err
+    assert [path.name for path in folder.glob("*.ply")] == ["a_red_ball.ply"]
+    again = segdream(*command)
+    assert again.code == 0
+    assert "2 made, 1 skipped, 0 failed" in again.err
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
 def test_output_that_appears_is_replaced_with_force(segdream, prior, folder):
     segdream(*WHOLE)
     prior(lambda profile: Meddling(profile, lambda: Path("bus.ply").write_text("mine")))
