@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -13,9 +14,9 @@ from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
 from segdream_cli.config.values import MAX_GUIDANCE, MAX_STEPS
 from segdream_cli.errors import UsageProblem
-from segdream_cli.runs.jobs import Job, jobs_of_list, jobs_of_prompt, parse_seeds
+from segdream_cli.runs.jobs import Job, has_field, jobs_of_list, jobs_of_prompt, make_folders, parse_seeds
 from segdream_cli.runs.processes import parse_devices, run_on_devices
-from segdream_cli.runs.spec import JobSpec, Request
+from segdream_cli.runs.spec import JobSpec, Request, Tally
 
 BestBy = StrEnum("BestBy", {name: name for name in ("judge", "clip")})  # type: ignore[misc]
 
@@ -23,7 +24,7 @@ BestBy = StrEnum("BestBy", {name: name for name in ("judge", "clip")})  # type: 
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The object to make, in a sentence.")] = None,
-    output: shared.OutputOption = None,
+    output: shared.AssetOutputOption = None,
     prompts: Annotated[
         str | None,
         typer.Option("--prompts", help="File of prompts, one per line; - reads stdin.", rich_help_panel=shared.PROMPT),
@@ -46,7 +47,7 @@ def generate(
         str | None,
         typer.Option(
             "--seeds",
-            help="Several seeds, 0-3 or 1,5; -o is then a folder or a pattern with {seed}.",
+            help="Several seeds, 0-3 or 1,5; -o is then a folder, or holds {seed}.",
             rich_help_panel=shared.PROMPT,
         ),
     ] = None,
@@ -137,6 +138,8 @@ def generate(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Resume the run in this folder.", rich_help_panel=shared.RUN)
     ] = None,
+    skip_existing: shared.SkipExistingOption = False,
+    dry_run: shared.DryRunOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -182,7 +185,12 @@ def generate(
 
         return resume_run(resume, request, reporter, StopOnSignal(), output, force=force, live=view)
     _refuse_mixtures(context, prompts, seeds, best_of, best_by)
-    jobs = _jobs(prompt, prompts, output, out_dir, None if seeds is None else parse_seeds(seeds), seed)
+    _check_files(context, sink, output, best_of)
+    chosen, labels = None if seeds is None else parse_seeds(seeds), shared.labels(request, output)
+    jobs = _jobs(prompt, prompts, output, out_dir, chosen, seed, labels)
+    makes_folders = prompts is not None or seeds is not None or jobs[0].output != (output or jobs[0].output)
+    if makes_folders and not dry_run:
+        make_folders(jobs, "-o" if out_dir is None else "--out-dir")
     spec = JobSpec(
         request=request,
         jobs=tuple(jobs),
@@ -190,21 +198,55 @@ def generate(
         batch=batch,
         force=force,
         as_list=prompts is not None,
+        skip_existing=skip_existing,
         live=view,
     )
-    if best_of is not None:
+    if dry_run:
+        _end(_plan(spec, reporter, makes_folders=makes_folders))
+    elif best_of is not None:
         from segdream_cli.runs.best_of import make_best
 
-        return make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal())
+        make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal())
+    else:
+        _end(_make(context, spec, devices, reporter))
+
+
+def _plan(spec: JobSpec, reporter: TerminalReporter, *, makes_folders: bool) -> Tally:
+    """Reports what would be made."""
+    from segdream_cli.runs.dry_run import plan_jobs  # a slow import
+
+    return plan_jobs(spec, reporter, makes_folders=makes_folders)
+
+
+def _make(context: typer.Context, spec: JobSpec, devices: str | None, reporter: TerminalReporter) -> Tally:
+    """Does the jobs in this process, or in one per device."""
     if devices is not None:
         shared.refuse_options(context, {"device"}, "can't be combined with --devices")
-        tally = run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal())
-    else:
-        from segdream_cli.runs.session import run_jobs
+        return run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal())
+    from segdream_cli.runs.session import run_jobs
 
-        tally = run_jobs(spec, reporter, StopOnSignal())
-    if tally.failed:  # each failure has been reported
+    return run_jobs(spec, reporter, StopOnSignal())
+
+
+def _end(tally: Tally) -> None:
+    """Ends with exit code 1 if a job failed; each failure has been reported."""
+    if tally.failed:
         raise typer.Exit(1)
+
+
+def _check_files(context: typer.Context, sink: Output, output: Path | None, best_of: int | None) -> None:
+    """Refuses options about files that contradict each other, and notes one without effect."""
+    if context.params["skip_existing"] and context.params["prompts"] is not None:
+        sink.note("--skip-existing has no effect: --prompts always skips assets that exist")
+    shared.refuse_skip_and_force(skip_existing=context.params["skip_existing"], force=context.params["force"])
+    if context.params["dry_run"]:
+        others = {"view", "no_browser", "devices"}
+        shared.refuse_options(context, others, "can't be combined with --dry-run")
+    if best_of is not None and has_field(output, "seed"):
+        raise UsageProblem(
+            "the seed of --best-of is not known before it is chosen, so -o can't hold {seed}",
+            hint=f"-o {quote(str(output).replace('{seed}', 'best'))}",
+        )
 
 
 def _refuse_mixtures(
@@ -214,7 +256,8 @@ def _refuse_mixtures(
     if seeds is not None:
         shared.refuse_options(context, {"seed"}, "can't be combined with --seeds")
     if best_of is not None:
-        shared.refuse_options(context, {"seeds", "prompts", "out_dir", "devices"}, "can't be combined with --best-of")
+        others = {"seeds", "prompts", "out_dir", "devices", "dry_run"}
+        shared.refuse_options(context, others, "can't be combined with --best-of")
     elif best_by is not None:
         raise UsageProblem("--best-by only affects --best-of", hint=f"--best-of 4 --best-by {best_by}")
     elif seeds is None and prompts is None:
@@ -228,20 +271,21 @@ def _jobs(
     out_dir: Path | None,
     seeds: list[int] | None,
     seed: int,
+    labels: dict[str, str],
 ) -> list[Job]:
     """The jobs that the arguments ask for."""
     if prompts is not None:
-        if prompt is not None or output is not None:
+        if prompt is not None:
             raise UsageProblem(
-                "--prompts takes neither a PROMPT nor -o", hint="segdream generate --prompts list.txt --out-dir assets"
+                "--prompts takes no PROMPT", hint=f"segdream generate --prompts {quote(prompts)} --out-dir assets"
             )
-        return jobs_of_list(prompts, out_dir, seeds or [seed], with_seed=seeds is not None)
+        return jobs_of_list(prompts, out_dir, seeds or [seed], output, labels, with_seed=seeds is not None)
     if prompt is None or out_dir is not None:
         raise UsageProblem(
             "give one PROMPT, or a list with --prompts and --out-dir",
             hint='segdream generate "a yellow school bus" -o bus.ply',
         )
-    return jobs_of_prompt(prompt, output, seeds, seed)
+    return jobs_of_prompt(prompt, output, seeds, seed, labels)
 
 
 LIST_TAKES = {"list_words", "prior", "model", "device", "config", "assignments", "json", "quiet"}

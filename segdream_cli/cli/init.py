@@ -10,6 +10,7 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter
 from segdream_cli.config import AUTO
+from segdream_cli.runs.jobs import Job, fill_template, make_folders
 from segdream_cli.runs.spec import Request
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def init(
     prompt: Annotated[str, typer.Argument(help="The object to make, in a sentence.")],
-    output: shared.OutputOption = None,
+    output: shared.AssetOutputOption = None,
     preview: Annotated[
         bool,
         typer.Option("--preview", help="Also write an image of eight views.", rich_help_panel=shared.OUTPUT),
@@ -64,7 +65,6 @@ def init(
     from segdream_cli.optimize.start import bind_cloud, check_start, cloud_text, initial_gaussians
     from segdream_cli.optimize.state import build_generators
     from segdream_cli.priors.checkpoint import profile_of
-    from segdream_cli.runs.jobs import slug
     from segdream_cli.runs.load import load_checkpoint, load_clouds
     from segdream_cli.util.devices import choose_device
     from segdream_cli.util.files import check_output, write_policy
@@ -87,7 +87,7 @@ def init(
     settings = resolved.init
     described = describe_prompt(prompt, profile.vocabulary, sink.note)
     phrase = cloud_text(settings, prompt, profile.vocabulary)
-    path = output or Path(f"{slug(prompt)}-init.ply")
+    path = _file(request, prompt, seed, output)
     picture = path.with_suffix(".png")
     check_start(settings.shape)
     _note_idle(request, profile, hardware, sink)
@@ -137,3 +137,12 @@ def _note_idle(request: Request, profile: "PriorProfile", device: "torch.device"
         sink.note(f"--quality has no effect: {request.quality} changes none of these initial Gaussians")
     if request.offline and not (config.init.shape == POINT_E and needs_network(config, profile.point_e, device)):
         sink.note("--offline has no effect: the start needs no download")
+
+
+def _file(request: Request, prompt: str, seed: int, output: Path | None) -> Path:
+    """The file to write; its folder is created if `output` is a template."""
+    template = output or Path("{prompt}-init.ply")
+    path = fill_template(template, Job(prompt, seed, template), labels=shared.labels(request, template))
+    if output is not None and path != output:
+        make_folders([Job(prompt, seed, path)], "-o")
+    return path

@@ -13,7 +13,7 @@ from segdream_cli.config.sections import MAX_POINTS
 from segdream_cli.config.values import parse_assignments
 from segdream_cli.errors import OptionProblem
 from segdream_cli.priors.profile import QUALITIES
-from segdream_cli.runs.jobs import MAX_SEED
+from segdream_cli.runs.jobs import MAX_SEED, has_field
 from segdream_cli.runs.spec import Request
 from segdream_cli.util.home import abbreviate, expand
 
@@ -104,6 +104,29 @@ def prior_options(prior: str | None, model: str | None) -> Options:
     return {"prior.name": ("--prior", prior and str(prior)), "prior.model": ("--model", model)}
 
 
+def labels(request: Request, template: Path | None) -> dict[str, str]:
+    """Values of the fields `{method}` and `{prior}` of an -o; empty if it has neither.
+
+    Raises:
+        UsageProblem, WeightsUnavailable: a setting or the prior's profile can't be used.
+    """
+    if not has_field(template, "method", "prior"):
+        return {}
+    from segdream_cli.runs.load import template_labels  # a slow import
+
+    return template_labels(request)
+
+
+def refuse_skip_and_force(*, skip_existing: bool, force: bool) -> None:
+    """Refuses --skip-existing beside --force.
+
+    Raises:
+        OptionProblem: both were given.
+    """
+    if skip_existing and force:
+        raise OptionProblem("--skip-existing and --force contradict each other", without=["--force"])
+
+
 def start_options(
     shape: str | None,
     prompt: str | None,
@@ -129,6 +152,25 @@ def hardware_options(dtype: str | None, low_vram: bool) -> Options:
 
 
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", rich_help_panel=OUTPUT)]
+AssetOutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="File to write; may hold {prompt}, {seed}, {index}, {method}, {prior}.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+SkipExistingOption = Annotated[
+    bool,
+    typer.Option("--skip-existing", help="Skip assets that exist; resume stopped runs.", rich_help_panel=OUTPUT),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="List what would be made, with times and sizes, and make nothing.", rich_help_panel=OUTPUT
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("-f", "--force", help="Overwrite existing output.", rich_help_panel=OUTPUT)]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print results as JSON, one object per line.", rich_help_panel=OUTPUT)

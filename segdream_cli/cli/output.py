@@ -41,6 +41,13 @@ class Output:
                 sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
             sys.stdout.flush()
 
+    def plan(self, output: Path, text: str, **fields: Any) -> None:
+        """Prints an asset of a dry run: a text, or with `json` an object."""
+        if self.json:
+            self._line(event="planned", output=str(output), **fields)
+        else:
+            self.result(text)
+
     def tables(self, tables: Sequence[Any], **summary: Any) -> None:
         """Prints rich tables as a result, or with `json` one object with the summary's fields."""
         if self.json:

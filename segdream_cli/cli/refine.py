@@ -1,6 +1,7 @@
 """`segdream refine`: polishes a splat or a mesh from any tool."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -14,7 +15,7 @@ from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
 from segdream_cli.config.values import MAX_STEPS
 from segdream_cli.errors import UsageProblem
-from segdream_cli.runs.jobs import Job
+from segdream_cli.runs.jobs import Job, fill_template, make_folders
 from segdream_cli.runs.spec import JobSpec
 
 ASSET = "Asset"
@@ -23,7 +24,7 @@ ASSET = "Asset"
 def refine(
     asset: Annotated[Path, typer.Argument(help="Splat or mesh (.glb, .obj) to refine.")],
     prompt: Annotated[str, typer.Argument(help="The object that the asset shows, in a sentence.")],
-    output: shared.OutputOption = None,
+    output: shared.AssetOutputOption = None,
     front: Annotated[
         str,
         typer.Option(
@@ -94,6 +95,8 @@ def refine(
     preview_every: shared.PreviewEveryOption = None,
     view: shared.ViewOption = False,
     no_browser: shared.NoBrowserOption = False,
+    skip_existing: shared.SkipExistingOption = False,
+    dry_run: shared.DryRunOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -127,13 +130,28 @@ def refine(
         offline=offline,
         refines=True,
     )
+    if dry_run and view:
+        raise UsageProblem("--view can't be combined with --dry-run", hint="--dry-run")
     if no_browser and not view:
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
     reporter = TerminalReporter(Output(json=json, quiet=quiet), browser=not no_browser)
     axis = parse_up(up)
     source = source_of(asset, parse_front(front, axis), sh, axis)
-    job = Job(prompt, seed, output or Path(f"{asset.stem}-refined.ply"), source)
-    spec = JobSpec(request=request, jobs=(job,), negative_prompt=negative, force=force, live=view)
+    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
+    job = Job(prompt, seed, Path(f"{asset.stem}-refined.ply"), source)
+    if output is not None:
+        job = replace(job, output=fill_template(output, job, labels=shared.labels(request, output)))
+    makes_folder = output is not None and job.output != output
+    if makes_folder and not dry_run:
+        make_folders([job], "-o")
+    spec = JobSpec(
+        request=request, jobs=(job,), negative_prompt=negative, skip_existing=skip_existing, force=force, live=view
+    )
+    if dry_run:
+        from segdream_cli.runs.dry_run import plan_jobs
+
+        plan_jobs(spec, reporter, makes_folders=makes_folder)
+        return
     run_jobs(spec, reporter, StopOnSignal())
 
 

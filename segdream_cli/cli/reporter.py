@@ -10,6 +10,7 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.progress import RunProgress
 from segdream_cli.runs.reporter import (
     AssetFinished,
+    AssetPlanned,
     DownloadEnded,
     DownloadProgress,
     Event,
@@ -23,6 +24,7 @@ from segdream_cli.runs.reporter import (
     SeedChosen,
     Stepped,
 )
+from segdream_cli.util.download import format_size, format_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,13 @@ class TerminalReporter:
                 self._runs.pop(event.run).stop()
             case AssetFinished():
                 self._show_result(event)
+            case AssetPlanned():
+                self._show_plan(event)
             case SeedChosen():
                 self._show_choice(event)
             case JobSkipped():
-                text = f"[{event.number}/{event.count}] {event.output} exists, skipped"
-                self.output.skip(event.output, text)
+                title = f"[{event.number}/{event.count}] " if event.count > 1 else ""
+                self.output.skip(event.output, f"{title}{event.output} exists, skipped")
             case JobFailed():
                 self.output.error(event.problem, event.output)
             case RunSaved():
@@ -91,6 +95,18 @@ class TerminalReporter:
             run=str(event.run),
             **({} if event.prompt_read is None else {"prompt_read": event.prompt_read}),
         )
+
+    def _show_plan(self, event: AssetPlanned) -> None:
+        parts = [f"{event.prompt}, seed {event.seed}", f"{event.steps:,} steps"]
+        if event.seconds is None:
+            parts.append("no time measured on this machine yet")
+        else:
+            parts += [f"about {format_time(event.seconds)}", f"{event.gaussians or 0:,} Gaussians"]
+            parts += [format_size(event.bytes)] if event.bytes else []
+        exists = "exists" if event.action == "skip" else "; ".join(parts)
+        fields = {"action": event.action, "prompt": event.prompt, "seed": event.seed, "steps": event.steps}
+        expected = {"seconds": event.seconds, "gaussians": event.gaussians, "bytes": event.bytes}
+        self.output.plan(event.output, f"{event.action:6}  {event.output}: {exists}", **fields, **expected)
 
     def _show_choice(self, event: SeedChosen) -> None:
         scores = ", ".join(f"{seed}: {score:.3f}" for seed, score in event.scores.items())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
 from segdream_cli.pointe.model import PointCloud, PointE
-from segdream_cli.util.download import cache_folder
+from segdream_cli.util.download import cache_folder, format_time
 from segdream_cli.util.files import atomic_write, sweep
 from segdream_cli.util.tensor_files import dump_tensors, load_tensors
 
@@ -96,7 +96,7 @@ class Clouds:
         if total <= LONG_S:
             return None
         self.announce(
-            f"Point-E takes about {_format_time(total)} on this processor, {len(seconds)} calls of its networks"
+            f"Point-E takes about {format_time(total)} on this processor, {len(seconds)} calls of its networks"
         )
         begin = last = time.monotonic()
 
@@ -106,7 +106,7 @@ class Clouds:
             if now - last >= LINE_EVERY_S and done < calls:
                 last = now
                 left = (now - begin) / sum(seconds[:done]) * sum(seconds[done:])
-                self.announce(f"Point-E: {done} of {calls} calls, about {_format_time(left)} left")
+                self.announce(f"Point-E: {done} of {calls} calls, about {format_time(left)} left")
 
         return announce_rest
 
@@ -119,7 +119,3 @@ def _time_calls(point_e: PointE) -> list[float]:
         point_e.evaluate(stage)
         seconds += calls * [time.perf_counter() - begin]
     return seconds
-
-
-def _format_time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -23,7 +23,7 @@ from segdream_cli.optimize.state import AssetState
 from segdream_cli.render.images import write_png
 from segdream_cli.runs.jobs import Job
 from segdream_cli.runs.ownership import EVENTS, TRIED
-from segdream_cli.runs.reporter import Event, JobFailed, Note, Reporter, RunSaved, SeedChosen, note_to
+from segdream_cli.runs.reporter import Event, JobFailed, JobSkipped, Note, Reporter, RunSaved, SeedChosen, note_to
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.runner import ActiveRun, Destination, four_sides
 from segdream_cli.runs.session import Begin, Session, drain, page_for
@@ -156,7 +156,7 @@ class TrialSession(Session):
         """Takes trials to a step, `batch` at once, and saves them there; those stopped before are resumed."""
         waiting: dict[int, list[Begin]] = {}
         for trial in trials:
-            at, begin = self._plan(trial, force=force)
+            at, begin = self.plan(trial, force=force, resume=True)
             if at < step:
                 waiting.setdefault(at, []).append(begin)
         for begins in waiting.values():
@@ -223,9 +223,13 @@ def _without_checkpoints(reporter: Reporter) -> Reporter:
 
 def make_best(spec: JobSpec, count: int, by: str | None, reporter: Reporter, stop: StopRequest) -> None:
     """Makes the best of `count` seeds of the one job of a spec, in this process; raises as `generate_best`."""
+    job = spec.jobs[0]
+    if spec.skip_existing and job.output.exists():
+        reporter(JobSkipped(job.output, 1, 1))
+        return
     with page_for(reporter) if spec.live else nullcontext() as page:
         session = TrialSession.load(
             spec.request, spec.negative_prompt, spec.batch, reporter=reporter, stop=stop, page=page
         )
         session = replace(session, batch=spec.batch or count)
-        session.generate_best(spec.jobs[0], count, by, force=spec.force)
+        session.generate_best(job, count, by, force=spec.force)

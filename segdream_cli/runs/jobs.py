@@ -5,10 +5,11 @@ import operator
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.errors import UsageProblem
@@ -18,6 +19,9 @@ MAX_SEEDS = 1000
 MAX_SEED = 10**15 - 1
 """The largest seed of fifteen digits, the limit of `--seeds`; torch's generators take 64 bits."""
 SLUG_LENGTH = 60
+TEMPLATE_FIELDS = ("prompt", "seed", "index", "method", "prior")
+"""Fields of a template of files, for `fill_template`."""
+FIELD = re.compile(r"\{([a-z_]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,28 +97,74 @@ def slug(prompt: str) -> str:
     return name or "asset"
 
 
-def jobs_of_prompt(prompt: str, output: Path | None, seeds: Sequence[int] | None, seed: int) -> list[Job]:
-    """The jobs of one prompt: one, or with `seeds` one per seed.
+def fill_template(template: Path, job: "Job", index: int = 1, labels: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """The file of a job: a template with the fields `{prompt}`, `{seed}`, `{index}` and those of `labels` filled in.
 
-    Several seeds go into the folder `output`, which is created if it has no suffix and does not exist.
+    Args:
+        template: the path; the prompt fills in as `slug` writes it.
+        job: the job; its `output` does not count.
+        index: its number among the jobs, from 1.
+        labels: values of the fields `method` and `prior`.
 
     Raises:
-        UsageProblem: several seeds for one file, or the folder can't be created.
+        UsageProblem: the template has a field of another name.
+    """
+    values = {"prompt": slug(job.prompt), "seed": str(job.seed), "index": str(index), **labels}
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            known = ", ".join(f"{{{name}}}" for name in TEMPLATE_FIELDS)
+            cured = FIELD.sub(lambda field: field[0] if field[1] in values else "{index}", str(template))
+            raise UsageProblem(f"-o {template} has the field {match[0]}, not one of {known}", hint=f"-o {quote(cured)}")
+        return values[match[1]]
+
+    return Path(FIELD.sub(value, str(template)))
+
+
+def has_field(template: Path | None, *names: str) -> bool:
+    """Whether a template has one of the named fields."""
+    return any(match[1] in names for match in FIELD.finditer(str(template or "")))
+
+
+def jobs_of_prompt(
+    prompt: str,
+    output: Path | None,
+    seeds: Sequence[int] | None,
+    seed: int,
+    labels: Mapping[str, str] = MappingProxyType({}),
+) -> list[Job]:
+    """The jobs of one prompt: one, or with `seeds` one per seed; `output` may be a template, see `fill_template`.
+
+    Several seeds go into the folder `output` if it exists or has neither a suffix nor a field in its name.
+
+    Raises:
+        UsageProblem: several seeds for one file, or an unknown field.
     """
     if seeds is None:
-        return [Job(prompt, seed, output or Path(f"{slug(prompt)}.ply"))]
-    name = slug(prompt) + "-{seed}.ply"
+        return _jobs([(prompt, seed)], output or Path("{prompt}.ply"), labels)
+    name = "{prompt}-{seed}.ply"
     if output is None:
         output = Path(name)
-    elif output.is_dir() or not (output.suffix or "{seed}" in output.name):
-        _make_folder(output, "-o")
+    elif output.is_dir() or not (output.suffix or FIELD.search(output.name)):
         output /= name
-    elif "{seed}" not in str(output):
+    elif not has_field(output, "seed", "index"):
         several = output.with_name(f"{output.stem}-{{seed}}{output.suffix}")
         raise UsageProblem(
             f"-o {output} is one file, and several seeds were requested", hint=f"-o {quote(str(several))}"
         )
-    return [Job(prompt, each, Path(str(output).replace("{seed}", str(each)))) for each in seeds]
+    return _jobs([(prompt, each) for each in seeds], output, labels)
+
+
+def _jobs(items: Sequence[tuple[str, int]], template: Path, labels: Mapping[str, str]) -> list[Job]:
+    """The jobs of prompts and seeds; a file that two of them would have gets a number, as in `bus-2.ply`."""
+    jobs: dict[Path, Job] = {}
+    for index, (prompt, seed) in enumerate(items, 1):
+        first = output = fill_template(template, Job(prompt, seed, template), index, labels)
+        number = 2
+        while output in jobs:
+            output, number = first.with_stem(f"{first.stem}-{number}"), number + 1
+        jobs[output] = Job(prompt, seed, output)
+    return list(jobs.values())
 
 
 def read_prompts(source: str) -> list[str]:
@@ -176,45 +226,56 @@ def match_prompts(lines: Sequence[str], stems: Sequence[str], source: str) -> li
     return list(lines)
 
 
-def jobs_of_list(source: str, out_dir: Path | None, seeds: Sequence[int], *, with_seed: bool) -> list[Job]:
+def jobs_of_list(
+    source: str,
+    out_dir: Path | None,
+    seeds: Sequence[int],
+    output: Path | None = None,
+    labels: Mapping[str, str] = MappingProxyType({}),
+    *,
+    with_seed: bool,
+) -> list[Job]:
     """The jobs of a list of prompts, one per line; empty lines and those that begin with # are skipped.
 
     Args:
         source: a file, or "-" for standard input.
-        out_dir: folder of the assets, created if it does not exist.
+        out_dir: folder of the assets.
         seeds: seeds for each prompt.
-        with_seed: put the seed into the file names.
+        output: a template of their files in place of a folder.
+        labels: see `fill_template`.
+        with_seed: several seeds were requested: the files' names need them.
 
     Raises:
-        UsageProblem: no folder, no such file, or no prompt in it.
+        UsageProblem: neither folder nor template or both, a template for too few files, no such list, or no prompt in
+            it.
     """
-    if out_dir is None:
+    command = f"segdream generate --prompts {quote(source)}"
+    if (out_dir is None) == (output is None):
         raise UsageProblem(
-            "--prompts needs a folder for the assets",
-            hint=f"segdream generate --prompts {quote(source)} --out-dir assets",
+            "--prompts needs a folder for the assets, or a template of their files", hint=f"{command} --out-dir assets"
         )
-    found = read_prompts(source)
-    _make_folder(out_dir, "--out-dir")
-    jobs: dict[Path, Job] = {}
-    for prompt in dict.fromkeys(found):
-        for seed in seeds:
-            stem = f"{slug(prompt)}-{seed}" if with_seed else slug(prompt)
-            output, number = out_dir / f"{stem}.ply", 2
-            while output in jobs:
-                output, number = out_dir / f"{stem}-{number}.ply", number + 1
-            jobs[output] = Job(prompt, seed, output)
-    return list(jobs.values())
+    found = list(dict.fromkeys(read_prompts(source)))
+    if output is None:
+        template = (out_dir or Path()) / ("{prompt}-{seed}.ply" if with_seed else "{prompt}.ply")
+    else:
+        template = output
+        needed = [] if has_field(output, "index") else ["prompt", "seed"] if with_seed else ["prompt"]
+        if lacking := [f"{{{name}}}" for name in needed if not has_field(output, name)]:
+            several = output.with_name("-".join([output.stem, *lacking]) + (output.suffix or ".ply"))
+            raise UsageProblem(f"-o {output} has no {lacking[0]}", hint=f"-o {quote(str(several))}")
+    return _jobs([(prompt, seed) for prompt in found for seed in seeds], template, labels)
 
 
-def _make_folder(folder: Path, option: str) -> None:
-    """Creates the folder of an option and its parents, if they do not exist.
+def make_folders(jobs: Sequence[Job], option: str) -> None:
+    """Creates the folders of the assets of an option, and their parents, if they do not exist.
 
     Raises:
         UsageProblem: that fails.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UsageProblem(
-            f"the folder {folder} can't be created: {problem.strerror}", hint=f"choose another {option}"
-        ) from problem
+    for folder in dict.fromkeys(job.output.parent for job in jobs):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UsageProblem(
+                f"the folder {folder} can't be created: {problem.strerror}", hint=f"choose another {option}"
+            ) from problem

@@ -13,8 +13,10 @@ from segdream_cli.distill import build_method
 from segdream_cli.optimize.start import POINT_E
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors.checkpoint import Checkpoint
+from segdream_cli.runs.jobs import slug
 from segdream_cli.runs.reporter import DownloadEnded, DownloadProgress, Note, Reporter, note_to
 from segdream_cli.runs.spec import Request
+from segdream_cli.util.devices import choose_device
 from segdream_cli.util.home import expand
 
 if TYPE_CHECKING:
@@ -37,6 +39,18 @@ def needs_network(config: Config, point_e: str | None, device: torch.device) -> 
     folder = config.prior.model or weights.PRIORS[weights.choose(config.prior.name, cuda=device.type == "cuda")]
     official = config.init.shape == POINT_E and config.init.point_e is None and point_e is None
     return official or not expand(folder).is_dir()
+
+
+def template_labels(request: Request) -> dict[str, str]:
+    """Values of the fields `{method}` and `{prior}` of a template of files.
+
+    Raises:
+        UsageProblem, WeightsUnavailable: a setting or the prior's profile can't be used.
+    """
+    cuda, prior = choose_device(request.device).type == "cuda", request.prior()
+    config = request.resolve(weights.profile_of(prior, cuda=cuda))
+    name = weights.choose(prior.name, cuda=cuda) if prior.model is None else slug(expand(prior.model).resolve().name)
+    return {"method": config.distill.method, "prior": name}
 
 
 def load_clouds(

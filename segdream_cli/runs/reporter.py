@@ -109,6 +109,30 @@ class AssetFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class AssetPlanned:
+    """An asset that would be made, with the figures of the latest one with the same settings on this machine.
+
+    Args:
+        output: its file.
+        prompt, seed: its inputs.
+        action: "make", "resume" or "skip".
+        steps: number of steps to take.
+        seconds: expected wall time; None if unknown, as the others.
+        gaussians: expected number.
+        bytes: expected size of the file.
+    """
+
+    output: Path
+    prompt: str
+    seed: int
+    action: str
+    steps: int
+    seconds: float | None
+    gaussians: int | None
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class SeedChosen:
     """The best of several seeds was chosen, and continues.
 
@@ -176,6 +200,7 @@ Event: TypeAlias = (
     | Stepped
     | RunEnded
     | AssetFinished
+    | AssetPlanned
     | SeedChosen
     | JobSkipped
     | JobFailed

@@ -23,6 +23,7 @@ from segdream_cli.runs.reporter import AssetFinished, JobFailed, Note, Reporter,
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.source import Start
 from segdream_cli.runs.stopping import StopRequest
+from segdream_cli.runs.timings import Timing, Timings
 from segdream_cli.splats import Splats
 from segdream_cli.util.failures import convert_failures
 from segdream_cli.util.files import free_name, write_policy
@@ -137,6 +138,8 @@ class Runner:
         self._report_early_end(done)
         for each in done:
             self._report_result(each, seconds)
+        if done and len(done) == len(active):
+            self._record_timing(done, seconds / len(done))
         return failures
 
     def _advance(self, active: Sequence[ActiveRun], name: str) -> Generator[StepReport, None, None]:
@@ -289,6 +292,17 @@ class Runner:
             prompt_read=self._describe(each).get("prompt_read"),
         )
         self.reporter(finished)
+
+    def _record_timing(self, done: Sequence[ActiveRun], seconds: float) -> None:
+        """Keeps the time per asset, and the size of one that was made from its first step on and has a file."""
+        last = done[-1]
+        if last.destination is None or any(each.first or each.asset.skipped for each in done):
+            return
+        output = last.destination.output
+        with suppress(OSError):  # it may have been moved away
+            timing = Timing(seconds, len(last.asset.gaussians), {output.suffix.lower(): output.stat().st_size})
+            timings = Timings(self.pipeline.config, self.origin["prior_digest"], self.pipeline.device)
+            timings.record(len(done), timing)
 
     def snapshot(self, each: ActiveRun) -> Splats:
         """The current state of an asset, with its provenance; a refined one stands where its source stood."""

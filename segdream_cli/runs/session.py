@@ -248,7 +248,7 @@ class Session:
         self._check_stop()
         seed = check_seed(seed)
         if output is None:
-            self._check_prompt(prompt)
+            self.check_prompt(prompt)
             active = self._begin(prompt, seed, None, source)
         else:
             job = Job(prompt, seed, Path(output), source)
@@ -263,39 +263,50 @@ class Session:
             UsageProblem: prompt or output can't be used.
             OutputExists: the asset or an unfinished run of it exists.
         """
-        self._check_prompt(job.prompt)
+        self.check_prompt(job.prompt)
         check_output(job.output, force=force)
         formats.check_format(job.output)
         RunDir.beside(job.output).check_free(force=force)
 
-    def _check_prompt(self, prompt: str) -> None:
+    def check_prompt(self, prompt: str) -> None:
         """Refuses a prompt that can't be used, and reports once how the prior reads it; raises as `read_prompt`."""
         tell = note_to(discard if prompt in self._noted else self.reporter)
         describe_prompt(prompt, self.checkpoint.profile.vocabulary, tell)
         self._noted.add(prompt)
 
-    def generate_all(self, jobs: Sequence[Job], *, force: bool) -> Tally:
+    def generate_all(self, jobs: Sequence[Job], *, force: bool, skip_existing: bool = False) -> Tally:
         """Makes assets of one prompt, `batch` seeds at once, after a check of all of them.
+
+        Args:
+            jobs: the assets.
+            force: replace what exists.
+            skip_existing: leave assets out that exist, and resume those whose run was stopped.
 
         Raises:
             Interrupted: `stop` was set; the runs have been saved, and the seeds that have not begun reported.
             SegdreamError: an asset is not possible, or failed; those that ran with it are done.
         """
-        for job in jobs:
-            self.check(job, force=force)
-        begun = 0
+        waiting: list[tuple[int, int, Begin]] = []
+        for index, job in enumerate(jobs):
+            if skip_existing and job.output.exists():
+                self.reporter(JobSkipped(job.output, index + 1, len(jobs)))
+            else:
+                waiting.append((index, *self.plan(job, force=force, resume=skip_existing)))
+        titles, made = titles_of(jobs), len(waiting)
         try:
-            while begun < len(jobs):
+            while waiting:
                 self._check_stop()
-                together = jobs[begun : begun + self.batch]
-                begun += len(together)
-                drain(self._finish([self._begin_job(job, force=force) for job in together]))
+                together = [each for each in waiting if each[1] == waiting[0][1]][: self.batch]
+                waiting = [each for each in waiting if each not in together]
+                for index, _, _ in together if len(jobs) > 1 else []:
+                    self.reporter(Note(titles[index]))
+                drain(self._finish([begin() for _, _, begin in together]))
         except (SegdreamError, Interrupted):
-            if begun < len(jobs):
-                seeds = ",".join(str(job.seed) for job in jobs[begun:])
+            if waiting:
+                seeds = ",".join(str(jobs[index].seed) for index, _, _ in waiting)
                 self.reporter(Note(f"the remaining seeds have not begun; --seeds {seeds} makes them"))
             raise
-        return Tally(made=len(jobs))
+        return Tally(made=made, skipped=len(jobs) - made)
 
     def resume(self, run: RunDir, output: Path, *, force: bool) -> None:
         """Resumes a run to its end, and writes the asset to `output`.
@@ -317,6 +328,7 @@ class Session:
             OutOfMemory: several at once do not fit.
         """
         counts: Counter[str] = Counter()
+        titles = titles_of(jobs)
         possible = [
             (number, job)
             for number, job in enumerate(jobs, 1)
@@ -330,7 +342,7 @@ class Session:
                 self.reporter(JobSkipped(job.output, number, len(jobs)))
                 continue
             self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
-            title = f"[{number}/{len(jobs)}] {job.prompt}"
+            title = titles[number - 1]
             plan = self._plan_or_report(job, title, counts, force=force)
             if plan is None:
                 continue
@@ -348,17 +360,21 @@ class Session:
         """The plan of a job of a list; counts and reports an impossible job, and returns None."""
         try:
             with convert_failures():
-                return self._plan(job, force=force)
+                return self.plan(job, force=force, resume=True)
         except SegdreamError as problem:
             counts["failed"] += 1
             self.reporter(Note(title))
             self.reporter(JobFailed(problem, job.output))
             return None
 
-    def _plan(self, job: Job, *, force: bool) -> tuple[int, Begin]:
-        """The step of a job's asset, and the function that begins or resumes it; raises the errors of `check`."""
+    def plan(self, job: Job, *, force: bool, resume: bool) -> tuple[int, Begin]:
+        """The step of a job's asset, and the function that begins it or, with `resume`, continues a stopped run of it.
+
+        Raises:
+            UsageProblem, OutputExists: see `check`.
+        """
         run = RunDir.beside(job.output)
-        if not force and run.can_resume() and self._is_run_of(run, job):
+        if resume and not force and run.can_resume() and self._is_run_of(run, job):
             return run.step(), partial(self._restore, run, job.output, force=force)
         self.check(job, force=force)
         return 0, partial(self._begin_job, job, force=force)
@@ -536,12 +552,22 @@ def _exists(job: Job, *, force: bool) -> bool:
     return job.output.exists() and not force
 
 
+def titles_of(jobs: Sequence[Job]) -> list[str]:
+    """A line about each of several jobs, such as "[2/3] a red ball, seed 4"; the seed only if seeds differ."""
+    with_seed = len({job.seed for job in jobs}) > 1
+    return [
+        f"[{number}/{len(jobs)}] {job.prompt}" + (f", seed {job.seed}" if with_seed else "")
+        for number, job in enumerate(jobs, 1)
+    ]
+
+
 def run_jobs(spec: JobSpec, reporter: Reporter, stop: StopRequest) -> Tally:
     """Does the jobs of a spec in this process; raises as `Session.load`, `generate_list`, `generate_all`."""
     with page_for(reporter) if spec.live else nullcontext() as page:
         session = Session.load(spec.request, spec.negative_prompt, spec.batch, reporter=reporter, stop=stop, page=page)
-        generate = session.generate_list if spec.as_list else session.generate_all
-        return generate(spec.jobs, force=spec.force)
+        if spec.as_list:
+            return session.generate_list(spec.jobs, force=spec.force)
+        return session.generate_all(spec.jobs, force=spec.force, skip_existing=spec.skip_existing)
 
 
 def page_for(reporter: Reporter) -> LivePage:

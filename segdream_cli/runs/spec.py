@@ -121,6 +121,7 @@ class JobSpec:
         force: replace what exists.
         as_list: skip what exists, resume what was stopped, and continue after a failure; otherwise the first failure
             ends all.
+        skip_existing: skip what exists and resume what was stopped; the first failure ends all.
         live: serve a page that shows the first asset of those that are being made.
     """
 
@@ -130,6 +131,7 @@ class JobSpec:
     batch: int | None = None
     force: bool = False
     as_list: bool = False
+    skip_existing: bool = False
     live: bool = False
 
 

@@ -56,6 +56,11 @@ def format_size(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
+def format_time(seconds: float) -> str:
+    """A duration in seconds or minutes."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 def describe_download(size: int) -> str:
     """Size and approximate time of a download."""
     return f"{format_size(size)} ({max(1, round(size / 12.5e6))} s at 100 Mbit/s)"

@@ -62,6 +62,8 @@ EXAMPLES = {
     "--view": ("--view",),
     "--no-browser": ("--no-browser",),
     "--resume": ("--resume", "there.run"),
+    "--skip-existing": ("--skip-existing",),
+    "--dry-run": ("--dry-run",),
     "--force": ("--force",),
     "--json": ("--json",),
     "--quiet": ("--quiet",),
@@ -121,6 +123,8 @@ USUAL = {
     )
 }
 """Examples that a command does anyway, or that need something: an output that exists, or a message to hide."""
+HIDING = {EXAMPLES["--quiet"], EXAMPLES["--dry-run"]}
+"""Examples that hide what others do: messages, or the settings of what would be made."""
 LINES = {
     "one asset": ("generate", BUS, "--seed", "1"),
     "of a sphere": ("generate", BUS, "--init", "sphere"),
@@ -269,7 +273,7 @@ def test_two_options_each_have_an_effect_beside_the_other_or_are_refused(outcome
     line = LINES[title]
     plain = outcome(*line)
     alone = {option: outcome(*line, *option) for option in examples(line[0]) if not conflicts(line, option)}
-    able = {option: said for option, said in alone.items() if said != plain and option != ("--quiet",)}
+    able = {option: said for option, said in alone.items() if said != plain and option not in HIDING}
     idle = [
         (one, other)
         for one, other in itertools.combinations(able, 2)
