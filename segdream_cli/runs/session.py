@@ -451,6 +451,14 @@ class Session:
             OutputExists: another process works on it.
         """
         run.acquire()
+        try:
+            return self._restore_acquired(run, output, force=force)
+        except BaseException:
+            run.release()  # the exception may keep the object, and with it the lock
+            raise
+
+    def _restore_acquired(self, run: RunDir, output: Path, *, force: bool) -> ActiveRun:
+        """The asset of `_restore`, whose run this process has locked."""
         record = run.record()
         again = f"{run.repeat_command(record)} --force"
         if record.prior["digest"] != self.checkpoint.digest:

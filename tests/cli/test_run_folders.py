@@ -18,7 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.faults import Fault, run_forked
 from segdream_cli import cli
+from segdream_cli.errors import UsageProblem
+from segdream_cli.runs.ownership import RunLock
+from segdream_cli.runs.reporter import discard
 from segdream_cli.runs.run_dir import RunDir
+from segdream_cli.runs.session import resume_run
+from segdream_cli.runs.spec import Request
+from segdream_cli.runs.stopping import StopRequest
 
 WHOLE = ("generate", BUS, "-o", "whole.ply", *SIX)
 EACH = ("--set", "output.checkpoint_every=1")
@@ -208,6 +214,15 @@ def test_resume_writes_only_beside_the_folder(segdream, stopped, folder):
     assert done.code == 2
     assert "output '../bus.ply' is not a file beside the folder" in done.err
     assert not (folder.parent / "bus.ply").exists()
+
+
+def test_resume_that_fails_unlocks_the_run(segdream, stopped):
+    """Even while somebody holds the exception, and with it the run."""
+    stopped.with_name("checkpoint.safetensors").write_bytes(b"")
+    with pytest.raises(UsageProblem) as caught:
+        resume_run(stopped.parent, Request(), discard, StopRequest(), force=False)
+    assert "checkpoint.safetensors is damaged" in caught.value.message
+    RunLock(stopped.parent).release()
 
 
 def test_run_in_use_is_refused(segdream, stopped):
