@@ -239,6 +239,8 @@ def import_openvino() -> Any:
     sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # the documented way to make an import fail
     try:
         import openvino
+    except Exception as problem:  # a damaged library raises what its first failing line raises
+        raise ImportError(f"{problem}") from problem
     finally:
         if before is absent:
             del sys.modules[TELEMETRY]

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,20 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, WeightsAbsent, WeightsUnavailable
+from segdream_cli.util.failures import as_failure
 from segdream_cli.util.hashes import forget_hashes
 
+GENERATE = (
+    "priors.stable_diffusion",
+    "priors.text",
+    "optimize.density",
+    "optimize.start",
+    "render.images",
+    "render.raster.kernels",
+    "formats.ply",
+    "runs.session",
+)
+"""The modules through which `segdream generate` imports its packages."""
 LOW_DISK_GIB = 1.0
 
 
@@ -56,25 +69,14 @@ def doctor(
     if build_kernels:
         _show_compiler_output(sink)
     findings = []
-    for check in (
-        _check_python,
-        _check_torch,
-        _check_engine,
-        _check_rasterizer,
-        _check_embedded_prior,
-        _check_downloaded_prior,
-        _check_point_e,
-        _check_ffmpeg,
-        _check_disk,
-    ):
-        for finding in check():
-            findings.append(finding)
-            if json:
-                sink.result(finding.name, **asdict(finding))
-                continue
-            sink.result(f"{finding.state:8} {finding.name:12} {finding.detail}")
-            if finding.hint:
-                sink.result(f"{'':8} {'':12} hint: {finding.hint}")
+    for finding in _examine():
+        findings.append(finding)
+        if json:
+            sink.result(finding.name, **asdict(finding))
+            continue
+        sink.result(f"{finding.state:8} {finding.name:12} {finding.detail}")
+        if finding.hint:
+            sink.result(f"{'':8} {'':12} hint: {finding.hint}")
     broken = [finding.name for finding in findings if finding.state == "problem"]
     if broken:
         raise EnvironmentProblem(f"this machine can't make assets: {', '.join(broken)}; follow the hints above")
@@ -96,6 +98,21 @@ def _show_compiler_output(sink: Output) -> None:
     sink.note("building gsplat's CUDA kernels, once per torch version: about a minute on 16 cores")
 
 
+def _examine() -> Iterator[Finding]:
+    """The findings of all checks; a check that fails is a problem, which is reported once."""
+    reported = set()
+    for name, check in CHECKS.items():
+        try:
+            for finding in check():
+                reported.add(finding.detail)
+                yield finding
+        except Exception as error:
+            problem = as_failure(error)
+            if problem.message not in reported:
+                yield Finding(name, "problem", problem.message, problem.hint)
+            reported.add(problem.message)
+
+
 def _finding_of(name: str, check: Callable[[], str], *, needed: bool = True) -> Finding:
     """Runs a check that returns a detail or raises an error, and returns its finding."""
     try:
@@ -114,6 +131,21 @@ def _check_python() -> Iterator[Finding]:
         f"{platform.python_version()} on {platform.system()} {platform.machine()}, segdream {__version__}",
         None if fits else "python3.11 -m venv .venv",
     )
+
+
+def _check_packages() -> Iterator[Finding]:
+    """Imports the modules that import the packages of `segdream generate`."""
+    problems = {}
+    for module in GENERATE:
+        try:
+            import_module(f"segdream_cli.{module}")
+        except Exception as error:
+            problem = as_failure(error)
+            problems[problem.message] = problem.hint
+    yield from (Finding("packages", "problem", message, hint) for message, hint in problems.items())
+    if not problems:
+        versions = import_module("segdream_cli.runs.run_dir").package_versions()
+        yield Finding("packages", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 def _check_torch() -> Iterator[Finding]:
@@ -243,3 +275,18 @@ def _check_disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free / GIB
     low = free < LOW_DISK_GIB
     yield Finding("disk", "low" if low else "ok", f"{free:.1f} GiB free here", "df -h ." if low else None)
+
+
+CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "python": _check_python,
+    "packages": _check_packages,
+    "torch": _check_torch,
+    "engine": _check_engine,
+    "numba": _check_rasterizer,
+    "prior": _check_embedded_prior,
+    "downloads": _check_downloaded_prior,
+    "point-e": _check_point_e,
+    "ffmpeg": _check_ffmpeg,
+    "disk": _check_disk,
+}
+"""Each check, by the name of its finding if it fails unexpectedly."""

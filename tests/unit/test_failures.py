@@ -1,12 +1,15 @@
 """Any exception becomes an error with one sentence and the right exit code."""
 
+import ast
 import errno
+from pathlib import Path
 
 import pytest
 import torch
 
-from segdream_cli.errors import Diverged, Interrupted, OutOfMemory, SegdreamError
-from segdream_cli.util.failures import as_failure, convert_failures
+from segdream_cli.errors import Diverged, EnvironmentProblem, Interrupted, OutOfMemory, SegdreamError
+from segdream_cli.util import failures
+from segdream_cli.util.failures import as_failure, convert_failures, import_problem
 
 
 def failing_allocation() -> Exception:
@@ -50,6 +53,80 @@ def test_convert_failures_leaves_known_errors(problem: BaseException) -> None:
     with pytest.raises(type(problem)) as caught, convert_failures():
         raise problem
     assert caught.value is problem
+
+
+STUBS = {
+    "missing": ("import absent_package", "the package absent-package is not installed", "pip install absent-package"),
+    "library": (
+        "import stub_package",
+        "the package stub-package can't be imported: libx.so: cannot open",
+        "pip install --force-reinstall 'stub_package>=2'",
+    ),
+    "dependency": (
+        "import stub_needy",
+        "the package stub-needy can't be imported: No module named 'absent_part'",
+        "pip install --force-reinstall stub-needy",
+    ),
+    "undeclared": ("import stub_undeclared", "the package numba is not installed", "pip install 'numba>=0.61'"),
+    "optional": (
+        "import stub_optional",
+        "the package stub-package can't be imported: libx.so: cannot open",
+        "pip install --force-reinstall 'stub_package>=2'",
+    ),
+    "syntax": (
+        "import stub_syntax",
+        "the package stub-syntax can't be imported: '(' was never closed (stub_syntax.py, line 1)",
+        "pip install --force-reinstall stub-syntax",
+    ),
+    "lazy syntax": (
+        "import stub_lazy_syntax; stub_lazy_syntax.load()",
+        "the package stub-lazy-syntax can't be imported: '(' was never closed (stub_syntax.py, line 1)",
+        "pip install --force-reinstall stub-lazy-syntax",
+    ),
+    "lazy": (
+        "import stub_lazy; stub_lazy.load()",
+        "the package stub-lazy can't be imported: libx.so: cannot open",
+        "pip install --force-reinstall stub-lazy",
+    ),
+}
+
+
+@pytest.fixture
+def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages whose import fails, each in another way."""
+    broken = 'raise ImportError("libx.so: cannot open")'
+    for name, source in {
+        "package": 'raise OSError("libx.so: cannot open")',
+        "optional": "import stub_package",
+        "lazy_syntax": "def load():\n try:\n  import stub_syntax\n except Exception as e:\n  raise OSError(1) from e",
+        "needy": "import absent_part",
+        "undeclared": """raise ModuleNotFoundError("No module named 'numba'", name="numba")""",
+        "syntax": "broken = (1,",
+        "lazy": f"def load():\n try:\n  {broken}\n except ImportError as e:\n  raise RuntimeError('see below') from e",
+    }.items():
+        (tmp_path / f"stub_{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(
+        failures, "requires", lambda _: ["numba>=0.61", "stub_package>=2", "usd-core>=26.3; extra == 'usd'"]
+    )
+
+
+@pytest.mark.parametrize(("statement", "message", "hint"), STUBS.values(), ids=STUBS)
+@pytest.mark.usefixtures("stubs")
+def test_import_problem_names_what_segdream_imports(statement: str, message: str, hint: str) -> None:
+    with pytest.raises(Exception, match=r".") as caught:
+        exec(statement, {"__name__": "segdream_cli.formats.sog"})
+    found = as_failure(caught.value)
+    assert (type(found), found.message, found.hint) == (EnvironmentProblem, message, hint)
+
+
+def test_import_problem_ignores_errors_at_run_time() -> None:
+    with pytest.raises(ValueError, match="shape") as caught:
+        torch.zeros(2).numpy().reshape(3)
+    assert import_problem(caught.value) is None
+    with pytest.raises(SyntaxError) as caught:
+        ast.literal_eval("(1,")
+    assert import_problem(caught.value) is None
 
 
 def test_convert_failures_keeps_the_cause() -> None:

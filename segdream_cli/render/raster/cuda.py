@@ -48,6 +48,8 @@ def _load() -> Callable[..., Any]:
 
             kernels = compat.gsplat_kernels()
     except Exception as problem:  # the compiler, the linker and the loader each raise their own kind
+        if isinstance(problem, ModuleNotFoundError) and problem.name == "gsplat":
+            raise
         lines = str(problem).strip().splitlines() or [type(problem).__name__]
         raise EnvironmentProblem(
             f"gsplat's CUDA kernels can't be built or loaded: {lines[0]}",
