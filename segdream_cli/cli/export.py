@@ -125,6 +125,8 @@ def export(
 
     sink = Output(json=json, quiet=quiet)
     if formats:
+        others = set(context.params) - {"formats", "json", "quiet"}
+        shared.refuse_options(context, others, "can't be combined with --formats, which writes no file")
         return list_formats(sink)
     if asset is None or not outputs:
         raise UsageProblem("give an ASSET and at least one -o", hint="segdream export bus.ply -o bus.splat")

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter
-from segdream_cli.config import AUTO
+from segdream_cli.config import AUTO, Config
 from segdream_cli.runs.jobs import Job, fill_template, make_folders
 from segdream_cli.runs.spec import Request
 
@@ -132,8 +132,14 @@ def _note_idle(request: Request, profile: "PriorProfile", device: "torch.device"
         sink.note(line)
     if unused := [key for key in request.settings if not key.startswith(("init.", "prior."))]:
         sink.note(f"{', '.join(unused)} can't change the initial Gaussians")
+
+    def start(config: Config) -> dict[str, Any]:
+        """The settings of the start that have an effect."""
+        values = {key: value for key, value in config.flat().items() if key.startswith("init.")}
+        return {key: value for key, value in values.items() if key not in config.idle(values)}
+
     standard = str(shared.STANDARD)
-    if request.quality != standard and replace(request, quality=standard).resolve(profile).init == config.init:
+    if request.quality != standard and start(replace(request, quality=standard).resolve(profile)) == start(config):
         sink.note(f"--quality has no effect: {request.quality} changes none of these initial Gaussians")
     if request.offline and not (config.init.shape == POINT_E and needs_network(config, profile.point_e, device)):
         sink.note("--offline has no effect: the start needs no download")

@@ -72,7 +72,7 @@ EXAMPLES = {
     "--front": ("--front", "-x"),
     "--up": ("--up", "z"),
     "--sh": ("--sh", "1"),
-    "--max-gaussians": ("--max-gaussians", "150"),
+    "--max-gaussians": ("--max-gaussians", "20"),
     "--strength": ("--strength", "0.1"),
     "--distil": ("--distil", "4"),
     "--split": ("--split",),
