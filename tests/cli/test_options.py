@@ -123,8 +123,8 @@ USUAL = {
     )
 }
 """Examples that a command does anyway, or that need something: an output that exists, or a message to hide."""
-HIDING = {EXAMPLES["--quiet"], EXAMPLES["--dry-run"]}
-"""Examples that hide what others do: messages, or the settings of what would be made."""
+HIDING = {EXAMPLES["--quiet"], EXAMPLES["--dry-run"], EXAMPLES["--skip-existing"]}
+"""Examples that hide what others do, or that others hide: messages, settings, assets that exist already."""
 LINES = {
     "one asset": ("generate", BUS, "--seed", "1"),
     "of a sphere": ("generate", BUS, "--init", "sphere"),
