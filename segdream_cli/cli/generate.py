@@ -183,7 +183,7 @@ def generate(
         shared.refuse_options(context, others, "can't be changed: --resume keeps the run's own settings")
         from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
 
-        return resume_run(resume, request, reporter, StopOnSignal(), output, force=force, live=view)
+        return resume_run(resume, request, reporter, StopOnSignal(reporter.output.note), output, force=force, live=view)
     _refuse_mixtures(context, prompts, seeds, best_of, best_by)
     _check_files(context, sink, output, best_of)
     chosen, labels = None if seeds is None else parse_seeds(seeds), shared.labels(request, output)
@@ -206,7 +206,7 @@ def generate(
     elif best_of is not None:
         from segdream_cli.runs.best_of import make_best
 
-        make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal())
+        make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal(reporter.output.note))
     else:
         _end(_make(context, spec, devices, reporter))
 
@@ -222,10 +222,10 @@ def _make(context: typer.Context, spec: JobSpec, devices: str | None, reporter: 
     """Does the jobs in this process, or in one per device."""
     if devices is not None:
         shared.refuse_options(context, {"device"}, "can't be combined with --devices")
-        return run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal())
+        return run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal(reporter.output.note))
     from segdream_cli.runs.session import run_jobs
 
-    return run_jobs(spec, reporter, StopOnSignal())
+    return run_jobs(spec, reporter, StopOnSignal(reporter.output.note))
 
 
 def _end(tally: Tally) -> None:

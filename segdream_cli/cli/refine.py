@@ -152,7 +152,7 @@ def refine(
 
         plan_jobs(spec, reporter, makes_folders=makes_folder)
         return
-    run_jobs(spec, reporter, StopOnSignal())
+    run_jobs(spec, reporter, StopOnSignal(reporter.output.note))
 
 
 def parse_up(text: str) -> str:

@@ -1,6 +1,8 @@
 """Signals: the first Ctrl-C, SIGTERM or SIGHUP finishes the step, a second one exits at once."""
 
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -10,10 +12,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, 
 
 
 class StopOnSignal(StopRequest):
-    """Inside its `with` block, the first signal requests the stop and a second one ends the program."""
+    """Inside its `with` block, the first signal requests the stop and a second one ends the program.
 
-    def __init__(self) -> None:
+    Args:
+        note: prints a message for a person at the first signal, since a step or a repaint may take many seconds.
+    """
+
+    def __init__(self, note: Callable[[str], None] | None = None) -> None:
         super().__init__()
+        self._note = note
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -37,3 +44,6 @@ class StopOnSignal(StopRequest):
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.exit_code = 128 + number
         self.set()
+        if self._note is not None:
+            with suppress(RuntimeError, OSError):  # the signal interrupted a write to the same stream, or it is closed
+                self._note("stopping after this step; a second Ctrl-C exits at once, without saving")

@@ -68,6 +68,7 @@ def test_signal_saves_the_run_and_prints_a_command_that_works(launcher, tmp_path
     ended, out, err = started.finish()
     assert (ended, out) == (code, "")
     assert "Traceback" not in err
+    assert "stopping after this step" in err
     done = started.steps()
     assert f"stopped after step {done} of 100000" in err
     words = shlex.split(err.strip().splitlines()[-1])
