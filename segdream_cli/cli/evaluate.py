@@ -286,7 +286,7 @@ def _check_comparison(context: typer.Context, assets: Sequence[Path], *, compare
     """Refuses a comparison of other than two sets, and its options without it."""
     if not compare:
         hint = f"segdream evaluate --compare {' '.join(quote(str(path)) for path in (*assets[:1], 'new/'))}"
-        shared.refuse_options(context, {"blind", "votes"}, "only affect a comparison, and there is no --compare", hint)
+        shared.refuse_options(context, {"blind", "votes"}, "can't be used without --compare", hint)
     elif len(assets) != 2:
         raise UsageProblem(
             f"--compare takes two assets or folders, A and B, not {len(assets)}",

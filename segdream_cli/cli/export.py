@@ -133,7 +133,7 @@ def export(
     names = choose_formats(outputs, format)
     if MESH not in names:
         hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
-        shared.refuse_options(context, set(MESH_OPTIONS), "only affect a mesh, and no output is a mesh", hint)
+        shared.refuse_options(context, set(MESH_OPTIONS), "can't be used: no output is a mesh", hint)
     if spz_bits is not None and not any(name.startswith("spz") for name in names):
         raise UsageProblem(
             "--spz-bits only affects .spz files, and no output is a .spz file", hint=f"-o {quote(asset.stem)}.spz"

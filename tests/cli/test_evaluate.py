@@ -237,7 +237,7 @@ def test_compare_writes_tables_reports_and_a_page_whose_votes_count(segdream, as
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["a.ply", "--blind", "v.html"], 2, "--blind only affect a comparison"),
+        (["a.ply", "--blind", "v.html"], 2, "--blind can't be used without --compare"),
         (["a.ply", "--count", "3"], 2, "--count has no effect without --make-references"),
         (["a.ply", "--prior", "mini"], 2, "--prior has no effect without --make-references"),
         (["--make-references", "r", "--prompts", "p.txt", "--csv", "t.csv"], 2, "--csv has no effect with --make-ref"),
