@@ -32,8 +32,11 @@ ROUNDS = {
     "gaussians": "[0,60]",
     "fit_batch": "2",
 }
-REFINED = ("--refine", *(word for key, value in ROUNDS.items() for word in ("--set", f"refine.{key}={value}")))
-"""Two rounds of refinement, of 7 steps together; after those of `SIX`."""
+REFINED = (
+    *(word if word != "--no-refine" else "--refine" for word in SIX),
+    *(word for key, value in ROUNDS.items() for word in ("--set", f"refine.{key}={value}")),
+)
+"""Those of `SIX`, and two rounds of refinement, of 7 steps together."""
 
 LAUNCHER = f"""
 import sys, time

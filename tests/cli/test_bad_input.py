@@ -810,7 +810,7 @@ def test_prompts_file_errors_name_the_file(refused, folder):
     refused(2, "binary.txt is not UTF-8 text", *listed, "binary.txt")
     refused(2, "can't be read", *listed, ".")
     refused(2, "--prompts needs a folder", "generate", "--prompts", "empty.txt", *SIX)
-    refused(2, "neither a PROMPT nor -o", *listed, "empty.txt", "-o", "bus.ply")
+    refused(2, "template of their files", *listed, "empty.txt", "-o", "bus.ply")
     refused(2, "give one PROMPT", "generate", "--out-dir", "assets", *SIX)
     (folder / "assets").write_text("a file")
     (folder / "list.txt").write_text("a red ball\n")

@@ -161,7 +161,7 @@ def early_end(segdream, jobs):
 def test_cpu_gives_an_asset_the_same_bits_whatever_else_is_made_or_stopped(segdream, prior, listed, folder, form, kind):
     """The bits of each asset alone: from `--batch`, and after SIGTERM, the printed commands, and the rest."""
     given, jobs, names = FORMS[form]
-    settings = (*SIX, *(early_end(segdream, jobs) if "early" in kind else ()), *(REFINED if "refined" in kind else ()))
+    settings = (*(REFINED if "refined" in kind else SIX), *(early_end(segdream, jobs) if "early" in kind else ()))
     command = ("generate", *given, *settings, "--batch", "3")
     (folder / "alone").mkdir()
     steps, alone = [], []

@@ -361,7 +361,7 @@ def test_second_signal_leaves_at_once(segdream, prior, number, code):
 
 def test_steps_that_an_early_end_left_out_are_not_counted(segdream, prior):
     """The distillation ends after 4 of 6 steps; 7 steps of refinement follow."""
-    early = (*SIX, *REFINED, "--set", "optim.stop_change=1", "--set", "optim.stop_every=2")
+    early = (*REFINED, "--set", "optim.stop_change=1", "--set", "optim.stop_every=2")
     segdream("generate", BUS, "-o", "whole.ply", *early)
     prior(lambda profile: Interrupted(profile, 16, signal.SIGTERM))
     stopped = segdream("generate", BUS, "-o", "bus.ply", *early, "--json")
