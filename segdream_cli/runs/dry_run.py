@@ -7,7 +7,7 @@ from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, WeightsAbsent
 from segdream_cli.priors.checkpoint import FALLBACK_HINT
 from segdream_cli.runs.jobs import Job
-from segdream_cli.runs.reporter import AssetPlanned, JobFailed, Note, Reporter
+from segdream_cli.runs.reporter import AssetPlanned, Event, JobFailed, Note, Reporter
 from segdream_cli.runs.session import Session
 from segdream_cli.runs.spec import JobSpec, Tally
 from segdream_cli.runs.timings import Timings
@@ -30,8 +30,14 @@ def plan_jobs(spec: JobSpec, reporter: Reporter, *, makes_folders: bool) -> Tall
         SegdreamError: the first job of a prompt that is not possible; those of a list are reported and counted.
     """
     request = dataclasses.replace(spec.request, offline=True)
+
+    def report(event: Event) -> None:
+        """Leaves out the note on --offline, which nobody gave."""
+        if spec.request.offline or not (isinstance(event, Note) and event.text.startswith("--offline ")):
+            reporter(event)
+
     try:
-        session = Session.load(request, spec.negative_prompt, spec.batch, reporter=reporter)
+        session = Session.load(request, spec.negative_prompt, spec.batch, reporter=report)
     except WeightsAbsent as problem:
         text = problem.message.partition(", and")[0]
         raise WeightsAbsent(f"{text}, and a dry run downloads nothing", hint=FALLBACK_HINT) from problem

@@ -130,6 +130,7 @@ def cache(folder, monkeypatch):
 def test_dry_run_expects_what_the_last_asset_took(segdream, folder):
     command = ("generate", BUS, *SHORT, "-o")
     first = segdream(*command, "new/{seed}.ply", "--dry-run", "--json")
+    assert "--offline" not in first.err
     unknown = {"seconds": None, "gaussians": None, "bytes": None}
     planned = {"schema": 1, "event": "planned", "output": "new/0.ply", "action": "make", "prompt": BUS, "seed": 0}
     assert json.loads(first.out) == {**planned, "steps": 2, **unknown}, first.err
