@@ -121,18 +121,12 @@ def cds(
         eps_t = guided_noise(predict_noise, z_t, t, conditions, scale)
         z_next = schedule.step(z_t, eps_t, t, t_next)
         eps_next = guided_noise(predict_noise, z_next, t_next, conditions, scale)
-        factor = weight(schedule, t, config)
+        factor = schedule.weight(t, config.weight)
         if config.loss == "printed":  # half the squared norm; dF(z_t, t) / dz_0 is 1 for a constant network
             factor = -schedule.noise_ratio(t_next) * factor
         pull = per_row(factor, latents) * (eps_t - eps_next)
         limit = _interpolate(config.clip, progress)
         return config.grad_scale * pull.clamp(-limit, limit)
-
-
-def weight(schedule: NoiseSchedule, t: Int[Tensor, " b"], config: CdsConfig) -> Float[Tensor, " b"]:
-    """w(t): 1 (Consistent3D's first stage) or σ_t² (its later ones)."""
-    variance = schedule.sigma(t).square()
-    return variance if config.weight == "sigma_squared" else torch.ones_like(variance)
 
 
 def _interpolate(ends: Range, share: float) -> float:

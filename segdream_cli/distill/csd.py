@@ -117,10 +117,4 @@ def csd(
         if eps_views is not None:
             weights = conditions.weights.to(score.device, score.dtype, non_blocking=True)
             score = score + config.perp_neg_scale * perpendicular(eps_y - eps_neg, eps_views - eps_neg, weights)
-        return per_row(weight(schedule, t, config), latents) * score
-
-
-def weight(schedule: NoiseSchedule, t: Int[Tensor, " b"], config: CsdConfig) -> Float[Tensor, " b"]:
-    """w(t): σ_t² (the authors' refinement) or 1 (their coarse stage)."""
-    variance = schedule.sigma(t).square()
-    return variance if config.weight == "sigma_squared" else torch.ones_like(variance)
+        return per_row(schedule.weight(t, config.weight), latents) * score

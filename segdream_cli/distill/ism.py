@@ -130,7 +130,7 @@ def ism(
         eps_s = predict_noise(z_s, s, conditions.null)
         z_t = schedule.step(z_s, eps_s, s, t)
         eps_t = guided_noise(predict_noise, z_t, t, conditions, config.guidance_scale)
-        return per_row(weight(schedule, t, config), latents) * (eps_t - eps_s)
+        return per_row(config.grad_scale * schedule.weight(t, config.weight), latents) * (eps_t - eps_s)
 
 
 def invert(
@@ -160,9 +160,3 @@ def invert(
 def start(s: Int[Tensor, " b"], config: IsmConfig) -> Int[Tensor, " b"]:
     """Where the inversion to s starts: timestep 1, or as far below s as its largest number of steps reaches."""
     return (s - config.inversion_stride * config.inversion_steps).clamp_min(FIRST_T)
-
-
-def weight(schedule: NoiseSchedule, t: Int[Tensor, " b"], config: IsmConfig) -> Float[Tensor, " b"]:
-    """w(t): σ_t / α_t (LucidDreamer) or 1; times grad_scale."""
-    ratio = schedule.noise_ratio(t)
-    return config.grad_scale * (ratio if config.weight == "sigma_over_alpha" else torch.ones_like(ratio))

@@ -13,7 +13,9 @@ thinned list. Shapes: b rows of latents, each with its own timestep.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -43,6 +45,14 @@ class NoiseSchedule:
     def noise_ratio(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """σ̃_t = σ_t / α_t in float64, so that the integral of exp(-λ) from λ_t to λ_e is σ̃_t - σ̃_e."""
         return self.sigma(t) / self.alpha(t)
+
+    def weight(
+        self, t: Int[Tensor, " b"], kind: Literal["sigma_squared", "sigma_over_alpha", "none"]
+    ) -> Float[Tensor, " b"]:
+        """w(t) in float64: σ_t², σ_t / α_t, or 1."""
+        if kind == "sigma_squared":
+            return self.sigma(t).square()
+        return self.noise_ratio(t) if kind == "sigma_over_alpha" else torch.ones_like(self.alpha(t))
 
     def add_noise(
         self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]

@@ -368,8 +368,6 @@ def weight(schedule: NoiseSchedule, times: Times, config: SctdConfig) -> Float[T
         step = schedule.alpha(times.e) * (schedule.noise_ratio(times.t) - schedule.noise_ratio(times.e))
         # a step without length, t = e, has no residual either
         factor = torch.where(step == 0, 0, schedule.sigma(times.t).square() / step.square())
-    elif config.weight == "sigma_over_alpha":
-        factor = schedule.noise_ratio(times.t)
     else:
-        factor = torch.ones_like(schedule.alpha(times.t))
+        factor = schedule.weight(times.t, config.weight)
     return config.grad_scale * factor

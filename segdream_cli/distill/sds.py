@@ -89,15 +89,4 @@ def sds(
     with torch.no_grad():
         z_t = schedule.add_noise(latents, noise, t)
         eps_t = guided_noise(predict_noise, z_t, t, conditions, config.guidance_scale)
-        return per_row(weight(schedule, t, config), latents) * (eps_t - noise)
-
-
-def weight(schedule: NoiseSchedule, t: Int[Tensor, " b"], config: SdsConfig) -> Float[Tensor, " b"]:
-    """w(t): σ_t² (threestudio), σ_t / α_t, or 1; times grad_scale."""
-    if config.weight == "sigma_squared":
-        factor = schedule.sigma(t).square()
-    elif config.weight == "sigma_over_alpha":
-        factor = schedule.noise_ratio(t)
-    else:
-        factor = torch.ones_like(schedule.alpha(t))
-    return config.grad_scale * factor
+        return per_row(config.grad_scale * schedule.weight(t, config.weight), latents) * (eps_t - noise)
