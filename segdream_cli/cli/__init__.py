@@ -71,7 +71,7 @@ def _version(
     if version:
         from segdream_cli import __version__
 
-        Output().result(__version__)
+        Output().text(__version__)
         raise typer.Exit
 
 

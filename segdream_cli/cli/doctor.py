@@ -5,7 +5,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.schema import Finding
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, WeightsAbsent, WeightsUnavailable
 from segdream_cli.util.failures import as_failure
 from segdream_cli.util.hashes import forget_hashes
@@ -30,24 +30,6 @@ GENERATE = (
 )
 """The modules through which `segdream generate` imports its packages."""
 LOW_DISK_GIB = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report.
-
-    Args:
-        name: the thing examined.
-        state: "ok", "absent" (an optional part is missing), "damaged" (so are its weights), "low" (disk space), or
-            "problem" (no asset can be made).
-        detail: the result of the check.
-        hint: a command that cures the problem.
-    """
-
-    name: str
-    state: str
-    detail: str
-    hint: str | None = None
 
 
 def doctor(
@@ -71,12 +53,9 @@ def doctor(
     findings = []
     for finding in _examine():
         findings.append(finding)
-        if json:
-            sink.result(finding.name, **asdict(finding))
-            continue
-        sink.result(f"{finding.state:8} {finding.name:12} {finding.detail}")
-        if finding.hint:
-            sink.result(f"{'':8} {'':12} hint: {finding.hint}")
+        texts = [f"{finding.state:8} {finding.name:12} {finding.detail}"]
+        texts += [f"{'':8} {'':12} hint: {finding.hint}"] if finding.hint else []
+        sink.result(finding, *texts)
     broken = [finding.name for finding in findings if finding.state == "problem"]
     if broken:
         raise EnvironmentProblem(f"this machine can't make assets: {', '.join(broken)}; follow the hints above")

@@ -11,6 +11,7 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli import references
 from segdream_cli.cli.evaluate_results import Files, show_comparison, show_evaluation, show_votes
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.schema import MetricRow
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 
@@ -216,7 +217,8 @@ def _list_metrics(sink: Output) -> None:
     from segdream_cli.evaluate.metrics import METRICS
 
     for name, entry in METRICS.items():
-        sink.result(f"{name:12} {entry.description}", name=name, description=entry.description, default=entry.embedded)
+        row = MetricRow(name=name, description=entry.description, default=entry.embedded)
+        sink.result(row, f"{name:12} {entry.description}")
 
 
 def parse_elevations(text: str) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.schema import Compared, Counted, Measured, Reported, Summary
 from segdream_cli.cli.streams import printable
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from segdream_cli.evaluate.blind import Votes
     from segdream_cli.evaluate.comparison import Difference, Pair
-    from segdream_cli.evaluate.evaluation import Evaluation, Row
+    from segdream_cli.evaluate.evaluation import Evaluation
     from segdream_cli.evaluate.statistics import Estimate
     from segdream_cli.evaluate.tables import Table
 
@@ -47,13 +48,13 @@ def show_evaluation(evaluation: "Evaluation", seed: int, files: Files, sink: Out
         report.write_report(files.html, evaluation, {"Means": means, "Assets": each})
     _print_rows(evaluation, sink)
     _note_missing([evaluation], sink)
-    sink.tables(
-        [_rich(tables.asset_table(evaluation, every=False)), _rich(means)],
+    summary = Summary(
         assets=len(evaluation.rows),
         means={name: _estimate(one) for name, one in estimates.items()},
-        over_all=_finite(over_all),
+        over_all=over_all,
         **_about(evaluation, seed),
     )
+    sink.tables(summary, [_rich(tables.asset_table(evaluation, every=False)), _rich(means)])
     _print_files(files, sink)
 
 
@@ -83,12 +84,12 @@ def show_comparison(
     for side, evaluation in zip("AB", sides.values(), strict=True):
         _print_rows(evaluation, sink, side=side)
     _note_missing([a, b], sink)
-    sink.tables(
-        [_rich(table)],
+    compared = Compared(
         prompts=len(pairs),
         differences={name: _difference(one) for name, one in differences.items()},
         **_about(a, seed),
     )
+    sink.tables(compared, [_rich(table)])
     _print_files(files, sink)
 
 
@@ -99,7 +100,8 @@ def show_votes(votes: "Votes", sink: Output) -> None:
     one = votes.estimate
     cells = [number(one.mean, 3), interval(one, 3), number(votes.p_value, 4), str(one.n), str(votes.votes)]
     table = Table(["share of votes for B", "95 % interval", "p", "prompts", "votes"], [cells], texts=0)
-    sink.tables([_rich(table)], preference={**_estimate(one), **_finite({"p_value": votes.p_value})}, votes=votes.votes)
+    counted = Counted(votes=votes.votes, preference={**_estimate(one), "p_value": votes.p_value})
+    sink.tables(counted, [_rich(table)])
 
 
 def _rich(table: "Table") -> "RichTable":
@@ -116,11 +118,13 @@ def _rich(table: "Table") -> "RichTable":
     return shown
 
 
-def _print_rows(evaluation: "Evaluation", sink: Output, **side: str) -> None:
+def _print_rows(evaluation: "Evaluation", sink: Output, side: str | None = None) -> None:
     """Prints an object per asset, with JSON only."""
     if sink.json:
         for row in evaluation.rows:
-            sink.result(row.entry.path, **side, **_row(row))
+            entry = row.entry
+            line = Measured(asset=entry.path, name=entry.name, prompt=entry.prompt, side=side, values=row.values)
+            sink.result(line)
 
 
 def _note_missing(evaluations: "Sequence[Evaluation]", sink: Output) -> None:
@@ -135,41 +139,28 @@ def _note_missing(evaluations: "Sequence[Evaluation]", sink: Output) -> None:
 
 
 def _print_files(files: Files, sink: Output) -> None:
-    for path in files.given.values():
-        sink.result(path)
+    for option, path in files.given.items():
+        sink.done(Reported(output=path, kind=option.removeprefix("--")))
 
 
-def _row(row: "Row") -> dict[str, Any]:
-    return {"name": row.entry.name, "prompt": row.entry.prompt, "values": _finite(row.values)}
+def _estimate(one: "Estimate") -> dict[str, float]:
+    return {"mean": one.mean, "low": one.low, "high": one.high, "assets": one.n}
 
 
-def _estimate(one: "Estimate") -> dict[str, Any]:
-    return _finite({"mean": one.mean, "low": one.low, "high": one.high, "assets": one.n})
-
-
-def _difference(one: "Difference") -> dict[str, Any]:
+def _difference(one: "Difference") -> dict[str, float]:
     own = one.estimate
-    return _finite(
-        {
-            "mean_a": one.mean_a,
-            "mean_b": one.mean_b,
-            "difference": own.mean,
-            "low": own.low,
-            "high": own.high,
-            "p_value": one.p_value,
-            "p_holm": one.adjusted,
-            "prompts": own.n,
-        }
-    )
+    return {
+        "mean_a": one.mean_a,
+        "mean_b": one.mean_b,
+        "difference": own.mean,
+        "low": own.low,
+        "high": own.high,
+        "p_value": one.p_value,
+        "p_holm": one.adjusted,
+        "prompts": own.n,
+    }
 
 
 def _about(evaluation: "Evaluation", seed: int) -> dict[str, Any]:
     views = evaluation.protocol
     return {"views": views.n, "elevations_deg": list(views.elevations_deg), "size": views.size, "seed": seed}
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as JSON has them: null in place of NaN."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }

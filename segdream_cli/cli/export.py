@@ -11,6 +11,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.schema import Exported, FormatRow
 from segdream_cli.errors import UsageProblem
 
 MESH = "mesh"
@@ -120,8 +121,8 @@ def export(
     segdream export bus.ply --format mesh -o bus.glb
     """
     from segdream_cli import read
-    from segdream_cli.splats.edits import Edits, apply_edits
-    from segdream_cli.util.files import check_output, write_policy
+    from segdream_cli.splats.edits import Edits
+    from segdream_cli.util.files import write_policy
 
     sink = Output(json=json, quiet=quiet)
     if formats:
@@ -148,8 +149,41 @@ def export(
         sh=sh,
     )
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
+    _check_targets(list(chain(*files)), force=force)
+    whole = read(asset)
+    splats, cuts = _edit(whole, edits, sink)
+    mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
+    for path, name, written in zip(outputs, names, files, strict=True):
+        options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
+        with write_policy(replace=force):
+            facts = _write(sink, path, splats, name, options)
+        if len(written) > 1:
+            sink.note(f"{path} needs {' and '.join(file.name for file in written[1:])} beside it")
+        line = Exported(
+            output=path,
+            asset=asset,
+            format=name,
+            files=written,
+            bytes=sum(file.stat().st_size for file in written),
+            gaussians_read=len(whole),
+            gaussians=len(splats),
+            edits=cuts,
+            **facts,
+        )
+        sink.done(line)
+
+
+def _check_targets(files: Sequence[Path], *, force: bool) -> None:
+    """Refuses files that can't be written, before any work.
+
+    Raises:
+        UsageProblem: a folder is wrong, or two outputs have the same file.
+        OutputExists: a file exists.
+    """
+    from segdream_cli.util.files import check_output
+
     planned = set[Path]()
-    for file in chain(*files):
+    for file in files:
         check_output(file, force=force)
         target = file.parent.resolve() / file.name  # links are replaced, not followed
         if target in planned:
@@ -157,13 +191,19 @@ def export(
                 f"{file} would be written twice", hint=f"-o {quote(str(file.with_stem(file.stem + '-2')))}"
             )
         planned.add(target)
-    splats = apply_edits(read(asset), edits)
-    mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
-    for path, name, written in zip(outputs, names, files, strict=True):
-        options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
-        with write_policy(replace=force):
-            facts = _write(sink, path, splats, name, options)
-        sink.result(path, asset=str(asset), bytes=sum(file.stat().st_size for file in written), **facts)
+
+
+def _edit(splats: Any, edits: Any, sink: Output) -> tuple[Any, list[dict[str, str | int]]]:
+    """The `Splats` after the edits, and what each that drops Gaussians has kept, which is noted too."""
+    from segdream_cli.splats.edits import apply_edits
+
+    cuts: list[dict[str, str | int]] = []
+
+    def count(option: str, kept: int, of: int) -> None:
+        cuts.append({"option": option, "kept": kept, "of": of})
+        sink.note(f"{option} keeps {kept:,} of {of:,} Gaussians")
+
+    return apply_edits(splats, edits, count), cuts
 
 
 def list_formats(sink: Output) -> None:
@@ -171,8 +211,11 @@ def list_formats(sink: Output) -> None:
     from segdream_cli.formats import FORMATS
 
     for name, row in FORMATS.items():
-        sink.result(f"{name:14} {row.suffix:15} {row.description}")
-    sink.result(f"{MESH:14} {'.glb .obj':15} triangles with a texture, for engines and printers")
+        line = FormatRow(name=name, suffixes=[row.suffix], description=row.description, readable=row.readable)
+        sink.result(line, f"{name:14} {row.suffix:15} {row.description}")
+    about = "triangles with a texture, for engines and printers"
+    line = FormatRow(name=MESH, suffixes=MESH_SUFFIXES, description=about, readable=False)
+    sink.result(line, f"{MESH:14} {' '.join(MESH_SUFFIXES):15} {about}")
 
 
 def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
@@ -255,13 +298,13 @@ def _files(path: Path, name: str) -> list[Path]:
     return [path, path.with_suffix(".mtl"), path.with_suffix(".png")] if textured else [path]
 
 
-def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[str, Any]) -> dict[str, object]:
-    """Writes one output, and returns the fields of its result line."""
+def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes one output, and returns the fields of its line that are about a mesh."""
     if name != MESH:
         from segdream_cli import write
 
         write(path, splats, name, **options)
-        return {"gaussians": len(splats)}
+        return {}
     from segdream_cli import mesh
 
     made = mesh.extract(splats, **options)

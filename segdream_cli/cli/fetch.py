@@ -11,6 +11,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.schema import Fetched
 from segdream_cli.config import AUTO, SD21
 from segdream_cli.errors import UsageProblem
 
@@ -65,7 +66,7 @@ def fetch(
             with DownloadBar(item.name, sink) as bar:
                 item.fetch(bar.update)
         folder = item.check()
-        sink.result(folder, name=item.name, title=item.title, downloaded=item.missing)
+        sink.done(Fetched(output=folder, name=item.name, title=item.title, downloaded=item.missing))
 
 
 def _refuse_offline(offline: bool) -> None:

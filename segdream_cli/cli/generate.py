@@ -10,6 +10,7 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter
+from segdream_cli.cli.schema import Words
 from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
 from segdream_cli.config.values import MAX_GUIDANCE, MAX_STEPS
@@ -300,15 +301,25 @@ def _list_words(request: Request, sink: Output) -> None:
     from segdream_cli.util.devices import choose_device
 
     profile = profile_of(request.prior(), cuda=choose_device(request.device).type == "cuda")
-    if profile.vocabulary is None:
-        sink.note(f"{profile.title} takes any text")
+    words = profile.vocabulary
+    if words is None:
+        sink.report(Words(prior=profile.title, any_text=True), f"{profile.title} takes any text")
         return
-    for kind in ("objects", "colors", "attributes", "fillers"):
-        sink.result(f"{kind}: " + ", ".join(getattr(profile.vocabulary, kind)))
-    for attribute in profile.vocabulary.attributes:
-        if colors := [color for color, other in profile.vocabulary.excluded if other == attribute]:
-            sink.result(f'colors excluded by "{attribute}": ' + ", ".join(colors))
-    for phrase, texts in profile.vocabulary.synonyms:
-        sink.result(f'read as "{phrase}": ' + ", ".join(texts))
-    if profile.vocabulary.ignored:
-        sink.result("ignored: " + ", ".join(profile.vocabulary.ignored))
+    texts = [f"{kind}: {', '.join(getattr(words, kind))}" for kind in ("objects", "colors", "attributes", "fillers")]
+    for attribute in words.attributes:
+        if colors := [color for color, other in words.excluded if other == attribute]:
+            texts.append(f'colors excluded by "{attribute}": {", ".join(colors)}')
+    texts += [f'read as "{phrase}": {", ".join(others)}' for phrase, others in words.synonyms]
+    texts += [f"ignored: {', '.join(words.ignored)}"] if words.ignored else []
+    line = Words(
+        prior=profile.title,
+        any_text=False,
+        objects=words.objects,
+        colors=words.colors,
+        attributes=words.attributes,
+        fillers=words.fillers,
+        excluded=[{"color": color, "attribute": attribute} for color, attribute in words.excluded],
+        synonyms={phrase: list(others) for phrase, others in words.synonyms},
+        ignored=words.ignored,
+    )
+    sink.result(line, *texts)

@@ -9,6 +9,7 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter
+from segdream_cli.cli.schema import Started
 from segdream_cli.config import AUTO, Config
 from segdream_cli.runs.jobs import Job, fill_template, make_folders
 from segdream_cli.runs.spec import Request
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from segdream_cli.priors.profile import PriorProfile
+    from segdream_cli.splats import Splats
 
 
 def init(
@@ -60,14 +62,14 @@ def init(
 
     segdream init "a yellow school bus" --init point-e --preview -o cloud.ply
     """
-    from segdream_cli import __version__, formats, write
+    from segdream_cli import __version__, write
     from segdream_cli.distill.prompt import describe_prompt
     from segdream_cli.optimize.start import bind_cloud, check_start, cloud_text, initial_gaussians
     from segdream_cli.optimize.state import build_generators
     from segdream_cli.priors.checkpoint import profile_of
     from segdream_cli.runs.load import load_checkpoint, load_clouds
     from segdream_cli.util.devices import choose_device
-    from segdream_cli.util.files import check_output, write_policy
+    from segdream_cli.util.files import write_policy
 
     request = shared.request(
         {
@@ -91,9 +93,7 @@ def init(
     picture = path.with_suffix(".png")
     check_start(settings.shape)
     _note_idle(request, profile, hardware, sink)
-    formats.check_format(path, None)
-    for file in [path, picture] if preview else [path]:
-        check_output(file, force=force)
+    _check_files(path, picture if preview else None, force=force)
     reporter = TerminalReporter(sink)
     clouds = load_clouds(
         resolved,
@@ -110,12 +110,37 @@ def init(
     with write_policy(replace=force):
         write(path, splats)
         if preview:
-            from segdream_cli.render.job import RenderJob
-
-            job = RenderJob.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0))
-            job.write_contact_sheet(picture, elevation=15.0)
+            _write_preview(picture, splats, device)
     sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if preview else ""))
-    sink.result(path, **described, seed=seed, gaussians=len(gaussians), init=settings.shape)
+    made = Started(
+        output=path,
+        prompt=prompt,
+        prompt_read=described.get("prompt_read"),
+        seed=seed,
+        gaussians=len(gaussians),
+        init=settings.shape,
+        preview=picture if preview else None,
+    )
+    sink.done(made)
+
+
+def _check_files(path: Path, picture: Path | None, *, force: bool) -> None:
+    """Refuses files that can't be written; raises as `check_format` and `check_output`."""
+    from segdream_cli.formats import check_format
+    from segdream_cli.util.files import check_output
+
+    check_format(path, None)
+    for file in (path, picture):
+        if file is not None:
+            check_output(file, force=force)
+
+
+def _write_preview(path: Path, splats: "Splats", device: str) -> None:
+    """Writes an image of eight views."""
+    from segdream_cli.render.job import RenderJob
+
+    job = RenderJob.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0))
+    job.write_contact_sheet(path, elevation=15.0)
 
 
 def _note_idle(request: Request, profile: "PriorProfile", device: "torch.device", sink: Output) -> None:

@@ -1,19 +1,16 @@
 """The only module that prints: results to stdout, other messages to stderr."""
 
-import json
-import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdream_cli.cli.schema import Done, Failed, Line
 from segdream_cli.cli.streams import printable
 from segdream_cli.errors import SegdreamError
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,37 +18,44 @@ class Output:
     """The streams that a command writes to.
 
     Args:
-        json: print results and errors to stdout as JSON, one object per line; fields are only ever added.
+        json: print results and errors to stdout as JSON, one object per line, as `schema.py` has them.
         quiet: print only results and errors.
     """
 
     json: bool = False
     quiet: bool = False
 
-    def result(self, result: str | Path, **fields: Any) -> None:
-        """Prints a result: its path or text, or with `json` an object with all fields."""
-        if self.json:
-            self._line(event="done", output=str(result), **fields)
-        else:
-            raw = isinstance(result, Path) and not sys.stdout.isatty()  # programs get paths as they are
-            text = str(result) if raw else printable(str(result))
-            try:
-                sys.stdout.write(f"{text}\n")
-            except UnicodeEncodeError:  # the terminal can't encode this path: print its bytes on disk
-                sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
-            sys.stdout.flush()
+    def done(self, line: Done) -> None:
+        """Prints the path of what was written, or with `json` its line."""
+        self._print(line, line.output)
 
-    def plan(self, output: Path, text: str, **fields: Any) -> None:
-        """Prints an asset of a dry run: a text, or with `json` an object."""
-        if self.json:
-            self._line(event="planned", output=str(output), **fields)
-        else:
-            self.result(text)
+    def result(self, line: Line, *texts: str) -> None:
+        """Prints a result: texts, or with `json` its line."""
+        self._print(line, *texts)
 
-    def tables(self, tables: Sequence[Any], **summary: Any) -> None:
-        """Prints rich tables as a result, or with `json` one object with the summary's fields."""
+    def text(self, text: str) -> None:
+        """Prints a text to stdout, also with `json`."""
+        self._write(printable(text))
+
+    def _print(self, line: Line, *texts: str | Path) -> None:
         if self.json:
-            self._line(event="summary", **summary)
+            self._write(line.encode())
+            return
+        for each in texts:
+            raw = isinstance(each, Path) and not sys.stdout.isatty()  # programs get paths as they are
+            self._write(str(each) if raw else printable(str(each)))
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stdout.write(f"{text}\n")
+        except UnicodeEncodeError:  # the terminal can't encode this path: print its bytes on disk
+            sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
+        sys.stdout.flush()
+
+    def tables(self, line: Line, tables: Sequence[Any]) -> None:
+        """Prints rich tables as a result, or with `json` their line."""
+        if self.json:
+            self._write(line.encode())
             return
         from rich.console import Console
 
@@ -72,37 +76,21 @@ class Output:
             sys.stderr.write(f"{printable(message)}\n")
             sys.stderr.flush()
 
-    def choice(self, output: Path, message: str, *, scores: Mapping[int, float], **fields: Any) -> None:
-        """Reports which seed was chosen by its score: a note, and with `json` an object."""
+    def report(self, line: Line, message: str) -> None:
+        """Reports an event: a note, and with `json` its line too."""
         if self.json:
-            table = [{"seed": seed, "score": score if math.isfinite(score) else None} for seed, score in scores.items()]
-            self._line(event="chosen", output=str(output), seeds=table, **fields)
-        self.note(message)
-
-    def skip(self, output: Path, message: str) -> None:
-        """Reports a result that exists already: a note, and with `json` an object."""
-        if self.json:
-            self._line(event="skipped", output=str(output))
-        self.note(message)
-
-    def stop(self, run: Path, step: int, message: str) -> None:
-        """Reports a run that was saved before its end: a note, and with `json` an object."""
-        if self.json:
-            self._line(event="stopped", run=str(run), step=step)
+            self._write(line.encode())
         self.note(message)
 
     def error(self, problem: SegdreamError, output: Path | None = None) -> None:
         """Prints the error and the hint of a command, or of the item of a list with this `output`."""
         if self.json:
-            item = {} if output is None else {"output": str(output)}
-            self._line(event="error", message=problem.message, hint=problem.hint, exit_code=problem.exit_code, **item)
+            code = problem.exit_code
+            line = Failed(message=problem.message, hint=problem.hint, exit_code=code, output=output)
+            self._write(line.encode())
         sys.stderr.write(f"error: {printable(problem.message)}\n")
         if problem.hint:
             sys.stderr.write(f"hint:  {printable(problem.hint)}\n")
         if output is not None and os.environ.get("SEGDREAM_DEBUG"):
             traceback.print_exception(problem, file=sys.stderr)
         sys.stderr.flush()
-
-    def _line(self, **fields: Any) -> None:
-        sys.stdout.write(json.dumps({"schema": SCHEMA, **fields}) + "\n")
-        sys.stdout.flush()

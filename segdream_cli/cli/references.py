@@ -6,6 +6,7 @@ from shlex import quote
 from typing import TypeVar
 
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.schema import Drawn
 from segdream_cli.errors import UsageProblem
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ def make_references(
     drawn = draw_references(session.pipeline, texts, count, seed, scale)
     origin = {"prior": session.checkpoint.name, "seed": seed, "guidance_scale": scale, "azimuths": count}
     made = write_references(folder, _show_progress(drawn, len(texts) * count, sink), origin)
-    sink.result(folder, images=made, prompts=len(texts), prior=session.checkpoint.name, seed=seed)
+    sink.done(Drawn(output=folder, images=made, prompts=len(texts), prior=session.checkpoint.name, seed=seed))
 
 
 def _show_progress(items: Iterable[T], count: int, sink: Output) -> Iterator[T]:

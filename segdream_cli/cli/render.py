@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -12,6 +13,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.schema import Rendered
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 from segdream_cli.render import check_size
@@ -124,33 +126,32 @@ def render(
     splats = [read(asset) for asset in assets]
     job = RenderJob.of(splats, device, sides, str(channel), color, supersample=supersample, captions=captions)
     sink = Output(json=json, quiet=quiet)
-    about: dict[str, object] = {"asset": str(assets[0]), "kind": kind, "channel": str(channel)}
-    about |= {"size": sides[0] if sides[0] == sides[1] else list(sides)}
-    about |= {"assets": [str(asset) for asset in assets]} if len(assets) > 1 else {}
+    rendered = Rendered(output=path, assets=assets, kind=kind, channel=str(channel), size=sides, frames=1)
     policy = write_policy(replace=force)
     if kind == SHEET:
         with policy:
             job.write_contact_sheet(path, elevation)
-        return sink.result(path, **about)
+        return sink.done(rendered)
     if camera_file is not None:
         track = job.fixed_cameras(camera_file.viewmats, camera_file.fov_rad)
     else:
         track = job.single_view(*angles) if kind == STILL else job.turntable(n_frames or DEFAULT_FRAMES, elevation)
-    about |= {"frames": len(track[0])} if kind != STILL else {}
+    rendered = replace(rendered, frames=len(track[0]))
     with policy:
         if kind == STILL:
             job.write_image(path, track)
         elif kind == FRAMES:
             job.write_frames(path, track)
         else:
-            about["fps"] = rate = fps or (camera_file and camera_file.fps) or FPS
+            rate = fps or (camera_file and camera_file.fps) or FPS
+            rendered = replace(rendered, fps=rate)
             note_players(sink, path, sides, len(assets))
             job.write_video(path, track, rate)
     if channel == Channel.depth and kind in (STILL, FRAMES):
         near, far = job.depth_range(track)
         sink.note(f"depth: grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}, 0 is background")
-        about |= {"near": near, "far": far}
-    sink.result(path, **about)
+        rendered = replace(rendered, near=near, far=far)
+    sink.done(rendered)
 
 
 def choose_kind(asked: dict[str, bool], hint: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from segdream_cli.cli.download_bar import DownloadBar
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.progress import RunProgress
+from segdream_cli.cli.schema import Chosen, Made, Planned, Ready, Skipped, Stopped
 from segdream_cli.runs.reporter import (
     AssetFinished,
     AssetPlanned,
@@ -64,13 +65,13 @@ class TerminalReporter:
                 self._show_choice(event)
             case JobSkipped():
                 title = f"[{event.number}/{event.count}] " if event.count > 1 else ""
-                self.output.skip(event.output, f"{title}{event.output} exists, skipped")
+                self.output.report(Skipped(output=event.output), f"{title}{event.output} exists, skipped")
             case JobFailed():
                 self.output.error(event.problem, event.output)
             case RunSaved():
                 self._show_checkpoint(event)
             case PageServed():
-                self.output.note(f"live page: {event.url}")
+                self.output.report(Ready(url=event.url), f"live page: {event.url}")
                 if self.browser:
                     open_browser(event.url)
             case DownloadProgress():
@@ -83,18 +84,20 @@ class TerminalReporter:
                     self._downloads.pop(event.name).stop()
 
     def _show_result(self, event: AssetFinished) -> None:
-        self.output.result(
-            event.output,
+        made = Made(
+            output=event.output,
             prompt=event.prompt,
+            prompt_read=event.prompt_read,
             seed=event.seed,
             prior=event.prior,
             gaussians=event.gaussians,
             steps=event.steps,
+            total_steps=event.total_steps,
             seconds=round(event.seconds, 3),
             memory_gib=round(event.memory_gib, 3),
-            run=str(event.run),
-            **({} if event.prompt_read is None else {"prompt_read": event.prompt_read}),
+            run=event.run,
         )
+        self.output.done(made)
 
     def _show_plan(self, event: AssetPlanned) -> None:
         parts = [f"{event.prompt}, seed {event.seed}", f"{event.steps:,} steps"]
@@ -104,22 +107,33 @@ class TerminalReporter:
             parts += [f"about {format_time(event.seconds)}", f"{event.gaussians or 0:,} Gaussians"]
             parts += [format_size(event.bytes)] if event.bytes else []
         exists = "exists" if event.action == "skip" else "; ".join(parts)
-        fields = {"action": event.action, "prompt": event.prompt, "seed": event.seed, "steps": event.steps}
-        expected = {"seconds": event.seconds, "gaussians": event.gaussians, "bytes": event.bytes}
-        self.output.plan(event.output, f"{event.action:6}  {event.output}: {exists}", **fields, **expected)
+        planned = Planned(
+            output=event.output,
+            action=event.action,
+            prompt=event.prompt,
+            seed=event.seed,
+            steps=event.steps,
+            seconds=event.seconds,
+            gaussians=event.gaussians,
+            bytes=event.bytes,
+        )
+        self.output.result(planned, f"{event.action:6}  {event.output}: {exists}")
 
     def _show_choice(self, event: SeedChosen) -> None:
         scores = ", ".join(f"{seed}: {score:.3f}" for seed, score in event.scores.items())
         message = (
             f"seed {event.seed} is the best of {len(event.scores)} by {event.by} after step {event.step} ({scores})"
         )
-        self.output.choice(event.output, message, by=event.by, step=event.step, scores=event.scores, seed=event.seed)
+        seeds = [{"seed": seed, "score": score} for seed, score in event.scores.items()]
+        chosen = Chosen(output=event.output, by=event.by, step=event.step, seed=event.seed, seeds=seeds)
+        self.output.report(chosen, message)
 
     def _show_checkpoint(self, event: RunSaved) -> None:
+        stopped = Stopped(run=event.run, step=event.step, total_steps=event.steps, resume=event.resume)
         if event.resume is None:
-            self.output.note(f"kept as it was after step {event.step}: {event.run}")
+            self.output.report(stopped, f"kept as it was after step {event.step}: {event.run}")
             return
-        self.output.stop(event.run, event.step, f"stopped after step {event.step} of {event.steps}; resume with:")
+        self.output.report(stopped, f"stopped after step {event.step} of {event.steps}; resume with:")
         self.output.note(f"  {event.resume}")
 
 

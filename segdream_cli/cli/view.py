@@ -9,6 +9,7 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import open_browser
+from segdream_cli.cli.schema import Ready
 from segdream_cli.cli.signals import StopOnSignal
 
 
@@ -34,7 +35,7 @@ def view(
     server.publish(splats, title)
     with StopOnSignal() as stop:
         server.start()
-        sink.result(server.url, asset=str(asset), gaussians=len(splats))
+        sink.result(Ready(url=server.url, asset=asset, gaussians=len(splats)), server.url)
         if not no_browser:
             open_browser(server.url)
         sink.note("press Ctrl-C to end")

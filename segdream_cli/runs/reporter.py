@@ -90,6 +90,7 @@ class AssetFinished:
         prompt, seed, prior: the inputs of the asset.
         gaussians: their number.
         steps: number of steps that this program has taken.
+        total_steps: number of all its steps, also those of programs that were stopped.
         seconds: wall time of all assets that ran with it.
         memory_gib: peak memory so far.
         run: its run folder.
@@ -102,6 +103,7 @@ class AssetFinished:
     prior: str
     gaussians: int
     steps: int
+    total_steps: int
     seconds: float
     memory_gib: float
     run: Path

@@ -286,6 +286,7 @@ class Runner:
             prior=self.origin["prior"],
             gaussians=len(each.asset.gaussians),
             steps=each.asset.steps_taken - each.first,
+            total_steps=each.asset.steps_taken,
             seconds=seconds,
             memory_gib=peak_memory_gib(self.pipeline.device),
             run=each.destination.run.path,

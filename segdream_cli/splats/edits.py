@@ -1,7 +1,7 @@
 """Edits of an asset between reading and writing: prune, crop, transform, drop harmonics."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,22 +37,33 @@ class Edits:
     """Drop spherical harmonics above this degree, 0..3."""
 
 
-def apply_edits(splats: Splats, edits: Edits) -> Splats:
+Tell = Callable[[str, int, int], object]
+"""Receives the option of an edit that drops Gaussians, the number kept, and the number before it."""
+
+
+def apply_edits(splats: Splats, edits: Edits, tell: Tell = lambda option, kept, of: None) -> Splats:
     """The asset after `edits`; the Gaussians kept stay in their order, with the asset's provenance.
 
     Raises:
         UsageProblem: no Gaussian would be left.
     """
+    before = len(splats)
     if edits.prune_opacity is not None:
         opacities = 1 / (1 + np.exp(-splats.opacity_logits.astype(np.float64)))
         kept = np.flatnonzero(opacities >= edits.prune_opacity)
         reason = f"no Gaussian has an opacity of {edits.prune_opacity:g}: the highest is {opacities.max(initial=0):.3g}"
         splats = _keep(splats, kept, reason, f"--prune-opacity {edits.prune_opacity / 2:g}")
+        tell("--prune-opacity", len(splats), before)
+        before = len(splats)
     if edits.crop is not None:
         splats = _crop(splats, edits.crop)
-    if edits.max_gaussians is not None and edits.max_gaussians < len(splats):
-        order = np.argsort(-_coverage(splats), kind="stable")
-        splats = splats.select(np.sort(order[: edits.max_gaussians]))
+        tell("--crop", len(splats), before)
+        before = len(splats)
+    if edits.max_gaussians is not None:
+        if edits.max_gaussians < len(splats):
+            order = np.argsort(-_coverage(splats), kind="stable")
+            splats = splats.select(np.sort(order[: edits.max_gaussians]))
+        tell("--max-gaussians", len(splats), before)
     return _truncate_sh(_place(splats, edits), edits.sh)
 
 

@@ -7,6 +7,7 @@ from functools import partialmethod
 import pytest
 from commands import LAUNCHER, plain
 from fakes import AnalyticPrior
+from json_lines import check_lines
 
 from segdream_cli import cli as command_line
 from segdream_cli.optimize.pipeline import Pipeline
@@ -68,7 +69,7 @@ def sizes(monkeypatch):
 
 @pytest.fixture
 def segdream(folder, prior, capsys, monkeypatch):
-    """Runs a command in this process."""
+    """Runs a command in this process; lines of `--json` must be those of the schema."""
     for name in ("SEGDREAM_DEBUG", "SEGDREAM_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "300")
@@ -81,6 +82,8 @@ def segdream(folder, prior, capsys, monkeypatch):
             code = end.code
         said = capsys.readouterr()
         assert "Traceback" not in said.err
+        if "--json" in arguments:
+            check_lines(said.out)
         return Outcome(code, said.out, plain(said.err))
 
     return run

@@ -374,7 +374,8 @@ def test_steps_that_an_early_end_left_out_are_not_counted(segdream, prior):
     assert f"holds an unfinished run at step {steps}" in refused.err
     again = segdream("generate", "--resume", "bus.run", "--json")
     assert f"resuming bus.run after step {steps} of 11" in again.err
-    assert json.loads(again.out)["steps"] == 11 - steps
+    resumed = json.loads(again.out)
+    assert (resumed["steps"], resumed["total_steps"]) == (11 - steps, 11)
     assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
 
 
@@ -482,7 +483,7 @@ def asset(segdream):
 def test_render_writes_a_view(segdream, asset):
     done = segdream("render", asset, "--view", "45,20", "--size", "48", "-o", "my view.png", "--json")
     said = json.loads(done.out)
-    assert (done.code, said["output"], said["kind"], said["size"]) == (0, "my view.png", "view", 48)
+    assert (done.code, said["output"], said["kind"], said["size"]) == (0, "my view.png", "view", [48, 48])
     with Image.open("my view.png") as image:
         assert (image.mode, image.size) == ("RGB", (48, 48))
         assert image.getpixel((0, 0)) == (255, 255, 255)

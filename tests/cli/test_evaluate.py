@@ -61,7 +61,7 @@ def test_evaluate_json_has_an_object_per_asset_and_a_summary(segdream, asset):
     done = segdream("evaluate", *paths, "--json", "--quiet")
     assert done.code == 0, done.err
     *rows, summary = lines(done)
-    assert [row["output"] for row in rows] == [str(path) for path in paths]
+    assert [row["asset"] for row in rows] == [str(path) for path in paths]
     assert [row["prompt"] for row in rows] == ["a red ball", "a corgi", None]
     assert 0 <= rows[0]["values"]["judge.object"] <= 1
     assert rows[1]["values"]["judge.object"] is None

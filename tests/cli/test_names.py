@@ -132,7 +132,7 @@ def test_dry_run_expects_what_the_last_asset_took(segdream, folder):
     first = segdream(*command, "new/{seed}.ply", "--dry-run", "--json")
     assert "--offline" not in first.err
     unknown = {"seconds": None, "gaussians": None, "bytes": None}
-    planned = {"schema": 1, "event": "planned", "output": "new/0.ply", "action": "make", "prompt": BUS, "seed": 0}
+    planned = {"schema": 2, "event": "planned", "output": "new/0.ply", "action": "make", "prompt": BUS, "seed": 0}
     assert json.loads(first.out) == {**planned, "steps": 2, **unknown}, first.err
     assert not (folder / "new").exists()
     made = json.loads(segdream(*command, "a.ply", "--json").out)
