@@ -95,6 +95,15 @@ class Exported(Done):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunReported(Done):
+    """A page of `report`."""
+
+    source: Path
+    steps: int
+    previews: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched(Done):
     """Weights of `fetch`, in their folder."""
 

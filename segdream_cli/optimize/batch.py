@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from segdream_cli.config import Config, Range
@@ -31,12 +31,14 @@ class QueuedStep:
         timesteps: named timesteps of each asset's draw.
         norms: gradient norm of each asset.
         rng_states: states of each asset's random generators before the step.
+        losses: the loss of a step of refinement, one number; None for a step that distils.
     """
 
     step: int
     timesteps: tuple[Mapping[str, Any], ...]
     norms: HostCopy
     rng_states: Sequence[Mapping[str, Tensor]]
+    losses: HostCopy | None = None
 
 
 class Batch:
@@ -179,19 +181,21 @@ class Batch:
             )
             asset.step = step
 
-    def fit(self, stacked: Gaussians, rates: Mapping[str, float], scale_range: Range) -> None:
+    def fit(self, stacked: Gaussians, rates: Mapping[str, float], scale_range: Range, loss: Float[Tensor, ""]) -> None:
         """Takes a step of Adam on every asset, as `update` does, with nothing clipped and without density control.
 
         Args:
             stacked: the leaves that `stack` returned, with their gradients.
             rates: learning rate of each group.
             scale_range: the scales are clamped to it.
+            loss: the mean over the assets, for reports.
 
         Raises:
             Diverged: a gradient is non-finite, unless the step is queued.
         """
         step = self.step
-        self._move(stacked, rates, math.inf, scale_range, queued=self._queued)
+        losses = HostCopy(loss.detach()[None])
+        self._move(stacked, rates, math.inf, scale_range, losses=losses, queued=self._queued)
         for asset in self.assets:
             asset.step = step
 
@@ -203,6 +207,7 @@ class Batch:
         scale_range: Range | None,
         bright: Bool[Tensor, " a"] | None = None,
         *,
+        losses: HostCopy | None = None,
         queued: bool,
     ) -> Bool[Tensor, ""] | None:
         """Clips the gradients to `limit`, takes a step of Adam, clamps the scales, and fades the colours if `bright`.
@@ -211,7 +216,7 @@ class Batch:
             for a queued step, whether all gradients are finite, on the device; else None, and they are.
         """
         norms = clip_gradients(stacked, limit)
-        self._last = QueuedStep(self.step, self._timesteps, HostCopy(norms), self._rng_states)
+        self._last = QueuedStep(self.step, self._timesteps, HostCopy(norms), self._rng_states, losses)
         grads_finite = norms.isfinite().all() if queued else None
         if not queued:
             self.check_last()

@@ -219,6 +219,7 @@ class Pipeline:
                 stage=stage,
                 change=changes,
                 stopped=stopped,
+                fit_losses=batch.last.losses,
             )
         batch.check_last()
 

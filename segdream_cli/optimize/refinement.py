@@ -112,8 +112,9 @@ class Refinement:
         renders, alpha, wanted = (part.flatten(0, 1).permute(0, 3, 1, 2) for part in (images, rendering.alpha, targets))
         # the loss is a mean over all assets: times their number, it is the sum of the loss of each
         anchors = self._anchors(batch.assets, views)
-        (len(batch) * fit_loss(self._config.refine, renders, alpha, wanted, anchors)).backward()
-        batch.fit(gaussians, self._rates(number / now.iterations), self._config.refine.scale_range)
+        loss = fit_loss(self._config.refine, renders, alpha, wanted, anchors)
+        (len(batch) * loss).backward()
+        batch.fit(gaussians, self._rates(number / now.iterations), self._config.refine.scale_range, loss)
 
     def _locate(self, step: int) -> tuple[int, int]:
         """Index of the round of a step of the run (the first step is 1), and the step's index within the round."""

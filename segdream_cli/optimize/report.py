@@ -50,6 +50,8 @@ class StepReport:
         change: mean absolute difference, 0 to 1, of each asset's views from those `optim.stop_every` steps before;
             None in steps that do not measure it.
         stopped: the change was so small that this is the last step of the distillation.
+        fit_losses: the loss of a step of refinement, a mean over the assets; None for a step that distils, whose
+            method has a gradient and no loss.
     """
 
     step: int
@@ -61,11 +63,17 @@ class StepReport:
     stage: str = DISTIL
     change: tuple[float, ...] | None = None
     stopped: bool = False
+    fit_losses: HostCopy | None = None
 
     @property
     def grad_norm(self) -> tuple[float, ...]:
         """Norm of the parameters' gradient before clipping. On CUDA this waits for the step."""
         return tuple(self.norms.tolist())
+
+    @property
+    def fit_loss(self) -> float | None:
+        """The loss of a step of refinement, a mean over the assets. On CUDA this waits for the step."""
+        return None if self.fit_losses is None else self.fit_losses.tolist()[0]
 
     def first_nonfinite(self) -> int | None:
         """Index of the first asset with a non-finite gradient. On CUDA this waits for the step."""
@@ -73,7 +81,11 @@ class StepReport:
 
     def event(self, index: int) -> dict[str, Any]:
         """The part of one asset as JSON values."""
-        measured = {} if self.change is None else {"change": [self.change[index]], "stopped": self.stopped}
+        measured: dict[str, Any] = (
+            {} if self.change is None else {"change": [self.change[index]], "stopped": self.stopped}
+        )
+        if (loss := self.fit_loss) is not None:
+            measured["loss"] = [loss]
         return measured | {
             "step": self.step,
             "times": [list(self.timesteps[index].values())],

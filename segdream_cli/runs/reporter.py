@@ -63,6 +63,7 @@ class Stepped:
         grad_norm: norm of the parameters' gradient; None where reading it would wait for the device.
         memory_gib: peak memory so far.
         stage: "distil", or "refine 1/2" in the first of two rounds of refinement.
+        loss: mean loss of the assets in a step of refinement; None in others, and where reading it would wait.
     """
 
     run: str
@@ -72,6 +73,7 @@ class Stepped:
     grad_norm: tuple[float, ...] | None
     memory_gib: float
     stage: str
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ class RunRecord:
         versions: of Python and the packages that can change the result.
         source: the asset that is refined, as the fields of `Source`; None for an asset from nothing.
         prompt_read: the text that the prior read, if it differs from the prompt in more than case and punctuation.
+        machine: its processor, memory, GPU and system, as `describe_machine` names them.
+        began: date and time (UTC) at which the folder was made.
     """
 
     prompt: str
@@ -80,6 +82,8 @@ class RunRecord:
     format: int = FORMAT
     source: Mapping[str, Any] | None = None
     prompt_read: str | None = None
+    machine: Mapping[str, str] | None = None
+    began: str | None = None
 
 
 def _parse_record(data: Mapping[str, Any]) -> RunRecord:

@@ -159,9 +159,10 @@ class Runner:
             stopping = self.stop.is_set() and step < steps
             if (look or preview or save or stopping) and report.first_nonfinite() is not None:
                 continue  # the pipeline is about to roll this step back, and raises Diverged
-            norms = report.grad_norm if look else None
+            norms, loss = (report.grad_norm, report.fit_loss) if look else (None, None)
             try:
-                self.reporter(Stepped(name, step, steps, report.n_gaussians, norms, report.memory_gib, report.stage))
+                facts = report.n_gaussians, norms, report.memory_gib, report.stage, loss
+                self.reporter(Stepped(name, step, steps, *facts))
             except BaseException:  # the caller's own error, or its way to leave
                 self._save_finite(active, report)
                 raise

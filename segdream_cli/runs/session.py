@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
@@ -34,7 +35,7 @@ from segdream_cli.runs.source import Start, load_source, source_of
 from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.splats import Splats
-from segdream_cli.util.devices import choose_device
+from segdream_cli.util.devices import choose_device, describe_machine
 from segdream_cli.util.failures import convert_failures
 from segdream_cli.util.files import check_output
 from segdream_cli.util.home import abbreviate, expand
@@ -529,13 +530,16 @@ class Session:
             versions=package_versions(),
             source=None if job.source is None else dataclasses.asdict(job.source),
             prompt_read=described.get("prompt_read"),
+            machine=describe_machine(self.device),
+            began=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
     def _is_run_of(self, run: RunDir, job: Job) -> bool:
         """Whether an unfinished run belongs to this job."""
         record, wanted = run.record(), self._record(job)
         config = Config().set(record.config).flat()  # settings newer than the record have their defaults
-        return dataclasses.replace(record, config=config, versions=wanted.versions, device=wanted.device) == wanted
+        circumstances = {name: getattr(wanted, name) for name in ("versions", "device", "machine", "began")}
+        return dataclasses.replace(record, config=config, **circumstances) == wanted
 
 
 def _last(generation: Generation) -> Splats:

@@ -1,5 +1,11 @@
 """The device that computes: values of `--device`."""
 
+import os
+import platform
+import re
+from contextlib import suppress
+from pathlib import Path
+
 import torch
 
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
@@ -39,6 +45,30 @@ def visible_device(name: str, instead: str = "--device cpu") -> torch.device:
         first = instead.replace(" cpu", " 0" if instead.startswith("--devices") else " cuda:0")
         raise EnvironmentProblem(f"there is no {name}, only {torch.cuda.device_count()} CUDA devices", hint=first)
     return torch.device(kind, int(index)) if index else torch.device(kind)
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """The system, the processor and its threads, the memory, and the name of a CUDA device; not the host's name."""
+    threads = torch.get_num_threads()
+    facts = {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": f"{_processor()}, {threads} {'thread' if threads == 1 else 'threads'}",
+    }
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        facts["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        facts["gpu"] = f"{torch.cuda.get_device_name(device)}, {total:.1f} GiB"
+    return facts
+
+
+def _processor() -> str:
+    """The processor's model, which `platform` does not know on Linux."""
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
