@@ -112,8 +112,20 @@ def load(
     return Session.load(request, negative_prompt, reporter=reporter or discard)
 
 
-def read(path: "str | PathLike[str]") -> "Splats":
+def read(
+    path: "str | PathLike[str]",
+    *,
+    strict: bool = False,
+    as_splats: bool = False,
+    note: "Callable[[str], object] | None" = None,
+) -> "Splats":
     """The asset in a file of any readable format, in the inner frame: right-handed, y up, the object faces +Z.
+
+    Args:
+        path: the file; its bytes say what it is.
+        strict: refuse a file with rows that are not finite, which are dropped otherwise.
+        as_splats: read a plain point cloud as small Gaussians.
+        note: called with a message about each change that the reader makes.
 
     Raises:
         SegdreamError: the file can't be read.
@@ -121,8 +133,9 @@ def read(path: "str | PathLike[str]") -> "Splats":
     from pathlib import Path
 
     from segdream_cli import formats
+    from segdream_cli.formats.common import DEFAULT, Reading
 
-    return formats.read(Path(path))
+    return formats.read(Path(path), Reading(strict=strict, as_splats=as_splats, note=note or DEFAULT.note))
 
 
 def write(path: "str | PathLike[str]", splats: "Splats", format: str | None = None, **options: Any) -> None:

@@ -49,7 +49,7 @@ HEAVY = {
     "numba": ("render/raster/cpu", "render/raster/kernels", "render/raster/kernel_cache", "util/compat"),
     "openvino": ("accel/openvino_engine",),
     "plyfile": ("formats/ply",),
-    "scipy": ("evaluate/*", "mesh/surface", "optimize/start"),
+    "scipy": ("evaluate/*", "formats/points", "mesh/surface", "optimize/start"),
     "trimesh": ("mesh/surface",),
     "typer": ("cli/*",),
     "rich": ("cli/*",),
@@ -239,7 +239,7 @@ def written(call):
 
 
 WRITES_ELSEWHERE = {
-    "formats/usd": 1,  # the child process fills a scratch folder of its parent
+    "formats/usd": 2,  # the child process fills a scratch folder of its parent
     "runs/run_dir": 1,  # a line is added to a run's events
     "util/download": 1,  # a partial download grows until its hash is right
 }

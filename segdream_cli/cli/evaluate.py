@@ -305,7 +305,7 @@ def _read(groups: Sequence[Sequence[Path]], fit: bool | None, prompts: str | Non
     groups_read = []
     for paths in groups:
         found, notes = find_assets(paths)
-        entries = list_assets(found, fit=fit)
+        entries = list_assets(found, fit=fit, note=sink.note)
         if prompts is not None and lines is not None:
             entries = with_prompts(entries, match_prompts(lines, [stem_of(path) for path in found], prompts))
         for note in notes:

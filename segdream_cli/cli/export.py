@@ -11,6 +11,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
 from segdream_cli.cli.schema import Exported, FormatRow
 from segdream_cli.errors import UsageProblem
 
@@ -106,6 +107,8 @@ def export(
             rich_help_panel=MESH_PANEL,
         ),
     ] = 0.5,
+    strict: StrictOption = False,
+    as_splats: AsSplatsOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -120,7 +123,6 @@ def export(
 
     segdream export bus.ply --format mesh -o bus.glb
     """
-    from segdream_cli import read
     from segdream_cli.splats.edits import Edits
     from segdream_cli.util.files import write_policy
 
@@ -150,7 +152,7 @@ def export(
     )
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
     _check_targets(list(chain(*files)), force=force)
-    whole = read(asset)
+    (whole,) = read_assets([asset], sink, strict=strict, as_splats=as_splats)
     splats, cuts = _edit(whole, edits, sink)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     for path, name, written in zip(outputs, names, files, strict=True):

@@ -13,6 +13,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
 from segdream_cli.cli.schema import Rendered
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
@@ -80,6 +81,8 @@ def render(
         typer.Option("--caption", help="Caption of each asset, in order; default for several assets: their names."),
     ] = None,
     device: shared.DeviceOption = AUTO,
+    strict: StrictOption = False,
+    as_splats: AsSplatsOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -117,15 +120,14 @@ def render(
     path = output or output_path(assets, kind, transparent=color is None)
     check_transparency(path, kind, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     check_target(path, kind, force=force)
-    from segdream_cli import read
     from segdream_cli.render.camera_path import read_camera_path
     from segdream_cli.render.job import RenderJob
     from segdream_cli.util.files import write_policy
 
     camera_file = read_camera_path(camera_path, n_frames) if camera_path is not None else None
-    splats = [read(asset) for asset in assets]
-    job = RenderJob.of(splats, device, sides, str(channel), color, supersample=supersample, captions=captions)
     sink = Output(json=json, quiet=quiet)
+    splats = read_assets(assets, sink, strict=strict, as_splats=as_splats)
+    job = RenderJob.of(splats, device, sides, str(channel), color, supersample=supersample, captions=captions)
     rendered = Rendered(output=path, assets=assets, kind=kind, channel=str(channel), size=sides, frames=1)
     policy = write_policy(replace=force)
     if kind == SHEET:

@@ -8,6 +8,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
 from segdream_cli.cli.reporter import open_browser
 from segdream_cli.cli.schema import Ready
 from segdream_cli.cli.signals import StopOnSignal
@@ -15,6 +16,8 @@ from segdream_cli.cli.signals import StopOnSignal
 
 def view(
     asset: Annotated[Path, typer.Argument(help="Asset to show.")],
+    strict: StrictOption = False,
+    as_splats: AsSplatsOption = False,
     no_browser: shared.NoBrowserOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -23,12 +26,11 @@ def view(
 
     segdream view bus.ply
     """
-    from segdream_cli import read
     from segdream_cli.formats.page import document, title_of
     from segdream_cli.viewer.server import PageServer
 
     sink = Output(json=json, quiet=quiet)
-    splats = read(asset)
+    (splats,) = read_assets([asset], sink, strict=strict, as_splats=as_splats)
     title = title_of(splats, asset.stem)
     document(splats, title)  # an asset that can't be shown is refused here, not in the browser
     server = PageServer()

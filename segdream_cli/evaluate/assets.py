@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -14,7 +14,8 @@ from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.metrics import Asset
 from segdream_cli.evaluate.views import FOV_RAD, RADIUS
-from segdream_cli.formats.common import ANOTHER_FILE
+from segdream_cli.formats.common import ANOTHER_FILE, DEFAULT, Reading
+from segdream_cli.formats.sniff import META
 from segdream_cli.splats import Splats
 from segdream_cli.splats.bounds import bounds
 from segdream_cli.splats.gaussians import Gaussians
@@ -60,8 +61,8 @@ def find_assets(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """The files of assets: those given, and those in given folders, in order of their names.
 
     Returns:
-        The files, and messages about those left out: a file that is named twice, and a file of a folder whose stem an
-        earlier format of `formats.FORMATS` has there too, since one asset is often exported to several formats.
+        The files, and messages about those left out: a file that is named twice, and a file of a folder whose stem has
+        an earlier suffix of `formats.READABLE_SUFFIXES` there too: one asset is often exported to several formats.
 
     Raises:
         UsageProblem: a folder can't be read, or holds no asset.
@@ -69,7 +70,7 @@ def find_assets(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     found: dict[Path, Path] = {}
     notes = []
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not (path / META).is_file():  # the folder of an unbundled SOG is one asset
             members, left_out = _members(path)
             notes += left_out
         elif not path.suffix and not lexists(path):
@@ -93,11 +94,11 @@ def _members(folder: Path) -> tuple[list[Path], list[str]]:
         ) from problem
     chosen: dict[str, Path] = {}
     notes = []
-    for name, row in formats.FORMATS.items():
+    for suffix in formats.READABLE_SUFFIXES:
         for path in files:
-            stem = path.name[: -len(row.suffix)]
-            if not row.readable or not formats.goes_with(path, name) or chosen.get(stem) == path:
+            if formats.readable_suffix(path) != suffix:
                 continue
+            stem = path.name[: -len(suffix)]
             if stem in chosen:
                 notes.append(f"{path} is left out, because {chosen[stem].name} is beside it")
             else:
@@ -115,12 +116,15 @@ def make_hint(folder: Path) -> str:
     return f"segdream generate --prompts prompts/quickstart.txt --out-dir {quote(str(folder))}"
 
 
-def list_assets(paths: Sequence[Path], *, fit: bool | None) -> list[Entry]:
+def list_assets(
+    paths: Sequence[Path], *, fit: bool | None, note: Callable[[str], object] = DEFAULT.note
+) -> list[Entry]:
     """Reads every asset once, so that none is refused in the middle of an evaluation.
 
     Args:
         paths: files, each a different one.
         fit: move assets into the views and scale them to fill these; None moves those that are cut off or small.
+        note: receives the notes of the readers.
 
     Raises:
         UsageProblem: a file can't be read, or its asset has no usable size.
@@ -128,7 +132,7 @@ def list_assets(paths: Sequence[Path], *, fit: bool | None) -> list[Entry]:
     stems = Counter(stem_of(path) for path in paths)
     entries = []
     for path in paths:
-        splats = _read(path)
+        splats = _read(path, Reading(note=note))
         fitted = fit if fit is not None else not _fits(splats)
         if fitted:
             _fit(splats, path)
@@ -146,12 +150,12 @@ def with_prompts(entries: Sequence[Entry], prompts: Sequence[str]) -> list[Entry
 
 def stem_of(path: Path) -> str:
     """The file's name without the suffix of its format."""
-    suffix = formats.FORMATS[formats.format_of(path)].suffix if path.suffix else ""
-    return path.name[: -len(suffix)] or path.name
+    suffix = formats.readable_suffix(path)
+    return (path.name[: -len(suffix)] if suffix else path.stem) or path.name
 
 
-def _read(path: Path) -> Splats:
-    splats = formats.read(path)
+def _read(path: Path, reading: Reading = DEFAULT) -> Splats:
+    splats = formats.read(path, reading)
     if not len(splats):
         raise UsageProblem(f"{path} has no Gaussians", hint=ANOTHER_FILE)
     return splats

@@ -1,6 +1,7 @@
-"""Asset files, one file per format: `read`, `write`, and the table of formats.
+"""Asset files, one file per format: `read`, `write`, and the tables of formats.
 
-A new format is a file here with `read(path)` and `write(path, splats)`, and a row of `FORMATS`.
+A new format is a file here with `read(path, reading)` and `write(path, splats)`, a row of `FORMATS` if segdream writes
+it, and a row of `READERS` and a rule of `sniff.py` if segdream reads it.
 """
 
 import dataclasses
@@ -8,14 +9,14 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from os.path import isdir
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.common import ANOTHER_FILE, nesting, not_a_file
+from segdream_cli.formats.common import ANOTHER_FILE, DEFAULT, Reading, nesting
+from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import Splats
 
 DEEPEST = 50
@@ -30,16 +31,12 @@ class Format:
     """Suffix of its file names."""
     description: str
     module: str
-    """File of this folder with `write(path, splats, **options)`, with `read(path)` where `readable`, and with
-    `check_packages()` if it needs a package that is no dependency."""
+    """File of this folder with `write(path, splats, **options)`, and with `check_packages()` if it needs a package that
+    is no dependency."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of `write`."""
     readable: bool = True
-
-    def read(self, path: Path) -> Splats:
-        """Reads the asset in `path`; raises the errors of the module's `read`."""
-        splats: Splats = import_module(f"{__name__}.{self.module}").read(path)
-        return splats if nesting(splats.provenance) <= DEEPEST else dataclasses.replace(splats, provenance={})
+    """Whether segdream reads its files as assets."""
 
     def check_packages(self) -> None:
         """Raises EnvironmentProblem if the module needs a package that is missing."""
@@ -74,6 +71,27 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 """Format name -> suffix, description, read and write. The first row of a suffix is what the suffix alone means."""
 
 
+READERS: Mapping[str, str] = MappingProxyType(
+    {
+        "ply": "ply",
+        "compressed-ply": "compressed",
+        "points": "points",
+        "spz": "spz",
+        "sog": "sog",
+        "glb": "glb",
+        "usd": "usd",
+        "ksplat": "ksplat",
+        "splat": "splat",
+    }
+)
+"""Kind of file, as `sniff` names it -> file of this folder with its `read(path, reading)`."""
+READABLE_SUFFIXES = (
+    *dict.fromkeys(row.suffix for row in FORMATS.values() if row.readable),
+    *(".gltf", ".usda", ".usdc", ".ksplat", ".ply.gz"),
+)
+"""Usual suffixes of readable files."""
+
+
 def format_of(path: Path) -> str:
     """The name of the format that the suffix of `path` means.
 
@@ -101,37 +119,40 @@ def _suffixes() -> list[str]:
     return list(dict.fromkeys(row.suffix for row in FORMATS.values()))
 
 
-def read(path: Path) -> Splats:
-    """The asset in `path`, which may come from another tool, in the inner frame.
+def readable_suffix(path: Path) -> str:
+    """The longest of `READABLE_SUFFIXES` that a file name ends with; empty if there is none."""
+    return max((each for each in READABLE_SUFFIXES if path.name.lower().endswith(each)), key=len, default="")
+
+
+def read(path: Path, reading: Reading = DEFAULT) -> Splats:
+    """The asset in `path`, which may come from another tool, in the inner frame; its bytes say what it is.
 
     Raises:
-        UsageProblem: the suffix is not known, or the file can't be read as that format.
+        UsageProblem: the file can't be opened or read, or holds no asset.
     """
-    return check_readable(path).read(path)
+    splats: Splats = import_module(f"{__name__}.{READERS[kind_of(path)]}").read(path, reading)
+    return splats if nesting(splats.provenance) <= DEEPEST else dataclasses.replace(splats, provenance={})
 
 
-def check_readable(path: Path) -> Format:
-    """The format to read `path` in, without opening it.
+def kind_of(path: Path) -> str:
+    """The kind of the file `path`, a key of `READERS`: that of its bytes or, if they are unknown, of its suffix.
 
     Raises:
-        UsageProblem: it is a folder, or its suffix is not known or that of a format that can only be written.
+        UsageProblem: the file can't be opened, or neither its bytes nor its suffix are those of an asset.
     """
-    if isdir(path):  # noqa: PTH112 - Path.is_dir raises if a name is too long
-        raise not_a_file(path)
-    readable = list(dict.fromkeys(row.suffix for row in FORMATS.values() if row.readable))
-    known = ", ".join(readable)
-    if not any(goes_with(path, key) for key in FORMATS):
-        nearest = difflib.get_close_matches(path.suffix.lower(), readable, n=1, cutoff=0.7)
-        raise UsageProblem(
-            f"{path} has no known suffix; give the asset as one of {known}",
-            hint=f"mv -n {quote(str(path))} {quote(str(path.with_suffix(nearest[0])))}" if nearest else ANOTHER_FILE,
-        )
-    row = FORMATS[format_of(path)]
-    if not row.readable:
-        raise UsageProblem(
-            f"segdream can write {row.suffix} files but not read them: {path}", hint=f"give the asset as one of {known}"
-        )
-    return row
+    found = sniff(path)
+    if found is not None:
+        return found
+    known = ", ".join(READABLE_SUFFIXES)
+    for name in FORMATS:
+        if goes_with(path, name):
+            if not FORMATS[name].readable:
+                raise UsageProblem(
+                    f"segdream can write {FORMATS[name].suffix} files but not read them: {path}",
+                    hint=f"give the asset as one of {known}",
+                )
+            return next(kind for kind, module in READERS.items() if module == FORMATS[name].module)
+    raise UsageProblem(f"{path} is no asset that segdream reads; it reads {known}", hint=ANOTHER_FILE)
 
 
 def check_format(path: Path, format: str | None = None) -> str:

@@ -4,17 +4,19 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdream_cli.errors import SegdreamError, UsageProblem
-from segdream_cli.splats import OPACITY_LOGIT_LIMIT, Float32s, Splats, find_nonfinite
+from segdream_cli.splats import OPACITY_LOGIT_LIMIT, Float32s, Splats, find_nonfinite, find_unusable, sanitize
 from segdream_cli.util.files import known_problem, parse_json
 
 ANOTHER_FILE = 'give another file, or make one: segdream generate "a red mushroom" -o mushroom.ply'
@@ -26,6 +28,14 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, V
 CACHED_ROWS = 4096
 """Rows to convert at a time, so that a block stays in the processor's cache from step to step."""
 
+GZIP = b"\x1f\x8b"
+SPZ_MAGIC, SPZ_4 = b"NGSP", b"\4\0\0\0"
+"""Start of every version of SPZ, and its version 4, which is not gzip itself."""
+UNPACKED_FREE = 1 << 26
+"""Bytes that any file may unpack to; a larger one that unpacks to UNPACKED_RATIO times its size is a bomb."""
+UNPACKED_RATIO = 64
+UNPACKED_AT_ONCE = 1 << 20
+
 _BYTES = np.arange(256, dtype=np.float64)
 with np.errstate(divide="ignore"):
     BYTE_LOGITS: Float32s = np.clip(
@@ -34,26 +44,79 @@ with np.errstate(divide="ignore"):
 """Opacity logit of each byte of opacity, [256]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to read a file, beyond what its bytes say."""
+
+    strict: bool = False
+    """Refuse a file with rows that are not finite, which are dropped otherwise."""
+    as_splats: bool = False
+    """Read a plain point cloud as small Gaussians."""
+    note: Callable[[str], object] = lambda _: None
+    """Receives a message about each change that the reader makes, such as rows that it drops."""
+
+
+DEFAULT = Reading()
+
+
 @contextmanager
 def open_asset(path: Path) -> Iterator[BinaryIO]:
-    """Opens the regular file `path` for reading.
+    """Opens the regular file `path` for reading; what gzip packs is unpacked, unless it is SPZ.
 
     Raises:
-        UsageProblem: it is missing, empty, a folder or a pipe, or reading it is not permitted.
+        UsageProblem: it is missing, empty, a folder or a pipe, reading it is not permitted, or it is damaged gzip.
         SegdreamError: the disk fails, or too many files are open.
     """
     try:
         if path.exists() and not path.is_file():
             raise not_a_file(path)
         with path.open("rb") as stream:
-            if not stream.read(1):
+            head = stream.read(512)
+            if not head:
                 raise UsageProblem(f"{path} is empty", hint=ANOTHER_FILE)
             stream.seek(0)
-            yield stream
+            if not _is_packed(head):
+                yield stream
+            else:
+                with TemporaryFile() as unpacked:
+                    _unpack(path, stream, unpacked)
+                    yield unpacked
     except OSError as problem:
         reason = problem.strerror or problem
         unknown = UsageProblem(f"{path} can't be read: {reason}", hint=ANOTHER_FILE)
         raise known_problem(problem, path, "read") or unknown from problem
+
+
+def _is_packed(head: bytes) -> bool:
+    """Whether a file with this head is gzip of something other than SPZ, whose reader reads the member itself."""
+    try:
+        start = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(head, 8) if head[:2] == GZIP else b""
+    except zlib.error:
+        return False
+    return len(start) >= 4 and (start[:4] != SPZ_MAGIC or start[4:8] == SPZ_4)
+
+
+def _unpack(path: Path, packed: BinaryIO, target: BinaryIO) -> None:
+    """Unpacks a gzip member; leaves `target` at its start.
+
+    Raises:
+        UsageProblem: it is damaged or truncated, or unpacks to too much.
+    """
+    room = max(UNPACKED_FREE, UNPACKED_RATIO * packed.seek(0, 2))
+    packed.seek(0)
+    stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    while not stream.eof:
+        part = stream.unconsumed_tail or packed.read(UNPACKED_AT_ONCE)
+        if not part:
+            raise UsageProblem(f"{path} is truncated", hint=f"copy or download {quote(str(path))} again")
+        try:
+            unpacked = stream.decompress(part, UNPACKED_AT_ONCE)
+        except zlib.error as problem:
+            raise UsageProblem(f"{path} is damaged: {problem}", hint=ANOTHER_FILE) from problem
+        room -= target.write(unpacked)
+        if room < 0:
+            raise UsageProblem(f"{path} unpacks to more than {UNPACKED_RATIO} times its size", hint=ANOTHER_FILE)
+    target.seek(0)
 
 
 def not_a_file(path: Path) -> UsageProblem:
@@ -61,16 +124,33 @@ def not_a_file(path: Path) -> UsageProblem:
     return UsageProblem(f"{path} is not a file", hint=ANOTHER_FILE)
 
 
-def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:
-    """Refuses a file of `count` rows of which those at the indices `bad` are not finite.
+def finish(path: Path, splats: Splats, reading: Reading = DEFAULT) -> Splats:
+    """The Gaussians of a file after `sanitize`, without rows that are unusable, of which a note gives the number.
 
     Raises:
-        UsageProblem: there are such rows.
+        UsageProblem: all rows are unusable, or `reading` is strict and some are.
+    """
+    bad = find_unusable(splats)
+    if len(bad):
+        problem = f"{len(bad)} of {len(splats)} rows have a value that is not a finite number"
+        if reading.strict or len(bad) == len(splats):
+            hint = ANOTHER_FILE if len(bad) == len(splats) else "leave out --strict, which refuses such rows"
+            raise UsageProblem(f"{path}: {problem}, the first is row {bad[0]}", hint=hint)
+        reading.note(f"{path}: {problem} and are left out; --strict refuses such files")
+        splats = splats.select(np.delete(np.arange(len(splats)), bad))
+    return sanitize(splats)
+
+
+def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:
+    """Refuses a point cloud of `count` points of which those at the indices `bad` are not finite.
+
+    Raises:
+        UsageProblem: there are such points.
     """
     if len(bad):
         raise UsageProblem(
             f"{path}: {len(bad)} of {count} rows have a value that is not a finite number, the first is row {bad[0]}",
-            hint=f"npx @playcanvas/splat-transform {quote(str(path))} --filter-nan clean.ply",
+            hint=ANOTHER_FILE,
         )
 
 

@@ -14,17 +14,19 @@ from segdream_cli.formats.common import (
     ANOTHER_FILE,
     BYTE_LOGITS,
     CACHED_ROWS,
+    DEFAULT,
+    Reading,
+    finish,
     open_asset,
     parse_provenance,
     provenance_comments,
-    refuse_nonfinite,
     require_finite,
 )
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.ply import REST_COUNTS, rest_names
 from segdream_cli.formats.ply_header import Element, header_text, read_header
 from segdream_cli.formats.spz_values import UInt32s
-from segdream_cli.splats import SH_C0, Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
+from segdream_cli.splats import SH_C0, Float32s, Splats, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
 
 CHUNK = 256
@@ -69,11 +71,11 @@ def write(path: Path, splats: Splats) -> None:
         stream.writelines([bounds.tobytes(), vertices.tobytes(), harmonics.tobytes()])
 
 
-def read(path: Path) -> Splats:
+def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """The Gaussians of a compressed PLY, in the inner frame, to the precision of its bits.
 
     Raises:
-        UsageProblem: the file can't be opened, is not a compressed PLY, is damaged, or holds an invalid value.
+        UsageProblem: the file can't be opened, is not a compressed PLY, is damaged, or holds no finite row.
     """
     elements, comments = _read_elements(path)
     chunks, vertices = elements["chunk"], elements["vertex"]
@@ -90,8 +92,7 @@ def read(path: Path) -> Splats:
     for start in range(0, len(chunks), CACHED_CHUNKS):  # a block stays in the cache from step to step
         block = slice(start * CHUNK, min(n, (start + CACHED_CHUNKS) * CHUNK))
         _unpack_block(chunks[start : start + CACHED_CHUNKS], vertices[block], splats, block)
-    refuse_nonfinite(path, find_nonfinite(splats), n)
-    return from_ply_frame(sanitize(splats))
+    return from_ply_frame(finish(path, splats, reading))
 
 
 def _unpack_block(chunks: NDArray[np.void], vertices: NDArray[np.void], splats: Splats, rows: slice) -> None:

@@ -19,15 +19,17 @@ from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats.common import (
     ANOTHER_FILE,
+    DEFAULT,
+    Reading,
     extras_provenance,
+    finish,
     open_asset,
     provenance_extras,
-    refuse_nonfinite,
     require_finite,
     to_log_scales,
     to_opacity_logits,
 )
-from segdream_cli.splats import BANDS, SH_C0, Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
+from segdream_cli.splats import BANDS, SH_C0, Float32s, Float64s, Splats, concat, sanitize
 from segdream_cli.splats.transform import rotation_matrices, transform
 from segdream_cli.util.files import atomic_write, parse_json
 
@@ -137,7 +139,7 @@ def _document(columns: Mapping[str, NDArray[Any]], extras: Mapping[str, Any]) ->
     }
 
 
-def read(path: Path) -> Splats:
+def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """All Gaussians of a .glb's scene, where its nodes place them, in the inner frame.
 
     Raises:
@@ -165,9 +167,7 @@ def read(path: Path) -> Splats:
         parts.append(part)
     if not parts:
         raise UsageProblem(f"{path} holds no Gaussians: no primitive of its scene has {EXTENSION}", hint=ANOTHER_FILE)
-    splats = concat(parts, extras_provenance(document))
-    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
-    return sanitize(splats)
+    return finish(path, concat(parts, extras_provenance(document)), reading)
 
 
 def holds_gaussians(path: Path) -> bool:

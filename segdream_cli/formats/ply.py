@@ -18,14 +18,16 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import (
     ANOTHER_FILE,
     CACHED_ROWS,
+    DEFAULT,
+    Reading,
+    finish,
     open_asset,
     parse_provenance,
     provenance_comments,
-    refuse_nonfinite,
     require_finite,
 )
 from segdream_cli.formats.ply_header import BYTE_ORDERS, Element, PlyHeader, damage_error, header_text, read_header
-from segdream_cli.splats import Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
+from segdream_cli.splats import BANDS, SH_C0, Float32s, Splats, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
 
 MEANS = ("x", "y", "z")
@@ -35,8 +37,13 @@ OPACITY = ("opacity",)
 LOG_SCALES = ("scale_0", "scale_1", "scale_2")
 QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
 REQUIRED = (*MEANS, *SH0, *OPACITY, *LOG_SCALES, *QUATS)
+COLOURS = ("red", "green", "blue")
 REST_COUNTS = (0, 9, 24, 45)
 """Numbers of `f_rest` properties, by SH degree."""
+FLAT = np.float32(np.log(1e-6))
+"""Log-scale of the third axis of 2D Gaussians, which have only two."""
+FAR, STEPS = 1e4, 1 << 16
+"""Centres beyond FAR units are moved to the origin if float32 has fewer than STEPS values across the asset there."""
 PACKED = "packed_position"
 """A property that marks PlayCanvas's compressed layout."""
 
@@ -93,74 +100,78 @@ def save(path: Path, rows: NDArray[np.void], comments: Sequence[str]) -> None:
         data.write(str(temporary))
 
 
-def holds_gaussians(path: Path) -> bool:
-    """Whether a PLY is an asset rather than a point cloud or a mesh; only its header is read.
-
-    Raises:
-        UsageProblem: the file can't be opened, is not a PLY, is damaged, or has no vertices.
-    """
-    with open_asset(path) as stream:
-        vertices = _elements_to_vertices(path, read_header(path, stream), stream)[-1]
-        return is_asset(name for name, _ in vertices.properties)
-
-
 def is_asset(names: Iterable[str]) -> bool:
     """Whether vertices with these properties are Gaussians, in a layout that segdream reads or another."""
     return not {*SH0, *LOG_SCALES, PACKED}.isdisjoint(names)
 
 
-def read(path: Path) -> Splats:
+def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """The Gaussians of a PLY from any tool, in the inner frame.
 
-    Properties may stand in any order, as text or in either byte order, as float or double; other properties are
-    ignored. Quaternions are normalised, and zero ones become the identity. Log-scales and opacity logits are clamped
-    as in `write`. The highest bands of spherical harmonics are dropped if they are zero for all Gaussians.
+    Properties may stand in any order, as text or in either byte order, as numbers of any type; other properties are
+    ignored. Colours may be red, green and blue in place of f_dc. Without scale_2 the Gaussians are flat. Quaternions
+    are normalised, and zero ones become the identity. Log-scales and opacity logits are clamped as in `write`. The
+    highest bands of spherical harmonics are dropped if they are zero for all Gaussians, incomplete, or of degree 4.
 
     Raises:
         UsageProblem: the file can't be opened, is not a PLY, is damaged, or holds something other than Gaussians.
     """
-    return to_splats(read_vertices(path))
+    return to_splats(read_vertices(path), reading)
 
 
-def to_splats(vertices: "Vertices") -> Splats:
+def to_splats(vertices: "Vertices", reading: Reading = DEFAULT) -> Splats:
     """The Gaussians in vertices, in the inner frame; raises the errors of `read`."""
-    path = vertices.path
     names = vertices.rows.dtype.names or ()
-    _require(path, names)
-    rest = [name for name in names if name.startswith("f_rest_")]
-    if len(rest) not in REST_COUNTS or set(rest) != set(rest_names(len(rest))):
-        raise UsageProblem(
-            f"{path} has {len(rest)} f_rest properties where an asset has 0, 9, 24 or 45", hint=ANOTHER_FILE
-        )
-
+    _require(vertices.path, names)
+    flat = LOG_SCALES[2] not in names
+    log_scales = vertices.floats(LOG_SCALES[:2] if flat else LOG_SCALES)
     splats = Splats(
-        means=vertices.floats(MEANS),
+        means=vertices.means(reading),
         quats=vertices.floats(QUATS),
-        log_scales=vertices.floats(LOG_SCALES),
+        log_scales=np.pad(log_scales, ((0, 0), (0, 1)), constant_values=FLAT) if flat else log_scales,
         opacity_logits=vertices.floats(OPACITY)[:, 0],
-        sh0=vertices.floats(SH0),
-        shN=_trim_bands(vertices.floats(rest_names(len(rest)))),
+        sh0=vertices.floats(SH0) if SH0[0] in names else (vertices.colors() - np.float32(0.5)) / np.float32(SH_C0),
+        shN=_harmonics(vertices, reading),
         provenance=parse_provenance(vertices.comments),
     )
-    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
-    return from_ply_frame(sanitize(splats))
+    return from_ply_frame(finish(vertices.path, splats, reading))
 
 
 def _require(path: Path, names: Sequence[str]) -> None:
     """Refuses vertices that lack a property of Gaussians, and names what they are instead."""
-    missing = [name for name in REQUIRED if name not in names]
+    optional = {LOG_SCALES[2]} | (set(SH0) if SH0[0] not in names and set(COLOURS) <= set(names) else set())
+    missing = [name for name in REQUIRED if name not in names and name not in optional]
     if not missing:
         return
     if PACKED in names:
-        raise UsageProblem(
-            f"{path} is a compressed PLY, whose Gaussians are packed",
-            hint=f"mv {quote(str(path))} {quote(str(path.with_suffix('.compressed.ply')))}",
-        )
+        raise UsageProblem(f"{path} is a compressed PLY, whose Gaussians are packed", hint=ANOTHER_FILE)
     if not is_asset(names) and set(MEANS) <= set(names):
-        raise UsageProblem(
-            f"{path} holds points, not Gaussians", hint=f"segdream generate PROMPT --init {quote(str(path))}"
-        )
+        raise UsageProblem(f"{path} holds points, not Gaussians", hint=as_splats_hint(path))
     raise UsageProblem(f"{path} holds no Gaussians: it lacks the properties {', '.join(missing)}", hint=ANOTHER_FILE)
+
+
+def as_splats_hint(path: Path) -> str:
+    """The command that makes Gaussians of a point cloud."""
+    return f"segdream export {quote(str(path))} --as-splats -o {quote(path.stem.partition('.')[0])}-splats.ply"
+
+
+def _harmonics(vertices: "Vertices", reading: Reading) -> Float32s:
+    """The whole degrees of the f_rest properties up to the third, [n, k, 3]; a note tells what is left out."""
+    rest = {name for name in vertices.rows.dtype.names or () if name.startswith("f_rest_")}
+    stored, odd = divmod(len(rest), 3)
+    if odd or rest != set(rest_names(len(rest))):
+        reading.note(
+            f"{vertices.path}: its {len(rest)} f_rest properties are not those of three colours and are left out"
+        )
+        stored = 0
+    k = max(each for each in BANDS if each <= stored)
+    if k < stored:
+        reading.note(
+            f"{vertices.path}: spherical harmonics beyond degree {BANDS.index(k)} are left out: "
+            f"{stored} coefficients per colour are more than that takes, and fewer than a degree more or beyond 3"
+        )
+    names = [f"f_rest_{color * stored + i}" for color in range(3) for i in range(k)]
+    return _trim_bands(vertices.floats(names))
 
 
 def _trim_bands(rest: Float32s) -> Float32s:
@@ -185,24 +196,51 @@ class Vertices:
     """The comments of the file's header."""
 
     def floats(self, names: Sequence[str]) -> Float32s:
-        """The named properties as float32, [n, len(names)]; values out of its range become infinite.
-
-        Raises:
-            UsageProblem: one of them is an integer in the file.
-        """
+        """The named properties as float32, [n, len(names)]; values out of its range become infinite."""
         columns = np.empty((len(self.rows), len(names)), np.float32)
-        for name in names:
-            kind = self.rows.dtype[name]
-            if kind.kind != "f":
-                raise UsageProblem(
-                    f"{self.path}: the property {name} is of type {kind.name}, not float", hint=ANOTHER_FILE
-                )
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, len(columns), CACHED_ROWS):  # convert all columns of a block while it is in the cache
                 block = slice(start, start + CACHED_ROWS)
                 for i, name in enumerate(names):
                     columns[block, i] = self.rows[name][block]
         return columns
+
+    def means(self, reading: Reading) -> Float32s:
+        """The centres [n, 3]; doubles that float32 would round visibly are moved to the origin, with a note."""
+        columns = [self.rows[name] for name in MEANS]
+        if any(column.dtype.itemsize < 8 for column in columns):
+            return self.floats(MEANS)
+        limit = float(np.finfo(np.float32).max)
+        finite = [column[np.abs(column) <= limit] for column in columns]  # without NaN
+        if not all(map(len, finite)):
+            return self.floats(MEANS)
+        low, high = (np.array([function(column) for column in finite], np.float64) for function in (np.min, np.max))
+        reach = float(np.maximum(np.abs(low), np.abs(high)).max())
+        if reach < FAR or np.spacing(np.float32(reach)) * STEPS <= (high - low).max():
+            return self.floats(MEANS)
+        offset = np.rint(low / 2 + high / 2)
+        moved = ", ".join(f"{value:.0f}" for value in -offset)
+        reading.note(f"{self.path}: its centres are moved by {moved}, because 32-bit numbers would round them too much")
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.stack([column - shift for column, shift in zip(columns, offset, strict=True)], 1).astype(
+                np.float32
+            )
+
+    def colors(self) -> Float32s:
+        """The properties red, green and blue in 0..1, [n, 3]: bytes, 16-bit integers, or floats.
+
+        Raises:
+            UsageProblem: they are of another type.
+        """
+        columns = np.stack([self.rows[name] for name in COLOURS], axis=1)
+        if columns.dtype.kind == "f":
+            return self.floats(COLOURS)
+        if columns.dtype not in (np.uint8, np.uint16):
+            raise UsageProblem(
+                f"{self.path}: the colours are of type {columns.dtype.name}, not uchar, ushort or float",
+                hint=ANOTHER_FILE,
+            )
+        return (columns / np.iinfo(columns.dtype).max).astype(np.float32)
 
 
 def read_vertices(path: Path) -> Vertices:

@@ -25,17 +25,20 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import (
     ANOTHER_FILE,
     BYTE_LOGITS,
+    DEFAULT,
     ZIP_ERRORS,
+    Reading,
     escapes_archive,
     extras_provenance,
+    finish,
     open_asset,
     provenance_extras,
-    refuse_nonfinite,
     require_finite,
 )
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
-from segdream_cli.splats import BANDS, Float32s, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
+from segdream_cli.formats.sniff import META, META_LIMIT
+from segdream_cli.splats import BANDS, Float32s, Splats, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write, parse_json
 
 Bytes = NDArray[np.uint8]
@@ -47,9 +50,6 @@ NOISE = "means_l.webp"
 PALETTE_COLUMNS = 64
 """Entries per row of the palette's image; each takes one pixel per coefficient."""
 
-META = "meta.json"
-META_LIMIT = 1 << 20
-"""Limit of `meta.json` in bytes; a real one takes about 15,000."""
 SMALL_COUNT = 1 << 20
 """Number of Gaussians that a file of any size may claim; a file that claims more needs at least as many bytes."""
 SMALL_IMAGE = 1 << 16
@@ -168,7 +168,7 @@ def _webp(pixels: Callable[[], Bytes], effort: int) -> bytes:
     return stream.getvalue()
 
 
-def read(path: Path) -> Splats:
+def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """The Gaussians of a bundle, in the inner frame, within its quantisation; memory stays in proportion to the file.
 
     Raises:
@@ -185,8 +185,7 @@ def read(path: Path) -> Splats:
             source = _Source(path, size, bundle)
             meta = source.meta()
             splats = _decode(source, meta)
-    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
-    return from_ply_frame(sanitize(splats))
+    return from_ply_frame(finish(path, splats, reading))
 
 
 @dataclass(frozen=True, slots=True)

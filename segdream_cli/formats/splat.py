@@ -9,18 +9,26 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import (
     ANOTHER_FILE,
     BYTE_LOGITS,
+    DEFAULT,
+    Reading,
+    finish,
     open_asset,
-    refuse_nonfinite,
     require_finite,
     to_log_scales,
 )
 from segdream_cli.formats.ordering import argsort_descending
-from segdream_cli.splats import SH_C0, Splats, find_nonfinite, from_ply_frame, sanitize, to_ply_frame
+from segdream_cli.splats import SH_C0, Splats, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
 
 ROW = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
 BLOCK = 1 << 14
 """Rows to convert at a time, which stay in the cache from step to step."""
+UNIT = 0.05
+"""How far the length of a quaternion in bytes may be from 1."""
+LARGEST = np.float32(1e9)
+"""Largest standard deviation of a plausible row."""
+PLAUSIBLE = 0.75
+"""Share of rows that must be plausible."""
 
 
 def write(path: Path, splats: Splats) -> None:
@@ -54,11 +62,25 @@ def _fill(rows: NDArray[np.void], splats: Splats, part: slice) -> None:
     rows["quats"] = np.clip(np.rint(splats.quats[part] * 128 + 128), 0, 255)
 
 
-def read(path: Path) -> Splats:
+def is_plausible(head: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes that begins with `head` can be a .splat, which has no magic number.
+
+    Most rows must be finite, with scales that are not negative and with quaternions of length 1 or 0.
+    """
+    if size % ROW.itemsize or len(head) < ROW.itemsize:
+        return False
+    rows = np.frombuffer(head, ROW, len(head) // ROW.itemsize)
+    lengths = np.linalg.norm(rows["quats"] / 128.0 - 1, axis=1)
+    with np.errstate(invalid="ignore"):
+        good = np.isfinite(rows["means"]).all(axis=1) & ((rows["scales"] >= 0) & (rows["scales"] < LARGEST)).all(axis=1)
+    return float((good & ((np.abs(lengths - 1) < UNIT) | (lengths == 0))).mean()) >= PLAUSIBLE
+
+
+def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """The Gaussians of a .splat file, in the inner frame, to the precision of its bytes.
 
     Raises:
-        UsageProblem: the file can't be opened, its size is not a multiple of 32, or it holds an invalid value.
+        UsageProblem: the file can't be opened, its rows are not plausible, or none is finite.
     """
     with open_asset(path) as stream:
         content = stream.read()
@@ -66,6 +88,10 @@ def read(path: Path) -> Splats:
         raise UsageProblem(
             f"{path} is truncated or not a .splat file: {len(content)} bytes is not a multiple of {ROW.itemsize}",
             hint=ANOTHER_FILE,
+        )
+    if not is_plausible(content, len(content)):
+        raise UsageProblem(
+            f"{path} is not a .splat file: its rows are not Gaussians with unit quaternions", hint=ANOTHER_FILE
         )
     rows = np.frombuffer(content, ROW)
     splats = Splats(
@@ -76,5 +102,4 @@ def read(path: Path) -> Splats:
         sh0=((rows["rgba"][:, :3] / np.float32(255) - np.float32(0.5)) / np.float32(SH_C0)).astype(np.float32),
         shN=np.zeros((len(rows), 0, 3), np.float32),
     )
-    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
-    return from_ply_frame(sanitize(splats))
+    return from_ply_frame(finish(path, splats, reading))

@@ -21,6 +21,13 @@ from segdream_cli.errors import EnvironmentProblem, UsageProblem
 from segdream_cli.formats.common import (
     ANOTHER_FILE,
     BYTE_LOGITS,
+    DEFAULT,
+    GZIP,
+    SPZ_MAGIC,
+    UNPACKED_FREE,
+    UNPACKED_RATIO,
+    Reading,
+    finish,
     open_asset,
     parse_provenance,
     provenance_comments,
@@ -38,7 +45,6 @@ from segdream_cli.formats.spz_values import (
 from segdream_cli.splats import Splats, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write
 
-MAGIC, GZIP = b"NGSP", b"\x1f\x8b"
 HEADER = struct.Struct("<4sIIBBBB")
 """Magic, version, count, SH degree, fractional bits, flags, number of streams (0 before version 4)."""
 HEADER_4 = struct.Struct("<4sIIBBBBI12x")
@@ -62,9 +68,6 @@ FRACTIONAL_BITS = (12, 16, 20)
 COEFFICIENTS = (0, 3, 8, 15, 24)
 """Number of higher spherical harmonics by degree; the reader skips those of degree 4."""
 
-UNPACKED_FREE = 1 << 26
-"""Bytes that any file may unpack to; a larger one that unpacks to UNPACKED_RATIO times its size is a bomb."""
-UNPACKED_RATIO = 64
 EXTENSIONS_LIMIT = 1 << 16
 DEFLATED_AT_ONCE = 1 << 20
 """Bytes that a thread deflates at a time; the file does not depend on how many threads there are."""
@@ -87,7 +90,7 @@ class _Header:
     def to_bytes(self) -> bytes:
         """The first 16 bytes of a file, decoded."""
         values = (self.version, self.count, self.degree, self.fractional_bits, self.flags, self.streams)
-        return HEADER.pack(MAGIC, *values)
+        return HEADER.pack(SPZ_MAGIC, *values)
 
     def sizes(self) -> Mapping[str, int]:
         """Attribute -> number of bytes, in the order of the file; attributes without bytes are left out."""
@@ -131,7 +134,7 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
         stream.writelines(parts)
 
 
-def read(path: Path) -> Splats:
+def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """The Gaussians of an SPZ file of version 2, 3 or 4, in the inner frame, within the rounding of its bytes.
 
     The file is in the PLY frame unless one of its extensions names another. Spherical harmonics of
@@ -143,7 +146,7 @@ def read(path: Path) -> Splats:
     """
     with open_asset(path) as stream:
         content = stream.read()
-    if content[:4] == MAGIC:
+    if content[:4] == SPZ_MAGIC:
         header, blocks, extensions = _zstandard_blocks(path, content)
     elif content[:2] == GZIP:
         header, blocks, extensions = _gzip_blocks(path, content)
@@ -153,7 +156,8 @@ def read(path: Path) -> Splats:
     harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :15]
     records = _records(header, extensions)
     frame = _frame(path, records)
-    splats = sanitize(
+    splats = finish(
+        path,
         Splats(
             means=unpack_means(blocks["means"], header.fractional_bits),
             quats=unpack_quats(blocks["rotations"], header.version),
@@ -162,7 +166,8 @@ def read(path: Path) -> Splats:
             sh0=BYTE_COLOURS[blocks["colours"].reshape(-1, 3)],
             shN=unpack_harmonics(harmonics),
             provenance=_provenance(content, records),
-        )
+        ),
+        reading,
     )
     return splats if frame == RUB else from_ply_frame(splats)
 
@@ -246,7 +251,7 @@ def _parse_header(path: Path, head: bytes, size: int) -> _Header:
         raise UsageProblem(f"{path} is truncated in its header", hint=ANOTHER_FILE)
     magic, *values = HEADER.unpack_from(head)
     header = _Header(*values)
-    if magic != MAGIC:
+    if magic != SPZ_MAGIC:
         raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
     if not 2 <= header.version <= 4:
         raise UsageProblem(

@@ -1,4 +1,4 @@
-"""OpenUSD's `ParticleField3DGaussianSplat` (26.03 and later) in a `.usdz` package, with Pixar's own library.
+"""OpenUSD's `ParticleField3DGaussianSplat` (26.03 and later) in a package or a layer, with Pixar's own library.
 
 The stage is y up like the inner frame. Scales and opacities are stored after their activations; the spherical
 harmonics are stored per Gaussian, degree 0 first. The library is the extra "usd", and is imported here only.
@@ -7,6 +7,7 @@ harmonics are stored per Gaussian, degree 0 first. The library is the extra "usd
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -23,15 +24,17 @@ from segdream_cli import __version__
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats.common import (
     ANOTHER_FILE,
+    DEFAULT,
     ZIP_ERRORS,
+    Reading,
     escapes_archive,
+    finish,
     open_asset,
-    refuse_nonfinite,
     require_finite,
     to_log_scales,
     to_opacity_logits,
 )
-from segdream_cli.splats import Float32s, Float64s, Splats, concat, find_nonfinite, sanitize
+from segdream_cli.splats import Float32s, Float64s, Splats, concat, sanitize
 from segdream_cli.splats.transform import transform
 from segdream_cli.util.files import LARGER_DISK, atomic_write, parse_json, scratch_space
 
@@ -45,6 +48,8 @@ MEMORY, SECONDS = 2 << 30, 30
 """Bytes and seconds of processor time that reading a file may take; a large file gets more."""
 PATIENCE = 10
 """Factor from processor time to the time-out by the clock, for busy machines."""
+LAYERS = {b"PK\x03\x04": ".usdz", b"PXR-USDC": ".usdc", b"#usda ": ".usda"}
+"""Start of a file -> the suffix by which the library chooses its reader."""
 UNREADABLE = "is damaged: the library could not read it"
 Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 """Rotation of a z-up stage into the inner frame."""
@@ -117,41 +122,58 @@ def _fill(pxr: "_Pxr", stage: Any, splats: Splats) -> None:
     layer.Save()
 
 
-def read(path: Path) -> Splats:
-    """All Gaussians of a package's stage, where its transforms place them, in the inner frame.
+def read(path: Path, reading: Reading = DEFAULT) -> Splats:
+    """All Gaussians of a stage, where its transforms place them, in the inner frame.
 
-    Lengths stay in units of the stage, whatever its metersPerUnit. Spherical harmonics above degree 3 are left
-    out. This function checks the package, including its checksums, so accidental damage never reaches the library. The
-    library runs in a process of its own, since a malicious file can crash or hang it.
+    The stage is a `.usdz` package, a binary layer or a text layer. Nothing outside the file is read. Lengths stay in
+    units of the stage, whatever its metersPerUnit. Spherical harmonics above degree 3 are left out. This function
+    checks a package, including its checksums, so accidental damage never reaches the library. The library runs in a
+    process of its own, since a malicious file can crash or hang it.
 
     Raises:
         EnvironmentProblem: the extra "usd" is not installed.
-        UsageProblem: the file can't be opened, is not a package, is damaged, refers to other files, or is empty.
+        UsageProblem: the file can't be opened, is not a stage, is damaged, refers to other files, or is empty.
     """
     _Pxr.load()
-    with open_asset(path) as stream:
-        size = _check_package(path, stream)
     with scratch_space() as folder:
-        target = folder / "splats.npz"
-        problem = _apart(path, target, MEMORY + 64 * size, SECONDS + size // 1_000_000)
+        copy, target = _copy_stage(path, folder), folder / "splats.npz"
+        size = copy.stat().st_size
+        problem = _apart(copy, target, MEMORY + 64 * size, SECONDS + size // 1_000_000)
         if problem:
             raise UsageProblem(f"{path} {problem}", hint=ANOTHER_FILE)
         with np.load(target, allow_pickle=False) as found:
             arrays = dict(found)
     provenance = _provenance(str(arrays.pop(PROVENANCE)))
-    splats = Splats(**arrays, provenance=provenance)
-    refuse_nonfinite(path, find_nonfinite(splats), len(splats))
-    return sanitize(splats)
+    return finish(path, Splats(**arrays, provenance=provenance), reading)
 
 
-def _check_package(path: Path, stream: BinaryIO) -> int:
-    """The size in bytes of a package, after a check that its members are uncompressed and their checksums are right.
+def _copy_stage(path: Path, folder: Path) -> Path:
+    """A copy of the stage in `path` in a folder of its own, with the suffix that the library needs for its content.
 
     Raises:
-        UsageProblem: it is not such a package.
+        UsageProblem: it is not a stage, or a damaged package.
     """
-    if stream.read(4) != b"PK\x03\x04":
-        raise UsageProblem(f"{path} is not a .usdz package", hint=ANOTHER_FILE)
+    with open_asset(path) as stream:
+        head = stream.read(8)
+        suffix = next((suffix for magic, suffix in LAYERS.items() if head.startswith(magic)), None)
+        if suffix is None:
+            raise UsageProblem(f"{path} is not a .usdz package, nor a .usda or .usdc layer", hint=ANOTHER_FILE)
+        stream.seek(0)
+        if suffix == ".usdz":
+            _check_package(path, stream)
+            stream.seek(0)
+        copy = folder / f"asset{suffix}"
+        with copy.open("wb") as target:
+            shutil.copyfileobj(stream, target)
+    return copy
+
+
+def _check_package(path: Path, stream: BinaryIO) -> None:
+    """Checks that a package's members are uncompressed and their checksums right.
+
+    Raises:
+        UsageProblem: they are not, or it is not a package.
+    """
     size = stream.seek(0, io.SEEK_END)
     try:
         with zipfile.ZipFile(stream) as package:
@@ -172,7 +194,6 @@ def _check_package(path: Path, stream: BinaryIO) -> int:
         raise UsageProblem(f"{path} is not a .usdz package: {problem}", hint=ANOTHER_FILE) from problem
     if wrong is not None:
         raise UsageProblem(f"{path} is damaged: the checksum of {wrong[:80]!r} is wrong", hint=ANOTHER_FILE)
-    return size
 
 
 def _apart(path: Path, target: Path, memory: int, seconds: int) -> str:
@@ -202,7 +223,7 @@ def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
         layer = pxr.Sdf.Layer.OpenAsAnonymous(str(path))
         if layer is None:
             return "is damaged: it has no layer"
-        if layer.GetCompositionAssetDependencies():
+        if layer.GetCompositionAssetDependencies() or _has_clips(pxr, layer):
             return "refers to other files, which segdream does not read"
         parts = list(_parts(pxr, pxr.Usd.Stage.Open(layer)))
         if not parts:
@@ -215,6 +236,18 @@ def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
     arrays[PROVENANCE] = np.array(note)
     np.savez(target, **arrays)
     return ""
+
+
+def _has_clips(pxr: "_Pxr", layer: Any) -> bool:
+    """Whether a prim of a layer takes values from clips, files that are not among its composition dependencies."""
+    found: list[str] = []
+
+    def visit(path: Any) -> None:
+        if path.IsPrimPath() or path.IsPrimVariantSelectionPath():
+            found.extend(key for key in layer.GetObjectAtPath(path).ListInfoKeys() if key.startswith("clip"))
+
+    layer.Traverse(pxr.Sdf.Path.absoluteRootPath, visit)
+    return bool(found)
 
 
 def _parts(pxr: "_Pxr", stage: Any) -> Iterator[Splats]:

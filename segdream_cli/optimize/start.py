@@ -13,10 +13,11 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from segdream_cli import formats
 from segdream_cli.config import InitConfig
 from segdream_cli.distill.prompt import clean_prompt
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats import ply, points
+from segdream_cli.formats import points
 from segdream_cli.pointe.model import PointCloud
 from segdream_cli.priors.profile import Vocabulary
 from segdream_cli.splats import SH_C0
@@ -79,9 +80,9 @@ def initial_gaussians(
         means, rgb = SHAPES[config.shape](config, generator), None
     else:
         path = Path(config.shape)
-        if ply.holds_gaussians(path):
-            return Gaussians.from_splats(ply.read(path))
-        xyz, found = points.read(path)
+        if formats.kind_of(path) != "points":
+            return Gaussians.from_splats(formats.read(path))
+        xyz, found = points.read_points(path)
         means, rgb = torch.from_numpy(xyz), None if found is None else torch.from_numpy(found)
     colors = torch.full_like(means, config.gray) if rgb is None else rgb
     return round_gaussians(means, colors, config, generator)

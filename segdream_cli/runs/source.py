@@ -13,7 +13,7 @@ import numpy as np
 from segdream_cli import formats
 from segdream_cli.config import Config
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.common import ANOTHER_FILE, SIGNATURE, open_asset
+from segdream_cli.formats.common import ANOTHER_FILE, SIGNATURE, Reading, open_asset
 from segdream_cli.formats.ply_header import read_header
 from segdream_cli.mesh import surface
 from segdream_cli.runs.jobs import Source
@@ -69,7 +69,7 @@ def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y") ->
             f"{path} is a mesh, and segdream reads only .glb and .obj meshes", hint=f"python -c {quote(script)}"
         )
     if suffix != ".obj":
-        formats.check_readable(path)
+        formats.kind_of(path)
     return Source(abbreviate(path), _hash(path), front_deg, sh, up)
 
 
@@ -94,7 +94,7 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
         path = path.relative_to(Path.cwd())  # shorter in messages
     if _hash(path) != source.sha256:
         raise UsageProblem(f"{path} has changed since the run began", hint=again)
-    splats = _read(path, config)
+    splats = _read(path, config, note)
     highest = float(1 / (1 + np.exp(-splats.opacity_logits.max().astype(np.float64))))
     if highest < config.refine.prune_opacity:
         raise UsageProblem(
@@ -117,7 +117,7 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
     return Start(Gaussians.from_splats(thin), Gaussians.from_splats(whole), placement, origin)
 
 
-def _read(path: Path, config: Config) -> Splats:
+def _read(path: Path, config: Config, note: Callable[[str], None]) -> Splats:
     """The splat, or the Gaussians on the surface of the mesh, in a file.
 
     Raises:
@@ -125,7 +125,7 @@ def _read(path: Path, config: Config) -> Splats:
     """
     if surface.is_mesh(path):
         return surface.read(path, min(config.refine.surface, config.densify.cap or config.refine.surface))
-    splats = formats.read(path)
+    splats = formats.read(path, Reading(note=note))
     if len(splats) < FEWEST:
         raise UsageProblem(
             f"{path} has {len(splats)} Gaussians, and a refinement needs at least {FEWEST}", hint=ANOTHER_FILE
@@ -154,7 +154,7 @@ def _hash(path: Path) -> str:
 
 def _comments(path: Path) -> list[str]:
     """The comments that other tools left in the header of a .ply."""
-    if path.suffix.lower() != ".ply":
+    if surface.is_mesh(path) or formats.kind_of(path) not in ("ply", "compressed-ply"):
         return []
     with open_asset(path) as stream:
         return [line for line in read_header(path, stream).comments if not line.startswith(SIGNATURE)]

@@ -133,6 +133,22 @@ def find_nonfinite(splats: Splats) -> NDArray[np.intp]:
     return np.flatnonzero(bad)
 
 
+def find_unusable(splats: Splats) -> NDArray[np.intp]:
+    """Indices of the Gaussians that `sanitize` can't repair, in ascending order.
+
+    An infinite opacity logit is an opacity of 0 or 1, and a log-scale of minus infinity a scale of 0. Any other
+    infinity and any NaN makes a Gaussian unusable.
+    """
+    if not np.isfinite(splats.opacity_logits).all() or not np.isfinite(splats.log_scales).all():
+        lowest, highest = np.finfo(np.float32).min, np.finfo(np.float32).max
+        splats = dataclasses.replace(
+            splats,
+            opacity_logits=np.clip(splats.opacity_logits, lowest, highest),
+            log_scales=np.maximum(splats.log_scales, lowest),
+        )
+    return find_nonfinite(splats)
+
+
 def concat(parts: Sequence[Splats], provenance: Mapping[str, Any]) -> Splats:
     """Joins several assets into one, with the highest degree of spherical harmonics among them."""
     if len(parts) == 1:

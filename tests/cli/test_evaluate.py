@@ -114,7 +114,7 @@ def test_match_prompts(tmp_path, text, stems, wanted):
         (["empty"], "the folder empty holds no asset"),
         (["broken.ply"], "broken.ply"),
         (["asets"], "there is no folder or file asets"),
-        (["notes.txt"], "notes.txt has no known suffix"),
+        (["notes.txt"], "notes.txt is no asset that segdream reads"),
         (["nameless.ply", "--metrics", "judge"], "nameless.ply has no prompt in its file, and the metric judge"),
         (["nameless.ply", "--metrics", "beauty"], "there is no metric 'beauty'"),
         (["nameless.ply", "--elevations", "0,x"], "--elevations '0,x' is not a list"),

@@ -97,6 +97,8 @@ EXAMPLES = {
     "--center": ("--center",),
     "--rotate": ("--rotate", "0,90,0"),
     "--scale": ("--scale", "2"),
+    "--strict": ("--strict",),
+    "--as-splats": ("--as-splats",),
     "--spz-bits": ("--spz-bits", "12"),
     "--faces": ("--faces", "500"),
     "--texture-size": ("--texture-size", "64"),
@@ -120,9 +122,10 @@ USUAL = {
         "--turntable",
         "--quiet",
         "--force",
+        "--strict",
     )
 }
-"""Examples that a command does anyway, or that need something: an output that exists, or a message to hide."""
+"""Examples that a command does anyway, or that need something: an output that exists, a damaged asset, a message."""
 HIDING = {EXAMPLES["--quiet"], EXAMPLES["--dry-run"], EXAMPLES["--skip-existing"]}
 """Examples that hide what others do, or that others hide: messages, settings, assets that exist already."""
 LINES = {

@@ -24,6 +24,7 @@ from scipy.spatial import cKDTree
 
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import palette, ply, sog
+from segdream_cli.formats.common import Reading
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.splats import Splats, to_ply_frame
 
@@ -332,7 +333,7 @@ HOSTILE = {
 def test_read_refuses_false_claims(tmp_path: Path, content: dict[str, bytes], reason: str) -> None:
     HOSTILE[reason](content)
     with pytest.raises(UsageProblem, match=reason):
-        sog.read(bundle(tmp_path / "a.sog", content))
+        sog.read(bundle(tmp_path / "a.sog", content), Reading(strict=True))
 
 
 def test_read_bounds_memory_of_bombs(tmp_path: Path, content: dict[str, bytes]) -> None:

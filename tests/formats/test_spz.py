@@ -288,7 +288,7 @@ DAMAGE = {
     "gzip of little": (gzip.compress(b"NGSP"), "truncated in its header"),
     "version 1": (legacy(1, 1, 0, BODY), "version 1; segdream reads versions 2, 3 and 4"),
     "version 5": (legacy(5, 1, 0, BODY), "version 5"),
-    "version 4 in gzip": (legacy(4, 1, 0, BODY), "version 4 inside gzip"),
+    "version 4 in gzip": (legacy(4, 1, 0, BODY), "table of contents"),
     "no Gaussians": (legacy(3, 0, 0), "zero Gaussians"),
     "degree 5": (legacy(3, 1, 5, BODY), "claims SH degree 5"),
     "25 bits": (legacy(3, 1, 0, BODY, bits=25), "claims .* 25 fractional bits"),

@@ -14,6 +14,7 @@ from covariances import covariances
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats import read, usd, write
+from segdream_cli.formats.common import Reading
 from segdream_cli.splats import BANDS, Splats
 
 pxr = pytest.importorskip("pxr.Usd", reason='the extra "usd" is not installed')
@@ -138,6 +139,32 @@ def sublayers(stage: Any) -> None:
     stage.GetRootLayer().subLayerPaths.append("../other.usda")
 
 
+def variant(stage: Any) -> None:
+    prim = stage.GetDefaultPrim()
+    variants = prim.GetVariantSets().AddVariantSet("look")
+    variants.AddVariant("far")
+    variants.SetVariantSelection("far")
+    with variants.GetVariantEditContext():
+        prim.GetPayloads().AddPayload("other.usda")
+
+
+def clips(stage: Any) -> None:
+    """Values from other files, of which the layer's composition knows nothing."""
+    api = Usd.ClipsAPI(stage.GetDefaultPrim())
+    api.SetClipPrimPath("/asset")
+    api.SetClipAssetPaths(Sdf.AssetPathArray([Sdf.AssetPath("/tmp/other.usda")]))
+    api.SetClipActive([(0, 0)])
+    api.SetClipTimes([(0, 0)])
+
+
+def clips_in_a_variant(stage: Any) -> None:
+    variants = stage.GetDefaultPrim().GetVariantSets().AddVariantSet("look")
+    variants.AddVariant("far")
+    variants.SetVariantSelection("far")
+    with variants.GetVariantEditContext():
+        clips(stage)
+
+
 def infinite(stage: Any) -> None:
     attribute = stage.GetDefaultPrim().GetAttribute("scales")
     attribute.Set([(np.inf, 1, 1), *list(attribute.Get())[1:]])
@@ -158,6 +185,9 @@ def no_gaussians(stage: Any) -> None:
         (short_harmonics, "differ in length"),
         (other_files, "refers to other files"),
         (sublayers, "refers to other files"),
+        (variant, "refers to other files"),
+        (clips, "refers to other files"),
+        (clips_in_a_variant, "refers to other files"),
         (infinite, "not a finite number"),
         (stretched, "stretches"),
         (no_gaussians, "holds no Particle"),
@@ -168,7 +198,19 @@ def test_read_refuses_other_stages(chiral: Splats, tmp_path: Path, change: Any, 
     change(stage)
     file = packed(tmp_path / "b.usdz", stage)
     with pytest.raises(UsageProblem, match=reason):
-        read(file)
+        read(file, Reading(strict=True))
+
+
+@pytest.mark.parametrize("suffix", [".usda", ".usdc"])
+def test_read_of_layers(chiral: Splats, tmp_path: Path, suffix: str) -> None:
+    """A text keeps nine digits of a number, which is all of it."""
+    path = tmp_path / f"a{suffix}"
+    of_others(chiral, tmp_path).GetRootLayer().Export(str(path))
+    assert path.read_bytes()[:5] == (b"#usda" if suffix == ".usda" else b"PXR-U")
+    found = read(path.rename(tmp_path / "a.usd"))
+    for name in ("means", "quats", "sh0", "shN"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(chiral, name))
+    assert found.provenance == chiral.provenance
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04", b"#usda 1.0\n", b"PK\x03\x04" + bytes(500)])

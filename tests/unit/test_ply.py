@@ -16,8 +16,10 @@ from plyfile import PlyData, PlyElement
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import ply, points
+from segdream_cli.formats.common import Reading
 from segdream_cli.splats import GROUPS, Splats, find_nonfinite, to_ply_frame
 
+STRICT = Reading(strict=True)
 NAMES_SH0 = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
 NAMES_SH0 += ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
 
@@ -189,7 +191,6 @@ def test_read_gsplat_export(tmp_path: Path, k: int) -> None:
     (tmp_path / "gsplat.ply").write_bytes(content)
     assert content.count(b"property float ") == 14 + 3 * k
     assert_same(ply.read(tmp_path / "gsplat.ply"), random_splats(30, k))
-    assert ply.holds_gaussians(tmp_path / "gsplat.ply")
     ours = ply.read(tmp_path / "gsplat.ply")
     ply.write(tmp_path / "ours.ply", ours, pad_sh=False)
     with_normals = table(tmp_path / "ours.ply")
@@ -286,18 +287,13 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "is damaged: 'format binary_middle_endian 1.0'",
     ),
     "unknown type": (lambda whole: whole.replace(b"float opacity", b"floaty opacity"), "floaty"),
-    "whole-number type": (
-        lambda whole: whole.replace(b"float opacity", b"int opacity"),
-        "the property opacity is of type int32, not float",
-    ),
     "list property": (
         lambda whole: whole.replace(b"float opacity", b"list uchar float opacity"),
         "element vertex has the list property opacity",
     ),
     "property twice": (lambda whole: whole.replace(b"float nx", b"float x"), "has the property x twice"),
     "property missing": (lambda whole: whole.replace(b"rot_3", b"rot_w"), "lacks the properties rot_3$"),
-    "2DGS": (lambda whole: whole.replace(b"scale_2", b"scalex2"), "lacks the properties scale_2$"),
-    "odd number of SH": (lambda whole: whole.replace(b"float nx", b"float f_rest_0"), "has 1 f_rest properties"),
+    "half a rotation": (lambda whole: whole.replace(b"rot_1", b"rotx1"), "lacks the properties rot_1$"),
     "compressed": (
         lambda whole: whole.replace(b"property float x\n", b"property float packed_position\n"),
         "is a compressed PLY",
@@ -326,7 +322,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 def test_read_refuses_damaged_files(asset: Path, change: Callable[[bytes], bytes], reason: str) -> None:
     asset.write_bytes(change(asset.read_bytes()))
     with pytest.raises(UsageProblem, match=reason) as caught:
-        ply.read(asset)
+        ply.read(asset, STRICT)
     assert str(asset) in caught.value.message
     assert caught.value.hint
     assert "\n" not in caught.value.message
@@ -336,12 +332,32 @@ def test_read_refuses_damaged_files(asset: Path, change: Callable[[bytes], bytes
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_read_counts_nonfinite_rows(tmp_path: Path, kind: str, value: float) -> None:
     rows = np.ones(9, [(name, kind) for name in NAMES_SH0])
-    rows["z"][3] = rows["rot_0"][3] = rows["opacity"][7] = value
+    rows["z"][3] = rows["rot_0"][3] = rows["f_dc_2"][7] = value
+    rows["opacity"] = rows["x"] = np.arange(9)
     data = PlyData([PlyElement.describe(rows, "vertex")], byte_order=kind[0])
     data.write(str(tmp_path / "a.ply"))
     with pytest.raises(UsageProblem, match=r"2 of 9 rows .*, the first is row 3") as caught:
-        ply.read(tmp_path / "a.ply")
-    assert "--filter-nan" in str(caught.value.hint)
+        ply.read(tmp_path / "a.ply", STRICT)
+    assert "leave out --strict" in str(caught.value.hint)
+    said: list[str] = []
+    back = ply.read(tmp_path / "a.ply", Reading(note=said.append))
+    np.testing.assert_array_equal(back.means[:, 0], [0, 1, 2, 4, 5, 6, 8])
+    np.testing.assert_array_equal(back.opacity_logits, [0, 1, 2, 4, 5, 6, 8])
+    (note,) = said
+    assert "2 of 9 rows have a value that is not a finite number and are left out; --strict refuses" in note
+
+
+def test_read_takes_infinite_opacities_and_scales_of_zero(tmp_path: Path) -> None:
+    """An alpha of 1 or 0, and a flat Gaussian; an infinite scale and NaN have no such meaning."""
+    rows = np.ones(6, [(name, "f4") for name in NAMES_SH0])
+    rows["opacity"] = (np.inf, -np.inf, 2, 3, np.nan, 5)
+    rows["scale_1"] = (1, -np.inf, -np.inf, np.inf, 1, np.nan)
+    PlyData([PlyElement.describe(rows, "vertex")]).write(str(tmp_path / "a.ply"))
+    said: list[str] = []
+    back = ply.read(tmp_path / "a.ply", Reading(note=said.append))
+    np.testing.assert_array_equal(back.opacity_logits, [15, -15, 2])
+    np.testing.assert_array_equal(back.log_scales[:, 1], [1, -20, -20])
+    assert "3 of 6 rows" in said[0]
 
 
 def test_read_refuses_signalling_nan_in_padding(tmp_path: Path) -> None:
@@ -351,7 +367,8 @@ def test_read_refuses_signalling_nan_in_padding(tmp_path: Path) -> None:
     content[row + 9 * 4 : row + 10 * 4] = struct.pack("<I", 0x7FA00000)
     (tmp_path / "a.ply").write_bytes(content)
     with pytest.raises(UsageProblem, match=r"1 of 4 rows .*, the first is row 3"):
-        ply.read(tmp_path / "a.ply")
+        ply.read(tmp_path / "a.ply", STRICT)
+    assert len(ply.read(tmp_path / "a.ply")) == 3
 
 
 def test_read_refuses_doubles_beyond_float32(tmp_path: Path) -> None:
@@ -359,15 +376,14 @@ def test_read_refuses_doubles_beyond_float32(tmp_path: Path) -> None:
     rows["x"][1] = 1e300
     PlyData([PlyElement.describe(rows, "vertex")]).write(str(tmp_path / "a.ply"))
     with pytest.raises(UsageProblem, match=r"1 of 3 rows .*, the first is row 1"):
-        ply.read(tmp_path / "a.ply")
+        ply.read(tmp_path / "a.ply", STRICT)
 
 
-def test_holds_gaussians_is_false_for_points(tmp_path: Path) -> None:
+def test_read_refuses_points(tmp_path: Path) -> None:
     points.write(tmp_path / "p.ply", random_splats(5))
-    assert not ply.holds_gaussians(tmp_path / "p.ply")
     with pytest.raises(UsageProblem, match="holds points, not Gaussians") as caught:
         ply.read(tmp_path / "p.ply")
-    assert "--init" in str(caught.value.hint)
+    assert caught.value.hint == f"segdream export {tmp_path / 'p.ply'} --as-splats -o p-splats.ply"
 
 
 def test_read_refuses_paths_that_are_no_files(tmp_path: Path) -> None:
@@ -381,8 +397,6 @@ def test_read_refuses_paths_that_are_no_files(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageProblem, match=reason):
             ply.read(path)
-        with pytest.raises(UsageProblem, match=reason):
-            ply.holds_gaussians(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="a superuser may read everything")
@@ -481,7 +495,7 @@ def test_readers_raise_only_usage_problems_on_mutated_files(
     path = tmp_path_factory.getbasetemp() / "mutated.ply"
     path.write_bytes(content)
     start = time.process_time()
-    for reader in (ply.read, points.read, ply.holds_gaussians):
+    for reader in (ply.read, points.read_points):
         with suppress(UsageProblem):
             found = reader(path)
             assert not isinstance(found, Splats) or (len(found) > 0 and not len(find_nonfinite(found)))
@@ -492,3 +506,144 @@ def test_readers_raise_only_usage_problems_on_mutated_files(
 def test_mutation_seeds_are_valid(tmp_path: Path, seed: str) -> None:
     (tmp_path / "a.ply").write_bytes(SEEDS[seed])
     assert len(ply.read(tmp_path / "a.ply")) == 3
+
+
+def columns_of(splats: Splats) -> dict[str, np.ndarray]:
+    """The properties of a PLY of these Gaussians, of any degree."""
+    turned = to_ply_frame(splats)
+    found = {"x": turned.means[:, 0], "y": turned.means[:, 1], "z": turned.means[:, 2]}
+    found |= {f"f_dc_{i}": turned.sh0[:, i] for i in range(3)}
+    k = turned.shN.shape[1]
+    found |= {f"f_rest_{c * k + i}": turned.shN[:, i, c] for c in range(3) for i in range(k)}
+    found |= {"opacity": turned.opacity_logits}
+    found |= {f"scale_{i}": turned.log_scales[:, i] for i in range(3)}
+    return found | {f"rot_{i}": turned.quats[:, i] for i in range(4)}
+
+
+def write_columns(path: Path, columns: dict[str, np.ndarray]) -> Path:
+    rows = np.zeros(len(columns["x"]), [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        rows[name] = column
+    PlyData([PlyElement.describe(rows, "vertex")]).write(str(path))
+    return path
+
+
+def read_noting(path: Path) -> tuple[Splats, list[str]]:
+    said: list[str] = []
+    return ply.read(path, Reading(note=said.append)), said
+
+
+def test_read_of_rgb_in_place_of_f_dc(tmp_path: Path) -> None:
+    """nerfstudio's `--ply-color-mode rgb`; bytes, or floats in 0..1."""
+    splats = random_splats(9)
+    columns = columns_of(splats)
+    rgb = np.random.default_rng(3).integers(0, 256, (9, 3)).astype("u1")
+    for i, name in enumerate(("red", "green", "blue")):
+        columns[name] = rgb[:, i]
+        del columns[f"f_dc_{i}"]
+    back = ply.read(write_columns(tmp_path / "a.ply", columns))
+    np.testing.assert_allclose(back.sh0, (rgb / 255 - 0.5) / 0.28209479177387814, atol=1e-6)
+    np.testing.assert_array_equal(back.means, splats.means)
+    as_floats = {name: column / np.float32(255) if column.dtype == "u1" else column for name, column in columns.items()}
+    assert_same(ply.read(write_columns(tmp_path / "b.ply", as_floats)), back, 1e-6)
+    del columns["red"]
+    with pytest.raises(UsageProblem, match="lacks the properties f_dc_0, f_dc_1, f_dc_2"):
+        ply.read(write_columns(tmp_path / "c.ply", columns))
+
+
+def test_read_of_2d_gaussians(tmp_path: Path) -> None:
+    splats = random_splats(9)
+    columns = columns_of(splats)
+    del columns["scale_2"]
+    back = ply.read(write_columns(tmp_path / "a.ply", columns))
+    np.testing.assert_array_equal(back.log_scales[:, :2], splats.log_scales[:, :2])
+    np.testing.assert_allclose(back.log_scales[:, 2], np.log(1e-6), rtol=1e-6)
+    del columns["scale_1"]
+    with pytest.raises(UsageProblem, match=r"lacks the properties scale_1$"):
+        ply.read(write_columns(tmp_path / "b.ply", columns))
+
+
+@pytest.mark.parametrize(
+    ("stored", "kept", "said"),
+    [(24, 15, "beyond degree 3"), (4, 3, "beyond degree 1"), (2, 0, "beyond degree 0"), (16, 15, "beyond degree 3")],
+)
+def test_read_keeps_whole_degrees(tmp_path: Path, stored: int, kept: int, said: str) -> None:
+    """Degree 4 of SPZ's tools, and numbers of coefficients that are no degree; three colours one after the other."""
+    splats = random_splats(9, kept)
+    columns = columns_of(random_splats(9))
+    turned = to_ply_frame(splats).shN
+    for c in range(3):
+        for i in range(stored):
+            values = turned[:, i, c] if i < kept else np.full(9, 7, np.float32)
+            columns[f"f_rest_{c * stored + i}"] = values
+    back, notes = read_noting(write_columns(tmp_path / "a.ply", columns))
+    np.testing.assert_array_equal(back.shN, splats.shN)
+    assert len(notes) == 1
+    assert said in notes[0]
+
+
+@pytest.mark.parametrize("names", [["f_rest_0"], ["f_rest_0", "f_rest_1", "f_rest_3"], ["f_rest_a"] * 1])
+def test_read_leaves_out_harmonics_without_an_order(tmp_path: Path, names: list[str]) -> None:
+    columns = columns_of(random_splats(9)) | {name: np.ones(9, np.float32) for name in names}
+    back, notes = read_noting(write_columns(tmp_path / "a.ply", columns))
+    assert_same(back, random_splats(9))
+    assert f"its {len(names)} f_rest properties are not those of three colours" in notes[0]
+
+
+def test_read_of_integer_properties(tmp_path: Path) -> None:
+    columns = columns_of(random_splats(9))
+    columns |= {"opacity": np.arange(9, dtype="i1") - 4, "x": np.arange(9, dtype="u2"), "rot_0": np.ones(9, "i4")}
+    back = ply.read(write_columns(tmp_path / "a.ply", columns))
+    np.testing.assert_array_equal(back.opacity_logits, np.arange(9) - 4)
+    np.testing.assert_array_equal(back.means[:, 0], np.arange(9))
+
+
+def test_read_moves_geographic_doubles(tmp_path: Path) -> None:
+    """Metres of a map projection: float32 has steps of 3 cm and 50 cm there."""
+    splats = random_splats(9)
+    columns = columns_of(splats)
+    there = {"x": 412_345.25, "y": 5_712_345.5, "z": 120.0}
+    columns |= {axis: columns[axis].astype("f8") + offset for axis, offset in there.items()}
+    back, notes = read_noting(write_columns(tmp_path / "a.ply", columns))
+    shift = back.means[0].astype("f8") - splats.means[0]
+    np.testing.assert_allclose(back.means, splats.means + shift, atol=1e-6)
+    assert np.abs(back.means).max() < 10
+    (note,) = notes
+    moved = np.array([float(each) for each in note.partition("moved by ")[2].partition(", because")[0].split(", ")])
+    file_shift = np.array([back.means[0, 0], -back.means[0, 1], -back.means[0, 2]])
+    np.testing.assert_allclose([columns[axis][0] for axis in "xyz"] + moved, file_shift, atol=1e-6)
+    for far in (5.0, 9000.0):  # nothing to lose
+        near = columns | {axis: columns_of(splats)[axis].astype("f8") + far for axis in "xyz"}
+        assert not read_noting(write_columns(tmp_path / "b.ply", near))[1]
+    wide = columns | {"x": np.linspace(0, 1e6, 9)}  # no more than float32 can tell apart
+    assert not read_noting(write_columns(tmp_path / "c.ply", wide))[1]
+
+
+def test_points_read_as_splats(tmp_path: Path) -> None:
+    """A grid of points: each Gaussian is as wide as half the distance to its neighbours, and has the point's colour."""
+    x, y = (each.ravel().astype("f4") for each in np.meshgrid(np.arange(12) * 0.25, np.arange(10) * 0.25))
+    rgb = np.random.default_rng(3).integers(0, 256, (120, 3)).astype("u1")
+    columns = {"x": x, "y": y, "z": 0 * x, "red": rgb[:, 0], "green": rgb[:, 1], "blue": rgb[:, 2]}
+    path = write_columns(tmp_path / "a.ply", columns)
+    splats = points.read(path, Reading(as_splats=True))
+    np.testing.assert_array_equal(splats.means, np.stack([x, y, 0 * x], axis=1))  # y up, as for --init
+    np.testing.assert_allclose(0.5 + 0.28209479177387814 * splats.sh0, rgb / 255, atol=1e-6)
+    inner = (x > 0) & (x < x.max()) & (y > 0) & (y < y.max())
+    np.testing.assert_allclose(splats.log_scales[inner], np.log(0.125), rtol=1e-5)
+    assert (splats.opacity_logits > 3).all()
+    columns["x"][5] = np.nan
+    said: list[str] = []
+    fewer = points.read(write_columns(tmp_path / "b.ply", columns), Reading(as_splats=True, note=said.append))
+    assert len(fewer) == 119
+    assert "1 of 120 rows" in said[0]
+    assert np.isfinite(fewer.log_scales).all()
+    with pytest.raises(UsageProblem, match="holds points, not Gaussians"):
+        points.read(path)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_points_read_as_splats_of_few_or_equal_points(tmp_path: Path, count: int) -> None:
+    columns = {axis: np.ones(count, "f4") for axis in "xyz"}
+    splats = points.read(write_columns(tmp_path / "a.ply", columns), Reading(as_splats=True))
+    assert len(splats) == count
+    assert np.isfinite(splats.log_scales).all()

@@ -1,0 +1,93 @@
+"""The format of a file by its bytes, whatever its name."""
+
+import zipfile
+from os.path import isdir
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from segdream_cli.errors import UsageProblem
+from segdream_cli.formats.common import ANOTHER_FILE, GZIP, SPZ_MAGIC, ZIP_ERRORS, not_a_file, open_asset
+from segdream_cli.util.files import parse_json
+
+HEAD = 1 << 16
+"""Number of bytes that the formats without a magic number are recognised by."""
+META = "meta.json"
+META_LIMIT = 1 << 20
+"""Limit of SOG's `meta.json` in bytes; a real one takes about 15,000."""
+USD_SUFFIXES = (".usd", ".usda", ".usdc")
+MAGIC = {
+    b"glTF": "glb",
+    b"PXR-USDC": "usd",
+    b"#usda ": "usd",
+    SPZ_MAGIC: "spz",
+    GZIP: "spz",  # open_asset unpacks what else gzip holds
+}
+
+
+def sniff(path: Path) -> str | None:
+    """A key of `formats.READERS`, or None if the bytes at `path` are of no known kind.
+
+    Raises:
+        UsageProblem: the file can't be opened, or it is a zip or a folder without an asset.
+    """
+    if isdir(path):  # noqa: PTH112 - Path.is_dir raises if a name is too long
+        if (path / META).is_file():
+            return "sog"
+        raise not_a_file(path)
+    with open_asset(path) as stream:
+        head = stream.read(HEAD)
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        if head[:4] in (b"ply\n", b"ply\r"):
+            return _ply_kind(path, stream)
+        if head[:4] == b"PK\3\4":
+            return _zip_kind(path, stream)
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
+            return _json_kind(stream, size)
+        return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None) or _bare_kind(head, size)
+
+
+def _ply_kind(path: Path, stream: BinaryIO) -> str:
+    """Compressed Gaussians, plain ones, or points."""
+    from segdream_cli.formats import ply, ply_header
+
+    vertex = ply_header.read_header(path, stream).elements.get("vertex")
+    names = {name for name, _ in vertex.properties} if vertex else set()
+    if ply.PACKED in names:
+        return "compressed-ply"
+    return "points" if set(ply.MEANS) <= names and not ply.is_asset(names) else "ply"
+
+
+def _zip_kind(path: Path, stream: BinaryIO) -> str:
+    """SOG, whose zip holds `meta.json`, or USD, whose first member is a stage."""
+    try:
+        with zipfile.ZipFile(stream) as package:
+            names = package.namelist()
+    except ZIP_ERRORS as problem:
+        raise UsageProblem(f"{path} is a damaged zip: {problem}", hint=ANOTHER_FILE) from problem
+    if any(PurePosixPath(name).name == META for name in names):
+        return "sog"
+    if names and PurePosixPath(names[0]).suffix.lower() in USD_SUFFIXES:
+        return "usd"
+    inside = ", ".join(repr(name[:40]) for name in names[:3]) or "nothing"
+    raise UsageProblem(f"{path} is a zip without an asset; it holds {inside}", hint=ANOTHER_FILE)
+
+
+def _json_kind(stream: BinaryIO, size: int) -> str | None:
+    """SOG's description of its images, or glTF."""
+    if size > META_LIMIT:
+        return "glb"
+    try:
+        found = parse_json(stream.read())
+    except ValueError:
+        return None
+    return ("sog" if "means" in found else "glb" if "asset" in found else None) if isinstance(found, dict) else None
+
+
+def _bare_kind(head: bytes, size: int) -> str | None:
+    """The formats without a magic number, whose values must be plausible."""
+    from segdream_cli.formats import ksplat, splat
+
+    if ksplat.is_plausible(head, size):
+        return "ksplat"
+    return "splat" if splat.is_plausible(head, size) else None
