@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from shlex import quote
@@ -13,12 +14,17 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
 from segdream_cli.cli.schema import Exported, FormatRow
-from segdream_cli.errors import UsageProblem
+from segdream_cli.errors import OptionProblem, UsageProblem
 
 MESH = "mesh"
 MESH_SUFFIXES = (".glb", ".obj")
 EDIT_PANEL, MESH_PANEL = "Edits, applied in this order", "Mesh"
 MESH_OPTIONS = ("faces", "texture_size", "opacity")
+Unit = StrEnum("Unit", {name: name for name in ("m", "cm", "mm", "in", "ft")})  # type: ignore[misc]
+METRE: Unit = Unit("m")
+Pivot = StrEnum("Pivot", ["ground", "center"])
+IN_METRES = (".glb", ".usdz")
+"""Suffixes of formats whose coordinates are in metres by definition, or that say so."""
 LARGEST = 1e6
 """Limit of factors and lengths; the square of its inverse still fits a 32-bit float."""
 
@@ -72,6 +78,19 @@ def export(
             rich_help_panel=EDIT_PANEL,
         ),
     ] = None,
+    height: Annotated[
+        str | None,
+        typer.Option("--height", help="Scale to this height: 3.2m, 45cm, 6ft; y is up.", rich_help_panel=EDIT_PANEL),
+    ] = None,
+    unit: Annotated[
+        Unit, typer.Option("--unit", help="Unit of the coordinates; 1 is a metre before.", rich_help_panel=EDIT_PANEL)
+    ] = METRE,
+    pivot: Annotated[
+        Pivot | None,
+        typer.Option(
+            "--pivot", help="Origin: on the ground below the middle, or the centre.", rich_help_panel=EDIT_PANEL
+        ),
+    ] = None,
     sh: Annotated[
         int | None,
         typer.Option(
@@ -122,6 +141,8 @@ def export(
     segdream export bus.ply --format points -o cloud.ply
 
     segdream export bus.ply --format mesh -o bus.glb
+
+    segdream export bus.ply --format mesh --height 3.2m --pivot ground -o bus.glb
     """
     from segdream_cli.splats.edits import Edits
     from segdream_cli.util.files import write_policy
@@ -150,6 +171,7 @@ def export(
         scale=scale,
         sh=sh,
     )
+    sizing = choose_sizing(context, outputs)
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
     _check_targets(list(chain(*files)), force=force)
     (whole,) = read_assets([asset], sink, strict=strict, as_splats=as_splats)
@@ -158,7 +180,7 @@ def export(
     for path, name, written in zip(outputs, names, files, strict=True):
         options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
         with write_policy(replace=force):
-            facts = _write(sink, path, splats, name, options)
+            facts = _write(sink, path, splats, name, options, sizing)
         if len(written) > 1:
             sink.note(f"{path} needs {' and '.join(file.name for file in written[1:])} beside it")
         line = Exported(
@@ -206,6 +228,28 @@ def _edit(splats: Any, edits: Any, sink: Output) -> tuple[Any, list[dict[str, st
         sink.note(f"{option} keeps {kept:,} of {of:,} Gaussians")
 
     return apply_edits(splats, edits, count), cuts
+
+
+def choose_sizing(context: typer.Context, outputs: Sequence[Path]) -> Any:
+    """The `Sizing` of --height, --unit and --pivot; None if none of them was given.
+
+    Raises:
+        OptionProblem: one of them is beside an option that it replaces.
+        UsageProblem: the height is not a length, or a format has another unit.
+    """
+    from segdream_cli.splats.sizing import Sizing, parse_length
+
+    height, unit, pivot = (context.params[name] for name in ("height", "unit", "pivot"))
+    if height is not None:
+        shared.refuse_options(context, {"scale"}, "has no effect: --height scales the asset")
+    if pivot is not None:
+        shared.refuse_options(context, {"center"}, "has no effect: --pivot moves the asset")
+    in_metres = [path for path in outputs if path.suffix.lower() in IN_METRES]
+    if unit != METRE and in_metres:
+        raise OptionProblem(f"{in_metres[0].suffix} files are in metres, not in {unit}", without=["--unit"])
+    if height is None and unit == METRE and pivot is None:
+        return None
+    return Sizing(None if height is None else parse_length(height), str(unit), pivot and str(pivot))
 
 
 def list_formats(sink: Output) -> None:
@@ -300,16 +344,18 @@ def _files(path: Path, name: str) -> list[Path]:
     return [path, path.with_suffix(".mtl"), path.with_suffix(".png")] if textured else [path]
 
 
-def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[str, Any], sizing: Any) -> dict[str, Any]:
     """Writes one output, and returns the fields of its line that are about a mesh."""
     if name != MESH:
         from segdream_cli import write
+        from segdream_cli.splats.sizing import resize
 
-        write(path, splats, name, **options)
+        write(path, splats if sizing is None else resize(splats, sizing), name, **options)
         return {}
     from segdream_cli import mesh
 
     made = mesh.extract(splats, **options)
+    made = made if sizing is None else mesh.resize(made, sizing)
     mesh.write(path, made)
     changes = [f"{made.left_out:,} small parts dropped"] if made.left_out else []
     if made.resolution < mesh.RESOLUTION:

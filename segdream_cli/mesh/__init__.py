@@ -10,7 +10,7 @@ front faces +Z.
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from shlex import quote
@@ -27,6 +27,7 @@ from segdream_cli.mesh.solid import Field, opacity_field
 from segdream_cli.mesh.texture import bake
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
+from segdream_cli.splats.sizing import Sizing
 from segdream_cli.util.files import write_together
 
 Floats = NDArray[np.float32]
@@ -141,6 +142,13 @@ def extract(
         coverage=coverage,
         provenance=dict(splats.provenance),
     )
+
+
+def resize(mesh: Mesh, sizing: Sizing) -> Mesh:
+    """The mesh in its real size, with the origin of its coordinates at the pivot; raises the error of `solve`."""
+    vertices = mesh.vertices.astype(np.float64)
+    factor, offset = sizing.solve(vertices.min(axis=0), vertices.max(axis=0))
+    return replace(mesh, vertices=(factor * vertices + offset).astype(np.float32))
 
 
 def write(path: Path, mesh: Mesh) -> None:
