@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from segdream_cli.cli import doctor, evaluate, export, fetch, generate, init, refine, render, report, view
+from segdream_cli.cli import doctor, evaluate, export, fetch, generate, init, refine, render, report, runs, view
 from segdream_cli.cli.command_line import Command
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.streams import lasting_streams
@@ -45,8 +45,11 @@ COMMANDS: Mapping[Callable[..., None], float] = {
     report.report: IMPORTS_GIB,
     evaluate.evaluate: NETWORKS_GIB,
     fetch.fetch: IMPORTS_GIB,
+    runs.runs: IMPORTS_GIB,
     doctor.doctor: IMPORTS_GIB,
 }
+WITHOUT_ARGUMENTS = doctor.doctor, runs.runs
+"""Commands that need no arguments; the others show their help without."""
 
 
 def _within_address_space(command: Callable[..., None], needed_gib: float) -> Callable[..., None]:
@@ -62,7 +65,7 @@ def _within_address_space(command: Callable[..., None], needed_gib: float) -> Ca
 
 for command, needed_gib in COMMANDS.items():
     checked = _within_address_space(command, needed_gib)
-    app.command(cls=Command, no_args_is_help=command is not doctor.doctor)(checked)
+    app.command(cls=Command, no_args_is_help=command not in WITHOUT_ARGUMENTS)(checked)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,5 +1,6 @@
 """Options that several commands share, each declared once."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from segdream_cli.cli.output import Output
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.config.distill import METHOD_NAMES
 from segdream_cli.config.sections import MAX_POINTS
 from segdream_cli.config.values import parse_assignments
-from segdream_cli.errors import OptionProblem
+from segdream_cli.errors import OptionProblem, UsageProblem
 from segdream_cli.priors.profile import QUALITIES
 from segdream_cli.runs.jobs import MAX_SEED, has_field
 from segdream_cli.runs.spec import Request
@@ -127,6 +129,28 @@ def refuse_skip_and_force(*, skip_existing: bool, force: bool) -> None:
         raise OptionProblem("--skip-existing and --force contradict each other", without=["--force"])
 
 
+def confirm(context: typer.Context, sink: Output, question: str, *, yes: bool) -> None:
+    """Returns if the user agrees; ends the command if not.
+
+    Raises:
+        UsageProblem: there is no terminal to ask on, and no --yes.
+        typer.Exit: the user does not agree.
+    """
+    if yes:
+        return
+    if not sink.can_ask():
+        hint = shlex.join([*context.command_path.split(), *context.obj[1:], "--yes"])
+        raise UsageProblem("--clean asks before it removes anything, and there is no terminal", hint=hint)
+    if not sink.ask(question):
+        sink.note("nothing removed")
+        raise typer.Exit
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun, in the plural if that is due."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def start_options(
     shape: str | None,
     prompt: str | None,
@@ -178,6 +202,7 @@ JsonOption = Annotated[
 QuietOption = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print only results and errors.", rich_help_panel=OUTPUT)
 ]
+YesOption = Annotated[bool, typer.Option("-y", "--yes", help="With --clean, do not ask.")]
 NoBrowserOption = Annotated[
     bool, typer.Option("--no-browser", help="Print the page's address; open no browser.", rich_help_panel=OUTPUT)
 ]

@@ -76,6 +76,16 @@ class Output:
             sys.stderr.write(f"{printable(message)}\n")
             sys.stderr.flush()
 
+    def can_ask(self) -> bool:
+        """Whether a person can be asked."""
+        return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+    def ask(self, question: str) -> bool:
+        """Asks a person on stderr, and returns whether the answer is yes."""
+        sys.stderr.write(f"{printable(question)} [y/N] ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def report(self, line: Line, message: str) -> None:
         """Reports an event: a note, and with `json` its line too."""
         if self.json:

@@ -300,6 +300,31 @@ class Counted(Line):
     preference: Mapping[str, float | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow(Line):
+    """A run folder of `runs`."""
+
+    event = "run"
+    path: Path
+    state: str
+    step: int | None
+    total_steps: int | None
+    bytes: int
+    modified: str
+    prompt: str | None
+    seed: int | None
+    output: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed(Line):
+    """A folder or a part of the cache that was removed."""
+
+    event = "removed"
+    path: Path
+    bytes: int
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON has it: paths as strings, null in place of numbers that are not finite."""
     match value:

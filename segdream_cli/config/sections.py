@@ -275,3 +275,5 @@ class OutputConfig:
     """Steps between two preview images; 0 saves none."""
     preview_size: Annotated[int, Within(8)] = 256
     """Side of a preview's views in pixels."""
+    keep_run: bool = True
+    """Keep the run folder, without its checkpoint, when the asset is written; false removes it."""

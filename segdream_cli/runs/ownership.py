@@ -67,7 +67,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        _remove(path)
+        remove_contents(path)
 
 
 def exchange(folder: Path, staged: Path, removed: Path) -> None:
@@ -105,15 +105,39 @@ def sweep_folders(folder: Path) -> None:
             match = TEMPORARY.fullmatch(path.name)
             if match and match["stem"] == folder.stem[:STEM_LENGTH] and path.suffix == ".run" and path.is_dir():
                 held = RunLock(path) if (path / RECORD).exists() else None
-                _remove(path)
+                remove_contents(path)
                 if held is not None:
                     held.release()
 
 
-def _remove(folder: Path) -> None:
-    """Removes a run folder as far as it holds segdream's own names."""
+def remove_folder(folder: Path, *, resumable: bool) -> bool:
+    """Removes a run folder that no process works on, as far as it holds segdream's own names.
+
+    Args:
+        folder: the folder.
+        resumable: remove a run that can be resumed too.
+
+    Returns:
+        whether the folder is gone; files of others stay, and so does the folder of a run that can be resumed.
+
+    Raises:
+        BlockingIOError: a process works on the run.
+        OSError: its record can't be opened for writing.
+    """
+    held = RunLock(folder) if (folder / RECORD).exists() else None
+    try:
+        if resumable or not (folder / CHECKPOINT).exists():  # it may have been started since it was listed
+            remove_contents(folder)
+    finally:
+        if held is not None:
+            held.release()
+    return not folder.exists()
+
+
+def remove_contents(folder: Path) -> None:
+    """Removes a run folder as far as it holds segdream's own names; the record last, for it makes the folder a run."""
     with suppress(OSError):
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD):
             if OWN_NAMES.fullmatch(path.name) and not path.is_dir():
                 path.unlink()
         folder.rmdir()

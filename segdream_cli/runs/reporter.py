@@ -95,7 +95,7 @@ class AssetFinished:
         total_steps: number of all its steps, also those of programs that were stopped.
         seconds: wall time of all assets that ran with it.
         memory_gib: peak memory so far.
-        run: its run folder.
+        run: its run folder; None if that was removed.
         prompt_read: the text that the prior read, if it differs from the prompt in more than case and punctuation.
     """
 
@@ -108,7 +108,7 @@ class AssetFinished:
     total_steps: int
     seconds: float
     memory_gib: float
-    run: Path
+    run: Path | None
     prompt_read: str | None = None
 
 

@@ -32,6 +32,7 @@ from segdream_cli.runs.ownership import (
     RECORD,
     RunLock,
     exchange,
+    remove_contents,
     scratch_folder,
     sweep_folders,
 )
@@ -288,11 +289,13 @@ class RunDir:
         self.create(self._record)
         return f"{before} was removed or renamed during the run; {self.path} takes its place"
 
-    def finish(self) -> None:
-        """Marks the run as done: its record can repeat it, but it can't be resumed."""
+    def finish(self, *, keep: bool = True) -> None:
+        """Marks the run as done: its record can repeat it, but it can't be resumed; without `keep`, removes it."""
         with suppress(OSError):  # the asset is whole; a checkpoint that stays only leads to the same one
             self.checkpoint.unlink()
         sweep(self.path)
+        if not keep:
+            remove_contents(self.path)
         self.release()
 
     def record(self) -> RunRecord:

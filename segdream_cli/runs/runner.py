@@ -220,7 +220,7 @@ class Runner:
             self._keep(each, problem, finished=True)
             failures.append(problem)
             return False
-        run.finish()
+        run.finish(keep=self.pipeline.config.output.keep_run)
         return True
 
     def _keep(
@@ -290,7 +290,7 @@ class Runner:
             total_steps=each.asset.steps_taken,
             seconds=seconds,
             memory_gib=peak_memory_gib(self.pipeline.device),
-            run=each.destination.run.path,
+            run=each.destination.run.path if self.pipeline.config.output.keep_run else None,
             prompt_read=self._describe(each).get("prompt_read"),
         )
         self.reporter(finished)

@@ -4,12 +4,14 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 from commands import BUS, SIX, TINY
 from json_lines import PAGE, check_lines, describe, described, fits, hints, line_classes
+from test_cli import Interrupted
 
 from segdream_cli import formats
 from segdream_cli.cli import schema
@@ -109,11 +111,14 @@ def test_render_and_init_lines(segdream, asset):
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
 @pytest.mark.parametrize(("command", "program"), EXAMPLES, ids=[program for _, program in EXAMPLES])
-def test_examples_of_the_page(segdream, asset, folder, command, program):
+def test_examples_of_the_page(segdream, prior, asset, folder, command, program):
     (folder / "prompts.txt").write_text(f"{BUS}\na gryphon\n")
     (folder / "assets").mkdir()
     if "evaluate" in command:
         Path(asset).rename("assets/bus.ply")
+    if command.startswith("runs"):
+        prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
+        segdream("generate", BUS, "-o", "assets/stopped.ply", *SIX)
     arguments = shlex.split(command)
     lines = check_lines(segdream(*arguments, *(SIX if "--prompts" in command else ())).out)
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
@@ -133,6 +138,8 @@ def expected(arguments, program, lines):
         return [f"bus\t{lines[0]['values']['judge.probability']}"]
     if "export" in arguments:
         return [f"{edit['option']} {edit['kept'] / edit['of']:.17g}" for edit in lines[0]["edits"]]
+    if "runs" in arguments:
+        return [BUS]
     if '"error"' in program:
         return [f"assets/a_gryphon.ply: {line['message']}" for line in lines if line["event"] == "error"]
     return ["assets/a_yellow_school_bus.ply"]

@@ -106,6 +106,9 @@ EXAMPLES = {
     "--faces": ("--faces", "500"),
     "--texture-size": ("--texture-size", "64"),
     "--opacity": ("--opacity", "0.3"),
+    "--clean": ("--clean",),
+    "--stopped": ("--stopped",),
+    "--yes": ("--yes",),
 }
 """An example of every option; one that is what a command does anyway has the opposite beside it."""
 OWN = {
@@ -146,6 +149,7 @@ LINES = {
     "a path": ("render", "there.ply", "--camera-path", "path.json"),
     "a splat": ("export", "there.ply", "-o", "there.spz"),
     "a mesh": ("export", "there.ply", "-o", "there.obj"),
+    "run folders": ("runs", "runs"),
 }
 
 
@@ -157,6 +161,8 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
     (folder / "list.txt").write_text("a red ball\na blue ball\n")
     (folder / "path.json").write_text('{"frames": [{"position": [0, 1, 3]}, {"position": [1, 1, 3]}]}')
     (folder / "settings.toml").write_text("[loss]\nscale = 0.5\n[init]\ngray = 0.3\n")
+    (folder / "runs" / "a.run").mkdir(parents=True)
+    (folder / "runs" / "a.run" / "run.json").write_text("{")
     (folder / "mini").symlink_to(checkpoint.PRIORS["mini"])
 
     def record(name, result=None):
