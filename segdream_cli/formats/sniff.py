@@ -14,6 +14,8 @@ HEAD = 1 << 16
 META = "meta.json"
 META_LIMIT = 1 << 20
 """Limit of SOG's `meta.json` in bytes; a real one takes about 15,000."""
+JSON_BLANKS = b"\xef\xbb\xbf \t\r\n"
+"""Bytes before a JSON text: a byte-order mark and spaces."""
 USD_SUFFIXES = (".usd", ".usda", ".usdc")
 MAGIC = {
     b"glTF": "glb",
@@ -42,7 +44,7 @@ def sniff(path: Path) -> str | None:
             return _ply_kind(path, stream)
         if head[:4] == b"PK\3\4":
             return _zip_kind(path, stream)
-        if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
+        if head.lstrip(JSON_BLANKS)[:1] == b"{":
             return _json_kind(stream, size)
         return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None) or _bare_kind(head, size)
 
@@ -65,7 +67,7 @@ def _zip_kind(path: Path, stream: BinaryIO) -> str:
             names = package.namelist()
     except ZIP_ERRORS as problem:
         raise UsageProblem(f"{path} is a damaged zip: {problem}", hint=ANOTHER_FILE) from problem
-    if any(PurePosixPath(name).name == META for name in names):
+    if any(PurePosixPath(name).name == META and name.count("/") < 2 for name in names):
         return "sog"
     if names and PurePosixPath(names[0]).suffix.lower() in USD_SUFFIXES:
         return "usd"

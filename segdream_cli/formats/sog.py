@@ -1,18 +1,22 @@
-"""The `.sog` bundle of PlayCanvas, version 2: a zip of lossless WebP images and `meta.json`.
+"""PlayCanvas's SOG: lossless WebP images and `meta.json`, in a `.sog` zip or a folder. Version 1 is only read.
 
 Pixel i of every image is Gaussian i, in Morton order. Positions take 16 bits per axis, rotations a byte for each of
 the three smaller components; scales and colours are indices into codebooks of 256 values, and the higher spherical
 harmonics of a Gaussian are one entry of a palette, whose values are indices into a codebook as well. The
-specification is PlayCanvas's manual, "The SOG Format"; its text says y up, but every tool stores the PLY frame.
+specification is PlayCanvas's manual, "The SOG Format"; its text says y up, but every tool stores the PLY frame. Version
+1 has no codebooks: bytes are steps between a least and a greatest value.
 """
 
 import io
 import json
 import struct
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,7 @@ from segdream_cli.formats.common import (
 )
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
-from segdream_cli.formats.sniff import META, META_LIMIT
+from segdream_cli.formats.sniff import JSON_BLANKS, META, META_LIMIT
 from segdream_cli.splats import BANDS, Float32s, Splats, from_ply_frame, sanitize, to_ply_frame
 from segdream_cli.util.files import atomic_write, parse_json
 
@@ -171,63 +175,68 @@ def _webp(pixels: Callable[[], Bytes], effort: int) -> bytes:
 def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """The Gaussians of a bundle, in the inner frame, within its quantisation; memory stays in proportion to the file.
 
+    Args:
+        path: a zip, whose members may be in one folder; a folder; or the `meta.json` of a folder.
+        reading: see `Reading`.
+
     Raises:
-        UsageProblem: the file can't be opened, is not a version 2 bundle, is damaged, or claims more than it can hold.
+        UsageProblem: the file can't be opened, is not a bundle, is damaged, or claims more than it can hold.
     """
+    with _open(path) as source:
+        splats = _decode(source, source.meta())
+    return from_ply_frame(finish(path, splats, reading))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator["_Source"]:
+    """The members of a zip or a folder."""
+    if isdir(path):  # noqa: PTH112 - Path.is_dir raises if a name is too long
+        yield _Folder.of(path, path)
+        return
     with open_asset(path) as stream:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(0)
+        if stream.read(64).lstrip(JSON_BLANKS)[:1] == b"{":
+            yield _Folder.of(path, path.parent, path.name)
+            return
         try:
             bundle = zipfile.ZipFile(stream)
         except ZIP_ERRORS as problem:
             raise UsageProblem(f"{path} is not a .sog file: {problem}", hint=ANOTHER_FILE) from problem
         with bundle:
-            source = _Source(path, size, bundle)
-            meta = source.meta()
-            splats = _decode(source, meta)
-    return from_ply_frame(finish(path, splats, reading))
+            yield _Zip.of(path, size, bundle)
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(ABC):
     """An untrusted bundle."""
 
     path: Path
     size: int
-    bundle: zipfile.ZipFile
+
+    @abstractmethod
+    def member(self, name: str, limit: int) -> bytes:
+        """The content of a member of at most `limit` bytes."""
 
     def damage_error(self, reason: str) -> UsageProblem:
         """The error to raise for invalid content."""
         return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
 
-    def member(self, name: str, limit: int) -> bytes:
-        """The content of a member of at most `limit` bytes."""
-        try:
-            info = self.bundle.getinfo(name)
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise self.damage_error(f"{name} has a compression that the format does not allow")
-            if info.file_size > limit:
-                raise self.damage_error(f"{name} claims {info.file_size} bytes, more than the limit of {limit}")
-            return self.bundle.read(info)
-        except KeyError as problem:
-            raise self.damage_error(f"it lacks {name[:80]!r}") from problem
-        except ZIP_ERRORS as problem:
-            raise self.damage_error(f"{name} can't be unpacked: {problem}") from problem
+    def size_error(self, name: str, size: int, limit: int) -> UsageProblem:
+        """The error to raise for a member that is too large."""
+        return self.damage_error(f"{name} claims {size} bytes, more than the limit of {limit}")
 
     def meta(self) -> "_Meta":
-        """The content of `meta.json`, after a check of all members' names."""
-        for name in self.bundle.namelist():
-            if escapes_archive(name):
-                raise self.damage_error(f"the name {name[:80]!r} points outside the bundle")
+        """The content of `meta.json`."""
         try:
             found = parse_json(self.member(META, META_LIMIT))
         except ValueError as problem:
             raise self.damage_error(f"{META} is not JSON: {problem}") from problem
         meta = _Meta(self, found if isinstance(found, dict) else {}, META)
-        if meta.values.get("version") != 2:
+        if meta.version not in (1, 2):
             raise UsageProblem(
-                f"{self.path} has version {str(meta.values.get('version', 1))[:20]}, and segdream reads only version 2",
-                hint=f"npx @playcanvas/splat-transform {self.path} asset.ply",
+                f"{self.path} has SOG version {str(meta.version)[:20]}; segdream reads versions 1 and 2",
+                hint=ANOTHER_FILE,
             )
         return meta
 
@@ -247,6 +256,67 @@ class _Source:
         if pixels.shape[1::-1] != shape:
             raise self.damage_error(f"{name} does not have the size that it claims")
         return pixels
+
+
+@dataclass(frozen=True, slots=True)
+class _Zip(_Source):
+    """A zip whose members may be in one folder."""
+
+    bundle: zipfile.ZipFile
+    prefix: str
+
+    @classmethod
+    def of(cls, path: Path, size: int, bundle: zipfile.ZipFile) -> "_Zip":
+        """The members beside the outermost `meta.json`, after a check of all names."""
+        names = bundle.namelist()
+        for name in names:
+            if escapes_archive(name):
+                reason = f"the name {name[:80]!r} points outside the bundle"
+                raise UsageProblem(f"{path} is damaged: {reason}", hint=ANOTHER_FILE)
+        found = [name for name in names if name == META or (name.count("/") == 1 and name.endswith(f"/{META}"))]
+        return cls(path, size, bundle, min(found, key=len, default=META).removesuffix(META))
+
+    def member(self, name: str, limit: int) -> bytes:
+        try:
+            info = self.bundle.getinfo(self.prefix + name)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise self.damage_error(f"{name} has a compression that the format does not allow")
+            if info.file_size > limit:
+                raise self.size_error(name, info.file_size, limit)
+            return self.bundle.read(info)
+        except KeyError as problem:
+            raise self.damage_error(f"it lacks {name[:80]!r}") from problem
+        except ZIP_ERRORS as problem:
+            raise self.damage_error(f"{name} can't be unpacked: {problem}") from problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder(_Source):
+    """A folder of images; nothing outside it is read."""
+
+    folder: Path
+    meta_name: str
+
+    @classmethod
+    def of(cls, path: Path, folder: Path, meta_name: str = META) -> "_Folder":
+        """The files of a folder."""
+        try:
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        except OSError as problem:
+            raise UsageProblem(f"{folder} can't be read: {problem.strerror}", hint=ANOTHER_FILE) from problem
+        return cls(path, size, folder, meta_name)
+
+    def member(self, name: str, limit: int) -> bytes:
+        file = self.folder / (self.meta_name if name == META else name)
+        if Path(name).name != name or "\0" in name or not file.is_file():
+            raise self.damage_error(f"it lacks {name[:80]!r}")
+        if self.folder.resolve() != file.resolve().parent:
+            raise self.damage_error(f"{name[:80]!r} is a link that points outside the folder")
+        with open_asset(file) as stream:
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            raise self.size_error(name, file.stat().st_size, limit)
+        return content
 
 
 def _webp_shape(content: bytes) -> tuple[int, int] | None:
@@ -276,6 +346,19 @@ class _Meta:
     values: Mapping[str, Any]
     name: str
 
+    @property
+    def version(self) -> Any:
+        """The version, which 1 does not name."""
+        return self.values.get("version", 1)
+
+    def count(self, limit: int) -> int:
+        """The number of Gaussians, 1..limit."""
+        if self.version == 1:
+            shape = self.part("means").values.get("shape")
+            first = shape[0] if isinstance(shape, list) and shape else None
+            return _Meta(self.source, {"count": first}, self.name).whole("count", limit)
+        return self.whole("count", limit)
+
     def part(self, key: str) -> "_Meta":
         found = self.values.get(key)
         if not isinstance(found, dict):
@@ -304,6 +387,15 @@ class _Meta:
             raise self.source.damage_error(f"the {key} of {self.name} has a value that is not a finite number")
         return values
 
+    def decode(self, steps: Bytes, codebook: bool) -> Float32s:
+        """The values [n, c] of bytes [n, c]: entries of the codebook, or steps from `mins` to `maxs` per column."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if codebook:
+                return self.codebook()[steps]
+            low, high = (self.numbers(key, steps.shape[-1]).astype(np.float32) for key in ("mins", "maxs"))
+            values: Float32s = (low + (high - low) * (steps / np.float32(255))).astype(np.float32, copy=False)
+            return values
+
     def codebook(self) -> Float32s:
         """256 values; a null first value, from an early writer, is filled in as in PlayCanvas's player."""
         found = self.values.get("codebook")
@@ -323,7 +415,8 @@ class _Meta:
 
 def _decode(source: _Source, meta: _Meta) -> Splats:
     """The Gaussians in the PLY frame; values that overflow are left for the caller to find."""
-    count = meta.whole("count", max(SMALL_COUNT, source.size))
+    books = meta.version == 2
+    count = meta.count(max(SMALL_COUNT, source.size))
 
     def fits(width: int, height: int) -> bool:
         return count <= width * height <= 4 * count + SMALL_IMAGE
@@ -335,17 +428,18 @@ def _decode(source: _Source, meta: _Meta) -> Splats:
         levels = low + (high - low) * (np.arange(1 << 16) / 65535)[:, None]  # the largest extent of an axis
         positions = (np.sign(levels) * np.expm1(np.abs(levels))).astype(np.float32)
         steps = coarse * np.uint16(256) + fine
-        return Splats(
-            means=np.stack([positions[steps[:, axis], axis] for axis in range(3)], axis=1),
-            quats=_unpack_quats(source, quats),
-            log_scales=meta.part("scales").codebook()[scales[:, :3]],
-            opacity_logits=BYTE_LOGITS[colours[:, 3]],
-            sh0=meta.part("sh0").codebook()[colours[:, :3]],
-            shN=_unpack_harmonics(meta.part("shN"), count, fits)
-            if "shN" in meta.values
-            else np.zeros((count, 0, 3), "f4"),
-            provenance=extras_provenance(meta.values),
-        )
+    sh0 = meta.part("sh0").decode(colours[:, :3] if books else colours, books)
+    return Splats(
+        means=np.stack([positions[steps[:, axis], axis] for axis in range(3)], axis=1),
+        quats=_unpack_quats(source, quats),
+        log_scales=meta.part("scales").decode(scales[:, :3], books),
+        opacity_logits=BYTE_LOGITS[colours[:, 3]] if books else sh0[:, 3].copy(),
+        sh0=np.ascontiguousarray(sh0[:, :3]),
+        shN=_unpack_harmonics(meta.part("shN"), count, fits, books)
+        if "shN" in meta.values
+        else np.zeros((count, 0, 3), "f4"),
+        provenance=extras_provenance(meta.values),
+    )
 
 
 def _unpack_quats(source: _Source, packed: Bytes) -> Float32s:
@@ -361,17 +455,25 @@ def _unpack_quats(source: _Source, packed: Bytes) -> Float32s:
     return quats
 
 
-def _unpack_harmonics(meta: _Meta, count: int, fits: Callable[[int, int], bool]) -> Float32s:
-    """The higher spherical harmonics, [count, k, 3]."""
-    k = BANDS[meta.whole("bands", 3)]
+def _unpack_harmonics(meta: _Meta, count: int, fits: Callable[[int, int], bool], books: bool) -> Float32s:
+    """The higher spherical harmonics, [count, k, 3]; version 1 tells k by the width of its sheet."""
+    known = (BANDS[meta.whole("bands", 3)],) if books else BANDS[1:]
+    widths: list[int] = []
 
     def holds(width: int, height: int) -> bool:
-        return width == PALETTE_COLUMNS * k and PALETTE_COLUMNS * height <= PALETTE_LIMIT
+        widths.append(width)
+        return width in [PALETTE_COLUMNS * k for k in known] and PALETTE_COLUMNS * height <= PALETTE_LIMIT
 
     sheet, label_bytes = meta.images(holds, fits)
+    k = widths[0] // PALETTE_COLUMNS
     labels = label_bytes[:count, 0] + label_bytes[:count, 1] * np.uint16(256)
-    entries = min(meta.whole("count", PALETTE_LIMIT), len(sheet) // k)  # some writers round the number up
+    entries = len(sheet) // k
+    if books:
+        entries = min(meta.whole("count", PALETTE_LIMIT), entries)  # some writers round the number up
     if labels.max() >= entries:
         raise meta.source.damage_error(f"a Gaussian has entry {labels.max()} of a palette of {entries}")
-    palette: Float32s = meta.codebook()[sheet[:, :3]].reshape(-1, k, 3)
+    if not books:  # one range for all three colours
+        ends = {key: [meta.values.get(key)] * 3 for key in ("mins", "maxs")}
+        meta = _Meta(meta.source, ends, meta.name)
+    palette: Float32s = meta.decode(sheet[:, :3], books).reshape(-1, k, 3)
     return palette.take(labels, axis=0)

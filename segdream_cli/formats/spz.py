@@ -1,4 +1,4 @@
-"""Niantic's SPZ: about a tenth of a PLY. Versions 3 and 4 are written, 2 to 4 read.
+"""Niantic's SPZ: about a tenth of a PLY. Versions 3 and 4 are written, 1 to 4 read.
 
 The layout is that of nianticlabs/spz, `src/cc/load-spz.cc`. Its text says y up (RUB), while the tools that write and
 show such files put the PLY frame into them; so do `write` and, unless a file says otherwise, `read`.
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,7 @@ from segdream_cli.formats.common import (
     BYTE_LOGITS,
     DEFAULT,
     GZIP,
+    SPZ_4,
     SPZ_MAGIC,
     UNPACKED_FREE,
     UNPACKED_RATIO,
@@ -66,7 +68,9 @@ RUB, RDF = 4, 6
 FRACTIONAL_BITS = (12, 16, 20)
 """Choices of fractional bits: steps of 2.4e-4, 1.5e-5 and 9.5e-7 of a unit, out to 2048, 128 and 8 units."""
 COEFFICIENTS = (0, 3, 8, 15, 24)
-"""Number of higher spherical harmonics by degree; the reader skips those of degree 4."""
+"""Number of higher spherical harmonics by degree."""
+KEPT = 15
+"""Number of those that are kept: none of degree 4."""
 
 EXTENSIONS_LIMIT = 1 << 16
 DEFLATED_AT_ONCE = 1 << 20
@@ -95,7 +99,7 @@ class _Header:
     def sizes(self) -> Mapping[str, int]:
         """Attribute -> number of bytes, in the order of the file; attributes without bytes are left out."""
         rotation = 4 if self.version > 2 else 3
-        rows = {"means": 9, "alphas": 1, "colours": 3, "scales": 3, "rotations": rotation}
+        rows = {"means": 6 if self.version == 1 else 9, "alphas": 1, "colours": 3, "scales": 3, "rotations": rotation}
         rows["harmonics"] = 3 * COEFFICIENTS[self.degree]
         return {name: self.count * row for name, row in rows.items() if row}
 
@@ -135,7 +139,7 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
 
 
 def read(path: Path, reading: Reading = DEFAULT) -> Splats:
-    """The Gaussians of an SPZ file of version 2, 3 or 4, in the inner frame, within the rounding of its bytes.
+    """The Gaussians of an SPZ file of version 1 to 4, in the inner frame, within the rounding of its bytes.
 
     The file is in the PLY frame unless one of its extensions names another. Spherical harmonics of
     degree 4 are left out.
@@ -147,19 +151,21 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     with open_asset(path) as stream:
         content = stream.read()
     if content[:4] == SPZ_MAGIC:
-        header, blocks, extensions = _zstandard_blocks(path, content)
+        header, blocks, extensions = (_zstandard_blocks if content[4:8] == SPZ_4 else _bare_blocks)(path, content)
     elif content[:2] == GZIP:
         header, blocks, extensions = _gzip_blocks(path, content)
     else:
         raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
     k = COEFFICIENTS[header.degree]
-    harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :15]
+    if k > KEPT:
+        reading.note(f"{path}: spherical harmonics of degree {header.degree} are cut to degree 3")
+    harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :KEPT]
     records = _records(header, extensions)
     frame = _frame(path, records)
     splats = finish(
         path,
         Splats(
-            means=unpack_means(blocks["means"], header.fractional_bits),
+            means=unpack_means(blocks["means"], header.fractional_bits if header.version > 1 else None),
             quats=unpack_quats(blocks["rotations"], header.version),
             log_scales=BYTE_SCALES[blocks["scales"].reshape(-1, 3)],
             opacity_logits=BYTE_LOGITS[blocks["alphas"]],
@@ -253,9 +259,9 @@ def _parse_header(path: Path, head: bytes, size: int) -> _Header:
     header = _Header(*values)
     if magic != SPZ_MAGIC:
         raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
-    if not 2 <= header.version <= 4:
+    if not 1 <= header.version <= 4:
         raise UsageProblem(
-            f"{path} has SPZ version {header.version}; segdream reads versions 2, 3 and 4", hint=ANOTHER_FILE
+            f"{path} has SPZ version {header.version}; segdream reads versions 1 to 4", hint=ANOTHER_FILE
         )
     if not header.count:
         raise UsageProblem(f"{path} has zero Gaussians", hint=ANOTHER_FILE)
@@ -272,7 +278,7 @@ def _parse_header(path: Path, head: bytes, size: int) -> _Header:
 
 
 def _gzip_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes], bytes]:
-    """Header, attributes and extensions of version 2 or 3; no more is unpacked than the header claims."""
+    """Header, attributes and extensions of version 1 to 3; no more is unpacked than the header claims."""
     stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         header = _parse_header(path, stream.decompress(content, HEADER.size), len(content))
@@ -287,11 +293,25 @@ def _gzip_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes],
         raise UsageProblem(f"{path} is truncated", hint=f"copy or download {path} again")
     if not stream.eof:
         raise UsageProblem(f"{path} is damaged: it holds more than its header claims", hint=ANOTHER_FILE)
+    return header, _split(header, payload), extensions
+
+
+def _bare_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes], bytes]:
+    """Header, attributes and extensions of version 1 to 3 without gzip."""
+    header = _parse_header(path, content, len(content))
+    end = HEADER.size + sum(header.sizes().values())
+    if len(content) < end:
+        raise UsageProblem(f"{path} is truncated", hint=f"copy or download {quote(str(path))} again")
+    return header, _split(header, content[HEADER.size : end]), content[end : end + EXTENSIONS_LIMIT]
+
+
+def _split(header: _Header, payload: bytes) -> dict[str, Bytes]:
+    """The attributes, which follow each other."""
     blocks, start = {}, 0
     for name, size in header.sizes().items():
         blocks[name] = np.frombuffer(payload, np.uint8, size, start)
         start += size
-    return header, blocks, extensions
+    return blocks
 
 
 def _zstandard_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes], bytes]:

@@ -82,8 +82,10 @@ def unpack_harmonics(packed: Bytes) -> Float32s:
     return values
 
 
-def unpack_means(block: Bytes, bits: int) -> Float32s:
-    """The centres [n, 3] from 24-bit fixed-point numbers with `bits` fractional bits."""
+def unpack_means(block: Bytes, bits: int | None) -> Float32s:
+    """The centres [n, 3] from 24-bit fixed-point numbers with `bits` fractional bits; half floats if `bits` is None."""
+    if bits is None:
+        return block.view("<f2").astype(np.float32).reshape(-1, 3)
     shifted = np.zeros((len(block) // 3, 4), np.uint8)
     shifted[:, 1:] = block.reshape(-1, 3)
     fixed = shifted.view("<i4") >> 8  # the shift carries the sign down
@@ -91,8 +93,8 @@ def unpack_means(block: Bytes, bits: int) -> Float32s:
 
 
 def unpack_quats(block: Bytes, version: int) -> Float32s:
-    """Quaternions wxyz, [n, 4], from the bytes of `_pack_quats`, or in version 2 from bytes of x, y, z with w >= 0."""
-    if version == 2:
+    """Quaternions wxyz, [n, 4], from the bytes of `_pack_quats`, or of x, y, z, w >= 0, before version 3."""
+    if version <= 2:
         xyz = block.reshape(-1, 3).astype(np.float32) / np.float32(127.5) - 1
         w = np.sqrt(np.maximum(0, 1 - np.einsum("nc,nc->n", xyz, xyz)))
         return np.concatenate([w[:, None], xyz], axis=1)

@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 
+from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import palette, ply, sog
 from segdream_cli.formats.common import Reading
@@ -298,8 +299,8 @@ HOSTILE = {
     "it lacks 'meta.json'": lambda content: content.pop("meta.json"),
     "it lacks 'quats.webp'": lambda content: content.pop("quats.webp"),
     "meta.json is not JSON": put("meta.json", b"[" * 100_000),
-    "has version 1": put("meta.json", b"{}"),
-    "has version 3": change("version", to=3),
+    "meta.json has no means": put("meta.json", b"{}"),
+    "has SOG version 3": change("version", to=3),
     "meta.json claims 2000000 bytes": put("meta.json", b" " * 2_000_000),
     "count of meta.json is not a positive": change("count", to=0),
     "is not a positive integer": change("count", to=True),
@@ -452,3 +453,109 @@ def test_read_files_that_splat_transform_writes(
         )
         assert ours_error < 1.1 * their_error, name
     assert (tmp_path / "ours.sog").stat().st_size < 1.05 * (tmp_path / "theirs.sog").stat().st_size
+
+
+def version_1(splats: Splats, k: int) -> dict[str, bytes]:
+    """The files of version 1, from its description: bytes are steps between the least and the greatest value."""
+    turned = to_ply_frame(splats)
+    n = len(turned)
+
+    def square(rows: np.ndarray) -> bytes:
+        sheet = np.zeros((24 * 24, rows.shape[1]), np.uint8)
+        sheet[:n] = rows
+        return webp(sheet.reshape(24, 24, -1))
+
+    def steps(values: np.ndarray, levels: int) -> tuple[np.ndarray, list[float], list[float]]:
+        low, high = values.min(axis=0), values.max(axis=0)
+        return np.rint((values - low) / (high - low) * levels).astype(int), low.tolist(), high.tolist()
+
+    logs = np.sign(turned.means) * np.log1p(np.abs(turned.means))
+    means, low, high = steps(logs, 65535)
+    meta: dict[str, Any] = {"means": {"shape": [n, 3], "dtype": "float32", "mins": low, "maxs": high}}
+    meta["means"]["files"] = ["means_l.webp", "means_u.webp"]
+    files = {"means_l.webp": square(means & 255), "means_u.webp": square(means >> 8)}
+    colors = np.concatenate([turned.sh0, turned.opacity_logits[:, None]], axis=1)
+    for name, values in (("scales", turned.log_scales), ("sh0", colors)):
+        stored, low, high = steps(values, 255)
+        meta[name] = {"shape": [n, 3], "mins": low, "maxs": high, "files": [f"{name}.webp"]}
+        files[f"{name}.webp"] = square(stored)
+    largest = np.abs(turned.quats).argmax(axis=1)
+    quats = turned.quats * np.sign(turned.quats[np.arange(n), largest])[:, None]
+    smaller = np.stack([np.delete(quat, i) for quat, i in zip(quats, largest, strict=True)])
+    stored = np.rint((smaller * np.sqrt(2) + 1) / 2 * 255)
+    meta["quats"] = {"shape": [n, 4], "encoding": "quaternion_packed", "files": ["quats.webp"]}
+    files["quats.webp"] = square(np.concatenate([stored, 252 + largest[:, None]], axis=1))
+    if k:
+        sheet = np.zeros((7 * 64, k, 3), np.uint8)  # an entry for each Gaussian
+        sheet[:n] = np.rint((turned.shN[:, :k] + 1) / 2 * 255)
+        labels = np.stack([np.arange(n) & 255, np.arange(n) >> 8, np.zeros(n)], axis=1)
+        meta["shN"] = {"shape": [n, k], "mins": -1, "maxs": 1, "quantization": 8}
+        meta["shN"]["files"] = ["shN_centroids.webp", "shN_labels.webp"]
+        files |= {"shN_centroids.webp": webp(sheet.reshape(7, 64 * k, 3)), "shN_labels.webp": square(labels)}
+    return files | {"meta.json": json.dumps(meta).encode()}
+
+
+def unpacked(folder: Path, content: dict[str, bytes]) -> Path:
+    folder.mkdir()
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("k", [0, 3, 8, 15])
+def test_read_version_1(tmp_path: Path, chiral: Splats, k: int) -> None:
+    files = version_1(chiral, k)
+    back = sog.read(bundle(tmp_path / "a.sog", files))
+    np.testing.assert_allclose(back.means, chiral.means, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(back.log_scales, chiral.log_scales, rtol=0, atol=np.ptp(chiral.log_scales) / 500)
+    np.testing.assert_allclose(back.sh0, chiral.sh0, rtol=0, atol=np.ptp(chiral.sh0) / 500)
+    np.testing.assert_allclose(back.opacity_logits, chiral.opacity_logits, rtol=0, atol=6 / 500)
+    np.testing.assert_allclose(back.shN, chiral.shN[:, :k], rtol=0, atol=1 / 250)
+    assert angles(back.quats, chiral.quats).max() < 2 * ANGLE
+    (tmp_path / "a.sog").unlink()
+    assert_same(formats.read(unpacked(tmp_path / "a", files)), back)
+
+
+def assert_same(found: Splats, expected: Splats) -> None:
+    for name, values in expected.arrays().items():
+        np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+
+
+@pytest.mark.slow
+def test_splat_transform_reads_version_1_and_folders_the_same(
+    tmp_path: Path, chiral: Splats, splat_transform: Callable[..., None]
+) -> None:
+    folder = unpacked(tmp_path / "a", version_1(chiral, 15))
+    splat_transform(folder / "meta.json", tmp_path / "a.ply")
+    theirs, ours = ply.read(tmp_path / "a.ply"), sog.read(folder / "meta.json")
+    for name, values in theirs.arrays().items():
+        np.testing.assert_allclose(getattr(ours, name), values, atol=3e-6, err_msg=name)
+
+
+def test_read_of_folders_and_nested_bundles(tmp_path: Path, chiral: Splats) -> None:
+    sog.write(tmp_path / "a.sog", chiral)
+    expected, content = sog.read(tmp_path / "a.sog"), members(tmp_path / "a.sog")
+    folder = unpacked(tmp_path / "folder", content)
+    nested = bundle(
+        tmp_path / "nested.zip", {"readme.txt": b"", **{f"bus/{name}": data for name, data in content.items()}}
+    )
+    for path in (folder, folder / "meta.json", nested):
+        assert_same(formats.read(path), expected)
+    assert_same(formats.read((folder / "meta.json").rename(folder / "other.json")), expected)
+
+
+def test_read_of_folders_reads_nothing_outside(tmp_path: Path, chiral: Splats) -> None:
+    sog.write(tmp_path / "a.sog", chiral)
+    content = members(tmp_path / "a.sog")
+    folder = unpacked(tmp_path / "folder", content)
+    (folder / "sh0.webp").rename(tmp_path / "sh0.webp")
+    meta = json.loads(content["meta.json"])
+    for name in ("../sh0.webp", str(tmp_path / "sh0.webp"), "sub/sh0.webp", "sh0\0.webp", "", "."):
+        meta["sh0"]["files"] = [name]
+        (folder / "meta.json").write_text(json.dumps(meta))
+        with pytest.raises(UsageProblem, match="it lacks"):
+            sog.read(folder)
+    (folder / "sh0.webp").symlink_to(tmp_path / "sh0.webp")
+    (folder / "meta.json").write_bytes(content["meta.json"])
+    with pytest.raises(UsageProblem, match="a link that points outside"):
+        sog.read(folder)

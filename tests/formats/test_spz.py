@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats import ply, spz
+from segdream_cli.formats.common import Reading
 from segdream_cli.splats import GROUPS, Splats, find_nonfinite, from_ply_frame, to_ply_frame
 
 DATA = Path(__file__).parents[1] / "data"
@@ -244,10 +245,34 @@ def test_read_version_2_and_extreme_bytes(tmp_path: Path) -> None:
     assert back.shN.shape == (1, 0, 3)
 
 
+def test_read_version_1(tmp_path: Path) -> None:
+    """Half floats, and rotations as in version 2; one row is not finite."""
+    halves = np.array([[1.5, -0.25, 1000], [np.inf, 0, 0], [0, np.nan, 0]], "<f2").tobytes()
+    rest = b"".join(bytes([value]) * 3 for value in REST)
+    (tmp_path / "a.spz").write_bytes(legacy(1, 3, 0, halves, rest, bytes([255, 128, 0]) * 3))
+    said: list[str] = []
+    back = spz.read(tmp_path / "a.spz", Reading(note=said.append))
+    np.testing.assert_array_equal(back.means, [[1.5, 0.25, -1000]])
+    np.testing.assert_allclose(back.quats, [[0, 0.5**0.5, 0, 0.5**0.5]], atol=0.004)
+    assert "2 of 3 rows" in said[0]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_read_without_gzip(tmp_path: Path, version: int, three: Splats) -> None:
+    packed = DATA / f"official_v{version}.spz"
+    (tmp_path / "a.spz").write_bytes(payload(packed))
+    expected, back = spz.read(packed), spz.read(tmp_path / "a.spz")
+    for name in GROUPS:
+        np.testing.assert_array_equal(getattr(back, name), getattr(expected, name))
+    assert len(back) == len(three)
+
+
 def test_read_drops_degree_4(tmp_path: Path) -> None:
     values = np.arange(72, dtype=np.uint8)
     (tmp_path / "a.spz").write_bytes(legacy(3, 1, 4, MEANS, REST, bytes(4), values.tobytes()))
-    back = spz.read(tmp_path / "a.spz")
+    said: list[str] = []
+    back = spz.read(tmp_path / "a.spz", Reading(note=said.append))
+    assert "degree 4 are cut to degree 3" in said[0]
     signs = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1])
     np.testing.assert_array_equal(back.shN[0], signs[:, None] * (values[:45].reshape(15, 3) / 128 - 1))
 
@@ -286,7 +311,8 @@ DAMAGE = {
     "another format": (b"ply\n", "is not an SPZ file"),
     "gzip of something": (gzip.compress(bytes(99)), "is not an SPZ file"),
     "gzip of little": (gzip.compress(b"NGSP"), "truncated in its header"),
-    "version 1": (legacy(1, 1, 0, BODY), "version 1; segdream reads versions 2, 3 and 4"),
+    "version 0": (legacy(0, 1, 0, BODY), "version 0; segdream reads versions 1 to 4"),
+    "version 3 without gzip, cut off": (gzip.decompress(legacy(3, 1, 0, BODY))[:-1], "is truncated"),
     "version 5": (legacy(5, 1, 0, BODY), "version 5"),
     "version 4 in gzip": (legacy(4, 1, 0, BODY), "table of contents"),
     "no Gaussians": (legacy(3, 0, 0), "zero Gaussians"),
@@ -300,7 +326,6 @@ DAMAGE = {
     "not gzip behind its magic": (b"\x1f\x8b" + bytes(50), "is damaged: Error -3"),
     "a billion": (legacy(3, 10**9, 0, BODY), "claims 1000000000 Gaussians, .* .* but has only"),
     "more than claimed": (legacy(3, 1, 0, BODY, extra=bytes(1 << 17)), "holds more than its header claims"),
-    "version 3 outside gzip": (struct.pack("<4sIIBBBB16x", b"NGSP", 3, 1, 0, 12, 0, 0), "version 3 outside gzip"),
     "version 4 cut off": (struct.pack("<4sIIBBBB", b"NGSP", 4, 1, 0, 12, 0, 5), "damaged"),
     "version 4, a billion": (struct.pack("<4sIIBBBBI12x", b"NGSP", 4, 10**9, 0, 12, 0, 5, 32), "but has only"),
 }
@@ -479,6 +504,23 @@ def test_official_library_reads_ours(
     spz.write(tmp_path / "a.spz", splats, version=version, fractional_bits=bits)
     check(official.load(tmp_path / "a.spz", "UNSPECIFIED", len(splats), k), to_ply_frame(splats), bits)
     check(official.load(tmp_path / "a.spz", "RDF", len(splats), k), splats, bits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_official_library_reads_old_versions_the_same(
+    tmp_path: Path, chiral: Splats, official: Official, version: int
+) -> None:
+    n, rng, turned = len(chiral), np.random.default_rng(3), to_ply_frame(chiral)
+    fixed = np.rint(turned.means * 4096).astype("<i4").view("u1").reshape(-1, 4)[:, :3]
+    means = turned.means.astype("<f2").tobytes() if version == 1 else fixed.tobytes()
+    (tmp_path / "a.spz").write_bytes(legacy(version, n, 0, means, rng.integers(0, 256, 10 * n).astype("u1").tobytes()))
+    ours, theirs = to_ply_frame(spz.read(tmp_path / "a.spz")), official.load(tmp_path / "a.spz", "UNSPECIFIED", n, 0)
+    for name in ("means", "log_scales", "sh0"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(opacities(ours), opacities(theirs), atol=1e-6)
+    unit = theirs.quats / np.linalg.norm(theirs.quats, axis=1, keepdims=True)  # random bytes are no unit quaternions
+    np.testing.assert_allclose(ours.quats, unit, atol=1e-5)
 
 
 @pytest.mark.slow
