@@ -80,7 +80,17 @@ FIGURES: dict[str, list[tuple[str, str, str]]] = {
         ("peak memory handed out", "point_e_peak_gib", "2 GiB"),
         ("time of the official sampler in fp32 over ours", "point_e_official_ratio", ""),
     ],
-    "start-up": [("`segdream --help` over importing typer and rich", "help_import_ratio", "2")],
+    "start-up": [
+        ("`segdream --help` over importing typer and rich", "help_import_ratio", "2"),
+        ("`segdream --version`", "startup_version_s", "0.5 s"),
+        ("`segdream --help`", "startup_help_s", "0.5 s"),
+        ("`generate`: the output exists", "startup_generate_existing_s", "0.5 s"),
+        ("`generate`: unknown words in the prompt", "startup_generate_prompt_s", "0.5 s"),
+        ("`render`: no such asset", "startup_render_missing_s", "0.5 s"),
+        ("`export`: the output exists", "startup_export_existing_s", "0.5 s"),
+        ("`evaluate`: no such asset", "startup_evaluate_missing_s", "0.5 s"),
+        ("`generate --resume`: no such run", "startup_resume_missing_s", "0.5 s"),
+    ],
     "small files": [
         ("compact PLY, SH 0: time over numpy's for as many bytes", "formats_ply_compact_sh0_over_numpy", "3.5"),
         ("compact PLY, SH 3: the same", "formats_ply_compact_sh3_over_numpy", "3.5"),

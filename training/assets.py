@@ -19,7 +19,6 @@ from torch import Tensor
 from segdream_cli import load
 from segdream_cli.config import MINI
 from segdream_cli.config.values import parse_assignments
-from segdream_cli.distill.prompt import clean_prompt
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.health import SILHOUETTE, Health, examine
 from segdream_cli.evaluate.judge import EMBEDDED, Judge, Label
@@ -27,6 +26,7 @@ from segdream_cli.evaluate.measures import Array, Scores, frechet, score, sharpn
 from segdream_cli.evaluate.references import sample_images
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.state import AssetState
+from segdream_cli.priors.prompt import clean_prompt
 from segdream_cli.render.cameras import VIEW_FILL, VIEW_FOV_DEG, frame_sphere, turntable_azimuths
 from segdream_cli.render.images import contact_sheet
 from segdream_cli.render.view import render

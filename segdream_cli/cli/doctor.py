@@ -16,7 +16,6 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Finding
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, WeightsAbsent, WeightsUnavailable
 from segdream_cli.util.failures import as_failure
-from segdream_cli.util.hashes import forget_hashes
 
 GENERATE = (
     "priors.stable_diffusion",
@@ -47,6 +46,8 @@ def doctor(
     """
     sink = Output(json=json)
     if verify:
+        from segdream_cli.util.hashes import forget_hashes  # a slow import
+
         forget_hashes()
     if build_kernels:
         _show_compiler_output(sink)

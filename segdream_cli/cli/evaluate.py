@@ -1,6 +1,6 @@
 """`segdream evaluate`: measures assets, and compares two folders of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,9 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import MetricRow
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
+from segdream_cli.evaluate.reference_folder import make_command
+from segdream_cli.runs.jobs import match_prompts, read_prompts
+from segdream_cli.util.devices import check_device, choose_device
 
 if TYPE_CHECKING:
     from segdream_cli.evaluate.assets import Entry
@@ -121,12 +124,8 @@ def evaluate(
 
     segdream evaluate --compare old/ new/ --blind vote.html
     """
-    from segdream_cli.evaluate.blind import count_votes
-    from segdream_cli.evaluate.evaluation import Evaluation
+    from segdream_cli.evaluate.asset_files import find_assets
     from segdream_cli.evaluate.metrics import Setup, choose_metrics
-    from segdream_cli.evaluate.references import make_command
-    from segdream_cli.evaluate.views import ViewProtocol
-    from segdream_cli.util.devices import choose_device
 
     sink = Output(json=json, quiet=quiet)
     if list_metrics:
@@ -158,12 +157,17 @@ def evaluate(
         shared.refuse_options(context, set(context.params) - VOTES_TAKE, "has no effect with --votes", hint)
     names = choose_metrics(metrics)
     _check_reference(reference, names)
-    protocol = ViewProtocol(n=n_views, elevations_deg=parse_elevations(elevations), size=size)
-    given = parse_weights(weights or [])
-    _check_weights(given, names)
+    angles, given = parse_elevations(elevations), parse_weights(weights or [], names)
+    check_device(device)
+    files_found = [find_assets(group) for group in ([[path] for path in assets] if compare else [assets])]
+    lines = None if prompts is None else read_prompts(prompts)
+    from segdream_cli.evaluate.blind import count_votes  # slow imports, after the checks that do not need them
+    from segdream_cli.evaluate.evaluation import Evaluation
+    from segdream_cli.evaluate.views import ViewProtocol
+
+    protocol = ViewProtocol(n=n_views, elevations_deg=angles, size=size)
     chosen = choose_device(device)
-    groups = [[path] for path in assets] if compare else [assets]
-    sides = _read(groups, fit, prompts, sink)
+    sides = _read(files_found, fit, prompts, lines, sink)
     pairs = _pair(sides, sink) if compare else []
     if votes:
         return show_votes(count_votes(votes, pairs, seed), sink)
@@ -188,16 +192,6 @@ def _refuse_assets(assets: Sequence[Path] | None) -> None:
         raise UsageProblem(
             "--make-references draws images and measures no ASSET",
             hint="segdream evaluate --make-references references --prompts prompts.txt",
-        )
-
-
-def _check_weights(given: Mapping[str, str], names: Sequence[str]) -> None:
-    """Refuses weights of a metric that is not chosen."""
-    idle = [name for name in given if name not in names]
-    if idle:
-        raise UsageProblem(
-            f"--weights {idle[0]}=... has no effect without the metric {idle[0]}",
-            hint=f"--metrics {','.join([*names, *idle])}",
         )
 
 
@@ -239,11 +233,15 @@ def parse_elevations(text: str) -> tuple[float, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def parse_weights(assignments: Sequence[str]) -> dict[str, str]:
+def parse_weights(assignments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """Metric -> folder or Hub id, of `METRIC=FOLDER` entries.
 
+    Args:
+        assignments: the entries.
+        names: the chosen metrics.
+
     Raises:
-        UsageProblem: an entry is something else, or its metric is unknown.
+        UsageProblem: an entry is something else, or its metric is unknown or not chosen.
     """
     from segdream_cli.evaluate.metrics import METRICS
 
@@ -254,6 +252,11 @@ def parse_weights(assignments: Sequence[str]) -> dict[str, str]:
             raise UsageProblem(
                 f"--weights {text!r} is not METRIC=FOLDER with one of {', '.join(METRICS)}",
                 hint="--weights judge=/path/to/folder",
+            )
+        if name not in names:
+            raise UsageProblem(
+                f"--weights {name}=... has no effect without the metric {name}",
+                hint=f"--metrics {','.join([*names, name])}",
             )
         found[name] = value
     return found
@@ -296,15 +299,19 @@ def _check_comparison(context: typer.Context, assets: Sequence[Path], *, compare
         )
 
 
-def _read(groups: Sequence[Sequence[Path]], fit: bool | None, prompts: str | None, sink: Output) -> "list[list[Entry]]":
-    """The assets of each group of files and folders, read once, with their prompts."""
-    from segdream_cli.evaluate.assets import find_assets, list_assets, stem_of, with_prompts
-    from segdream_cli.runs.jobs import match_prompts, read_prompts
+def _read(
+    groups: Sequence[tuple[Sequence[Path], Sequence[str]]],
+    fit: bool | None,
+    prompts: str | None,
+    lines: Sequence[str] | None,
+    sink: Output,
+) -> "list[list[Entry]]":
+    """The assets of each group of files, read once, with their prompts; prints the notes of each group."""
+    from segdream_cli.evaluate.asset_files import stem_of
+    from segdream_cli.evaluate.assets import list_assets, with_prompts
 
-    lines = None if prompts is None else read_prompts(prompts)
     groups_read = []
-    for paths in groups:
-        found, notes = find_assets(paths)
+    for found, notes in groups:
         entries = list_assets(found, fit=fit, note=sink.note)
         if prompts is not None and lines is not None:
             entries = with_prompts(entries, match_prompts(lines, [stem_of(path) for path in found], prompts))

@@ -18,6 +18,7 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.jobs import Job, has_field, jobs_of_list, jobs_of_prompt, make_folders, parse_seeds
 from segdream_cli.runs.processes import parse_devices, run_on_devices
 from segdream_cli.runs.spec import JobSpec, Request, Tally
+from segdream_cli.util.devices import check_device
 
 BestBy = StrEnum("BestBy", {name: name for name in ("judge", "clip")})  # type: ignore[misc]
 
@@ -180,18 +181,12 @@ def generate(
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
     reporter = TerminalReporter(sink, bars=devices is None, browser=not no_browser)
     if resume is not None:
-        others = set(context.params) - RESUME_TAKES
-        shared.refuse_options(context, others, "can't be changed: --resume keeps the run's own settings")
-        from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
-
-        return resume_run(resume, request, reporter, StopOnSignal(reporter.output.note), output, force=force, live=view)
+        return _resume(context, resume, request, reporter, output, force=force, view=view)
     _refuse_mixtures(context, prompts, seeds, best_of, best_by)
     _check_files(context, sink, output, best_of)
     chosen, labels = None if seeds is None else parse_seeds(seeds), shared.labels(request, output)
     jobs = _jobs(prompt, prompts, output, out_dir, chosen, seed, labels)
     makes_folders = prompts is not None or seeds is not None or jobs[0].output != (output or jobs[0].output)
-    if makes_folders and not dry_run:
-        make_folders(jobs, "-o" if out_dir is None else "--out-dir")
     spec = JobSpec(
         request=request,
         jobs=tuple(jobs),
@@ -202,6 +197,11 @@ def generate(
         skip_existing=skip_existing,
         live=view,
     )
+    from segdream_cli.runs.checks import check_spec
+
+    check_spec(spec, makes_folders=makes_folders)
+    if makes_folders and not dry_run:
+        make_folders(jobs, "-o" if out_dir is None else "--out-dir")
     if dry_run:
         _end(_plan(spec, reporter, makes_folders=makes_folders))
     elif best_of is not None:
@@ -210,6 +210,28 @@ def generate(
         make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal(reporter.output.note))
     else:
         _end(_make(context, spec, devices, reporter))
+
+
+def _resume(
+    context: typer.Context,
+    folder: Path,
+    request: Request,
+    reporter: TerminalReporter,
+    output: Path | None,
+    *,
+    force: bool,
+    view: bool,
+) -> None:
+    """Resumes a run, with the few options that may differ from its own."""
+    others = set(context.params) - RESUME_TAKES
+    shared.refuse_options(context, others, "can't be changed: --resume keeps the run's own settings")
+    check_device(request.device)
+    from segdream_cli.runs.run_dir import RunDir
+
+    RunDir(folder).record()
+    from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
+
+    resume_run(folder, request, reporter, StopOnSignal(reporter.output.note), output, force=force, live=view)
 
 
 def _plan(spec: JobSpec, reporter: TerminalReporter, *, makes_folders: bool) -> Tally:

@@ -17,6 +17,7 @@ from segdream_cli.runs.spec import Request
 if TYPE_CHECKING:
     import torch
 
+    from segdream_cli.priors.checkpoint import Checkpoint
     from segdream_cli.priors.profile import PriorProfile
     from segdream_cli.splats import Splats
 
@@ -63,11 +64,9 @@ def init(
     segdream init "a yellow school bus" --init point-e --preview -o cloud.ply
     """
     from segdream_cli import __version__, write
-    from segdream_cli.distill.prompt import describe_prompt
-    from segdream_cli.optimize.start import bind_cloud, check_start, cloud_text, initial_gaussians
-    from segdream_cli.optimize.state import build_generators
     from segdream_cli.priors.checkpoint import profile_of
-    from segdream_cli.runs.load import load_checkpoint, load_clouds
+    from segdream_cli.priors.prompt import describe_prompt
+    from segdream_cli.runs.checks import check_request
     from segdream_cli.util.devices import choose_device
     from segdream_cli.util.files import write_policy
 
@@ -83,43 +82,43 @@ def init(
         device=device,
         offline=offline,
     )
+    check_request(request, [prompt])
+    path = _file(request, prompt, seed, output)
+    picture = path.with_suffix(".png") if preview else None
+    _check_files(path, picture, force=force)
+    from segdream_cli.optimize.start import bind_cloud, cloud_text, initial_gaussians  # slow imports, after the checks
+    from segdream_cli.optimize.state import build_generators
+    from segdream_cli.runs.load import load_checkpoint, load_clouds
+
     sink, hardware = Output(json=json, quiet=quiet), choose_device(device)
     profile = profile_of(request.prior(), cuda=hardware.type == "cuda")
     resolved = request.resolve(profile)
-    settings = resolved.init
     described = describe_prompt(prompt, profile.vocabulary, sink.note)
-    phrase = cloud_text(settings, prompt, profile.vocabulary)
-    path = _file(request, prompt, seed, output)
-    picture = path.with_suffix(".png")
-    check_start(settings.shape)
+    phrase = cloud_text(resolved.init, prompt, profile.vocabulary)
     _note_idle(request, profile, hardware, sink)
-    _check_files(path, picture if preview else None, force=force)
     reporter = TerminalReporter(sink)
-    clouds = load_clouds(
-        resolved,
-        profile.point_e,
-        lambda: load_checkpoint(request, hardware, reporter),
-        hardware,
-        reporter,
-        offline=offline,
-    )
-    gaussians = initial_gaussians(settings, build_generators(seed)["init"], bind_cloud(clouds, phrase, seed))
-    origin = settings.shape if clouds is None else f"Point-E's cloud of {phrase!r}"
+
+    def checkpoint() -> "Checkpoint":
+        return load_checkpoint(request, hardware, reporter)
+
+    clouds = load_clouds(resolved, profile.point_e, checkpoint, hardware, reporter, offline=offline)
+    gaussians = initial_gaussians(resolved.init, build_generators(seed)["init"], bind_cloud(clouds, phrase, seed))
+    origin = resolved.init.shape if clouds is None else f"Point-E's cloud of {phrase!r}"
     provenance = {"generator": f"segdream {__version__}", **described, "seed": seed, "init": origin}
     splats = gaussians.splats(provenance)
     with write_policy(replace=force):
         write(path, splats)
-        if preview:
+        if picture is not None:
             _write_preview(picture, splats, device)
-    sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if preview else ""))
+    sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if picture else ""))
     made = Started(
         output=path,
         prompt=prompt,
         prompt_read=described.get("prompt_read"),
         seed=seed,
         gaussians=len(gaussians),
-        init=settings.shape,
-        preview=picture if preview else None,
+        init=resolved.init.shape,
+        preview=picture,
     )
     sink.done(made)
 
@@ -149,7 +148,7 @@ def _note_idle(request: Request, profile: "PriorProfile", device: "torch.device"
     Raises:
         OptionProblem: an option of the start has none.
     """
-    from segdream_cli.optimize.start import POINT_E
+    from segdream_cli.config.start import POINT_E
     from segdream_cli.runs.load import needs_network
 
     config = request.resolve(profile)

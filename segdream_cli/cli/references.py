@@ -41,10 +41,11 @@ def make_references(
         WeightsUnavailable: the prior's weights are missing.
     """
     from segdream_cli import load
-    from segdream_cli.cli.reporter import TerminalReporter
-    from segdream_cli.distill.prompt import read_prompt
-    from segdream_cli.evaluate.references import check_folder, draw_references, write_references
+    from segdream_cli.evaluate.reference_folder import check_folder
+    from segdream_cli.priors.prompt import read_prompt
+    from segdream_cli.runs.checks import check_request
     from segdream_cli.runs.jobs import read_prompts
+    from segdream_cli.runs.spec import Request
 
     if prompts is None:
         raise UsageProblem(
@@ -54,6 +55,10 @@ def make_references(
     check_folder(folder)
     texts = list(dict.fromkeys(read_prompts(prompts)))
     settings = {"init.shape": "sphere"}  # nothing is distilled, so Point-E need not be found
+    check_request(Request(settings={**settings, "prior.name": prior}, device=device), texts)
+    from segdream_cli.cli.reporter import TerminalReporter  # slow imports, after the checks that do not need them
+    from segdream_cli.evaluate.references import draw_references, write_references
+
     session = load(prior=prior, settings=settings, device=device, offline=offline, reporter=TerminalReporter(sink))
     readings = [read_prompt(text, session.checkpoint.profile.vocabulary) for text in texts]
     for note in (reading.note for reading in readings if reading.note is not None):

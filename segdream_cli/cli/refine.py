@@ -109,8 +109,7 @@ def refine(
 
     The result keeps the frame and the scale of the asset. segdream generate --resume resumes a stopped run.
     """
-    from segdream_cli.runs.session import run_jobs
-    from segdream_cli.runs.source import source_of
+    from segdream_cli.runs.checks import check_asset, check_spec
 
     request = shared.request(
         {
@@ -136,17 +135,23 @@ def refine(
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
     reporter = TerminalReporter(Output(json=json, quiet=quiet), browser=not no_browser)
     axis = parse_up(up)
-    source = source_of(asset, parse_front(front, axis), sh, axis)
+    azimuth = parse_front(front, axis)
     shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
-    job = Job(prompt, seed, Path(f"{asset.stem}-refined.ply"), source)
+    check_asset(asset)
+    job = Job(prompt, seed, Path(f"{asset.stem}-refined.ply"))
     if output is not None:
         job = replace(job, output=fill_template(output, job, labels=shared.labels(request, output)))
     makes_folder = output is not None and job.output != output
-    if makes_folder and not dry_run:
-        make_folders([job], "-o")
     spec = JobSpec(
         request=request, jobs=(job,), negative_prompt=negative, skip_existing=skip_existing, force=force, live=view
     )
+    check_spec(spec, makes_folders=makes_folder)
+    from segdream_cli.runs.session import run_jobs  # slow imports, after the checks that do not need them
+    from segdream_cli.runs.source import source_of
+
+    spec = replace(spec, jobs=(replace(job, source=source_of(asset, azimuth, sh, axis)),))
+    if makes_folder and not dry_run:
+        make_folders([job], "-o")
     if dry_run:
         from segdream_cli.runs.dry_run import plan_jobs
 

@@ -18,6 +18,7 @@ from segdream_cli.cli.schema import Rendered
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 from segdream_cli.render import check_size
+from segdream_cli.util.devices import check_device
 
 Channel = StrEnum("Channel", ["rgb", "alpha", "depth", "normals"])
 TURNTABLE, SHEET, STILL, FRAMES, CAMERA_PATH = "turntable", "contact sheet", "view", "frames", "camera path"
@@ -120,13 +121,14 @@ def render(
     path = output or output_path(assets, kind, transparent=color is None)
     check_transparency(path, kind, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     check_target(path, kind, force=force)
-    from segdream_cli.render.camera_path import read_camera_path
+    check_device(device)
+    sink = Output(json=json, quiet=quiet)
+    splats = read_assets(assets, sink, strict=strict, as_splats=as_splats)
+    from segdream_cli.render.camera_path import read_camera_path  # slow imports, after the checks without them
     from segdream_cli.render.job import RenderJob
     from segdream_cli.util.files import write_policy
 
     camera_file = read_camera_path(camera_path, n_frames) if camera_path is not None else None
-    sink = Output(json=json, quiet=quiet)
-    splats = read_assets(assets, sink, strict=strict, as_splats=as_splats)
     job = RenderJob.of(splats, device, sides, str(channel), color, supersample=supersample, captions=captions)
     rendered = Rendered(output=path, assets=assets, kind=kind, channel=str(channel), size=sides, frames=1)
     policy = write_policy(replace=force)

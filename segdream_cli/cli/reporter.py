@@ -4,10 +4,9 @@ import os
 import sys
 import webbrowser
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from segdream_cli.cli.download_bar import DownloadBar
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.progress import RunProgress
 from segdream_cli.cli.schema import Chosen, Made, Planned, Ready, Skipped, Stopped
 from segdream_cli.runs.reporter import (
     AssetFinished,
@@ -25,7 +24,10 @@ from segdream_cli.runs.reporter import (
     SeedChosen,
     Stepped,
 )
-from segdream_cli.util.download import format_size, format_time
+
+if TYPE_CHECKING:
+    from segdream_cli.cli.download_bar import DownloadBar
+    from segdream_cli.cli.progress import RunProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,8 @@ class TerminalReporter:
     output: Output
     bars: bool = True
     browser: bool = True
-    _runs: dict[str, RunProgress] = field(default_factory=dict)
-    _downloads: dict[str, DownloadBar] = field(default_factory=dict)
+    _runs: "dict[str, RunProgress]" = field(default_factory=dict)
+    _downloads: "dict[str, DownloadBar]" = field(default_factory=dict)
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
@@ -50,9 +52,7 @@ class TerminalReporter:
             case Note():
                 self.output.note(event.text)
             case RunStarted():
-                run = RunProgress(event.title, event.steps, event.done, self.output, bar=self.bars)
-                run.start()
-                self._runs[event.run] = run
+                self._begin(event)
             case Stepped():
                 self._runs[event.run].update(event)
             case RunEnded():
@@ -75,13 +75,25 @@ class TerminalReporter:
                 if self.browser:
                     open_browser(event.url)
             case DownloadProgress():
-                if event.name not in self._downloads:
-                    self._downloads[event.name] = DownloadBar(event.name, self.output)
-                    self._downloads[event.name].start()
-                self._downloads[event.name].update(event.done, event.total)
+                self._show_download(event)
             case DownloadEnded():
                 if event.name in self._downloads:
                     self._downloads.pop(event.name).stop()
+
+    def _begin(self, event: RunStarted) -> None:
+        from segdream_cli.cli.progress import RunProgress  # rich's bars are a slow import
+
+        run = RunProgress(event.title, event.steps, event.done, self.output, bar=self.bars)
+        run.start()
+        self._runs[event.run] = run
+
+    def _show_download(self, event: DownloadProgress) -> None:
+        from segdream_cli.cli.download_bar import DownloadBar
+
+        if event.name not in self._downloads:
+            self._downloads[event.name] = DownloadBar(event.name, self.output)
+            self._downloads[event.name].start()
+        self._downloads[event.name].update(event.done, event.total)
 
     def _show_result(self, event: AssetFinished) -> None:
         made = Made(
@@ -100,6 +112,8 @@ class TerminalReporter:
         self.output.done(made)
 
     def _show_plan(self, event: AssetPlanned) -> None:
+        from segdream_cli.util.download import format_size, format_time
+
         parts = [f"{event.prompt}, seed {event.seed}", f"{event.steps:,} steps"]
         if event.seconds is None:
             parts.append("no time measured on this machine yet")

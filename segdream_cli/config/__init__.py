@@ -29,6 +29,7 @@ from segdream_cli.config.sections import (
     PriorConfig,
     ViewConfig,
 )
+from segdream_cli.config.start import POINT_E
 from segdream_cli.config.values import Range, convert, counts_steps, example, nearest, plain
 from segdream_cli.errors import UsageProblem
 
@@ -141,8 +142,8 @@ class Config:
         rules = (
             (self.prior.model is not None, "prior.name", f"prior.model is {self.prior.model}"),
             (self.prior.model is None, "prior.revision", "prior.model is none"),
-            (start != "point-e", point_e, f"the start is {start}"),
-            (start == "point-e" or start.lower().endswith(".ply"), "init.count init.radius", f"the start is {start}"),
+            (start != POINT_E, point_e, f"the start is {start}"),
+            (start == POINT_E or start.lower().endswith(".ply"), "init.count init.radius", f"the start is {start}"),
             (not optim.steps, "distill.* optim.beg* optim.stop_* loss.*", "optim.steps is 0"),
             *((name != method, f"distill.{name}.*", f"distill.method is {method}") for name in METHOD_NAMES),
             (not self.refine.enabled, "refine.[!e]*", "refine.enabled is false"),

@@ -1,26 +1,24 @@
-"""The assets of an evaluation: finding their files, reading them, and moving them to the frame of the views."""
+"""The assets of an evaluation: reading their files, and moving them to the frame of the views."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 import torch
 
 from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
+from segdream_cli.evaluate.asset_files import stem_of
 from segdream_cli.evaluate.metrics import Asset
 from segdream_cli.evaluate.views import FOV_RAD, RADIUS
 from segdream_cli.formats.common import ANOTHER_FILE, DEFAULT, Reading
-from segdream_cli.formats.sniff import META
 from segdream_cli.splats import Splats
 from segdream_cli.splats.bounds import bounds
 from segdream_cli.splats.gaussians import Gaussians
 from segdream_cli.splats.placement import place
-from segdream_cli.util.files import lexists
 
 REACH = RADIUS * math.sin(FOV_RAD / 2)
 """Radius of the sphere about the origin that the views show whole, 0.950."""
@@ -57,65 +55,6 @@ class Entry:
         return Asset(name=self.name, path=self.path, prompt=self.prompt, splats=splats, gaussians=gaussians)
 
 
-def find_assets(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The files of assets: those given, and those in given folders, in order of their names.
-
-    Returns:
-        The files, and messages about those left out: a file that is named twice, and a file of a folder whose stem has
-        an earlier suffix of `formats.READABLE_SUFFIXES` there too: one asset is often exported to several formats.
-
-    Raises:
-        UsageProblem: a folder can't be read, or holds no asset.
-    """
-    found: dict[Path, Path] = {}
-    notes = []
-    for path in paths:
-        if path.is_dir() and not (path / META).is_file():  # the folder of an unbundled SOG is one asset
-            members, left_out = _members(path)
-            notes += left_out
-        elif not path.suffix and not lexists(path):
-            raise UsageProblem(f"there is no folder or file {path}", hint=make_hint(path))
-        else:
-            members = [path]
-        for member in members:
-            if member.resolve() in found:
-                notes.append(f"{member} is named twice and counts once")
-            found.setdefault(member.resolve(), member)
-    return list(found.values()), notes
-
-
-def _members(folder: Path) -> tuple[list[Path], list[str]]:
-    """The assets in a folder, one per stem, and messages about the others."""
-    try:
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    except OSError as problem:
-        raise UsageProblem(
-            f"{folder} can't be read: {problem.strerror}", hint=f"ls -ld {quote(str(folder))}"
-        ) from problem
-    chosen: dict[str, Path] = {}
-    notes = []
-    for suffix in formats.READABLE_SUFFIXES:
-        for path in files:
-            if formats.readable_suffix(path) != suffix:
-                continue
-            stem = path.name[: -len(suffix)]
-            if stem in chosen:
-                notes.append(f"{path} is left out, because {chosen[stem].name} is beside it")
-            else:
-                chosen[stem] = path
-    if not chosen:
-        raise UsageProblem(
-            f"the folder {folder} holds no asset",
-            hint=make_hint(folder),
-        )
-    return sorted(chosen.values()), list(dict.fromkeys(notes))
-
-
-def make_hint(folder: Path) -> str:
-    """A command that makes assets in a folder."""
-    return f"segdream generate --prompts prompts/quickstart.txt --out-dir {quote(str(folder))}"
-
-
 def list_assets(
     paths: Sequence[Path], *, fit: bool | None, note: Callable[[str], object] = DEFAULT.note
 ) -> list[Entry]:
@@ -146,12 +85,6 @@ def list_assets(
 def with_prompts(entries: Sequence[Entry], prompts: Sequence[str]) -> list[Entry]:
     """The entries with one given prompt each."""
     return [replace(entry, prompt=prompt) for entry, prompt in zip(entries, prompts, strict=True)]
-
-
-def stem_of(path: Path) -> str:
-    """The file's name without the suffix of its format."""
-    suffix = formats.readable_suffix(path)
-    return (path.name[: -len(suffix)] if suffix else path.stem) or path.name
 
 
 def _read(path: Path, reading: Reading = DEFAULT) -> Splats:

@@ -20,7 +20,8 @@ from segdream_cli.evaluate import inception
 from segdream_cli.evaluate.judge import EMBEDDED, Judge
 from segdream_cli.evaluate.measures import frechet
 from segdream_cli.evaluate.metrics import Array, Asset, Figure, Metric, Setup, Views
-from segdream_cli.evaluate.references import References, make_command
+from segdream_cli.evaluate.reference_folder import make_command
+from segdream_cli.evaluate.references import References
 
 JUDGE_SIZE = 128
 """Side in pixels of the images that the judge was trained on."""

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 
 from segdream_cli.config import MINI, PriorConfig
-from segdream_cli.distill.prompt import read_prompt
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.judge import EMBEDDED, SECTORS, Judge, Label, Verdict
 from segdream_cli.evaluate.measures import READABLE, SECTOR_OF_AXIS
 from segdream_cli.evaluate.metrics import Array, Asset, AssetMetric, Figure, Metric, Setup
 from segdream_cli.priors.checkpoint import profile_of
 from segdream_cli.priors.profile import Vocabulary
+from segdream_cli.priors.prompt import read_prompt
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.view import render
 from segdream_cli.util.home import expand

@@ -5,22 +5,27 @@ A new metric is a file here with `load(setup)` and a row of `METRICS`.
 Shapes: v views, s pixels square, f numbers per view.
 """
 
+from __future__ import annotations  # so that the table can be read without torch, which takes seconds to import
+
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.splats import Splats
-from segdream_cli.splats.gaussians import Gaussians
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, UInt8
+    from torch import Tensor
+
+    from segdream_cli.splats import Splats
+    from segdream_cli.splats.gaussians import Gaussians
 
 Array = np.ndarray  # NDArray[Any] is a type alias from NumPy 2.5 on, which jaxtyping does not take
 Values = Mapping[str, "float | tuple[float, ...]"]

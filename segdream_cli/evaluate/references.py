@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,12 @@ from torch import Tensor
 from segdream_cli.distill.guidance import guided_noise
 from segdream_cli.distill.schedule import NoiseSchedule
 from segdream_cli.distill.view_prompts import conditions, view_weights
-from segdream_cli.errors import OutputExists, UsageProblem
+from segdream_cli.errors import UsageProblem
+from segdream_cli.evaluate.reference_folder import check_folder, make_another
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.render.images import write_png
 from segdream_cli.util.download import file_sha256
-from segdream_cli.util.files import atomic_write, free_name, parse_json, write_problem
+from segdream_cli.util.files import atomic_write, parse_json, write_problem
 
 MANIFEST = "references.json"
 VERSION = 1
@@ -118,35 +118,6 @@ def _parse(fields: Mapping[str, Any]) -> Reference:
     if not isinstance(row.file, str):
         raise TypeError(f"{row.file!r} is not the name of a file")
     return row
-
-
-def make_command(folder: Path) -> str:
-    """A command that makes references, for hints."""
-    return f"segdream evaluate --make-references {quote(str(folder))} --prompts prompts.txt"
-
-
-def make_another(folder: Path) -> str:
-    """A command that makes references beside a folder, which may hold images of the user's own, or in its place."""
-    other = folder if folder.name else Path("references")  # "." has no name to number
-    return make_command(free_name(other) if other.exists() else other)
-
-
-def check_folder(folder: Path) -> None:
-    """Refuses a folder that references can't be written to, before any work starts.
-
-    Raises:
-        OutputExists: it exists.
-        UsageProblem: its parent does not exist or can't be written.
-    """
-    if folder.exists():
-        raise OutputExists(f"{folder} exists", hint=make_another(folder))
-    if not folder.parent.is_dir():
-        raise UsageProblem(f"the folder {folder.parent} does not exist", hint=f"mkdir -p {quote(str(folder.parent))}")
-    try:
-        with tempfile.TemporaryDirectory(dir=folder.parent):
-            pass
-    except OSError as problem:
-        raise write_problem(problem, folder) from problem
 
 
 def write_references(

@@ -20,7 +20,6 @@ from segdream_cli.config import Config
 from segdream_cli.distill import build_method
 from segdream_cli.distill.guidance import Conditions
 from segdream_cli.distill.method import Gradient, Method, Shape
-from segdream_cli.distill.prompt import clean_prompt, read_negative
 from segdream_cli.distill.schedule import Latents, NoiseSchedule
 from segdream_cli.distill.view_prompts import (
     PromptEmbeddings,
@@ -39,6 +38,7 @@ from segdream_cli.optimize.report import DISTIL, StepReport
 from segdream_cli.optimize.start import bind_cloud, cloud_text, initial_gaussians
 from segdream_cli.optimize.state import AssetState, build_generators
 from segdream_cli.pointe.model import PointCloud
+from segdream_cli.priors.prompt import clean_prompt, read_negative
 from segdream_cli.priors.protocol import Prior
 from segdream_cli.render.cameras import Cameras, sample_backgrounds, sample_cameras
 from segdream_cli.render.raster import Rendering

@@ -1,6 +1,6 @@
 """The initial Gaussians of a run: around the points of Point-E, in a ball or a box, or from a PLY file.
 
-A new geometric start is a function like `_ball` and `_box`, and a row of `SHAPES`.
+A new geometric start is a function like `_ball` and `_box`, a row of `SHAPES`, and a name in `config/start.py`.
 """
 
 import math
@@ -15,26 +15,14 @@ from torch import Tensor
 
 from segdream_cli import formats
 from segdream_cli.config import InitConfig
-from segdream_cli.distill.prompt import clean_prompt
+from segdream_cli.config.start import POINT_E, check_start
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import points
 from segdream_cli.pointe.model import PointCloud
 from segdream_cli.priors.profile import Vocabulary
+from segdream_cli.priors.prompt import clean_prompt
 from segdream_cli.splats import SH_C0
 from segdream_cli.splats.gaussians import Gaussians
-
-POINT_E = "point-e"
-
-
-def check_start(shape: str) -> None:
-    """Refuses a start that is neither a known shape nor named like a PLY file.
-
-    Raises:
-        UsageProblem: naming the known ones.
-    """
-    known = (POINT_E, *SHAPES)
-    if shape not in known and Path(shape).suffix.lower() != ".ply":
-        raise UsageProblem(f"there is no start {shape!r}", hint=f"--init {', '.join(known)} or the path of a .ply file")
 
 
 def cloud_text(config: InitConfig, prompt: str | None, vocabulary: Vocabulary | None) -> str | None:

@@ -111,10 +111,14 @@ def profile_of(prior: PriorConfig, *, cuda: bool) -> PriorProfile:
 
     Raises:
         UsageProblem: the prior's name is unknown.
-        WeightsUnavailable: the profile is damaged.
+        WeightsUnavailable: the profile is damaged, or the prior is a path and no folder is there.
     """
-    folder = expand(prior.model or PRIORS[choose(prior.name, cuda=cuda)])
-    return _read_profile(folder) if folder.is_dir() else PriorProfile()
+    model = prior.model or PRIORS[choose(prior.name, cuda=cuda)]
+    folder = expand(model)
+    if folder.is_dir():
+        return _read_profile(folder)
+    _refuse_paths(model, folder)
+    return PriorProfile()
 
 
 @contextmanager

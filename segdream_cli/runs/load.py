@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from segdream_cli.config import MINI, Config
+from segdream_cli.config.start import POINT_E
 from segdream_cli.distill import build_method
-from segdream_cli.optimize.start import POINT_E
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors.checkpoint import Checkpoint
 from segdream_cli.runs.jobs import slug

@@ -16,14 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from segdream_cli.config import Config
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
-from segdream_cli.optimize.state import AssetState
 from segdream_cli.runs.jobs import Source
 from segdream_cli.runs.ownership import (
     CHECKPOINT,
@@ -38,7 +36,11 @@ from segdream_cli.runs.ownership import (
 )
 from segdream_cli.util.files import atomic_write, free_name, known_problem, lexists, parse_json, sweep, write_problem
 from segdream_cli.util.home import expand
-from segdream_cli.util.tensor_files import dump_tensors, load_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from segdream_cli.optimize.state import AssetState
 
 FORMAT = 1
 RECORD_TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -327,7 +329,7 @@ class RunDir:
         Raises:
             UsageProblem: the checkpoint is damaged.
         """
-        with self._reading(), safe_open(self.checkpoint, "pt") as file:
+        with self._reading(), safe_open(self.checkpoint, "np") as file:
             saved = (file.metadata() or {}).get("record")
             if saved is None:  # version 0.1.0 saved none
                 return []
@@ -342,20 +344,24 @@ class RunDir:
         """The run's configuration."""
         return Config().set(self.record().config)
 
-    def save(self, asset: AssetState) -> None:
+    def save(self, asset: "AssetState") -> None:
         """Replaces the checkpoint with the asset's current state; it also holds the record that the run began with."""
+        from segdream_cli.util.tensor_files import dump_tensors  # imports torch, which takes seconds
+
         tensors = {name: value.detach().cpu().contiguous() for name, value in asset.tensors().items()}
         metadata = {} if self._record is None else {"record": json.dumps(asdict(self._record))}
         with atomic_write(self.checkpoint) as temporary:
             # save_file of safetensors hides that the disk is full
             temporary.write_bytes(dump_tensors(tensors, metadata))
 
-    def load(self) -> dict[str, Tensor]:
+    def load(self) -> "dict[str, Tensor]":
         """The tensors of the latest checkpoint; those of version 0.1.0 have no SHA-256 to compare.
 
         Raises:
             UsageProblem: it is damaged, or can't be read.
         """
+        from segdream_cli.util.tensor_files import load_tensors  # imports torch, which takes seconds
+
         with self._reading():
             tensors, _ = load_tensors(self.checkpoint)
         return tensors
@@ -368,7 +374,7 @@ class RunDir:
         """
         if not self.checkpoint.exists():
             return 0
-        with self._reading(), safe_open(self.checkpoint, "pt") as tensors:
+        with self._reading(), safe_open(self.checkpoint, "np") as tensors:  # numpy, since torch takes seconds to import
             return int(tensors.get_tensor("step"))
 
     def skipped(self) -> int:
@@ -377,7 +383,7 @@ class RunDir:
         Raises:
             UsageProblem: it is damaged, or can't be read.
         """
-        with self._reading(), safe_open(self.checkpoint, "pt") as tensors:
+        with self._reading(), safe_open(self.checkpoint, "np") as tensors:
             return int(tensors.get_tensor("stop.skipped")) if "stop.skipped" in tensors.keys() else 0  # noqa: SIM118
 
     @contextmanager

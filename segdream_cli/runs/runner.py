@@ -12,11 +12,11 @@ import torch
 from jaxtyping import UInt8
 
 from segdream_cli import formats
-from segdream_cli.distill.prompt import describe_prompt
 from segdream_cli.errors import Diverged, Interrupted, OutOfMemory, OutputExists, SegdreamError
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
 from segdream_cli.optimize.state import AssetState
+from segdream_cli.priors.prompt import describe_prompt
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.images import contact_sheet, write_png
 from segdream_cli.runs.reporter import AssetFinished, JobFailed, Note, Reporter, RunEnded, RunSaved, RunStarted, Stepped

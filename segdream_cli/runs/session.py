@@ -15,16 +15,18 @@ import torch
 
 from segdream_cli import __version__, formats
 from segdream_cli.config import AUTO, Config
+from segdream_cli.config.start import check_start
 from segdream_cli.distill import build_method
-from segdream_cli.distill.prompt import describe_prompt, read_negative
 from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.optimize.change import notes_on_change
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
-from segdream_cli.optimize.start import check_start, cloud_text
+from segdream_cli.optimize.start import cloud_text
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.priors.checkpoint import Checkpoint
+from segdream_cli.priors.prompt import describe_prompt, read_negative
+from segdream_cli.runs.checks import check_files
 from segdream_cli.runs.jobs import Job, Source, check_seed
 from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline, needs_network
 from segdream_cli.runs.ownership import RECORD
@@ -265,9 +267,7 @@ class Session:
             OutputExists: the asset or an unfinished run of it exists.
         """
         self.check_prompt(job.prompt)
-        check_output(job.output, force=force)
-        formats.check_format(job.output)
-        RunDir.beside(job.output).check_free(force=force)
+        check_files(job, force=force)
 
     def check_prompt(self, prompt: str) -> None:
         """Refuses a prompt that can't be used, and reports once how the prior reads it; raises as `read_prompt`."""

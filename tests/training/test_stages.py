@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from segdream_cli.config import PriorConfig
-from segdream_cli.distill.prompt import clean_prompt
 from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.judge import Judge
 from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors.prompt import clean_prompt
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
 from training import assemble, train_autoencoder, train_denoiser, train_judge
 from training.assets import JUDGE

@@ -12,7 +12,8 @@ import torch
 from segdream_cli import formats
 from segdream_cli.errors import OutOfMemory, UsageProblem
 from segdream_cli.evaluate import metrics
-from segdream_cli.evaluate.assets import find_assets, list_assets, stem_of
+from segdream_cli.evaluate.asset_files import find_assets, stem_of
+from segdream_cli.evaluate.assets import list_assets
 from segdream_cli.evaluate.cost_metric import run_seconds
 from segdream_cli.evaluate.evaluation import Evaluation
 from segdream_cli.evaluate.health import examine, opacity_histogram

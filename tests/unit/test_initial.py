@@ -8,9 +8,10 @@ import torch
 from plyfile import PlyData, PlyElement
 
 from segdream_cli.config import InitConfig
+from segdream_cli.config.start import SHAPE_NAMES
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import ply
-from segdream_cli.optimize.start import cloud_text, initial_gaussians, neighbour_distance, round_gaussians
+from segdream_cli.optimize.start import SHAPES, cloud_text, initial_gaussians, neighbour_distance, round_gaussians
 from segdream_cli.priors.profile import Vocabulary
 from segdream_cli.splats import GROUPS
 from segdream_cli.splats.gaussians import Gaussians
@@ -146,9 +147,10 @@ def test_cloud_text_refuses_unknown_words():
 
 
 def test_check_start_names_the_known_shapes():
-    with pytest.raises(UsageProblem, match="'spere'") as caught:
+    with pytest.raises(UsageProblem, match="'spere'; use one of point-e, sphere, box, polar-sphere") as caught:
         start(shape="spere")
-    assert "sphere, box" in caught.value.hint
+    assert caught.value.hint == "--init sphere"
+    assert tuple(SHAPES) == SHAPE_NAMES
 
 
 def test_initial_gaussians_name_a_missing_file(tmp_path):

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segdream_cli.config import MINI, PriorConfig
-from segdream_cli.distill.prompt import (
+from segdream_cli.errors import PromptProblem, UsageProblem
+from segdream_cli.priors.checkpoint import PRIORS, profile_of
+from segdream_cli.priors.profile import Vocabulary
+from segdream_cli.priors.prompt import (
     _split,
     clean_prompt,
     describe_prompt,
@@ -19,9 +22,6 @@ from segdream_cli.distill.prompt import (
     read_prompt,
     typing_errors,
 )
-from segdream_cli.errors import PromptProblem, UsageProblem
-from segdream_cli.priors.checkpoint import PRIORS, profile_of
-from segdream_cli.priors.profile import Vocabulary
 
 WORDS = Vocabulary(
     objects=("school bus", "ice cream cone", "car", "dog", "ice"),

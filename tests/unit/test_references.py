@@ -13,6 +13,7 @@ from PIL import Image
 import segdream_cli as segdream
 from segdream_cli.errors import OutputExists, UsageProblem
 from segdream_cli.evaluate import references
+from segdream_cli.evaluate.reference_folder import make_another
 from segdream_cli.evaluate.references import MANIFEST, References, sample_images, write_references
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), np.uint8)
@@ -111,7 +112,7 @@ def test_make_another_names_a_folder_that_does_not_exist(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("kept").mkdir()
     for folder, named in (("new", "new"), ("kept", "kept-2"), (".", "references")):
-        assert f"--make-references {named} " in references.make_another(Path(folder))
+        assert f"--make-references {named} " in make_another(Path(folder))
 
 
 @pytest.mark.slow

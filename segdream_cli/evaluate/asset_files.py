@@ -1,0 +1,76 @@
+"""The files of the assets of an evaluation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+
+from segdream_cli import formats
+from segdream_cli.errors import UsageProblem
+from segdream_cli.formats.sniff import META
+from segdream_cli.util.files import lexists
+
+
+def find_assets(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The files of assets: those given, and those in given folders, in order of their names.
+
+    Returns:
+        The files, and messages about those left out: a file that is named twice, and a file of a folder whose stem has
+        an earlier suffix of `formats.READABLE_SUFFIXES` there too: one asset is often exported to several formats.
+
+    Raises:
+        UsageProblem: a file or folder can't be read, or a folder holds no asset.
+    """
+    found: dict[Path, Path] = {}
+    notes = []
+    for path in paths:
+        if path.is_dir() and not (path / META).is_file():  # the folder of an unbundled SOG is one asset
+            members, left_out = _members(path)
+            notes += left_out
+        elif not path.suffix and not lexists(path):
+            raise UsageProblem(f"there is no folder or file {path}", hint=make_hint(path))
+        else:
+            formats.kind_of(path)
+            members = [path]
+        for member in members:
+            if member.resolve() in found:
+                notes.append(f"{member} is named twice and counts once")
+            found.setdefault(member.resolve(), member)
+    return list(found.values()), notes
+
+
+def _members(folder: Path) -> tuple[list[Path], list[str]]:
+    """The assets in a folder, one per stem, and messages about the others."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as problem:
+        raise UsageProblem(
+            f"{folder} can't be read: {problem.strerror}", hint=f"ls -ld {quote(str(folder))}"
+        ) from problem
+    chosen: dict[str, Path] = {}
+    notes = []
+    for suffix in formats.READABLE_SUFFIXES:
+        for path in files:
+            if formats.readable_suffix(path) != suffix:
+                continue
+            stem = path.name[: -len(suffix)]
+            if stem in chosen:
+                notes.append(f"{path} is left out, because {chosen[stem].name} is beside it")
+            else:
+                chosen[stem] = path
+    if not chosen:
+        raise UsageProblem(
+            f"the folder {folder} holds no asset",
+            hint=make_hint(folder),
+        )
+    return sorted(chosen.values()), list(dict.fromkeys(notes))
+
+
+def make_hint(folder: Path) -> str:
+    """A command that makes assets in a folder."""
+    return f"segdream generate --prompts prompts/quickstart.txt --out-dir {quote(str(folder))}"
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without the suffix of its format."""
+    suffix = formats.readable_suffix(path)
+    return (path.name[: -len(suffix)] if suffix else path.stem) or path.name
