@@ -58,8 +58,12 @@ def export(
     max_gaussians: Annotated[
         int | None,
         typer.Option(
-            "--max-gaussians", min=1, help="Keep at most N, largest coverage first.", rich_help_panel=EDIT_PANEL
+            "--max-gaussians", min=1, help="Merge neighbours down to at most N Gaussians.", rich_help_panel=EDIT_PANEL
         ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option("--keep", help="The same for a share of the Gaussians: 25%.", rich_help_panel=EDIT_PANEL),
     ] = None,
     center: Annotated[
         bool, typer.Option("--center", help="Move the asset's centre to the origin.", rich_help_panel=EDIT_PANEL)
@@ -165,17 +169,17 @@ def export(
     edits = Edits(
         prune_opacity=prune_opacity,
         crop=None if crop is None else parse_crop(crop),
-        max_gaussians=max_gaussians,
         center=center,
         rotate=None if rotate is None else parse_angles(rotate),
         scale=scale,
         sh=sh,
     )
     sizing = choose_sizing(context, outputs)
+    reduction = choose_reduction(max_gaussians, keep)
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
     _check_targets(list(chain(*files)), force=force)
     (whole,) = read_assets([asset], sink, strict=strict, as_splats=as_splats)
-    splats, cuts = _edit(whole, edits, sink)
+    splats, cuts = _edit(whole, edits, reduction, sink)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     for path, name, written in zip(outputs, names, files, strict=True):
         options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
@@ -217,7 +221,7 @@ def _check_targets(files: Sequence[Path], *, force: bool) -> None:
         planned.add(target)
 
 
-def _edit(splats: Any, edits: Any, sink: Output) -> tuple[Any, list[dict[str, str | int]]]:
+def _edit(splats: Any, edits: Any, reduction: Any, sink: Output) -> tuple[Any, list[dict[str, str | int]]]:
     """The `Splats` after the edits, and what each that drops Gaussians has kept, which is noted too."""
     from segdream_cli.splats.edits import apply_edits
 
@@ -227,7 +231,21 @@ def _edit(splats: Any, edits: Any, sink: Output) -> tuple[Any, list[dict[str, st
         cuts.append({"option": option, "kept": kept, "of": of})
         sink.note(f"{option} keeps {kept:,} of {of:,} Gaussians")
 
-    return apply_edits(splats, edits, count), cuts
+    return apply_edits(splats, edits, count, lambda cropped: reduction.apply(cropped, count)), cuts
+
+
+def choose_reduction(max_gaussians: int | None, keep: str | None) -> Any:
+    """The `Reduction` of --max-gaussians and --keep.
+
+    Raises:
+        OptionProblem: both were given.
+        UsageProblem: `keep` is not a percentage.
+    """
+    from segdream_cli.simplify import Reduction
+
+    if keep is not None and max_gaussians is not None:
+        raise OptionProblem("--keep and --max-gaussians contradict each other", without=["--keep"])
+    return Reduction(max_gaussians=max_gaussians, keep=None if keep is None else parse_share(keep))
 
 
 def choose_sizing(context: typer.Context, outputs: Sequence[Path]) -> Any:
@@ -327,6 +345,18 @@ def parse_angles(text: str) -> list[float]:
     if len(values) != 3:
         raise UsageProblem(f"--rotate {text!r} is not X,Y,Z in degrees", hint="--rotate 0,90,0")
     return values
+
+
+def parse_share(text: str) -> float:
+    """The share 0..1 of a percentage above 0 and up to 100.
+
+    Raises:
+        UsageProblem: the text is something else.
+    """
+    values = _numbers(text.removesuffix("%"))
+    if len(values) == 1 and text.endswith("%") and 0 < values[0] <= 100:
+        return values[0] / 100
+    raise UsageProblem(f"--keep {text!r} is not a percentage above 0% and up to 100%", hint="--keep 25%")
 
 
 def _numbers(text: str) -> list[float]:

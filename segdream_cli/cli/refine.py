@@ -47,7 +47,7 @@ def refine(
         typer.Option(
             "--max-gaussians",
             min=100,
-            help="Keep at most N, largest coverage first; the default is 100,000.",
+            help="Merge down to at most N Gaussians; the default is 100,000.",
             rich_help_panel=ASSET,
         ),
     ] = None,

@@ -17,6 +17,7 @@ from segdream_cli.formats.common import ANOTHER_FILE, SIGNATURE, Reading, open_a
 from segdream_cli.formats.ply_header import read_header
 from segdream_cli.mesh import surface
 from segdream_cli.runs.jobs import Source
+from segdream_cli.simplify.merging import merge
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.edits import Edits, apply_edits
 from segdream_cli.splats.gaussians import Gaussians
@@ -106,7 +107,7 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
     except ValueError as problem:
         raise UsageProblem(f"{path} has no usable size: {problem}", hint=ANOTHER_FILE) from problem
     whole = placement.apply(apply_edits(splats, Edits(sh=source.sh)))
-    thin = apply_edits(whole, Edits(max_gaussians=config.densify.cap))
+    thin = whole if config.densify.cap is None else merge(whole, config.densify.cap)
     for change in _changes(splats, thin, source):
         note(f"{path.name}: {change}")
     origin: dict[str, Any] = {"file": path.name, "sha256": source.sha256}
@@ -143,7 +144,7 @@ def _changes(splats: Splats, thin: Splats, source: Source) -> Iterator[str]:
     elif degree:
         yield "spherical harmonics kept, but only the base colour is refined; --sh 0 drops them"
     if len(thin) < len(splats):
-        yield f"{len(thin):,} of {len(splats):,} Gaussians kept, largest coverage first; see --max-gaussians"
+        yield f"{len(splats):,} Gaussians merged into {len(thin):,}; see --max-gaussians"
 
 
 def _hash(path: Path) -> str:

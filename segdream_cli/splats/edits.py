@@ -24,8 +24,6 @@ class Edits:
     """Drop Gaussians of less opacity, 0..1."""
     crop: Sequence[float] | None = None
     """Keep those whose centre lies in a box (x0, y0, z0, x1, y1, z1), or in a ball about the origin (radius,)."""
-    max_gaussians: int | None = None
-    """Keep at most this many: those with the largest coverage, opacity times the area of the largest cross-section."""
     center: bool = False
     """Move the centre of the asset's `bounds` to the origin."""
     rotate: Sequence[float] | None = None
@@ -41,8 +39,19 @@ Tell = Callable[[str, int, int], object]
 """Receives the option of an edit that drops Gaussians, the number kept, and the number before it."""
 
 
-def apply_edits(splats: Splats, edits: Edits, tell: Tell = lambda option, kept, of: None) -> Splats:
+def apply_edits(
+    splats: Splats,
+    edits: Edits,
+    tell: Tell = lambda option, kept, of: None,
+    reduce: Callable[[Splats], Splats] = lambda splats: splats,
+) -> Splats:
     """The asset after `edits`; the Gaussians kept stay in their order, with the asset's provenance.
+
+    Args:
+        splats: the asset.
+        edits: what to change.
+        tell: hears how many Gaussians each edit keeps.
+        reduce: a change of its own, between the crop and the placement.
 
     Raises:
         UsageProblem: no Gaussian would be left.
@@ -58,13 +67,7 @@ def apply_edits(splats: Splats, edits: Edits, tell: Tell = lambda option, kept, 
     if edits.crop is not None:
         splats = _crop(splats, edits.crop)
         tell("--crop", len(splats), before)
-        before = len(splats)
-    if edits.max_gaussians is not None:
-        if edits.max_gaussians < len(splats):
-            order = np.argsort(-_coverage(splats), kind="stable")
-            splats = splats.select(np.sort(order[: edits.max_gaussians]))
-        tell("--max-gaussians", len(splats), before)
-    return _truncate_sh(_place(splats, edits), edits.sh)
+    return _truncate_sh(_place(reduce(splats), edits), edits.sh)
 
 
 def rotation_xyz(degrees: Sequence[float]) -> Float64s:
@@ -103,14 +106,6 @@ def _crop(splats: Splats, shape: Sequence[float]) -> Splats:
         inside, where = ((splats.means >= low) & (splats.means <= high)).all(axis=1), "the box"
         hint = "--crop " + ",".join(f"{end:.3g}" for end in (*splats.means.min(axis=0), *splats.means.max(axis=0)))
     return _keep(splats, np.flatnonzero(inside), f"no Gaussian has its centre in {where} of --crop", hint)
-
-
-def _coverage(splats: Splats) -> Float64s:
-    """The logarithm [n] of opacity times the product of the two larger standard deviations."""
-    log_scales = splats.log_scales.astype(np.float64)
-    opacities = -np.logaddexp(0, -splats.opacity_logits.astype(np.float64))
-    found: Float64s = opacities + log_scales.sum(axis=1) - log_scales.min(axis=1)
-    return found
 
 
 def _truncate_sh(splats: Splats, degree: int | None) -> Splats:

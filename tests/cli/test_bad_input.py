@@ -312,6 +312,10 @@ EDITS = [
     ("--rotate", "0,90,up", "not X,Y,Z"),
     ("--rotate", "0,nan,0", "not X,Y,Z"),
     ("--prune-opacity", "1", "no Gaussian has an opacity of 1"),
+    ("--keep", "25", "not a percentage"),
+    ("--keep", "0%", "not a percentage"),
+    ("--keep", "101%", "not a percentage"),
+    ("--keep", "half", "not a percentage"),
     ("--spz-bits", "13", "12, 16 or 20"),
     ("--spz-bits", "20", "--spz-bits"),
 ]

@@ -94,6 +94,7 @@ EXAMPLES = {
     "--formats": ("--formats",),
     "--prune-opacity": ("--prune-opacity", "0.5"),
     "--crop": ("--crop", "0.4"),
+    "--keep": ("--keep", "30%"),
     "--center": ("--center",),
     "--rotate": ("--rotate", "0,90,0"),
     "--scale": ("--scale", "2"),

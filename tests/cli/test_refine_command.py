@@ -165,7 +165,7 @@ def test_refine_thins_a_large_asset_with_a_note(segdream):
     api.write("in.ply", ball(2000))
     done = refine(segdream, *STILL, "--max-gaussians", "300")
     assert done.code == 0
-    assert "in.ply: 300 of 2,000 Gaussians kept, largest coverage first; see --max-gaussians" in done.err
+    assert "in.ply: 2,000 Gaussians merged into 300; see --max-gaussians" in done.err
     assert len(api.read("out.ply")) == 300
 
 

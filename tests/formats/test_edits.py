@@ -75,15 +75,18 @@ def test_apply_edits_crops_before_transforming(chiral: Splats) -> None:
     assert len(whole) == len(apply_edits(chiral, Edits(crop=(0.5,))))
 
 
-def test_apply_edits_prunes_by_opacity_and_coverage(chiral: Splats) -> None:
+def test_apply_edits_prunes_by_opacity(chiral: Splats) -> None:
     opacities = torch.sigmoid(torch.from_numpy(chiral.opacity_logits)).numpy()
     same(apply_edits(chiral, Edits(prune_opacity=0.5)), chiral.select(np.flatnonzero(opacities >= 0.5)))
-    largest = np.array([np.linalg.eigvalsh(matrix)[1:] for matrix in covariances(chiral)])
-    covered = opacities * np.sqrt(largest.prod(axis=1))
-    kept = apply_edits(chiral, Edits(max_gaussians=100))
-    expected = np.sort(np.argsort(-covered)[:100])
-    same(kept, chiral.select(expected))
-    same(apply_edits(chiral, Edits(max_gaussians=400)), chiral)
+
+
+def test_apply_edits_reduces_after_the_crop_and_before_the_placement(chiral: Splats) -> None:
+    seen: list[Splats] = []
+    found = apply_edits(
+        chiral, Edits(crop=(0.5,), scale=2), reduce=lambda splats: seen.append(splats) or splats.slice_rows(slice(9))
+    )
+    same(seen[0], apply_edits(chiral, Edits(crop=(0.5,))))
+    np.testing.assert_allclose(found.means, 2 * seen[0].means[:9], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("degree", "k"), [(0, 0), (1, 3), (2, 8), (3, 15)])

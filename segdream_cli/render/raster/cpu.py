@@ -139,6 +139,42 @@ def _bin(splats: NDArray[np.float32], radii: NDArray[np.int32], width: int, heig
     return kernels.bin_spans(splats, keys & 0xFFFFFFFF, width, height)
 
 
+def weights(
+    means: Float[Tensor, "n 3"],
+    quats: Float[Tensor, "n 4"],
+    scales: Float[Tensor, "n 3"],
+    opacities: Float[Tensor, " n"],
+    viewmats: Float[Tensor, "c 4 4"],
+    Ks: Float[Tensor, "c 3 3"],
+    width: int,
+    height: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums over all pixels and views of each Gaussian's weight [n], and of its alpha with nothing in front of it [n].
+
+    The weights are those of `rasterize`. The alpha is the closed form 2 pi opacity sqrt(|covariance|), without limits.
+    One view is held at a time.
+    """
+    n = len(means)
+    arrays = _array(means), _array(quats), _array(scales), _array(opacities), np.zeros((1, n, 3), np.float32)
+    seen, whole = np.zeros(n), np.zeros(n)
+    for view, K in zip(_array(viewmats), _array(Ks), strict=True):
+        means2d, splats = np.zeros((1, n, 2), np.float32), np.zeros((1, n, kernels.COLUMNS), np.float32)
+        radii = np.zeros((1, n), np.int32)
+        inputs = *arrays, view[None], K[None], width, height
+        _in_threads(kernels.project, ((*inputs, *piece, means2d, splats, radii) for piece in _ranges(n)))
+        rows = _bin(splats[0], radii[0], width, height)
+        buffers = np.zeros((SHARES, n), np.float32)
+        _in_threads(
+            kernels.composite_weights,
+            ((splats[0], *rows, share, SHARES, width, buffers[share]) for share in range(SHARES)),
+        )
+        seen += buffers.sum(0, dtype=np.float64)
+        shown = splats[0, radii[0] > 0].astype(np.float64)
+        sharpness = shown[:, kernels.SHARPNESS_X] * shown[:, kernels.SHARPNESS_Y]
+        whole[radii[0] > 0] += 2 * np.pi * shown[:, kernels.OPACITY] / np.sqrt(sharpness)
+    return seen, whole
+
+
 def rasterize(
     means: Float[Tensor, "*a n 3"],
     quats: Float[Tensor, "*a n 4"],

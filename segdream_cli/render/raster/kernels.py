@@ -310,6 +310,32 @@ def composite(splats, starts, ends, spans, share, shares, rgb, alpha, depth):  #
             alpha[y, x, 0], depth[y, x, 0] = block[4, i], block[5, i]
 
 
+@_kernel("void(f4[:,::1],i8[::1],i8[::1],i4[:,::1],i8,i8,i8,f4[::1])")
+def composite_weights(splats, starts, ends, spans, share, shares, width, weights):  # type: ignore[no-untyped-def]
+    """Adds each splat's weights in the pixels of the rows share, share + shares, ... of one view to `weights` (n)."""
+    row = np.empty(((width + BLOCK - 1) // BLOCK, BLOCK), np.float32)  # transmittance
+    for y in range(share, len(ends), shares):
+        row[:] = ONE
+        for s in range(starts[y], ends[y]):
+            splat = splats[spans[s, 0]]
+            dy = np.float32(y) + HALF - splat[Y]
+            middle = splat[X] - splat[SHEAR] * dy - HALF
+            half_x, sigma_y = HALF * splat[SHARPNESS_X], HALF * splat[SHARPNESS_Y] * dy * dy
+            opacity, total = splat[OPACITY], ZERO
+            for b in range(spans[s, 1] // BLOCK, (spans[s, 2] + BLOCK - 1) // BLOCK):
+                block = row[b]
+                offset = np.float32(b * BLOCK) - middle
+                for i in range(BLOCK):
+                    u = np.float32(i) + offset
+                    a = opacity * _exp_minus(half_x * u * u + sigma_y)
+                    a = ALPHA_CAP if a > ALPHA_CAP else a
+                    a = a if a >= ALPHA_MIN else ZERO
+                    after = block[i] * (ONE - a)
+                    total += a * block[i] if after > TRANSMITTANCE_MIN else ZERO
+                    block[i] = after if after > TRANSMITTANCE_MIN else ZERO
+            weights[spans[s, 0]] += total
+
+
 @_kernel(
     "void(f4[:,::1],i8[::1],i8[::1],i4[:,::1],i8,i8,f4[:,:,::1],f4[:,:,::1],f4[:,:,::1],"
     "f4[:,:,::1],f4[:,:,::1],f4[:,:,::1],f4[:,::1])"
