@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from segdream_cli.cli import doctor, evaluate, export, fetch, generate, init, refine, render, report, runs, view
+from segdream_cli.cli import cache, doctor, evaluate, export, fetch, generate, init, refine, render, report, runs, view
 from segdream_cli.cli.command_line import Command
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.streams import lasting_streams
@@ -46,9 +46,10 @@ COMMANDS: Mapping[Callable[..., None], float] = {
     evaluate.evaluate: NETWORKS_GIB,
     fetch.fetch: IMPORTS_GIB,
     runs.runs: IMPORTS_GIB,
+    cache.cache: IMPORTS_GIB,
     doctor.doctor: IMPORTS_GIB,
 }
-WITHOUT_ARGUMENTS = doctor.doctor, runs.runs
+WITHOUT_ARGUMENTS = doctor.doctor, runs.runs, cache.cache
 """Commands that need no arguments; the others show their help without."""
 
 

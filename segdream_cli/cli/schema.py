@@ -317,6 +317,21 @@ class RunRow(Line):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CachePart(Line):
+    """A part of the cache."""
+
+    event = "cached"
+    name: str
+    path: Path
+    title: str
+    kind: str
+    files: int
+    bytes: int
+    state: str
+    hint: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Removed(Line):
     """A folder or a part of the cache that was removed."""
 

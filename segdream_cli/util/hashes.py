@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
-import shutil
+import re
 from contextlib import suppress
 from pathlib import Path
 
 from segdream_cli.errors import SegdreamError
 from segdream_cli.util.download import cache_folder, file_sha256
 from segdream_cli.util.files import atomic_write, parse_json
+
+KEPT = re.compile(r"[0-9a-f]{32}\.json")
+"""Names of the files of matches."""
 
 
 def has_sha256(path: Path, expected: str) -> bool:
@@ -33,7 +36,10 @@ def has_sha256(path: Path, expected: str) -> bool:
 
 def forget_hashes() -> None:
     """Empties the cache of matches, so that the next `has_sha256` reads each file again."""
-    shutil.rmtree(_store(), ignore_errors=True)
+    for path in _store().glob("*.json"):
+        if KEPT.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_json(path: Path, content: object) -> None:

@@ -217,13 +217,18 @@ class HubDownload:
         Raises:
             WeightsUnavailable: the download failed, or the disk is too full.
         """
-        from huggingface_hub import constants
-
-        cache = Path(constants.HF_HUB_CACHE)
+        cache = models_folder()
         check_space(cache, self.missing, variable="HF_HOME")
         announce(f"downloading {self.model.id}, {describe_download(self.missing)}, to {cache}")
         bars = None if progress is None else _silent_bar(progress, self.missing)
         return self.model.snapshot(self.names, tqdm_class=bars)
+
+
+def models_folder() -> Path:
+    """The folder of the Hub's cache, which other programs use too."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def absent_files(folder: Path, names: Collection[str]) -> list[str]:

@@ -110,6 +110,7 @@ EXAMPLES = {
     "--clean": ("--clean",),
     "--stopped": ("--stopped",),
     "--yes": ("--yes",),
+    "--verify": ("--verify",),
 }
 """An example of every option; one that is what a command does anyway has the opposite beside it."""
 OWN = {
@@ -151,6 +152,7 @@ LINES = {
     "a splat": ("export", "there.ply", "-o", "there.spz"),
     "a mesh": ("export", "there.ply", "-o", "there.obj"),
     "run folders": ("runs", "runs"),
+    "the cache": ("cache", "point-e"),
 }
 
 
