@@ -1,50 +1,53 @@
-"""Binary glTF 2.0 with KHR_gaussian_splatting, as ratified by Khronos in 2026.
+"""glTF 2.0 with KHR_gaussian_splatting, as ratified by Khronos in 2026; it is written in binary.
 
 The Gaussians are one primitive of points in the inner frame, which is glTF's: y up, the front faces +Z. Scales and
 opacities are stored after their activations, quaternions as xyzw, spherical harmonics as one attribute per coefficient.
 A viewer without the extension shows a cloud of points in COLOR_0, which is linear where ours are sRGB.
 """
 
+import dataclasses
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, UsageProblem
+from segdream_cli.formats import spz
 from segdream_cli.formats.common import (
     ANOTHER_FILE,
     DEFAULT,
     Reading,
     extras_provenance,
     finish,
-    open_asset,
     provenance_extras,
     require_finite,
     to_log_scales,
     to_opacity_logits,
 )
+from segdream_cli.formats.gltf import BIN_CHUNK, JSON_CHUNK, WIDTHS, Gltf, child, load
 from segdream_cli.splats import BANDS, SH_C0, Float32s, Float64s, Splats, concat, sanitize
-from segdream_cli.splats.transform import rotation_matrices, transform
-from segdream_cli.util.files import atomic_write, parse_json
+from segdream_cli.splats.transform import transform
+from segdream_cli.util.files import atomic_write
 
 EXTENSION = "KHR_gaussian_splatting"
 ROTATION, SCALE, OPACITY = (f"{EXTENSION}:{name}" for name in ("ROTATION", "SCALE", "OPACITY"))
 SH0 = f"{EXTENSION}:SH_DEGREE_0_COEF_0"
 REST = tuple(f"{EXTENSION}:SH_DEGREE_{degree}_COEF_{i}" for degree in (1, 2, 3) for i in range(2 * degree + 1))
 
-MAGIC, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
+PACKED = ("KHR_gaussian_splatting_compression_spz_2", "KHR_gaussian_splatting_compression_spz")
+"""Extensions that put an SPZ file in place of the accessors; not ratified, and only read."""
+SRGB, LINEAR = "srgb_rec709_display", "lin_rec709_display"
+HARMLESS = ("KHR_materials_", "KHR_texture_", "EXT_texture_", "KHR_lights_", "KHR_xmp", "KHR_mesh_quantization")
+"""Starts of extensions that a file may require although its Gaussians do not use them."""
+MAGIC = 0x46546C67
 SIZE_LIMIT = 1 << 32
-JSON_LIMIT = 16 << 20
-"""Limit in bytes; the JSON of one primitive takes about 5,000."""
 
-_TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}
-_WIDTHS = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
 _FLOAT = (5126, False)
 _ALLOWED = {
     "POSITION": (3, [_FLOAT]),
@@ -114,7 +117,7 @@ def _document(columns: Mapping[str, NDArray[Any]], extras: Mapping[str, Any]) ->
     for i, (name, column) in enumerate(columns.items()):
         count, width = column.shape
         views.append({"buffer": 0, "byteOffset": offset, "byteLength": column.nbytes, "target": 34962})
-        accessor = {"bufferView": i, "componentType": 5126, "count": count, "type": _WIDTHS[width]}
+        accessor = {"bufferView": i, "componentType": 5126, "count": count, "type": WIDTHS[width]}
         if column.dtype == np.uint8:
             accessor |= {"componentType": 5121, "normalized": True}
         if name == "POSITION":  # which glTF requires
@@ -140,22 +143,21 @@ def _document(columns: Mapping[str, NDArray[Any]], extras: Mapping[str, Any]) ->
 
 
 def read(path: Path, reading: Reading = DEFAULT) -> Splats:
-    """All Gaussians of a .glb's scene, where its nodes place them, in the inner frame.
+    """All Gaussians of the scene of a .glb or .gltf, where its nodes place them, in the inner frame.
+
+    Gaussians that KHR_gaussian_splatting_compression_spz_2 packs are taken as SPZ stores them, as Cesium does. Colours
+    in linear light become sRGB. A .gltf reads no buffer outside its folder.
 
     Raises:
-        UsageProblem: the file can't be opened, is not a .glb file, is damaged, or holds something other than Gaussians
-            of the ellipse kernel in sRGB.
+        UsageProblem: the file can't be opened, is not glTF, is damaged, or holds something other than Gaussians of the
+            ellipse kernel.
     """
-    with open_asset(path) as stream:
-        document, body = chunks(path, stream)
-    glb = _Glb(path, document, body)
+    scene = _Scene(load(path), reading)
     parts: list[Splats] = []
-    room = len(body) // 12  # positions that a file without repetitions can hold
-    for matrix, primitive in glb.find_primitives():
-        part = glb.splats(primitive)
-        room -= len(part)
-        if room < 0:
-            raise glb.damage_error("its nodes repeat the Gaussians more often than memory allows")
+    for matrix, primitive in scene.find_primitives():
+        part = scene.splats(primitive)
+        if sum(map(len, parts)) + len(part) > scene.room():
+            raise scene.gltf.damage_error("its nodes repeat the Gaussians more often than memory allows")
         if not np.array_equal(matrix, np.eye(4)):
             try:
                 with np.errstate(over="ignore", invalid="ignore"):  # overflow is refused below
@@ -167,149 +169,92 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         parts.append(part)
     if not parts:
         raise UsageProblem(f"{path} holds no Gaussians: no primitive of its scene has {EXTENSION}", hint=ANOTHER_FILE)
-    return finish(path, concat(parts, extras_provenance(document)), reading)
+    return finish(path, concat(parts, extras_provenance(scene.gltf.document)), reading)
 
 
 def holds_gaussians(path: Path) -> bool:
-    """Whether a .glb has Gaussians; one without them holds triangles, lines or points.
+    """Whether a .glb or .gltf has Gaussians; one without them holds triangles, lines or points.
 
     Raises:
-        UsageProblem: the file can't be opened, is not a .glb file, or is damaged.
+        UsageProblem: the file can't be opened, is not glTF, or is damaged.
     """
-    with open_asset(path) as stream:
-        document, _ = chunks(path, stream)
-    return EXTENSION in json.dumps(document)
-
-
-def chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
-    """The JSON document and the binary chunk; raises the errors of `holds_gaussians`."""
-    head = stream.read(20)
-    if len(head) < 20 or head[:4] != b"glTF":
-        raise UsageProblem(f"{path} is not a .glb file", hint=ANOTHER_FILE)
-    _, version, size, length, kind = struct.unpack("<5I", head)
-    if version != 2:
-        raise UsageProblem(f"{path} is glTF version {version}, and segdream reads only version 2", hint=ANOTHER_FILE)
-    actual = stream.seek(0, 2)
-    if actual < size:
-        raise UsageProblem(
-            f"{path} is truncated: its header claims {size} bytes, and it has {actual}",
-            hint=f"copy or download {path} again",
-        )
-    if kind != JSON_CHUNK or length > min(size - 20, JSON_LIMIT):
-        raise UsageProblem(f"{path} is damaged: it does not start with a JSON chunk that fits", hint=ANOTHER_FILE)
-    stream.seek(20)
-    try:
-        document = parse_json(stream.read(length))
-    except ValueError as problem:
-        raise UsageProblem(f"{path} is damaged: its JSON can't be read: {problem}", hint=ANOTHER_FILE) from problem
-    head = stream.read(8)
-    length, kind = struct.unpack("<2I", head) if len(head) == 8 else (0, 0)
-    if kind != BIN_CHUNK or length > size - stream.tell():
-        raise UsageProblem(f"{path} is damaged: it has no binary chunk that fits", hint=ANOTHER_FILE)
-    return document if isinstance(document, dict) else {}, stream.read(length)
+    return EXTENSION in json.dumps(load(path).document)
 
 
 @dataclass(frozen=True, slots=True)
-class _Glb:
-    """An untrusted glTF document with its binary chunk."""
+class _Scene:
+    """The Gaussians of an untrusted document."""
 
-    path: Path
-    document: Mapping[str, Any]
-    body: bytes
+    gltf: Gltf
+    reading: Reading
+    unpacked: dict[int, Splats] = field(default_factory=dict)
+    """Those of SPZ, by the index of their bufferView."""
 
-    def damage_error(self, reason: str) -> UsageProblem:
-        """The error to raise for invalid content."""
-        return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
-
-    def item(self, kind: str, index: Any) -> Mapping[str, Any]:
-        """An object of one of the document's arrays, such as `nodes`."""
-        found = self.document.get(kind)
-        if not isinstance(found, list) or type(index) is not int or not 0 <= index < len(found):
-            raise self.damage_error(f"it has no {kind}[{str(index)[:20]}]")
-        if not isinstance(found[index], dict):
-            raise self.damage_error(f"{kind}[{index}] is not an object")
-        return dict(found[index])
-
-    def array(self, parent: Mapping[str, Any], key: str) -> list[Any]:
-        found = parent.get(key, [])
-        if not isinstance(found, list):
-            raise self.damage_error(f"its {key} is not an array")
-        return found
-
-    def whole(self, parent: Mapping[str, Any], key: str, default: int | None = None) -> int:
-        """A non-negative integer."""
-        found = parent.get(key, default)
-        if type(found) is not int or found < 0:
-            raise self.damage_error(f"{key} is {str(found)[:20]}, not a non-negative integer")
-        return found
-
-    def numbers(self, node: Mapping[str, Any], key: str, default: NDArray[Any]) -> Float64s:
-        found = node.get(key, default.tolist())
-        if not isinstance(found, list) or len(found) != default.size or {type(v) for v in found} - {int, float}:
-            raise self.damage_error(f"a node's {key} is not {default.size} numbers")
-        try:
-            values = np.array(found, np.float64)
-        except OverflowError:
-            values = np.array([np.nan])
-        if not np.isfinite(values).all():
-            raise self.damage_error(f"a node's {key} is not finite")
-        return values
+    def room(self) -> int:
+        """The number of Gaussians that a file without repetitions can hold: a position takes twelve bytes."""
+        sizes = sum(map(len, (self.gltf.body, *self.gltf.loaded.values())))
+        return sizes // 12 + sum(map(len, self.unpacked.values()))
 
     def find_primitives(self) -> Iterator[tuple[Float64s, Mapping[str, Any]]]:
         """The primitives of Gaussians in the scene, each with the [4, 4] matrix that places it."""
-        unknown = {str(name) for name in self.array(self.document, "extensionsRequired")} - {EXTENSION}
+        gltf = self.gltf
+        required = {str(name) for name in gltf.array(gltf.document, "extensionsRequired")} - {EXTENSION, *PACKED}
+        unknown = {name for name in required if not name.startswith(HARMLESS)}
         if unknown:
             raise UsageProblem(
-                f"{self.path} requires {', '.join(sorted(unknown))[:200]}, which segdream can't read", hint=ANOTHER_FILE
+                f"{gltf.path} requires {', '.join(sorted(unknown))[:200]}, which segdream can't read", hint=ANOTHER_FILE
             )
-        scene = self.item("scenes", self.whole(self.document, "scene", 0))
-        waiting = [(index, np.eye(4)) for index in reversed(self.array(scene, "nodes"))]
+        scene = gltf.item("scenes", gltf.whole(gltf.document, "scene", 0))
+        waiting = [(index, np.eye(4)) for index in reversed(gltf.array(scene, "nodes"))]
         visited: set[int] = set()
         while waiting:
             index, outer = waiting.pop()
-            node = self.item("nodes", index)
+            node = gltf.item("nodes", index)
             if index in visited:
-                raise self.damage_error(f"nodes[{index}] is in the scene twice")
+                raise gltf.damage_error(f"nodes[{index}] is in the scene twice")
             visited.add(index)
             with np.errstate(over="ignore", invalid="ignore"):
-                matrix = outer @ self.placement(node)
-            waiting += [(child, matrix) for child in reversed(self.array(node, "children"))]
+                matrix = outer @ gltf.placement(node)
+            waiting += [(child, matrix) for child in reversed(gltf.array(node, "children"))]
             if "mesh" in node:
-                for primitive in self.array(self.item("meshes", node["mesh"]), "primitives"):
-                    if isinstance(primitive, dict) and EXTENSION in _object(primitive, "extensions"):
+                for primitive in gltf.array(gltf.item("meshes", node["mesh"]), "primitives"):
+                    if isinstance(primitive, dict) and EXTENSION in child(primitive, "extensions"):
                         yield matrix, primitive
-
-    def placement(self, node: Mapping[str, Any]) -> Float64s:
-        """The [4, 4] matrix of a node in its parent."""
-        if "matrix" in node:
-            return self.numbers(node, "matrix", np.eye(4).ravel()).reshape(4, 4).T
-        x, y, z, w = self.numbers(node, "rotation", np.array([0, 0, 0, 1]))
-        length = x * x + y * y + z * z + w * w
-        if not np.isfinite(length) or length == 0:
-            raise self.damage_error("a node's rotation is not a quaternion")
-        matrix = np.eye(4)
-        (rotation,) = rotation_matrices(np.array([[w, x, y, z]]) / np.sqrt(length))
-        matrix[:3, :3] = rotation * self.numbers(node, "scale", np.ones(3))
-        matrix[:3, 3] = self.numbers(node, "translation", np.zeros(3))
-        return matrix
 
     def splats(self, primitive: Mapping[str, Any]) -> Splats:
         """The Gaussians of a primitive, in its own frame; invalid values become NaN."""
-        extension = _object(_object(primitive, "extensions"), EXTENSION)
+        extension = child(child(primitive, "extensions"), EXTENSION)
         self.refuse_unknown(primitive, extension)
-        attributes = _object(primitive, "attributes")
+        packed = next((name for name in PACKED if name in child(extension, "extensions")), None)
+        part = self.unpack(child(extension, "extensions")[packed]) if packed else self.values(primitive)
+        if extension.get("colorSpace") == LINEAR:
+            self.reading.note(f"{self.gltf.path}: its colours become sRGB, those that depend on the view approximately")
+            part = _to_srgb(part)
+        return part
+
+    def unpack(self, packed: Any) -> Splats:
+        """The Gaussians of an SPZ file in a bufferView, in the frame that it has there."""
+        index = self.gltf.whole(packed if isinstance(packed, dict) else {}, "bufferView")
+        content, start, size, _ = self.gltf.view(index)
+        if index not in self.unpacked:
+            self.unpacked[index] = spz.parse(self.gltf.path, content[start : start + size], self.reading, spz.RUB)
+        return self.unpacked[index]
+
+    def values(self, primitive: Mapping[str, Any]) -> Splats:
+        """The Gaussians in the accessors of a primitive."""
+        attributes = child(primitive, "attributes")
         present = [name for name in REST if name in attributes]
         k = len(present)
         if k not in BANDS or tuple(present) != REST[:k]:
-            raise self.damage_error(f"{k} coefficients of spherical harmonics do not fill whole degrees")
+            raise self.gltf.damage_error(f"{k} coefficients of spherical harmonics do not fill whole degrees")
         names = ("POSITION", ROTATION, SCALE, OPACITY, SH0)
         missing = [name for name in names if name not in attributes]
         if missing:
-            raise self.damage_error(f"its Gaussians lack {', '.join(missing)}")
-        means, quats, scales, opacities, sh0 = (self.values(name, attributes[name]) for name in names)
-        rest = [self.values(name, attributes[name]) for name in present]
+            raise self.gltf.damage_error(f"its Gaussians lack {', '.join(missing)}")
+        means, quats, scales, opacities, sh0 = (self.column(name, attributes) for name in names)
+        rest = [self.column(name, attributes) for name in present]
         if len({len(column) for column in (means, quats, scales, opacities, sh0, *rest)}) > 1:
-            raise self.damage_error("its attributes differ in length")
+            raise self.gltf.damage_error("its attributes differ in length")
         return Splats(
             means=means,
             quats=np.roll(quats, 1, axis=1),
@@ -321,47 +266,34 @@ class _Glb:
 
     def refuse_unknown(self, primitive: Mapping[str, Any], extension: Mapping[str, Any]) -> None:
         """Refuses Gaussians of a kind that this reader would read wrongly."""
-        inner = ", ".join(_object(extension, "extensions"))
+        inner = ", ".join(name for name in child(extension, "extensions") if name not in PACKED)
         space, kernel = extension.get("colorSpace"), extension.get("kernel")
         reasons = {
             f"are packed by {inner[:100]}": inner,
             f"have the kernel {str(kernel)[:40]!r}, not 'ellipse'": kernel != "ellipse",
-            f"have colours in {str(space)[:40]!r}, not 'srgb_rec709_display'": space != "srgb_rec709_display",
+            f"have colours in {str(space)[:40]!r}, not in sRGB or linear Rec. 709": space not in (SRGB, LINEAR),
             "are not of mode 0, points": primitive.get("mode") != 0,
         }
         for reason, holds in reasons.items():
             if holds:
-                raise UsageProblem(f"{self.path}: its Gaussians {reason}, which segdream can't read", hint=ANOTHER_FILE)
+                raise UsageProblem(
+                    f"{self.gltf.path}: its Gaussians {reason}, which segdream can't read", hint=ANOTHER_FILE
+                )
 
-    def values(self, name: str, index: Any) -> Float32s:
+    def column(self, name: str, attributes: Mapping[str, Any]) -> Float32s:
         """The values of an attribute, [n, components]."""
-        accessor = self.item("accessors", index)
-        width, kinds = _ALLOWED[name]
-        kind = accessor.get("componentType"), accessor.get("normalized", False)
-        if accessor.get("type") != _WIDTHS[width] or kind not in kinds:
-            raise self.damage_error(f"{name} has a type that the format does not allow")
-        if "sparse" in accessor or "bufferView" not in accessor:
-            raise UsageProblem(f"{self.path}: {name} is sparse, which segdream can't read", hint=ANOTHER_FILE)
-        view = self.item("bufferViews", accessor["bufferView"])
-        if view.get("buffer") != 0 or "uri" in self.item("buffers", 0):
-            raise UsageProblem(
-                f"{self.path}: {name} is in another file, which segdream does not read", hint=ANOTHER_FILE
-            )
-        dtype = np.dtype(_TYPES[kind[0]])
-        row = width * dtype.itemsize
-        count, stride = self.whole(accessor, "count"), self.whole(view, "byteStride", row)
-        start, size = self.whole(view, "byteOffset", 0), self.whole(view, "byteLength")
-        offset = self.whole(accessor, "byteOffset", 0)
-        if not count or stride < row:
-            raise self.damage_error(f"{name} has {str(count)[:20]} rows, {str(stride)[:20]} bytes apart")
-        if offset + (count - 1) * stride + row > size or start + size > len(self.body):
-            raise self.damage_error(f"{name} claims {str(count)[:20]} rows, more than its bytes hold")
-        stored = np.ndarray((count, width), dtype, self.body, start + offset, (stride, dtype.itemsize))
-        if not kind[1]:
-            return stored.astype(np.float32)
-        return np.maximum(stored / np.float32(np.iinfo(dtype).max), np.float32(-1))
+        return self.gltf.values(name, attributes[name], *_ALLOWED[name])
 
 
-def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = parent.get(key)
-    return found if isinstance(found, dict) else {}
+def _to_srgb(splats: Splats) -> Splats:
+    """Gaussians whose colours are linear light, in sRGB; higher harmonics scale with the slope of sRGB's curve."""
+    linear = np.maximum(0.5 + SH_C0 * splats.sh0.astype(np.float64), 0)
+    low = linear <= 0.0031308
+    bright = np.where(low, 1, linear)
+    display = np.where(low, 12.92 * linear, 1.055 * bright ** (1 / 2.4) - 0.055)
+    slope = np.where(low, 12.92, 1.055 / 2.4 * bright ** (1 / 2.4 - 1))
+    return dataclasses.replace(
+        splats,
+        sh0=((display - 0.5) / SH_C0).astype(np.float32),
+        shN=(splats.shN * slope[:, None]).astype(np.float32),
+    )

@@ -149,7 +149,21 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         EnvironmentProblem: it is of version 4 and zstandard is not installed.
     """
     with open_asset(path) as stream:
-        content = stream.read()
+        return parse(path, stream.read(), reading)
+
+
+def parse(path: Path, content: bytes, reading: Reading = DEFAULT, frame: int = RDF) -> Splats:
+    """The Gaussians of an SPZ file with this content, in the inner frame.
+
+    Args:
+        path: the file that holds it, for messages.
+        content: all bytes.
+        reading: see `Reading`.
+        frame: Adobe's number of the frame that it has unless an extension names another.
+
+    Raises:
+        UsageProblem, EnvironmentProblem: see `read`.
+    """
     if content[:4] == SPZ_MAGIC:
         header, blocks, extensions = (_zstandard_blocks if content[4:8] == SPZ_4 else _bare_blocks)(path, content)
     elif content[:2] == GZIP:
@@ -161,7 +175,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         reading.note(f"{path}: spherical harmonics of degree {header.degree} are cut to degree 3")
     harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :KEPT]
     records = _records(header, extensions)
-    frame = _frame(path, records)
+    frame = _frame(path, records, frame)
     splats = finish(
         path,
         Splats(
@@ -355,11 +369,11 @@ def _records(header: _Header, extensions: bytes) -> Mapping[int, bytes]:
     return found
 
 
-def _frame(path: Path, records: Mapping[int, bytes]) -> int:
-    """Adobe's number of the file's frame: RDF, unless an extension says RUB."""
+def _frame(path: Path, records: Mapping[int, bytes], default: int) -> int:
+    """Adobe's number of the file's frame: the default, unless an extension says RUB or RDF."""
     frame: int = struct.unpack_from("<I", records.get(COORDINATE_SYSTEM, b"").ljust(4, b"\0"))[0]
     if frame in (0, RUB, RDF):  # zero means unspecified
-        return frame or RDF
+        return frame or default
     raise UsageProblem(
         f"{path} uses the frame {frame} of SPZ_ADOBE_coordinate_system; segdream reads 4 (RUB) and 6 (RDF)",
         hint=ANOTHER_FILE,

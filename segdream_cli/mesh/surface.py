@@ -16,8 +16,9 @@ from PIL import Image
 from scipy.spatial import KDTree
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats import glb
+from segdream_cli.formats import glb, gltf
 from segdream_cli.formats.common import ANOTHER_FILE, extras_provenance, open_asset, to_opacity_logits
+from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import SH_C0, Float64s, Splats
 
 UNREADABLE = {
@@ -45,13 +46,12 @@ LONGEST_NAME = 200
 
 
 def is_mesh(path: Path) -> bool:
-    """Whether a file is read as a mesh: an .obj, or a .glb without Gaussians.
+    """Whether a file is read as a mesh: an .obj, or binary glTF without Gaussians.
 
     Raises:
         UsageProblem: the .glb can't be read.
     """
-    suffix = path.suffix.lower()
-    return suffix == ".obj" or (suffix == ".glb" and not glb.holds_gaussians(path))
+    return path.suffix.lower() == ".obj" or (sniff(path) == "glb" and not glb.holds_gaussians(path))
 
 
 def read(path: Path, count: int) -> Splats:
@@ -60,7 +60,7 @@ def read(path: Path, count: int) -> Splats:
     Raises:
         UsageProblem: the file or a file that it names can't be read, or it has no surface.
     """
-    provenance = _check_glb(path) if path.suffix.lower() == ".glb" else {}
+    provenance = {} if path.suffix.lower() == ".obj" else _check_glb(path)
     parts = _load(path)
     if not parts:
         raise UsageProblem(f"{path} has no faces", hint=ANOTHER_FILE)
@@ -246,7 +246,7 @@ def _load(path: Path) -> list[tuple[Float64s, _Shade]]:
     """
     import trimesh  # here, since it takes a third of a second
 
-    suffix = path.suffix.lower().removeprefix(".")
+    suffix = "obj" if path.suffix.lower() == ".obj" else "glb"
     resolver = _Resolver(path.parent)
     parts: list[tuple[Float64s, _Shade]] = []
     try:
@@ -280,7 +280,7 @@ def _check_glb(path: Path) -> Mapping[str, Any]:
         UsageProblem: it needs an extension that is not known, or a texture can't be read.
     """
     with open_asset(path) as stream:
-        document, body = glb.chunks(path, stream)
+        document, body = gltf.chunks(path, stream)
     used = document.get("extensionsUsed")
     needed = UNREADABLE & {str(name) for name in used if isinstance(used, list)} if used else set()
     if needed:

@@ -13,6 +13,7 @@ import numpy as np
 from segdream_cli import formats
 from segdream_cli.config import Config
 from segdream_cli.errors import UsageProblem
+from segdream_cli.formats import glb
 from segdream_cli.formats.common import ANOTHER_FILE, SIGNATURE, Reading, open_asset
 from segdream_cli.formats.ply_header import read_header
 from segdream_cli.mesh import surface
@@ -64,7 +65,7 @@ def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y") ->
     if up not in UPRIGHT:
         raise UsageProblem(f"up can't be {up!r}; it is one of {', '.join(UPRIGHT)}", hint="--up z")
     suffix = path.suffix.lower()
-    if suffix in OTHER_MESHES:
+    if suffix in OTHER_MESHES and not (suffix == ".gltf" and glb.holds_gaussians(path)):
         script = f"import trimesh; trimesh.load({str(path)!r}).export({f'{path}.glb'!r})"
         raise UsageProblem(
             f"{path} is a mesh, and segdream reads only .glb and .obj meshes", hint=f"python -c {quote(script)}"

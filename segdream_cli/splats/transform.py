@@ -1,4 +1,4 @@
-"""Similarity transforms of assets: means, quaternions, scales and spherical harmonics together."""
+"""Linear transforms of assets: means, quaternions, scales and spherical harmonics together."""
 
 import dataclasses
 from typing import Any
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from segdream_cli.splats import Float32s, Float64s, Splats
 from segdream_cli.splats.sh import sh_basis
 
+BLOCK = 1 << 15
+"""Gaussians to decompose at a time."""
 TOLERANCE = 1e-4
 """How far a matrix may be from a multiple of a rotation, relative to its scale."""
 
@@ -35,13 +37,17 @@ def transform(splats: Splats, matrix: Float64s, offset: Float64s) -> Splats:
 
     Args:
         splats: the asset.
-        matrix: [3, 3], a rotation times a positive factor.
+        matrix: [3, 3] of positive determinant; if it is no rotation times a factor, the view-dependent colours turn
+            with the nearest rotation.
         offset: [3].
 
     Raises:
-        ValueError: see `scale_and_rotation`.
+        ValueError: the matrix mirrors, flattens, or has values that are not finite; the message is a verb phrase.
     """
-    scale, rotation = scale_and_rotation(matrix)
+    try:
+        scale, rotation = scale_and_rotation(matrix)
+    except ValueError:
+        return _stretch(splats, matrix, offset)
     with np.errstate(over="ignore"):
         means = (splats.means @ matrix.T + offset).astype(np.float32)
     return dataclasses.replace(
@@ -51,6 +57,54 @@ def transform(splats: Splats, matrix: Float64s, offset: Float64s) -> Splats:
         log_scales=splats.log_scales + np.float32(np.log(scale)),
         shN=rotate_harmonics(splats.shN, rotation),
     )
+
+
+def _stretch(splats: Splats, matrix: Float64s, offset: Float64s) -> Splats:
+    """The asset after x -> matrix x + offset for any matrix of positive determinant.
+
+    A Gaussian with the axes M = R diag(s) gets those of the singular value decomposition of matrix M.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        determinant = np.linalg.det(matrix)
+    if not (np.isfinite(determinant) and determinant > 0):
+        raise ValueError("mirrors or flattens")
+    quats, log_scales = np.empty_like(splats.quats), np.empty_like(splats.log_scales)
+    for start in range(0, len(splats), BLOCK):
+        rows = slice(start, start + BLOCK)
+        logs = splats.log_scales[rows].astype(np.float64)
+        largest = np.clip(logs.max(axis=1, keepdims=True), -1e3, 1e3)  # NaN stays
+        axes = matrix @ rotation_matrices(splats.quats[rows].astype(np.float64)) * np.exp(logs - largest)[:, None]
+        usable = np.isfinite(axes).all(axis=(1, 2), keepdims=True)
+        rotations, sizes, _ = np.linalg.svd(np.where(usable, axes, 0))
+        rotations[np.linalg.det(rotations) < 0, :, 2] *= -1
+        quats[rows] = np.where(usable[:, 0], _quaternions(rotations), np.nan)
+        with np.errstate(divide="ignore"):
+            log_scales[rows] = np.where(usable[:, 0], np.log(sizes) + largest, np.nan)
+    u, _, v = np.linalg.svd(matrix)
+    means = (splats.means @ matrix.T + offset).astype(np.float32)
+    shN = rotate_harmonics(splats.shN, u @ v)
+    return dataclasses.replace(splats, means=means, quats=quats, log_scales=log_scales, shN=shN)
+
+
+def _quaternions(rotations: Float64s) -> Float64s:
+    """Unit quaternions wxyz [n, 4] of rotation matrices [n, 3, 3], each from its largest component."""
+    r = np.moveaxis(rotations, 0, -1)
+    squares = np.array([1, 1, 1, 1])[:, None] + np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) @ np.stack(
+        [r[0, 0], r[1, 1], r[2, 2]]
+    )  # four times the square of each component
+    products = np.empty((4, 4, rotations.shape[0]))  # four times the product of each two components
+    products[range(4), range(4)] = squares
+    for (i, j), value in {
+        (0, 1): r[2, 1] - r[1, 2],
+        (0, 2): r[0, 2] - r[2, 0],
+        (0, 3): r[1, 0] - r[0, 1],
+        (1, 2): r[0, 1] + r[1, 0],
+        (1, 3): r[0, 2] + r[2, 0],
+        (2, 3): r[1, 2] + r[2, 1],
+    }.items():
+        products[i, j] = products[j, i] = value
+    found = products[squares.argmax(axis=0), :, np.arange(rotations.shape[0])]
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
 
 
 def quaternion(rotation: Float64s) -> Float64s:

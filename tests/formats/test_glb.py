@@ -1,5 +1,6 @@
 """KHR_gaussian_splatting: bytes by hand, foreign files, other people's readers, hostile files."""
 
+import base64
 import dataclasses
 import json
 import struct
@@ -17,10 +18,11 @@ from covariances import covariances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segdream_cli import formats
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import glb, ply
 from segdream_cli.formats.common import DEFAULT, Reading
-from segdream_cli.splats import Splats
+from segdream_cli.splats import Splats, to_ply_frame
 from segdream_cli.splats.transform import transform
 
 DATA = Path(__file__).parents[1] / "data"
@@ -229,12 +231,18 @@ HOSTILE = {
     "matrix is not finite": change("nodes", 0, "matrix", to=[10**400] * 16),
     "not a quaternion": change("nodes", 0, "rotation", to=[0, 0, 0, 0]),
     "node mirrors or flattens": change("nodes", 0, "scale", to=[-1, 1, 1]),
-    "node stretches": change("nodes", 0, "scale", to=[2, 1, 1]),
+    "node mirrors": change("nodes", 0, "scale", to=[-2, 1, 1]),
+    "flattens its Gaussians": change("nodes", 0, "scale", to=[0, 1, 1]),
+    "'https://example.org/a.bin' is outside": change("buffers", 0, "uri", to="https://example.org/a.bin"),
+    "is outside its folder": change("buffers", 0, "uri", to="..%2Fa.bin"),
+    "'/etc/passwd' is outside": change("buffers", 0, "uri", to="/etc/passwd"),
+    "is not base64": change("buffers", 0, "uri", to="data:application/octet-stream;base64,????"),
+    "a.bin can't be read": change("buffers", 0, "uri", to="a.bin"),
     "not a finite number": change("nodes", 0, "translation", to=[1e39, 0, 0]),
     "requires EXT_meshopt_compression": change("extensionsRequired", to=["EXT_meshopt_compression", KHR]),
     "packed by KHR_spz": change(*PRIMITIVE, "extensions", KHR, "extensions", to={"KHR_spz": {}}),
     "kernel 'cube'": change(*PRIMITIVE, "extensions", KHR, "kernel", to="cube"),
-    "colours in 'lin_rec709_display'": change(*PRIMITIVE, "extensions", KHR, "colorSpace", to="lin_rec709_display"),
+    "colours in 'custom'": change(*PRIMITIVE, "extensions", KHR, "colorSpace", to="custom"),
     "mode 0": change(*PRIMITIVE, "mode", to=4),
     "lack POSITION": change(*ATTRIBUTES, to={}),
     "16 coefficients|14 coefficients": lambda document: document["meshes"][0]["primitives"][0]["attributes"].pop(
@@ -249,11 +257,11 @@ HOSTILE = {
     "0 rows": change("accessors", 0, "count", to=0),
     "not a non-negative integer": change("accessors", 0, "count", to=-4),
     "differ in length": change("accessors", 0, "count", to=399),
-    "more than its bytes hold": change("bufferViews", 0, "byteLength", to=1 << 60),
-    "POSITION claims": change("bufferViews", 0, "byteOffset", to=1 << 70),
+    "more than its buffer holds": change("bufferViews", 0, "byteLength", to=1 << 60),
+    r"bufferViews\[0\] claims": change("bufferViews", 0, "byteOffset", to=1 << 70),
     "0 bytes apart": change("bufferViews", 0, "byteStride", to=0),
-    "is in another file": change("buffers", 0, to={"uri": "../../etc/passwd", "byteLength": 10}),
-    "POSITION is in another file": change("bufferViews", 0, "buffer", to=1),
+    "etc/passwd' is outside its folder": change("buffers", 0, to={"uri": "../../etc/passwd", "byteLength": 10}),
+    r"no buffers\[1\]": change("bufferViews", 0, "buffer", to=1),
 }
 
 
@@ -418,3 +426,118 @@ def test_three_js_agrees(tmp_path: Path, chiral: Splats, node_modules: Path) -> 
         theirs = np.reshape(found[f"sphericalHarmonics{degree}"], (-1, row))[:, : 3 * width].reshape(-1, width, 3)
         np.testing.assert_allclose((theirs - 128) / 128, chiral.shN[:, start : start + width], atol=0.51 / 128)
         start += width
+
+
+def as_text(folder: Path, document: dict[str, Any], **addresses: str) -> Path:
+    """A .gltf with these addresses of buffers, by their index."""
+    for index, uri in addresses.items():
+        document["buffers"][int(index[1:])]["uri"] = uri
+    path = folder / "a.gltf"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def assert_same(found: Splats, expected: Splats) -> None:
+    for name, values in expected.arrays().items():
+        np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+
+
+def test_read_of_text_with_buffers_elsewhere(tmp_path: Path, parts: tuple[dict[str, Any], bytes]) -> None:
+    """A file beside it, one in a folder with an escaped name, base64, and two buffers."""
+    document, body = parts
+    expected = read_back(tmp_path, put_together(document, body))
+    (tmp_path / "my buffers").mkdir()
+    (tmp_path / "a.bin").write_bytes(body)
+    (tmp_path / "my buffers" / "b.bin").write_bytes(body + b"more")
+    inline = "data:application/octet-stream;base64," + base64.b64encode(body).decode()
+    for uri in ("a.bin", "my%20buffers/b.bin", inline):
+        assert_same(formats.read(as_text(tmp_path, document, b0=uri)), expected)
+    views = document["bufferViews"]
+    cut = views[3]["byteOffset"]
+    for view in views[3:]:
+        view |= {"buffer": 1, "byteOffset": view["byteOffset"] - cut}
+    document["buffers"] = [{"byteLength": cut}, {"byteLength": len(body) - cut}]
+    (tmp_path / "a.bin").write_bytes(body[:cut])
+    (tmp_path / "b.bin").write_bytes(body[cut:])
+    assert_same(formats.read(as_text(tmp_path, document, b0="a.bin", b1="b.bin")), expected)
+    with pytest.raises(UsageProblem, match="more than its buffer holds"):
+        formats.read(as_text(tmp_path, document, b0="b.bin", b1="a.bin"))
+
+
+def test_read_of_text_reads_no_links_outside(tmp_path: Path, parts: tuple[dict[str, Any], bytes]) -> None:
+    document, body = parts
+    (tmp_path / "outside.bin").write_bytes(body)
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "a.bin").symlink_to(tmp_path / "outside.bin")
+    with pytest.raises(UsageProblem, match="is outside its folder"):
+        formats.read(as_text(tmp_path / "inside", document, b0="a.bin"))
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_read_of_packed_gaussians(tmp_path: Path, three: Splats, version: int) -> None:
+    """KHR_gaussian_splatting_compression_spz_2: the SPZ's numbers are those of the scene, and a node moves them."""
+    if version == 4:
+        pytest.importorskip("zstandard", reason="SPZ version 4 needs it")
+    packed = (Path(__file__).parents[1] / "data" / f"official_v{version}.spz").read_bytes()
+    inner = {"KHR_gaussian_splatting_compression_spz_2": {"bufferView": 0}}
+    splatting = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display", "extensions": inner}
+    document: dict[str, Any] = {
+        "asset": {"version": "2.0"},
+        "extensionsUsed": [KHR, *inner],
+        "extensionsRequired": ["KHR_materials_unlit", KHR, *inner],
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "translation": [0, 1, 0]}],
+        "meshes": [{"primitives": [{"mode": 0, "attributes": {"POSITION": 0}, "extensions": {KHR: splatting}}]}],
+        "accessors": [{"componentType": 5126, "count": 3, "type": "VEC3"}],
+        "bufferViews": [{"buffer": 0, "byteLength": len(packed)}],
+        "buffers": [{"byteLength": len(packed)}],
+    }
+    back = read_back(tmp_path, put_together(document, packed))
+    stored = to_ply_frame(three)  # what the file has
+    np.testing.assert_allclose(back.means, stored.means + np.array([0, 1, 0], np.float32), atol=1e-6)
+    np.testing.assert_allclose(back.log_scales, stored.log_scales, atol=1e-6)
+    np.testing.assert_allclose(back.shN, stored.shN, atol=1e-6)
+    document["nodes"] = [{"mesh": 0}] * 40
+    document["scenes"] = [{"nodes": list(range(40))}]
+    with pytest.raises(UsageProblem, match="repeat the Gaussians"):
+        read_back(tmp_path, put_together(document, packed))
+    inner["KHR_gaussian_splatting_compression_spz_2"]["bufferView"] = 7
+    with pytest.raises(UsageProblem, match=r"no bufferViews\[7\]"):
+        read_back(tmp_path, put_together(document, packed))
+
+
+def srgb(linear: np.ndarray) -> np.ndarray:
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0) ** (1 / 2.4) - 0.055)
+
+
+def test_read_of_linear_colors(tmp_path: Path, chiral: Splats, parts: tuple[dict[str, Any], bytes]) -> None:
+    document, body = parts
+    plain = read_back(tmp_path, put_together(document, body))
+    document["meshes"][0]["primitives"][0]["extensions"][KHR]["colorSpace"] = "lin_rec709_display"
+    said: list[str] = []
+    back = read_back(tmp_path, put_together(document, body), Reading(note=said.append))
+    assert "its colours become sRGB" in said[0]
+    c0 = 0.28209479177387814
+    linear = np.maximum(0.5 + c0 * plain.sh0.astype(float), 0)
+    np.testing.assert_allclose(0.5 + c0 * back.sh0, srgb(linear), atol=1e-6)
+    slope = (srgb(linear + 1e-6) - srgb(np.maximum(linear - 1e-6, 0))) / 2e-6
+    smooth = (np.abs(linear - 0.0031308) > 1e-5) & (linear > 1e-5)  # the curve has a corner there
+    expected = plain.shN * slope[:, None]
+    np.testing.assert_allclose(back.shN.transpose(0, 2, 1)[smooth], expected.transpose(0, 2, 1)[smooth], rtol=1e-4)
+
+
+def test_read_of_stretching_nodes(tmp_path: Path, chiral: Splats, parts: tuple[dict[str, Any], bytes]) -> None:
+    """A stretched node in a turned one, so the matrix also shears the Gaussians."""
+    document, body = parts
+    document["nodes"] = [
+        {"children": [1], "scale": [2, 1, 0.5]},
+        {"mesh": 0, "rotation": [0, 0, np.sin(0.3), np.cos(0.3)], "translation": [1, 0, 0]},
+    ]
+    back = read_back(tmp_path, put_together(document, body))
+    c, s = np.cos(0.6), np.sin(0.6)
+    stretch = np.diag([2, 1, 0.5])
+    matrix = stretch @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    np.testing.assert_allclose(back.means, chiral.means @ matrix.T + [2, 0, 0], atol=1e-6)
+    expected = matrix @ covariances(chiral) @ matrix.T
+    np.testing.assert_allclose(covariances(back), expected, atol=2e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(np.linalg.norm(back.quats, axis=1), 1, atol=1e-6)

@@ -198,6 +198,9 @@ def test_is_mesh_knows_a_glb_of_gaussians(tmp_path, ball):
     assert not surface.is_mesh(tmp_path / "splats.glb")
     assert surface.is_mesh(exported(tmp_path / "mesh.glb", trimesh.creation.box()))
     assert surface.is_mesh(tmp_path / "any.OBJ")
+    assert surface.is_mesh((tmp_path / "mesh.glb").rename(tmp_path / "mesh.bin"))
+    assert len(surface.read(tmp_path / "mesh.bin", 50)) == 50
+    formats.write(tmp_path / "any.ply", ball)
     assert not surface.is_mesh(tmp_path / "any.ply")
 
 

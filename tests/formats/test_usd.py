@@ -170,8 +170,8 @@ def infinite(stage: Any) -> None:
     attribute.Set([(np.inf, 1, 1), *list(attribute.Get())[1:]])
 
 
-def stretched(stage: Any) -> None:
-    UsdGeom.Xformable(stage.GetDefaultPrim()).AddScaleOp().Set(Gf.Vec3f(1, 2, 1))
+def mirrored(stage: Any) -> None:
+    UsdGeom.Xformable(stage.GetDefaultPrim()).AddScaleOp().Set(Gf.Vec3f(1, -2, 1))
 
 
 def no_gaussians(stage: Any) -> None:
@@ -189,7 +189,7 @@ def no_gaussians(stage: Any) -> None:
         (clips, "refers to other files"),
         (clips_in_a_variant, "refers to other files"),
         (infinite, "not a finite number"),
-        (stretched, "stretches"),
+        (mirrored, "mirrors"),
         (no_gaussians, "holds no Particle"),
     ],
 )
