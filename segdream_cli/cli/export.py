@@ -31,7 +31,10 @@ LARGEST = 1e6
 
 def export(
     context: typer.Context,
-    asset: Annotated[Path | None, typer.Argument(help="Asset to convert.")] = None,
+    assets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Assets to convert to one file, each with a place: b.spz@X,Y,Z or b.spz@X,Y,Z,DEGREES."),
+    ] = None,
     outputs: Annotated[
         list[Path] | None,
         typer.Option("-o", "--output", help="File to write; repeatable.", rich_help_panel=shared.OUTPUT),
@@ -55,6 +58,14 @@ def export(
             rich_help_panel=EDIT_PANEL,
         ),
     ] = None,
+    remove_floaters: Annotated[
+        bool,
+        typer.Option("--remove-floaters", help="Drop small parts that touch nothing else.", rich_help_panel=EDIT_PANEL),
+    ] = False,
+    largest_cluster: Annotated[
+        bool,
+        typer.Option("--largest-cluster", help="Keep the largest connected part.", rich_help_panel=EDIT_PANEL),
+    ] = False,
     max_gaussians: Annotated[
         int | None,
         typer.Option(
@@ -142,6 +153,8 @@ def export(
 
     segdream export scan.spz --crop 0.8 --center --rotate 0,90,0 -o toy.glb
 
+    segdream export bus.ply tree.spz@1,0,0 tree.spz@-1,0,0,90 -o street.sog
+
     segdream export bus.ply --format points -o cloud.ply
 
     segdream export bus.ply --format mesh -o bus.glb
@@ -149,6 +162,7 @@ def export(
     segdream export bus.ply --format mesh --height 3.2m --pivot ground -o bus.glb
     """
     from segdream_cli.splats.edits import Edits
+    from segdream_cli.splats.scene import join, parse_placed
     from segdream_cli.util.files import write_policy
 
     sink = Output(json=json, quiet=quiet)
@@ -156,8 +170,10 @@ def export(
         others = set(context.params) - {"formats", "json", "quiet"}
         shared.refuse_options(context, others, "can't be combined with --formats, which writes no file")
         return list_formats(sink)
-    if asset is None or not outputs:
+    if not assets or not outputs:
         raise UsageProblem("give an ASSET and at least one -o", hint="segdream export bus.ply -o bus.splat")
+    places = [parse_placed(each) for each in assets]
+    asset = places[0].path
     names = choose_formats(outputs, format)
     if MESH not in names:
         hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
@@ -175,10 +191,10 @@ def export(
         sh=sh,
     )
     sizing = choose_sizing(context, outputs)
-    reduction = choose_reduction(max_gaussians, keep)
+    reduction = choose_reduction(context)
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
     _check_targets(list(chain(*files)), force=force)
-    (whole,) = read_assets([asset], sink, strict=strict, as_splats=as_splats)
+    whole = join(read_assets([each.path for each in places], sink, strict=strict, as_splats=as_splats), places)
     splats, cuts = _edit(whole, edits, reduction, sink)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     for path, name, written in zip(outputs, names, files, strict=True):
@@ -190,6 +206,7 @@ def export(
         line = Exported(
             output=path,
             asset=asset,
+            assets=[each.path for each in places],
             format=name,
             files=written,
             bytes=sum(file.stat().st_size for file in written),
@@ -234,18 +251,22 @@ def _edit(splats: Any, edits: Any, reduction: Any, sink: Output) -> tuple[Any, l
     return apply_edits(splats, edits, count, lambda cropped: reduction.apply(cropped, count)), cuts
 
 
-def choose_reduction(max_gaussians: int | None, keep: str | None) -> Any:
-    """The `Reduction` of --max-gaussians and --keep.
+def choose_reduction(context: typer.Context) -> Any:
+    """The `Reduction` of the options.
 
     Raises:
-        OptionProblem: both were given.
-        UsageProblem: `keep` is not a percentage.
+        OptionProblem: two of them contradict each other.
+        UsageProblem: --keep is not a percentage.
     """
     from segdream_cli.simplify import Reduction
 
-    if keep is not None and max_gaussians is not None:
-        raise OptionProblem("--keep and --max-gaussians contradict each other", without=["--keep"])
-    return Reduction(max_gaussians=max_gaussians, keep=None if keep is None else parse_share(keep))
+    values = {name: context.params[name] for name in ("remove_floaters", "largest_cluster", "max_gaussians", "keep")}
+    if values["largest_cluster"]:
+        shared.refuse_options(context, {"remove_floaters"}, "has no effect: --largest-cluster drops them too")
+    if values["keep"] is not None:
+        shared.refuse_options(context, {"max_gaussians"}, "contradicts --keep")
+        values["keep"] = parse_share(values["keep"])
+    return Reduction(**values)
 
 
 def choose_sizing(context: typer.Context, outputs: Sequence[Path]) -> Any:

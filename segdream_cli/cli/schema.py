@@ -81,6 +81,7 @@ class Exported(Done):
     """A file of `export`."""
 
     asset: Path
+    assets: Sequence[Path]
     format: str
     files: Sequence[Path]
     bytes: int

@@ -11,6 +11,10 @@ from segdream_cli.splats.edits import Tell
 class Reduction:
     """Ways to have fewer Gaussians, applied in the order of the fields; None and False change nothing."""
 
+    remove_floaters: bool = False
+    """Drop small parts that touch nothing else, as `cleaning.without_floaters`."""
+    largest_cluster: bool = False
+    """Keep the largest part only, as `cleaning.largest_part`."""
     max_gaussians: int | None = None
     """Merge neighbours until at most this many are left."""
     keep: float | None = None
@@ -18,6 +22,12 @@ class Reduction:
 
     def apply(self, splats: Splats, tell: Tell) -> Splats:
         """The reduced asset; `tell` hears how many Gaussians each step leaves."""
+        if self.remove_floaters or self.largest_cluster:
+            from segdream_cli.simplify.cleaning import largest_part, without_floaters
+
+            before = len(splats)
+            splats = largest_part(splats) if self.largest_cluster else without_floaters(splats)
+            tell("--largest-cluster" if self.largest_cluster else "--remove-floaters", len(splats), before)
         if self.keep is not None or self.max_gaussians is not None:
             from segdream_cli.simplify.merging import merge
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import BUS, SIX, TINY
 from json_lines import PAGE, check_lines, describe, described, fits, hints, line_classes
@@ -99,6 +100,16 @@ def test_export_counts_what_each_edit_keeps(segdream, asset):
     ]
     assert (line["gaussians_read"], line["gaussians"]) == (len(whole), 7)
     assert f"--crop keeps {inside} of {len(whole)} Gaussians" in done.err
+
+
+def test_export_joins_assets_in_their_places(segdream, asset):
+    whole = formats.read(Path(asset))
+    done = segdream("export", asset, f"{asset}@1,0,0", "-o", "a.ply", "--json")
+    (line,) = check_lines(done.out)
+    assert (line["asset"], line["assets"], line["gaussians_read"]) == (asset, [asset, asset], 2 * len(whole))
+    found = formats.read(Path("a.ply"))
+    np.testing.assert_allclose(found.means[len(whole) :, 0], whole.means[:, 0] + 1, rtol=1e-6)
+    assert [part["offset"] for part in found.provenance["scene"]] == [[0, 0, 0], [1, 0, 0]]
 
 
 def test_render_and_init_lines(segdream, asset):

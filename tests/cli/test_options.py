@@ -94,6 +94,8 @@ EXAMPLES = {
     "--formats": ("--formats",),
     "--prune-opacity": ("--prune-opacity", "0.5"),
     "--crop": ("--crop", "0.4"),
+    "--remove-floaters": ("--remove-floaters",),
+    "--largest-cluster": ("--largest-cluster",),
     "--keep": ("--keep", "30%"),
     "--center": ("--center",),
     "--rotate": ("--rotate", "0,90,0"),
