@@ -30,6 +30,13 @@ def norms(pipeline: Pipeline, steps: int) -> list[float]:
     return [next(run).grad_norm[0] for _ in range(steps)]
 
 
+@pytest.fixture
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TensorFloat-32, whose roundings depend on the batch: 0.6 % of a gradient's norm."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize(
     "settings",
     [{}, {"distill__perp_neg": True}, {"distill__sctd__loss": "eq10", "distill__sctd__approximate": False}],
@@ -41,9 +48,9 @@ def test_run_with_graphs_matches_eager_and_cpu_runs(settings: dict[str, object])
         norms(build(device, graphs=graphs, **settings), 4)
         for device, graphs in (("cuda", True), ("cuda", False), ("cpu", False))
     )
-    assert graphed[0] == pytest.approx(eager[0], rel=5e-3)
-    assert graphed[0] == pytest.approx(cpu[0], rel=5e-3)
-    assert graphed == pytest.approx(eager, rel=5e-2)
+    assert graphed[0] == pytest.approx(eager[0], rel=1e-4)
+    assert graphed[0] == pytest.approx(cpu[0], rel=1e-3)
+    assert graphed == pytest.approx(eager, rel=1e-3)
     assert graphed == pytest.approx(cpu, rel=5e-2)
 
 
@@ -63,6 +70,7 @@ def test_restore_resumes_on_any_device(here: str, there: str) -> None:
     assert found.grad_norm[0] == pytest.approx(expected.grad_norm[0], rel=1e-2)
 
 
+@pytest.mark.usefixtures("full_precision")
 def test_batch_equals_solo_runs() -> None:
     """Across densifications, after which the numbers of Gaussians differ; batched arithmetic rounds differently."""
     pipeline = build("cuda", init__count=300, densify__cap=400, densify__start=0, densify__every=2, densify__stop=9)
@@ -75,10 +83,9 @@ def test_batch_equals_solo_runs() -> None:
         expected = [next(alone) for _ in range(5)]
         assert [report.timesteps[place] for report in reports] == [report.timesteps[0] for report in expected]
         found, wanted = ([report.grad_norm[i] for report in these] for these, i in ((reports, place), (expected, 0)))
-        assert found[0] == pytest.approx(wanted[0], rel=5e-3)
-        assert found == pytest.approx(wanted, rel=5e-2)
-        sizes = reports[-1].n_gaussians[place], expected[-1].n_gaussians[0]
-        assert sizes[0] == pytest.approx(sizes[1], abs=5)
+        assert found[0] == pytest.approx(wanted[0], rel=1e-4)
+        assert found == pytest.approx(wanted, rel=1e-3)
+        assert reports[-1].n_gaussians[place] == expected[-1].n_gaussians[0]
 
 
 def test_nonfinite_gradient_changes_nothing() -> None:
