@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.comparison import Comparison, Variant, figures, open_comparison, record_row, table
+from benchmarks.comparison import Comparison, Variant, figures, open_comparison, record_over, record_row, table
 from benchmarks.record import metric_name
 from segdream_cli.config import AUTO
 from training.assets import held_out
@@ -42,17 +42,32 @@ CHANGES = {
     "cross weight 1": "cross_weight=1",
     "with the generative prior": "prior_weight=1",
     "fresh noise": "fixed_noise=false",
+    "weight 1, loss of Eq. 10": "weight=none loss=eq10",
+    "weight 1, 2 segments": "weight=none segments=2",
+    "weight 1, 2 segments, gap 200": "weight=none segments=2 min_gap=200",
+    "weight 1, fresh noise without offset": "weight=none fixed_noise=false noise_offset=0",
+    "weight 1, t from t_min": "weight=none window=lower_fixed",
+    "no noise offset": "noise_offset=0",
+    "reused noise": "reuse_noise=true",
+    "reused noise, always one step": "reuse_noise=true t_tau=1000",
+    "t annealed": "t_schedule=annealed",
+    "70 steps": "steps=70",
+    "70 steps, t annealed": "steps=70 t_schedule=annealed",
+    "70 steps, t falls": "steps=70 t_schedule=falling",
 }
-"""Changes by row, without `distill.sctd.`."""
+"""Changes by row, without `distill.sctd.`; `steps` is the number of steps."""
 PROMPTS = 40
 
 
 def variants(shown: Sequence[Combination], seeds: int, steps: int) -> dict[str, Variant]:
     """The variant of each row."""
-    return {
-        title: Variant(title, tuple(shown), tuple(range(seeds)), steps, "sctd", (GUIDANCE, *changes.split()))
-        for title, changes in CHANGES.items()
-    }
+    made = {}
+    for title, row in CHANGES.items():
+        changes = dict(part.split("=") for part in f"{GUIDANCE} {row}".split())
+        own_steps = int(changes.pop("steps", steps))
+        assignments = tuple(f"{key}={value}" for key, value in changes.items())
+        made[title] = Variant(title, tuple(shown), tuple(range(seeds)), own_steps, "sctd", assignments)
+    return made
 
 
 def show(comparison: Comparison, *, keep: bool) -> None:
@@ -62,6 +77,9 @@ def show(comparison: Comparison, *, keep: bool) -> None:
     if keep:
         for title, cells in rows.items():
             record_row(f"ablations_{metric_name(title)}", cells, comparison.found["provenance"])
+        for title in rows.keys() - {"release", "world"}:
+            found, base = comparison.entries[title], comparison.entries["release"]
+            record_over(f"ablations_{metric_name(title)}", found, base, comparison.found["provenance"])
 
 
 def main(

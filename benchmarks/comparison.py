@@ -44,7 +44,7 @@ from segdream_cli.config.values import parse_assignments
 from segdream_cli.errors import Diverged
 from segdream_cli.evaluate.judge import Judge
 from segdream_cli.evaluate.measures import Array, frechet, score
-from segdream_cli.evaluate.statistics import estimate
+from segdream_cli.evaluate.statistics import Estimate, estimate
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.render.images import contact_sheet, to_uint8
@@ -636,6 +636,31 @@ def distance(
 def accuracy(entry: Mapping[str, Any]) -> float:
     """Mean of what the judge reads right, over its five heads."""
     return float(np.nanmean([mean(entry, name) for name in JUDGED]))
+
+
+def accuracy_over(entry: Mapping[str, Any], base: Mapping[str, Any]) -> Estimate:
+    """Mean difference of the accuracy of assets to that of the base's assets of the same prompts and seeds.
+
+    The interval is of a bootstrap over prompts. Assets that only one of the two has are left out.
+    """
+    here, there = (
+        {
+            (asset["prompt"], asset["seed"]): np.mean([asset[name] for name in JUDGED if asset[name] is not None])
+            for asset in each["assets"]
+        }
+        for each in (entry, base)
+    )
+    pairs = [key for key in here if key in there]
+    differences = np.array([here[key] - there[key] for key in pairs], np.float64)
+    return estimate(differences, [prompt for prompt, _ in pairs], 0)
+
+
+def record_over(metric: str, entry: Mapping[str, Any], base: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+    """Keeps the difference of `accuracy_over` and both ends of its interval in results.json."""
+    found = accuracy_over(entry, base)
+    for end, value in (("", found.mean), ("_low", found.low), ("_high", found.high)):
+        if np.isfinite(value):
+            record(f"{metric}_over{end}", value, "share", source)
 
 
 def mean(entry: Mapping[str, Any], name: str) -> float:

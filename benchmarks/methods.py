@@ -18,7 +18,16 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.comparison import Comparison, Variant, accuracy, figures, open_comparison, record_row, table
+from benchmarks.comparison import (
+    Comparison,
+    Variant,
+    accuracy,
+    figures,
+    open_comparison,
+    record_over,
+    record_row,
+    table,
+)
 from benchmarks.record import CURVE_STEPS, record
 from segdream_cli.config import AUTO
 from segdream_cli.distill import METHODS
@@ -200,6 +209,8 @@ def show_tables(comparison: Comparison, methods: Iterable[str], *, keep: bool) -
                 rows[title] = figures(entry, ms * entry["steps"] / 1e3)
                 if keep:
                     record_row(f"methods_{mode}_{title}", rows[title], comparison.found["provenance"])
+                if keep and title != "world" and (base := entries.get(f"{mode} sctd")) and entry is not base:
+                    record_over(f"methods_{mode}_{title}", entry, base, comparison.found["provenance"])
         print(f"\n{table(mode, rows)}")
 
 

@@ -144,6 +144,18 @@ ABLATIONS = (
     "cross weight 1",
     "with the generative prior",
     "fresh noise",
+    "weight 1, loss of Eq. 10",
+    "weight 1, 2 segments",
+    "weight 1, 2 segments, gap 200",
+    "weight 1, fresh noise without offset",
+    "weight 1, t from t_min",
+    "no noise offset",
+    "reused noise",
+    "reused noise, always one step",
+    "t annealed",
+    "70 steps",
+    "70 steps, t annealed",
+    "70 steps, t falls",
     "world",
 )
 """Rows of `benchmarks.ablations`."""
@@ -163,6 +175,11 @@ def variant_grid(prefix: str, rows: Iterable[str]) -> tuple[list[str], dict[str,
     metrics = [metric for metric, _ in VARIANT_COLUMNS.values()]
     cells = {row: [f"{prefix}_{metric_name(row)}_{metric}" for metric in metrics] for row in rows}
     return columns, {row: [(name, f"{name}_ci") for name in names] for row, names in cells.items()}
+
+
+def over(stem: str) -> tuple[str, ...]:
+    """A difference in accuracy and the ends of its interval."""
+    return (f"{stem}_over", f"{stem}_over_low", f"{stem}_over_high")
 
 
 GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
@@ -195,6 +212,13 @@ GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
     ),
     "methods, published": variant_grid("methods_published", (*METHOD_NAMES, "preset", "world")),
     "methods, tuned": variant_grid("methods_tuned", (*METHOD_NAMES, "preset", "world")),
+    "methods, differences": (
+        ["accuracy over SCTD, published settings", "accuracy over SCTD, tuned settings"],
+        {
+            method: [over(f"methods_published_{method}"), over(f"methods_tuned_{method}")]
+            for method in (*METHOD_NAMES[1:], "preset")
+        },
+    ),
     "methods by steps": (
         [f"{steps} steps" for steps in CURVE_STEPS],
         {
@@ -210,6 +234,10 @@ GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
         {method: [(f"sd21_{method}_{key}",) for key in ("ms", "rows", "ratio")] for method in METHOD_NAMES},
     ),
     "ablations": variant_grid("ablations", ABLATIONS),
+    "ablations, differences": (
+        ["accuracy over the release's settings"],
+        {title: [over(f"ablations_{metric_name(title)}")] for title in ABLATIONS if title not in ("release", "world")},
+    ),
     "fuzz": (
         ["files", "failures", "slowest", "memory grew by"],
         {
@@ -260,7 +288,8 @@ def table(name: str, entries: dict[str, dict[str, Any]]) -> str:
             texts = []
             for metric, *others in cells:
                 text = number(entries[metric]) if metric in entries else ""
-                texts.append(text + "".join(f" ({number(entries[o], bare=True)})" for o in others if o in entries))
+                also = " to ".join(number(entries[other], bare=True) for other in others if other in entries)
+                texts.append(f"{text} ({also})" if also else text)
             lines.append(f"| {label} | " + " | ".join(texts) + " |")
         devices = {entries[metric]["device"] for cells in rows.values() for metric, *_ in cells if metric in entries}
         lines += ["", f"Device: {', '.join(sorted(devices)) or 'not measured yet'}."]
@@ -301,9 +330,8 @@ def record(metric: str, value: float, unit: str, device: str | Mapping[str, Any]
     source = provenance(device) if isinstance(device, str) else device
     entries = [entry for entry in entries if (entry["metric"], entry["device"]) != (metric, source["device"])]
     entries.append({"metric": metric, "value": round(value, 4), "unit": unit, **source})
-    RESULTS.write_text(
-        json.dumps(sorted(entries, key=lambda entry: entry["metric"]), indent=1) + "\n", encoding="utf-8"
-    )
+    lines = (json.dumps(entry) for entry in sorted(entries, key=lambda entry: entry["metric"]))
+    RESULTS.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
