@@ -61,6 +61,7 @@ HEAVY = {
     "rich": ("cli/*",),
     "huggingface_hub": ("util/hub", "util/compat"),
     "filelock": ("util/files",),
+    "ray": ("runs/cluster", "util/compat"),
 }
 PURE = (
     "distill/schedule",
@@ -246,6 +247,7 @@ def written(call):
 
 WRITES_ELSEWHERE = {
     "formats/usd": 2,  # the child process fills a scratch folder of its parent
+    "runs/carry": 1,  # a scratch file grows by the pieces that arrive, and is renamed once it is whole
     "runs/run_dir": 1,  # a line is added to a run's events
     "util/download": 1,  # a partial download grows until its hash is right
 }
@@ -294,7 +296,19 @@ def test_the_command_line_loads_nothing_heavy():
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "segdream_cli" in loaded
-    heavy = {"torch", "numpy", "diffusers", "transformers", "gsplat", "numba", "scipy", "PIL", "plyfile", "safetensors"}
+    heavy = {
+        "torch",
+        "numpy",
+        "diffusers",
+        "transformers",
+        "gsplat",
+        "numba",
+        "scipy",
+        "PIL",
+        "plyfile",
+        "safetensors",
+        "ray",
+    }
     assert not heavy & loaded
 
 
@@ -303,7 +317,8 @@ def test_every_import_is_a_declared_dependency():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {
-        part.split(">")[0].split("<")[0].split("=")[0].strip().replace("-", "_") for part in project["dependencies"]
+        part.split(">")[0].split("<")[0].split("=")[0].strip().replace("-", "_")
+        for part in project["dependencies"] + project["optional-dependencies"]["cluster"]
     }
     used = {one.split(".")[0] for file in FILES for one in imports(file)} - set(sys.stdlib_module_names)
     provided = {"PIL": "pillow"}

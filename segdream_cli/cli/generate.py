@@ -15,6 +15,7 @@ from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
 from segdream_cli.config.values import MAX_GUIDANCE, MAX_STEPS
 from segdream_cli.errors import UsageProblem
+from segdream_cli.runs.cluster import ClusterOptions, run_on_ray
 from segdream_cli.runs.jobs import Job, has_field, jobs_of_list, jobs_of_prompt, make_folders, parse_seeds
 from segdream_cli.runs.processes import parse_devices, run_on_devices
 from segdream_cli.runs.spec import JobSpec, Request, Tally
@@ -130,6 +131,9 @@ def generate(
     model: shared.ModelOption = None,
     device: shared.DeviceOption = AUTO,
     devices: shared.DevicesOption = None,
+    ray: shared.RayOption = None,
+    gpus_per_worker: shared.GpusPerWorkerOption = 1.0,
+    cpus_per_worker: shared.CpusPerWorkerOption = 1,
     dtype: shared.DtypeOption = None,
     low_vram: shared.LowVramOption = False,
     point_e_dir: shared.PointEDirOption = None,
@@ -179,7 +183,7 @@ def generate(
         return _list_words(request, sink)
     if no_browser and not view:
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
-    reporter = TerminalReporter(sink, bars=devices is None, browser=not no_browser)
+    reporter = TerminalReporter(sink, browser=not no_browser)
     if resume is not None:
         return _resume(context, resume, request, reporter, output, force=force, view=view)
     _refuse_mixtures(context, prompts, seeds, best_of, best_by)
@@ -209,7 +213,8 @@ def generate(
 
         make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal(reporter.output.note))
     else:
-        _end(_make(context, spec, devices, reporter))
+        cluster = None if ray is None else ClusterOptions(ray, gpus_per_worker, cpus_per_worker)
+        _end(_make(context, spec, devices, cluster, reporter))
 
 
 def _resume(
@@ -241,8 +246,18 @@ def _plan(spec: JobSpec, reporter: TerminalReporter, *, makes_folders: bool) -> 
     return plan_jobs(spec, reporter, makes_folders=makes_folders)
 
 
-def _make(context: typer.Context, spec: JobSpec, devices: str | None, reporter: TerminalReporter) -> Tally:
-    """Does the jobs in this process, or in one per device."""
+def _make(
+    context: typer.Context,
+    spec: JobSpec,
+    devices: str | None,
+    cluster: ClusterOptions | None,
+    reporter: TerminalReporter,
+) -> Tally:
+    """Does the jobs in this process, in one per device, or in a cluster."""
+    if cluster is not None:
+        shared.refuse_options(context, {"device"}, "can't be combined with --ray", hint="--gpus-per-worker 0")
+        shared.refuse_options(context, {"devices", "view", "no_browser"}, "can't be combined with --ray")
+        return run_on_ray(spec, cluster, reporter, StopOnSignal(reporter.output.note))
     if devices is not None:
         shared.refuse_options(context, {"device"}, "can't be combined with --devices")
         return run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal(reporter.output.note))
@@ -263,7 +278,7 @@ def _check_files(context: typer.Context, sink: Output, output: Path | None, best
         sink.note("--skip-existing has no effect: --prompts always skips assets that exist")
     shared.refuse_skip_and_force(skip_existing=context.params["skip_existing"], force=context.params["force"])
     if context.params["dry_run"]:
-        others = {"view", "no_browser", "devices"}
+        others = {"view", "no_browser", "devices", "ray"}
         shared.refuse_options(context, others, "can't be combined with --dry-run")
     if best_of is not None and has_field(output, "seed"):
         raise UsageProblem(
@@ -275,11 +290,14 @@ def _check_files(context: typer.Context, sink: Output, output: Path | None, best
 def _refuse_mixtures(
     context: typer.Context, prompts: str | None, seeds: str | None, best_of: int | None, best_by: str | None
 ) -> None:
-    """Refuses options about seeds that exclude each other, and those about several assets where there is one."""
+    """Refuses options about seeds that exclude each other, and those about several assets or workers without them."""
+    if context.params["ray"] is None:
+        others = {"gpus_per_worker", "cpus_per_worker"}
+        shared.refuse_options(context, others, "only affect the workers of --ray", hint="add --ray auto")
     if seeds is not None:
         shared.refuse_options(context, {"seed"}, "can't be combined with --seeds")
     if best_of is not None:
-        others = {"seeds", "prompts", "out_dir", "devices", "dry_run"}
+        others = {"seeds", "prompts", "out_dir", "devices", "ray", "dry_run"}
         shared.refuse_options(context, others, "can't be combined with --best-of")
     elif best_by is not None:
         raise UsageProblem("--best-by only affects --best-of", hint=f"--best-of 4 --best-by {best_by}")

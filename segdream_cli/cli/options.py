@@ -273,6 +273,26 @@ DevicesOption = Annotated[
         "--devices", help="Split a list or several seeds across devices: 0,1 or cpu,cpu.", rich_help_panel=HARDWARE
     ),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="Make a list on a Ray cluster: local, auto or HOST:PORT of its head.", rich_help_panel=HARDWARE
+    ),
+]
+GpusPerWorkerOption = Annotated[
+    float,
+    typer.Option(
+        "--gpus-per-worker",
+        min=0,
+        max=1,
+        help="GPUs per worker of --ray; 0 computes on CPUs.",
+        rich_help_panel=HARDWARE,
+    ),
+]
+CpusPerWorkerOption = Annotated[
+    int,
+    typer.Option("--cpus-per-worker", min=1, help="CPUs, and threads, per worker of --ray.", rich_help_panel=HARDWARE),
+]
 Dtype = StrEnum("Dtype", {name: name for name in ("auto", "fp32", "bf16", "fp16")})  # type: ignore[misc]
 DtypeOption = Annotated[
     Dtype | None,

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a line every 30 s elsewhere."""
+"""Progress of a run, or of a list on many workers: a bar or a table on a terminal, a line every 30 s elsewhere."""
 
 import os
 import time
@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,12 +16,18 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.schema import ListState
 from segdream_cli.cli.streams import printable
-from segdream_cli.runs.reporter import Stepped
+from segdream_cli.runs.reporter import ListProgress, Stepped
+from segdream_cli.util.download import format_time
 
 LINE_EVERY_S = 30.0
+MAX_ROWS = 20
+"""Workers that a table shows."""
 
 
 class LiveBar:
@@ -29,14 +36,13 @@ class LiveBar:
     Args:
         output: receives the lines; its `quiet` hides the bar too.
         columns: the columns after the title and the bar.
-        bar: False shows lines only.
     """
 
-    def __init__(self, output: Output, *columns: ProgressColumn, bar: bool = True) -> None:
+    def __init__(self, output: Output, *columns: ProgressColumn) -> None:
         self.output = output
         self.last_line = time.monotonic()
         console = Console(stderr=True)
-        shown = bar and not output.quiet and console.is_terminal and not os.environ.get("SEGDREAM_NO_PROGRESS")
+        shown = not output.quiet and console.is_terminal and not os.environ.get("SEGDREAM_NO_PROGRESS")
         self.lines = not output.quiet and not console.is_terminal
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -85,12 +91,11 @@ class RunProgress(LiveBar):
         total: number of steps.
         done: steps done before this start.
         output: receives the lines; its `quiet` hides the bar too.
-        bar: False shows lines only.
     """
 
-    def __init__(self, title: str, total: int, done: int, output: Output, *, bar: bool = True) -> None:
+    def __init__(self, title: str, total: int, done: int, output: Output) -> None:
         columns = MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}")
-        super().__init__(output, *columns, bar=bar)
+        super().__init__(output, *columns)
         self.first = done
         self.begin, self.gradient = self.last_line, ""
         self.task = self.add_task(title, total=total, completed=done, detail="")
@@ -104,3 +109,92 @@ class RunProgress(LiveBar):
         if self.claim_line():
             left = (self.last_line - self.begin) / max(1, report.step - self.first) * (report.steps - report.step)
             self.output.note(f"step {report.step}/{report.steps}  {left:.0f} s left  {detail}")
+
+
+class ListTable:
+    """The state of a list on many workers: a table on a terminal; elsewhere, and with `json`, a report every 30 s.
+
+    Args:
+        output: receives the reports; its `quiet` hides the table too.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.last_line = time.monotonic()
+        console = Console(stderr=True)
+        self.shown = not output.quiet and console.is_terminal and not os.environ.get("SEGDREAM_NO_PROGRESS")
+        self._live = Live(console=console, transient=True, auto_refresh=False)
+
+    def start(self) -> None:
+        """Shows the table, on a terminal."""
+        if self.shown:
+            self._live.start()
+
+    def stop(self) -> None:
+        """Removes the table."""
+        self._live.stop()
+
+    def update(self, state: ListProgress) -> None:
+        """Shows the state of the list."""
+        if self.shown:
+            self._live.update(_table(state), refresh=True)
+        now = time.monotonic()
+        if (self.output.json or not self.shown) and now - self.last_line >= LINE_EVERY_S:
+            self.last_line = now
+            self.output.report(_line(state), _summary(state))
+
+
+def _line(state: ListProgress) -> ListState:
+    """The line of `--json` for the state of a list."""
+    running = [
+        {
+            "worker": worker.name,
+            "place": worker.place,
+            "asset": worker.title,
+            "step": worker.step,
+            "total_steps": worker.steps,
+            "seconds_left": _rounded(worker.seconds_left),
+        }
+        for worker in state.workers
+        if worker.title
+    ]
+    return ListState(
+        made=state.made,
+        skipped=state.skipped,
+        failed=state.failed,
+        count=state.count,
+        workers=len(state.workers),
+        starting=state.starting,
+        seconds_left=_rounded(state.seconds_left),
+        running=running,
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+def _summary(state: ListProgress) -> str:
+    """A line about a list."""
+    busy = sum(bool(worker.title) for worker in state.workers)
+    done = state.made + state.skipped + state.failed
+    parts = [f"{done}/{state.count} done", f"{busy} of {len(state.workers)} workers busy"]
+    parts += [f"{state.failed} failed"] if state.failed else []
+    parts += [f"{state.starting} starting"] if state.starting else []
+    parts += [f"about {format_time(state.seconds_left)} left"] if state.seconds_left is not None else []
+    return ", ".join(parts)
+
+
+def _table(state: ListProgress) -> Table:
+    """A row per worker, those that end last first, under a line about the list."""
+    table = Table(box=None, title=_summary(state), title_justify="left", title_style="")
+    for name in ("worker", "asset", "step", "left"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    rows = sorted(state.workers, key=lambda worker: -(worker.seconds_left or 0))
+    for worker in rows[:MAX_ROWS]:
+        left = "" if worker.seconds_left is None else format_time(worker.seconds_left)
+        step = f"{worker.step}/{worker.steps}" if worker.title else ""
+        table.add_row(*(Text(printable(text)) for text in (worker.place, worker.title, step, left)))
+    if len(rows) > MAX_ROWS:
+        table.add_row(f"and {len(rows) - MAX_ROWS} more")
+    return table

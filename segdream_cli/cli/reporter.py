@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.schema import Chosen, Made, Planned, Ready, Skipped, Stopped
+from segdream_cli.cli.schema import Chosen, ListMade, Made, Planned, Ready, Skipped, Stopped
 from segdream_cli.runs.reporter import (
     AssetFinished,
     AssetPlanned,
@@ -16,6 +16,8 @@ from segdream_cli.runs.reporter import (
     Event,
     JobFailed,
     JobSkipped,
+    ListEnded,
+    ListProgress,
     Note,
     PageServed,
     RunEnded,
@@ -27,7 +29,7 @@ from segdream_cli.runs.reporter import (
 
 if TYPE_CHECKING:
     from segdream_cli.cli.download_bar import DownloadBar
-    from segdream_cli.cli.progress import RunProgress
+    from segdream_cli.cli.progress import ListTable, RunProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +38,14 @@ class TerminalReporter:
 
     Args:
         output: where lines go.
-        bars: show bars on a terminal; several processes at once would overwrite each other's.
         browser: open the pages that are served.
     """
 
     output: Output
-    bars: bool = True
     browser: bool = True
     _runs: "dict[str, RunProgress]" = field(default_factory=dict)
     _downloads: "dict[str, DownloadBar]" = field(default_factory=dict)
+    _tables: "list[ListTable]" = field(default_factory=list)
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
@@ -57,6 +58,10 @@ class TerminalReporter:
                 self._runs[event.run].update(event)
             case RunEnded():
                 self._runs.pop(event.run).stop()
+            case ListProgress():
+                self._show_state(event)
+            case ListEnded():
+                self._show_end(event)
             case AssetFinished():
                 self._show_result(event)
             case AssetPlanned():
@@ -83,7 +88,7 @@ class TerminalReporter:
     def _begin(self, event: RunStarted) -> None:
         from segdream_cli.cli.progress import RunProgress  # rich's bars are a slow import
 
-        run = RunProgress(event.title, event.steps, event.done, self.output, bar=self.bars)
+        run = RunProgress(event.title, event.steps, event.done, self.output)
         run.start()
         self._runs[event.run] = run
 
@@ -110,6 +115,36 @@ class TerminalReporter:
             run=event.run,
         )
         self.output.done(made)
+
+    def _show_state(self, event: ListProgress) -> None:
+        from segdream_cli.cli.progress import ListTable
+
+        if not self._tables:
+            self._tables.append(ListTable(self.output))
+            self._tables[0].start()
+        self._tables[0].update(event)
+
+    def _show_end(self, event: ListEnded) -> None:
+        if self._tables:
+            self._tables.pop().stop()
+        parts = {"lost": "workers lost", "retried": "attempts repeated", "moved": "assets moved from slow workers"}
+        happened = [f"{getattr(event, name)} {text}" for name, text in parts.items() if getattr(event, name)]
+        text = f"{event.made} made, {event.skipped} skipped, {event.failed} failed"
+        if left := event.count - event.made - event.skipped - event.failed:
+            text += f", {left} left"
+        line = ListMade(
+            made=event.made,
+            skipped=event.skipped,
+            failed=event.failed,
+            count=event.count,
+            lost=event.lost,
+            retried=event.retried,
+            moved=event.moved,
+            given_up=event.given_up,
+        )
+        self.output.report(line, "; ".join([text, *happened]))
+        for path in event.given_up:
+            self.output.note(f"given up: {path}")
 
     def _show_plan(self, event: AssetPlanned) -> None:
         from segdream_cli.util.download import format_size, format_time

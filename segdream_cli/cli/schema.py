@@ -154,6 +154,36 @@ class Skipped(Line):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListState(Line):
+    """The state of a list that several workers make, every 30 s."""
+
+    event = "progress"
+    made: int
+    skipped: int
+    failed: int
+    count: int
+    workers: int
+    starting: int
+    seconds_left: float | None
+    running: Sequence[Mapping[str, str | int | float | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListMade(Line):
+    """The end of a list that several workers made."""
+
+    event = "list"
+    made: int
+    skipped: int
+    failed: int
+    count: int
+    lost: int
+    retried: int
+    moved: int
+    given_up: Sequence[Path]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen(Line):
     """The best seed of `--best-of`."""
 

@@ -23,7 +23,7 @@ from segdream_cli.optimize.state import AssetState
 from segdream_cli.render.images import write_png
 from segdream_cli.runs.jobs import Job
 from segdream_cli.runs.ownership import EVENTS, TRIED
-from segdream_cli.runs.reporter import Event, JobFailed, JobSkipped, Note, Reporter, RunSaved, SeedChosen, note_to
+from segdream_cli.runs.reporter import Event, JobSkipped, Note, Reporter, RunSaved, SeedChosen, note_to
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.runner import ActiveRun, Destination, four_sides
 from segdream_cli.runs.session import Begin, Session, drain, page_for
@@ -156,7 +156,7 @@ class TrialSession(Session):
         """Takes trials to a step, `batch` at once, and saves them there; those stopped before are resumed."""
         waiting: dict[int, list[Begin]] = {}
         for trial in trials:
-            at, begin = self.plan(trial, force=force, resume=True)
+            at, begin = self.plan(trial, force=force, resume=not force)
             if at < step:
                 waiting.setdefault(at, []).append(begin)
         for begins in waiting.values():
@@ -178,7 +178,7 @@ class TrialSession(Session):
                 raise Interrupted(str(end), exit_code=self.stop.exit_code) from end
             return
         for failure in failures:
-            self.reporter(JobFailed(failure))
+            self.reporter(failure)
 
     def _asset(self, asset: AssetState, output: Path) -> Asset:
         """An asset as metrics read it."""

@@ -73,7 +73,7 @@ def _plan(session: Session, job: Job, spec: JobSpec, *, makes_folders: bool) -> 
         formats.check_format(job.output)
         step = 0
     else:
-        step, _ = session.plan(job, force=spec.force, resume=skips)
+        step, _ = session.plan(job, force=spec.force, resume=skips and not spec.force)
     last = session.config.last_step
     timings = Timings(session.config, session.checkpoint.digest, session.device)
     known = timings.recall(min(session.batch, len(spec.jobs)))

@@ -53,6 +53,15 @@ class Job:
     source: Source | None = None
 
 
+def titles_of(jobs: Sequence[Job]) -> list[str]:
+    """A line about each of several jobs, such as "[2/3] a red ball, seed 4"; the seed only if seeds differ."""
+    with_seed = len({job.seed for job in jobs}) > 1
+    return [
+        f"[{number}/{len(jobs)}] {job.prompt}" + (f", seed {job.seed}" if with_seed else "")
+        for number, job in enumerate(jobs, 1)
+    ]
+
+
 def check_seed(seed: Any) -> int:
     """The seed as a Python integer.
 

@@ -1,7 +1,7 @@
-"""`--devices`: one process per device of this host, each with its share of the jobs.
+"""`--devices`: one process per device of this host, which takes tasks from the dispatcher.
 
-A process gets its share as a pickled `JobSpec`. Through a pipe it sends its events and at last its outcome. Any message
-to the process, or the end of its parent, asks it to stop. Without a parent, it gets `GRACE_S` to save its runs.
+Tasks go to a process through a pipe, and its messages come back. A message to a process with a task, or the end of its
+parent, asks it to save its runs. Without a parent, it gets `GRACE_S` for that.
 """
 
 import dataclasses
@@ -10,24 +10,22 @@ import os
 import re
 import signal
 import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
 from threading import Thread
-from typing import TypeAlias
 
-from segdream_cli.errors import Interrupted, SegdreamError, UsageProblem
-from segdream_cli.runs.reporter import Event, JobFailed, Reporter
+from segdream_cli.errors import SegdreamError, UsageProblem
+from segdream_cli.runs.crew import Lost, Message, Ready, Task, Unfit
+from segdream_cli.runs.reporter import Reporter, note_to
 from segdream_cli.runs.spec import JobSpec, Tally
 from segdream_cli.runs.stopping import StopRequest
 
-POLL_S = 0.1
 GRACE_S = 20.0
 """Seconds that a process without a parent has to save its runs; it may be busy with something that asks no pipe."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
-Outcome: TypeAlias = Tally | SegdreamError | Interrupted
 
 
 def parse_devices(text: str) -> list[str]:
@@ -42,49 +40,20 @@ def parse_devices(text: str) -> list[str]:
     return [f"cuda:{part}" if part.isdecimal() else part for part in parts]
 
 
-def share(spec: JobSpec, devices: Sequence[str]) -> list[JobSpec]:
-    """One spec per device, or per job if there are fewer jobs; the jobs are dealt in turn."""
-    count = min(len(devices), len(spec.jobs))
-    return [
-        dataclasses.replace(
-            spec, request=dataclasses.replace(spec.request, device=devices[i]), jobs=spec.jobs[i::count]
-        )
-        for i in range(count)
-    ]
-
-
 def run_on_devices(spec: JobSpec, devices: Sequence[str], reporter: Reporter, stop: StopRequest) -> Tally:
-    """Divides the jobs of a spec among devices and does them; a failed share does not stop the others.
+    """Makes the jobs of a spec with one process per device.
 
     Raises:
         UsageProblem, EnvironmentProblem: a device does not exist.
-        Interrupted: `stop` was set; the runs have been saved.
-        SegdreamError: the error with the highest exit code of those that ended a share; the others are reported.
+        Interrupted, SegdreamError: see `Dispatcher.run`.
     """
+    from segdream_cli.runs.dispatcher import Dispatcher  # slow imports
+    from segdream_cli.runs.survey import survey
     from segdream_cli.util.devices import visible_device
 
-    shares = share(spec, devices)
-    for part in shares:
-        visible_device(part.request.device, instead="--devices cpu")
-    workers: list[_Worker] = []
-    try:
-        with stop:
-            workers += [_Worker(part) for part in shares]
-            _relay(workers, reporter, stop)
-    finally:
-        for worker in workers:
-            worker.end()
-    outcomes = [worker.outcome for worker in workers]
-    problems = sorted((each for each in outcomes if isinstance(each, SegdreamError)), key=lambda each: each.exit_code)
-    interrupted = any(isinstance(outcome, Interrupted) for outcome in outcomes)
-    last = problems.pop() if problems and not interrupted else None
-    for problem in problems:
-        reporter(JobFailed(problem))
-    if interrupted:
-        raise Interrupted("stopped on all devices", exit_code=stop.exit_code)
-    if last is not None:
-        raise last
-    return sum((each for each in outcomes if isinstance(each, Tally)), Tally())
+    cuda = [visible_device(device, instead="--devices cpu").type == "cuda" for device in devices]
+    found = survey(spec, note_to(reporter), cuda=any(cuda))
+    return Dispatcher(spec, found, ProcessCrew(spec, devices), reporter, stop).run()
 
 
 @contextmanager
@@ -97,56 +66,107 @@ def _block_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Worker:
-    """A process that does the jobs of a spec, as seen by its parent."""
+class ProcessCrew:
+    """A crew of processes, at most one per device that is given.
+
+    Args:
+        spec: the settings of the jobs.
+        devices: full names; one that is given twice has two processes.
+    """
+
+    def __init__(self, spec: JobSpec, devices: Sequence[str]) -> None:
+        self._spec = spec
+        count, seen = Counter(devices), Counter[str]()
+        self._slots: dict[str, str] = {}
+        for device in devices:
+            seen[device] += 1
+            self._slots[device if count[device] == 1 else f"{device} #{seen[device]}"] = device
+        self._members: dict[str, _Member] = {}
+
+    def hire(self, wanted: int, unfit: Collection[str]) -> list[str]:
+        """See `Crew`; a worker has the name of its slot, which is its host too."""
+        free = [slot for slot in self._slots if slot not in self._members and slot not in unfit]
+        started = free[: max(0, wanted - len(self._members))]
+        for slot in started:
+            request = dataclasses.replace(self._spec.request, device=self._slots[slot])
+            self._members[slot] = _Member(dataclasses.replace(self._spec, request=request, jobs=()))
+        return started
+
+    def has_room(self, unfit: Collection[str]) -> bool:
+        """See `Crew`."""
+        return not set(self._slots) <= set(unfit)
+
+    def assign(self, worker: str, task: Task) -> None:
+        """See `Crew`."""
+        with suppress(OSError):  # the process has just ended, which `receive` finds
+            self._members[worker].pipe.send(task)
+
+    def recall(self, worker: str, task: int) -> None:
+        """See `Crew`; a process without a task ignores the message."""
+        with suppress(OSError):
+            self._members[worker].pipe.send(None)
+
+    def receive(self, timeout_s: float) -> list[tuple[str, Message]]:
+        """See `Crew`; one message per worker."""
+        pipes = {member.pipe: slot for slot, member in self._members.items()}
+        if not pipes:
+            time.sleep(timeout_s)
+            return []
+        return [(slot, self._receive(slot)) for slot in [pipes[pipe] for pipe in wait(list(pipes), timeout_s)]]  # type: ignore[index]
+
+    def _receive(self, slot: str) -> Message:
+        """The next message of a worker; one that says goodbye, or is gone, is forgotten."""
+        member = self._members[slot]
+        try:
+            message: Message = member.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._members.pop(slot).end()
+            device = self._slots[slot]
+            reason = f"the process of {device} ended with exit code {member.exit_code}"
+            return Lost(reason, slot, hint=f"--device {device}  # shows what happens in one process")
+        if isinstance(message, Ready):
+            return dataclasses.replace(message, host=slot, place=slot)
+        if isinstance(message, Unfit):
+            self._members.pop(slot).end()
+            return Unfit(message.problem, slot)
+        return message
+
+    def dismiss(self, worker: str) -> None:
+        """See `Crew`."""
+        self._members.pop(worker).end()
+
+    def close(self) -> None:
+        """See `Crew`."""
+        while self._members:
+            _, member = self._members.popitem()
+            member.end()
+
+    def now(self) -> float:
+        """See `Crew`."""
+        return time.monotonic()
+
+
+class _Member:
+    """A worker process, as seen by its parent."""
 
     def __init__(self, spec: JobSpec) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA can't be used in a forked process
         self.pipe, theirs = context.Pipe()
-        self.device = spec.request.device
-        self.outcome: Outcome | None = None
         self._process: BaseProcess = context.Process(target=_work, args=(spec, theirs))
         with _block_signals():  # a process that is importing its libraries can't save anything yet
             self._process.start()
         theirs.close()
 
-    def receive(self, reporter: Reporter, stop: StopRequest) -> None:
-        """Receives one message: reports an event, or keeps the outcome."""
-        try:
-            message: Event | Outcome = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join()
-            ended = f"the process of {self.device} ended with exit code {self._process.exitcode}"
-            hint = f"--device {self.device}  # shows what happens in one process"
-            message = Interrupted(ended) if stop.is_set() else SegdreamError(ended, hint=hint)
-        if isinstance(message, Tally | SegdreamError | Interrupted):
-            self.outcome = message
-        else:
-            reporter(message)
-
-    def ask_to_stop(self) -> None:
-        """Asks the process to save its runs and end."""
-        with suppress(OSError):  # the process has just ended
-            self.pipe.send(None)
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of the process, once it has ended."""
+        return self._process.exitcode
 
     def end(self) -> None:
-        """Waits for the process; kills it first if it has no outcome."""
-        if self.outcome is None:
-            self._process.kill()
+        """Kills the process; whoever has a task that matters has been recalled."""
+        self._process.kill()
         self._process.join()
         self.pipe.close()
-
-
-def _relay(workers: Sequence[_Worker], reporter: Reporter, stop: StopRequest) -> None:
-    """Receives messages until each process has an outcome, and passes a stop request on."""
-    asked = False
-    while pending := {worker.pipe: worker for worker in workers if worker.outcome is None}:
-        if stop.is_set() and not asked:
-            asked = True
-            for worker in pending.values():
-                worker.ask_to_stop()
-        for pipe in wait(list(pending), POLL_S):
-            pending[pipe].receive(reporter, stop)  # type: ignore[index]
 
 
 class _StopFromParent(StopRequest):
@@ -170,19 +190,22 @@ def _end_with_parent() -> None:
 
 
 def _work(spec: JobSpec, pipe: Connection) -> None:
-    """Does the jobs of a spec, and sends events and the outcome; the main function of a worker process."""
+    """Does the tasks from a pipe until it is closed; the main function of a worker process."""
     for number in SIGNALS:  # a terminal sends signals to every process; the parent's pipe decides
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     Thread(target=_end_with_parent, daemon=True).start()
-    from segdream_cli.runs.session import run_jobs
+    from segdream_cli.runs.worker import Worker
 
-    def send(message: Event | Outcome) -> None:
+    def send(message: Message) -> None:
         with suppress(OSError):  # the parent has ended: save the runs anyway
             pipe.send(message)
 
     try:
-        send(run_jobs(spec, send, _StopFromParent(pipe)))
-    except (SegdreamError, Interrupted) as problem:
-        problem.add_note(traceback.format_exc())  # SEGDREAM_DEBUG shows it; a pickled error has no traceback
-        send(problem)
+        with Worker(spec, send, _StopFromParent(pipe)) as worker, suppress(EOFError, ConnectionResetError):
+            while True:
+                task: Task | None = pipe.recv()
+                if task is not None:  # else a recall that came too late
+                    worker.do(task)
+    except SegdreamError as problem:
+        send(Unfit(problem))

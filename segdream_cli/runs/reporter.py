@@ -190,6 +190,78 @@ class RunSaved:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerProgress:
+    """A worker of a list.
+
+    Args:
+        name: the worker.
+        place: its device or machine.
+        title: the assets that it makes; empty if it makes none.
+        step: the last step done.
+        steps: number of the last step.
+        seconds_left: until these assets are done; None if unknown.
+    """
+
+    name: str
+    place: str
+    title: str
+    step: int
+    steps: int
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListProgress:
+    """The state of a list that several workers make.
+
+    Args:
+        made, skipped, failed: number of assets that are done.
+        count: number of assets of the list.
+        workers: those that have begun.
+        starting: number of workers that have not.
+        seconds_left: until the list is done; None if unknown.
+    """
+
+    made: int
+    skipped: int
+    failed: int
+    count: int
+    workers: tuple[WorkerProgress, ...]
+    starting: int
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListEnded:
+    """A list that several workers made has ended, completely or not.
+
+    Args:
+        made, skipped, failed: number of assets.
+        count: number of assets of the list.
+        lost: number of workers that were lost.
+        retried: number of attempts that were repeated.
+        moved: number of assets that moved from a slow worker to a fast one.
+        given_up: files of the assets that failed on every attempt.
+    """
+
+    made: int
+    skipped: int
+    failed: int
+    count: int
+    lost: int
+    retried: int
+    moved: int
+    given_up: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """The checkpoint in a run folder was replaced, and the run continues."""
+
+    run: Path
+
+
+@dataclass(frozen=True, slots=True)
 class PageServed:
     """A page at `url` shows the asset while it is made."""
 
@@ -209,6 +281,9 @@ Event: TypeAlias = (
     | JobSkipped
     | JobFailed
     | RunSaved
+    | CheckpointSaved
+    | ListProgress
+    | ListEnded
     | PageServed
 )
 Reporter: TypeAlias = Callable[[Event], object]

@@ -251,6 +251,18 @@ class RunDir:
             raise
         self._record, self._lock = record, held
 
+    def adopt(self, content: bytes, *, force: bool = False) -> None:
+        """Acquires a new folder with the content of a `run.json` that another machine wrote.
+
+        Raises:
+            UsageProblem: it is not one; otherwise as `create`.
+        """
+        try:
+            record = _parse_record(parse_json(content))
+        except (ValueError, KeyError, TypeError) as problem:
+            raise UsageProblem(f"the record for {self.path} is damaged: {problem}") from problem
+        self.create(record, force=force)
+
     def acquire(self) -> None:
         """Locks an existing run for this process.
 

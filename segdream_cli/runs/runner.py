@@ -19,7 +19,17 @@ from segdream_cli.optimize.state import AssetState
 from segdream_cli.priors.prompt import describe_prompt
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
 from segdream_cli.render.images import contact_sheet, write_png
-from segdream_cli.runs.reporter import AssetFinished, JobFailed, Note, Reporter, RunEnded, RunSaved, RunStarted, Stepped
+from segdream_cli.runs.reporter import (
+    AssetFinished,
+    CheckpointSaved,
+    JobFailed,
+    Note,
+    Reporter,
+    RunEnded,
+    RunSaved,
+    RunStarted,
+    Stepped,
+)
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.source import Start
 from segdream_cli.runs.stopping import StopRequest
@@ -73,6 +83,11 @@ class ActiveRun:
         """Its file's name, or its prompt if it stays in memory."""
         return self.asset.prompt if self.destination is None else self.destination.output.name
 
+    @property
+    def output(self) -> Path | None:
+        """Its file; None if it stays in memory."""
+        return None if self.destination is None else self.destination.output
+
 
 @dataclass(frozen=True, slots=True)
 class Runner:
@@ -92,7 +107,7 @@ class Runner:
     stop: StopRequest
     page: LivePage | None = None
 
-    def iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[SegdreamError]]:
+    def iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[JobFailed]]:
         """Runs assets at the same step together to their end and writes them; yields the report of each step.
 
         If the caller closes the generator early, it saves the runs.
@@ -105,7 +120,7 @@ class Runner:
             SegdreamError: an error that ends all of them; the runs have been saved if possible.
         """
         left, begin = list(active), time.monotonic()
-        failures: list[SegdreamError] = []
+        failures: list[JobFailed] = []
         if not left:
             return failures
         title = left[0].name + (f" and {len(left) - 1} more" if len(left) > 1 else "")
@@ -119,14 +134,15 @@ class Runner:
                         yield from self._advance(left, name)
                         break
                     except Diverged as problem:
-                        self._keep(left.pop(problem.index), problem)
-                        failures.append(problem)
+                        failed = left.pop(problem.index)
+                        self._keep(failed, problem)
+                        failures.append(JobFailed(problem, failed.output))
                     except (SegdreamError, Interrupted) as end:
                         if isinstance(end, SegdreamError):
                             for each in left:
                                 self._keep(each, end)
                         for failure in failures:  # the caller gets `end` only
-                            self.reporter(JobFailed(failure))
+                            self.reporter(failure)
                         raise
                 done = [each for each in left if self._write(each, failures)]
         finally:
@@ -180,6 +196,7 @@ class Runner:
                         each.destination.run.save(each.asset)
             if save:
                 saved = time.monotonic()
+                self._report_saved(active)
             if stopping:
                 for each in active:
                     self._report_checkpoint(each)
@@ -203,7 +220,7 @@ class Runner:
             for each in active:
                 self._report_checkpoint(each)
 
-    def _write(self, each: ActiveRun, failures: list[SegdreamError]) -> bool:
+    def _write(self, each: ActiveRun, failures: list[JobFailed]) -> bool:
         """Writes a finished asset; returns whether that worked."""
         if each.destination is None:
             return True
@@ -214,11 +231,11 @@ class Runner:
         except OutputExists as problem:
             command = f"{run.resume_command()} -o {quote(str(free_name(output)))}"
             self._keep(each, problem, command, finished=True)
-            failures.append(OutputExists(problem.message, hint=command))
+            failures.append(JobFailed(OutputExists(problem.message, hint=command), output))
             return False
         except SegdreamError as problem:
             self._keep(each, problem, finished=True)
-            failures.append(problem)
+            failures.append(JobFailed(problem, output))
             return False
         run.finish(keep=self.pipeline.config.output.keep_run)
         return True
@@ -244,6 +261,12 @@ class Runner:
         if each.destination is not None:
             self._restore_folder(each.destination.run)
             each.destination.run.save(each.asset)
+
+    def _report_saved(self, active: Sequence[ActiveRun]) -> None:
+        """Reports the checkpoints of runs that continue."""
+        for each in active:
+            if each.destination is not None:
+                self.reporter(CheckpointSaved(each.destination.run.path))
 
     def _restore_folder(self, run: RunDir) -> None:
         """Creates a run folder again that was removed or renamed during the run, and reports that."""

@@ -27,7 +27,7 @@ from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.priors.checkpoint import Checkpoint
 from segdream_cli.priors.prompt import describe_prompt, read_negative
 from segdream_cli.runs.checks import check_files
-from segdream_cli.runs.jobs import Job, Source, check_seed
+from segdream_cli.runs.jobs import Job, Source, check_seed, titles_of
 from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline, needs_network
 from segdream_cli.runs.ownership import RECORD
 from segdream_cli.runs.reporter import JobFailed, JobSkipped, Note, PageServed, Reporter, discard, note_to
@@ -44,6 +44,7 @@ from segdream_cli.util.home import abbreviate, expand
 from segdream_cli.viewer.live import LivePage
 
 Begin = Callable[[], ActiveRun]
+Planned = tuple[Job, Begin]
 T = TypeVar("T")
 
 LOCKSTEP_DEVICES = ("cuda",)
@@ -292,7 +293,7 @@ class Session:
             if skip_existing and job.output.exists():
                 self.reporter(JobSkipped(job.output, index + 1, len(jobs)))
             else:
-                waiting.append((index, *self.plan(job, force=force, resume=skip_existing)))
+                waiting.append((index, *self.plan(job, force=force, resume=skip_existing and not force)))
         titles, made = titles_of(jobs), len(waiting)
         try:
             while waiting:
@@ -336,35 +337,75 @@ class Session:
             if _exists(job, force=force)
             or self._plan_or_report(job, f"{job.output}: {job.prompt}", counts, force=force) is not None
         ]
-        waiting: dict[int, list[Begin]] = {}
-        for number, job in possible:  # checked again: another program may have written the file since
-            if _exists(job, force=force):
-                counts["skipped"] += 1
-                self.reporter(JobSkipped(job.output, number, len(jobs)))
-                continue
-            self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
-            title = titles[number - 1]
-            plan = self._plan_or_report(job, title, counts, force=force)
-            if plan is None:
-                continue
-            step, begin = plan
-            self.reporter(Note(title))
-            waiting.setdefault(step, []).append(begin)
-            if len(waiting[step]) == self.batch:
-                self._make_together(waiting.pop(step), counts)
-        for begins in waiting.values():
-            self._make_together(begins, counts)
+        waiting: dict[int, list[Planned]] = {}
+        try:
+            for number, job in possible:  # checked again: another program may have written the file since
+                if _exists(job, force=force):
+                    counts["skipped"] += 1
+                    self.reporter(JobSkipped(job.output, number, len(jobs)))
+                    continue
+                self.pipeline  # noqa: B018 - a prior that can't be loaded ends the list, not one item after the other
+                title = titles[number - 1]
+                plan = self._plan_or_report(job, title, counts, force=force)
+                if plan is None:
+                    continue
+                step, begin = plan
+                self.reporter(Note(title))
+                waiting.setdefault(step, []).append((job, begin))
+                if len(waiting[step]) == self.batch:
+                    self._make_together(waiting.pop(step), counts)
+            for planned in waiting.values():
+                self._make_together(planned, counts)
+        except Interrupted:
+            self.reporter(Note("repeat the command to resume the whole list"))
+            raise
         self.reporter(Note(f"{counts['made']} made, {counts['skipped']} skipped, {counts['failed']} failed"))
         return Tally(counts["made"], counts["skipped"], counts["failed"])
 
-    def _plan_or_report(self, job: Job, title: str, counts: Counter[str], *, force: bool) -> tuple[int, Begin] | None:
-        """The plan of a job of a list; counts and reports an impossible job, and returns None."""
+    def generate_share(self, jobs: Sequence[Job], *, force: bool, resume: bool) -> Tally:
+        """Makes a few assets for a dispatcher, together as far as they are at the same step.
+
+        Each of them ends with an `AssetFinished` or a `JobFailed` that names its file, unless an error ends all.
+
+        Args:
+            jobs: the assets.
+            force: replace what exists.
+            resume: resume stopped runs instead of refusing them.
+
+        Raises:
+            Interrupted: `stop` was set; the runs have been saved.
+            SegdreamError: the prior can't be loaded, or several assets at once do not fit.
+        """
+        counts: Counter[str] = Counter()
+        waiting: dict[int, list[Planned]] = {}
+        self.pipeline  # noqa: B018 - a prior that can't be loaded is the fault of this machine, not of an asset
+        for job in jobs:
+            plan = self._plan_or_report(job, None, counts, force=force, resume=resume)
+            if plan is not None:
+                waiting.setdefault(plan[0], []).append((job, plan[1]))
+        for planned in waiting.values():
+            self._make_together(planned, counts)
+        return Tally(made=counts["made"], failed=counts["failed"])
+
+    def _plan_or_report(
+        self, job: Job, title: str | None, counts: Counter[str], *, force: bool, resume: bool | None = None
+    ) -> tuple[int, Begin] | None:
+        """The plan of a job of a list; counts and reports an impossible job, and returns None.
+
+        Args:
+            job: the job.
+            title: a line about it, reported before an error.
+            counts: its "failed" goes up.
+            force: replace what exists.
+            resume: resume a stopped run; None means unless `force`.
+        """
         try:
             with convert_failures():
-                return self.plan(job, force=force, resume=True)
+                return self.plan(job, force=force, resume=not force if resume is None else resume)
         except SegdreamError as problem:
             counts["failed"] += 1
-            self.reporter(Note(title))
+            if title is not None:
+                self.reporter(Note(title))
             self.reporter(JobFailed(problem, job.output))
             return None
 
@@ -375,35 +416,33 @@ class Session:
             UsageProblem, OutputExists: see `check`.
         """
         run = RunDir.beside(job.output)
-        if resume and not force and run.can_resume() and self._is_run_of(run, job):
+        if resume and run.can_resume() and self._is_run_of(run, job):
             return run.step(), partial(self._restore, run, job.output, force=force)
         self.check(job, force=force)
         return 0, partial(self._begin_job, job, force=force)
 
-    def _make_together(self, begins: Sequence[Begin], counts: Counter[str]) -> None:
+    def _make_together(self, planned: Sequence[Planned], counts: Counter[str]) -> None:
         """Makes assets of a list that are at the same step, and counts and reports those that fail."""
         active: list[ActiveRun] = []
+        failures: list[JobFailed] = []
         try:
             self._check_stop()
-            for begin in begins:
+            for job, begin in planned:
                 try:
                     with convert_failures():
                         active.append(begin())
                 except SegdreamError as problem:
-                    self.reporter(JobFailed(problem))
-            failures = drain(self._iterate(active))
-            made = len(active) - len(failures)
+                    failures.append(JobFailed(problem, job.output))
+                    self.reporter(failures[-1])
+            ended = drain(self._iterate(active))
         except SegdreamError as problem:
             if isinstance(problem, OutOfMemory) and len(active) > 1:  # the next ones would not fit either
                 raise
-            failures, made = [problem], 0
-        except Interrupted:
-            self.reporter(Note("repeat the command to resume the whole list"))
-            raise
-        for failure in failures:
-            self.reporter(JobFailed(failure))
-        counts["made"] += made
-        counts["failed"] += len(begins) - made
+            ended = [JobFailed(problem, each.output) for each in active]
+        for failure in ended:
+            self.reporter(failure)
+        counts["failed"] += len(failures) + len(ended)
+        counts["made"] += len(active) - len(ended)
 
     def _check_stop(self) -> None:
         """Raises if `stop` was set before an asset or a batch of them.
@@ -486,7 +525,7 @@ class Session:
         destination = Destination(output, run, force)
         return ActiveRun(self._anchor(asset, start), asset.steps_taken, destination, start)
 
-    def _iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[SegdreamError]]:
+    def _iterate(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, list[JobFailed]]:
         """Runs assets together to their end; see `Runner.iterate`."""
         if self.clouds is not None:
             self.clouds.release()  # while assets are optimised, memory is scarce and Point-E idle
@@ -501,9 +540,9 @@ class Session:
         """
         failures = yield from self._iterate(active)
         for failure in failures[1:]:
-            self.reporter(JobFailed(failure))
+            self.reporter(failure)
         if failures:
-            raise failures[0]
+            raise failures[0].problem
 
     @property
     def _runner(self) -> Runner:
@@ -562,15 +601,6 @@ def drain(steps: Generator[StepReport, None, T]) -> T:
 def _exists(job: Job, *, force: bool) -> bool:
     """Whether a list need not make a job's asset."""
     return job.output.exists() and not force
-
-
-def titles_of(jobs: Sequence[Job]) -> list[str]:
-    """A line about each of several jobs, such as "[2/3] a red ball, seed 4"; the seed only if seeds differ."""
-    with_seed = len({job.seed for job in jobs}) > 1
-    return [
-        f"[{number}/{len(jobs)}] {job.prompt}" + (f", seed {job.seed}" if with_seed else "")
-        for number, job in enumerate(jobs, 1)
-    ]
 
 
 def run_jobs(spec: JobSpec, reporter: Reporter, stop: StopRequest) -> Tally:

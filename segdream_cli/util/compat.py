@@ -64,6 +64,13 @@ def hub_utils() -> Any:
     return huggingface_hub.utils
 
 
+def silence_ray() -> None:
+    """Keeps what Ray's machines report off this program's stdout, where Ray prints it."""
+    import ray._private.worker as worker
+
+    worker._worker_logs_enabled = False  # ray.init has no option for messages that a raylet sends
+
+
 def usage_error(bad_parameter: type[Exception]) -> Any:
     """The exception class that Typer raises for a command line that it can't parse: the base of its `BadParameter`."""
     return bad_parameter.__base__

@@ -15,11 +15,12 @@ import torch
 import workers
 from commands import TINY
 
-from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, SegdreamError, UsageProblem
+from segdream_cli.config import MINI
+from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, UsageProblem, WeightsUnavailable
 from segdream_cli.runs import processes
 from segdream_cli.runs.jobs import Job
 from segdream_cli.runs.processes import parse_devices
-from segdream_cli.runs.reporter import Event, JobFailed, Note, Reporter
+from segdream_cli.runs.reporter import AssetFinished, Event, JobFailed, ListEnded, Note, Reporter
 from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.util.devices import visible_device
@@ -48,9 +49,8 @@ def test_devices_make_what_one_process_makes(tmp_path: Path) -> None:
     names = {"a_red_car.ply", "a_blue_mug.ply", "a_green_cactus.ply"}
     assert {Path(line).name for line in out.splitlines()} == names
     assert len(out.splitlines()) == 3
-    assert "[1/2] a red car" in err  # the first process has the first and the third
-    assert "[2/2] a green cactus" in err
-    assert "[1/1] a blue mug" in err
+    for title in ("[1/3] a red car", "[2/3] a blue mug", "[3/3] a green cactus"):
+        assert err.count(title) == 1
     alone = start(tmp_path, "--out-dir", "alone", "--device", "cpu", "--steps", "2")
     assert alone.communicate(timeout=LIMIT_S)
     for name in names:
@@ -87,61 +87,80 @@ def test_devices_are_all_stopped_by_one_signal(tmp_path: Path, number: int, grou
     assert all((run / "checkpoint.safetensors").exists() for run in runs)
 
 
-def run(work: Callable[[JobSpec, Connection], None], reporter: Reporter, stop: StopRequest | None = None) -> Tally:
-    """Shares three jobs between two processes that do `work`."""
-    spec = JobSpec(request=Request(), jobs=tuple(Job("a red car", seed, Path(f"{seed}.ply")) for seed in range(3)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "_work", work)
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tally]:
+    """Makes three jobs in two processes that do `work`."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+    def start(
+        work: Callable[[JobSpec, Connection], None],
+        reporter: Reporter,
+        stop: StopRequest | None = None,
+        **options: bool,
+    ) -> Tally:
+        jobs = tuple(Job("a red car", seed, Path(f"{seed}.ply")) for seed in range(3))
+        spec = JobSpec(request=Request(settings={"prior.name": MINI}), jobs=jobs, **options)
+        monkeypatch.setattr(processes, "_work", work)
         return processes.run_on_devices(spec, ["cpu", "cpu"], reporter, stop or StopRequest())
 
+    return start
 
-def test_run_on_devices_relays_events_and_adds_up() -> None:
+
+def test_run_on_devices_relays_events_and_adds_up(run) -> None:
     events: list[Event] = []
     assert run(workers.make_all, events.append) == Tally(made=3)
-    assert set(events) == {Note("seeds [0, 2] on cpu"), Note("seeds [1] on cpu")}
+    texts = [event.text for event in events if isinstance(event, Note)]
+    assert sorted(text[:6] for text in texts if text.startswith("seed")) == ["seed 0", "seed 1", "seed 2"]
+    assert [type(event) for event in events].count(AssetFinished) == 3
 
 
-def test_run_on_devices_names_a_process_that_crashes() -> None:
+def test_run_on_devices_replaces_a_process_that_crashes(run) -> None:
     events: list[Event] = []
-    with pytest.raises(SegdreamError, match="the process of cpu ended with exit code 9"):
-        run(workers.crash_with_seed_0, events.append)
-    assert events == [Note("seeds [1] on cpu")]  # the other one has done its share
+    assert run(workers.crash_once_with_seed_0, events.append) == Tally(made=3)
+    assert [event.text for event in events if isinstance(event, Note) and "ended" in event.text] == [
+        "the process of cpu ended with exit code 9"
+    ]
+    (ended,) = [event for event in events if isinstance(event, ListEnded)]
+    assert (ended.made, ended.lost, ended.retried) == (3, 1, 1)
 
 
-def test_run_on_devices_raises_the_highest_exit_code_and_reports_the_rest() -> None:
+def test_run_on_devices_gives_up_an_asset_that_crashes_every_process(run) -> None:
+    events: list[Event] = []
+    assert run(workers.crash_with_seed_0, events.append, as_list=True) == Tally(made=2, failed=1)
+    (failed,) = [event for event in events if isinstance(event, JobFailed)]
+    assert failed.output == Path("0.ply")
+    assert failed.problem.message == "given up after 4 attempts: the process of cpu ended with exit code 9"
+    assert failed.problem.hint == "--device cpu  # shows what happens in one process"
+
+
+def test_run_on_devices_raises_the_highest_exit_code_and_reports_the_rest(run) -> None:
     events: list[Event] = []
     with pytest.raises(OutputExists):
         run(workers.fail, events.append)
-    (failed,) = events
-    assert isinstance(failed, JobFailed)
-    assert isinstance(failed.problem, OutOfMemory)
+    assert {type(event.problem) for event in events if isinstance(event, JobFailed)} <= {OutputExists, OutOfMemory}
 
 
-def test_run_on_devices_passes_a_stop_on() -> None:
+def test_run_on_devices_raises_why_no_process_can_begin(run) -> None:
+    with pytest.raises(WeightsUnavailable, match="no weights"):
+        run(workers.lack_weights, lambda _: None, as_list=True)
+
+
+def test_run_on_devices_passes_a_stop_on(run) -> None:
     stop = StopRequest()
     stop.exit_code = 143
     with pytest.raises(Interrupted) as stopped:
-        run(workers.wait_for_stop, lambda _: stop.set(), stop)
+        run(workers.wait_for_stop, lambda event: event == Note("started") and stop.set(), stop)
     assert stopped.value.exit_code == 143
 
 
-def test_run_on_devices_leaves_no_process_behind() -> None:
+def test_run_on_devices_leaves_no_process_behind(run) -> None:
     def interrupt(event: Event) -> None:
-        raise KeyboardInterrupt
+        if event == Note("started"):
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(workers.wait_for_stop, interrupt)
     assert not multiprocessing.active_children()
-
-
-def test_share_deals_the_jobs_in_turn_and_starts_no_idle_process() -> None:
-    jobs = tuple(Job("a red car", seed, Path(f"{seed}.ply")) for seed in range(3))
-    shares = processes.share(JobSpec(request=Request(), jobs=jobs), ["cuda:0", "cuda:1"])
-    assert [(part.request.device, [job.seed for job in part.jobs]) for part in shares] == [
-        ("cuda:0", [0, 2]),
-        ("cuda:1", [1]),
-    ]
-    assert len(processes.share(JobSpec(request=Request(), jobs=jobs[:1]), ["cuda:0", "cuda:1"])) == 1
 
 
 def test_parse_devices() -> None:

@@ -54,6 +54,9 @@ EXAMPLES = {
     "--model": ("--model", "mini"),
     "--device": ("--device", "cuda:9"),
     "--devices": ("--devices", "cpu,cpu"),
+    "--ray": ("--ray", "auto"),
+    "--gpus-per-worker": ("--gpus-per-worker", "0.5"),
+    "--cpus-per-worker": ("--cpus-per-worker", "3"),
     "--dtype": ("--dtype", "bf16"),
     "--low-vram": ("--low-vram",),
     "--point-e-dir": ("--point-e-dir", "there"),
@@ -143,6 +146,7 @@ LINES = {
     "of a sphere": ("generate", BUS, "--init", "sphere"),
     "several seeds": ("generate", BUS, "--seeds", "0-1"),
     "a list": ("generate", "--prompts", "list.txt", "--out-dir", "assets"),
+    "a list on a cluster": ("generate", "--prompts", "list.txt", "--out-dir", "assets", "--ray", "auto"),
     "a resumed run": ("generate", "--resume", "there.run"),
     "initial Gaussians": ("init", BUS, "--init", "sphere"),
     "a refinement": ("refine", "there.ply", BUS),
@@ -196,6 +200,7 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
     monkeypatch.setattr(best_of, "page_for", lambda _: nullcontext("a page"))
     monkeypatch.setattr(best_of.TrialSession, "generate_best", record("best"))
     monkeypatch.setattr("segdream_cli.cli.generate.run_on_devices", record("devices"))
+    monkeypatch.setattr("segdream_cli.cli.generate.run_on_ray", record("ray"))
     monkeypatch.setattr(session, "resume_run", record("resume"))
     monkeypatch.setattr(session, "load_checkpoint", cache_by_prior(session.load_checkpoint))
     made = SimpleNamespace(left_out=0, resolution=mesh.RESOLUTION, faces=[], watertight=True, components=1)

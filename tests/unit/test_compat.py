@@ -121,6 +121,20 @@ def test_hub_utils_have_a_bar_and_its_switches() -> None:
     assert bar.n == 1
 
 
+def test_silence_ray_keeps_lines_of_a_raylet_off_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    worker = pytest.importorskip("ray._private.worker", reason='the extra "cluster" is not installed')
+    line = {"lines": ["a line of a raylet"], "pid": "raylet", "is_err": False}
+    before = worker._worker_logs_enabled
+    try:
+        worker.print_to_stdstream(line, ignore_prefix=False)
+        assert "a line of a raylet" in capsys.readouterr().out, versions("ray")
+        compat.silence_ray()
+        worker.print_to_stdstream({**line, "lines": ["another one"]}, ignore_prefix=False)
+        assert capsys.readouterr().out == "", versions("ray")
+    finally:
+        worker._worker_logs_enabled = before
+
+
 def test_usage_error_covers_bad_values_and_unknown_options() -> None:
     typer = importlib.import_module("typer")
     error = compat.usage_error(typer.BadParameter)

@@ -1,0 +1,430 @@
+"""Lists on a Ray cluster of this machine, with faults: each asset is made once, with the bits of one process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cluster_workers
+import pytest
+import torch
+from commands import TESTS, TINY
+
+from segdream_cli.errors import EnvironmentProblem, UsageProblem
+from segdream_cli.runs import cluster
+
+SMALL = tuple(part for part in TINY if part not in ("--device", "cpu"))
+COLORS = ("red", "blue", "green", "white", "black", "yellow", "orange", "purple")
+STEPS = 12
+LIMIT_S = 120
+HEALTH = {
+    "health_check_period_ms": 300,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+    "health_check_initial_delay_ms": 0,
+}
+
+
+def ended(process: SimpleNamespace) -> dict[str, Any]:
+    """The last line of a list with `--json`."""
+    return next(line for line in map(json.loads, process.out.splitlines()) if line["event"] == "list")
+
+
+class Nodes:
+    """A cluster whose head computes nothing, and the machines that a test adds."""
+
+    def __init__(self, made: Any, faults: Path) -> None:
+        self._made, self.faults, self.added = made, faults, []
+
+    @property
+    def address(self) -> str:
+        return self._made.address
+
+    def add(self, count: int = 1) -> list[Any]:
+        new = [self._made.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(count)]
+        self.added += new
+        return new
+
+    def kill(self, node: Any) -> None:
+        self.added.remove(node)
+        self._made.remove_node(node, allow_graceful=False)
+
+    def hold(self) -> None:
+        """Lets each worker pause in the middle of its first asset, until `proceed`."""
+        (self.faults / "hold").touch()
+
+    def proceed(self) -> None:
+        (self.faults / "hold").unlink()
+
+    def held(self) -> int:
+        """Number of workers that pause."""
+        return len(list(self.faults.glob("held-*")))
+
+    def workers(self, node: Any) -> list[int]:
+        """Processes of the workers that have started on a machine."""
+        return [
+            int(path.name.partition("-")[2])
+            for path in self.faults.glob("worker-*")
+            if path.read_text() == node.node_id
+        ]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory) -> Iterator[tuple[Any, Path]]:
+    pytest.importorskip("ray", reason='the extra "cluster" is not installed')
+    from ray.cluster_utils import Cluster
+
+    faults = tmp_path_factory.mktemp("faults")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{TESTS.parent}{os.pathsep}{TESTS}{os.pathsep}{TESTS / 'cli'}")
+        patch.setenv("SEGDREAM_FAULTS", str(faults))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "object_store_memory": 80 * 2**20,
+                "_system_config": HEALTH,
+            },
+        )
+        try:
+            yield made, faults
+        finally:
+            made.shutdown()
+
+
+@pytest.fixture
+def nodes(head) -> Iterator[Nodes]:
+    """A cluster without machines, and no faults."""
+    made, faults = head
+    for path in faults.iterdir():
+        path.unlink()
+    found = Nodes(made, faults)
+    yield found
+    for node in list(found.added):
+        found.kill(node)
+
+
+@pytest.fixture
+def listed(segdream, folder, prior) -> Iterator[Callable[..., Any]]:
+    """A list of prompts; the bits that one process makes of it; and a driver that makes it on a cluster."""
+    prior(lambda profile: cluster_workers.AnalyticPrior(profile=profile))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker with one CPU
+
+    def start(nodes: Nodes, count: int, *arguments: str) -> Any:
+        prompts = [f"a {color} ball" for color in COLORS[:count]]
+        (folder / "list.txt").write_text("\n".join(prompts))
+        command = ("generate", "--prompts", "list.txt", *SMALL, "--steps", STEPS, *arguments)
+        alone = segdream(*command, "--device", "cpu", "--out-dir", "alone")
+        assert alone.code == 0, alone.err
+        return Driver(
+            folder, [*command, "--out-dir", "assets", "--ray", nodes.address, "--gpus-per-worker", "0"], count
+        )
+
+    yield start
+    torch.set_num_threads(threads)
+
+
+DRIVER = f"""
+import sys
+sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}, {str(TESTS / "cli")!r}]
+import cluster_workers
+from segdream_cli.runs import cluster, dispatcher
+cluster.Actor = cluster_workers.TestActor
+dispatcher.MOVE_S, dispatcher.START_S, cluster.SHIP_S = 1.0, 1.0, 0.0
+from segdream_cli.cli import main
+main()
+"""
+
+
+class Driver:
+    """A process that makes a list on a cluster."""
+
+    def __init__(self, folder: Path, command: list[Any], count: int) -> None:
+        self.folder, self.command, self.count = folder, [str(part) for part in command], count
+
+    def start(self, *arguments: str) -> "Driver":
+        """Starts it."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, *self.command, *arguments, "--json"],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        return self
+
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
+        """The first true value of a condition."""
+        end = time.monotonic() + LIMIT_S
+        while time.monotonic() < end and self.process.poll() is None:
+            if found := condition():
+                return found
+            time.sleep(0.05)
+        self.process.kill()
+        raise AssertionError("\n".join(self.process.communicate()))
+
+    def steps(self) -> dict[str, int]:
+        """Number of steps of each run that has begun."""
+        return {
+            path.parent.stem: len(path.read_text().splitlines())
+            for path in (self.folder / "assets").glob("*.run/events.jsonl")
+        }
+
+    def end(self) -> SimpleNamespace:
+        """Waits for its end."""
+        out, err = self.process.communicate(timeout=LIMIT_S)
+        assert "Traceback" not in err, err
+        return SimpleNamespace(code=self.process.returncode, out=out, err=err)
+
+    def check(self, done: SimpleNamespace, made: int | None = None, before: int = 0) -> dict[str, Any]:
+        """Each asset was made once, with the bits of one process; returns the summary."""
+        assert done.code == 0, done.err
+        lines = [json.loads(line) for line in done.out.splitlines()]
+        outputs = [line["output"] for line in lines if line["event"] in ("done", "skipped")]
+        assert len(outputs) == len(set(outputs)) == self.count
+        for path in (self.folder / "alone").glob("*.ply"):
+            assert (self.folder / "assets" / path.name).read_bytes() == path.read_bytes(), path.name
+            events = (self.folder / "assets" / f"{path.stem}.run" / "events.jsonl").read_text().splitlines()
+            assert [json.loads(event)["step"] for event in events] == list(range(1, STEPS + 1))
+        assert not list((self.folder / "assets").glob(".*"))
+        summary = ended(done)
+        assert summary["made"] + summary["skipped"] == self.count
+        return summary
+
+
+@pytest.mark.slow
+def test_machine_killed_in_the_middle_is_replaced_by_one_that_joins_late(nodes, listed):
+    first, _ = nodes.add(2)
+    nodes.hold()
+    driver = listed(nodes, 4, "--set", "output.checkpoint_every=2").start()
+    driver.wait_for(lambda: nodes.held() == 2)
+    nodes.kill(first)
+    nodes.add()
+    nodes.proceed()
+    summary = driver.check(driver.end())
+    assert summary["lost"] == 1
+    assert summary["retried"] == 1
+
+
+@pytest.mark.slow
+def test_killed_worker_is_replaced_and_its_asset_resumes(nodes, listed):
+    (node,) = nodes.add()
+    nodes.hold()
+    driver = listed(nodes, 2, "--set", "output.checkpoint_every=2").start()
+    driver.wait_for(nodes.held)
+    os.kill(nodes.workers(node)[0], signal.SIGKILL)
+    nodes.proceed()
+    done = driver.end()
+    assert driver.check(done)["lost"] == 1
+    assert "resuming assets/" in done.err
+    assert "was lost with its process" in done.err
+
+
+@pytest.mark.slow
+def test_killed_driver_is_started_again(nodes, listed):
+    nodes.add()
+    nodes.hold()
+    driver = listed(nodes, 3, "--set", "output.checkpoint_every=2").start()
+    driver.wait_for(nodes.held)
+    nodes.add()  # pauses too
+    driver.wait_for(lambda: nodes.held() == 2)
+    os.killpg(driver.process.pid, signal.SIGKILL)
+    driver.process.communicate()
+    nodes.proceed()
+    done = driver.start().end()
+    driver.check(done)
+    assert done.err.count("resuming assets/") == 2
+
+
+@pytest.mark.slow
+def test_signal_saves_all_assets(nodes, listed):
+    nodes.add(2)
+    driver = listed(nodes, 3).start("--steps", "100000")
+    driver.wait_for(lambda: len(driver.steps()) == 2)
+    driver.process.send_signal(signal.SIGTERM)
+    done = driver.end()
+    assert done.code == 143
+    assert done.err.count("segdream generate --resume assets/") == 2
+    assert "repeat the command to resume the whole list" in done.err
+    assert len(list((driver.folder / "assets").glob("*.run/checkpoint.safetensors"))) == 2
+
+
+@pytest.mark.slow
+def test_machine_with_a_full_disk_gets_no_more_work(nodes, listed):
+    full, _ = nodes.add(2)
+    (nodes.faults / f"full-{full.node_id}").touch()
+    driver = listed(nodes, 8).start()
+    done = driver.end()
+    summary = driver.check(done)
+    assert summary["retried"] >= 3
+    assert "gets no more work: the disk is full" in done.err
+
+
+@pytest.mark.slow
+def test_asset_of_a_slow_machine_moves(nodes, listed):
+    slow, _ = nodes.add(2)
+    nodes.hold()
+    driver = listed(nodes, 3).start()
+    driver.wait_for(lambda: nodes.held() == 2)
+    (nodes.faults / f"slow-{nodes.workers(slow)[0]}").touch()
+    nodes.proceed()
+    assert driver.check(driver.end())["moved"] == 1
+
+
+@pytest.mark.slow
+def test_asset_that_kills_its_workers_is_given_up(nodes, listed):
+    nodes.add(2)
+    (nodes.faults / "poison").write_text("a blue ball")
+    driver = listed(nodes, 3).start()
+    done = driver.end()
+    assert done.code == 1
+    assert ended(done)["given_up"] == ["assets/a_blue_ball.ply"]
+    assert ended(done)["made"] == 2
+    assert "given up after 4 attempts" in done.err
+
+
+@pytest.mark.slow
+def test_files_travel_from_a_machine_without_the_folder(nodes, listed, monkeypatch):
+    """A machine is killed, and its asset resumes on the other one from the checkpoint that has travelled."""
+    blind, other = nodes.add(2)
+    (nodes.faults / f"blind-{blind.node_id}").touch()
+    (nodes.faults / f"blind-{other.node_id}").touch()
+    nodes.hold()
+    driver = listed(nodes, 4, "--set", "output.checkpoint_every=2", "--set", "output.preview_every=6").start()
+    driver.wait_for(lambda: nodes.held() == 2)
+    driver.wait_for(lambda: len(list((driver.folder / "assets").glob("*.run/checkpoint.safetensors"))) == 2)
+    nodes.kill(blind)
+    nodes.proceed()
+    done = driver.end()
+    driver.check(done)
+    assert "it does not see the folder of the assets" in done.err
+    assert "resuming" in done.err
+    assert len(list((driver.folder / "assets").glob("*.run/preview-*.png"))) == 8
+    assert not list((driver.folder / "assets").glob("*.run/checkpoint.safetensors"))
+
+
+def test_cluster_without_room_is_refused(nodes, segdream, folder):
+    nodes.add()
+    (folder / "list.txt").write_text("a red ball")
+    command = ("generate", "--prompts", "list.txt", "--out-dir", "assets", *SMALL, "--ray", nodes.address)
+    done = segdream(*command)
+    assert done.code == 3
+    assert "the cluster has no GPU: 2 machines, 0 GPUs, 1 CPUs" in done.err
+    done = segdream(*command, "--gpus-per-worker", "0", "--cpus-per-worker", "64")
+    assert done.code == 3
+    assert "no machine of the cluster has 64 CPUs for a worker" in done.err
+    assert "--cpus-per-worker 1" in done.err
+
+
+# ---------------------------------------------------------------------------------------------------- without Ray
+
+
+def test_ray_that_is_missing_is_named(segdream, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (folder / "list.txt").write_text("a red ball")
+    done = segdream("generate", "--prompts", "list.txt", "--out-dir", "assets", *SMALL, "--ray", "auto")
+    assert done.code == 3
+    assert "--ray needs the package ray" in done.err
+    assert 'pip install "segdream[cluster]"' in done.err
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[bytes], str]]:
+    """Listens at an address, and answers with some bytes, or not at all."""
+    sockets = []
+
+    def listen(answer: bytes) -> str:
+        listening = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listening)
+
+        def serve() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(answer)
+                if not answer:
+                    connection.recv(1)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"127.0.0.1:{listening.getsockname()[1]}"
+
+    yield listen
+    for each in sockets:
+        each.close()
+
+
+def test_find_head_wants_an_answer_of_grpc(server, monkeypatch):
+    settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    address = server(settings)
+    assert cluster._find_head(address) == address
+    monkeypatch.setenv("RAY_ADDRESS", address := server(settings))
+    assert cluster._find_head("auto") == address
+    with pytest.raises(EnvironmentProblem, match="it is another service"):
+        cluster._find_head(server(b"HTTP/1.1 400 Bad Request\r\n"))
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.2)
+    with pytest.raises(EnvironmentProblem, match="no answer within 20 s"):
+        cluster._find_head(server(b""))
+    with pytest.raises(EnvironmentProblem, match="Connection refused"):
+        cluster._find_head("127.0.0.1:1")
+
+
+def test_find_head_names_a_machine_without_cluster(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(EnvironmentProblem, match="belongs to no Ray cluster"):
+        cluster._find_head("auto")
+
+
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "ray://head:10001", "http://head:8265"])
+def test_find_head_refuses_other_texts(address):
+    with pytest.raises(UsageProblem, match="is not local, auto or HOST:PORT"):
+        cluster._find_head(address)
+
+
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: {}
+    Python: {}
+This process on node 10.0.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+
+
+@pytest.mark.parametrize(
+    ("ray", "python", "hint"),
+    [
+        ("2.50.0", "3.11.7", "pip install ray==2.50.0"),
+        ("2.60.0", "3.12.1", 'uv venv --python 3.12.1 && pip install "segdream[cluster]"'),
+    ],
+)
+def test_other_versions_of_the_cluster_are_named(ray, python, hint):
+    def init(**_):
+        raise RuntimeError(MISMATCH.format(ray, python))
+
+    options = cluster.ClusterOptions("local")
+    with pytest.raises(EnvironmentProblem) as raised, cluster._connection(SimpleNamespace(init=init), options):
+        pass
+    message = f"the cluster has Ray {ray} and Python {python}, and this machine Ray 2.60.0 and Python 3.11.7"
+    assert (raised.value.message, raised.value.hint) == (message, hint)
+
+
+def test_options_of_workers_need_ray(segdream):
+    done = segdream("generate", "a red ball", "--cpus-per-worker", "2")
+    assert done.code == 2
+    assert "--cpus-per-worker only affect the workers of --ray" in done.err
+
+
+def test_ray_and_devices_exclude_each_other(segdream):
+    done = segdream("generate", "a red ball", "--ray", "auto", "--devices", "0")
+    assert done.code == 2
+    assert "--devices can't be combined with --ray" in done.err
