@@ -246,6 +246,7 @@ def written(call):
 
 
 WRITES_ELSEWHERE = {
+    "formats/lod": 2,  # into the folder of `atomic_folder`
     "formats/usd": 2,  # the child process fills a scratch folder of its parent
     "runs/carry": 1,  # a scratch file grows by the pieces that arrive, and is renamed once it is whole
     "runs/run_dir": 1,  # a line is added to a run's events

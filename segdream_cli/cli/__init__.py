@@ -11,7 +11,21 @@ from typing import Any, NoReturn
 
 import typer
 
-from segdream_cli.cli import cache, doctor, evaluate, export, fetch, generate, init, refine, render, report, runs, view
+from segdream_cli.cli import (
+    cache,
+    doctor,
+    evaluate,
+    export,
+    fetch,
+    generate,
+    init,
+    lod,
+    refine,
+    render,
+    report,
+    runs,
+    view,
+)
 from segdream_cli.cli.command_line import Command
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.streams import lasting_streams
@@ -42,6 +56,7 @@ COMMANDS: Mapping[Callable[..., None], float] = {
     render.render: IMPORTS_GIB,
     view.view: IMPORTS_GIB,
     export.export: IMPORTS_GIB,
+    lod.lod: IMPORTS_GIB,
     report.report: IMPORTS_GIB,
     evaluate.evaluate: NETWORKS_GIB,
     fetch.fetch: IMPORTS_GIB,

@@ -105,6 +105,16 @@ class RunReported(Done):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leveled(Done):
+    """A folder of `lod`."""
+
+    asset: Path
+    files: int
+    bytes: int
+    gaussians: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched(Done):
     """Weights of `fetch`, in their folder."""
 

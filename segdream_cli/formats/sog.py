@@ -82,18 +82,40 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     require_finite(splats)
     if palette is not None and not 1 <= palette <= PALETTE_LIMIT:
         raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}", hint="leave it out")
-    turned = to_ply_frame(sanitize(splats))
-    asset = {"generator": f"segdream {__version__}", **provenance_extras(splats)}
-    meta: dict[str, Any] = {"version": 2, "asset": asset, "count": len(splats)}
-    with ThreadPoolExecutor() as pool:  # numpy and libwebp work outside the interpreter's lock
-        books = pool.map(codebook, (turned.log_scales, turned.sh0))  # the codebooks do not depend on the order of rows
-        turned = turned.select(along_z_curve(turned.means))
-        jobs = _plan_images(turned, meta, books, palette)
-        images = {name: pool.submit(_webp, pixels, 0 if name == NOISE else 1) for name, pixels in jobs}
+    files = encode(to_ply_frame(sanitize(splats)), describe(splats), palette=palette, order=along_z_curve)
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
-        for name, image in images.items():
-            bundle.writestr(zipfile.ZipInfo(name), image.result())
-        bundle.writestr(zipfile.ZipInfo(META), json.dumps(meta, allow_nan=False))
+        for name, content in files.items():
+            bundle.writestr(zipfile.ZipInfo(name), content)
+
+
+def describe(splats: Splats) -> dict[str, Any]:
+    """The `asset` entry of `meta.json`: this program, and the provenance."""
+    return {"generator": f"segdream {__version__}", **provenance_extras(splats)}
+
+
+def encode(
+    splats: Splats,
+    asset: Mapping[str, Any],
+    *,
+    palette: int | None = None,
+    order: Callable[[Float32s], NDArray[np.intp]] | None = None,
+) -> dict[str, bytes]:
+    """The files of a bundle or a folder by their names, `meta.json` last.
+
+    Args:
+        splats: sanitised Gaussians in the PLY frame.
+        asset: the `asset` entry of `meta.json`.
+        palette: see `write`.
+        order: the order of rows for centres [n, 3]; None keeps it.
+    """
+    meta: dict[str, Any] = {"version": 2, "asset": dict(asset), "count": len(splats)}
+    with ThreadPoolExecutor() as pool:  # numpy and libwebp work outside the interpreter's lock
+        books = pool.map(codebook, (splats.log_scales, splats.sh0))  # the codebooks do not depend on the order of rows
+        ordered = splats if order is None else splats.select(order(splats.means))
+        jobs = _plan_images(ordered, meta, books, palette)
+        images = {name: pool.submit(_webp, pixels, 0 if name == NOISE else 1) for name, pixels in jobs}
+        files = {name: image.result() for name, image in images.items()}
+    return files | {META: json.dumps(meta, allow_nan=False).encode()}
 
 
 def _plan_images(

@@ -188,6 +188,37 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         raise
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, and renames it to `path` after the block.
+
+    If the block raises, `path` stays as it was, and the new folder is removed. After the block, the files are on disk.
+
+    Raises: as `atomic_write`.
+    """
+    prefix = f".{path.name[:STEM_LENGTH]}."
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix, suffix=".partial") as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
+            yield new
+            for file in new.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            with synced_folder(path.parent):
+                if lexists(path):
+                    if not _replaces.get():
+                        raise OutputExists(
+                            f"{path} appeared while its content was computed, and was not replaced",
+                            hint=f"-o {shlex.quote(str(free_name(path)))}",
+                        )
+                    path.rename(Path(scratch) / "old")
+                new.rename(path)
+    except OSError as problem:
+        raise write_problem(problem, path) from problem
+
+
 def _complete(temporary: Path) -> None:
     """Writes a finished temporary file to disk, and gives it the permissions of a new file."""
     with temporary.open("rb") as stream:

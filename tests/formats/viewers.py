@@ -94,7 +94,7 @@ def on_white(seen: Rendering) -> np.ndarray:
     return (seen.rgb + 1 - seen.alpha).clamp(0, 1).numpy()
 
 
-def check(shown: Viewer, expected: Splats) -> None:
+def check(shown: Viewer, expected: Splats, mean: float = MEAN, nearly_all: float = NEARLY_ALL) -> None:
     """Checks that the viewer shows `expected` as the rasteriser does, and not mirrored, rotated or flat."""
     center, extent = bounds(Gaussians.from_splats(expected))
     cameras = frame_sphere(AZIMUTHS, ELEVATIONS, SIZE, center=center, extent=extent)
@@ -104,8 +104,8 @@ def check(shown: Viewer, expected: Splats) -> None:
         inside = (ours < 0.99).any(axis=2)
         assert inside.sum() > 15_000
         difference = np.abs(theirs - ours)[inside]
-        assert difference.mean() < MEAN
-        assert np.quantile(difference, 0.99) < NEARLY_ALL
+        assert difference.mean() < mean
+        assert np.quantile(difference, 0.99) < nearly_all
         for other in (ours[:, ::-1], ours[::-1]):
             assert np.abs(theirs - other)[inside].mean() > CONTROL
         if expected.shN.any():
