@@ -98,6 +98,8 @@ class SimulatedCrew:
         self.saved: Counter[Job] = Counter()
         self.finished: Counter[Job] = Counter()
         self.steps_done = 0.0
+        self.idle_since: dict[str, float] = {}
+        """Worker without a task -> since when."""
         self._order, self._names = itertools.count(), itertools.count(1)
         self._queue: list[tuple[float, int, str, Callable[[], Message | None]]] = []
         self._members: dict[str, _Member] = {}
@@ -136,6 +138,7 @@ class SimulatedCrew:
     def assign(self, worker: str, task: Task) -> None:
         """See `Crew`."""
         member, times = self._members[worker], self.times
+        self.idle_since.pop(worker, None)
         host, count = member.machine.host, len(task.jobs)
         delay = times.begin * count + (0 if member.loaded else times.load)
         if host not in self.compiled:
@@ -188,6 +191,7 @@ total_steps=self.steps,
         task, member.task = member.task, None
         assert task is not None
         self.busy_s += self.clock - member.begun
+        self.idle_since.update({name: self.clock for name, each in self._members.items() if each is member})
         self.steps_done += max(0, step - member.first) * len(task.jobs)
         return task
 
@@ -228,6 +232,7 @@ total_steps=self.steps,
             saved, step = self._step(member, self.times.save_every), self._step(member)
             self.saved.update({job: max(0, saved - self.saved[job]) for job in member.task.jobs})
             self._leave(member, step)
+        self.idle_since.pop(name, None)
         lost = Lost(f"{name} on {member.machine.host} was lost", member.machine.host)
         self._at(self.clock + delay, name, lambda: self._members.pop(name) and lost)
 

@@ -61,6 +61,7 @@ HEAVY = {
     "rich": ("cli/*",),
     "huggingface_hub": ("util/hub", "util/compat"),
     "filelock": ("util/files",),
+    "fsspec": ("runs/address",),
     "ray": ("runs/cluster", "util/compat"),
 }
 PURE = (

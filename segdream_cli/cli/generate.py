@@ -1,9 +1,10 @@
 """`segdream generate`: makes assets from a prompt or a list of prompts."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +19,12 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.cluster import ClusterOptions, run_on_ray
 from segdream_cli.runs.jobs import Job, has_field, jobs_of_list, jobs_of_prompt, make_folders, parse_seeds
 from segdream_cli.runs.processes import parse_devices, run_on_devices
+from segdream_cli.runs.reporter import JobSkipped, Reporter
 from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.util.devices import check_device
+
+if TYPE_CHECKING:
+    from segdream_cli.runs.address import Store
 
 BestBy = StrEnum("BestBy", {name: name for name in ("judge", "clip")})  # type: ignore[misc]
 
@@ -33,8 +38,12 @@ def generate(
         typer.Option("--prompts", help="File of prompts, one per line; - reads stdin.", rich_help_panel=shared.PROMPT),
     ] = None,
     out_dir: Annotated[
-        Path | None,
-        typer.Option("--out-dir", help="Folder for the assets of --prompts.", rich_help_panel=shared.OUTPUT),
+        str | None,
+        typer.Option(
+            "--out-dir",
+            help="Folder for the assets of --prompts, or s3://bucket/folder.",
+            rich_help_panel=shared.OUTPUT,
+        ),
     ] = None,
     batch: Annotated[
         int | None,
@@ -189,7 +198,8 @@ def generate(
     _refuse_mixtures(context, prompts, seeds, best_of, best_by)
     _check_files(context, sink, output, best_of)
     chosen, labels = None if seeds is None else parse_seeds(seeds), shared.labels(request, output)
-    jobs = _jobs(prompt, prompts, output, out_dir, chosen, seed, labels)
+    store, folder = _place(context, out_dir)
+    jobs = _jobs(prompt, prompts, output, folder, chosen, seed, labels)
     makes_folders = prompts is not None or seeds is not None or jobs[0].output != (output or jobs[0].output)
     spec = JobSpec(
         request=request,
@@ -201,9 +211,7 @@ def generate(
         skip_existing=skip_existing,
         live=view,
     )
-    from segdream_cli.runs.checks import check_spec
-
-    check_spec(spec, makes_folders=makes_folders)
+    _check(spec, ray, makes_folders=makes_folders)
     if makes_folders and not dry_run:
         make_folders(jobs, "-o" if out_dir is None else "--out-dir")
     if dry_run:
@@ -214,7 +222,7 @@ def generate(
         make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal(reporter.output.note))
     else:
         cluster = None if ray is None else ClusterOptions(ray, gpus_per_worker, cpus_per_worker)
-        _end(_make(context, spec, devices, cluster, reporter))
+        _end(_make(context, spec, devices, cluster, reporter, store))
 
 
 def _resume(
@@ -251,25 +259,54 @@ def _make(
     spec: JobSpec,
     devices: str | None,
     cluster: ClusterOptions | None,
-    reporter: TerminalReporter,
+    terminal: TerminalReporter,
+    store: "Store | None",
 ) -> Tally:
     """Does the jobs in this process, in one per device, or in a cluster."""
+    reporter: Reporter = terminal
+    stop = StopOnSignal(terminal.output.note)
+    if store is not None:
+        left, done = store.prepare(spec.jobs, force=spec.force)
+        spec, reporter = replace(spec, jobs=tuple(left)), store.reporter(terminal)
+        for job in done:
+            reporter(JobSkipped(job.output, 1, 1))
+        if not left:
+            return Tally(skipped=len(done))
     if cluster is not None:
         shared.refuse_options(context, {"device"}, "can't be combined with --ray", hint="--gpus-per-worker 0")
         shared.refuse_options(context, {"devices", "view", "no_browser"}, "can't be combined with --ray")
-        return run_on_ray(spec, cluster, reporter, StopOnSignal(reporter.output.note))
+        return run_on_ray(spec, cluster, reporter, stop)
     if devices is not None:
         shared.refuse_options(context, {"device"}, "can't be combined with --devices")
-        return run_on_devices(spec, parse_devices(devices), reporter, StopOnSignal(reporter.output.note))
+        return run_on_devices(spec, parse_devices(devices), reporter, stop)
     from segdream_cli.runs.session import run_jobs
 
-    return run_jobs(spec, reporter, StopOnSignal(reporter.output.note))
+    return run_jobs(spec, reporter, stop)
 
 
 def _end(tally: Tally) -> None:
     """Ends with exit code 1 if a job failed; each failure has been reported."""
     if tally.failed:
         raise typer.Exit(1)
+
+
+def _place(context: typer.Context, out_dir: str | None) -> "tuple[Store | None, Path | None]":
+    """The store at the address of an --out-dir, and the folder in which assets are made; None without."""
+    from segdream_cli.runs.address import Store, is_address
+
+    if out_dir is None or not is_address(out_dir):
+        return None, None if out_dir is None else Path(out_dir)
+    shared.refuse_options(context, {"dry_run"}, f"can't be combined with --out-dir {out_dir}")
+    store = Store(out_dir)
+    return store, store.staging
+
+
+def _check(spec: JobSpec, ray: str | None, *, makes_folders: bool) -> None:
+    """Refuses jobs that can't end well; with --ray, whose machines may have another prior, its survey does that."""
+    if ray is None:
+        from segdream_cli.runs.checks import check_spec
+
+        check_spec(spec, makes_folders=makes_folders)
 
 
 def _check_files(context: typer.Context, sink: Output, output: Path | None, best_of: int | None) -> None:

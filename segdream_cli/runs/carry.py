@@ -137,6 +137,7 @@ class Carrier:
                 if time.monotonic() - self._shipped.get(message.run, 0.0) >= self._ship_s():
                     with suppress(SegdreamError):  # the next checkpoint may pass; the last files must
                         self._deliver(message.run, finished=False)
+                        self._send(CheckpointSaved(self._there(message.run)))
             case RunSaved():
                 with suppress(SegdreamError):
                     self._deliver(message.run, finished=False)

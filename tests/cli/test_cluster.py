@@ -24,10 +24,10 @@ from segdream_cli.runs import cluster
 SMALL = tuple(part for part in TINY if part not in ("--device", "cpu"))
 COLORS = ("red", "blue", "green", "white", "black", "yellow", "orange", "purple")
 STEPS = 12
-LIMIT_S = 120
+LIMIT_S = 400
 HEALTH = {
-    "health_check_period_ms": 300,
-    "health_check_timeout_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 3,
     "health_check_initial_delay_ms": 0,
 }
