@@ -218,7 +218,7 @@ total_steps=self.steps,
     def _die(self, machine: Machine) -> None:
         for name, member in list(self._members.items()):
             if member.machine is machine:
-                self._lose(name, self.times.detect)
+                self._lose(name, self.times.detect, machine_gone=True)
 
     def _kill(self, host: str) -> None:
         for name, member in list(self._members.items()):
@@ -226,14 +226,14 @@ total_steps=self.steps,
                 self._lose(name, 0.0)
                 return
 
-    def _lose(self, name: str, delay: float) -> None:
+    def _lose(self, name: str, delay: float, *, machine_gone: bool = False) -> None:
         member = self._members[name]
         if member.task is not None:
             saved, step = self._step(member, self.times.save_every), self._step(member)
             self.saved.update({job: max(0, saved - self.saved[job]) for job in member.task.jobs})
             self._leave(member, step)
         self.idle_since.pop(name, None)
-        lost = Lost(f"{name} on {member.machine.host} was lost", member.machine.host)
+        lost = Lost(f"{name} on {member.machine.host} was lost", member.machine.host, machine_gone=machine_gone)
         self._at(self.clock + delay, name, lambda: self._members.pop(name) and lost)
 
     def receive(self, timeout_s: float) -> list[tuple[str, Message]]:
@@ -251,7 +251,7 @@ total_steps=self.steps,
 
     def dismiss(self, worker: str) -> None:
         """See `Crew`."""
-        del self._members[worker]
+        self._members.pop(worker, None)
 
     def close(self) -> None:
         """See `Crew`."""

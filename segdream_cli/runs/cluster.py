@@ -373,8 +373,9 @@ class RayCrew:
                 )
             )
         place = f" on {member.place}" if member.place else ""
-        gone = "machine" if "node" in text and "died" in text else "process"
-        return Lost(f"{name}{place} was lost with its {gone}", member.host, hint="ray status")
+        gone = "node" in text and "died" in text
+        what = "machine" if gone else "process"
+        return Lost(f"{name}{place} was lost with its {what}", member.host, hint="ray status", machine_gone=gone)
 
     def _open(self, name: str, message: Any) -> Message | None:
         """A message for the dispatcher; takes the files out that came with it."""
@@ -412,7 +413,8 @@ class RayCrew:
 
     def dismiss(self, worker: str) -> None:
         """See `Crew`."""
-        self._forget(worker)
+        if worker in self._members:
+            self._forget(worker)
 
     def close(self) -> None:
         """See `Crew`."""

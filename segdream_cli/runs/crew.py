@@ -75,11 +75,13 @@ class Lost:
         reason: a sentence without a full stop.
         host: as in `Ready`; empty if unknown.
         hint: as in `SegdreamError`.
+        machine_gone: its machine is gone too, so its faults matter no more.
     """
 
     reason: str
     host: str = ""
     hint: str | None = None
+    machine_gone: bool = False
 
 
 Message: TypeAlias = Ready | Ended | Unfit | Lost | Event
@@ -112,7 +114,7 @@ class Crew(Protocol):
         """The messages of the workers, each with the worker's name; waits for the first one."""
 
     def dismiss(self, worker: str) -> None:
-        """Ends an idle worker; nothing is heard of it any more."""
+        """Ends an idle worker, which may have been lost just now; nothing is heard of it any more."""
 
     def close(self) -> None:
         """Ends all workers, and those with a task at once."""

@@ -263,12 +263,13 @@ class Dispatcher:
                 continue
             item.losses += 1
             item.hosts.add(host)
-            self._strike(host, item.found.number)
+            if not message.machine_gone:
+                self._strike(host, item.found.number)
             if item.losses >= LOSSES:
                 self._give_up(item, self._cause)
             else:
                 self._return(item)
-        if not worker.items and host:
+        if not worker.items and host and not message.machine_gone:
             self._strike(host, -self._lost)
 
     def _retire(self, host: str, problem: SegdreamError) -> None:

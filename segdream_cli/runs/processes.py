@@ -133,7 +133,8 @@ class ProcessCrew:
 
     def dismiss(self, worker: str) -> None:
         """See `Crew`."""
-        self._members.pop(worker).end()
+        if member := self._members.pop(worker, None):
+            member.end()
 
     def close(self) -> None:
         """See `Crew`."""

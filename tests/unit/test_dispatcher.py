@@ -123,6 +123,24 @@ def test_worker_killed_after_its_file_was_written_is_not_repeated(make):
     assert done.ended.lost == 1
 
 
+def test_machine_with_many_workers_that_dies_is_not_blamed(make):
+    crew = SimulatedCrew([Machine("large", workers=8, dies=50.0), Machine("b", workers=2)])
+    done = make(crew, 20)
+    check_once(done, 20)
+    assert done.ended.lost == 8
+    assert "gets no more work" not in done.notes
+
+
+def test_worker_lost_with_others_on_its_host_may_be_dismissed(make):
+    """The message of its loss comes with the one that ends the work of its host."""
+    crew = SimulatedCrew(
+        [Machine("bad", workers=4), Machine("b")], kills=tuple((50 + 0.02 * i, "bad") for i in range(4))
+    )
+    done = make(crew, 12)
+    check_once(done, 12)
+    assert "bad gets no more work" in done.notes
+
+
 def test_machines_that_join_late_get_work(make):
     crew = SimulatedCrew([Machine("a"), Machine("late", workers=5, joins=50.0)])
     done = make(crew)
