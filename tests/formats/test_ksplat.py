@@ -1,71 +1,17 @@
 """.ksplat: files by hand, from the description of the layout, and other readers of them."""
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from closeness import opacities
+from foreign_files import SIDE, ksplat_file
 
 from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import ksplat, ply
-from segdream_cli.splats import Splats, to_ply_frame
-
-SIDE, CAPACITY = 0.5, 16
-
-
-def written(splats: Splats, level: int, degree: int, sections: int = 1, room: int = 0) -> bytes:
-    """A .ksplat of Gaussians in full buckets of 16 and one that is partly filled, in each of some sections.
-
-    The last section has `room` for more.
-    """
-    turned = to_ply_frame(splats)
-    k = (0, 3, 8)[degree]
-    headers, bodies, total = b"", b"", 0
-    for index, part in enumerate(np.array_split(np.arange(len(turned)), sections)):
-        full, rest = divmod(len(part), CAPACITY)
-        spare = room if index == sections - 1 else 0
-        groups = [part[i * CAPACITY : (i + 1) * CAPACITY] for i in range(full + (rest > 0))]
-        centers = np.array([turned.means[group].mean(axis=0) for group in groups], "<f4")
-        headers += struct.pack(
-            "<IIIIfHxxIxxxxIIH",
-            len(part),
-            len(part) + spare,
-            CAPACITY,
-            len(groups),
-            SIDE,
-            12,
-            0,
-            full,
-            rest > 0,
-            degree,
-        ).ljust(1024, b"\0")
-        bodies += struct.pack("<I", rest) * (rest > 0) + centers.tobytes()
-        for group, center in zip(groups, centers, strict=True):
-            for i in group:
-                bodies += row(turned, i, center, level, k)
-        bodies += bytes(spare * len(row(turned, 0, centers[0], level, k)))
-        total += len(part) + spare
-    head = struct.pack("<BBxxIIIIH14xff", 0, 1, sections, sections, total, len(turned), level, -1.0, 1.0)
-    return head.ljust(4096, b"\0") + headers + bodies
-
-
-def row(splats: Splats, i: int, center: np.ndarray, level: int, k: int) -> bytes:
-    mean, scale, quat = splats.means[i], np.exp(splats.log_scales[i]), splats.quats[i]
-    color = np.rint(np.clip(0.5 + 0.28209479177387814 * splats.sh0[i], 0, 1) * 255)
-    alpha = np.rint(255 / (1 + np.exp(-splats.opacity_logits[i])))
-    blocks = [splats.shN[i, first:end].T.ravel() for first, end in ((0, 3), (3, 8)) if end <= k]  # colour by colour
-    harmonics = np.concatenate([*blocks, np.zeros(0, np.float32)])
-    stored = np.rint((mean - center) / (SIDE / 2) * 32767) + 32767
-    bytes_of_color = np.array([*color, alpha], "u1").tobytes()
-    if level == 0:
-        return np.array([*mean, *scale, *quat], "<f4").tobytes() + bytes_of_color + harmonics.astype("<f4").tobytes()
-    base = stored.astype("<u2").tobytes() + np.array([*scale, *quat], "<f2").tobytes() + bytes_of_color
-    return base + (
-        harmonics.astype("<f2").tobytes() if level == 1 else np.rint((harmonics + 1) / 2 * 255).astype("u1").tobytes()
-    )
+from segdream_cli.splats import Splats
 
 
 @pytest.fixture
@@ -79,7 +25,7 @@ def small(chiral: Splats) -> Splats:
 @pytest.mark.parametrize("sections", [1, 3])
 def test_read_is_within_rounding(tmp_path: Path, small: Splats, level: int, degree: int, sections: int) -> None:
     path = tmp_path / "a.ksplat"
-    path.write_bytes(written(small, level, degree, sections, room=7))
+    path.write_bytes(ksplat_file(small, level, degree, sections, room=7))
     for back in (ksplat.read(path), formats.read(path.rename(tmp_path / "a.splat"))):
         step = SIDE / 2 / 32767 if level else 0
         np.testing.assert_allclose(back.means, small.means, rtol=0, atol=0.51 * step)
@@ -101,7 +47,7 @@ def test_splat_transform_reads_the_same(
     tmp_path: Path, small: Splats, splat_transform: Callable[..., None], level: int
 ) -> None:
     path = tmp_path / "a.ksplat"
-    path.write_bytes(written(small, level, 2))
+    path.write_bytes(ksplat_file(small, level, 2))
     splat_transform(path, tmp_path / "a.ply")
     theirs, ours = ply.read(tmp_path / "a.ply"), ksplat.read(path)
     for name in ("means", "quats", "log_scales", "sh0", "shN"):
@@ -127,7 +73,7 @@ DAMAGE = {
 @pytest.mark.parametrize("reason", DAMAGE)
 def test_read_refuses_damage(tmp_path: Path, small: Splats, reason: str) -> None:
     at, value = DAMAGE[reason]
-    content = bytearray(written(small, 1, 1))
+    content = bytearray(ksplat_file(small, 1, 1))
     content[at : at + len(value)] = value
     (tmp_path / "a.ksplat").write_bytes(content)
     with pytest.raises(UsageProblem, match=reason):
@@ -135,7 +81,7 @@ def test_read_refuses_damage(tmp_path: Path, small: Splats, reason: str) -> None
 
 
 def test_read_refuses_truncation(tmp_path: Path, small: Splats) -> None:
-    content = written(small, 2, 2)
+    content = ksplat_file(small, 2, 2)
     for size in (0, 1, 4096, 5119, 5200, len(content) - 1):
         (tmp_path / "a.ksplat").write_bytes(content[:size])
         with pytest.raises(UsageProblem):

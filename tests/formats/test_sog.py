@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from closeness import angles, opacities
 from covariances import covariances
+from foreign_files import sog_1_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -455,46 +456,6 @@ def test_read_files_that_splat_transform_writes(
     assert (tmp_path / "ours.sog").stat().st_size < 1.05 * (tmp_path / "theirs.sog").stat().st_size
 
 
-def version_1(splats: Splats, k: int) -> dict[str, bytes]:
-    """The files of version 1, from its description: bytes are steps between the least and the greatest value."""
-    turned = to_ply_frame(splats)
-    n = len(turned)
-
-    def square(rows: np.ndarray) -> bytes:
-        sheet = np.zeros((24 * 24, rows.shape[1]), np.uint8)
-        sheet[:n] = rows
-        return webp(sheet.reshape(24, 24, -1))
-
-    def steps(values: np.ndarray, levels: int) -> tuple[np.ndarray, list[float], list[float]]:
-        low, high = values.min(axis=0), values.max(axis=0)
-        return np.rint((values - low) / (high - low) * levels).astype(int), low.tolist(), high.tolist()
-
-    logs = np.sign(turned.means) * np.log1p(np.abs(turned.means))
-    means, low, high = steps(logs, 65535)
-    meta: dict[str, Any] = {"means": {"shape": [n, 3], "dtype": "float32", "mins": low, "maxs": high}}
-    meta["means"]["files"] = ["means_l.webp", "means_u.webp"]
-    files = {"means_l.webp": square(means & 255), "means_u.webp": square(means >> 8)}
-    colors = np.concatenate([turned.sh0, turned.opacity_logits[:, None]], axis=1)
-    for name, values in (("scales", turned.log_scales), ("sh0", colors)):
-        stored, low, high = steps(values, 255)
-        meta[name] = {"shape": [n, 3], "mins": low, "maxs": high, "files": [f"{name}.webp"]}
-        files[f"{name}.webp"] = square(stored)
-    largest = np.abs(turned.quats).argmax(axis=1)
-    quats = turned.quats * np.sign(turned.quats[np.arange(n), largest])[:, None]
-    smaller = np.stack([np.delete(quat, i) for quat, i in zip(quats, largest, strict=True)])
-    stored = np.rint((smaller * np.sqrt(2) + 1) / 2 * 255)
-    meta["quats"] = {"shape": [n, 4], "encoding": "quaternion_packed", "files": ["quats.webp"]}
-    files["quats.webp"] = square(np.concatenate([stored, 252 + largest[:, None]], axis=1))
-    if k:
-        sheet = np.zeros((7 * 64, k, 3), np.uint8)  # an entry for each Gaussian
-        sheet[:n] = np.rint((turned.shN[:, :k] + 1) / 2 * 255)
-        labels = np.stack([np.arange(n) & 255, np.arange(n) >> 8, np.zeros(n)], axis=1)
-        meta["shN"] = {"shape": [n, k], "mins": -1, "maxs": 1, "quantization": 8}
-        meta["shN"]["files"] = ["shN_centroids.webp", "shN_labels.webp"]
-        files |= {"shN_centroids.webp": webp(sheet.reshape(7, 64 * k, 3)), "shN_labels.webp": square(labels)}
-    return files | {"meta.json": json.dumps(meta).encode()}
-
-
 def unpacked(folder: Path, content: dict[str, bytes]) -> Path:
     folder.mkdir()
     for name, data in content.items():
@@ -503,8 +464,8 @@ def unpacked(folder: Path, content: dict[str, bytes]) -> Path:
 
 
 @pytest.mark.parametrize("k", [0, 3, 8, 15])
-def test_read_version_1(tmp_path: Path, chiral: Splats, k: int) -> None:
-    files = version_1(chiral, k)
+def test_read_sog_1_files(tmp_path: Path, chiral: Splats, k: int) -> None:
+    files = sog_1_files(chiral, k)
     back = sog.read(bundle(tmp_path / "a.sog", files))
     np.testing.assert_allclose(back.means, chiral.means, rtol=0, atol=1e-4)
     np.testing.assert_allclose(back.log_scales, chiral.log_scales, rtol=0, atol=np.ptp(chiral.log_scales) / 500)
@@ -525,7 +486,7 @@ def assert_same(found: Splats, expected: Splats) -> None:
 def test_splat_transform_reads_version_1_and_folders_the_same(
     tmp_path: Path, chiral: Splats, splat_transform: Callable[..., None]
 ) -> None:
-    folder = unpacked(tmp_path / "a", version_1(chiral, 15))
+    folder = unpacked(tmp_path / "a", sog_1_files(chiral, 15))
     splat_transform(folder / "meta.json", tmp_path / "a.ply")
     theirs, ours = ply.read(tmp_path / "a.ply"), sog.read(folder / "meta.json")
     for name, values in theirs.arrays().items():

@@ -18,9 +18,9 @@ import atheris
 with atheris.instrument_imports(include=["segdream_cli"]):
     from segdream_cli import formats
     from segdream_cli.errors import UsageProblem
-    from segdream_cli.formats import FORMATS, compressed, glb, ply, sog, splat, spz  # noqa: F401
+    from segdream_cli.formats import compressed, glb, ksplat, ply, points, sog, splat, spz  # noqa: F401
 
-from mutations import seeds
+from mutations import reading_of, seeds, suffix_of
 
 LONGEST = 1 << 16
 """Bytes of a file."""
@@ -31,7 +31,7 @@ def main() -> None:
     name = sys.argv.pop(1)
     warnings.simplefilter("error")
     folder = Path(tempfile.mkdtemp(prefix="atheris-"))
-    corpus, path = folder / "corpus", folder / f"fuzzed{FORMATS[name].suffix}"
+    corpus, path = folder / "corpus", folder / f"fuzzed{suffix_of(name)}"
     corpus.mkdir()
     for number, content in enumerate(seeds(name)):
         (corpus / str(number)).write_bytes(content)
@@ -39,7 +39,7 @@ def main() -> None:
     def read(data: bytes) -> None:
         path.write_bytes(data)
         with suppress(UsageProblem):
-            formats.read(path)
+            formats.read(path, reading_of(name))
 
     atheris.Setup([*sys.argv, f"-max_len={LONGEST}", str(corpus)], read)
     atheris.Fuzz()

@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mutations import READABLE, mutate, seeds
+from mutations import READABLE, mutate, reading_of, seeds, suffix_of
 
 from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats import FORMATS, usd
+from segdream_cli.formats import usd
 
 LIMIT_S = 60
 """A file that takes longer counts as a hang."""
@@ -77,12 +77,12 @@ def read_in_fork(path: Path, target: Path, memory: int, seconds: int) -> str:
 def work(name: str, first: int, end: int, folder: Path, shared: mmap.mmap) -> None:
     """Reads files `first` to `end` and counts the results in shared memory."""
     warnings.simplefilter("error")  # a reader must not leak warnings of its libraries
-    sources, tally = seeds(name), Tally()
+    sources, reading, tally = seeds(name), reading_of(name), Tally()
     tally.at, tally.read, tally.refused, tally.library, tally.slowest_s, tally.growth_kib = SHARED.unpack(shared[:])
-    path = folder / f"fuzzed{FORMATS[name].suffix}"
+    path = folder / f"fuzzed{suffix_of(name)}"
     path.write_bytes(sources[-1])
     with suppress(UsageProblem):  # Pixar's library may deadlock on any file and is then ended
-        formats.read(path)  # memory that is loaded once does not count
+        formats.read(path, reading)  # memory that is loaded once does not count
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(first, end):
         tally.at = number
@@ -91,7 +91,7 @@ def work(name: str, first: int, end: int, folder: Path, shared: mmap.mmap) -> No
         faulthandler.dump_traceback_later(LIMIT_S, exit=True)
         start = time.perf_counter()
         try:
-            formats.read(path)
+            formats.read(path, reading)
             tally.read += 1
         except UsageProblem as problem:
             tally.refused += 1
@@ -129,7 +129,7 @@ def fuzz(name: str, first: int, count: int, keep: Path) -> Tally:
             if status:
                 at = SHARED.unpack(shared[:])[0]
                 failures.append(at)
-                kept = keep / f"{name}-{at}{FORMATS[name].suffix}"
+                kept = keep / f"{name}-{at}{suffix_of(name)}"
                 kept.write_bytes(mutate(name, random.Random(f"{name}-{at}"), seeds(name)))
                 print(f"{name} file {at}: status {status}, kept as {kept}", file=sys.stderr, flush=True)
                 first = at + 1
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="into results.json")
     options = parser.parse_args()
     usd._apart = read_in_fork
-    print("format            files     read  refused  library  failed  slowest ms  growth MiB  seconds")
+    print("format              files     read  refused  library  failed  slowest ms  growth MiB  seconds")
     for name in options.formats:
         start = time.perf_counter()
         tally = fuzz(name, options.first, options.count, options.keep)
@@ -158,7 +158,7 @@ def main() -> None:
             "slowest_ms": (1000 * tally.slowest_s, "ms"),
             "growth_mib": (tally.growth_kib / 1024, "MiB"),
         }
-        row = f"{name:14} {figures['files'][0]:8,} {tally.read:8,} {tally.refused:8,} {tally.library:8,}"
+        row = f"{name:16} {figures['files'][0]:8,} {tally.read:8,} {tally.refused:8,} {tally.library:8,}"
         row += f" {len(tally.failures):7,} {figures['slowest_ms'][0]:11.1f} {figures['growth_mib'][0]:11.1f}"
         print(f"{row} {time.perf_counter() - start:8.0f}", flush=True)
         if options.record:

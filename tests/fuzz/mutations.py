@@ -4,6 +4,7 @@ import gzip
 import io
 import random
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,12 +15,37 @@ import zstandard
 
 from segdream_cli import formats
 from segdream_cli.formats import FORMATS
+from segdream_cli.formats.common import Reading
 from segdream_cli.formats.spz import HEADER_4, STREAM
 from segdream_cli.splats import Splats
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 """Files that other programs wrote."""
-READABLE = tuple(name for name, row in FORMATS.items() if row.readable)
+sys.path.append(str(DATA.parent))
+from foreign_files import (  # noqa: E402
+    glb_file,
+    gltf_file,
+    gzipped,
+    ksplat_file,
+    old_spz,
+    packed_document,
+    ply_variant,
+    sog_1_files,
+)
+
+FOREIGN = {
+    "ksplat": ".ksplat",
+    "old-spz": ".spz",
+    "old-sog": ".sog",
+    "ply-variants": ".ply",
+    "points-as-splats": ".ply",
+    "ply-gz": ".ply.gz",
+    "packed-glb": ".glb",
+    "gltf": ".gltf",
+    "usda": ".usda",
+}
+"""Kinds of files that segdream only reads, with their suffixes."""
+READABLE = (*(name for name, row in FORMATS.items() if row.readable), *FOREIGN)
 NUMBERS = (
     0,
     1,
@@ -54,8 +80,20 @@ TEXTS = (
 """Replacements of a number in a text."""
 
 
+def suffix_of(name: str) -> str:
+    """The suffix of a kind of file."""
+    return FOREIGN[name] if name in FOREIGN else FORMATS[name].suffix
+
+
+def reading_of(name: str) -> Reading:
+    """How to read a kind of file."""
+    return Reading(as_splats=name == "points-as-splats")
+
+
 def seeds(name: str) -> list[bytes]:
     """Valid files of a format: few and some Gaussians, with and without spherical harmonics, ours and others'."""
+    if name in FOREIGN:
+        return [content for count in (3, 40) for content in _foreign_seeds(name, _random_splats(count, 15))]
     found = [path.read_bytes() for path in sorted(DATA.iterdir()) if _has_format(path, name)]
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"seed{FORMATS[name].suffix}"
@@ -63,6 +101,36 @@ def seeds(name: str) -> list[bytes]:
             formats.write(path, _random_splats(count, k), name)
             found.append(path.read_bytes())
     return found
+
+
+def _foreign_seeds(name: str, splats: Splats) -> list[bytes]:
+    """Files of a kind that segdream only reads."""
+    if name == "ksplat":
+        return [ksplat_file(splats, level, 2 - level, 1 + level) for level in range(3)]
+    if name == "old-spz":
+        return [old_spz(splats, version) for version in (1, 2)]
+    if name == "old-sog":
+        return [zip_members(sog_1_files(splats, k)) for k in (0, 3)]
+    if name == "ply-variants":
+        return [ply_variant(splats, number) for number in range(3)]
+    if name == "points-as-splats":
+        return [ply_variant(splats, 3)]
+    if name == "ply-gz":
+        return [gzipped(ply_variant(splats, 2))]
+    if name in ("packed-glb", "gltf"):
+        packed = old_spz(splats, 2)
+        return [(glb_file if name == "packed-glb" else gltf_file)(packed_document(len(packed)), packed)]
+    return [usda_layer(splats)]
+
+
+def usda_layer(splats: Splats) -> bytes:
+    """A text layer of OpenUSD."""
+    from pxr import Sdf
+
+    with TemporaryDirectory() as folder:
+        formats.write(Path(folder) / "a.usdz", splats)
+        Sdf.Layer.OpenAsAnonymous(f"{folder}/a.usdz").Export(f"{folder}/a.usda")
+        return (Path(folder) / "a.usda").read_bytes()
 
 
 def _has_format(path: Path, name: str) -> bool:
@@ -219,6 +287,9 @@ def zip_members(members: Mapping[str, bytes]) -> bytes:
 
 
 CONTAINERS: dict[str, Callable[[random.Random, bytes], bytes]] = {
+    "old-sog": _mutate_zip,
+    "packed-glb": _mutate_chunk,
+    "ply-gz": _mutate_gzip,
     "spz": _mutate_gzip,
     "spz4": _mutate_streams,
     "sog": _mutate_zip,
