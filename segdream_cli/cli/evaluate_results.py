@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Compared, Counted, Measured, Reported, Summary
-from segdream_cli.cli.streams import printable
+from segdream_cli.util.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from segdream_cli.cli.schema import Done, Failed, Line
-from segdream_cli.cli.streams import printable
 from segdream_cli.errors import SegdreamError
+from segdream_cli.util.text import printable
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from rich.text import Text
 
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import ListState
-from segdream_cli.cli.streams import printable
 from segdream_cli.runs.reporter import ListProgress, Stepped
 from segdream_cli.util.download import format_time
+from segdream_cli.util.text import printable
 
 LINE_EVERY_S = 30.0
 MAX_ROWS = 20

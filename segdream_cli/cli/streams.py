@@ -1,9 +1,8 @@
-"""Text for terminals, and standard streams that outlast their readers."""
+"""Standard streams that outlast their readers."""
 
 import errno
 import io
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,16 +10,6 @@ from typing import Any
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
 """Errors of a pipe without reader, and of a terminal that was closed."""
-
-# control characters, line separators, the marks that reorder text between left and right, and undecodable bytes
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    r"""The text with escapes such as `\x1b` for characters that would change or forge the output of a terminal."""
-    if text.isprintable():
-        return text
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class LastingStream:

@@ -15,12 +15,10 @@ from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.common import ANOTHER_FILE, DEFAULT, Reading, nesting
+from segdream_cli.formats.common import ANOTHER_FILE, DEFAULT, Reading
+from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import Splats
-
-DEEPEST = 50
-"""Deepest nesting of a provenance that is kept; one that a file just allows could not be written again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         UsageProblem: the file can't be opened or read, or holds no asset.
     """
     splats: Splats = import_module(f"{__name__}.{READERS[kind_of(path)]}").read(path, reading)
-    return splats if nesting(splats.provenance) <= DEEPEST else dataclasses.replace(splats, provenance={})
+    return dataclasses.replace(splats, provenance=known_provenance(splats.provenance))
 
 
 def kind_of(path: Path) -> str:

@@ -194,15 +194,6 @@ def parse_provenance(comments: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
-def nesting(value: Any) -> int:
-    """The number of levels of JSON objects and arrays, without recursion; 0 for other values."""
-    depth, level = 0, [value]
-    while level := [each for each in level if isinstance(each, (Mapping, list))]:
-        depth += 1
-        level = [part for each in level for part in (each.values() if isinstance(each, Mapping) else each)]
-    return depth
-
-
 def provenance_extras(splats: Splats) -> dict[str, Any]:
     """The `extras` of a JSON document's `asset`: the provenance without NaN, which other parsers refuse; or nothing."""
     plain = json.loads(json.dumps(dict(splats.provenance)), parse_constant=lambda _: None)

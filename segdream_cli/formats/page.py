@@ -21,6 +21,7 @@ from segdream_cli.formats.common import require_finite
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.bounds import bounds
 from segdream_cli.util.files import atomic_write, scratch_space
+from segdream_cli.util.text import printable
 
 SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
 POLICY = (
@@ -71,7 +72,7 @@ def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
     center, extent = bounds(splats)
     template, style, script = _viewer()
     page = Template(template).substitute(
-        policy=(LIVE_POLICY if newer else POLICY).format(script=_digest(script), style=_digest(style)),
+        policy=policy(live=bool(newer)),
         title=html.escape(title),
         center=" ".join(f"{value:.6g}" for value in center),
         extent=f"{extent:.6g}",
@@ -82,6 +83,12 @@ def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
         script=script,
     )
     return page.encode("utf-8", "replace")  # a prompt may hold half a surrogate pair
+
+
+def policy(*, live: bool = False) -> str:
+    """The Content-Security-Policy of a page, or of one that asks its server for newer editions."""
+    _, style, script = _viewer()
+    return (LIVE_POLICY if live else POLICY).format(script=_digest(script), style=_digest(style))
 
 
 def edition(splats: Splats, title: str) -> Mapping[str, Any]:
@@ -112,7 +119,7 @@ def _rows(rows: Mapping[str, str]) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = printable(" ".join(str(value).split()))
     return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
 
 

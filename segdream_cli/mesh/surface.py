@@ -18,6 +18,7 @@ from scipy.spatial import KDTree
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import glb, gltf
 from segdream_cli.formats.common import ANOTHER_FILE, extras_provenance, open_asset, to_opacity_logits
+from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import SH_C0, Float64s, Splats
 
@@ -297,7 +298,7 @@ def _check_glb(path: Path) -> Mapping[str, Any]:
                 Image.open(io.BytesIO(body[start : start + view["byteLength"]])).verify()
         except Exception as problem:
             raise UsageProblem(f"{path}: its image {i} can't be read: {problem}", hint=ANOTHER_FILE) from problem
-    return extras_provenance(document)
+    return known_provenance(extras_provenance(document))
 
 
 def _sample(parts: Sequence[tuple[Float64s, _Shade]], n: int) -> tuple[Float64s, Float64s, Float64s, float]:

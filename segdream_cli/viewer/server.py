@@ -11,13 +11,15 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError
-from segdream_cli.formats.page import document, edition
+from segdream_cli.formats.page import document, edition, policy
 from segdream_cli.splats import Splats
 
 NEWER = "/newer"
 """Path at which a page requests a newer edition than its own."""
 INTERVAL_S = 1.0
 """Shortest time between two editions in seconds."""
+LONGEST_WAIT_S = 20.0
+"""Seconds after which `wait_for_pages` gives up."""
 GONE_S = 5.0
 """Seconds without a request after which a page counts as closed; an open one sends two per second."""
 
@@ -76,8 +78,11 @@ class PageServer:
         return time.monotonic() - self._published >= INTERVAL_S and self._has_page()
 
     def wait_for_pages(self) -> None:
-        """Waits until an open page has the latest edition, or none is open."""
+        """Waits until an open page has the latest edition or none is open, at most `LONGEST_WAIT_S`."""
+        end = time.monotonic() + LONGEST_WAIT_S
         while self._edition is not None and self.sent < self._edition.number and self._has_page():
+            if time.monotonic() > end:
+                return
             time.sleep(0.05)
 
     def _has_page(self) -> bool:
@@ -91,10 +96,13 @@ class PageServer:
         return document(latest.splats, latest.title, newer=NEWER if self.live else "")
 
     def newer(self, number: int) -> tuple[int, bytes] | None:
-        """Number and JSON of the latest edition, or None if it is not newer than `number`."""
+        """Number and JSON of the latest edition, or None if a page has it.
+
+        A page whose `number` is larger has that of another server, and gets the latest.
+        """
         self._asked = time.monotonic()
         latest = self._edition
-        if latest is None or latest.number <= number:
+        if latest is None or latest.number == number:
             return None
         facts: dict[str, Any] = {"number": latest.number, "done": latest.done}
         return latest.number, json.dumps(facts | dict(edition(latest.splats, latest.title))).encode()
@@ -114,11 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Sends the page, or a newer edition."""
-        host, port = self.headers.get("Host", ""), self.server.server_port
-        if host not in (
-            f"127.0.0.1:{port}",
-            f"localhost:{port}",
-        ):  # a request under another host name, from another site
+        if not self._is_own():
             return self._answer(HTTPStatus.FORBIDDEN)
         address = urlsplit(self.path)
         try:
@@ -130,6 +134,18 @@ class _Handler(BaseHTTPRequestHandler):
         except SegdreamError:  # this edition can't be shown; the next one may
             return self._answer(HTTPStatus.SERVICE_UNAVAILABLE)
         return self._answer(HTTPStatus.NOT_FOUND)
+
+    do_HEAD = do_GET
+
+    def _is_own(self) -> bool:
+        """Whether a request comes from the address bar or from this server's page, not from another site."""
+        hosts = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
+        origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site")
+        return (
+            self.headers.get("Host", "") in hosts
+            and (origin is None or origin in [f"http://{host}" for host in hosts])
+            and site in (None, "same-origin", "none")
+        )
 
     def _answer_newer(self, after: str) -> None:
         found = self.server.pages.newer(int(after) if re.fullmatch("[0-9]{1,9}", after) else 0)
@@ -147,8 +163,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.send_header("Content-Security-Policy", policy(live=self.server.pages.live) + "; frame-ancestors 'none'")
         self.end_headers()
-        self.wfile.write(content or b"")
+        if self.command != "HEAD":
+            self.wfile.write(content or b"")
 
     def log_message(self, format: str, *args: Any) -> None:
         """Prints nothing."""

@@ -173,7 +173,7 @@ def test_export_converts_any_format_to_any_other(
 def test_export_keeps_provenance(
     segdream_export: Callable[..., None], chiral: Splats, tmp_path: Path, format: str
 ) -> None:
-    about = {"prompt": "a “bus”, 東京\n<b>", "seed": 3, "prior": "some", "nested": {"a": [1, None]}}
+    about = {"prompt": "a “bus”, 東京\n<b>", "seed": 3, "prior": "some", "source": {"file": "a", "comments": ["scan"]}}
     first, second = tmp_path / "a.ply", tmp_path / f"b{FORMATS[format].suffix}"
     formats.write(first, replace(chiral, provenance=about))
     segdream_export(first, "-o", second, "--format", format, "--scale", "2", "--sh", "0")

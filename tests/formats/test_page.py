@@ -69,7 +69,7 @@ def test_page_escapes_any_prompt(chiral: Splats, tmp_path: Path, prompt: str) ->
     assert parts.texts["script"][1:] == plain.texts["script"][1:]
     assert base64.b64decode(parts.texts["script"][0], validate=True)  # the payload, which tells the prompt as well
     told = parts.texts["dd"][0]
-    expected = " ".join(prompt.encode("utf-8", "replace").decode().split())
+    expected = " ".join(prompt.split()).replace("\u202e", "\\u202e").replace("\ud83d", "\\ud83d")
     assert told == expected or (len(expected) > len(told) == 2000 and expected.startswith(told[:-1]))
 
 

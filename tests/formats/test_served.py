@@ -33,10 +33,10 @@ def serving(*, live: bool = False) -> Iterator[PageServer]:
         server.close()
 
 
-def ask(server: PageServer, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+def ask(server: PageServer, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
     connection = http.client.HTTPConnection(server.url.split("/")[2], timeout=20)
     try:
-        connection.request("GET", path, headers=headers)
+        connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
         return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
     finally:
@@ -66,6 +66,46 @@ def test_server_answers_this_machine_only(chiral: Splats) -> None:
             assert ask(server, "/", Host=host)[0] == 403
 
 
+def test_server_refuses_other_sites(chiral: Splats) -> None:
+    """A page of another site could read the prompt, or keep a run waiting."""
+    with serving(live=True) as server:
+        server.publish(chiral, "a helix")
+        own = server.url.rstrip("/")
+        for path in ("/", "/newer?after=0"):
+            assert ask(server, path, Origin=own, Sec_Fetch_Site="same-origin")[0] == 200
+            assert ask(server, path, Sec_Fetch_Site="none")[0] == 200
+            for headers in ({"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}, {"Origin": "null"}):
+                assert ask(server, path, **headers)[0] == 403
+            assert ask(server, path, Origin="https://evil.example")[0] == 403
+
+
+def test_server_answers_head_and_sends_its_policy(chiral: Splats) -> None:
+    for live in (False, True):
+        with serving(live=live) as server:
+            server.publish(chiral, "a helix")
+            status, content, headers = ask(server, "/")
+            head = ask(server, "/", "HEAD")
+            assert (head[0], head[1]) == (status, b"")
+            assert head[2]["content-length"] == str(len(content))
+            parts = Parts(content.decode())
+            (inside,) = [attrs["content"] for _, attrs in parts.tags if attrs.get("http-equiv")]
+            assert headers["content-security-policy"] == f"{inside}; frame-ancestors 'none'"
+            assert ask(server, "/other", "HEAD")[0] == 404
+            assert ask(server, "/", "POST")[0] == 501
+
+
+def test_wait_for_pages_ends(chiral: Splats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that asks and never takes an edition."""
+    monkeypatch.setattr(serve, "LONGEST_WAIT_S", 0.2)
+    server = PageServer(live=True)
+    server.publish(chiral, "a")
+    server._asked = time.monotonic() + 100
+    start = time.monotonic()
+    server.wait_for_pages()
+    assert 0.1 < time.monotonic() - start < 3
+    server._http.server_close()
+
+
 def test_live_page_policy_allows_only_its_server(chiral: Splats) -> None:
     with serving(live=True) as server:
         server.publish(chiral, "a helix")
@@ -92,7 +132,7 @@ def test_newer_sends_later_editions_only(chiral: Splats, tmp_path: Path) -> None
         server.publish(replace(chiral, shN=chiral.shN[:, :0]), "second", done=True)
         second = json.loads(ask(server, "/newer?after=1")[1])
         assert (second["number"], second["title"], second["done"]) == (2, "second", True)
-        for odd in ("", "?after=x", "?after=-1", "?after=99999999999999", "?after=%00"):
+        for odd in ("", "?after=x", "?after=-1", "?after=99999999999999", "?after=%00", "?after=3"):
             assert json.loads(ask(server, f"/newer{odd}")[1])["number"] == 2
 
 

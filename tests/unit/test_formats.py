@@ -390,13 +390,27 @@ def test_points_read_without_colors_or_points(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".glb"])
-def test_read_drops_a_provenance_that_is_too_deep_to_write_again(tmp_path: Path, suffix: str) -> None:
-    """A refinement would nest it once more, at the end of its work."""
+def test_read_keeps_known_provenance_only(tmp_path: Path, suffix: str) -> None:
+    """No file can nest it so deeply that it can't be written again."""
     deep: object = 1
     for _ in range(400):
         deep = [{"source": deep}]
     path = tmp_path / f"deep{suffix}"
-    formats.write(path, random_splats(deep=deep))
-    assert formats.read(path).provenance == {}
-    formats.write(path, random_splats(flat=[{"a": 1}]))
-    assert formats.read(path).provenance == {"flat": [{"a": 1}]}
+    formats.write(
+        path, random_splats(deep=deep, prompt=deep, unet_rows=10**30, steps=7, quality="q" * 10_001, prior=None)
+    )
+    assert formats.read(path).provenance == {"steps": 7, "prior": None}
+    nested: dict[str, object] = {"prompt": "a bus"}
+    for _ in range(30):
+        nested = {
+            "source": {"file": "a.ply", "comments": ["scan", 1, {}], "provenance": nested, "other": 1},
+            "steps": 1,
+        }
+    formats.write(path, random_splats(**nested))
+    found, depth = formats.read(path).provenance, 0
+    while "source" in found:
+        assert found["steps"] == 1
+        assert {key: found["source"][key] for key in ("file", "comments")} == {"file": "a.ply", "comments": ["scan"]}
+        assert "other" not in found["source"]
+        found, depth = found["source"]["provenance"], depth + 1
+    assert depth == 8

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from segdream_cli.cli.streams import LastingStream, lasting_streams, printable
+from segdream_cli.cli.streams import LastingStream, lasting_streams
+from segdream_cli.util.text import printable
 
 
 @pytest.mark.parametrize(
