@@ -163,7 +163,7 @@ def export(
     """
     from segdream_cli.splats.edits import Edits
     from segdream_cli.splats.scene import join, parse_placed
-    from segdream_cli.util.files import write_policy
+    from segdream_cli.util.files import all_or_none, write_policy
 
     sink = Output(json=json, quiet=quiet)
     if formats:
@@ -197,10 +197,12 @@ def export(
     whole = join(read_assets([each.path for each in places], sink, strict=strict, as_splats=as_splats), places)
     splats, cuts = _edit(whole, edits, reduction, sink)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
-    for path, name, written in zip(outputs, names, files, strict=True):
-        options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
-        with write_policy(replace=force):
-            facts = _write(sink, path, splats, name, options, sizing)
+    found = []
+    with write_policy(replace=force), all_or_none(list(chain(*files))):
+        for path, name in zip(outputs, names, strict=True):
+            options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
+            found.append(_write(sink, path, splats, name, options, sizing))
+    for path, name, written, facts in zip(outputs, names, files, found, strict=True):
         if len(written) > 1:
             sink.note(f"{path} needs {' and '.join(file.name for file in written[1:])} beside it")
         line = Exported(

@@ -238,6 +238,33 @@ class Ready(Line):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected(Line):
+    """An asset of `info`."""
+
+    event = "info"
+    asset: Path
+    format: str
+    version: str | None
+    frame: str
+    antialiased: bool | None
+    bytes: int
+    bytes_per_gaussian: float
+    gaussians: int
+    left_out: int
+    sh: int
+    low: Sequence[float]
+    high: Sequence[float]
+    center: Sequence[float]
+    radius: float
+    opacities: Sequence[int]
+    opacity_edges: Sequence[float]
+    scales: Sequence[int]
+    scale_edges: Sequence[float]
+    memory: int
+    provenance: Mapping[str, str | float | bool | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Words(Line):
     """The phrases that a prior knows; `any_text` is true, and the others empty, if it has no vocabulary."""
 

@@ -54,6 +54,8 @@ class Reading:
     """Read a plain point cloud as small Gaussians."""
     note: Callable[[str], object] = lambda _: None
     """Receives a message about each change that the reader makes, such as rows that it drops."""
+    unusable: Callable[[int], object] = lambda _: None
+    """Receives the number of rows that are dropped."""
 
 
 DEFAULT = Reading()
@@ -137,6 +139,7 @@ def finish(path: Path, splats: Splats, reading: Reading = DEFAULT) -> Splats:
             hint = ANOTHER_FILE if len(bad) == len(splats) else "leave out --strict, which refuses such rows"
             raise UsageProblem(f"{path}: {problem}, the first is row {bad[0]}", hint=hint)
         reading.note(f"{path}: {problem} and are left out; --strict refuses such files")
+        reading.unusable(len(bad))
         splats = splats.select(np.delete(np.arange(len(splats)), bad))
     return sanitize(splats)
 

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ def write(path: Path, splats: Splats) -> None:
     body = sum(column.nbytes for column in columns.values())
     size = 28 + len(text) + body
     if size >= SIZE_LIMIT:
-        raise SegdreamError(f"{len(splats)} Gaussians do not fit the 4 GiB of a .glb", hint="--format ply")
+        raise SegdreamError(
+            f"{len(splats)} Gaussians do not fit the 4 GiB of a .glb", hint=f"-o {quote(str(path.with_suffix('.ply')))}"
+        )
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         stream.write(struct.pack("<5I", MAGIC, 2, size, len(text), JSON_CHUNK))
         stream.write(text)

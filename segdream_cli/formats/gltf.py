@@ -93,6 +93,11 @@ class Gltf:
         """The error to raise for invalid content."""
         return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
 
+    def version(self) -> str | None:
+        """The version of glTF that the document names."""
+        found = child(self.document, "asset").get("version")
+        return found if isinstance(found, str) else None
+
     def item(self, kind: str, index: Any) -> Mapping[str, Any]:
         """An object of one of the document's arrays, such as `nodes`."""
         found = self.document.get(kind)

@@ -8,29 +8,37 @@ KNOWN = frozenset(
     {
         *("generator", "version", "prompt", "prompt_read", "negative_prompt", "seed", "init"),
         *("method", "prior", "prior_digest", "quality", "steps", "unet_rows", "seconds", "strength"),
-        *("file", "sha256"),
+        *("file", "sha256", "turn_deg"),
     }
 )
 """Keys whose values are texts, numbers or truth values."""
-SOURCE, NESTED, COMMENTS = "source", "provenance", "comments"
-"""What a refined asset was made from: another asset's name, hash, metadata, and its file's comments."""
-DEEPEST = 8
-"""Refinements of refinements whose metadata is kept."""
+LISTS = ("comments", "offset")
+"""Keys of lists of such values."""
+OBJECTS = ("source", "provenance")
+"""The asset that a refinement began with, and the metadata of one."""
+SCENE = "scene"
+"""The list of the assets that a file joins."""
+DEEPEST = 16
+"""Levels that are kept; each refinement of a refinement takes two."""
 LONGEST = 10_000
 """Characters of a text."""
-MOST_COMMENTS = 100
+MOST = 1000
+"""Entries of a list."""
 
 
 def known_provenance(found: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
     """The entries of untrusted metadata that segdream writes, with values that any format can hold."""
-    kept = {key: value for key, value in found.items() if key in KNOWN and _is_plain(value)}
-    comments = found.get(COMMENTS)
-    if isinstance(comments, list):
-        kept[COMMENTS] = [text for text in comments if isinstance(text, str) and _is_plain(text)][:MOST_COMMENTS]
-    for key in (SOURCE, NESTED):
-        value = found.get(key)
-        if isinstance(value, Mapping) and depth < 2 * DEEPEST:
+    kept: dict[str, Any] = {key: value for key, value in found.items() if key in KNOWN and _is_plain(value)}
+    for key in LISTS:
+        if isinstance(values := found.get(key), list):
+            kept[key] = [value for value in values[:MOST] if _is_plain(value)]
+    if depth == DEEPEST:
+        return kept
+    for key in OBJECTS:
+        if isinstance(value := found.get(key), Mapping):
             kept[key] = known_provenance(value, depth + 1)
+    if isinstance(parts := found.get(SCENE), list):
+        kept[SCENE] = [known_provenance(part, depth + 1) for part in parts[:MOST] if isinstance(part, Mapping)]
     return kept
 
 

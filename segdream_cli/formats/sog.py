@@ -209,6 +209,12 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     return from_ply_frame(finish(path, splats, reading))
 
 
+def version(path: Path) -> int:
+    """The version of a bundle; raises the errors of `read`."""
+    with _open(path) as source:
+        return int(source.meta().version)
+
+
 @contextmanager
 def _open(path: Path) -> Iterator["_Source"]:
     """The members of a zip or a folder."""

@@ -53,7 +53,8 @@ HEADER_4 = struct.Struct("<4sIIBBBBI12x")
 """The same and the offset of the table of contents."""
 STREAM = struct.Struct("<QQ")
 """A row of that table: bytes in the file, bytes unpacked."""
-HAS_EXTENSIONS = 2
+ANTIALIASED, HAS_EXTENSIONS = 1, 2
+"""Flags of the header."""
 COORDINATE_SYSTEM = 0xADBE0003
 """Adobe's extension: the frame of the file."""
 PROVENANCE = 0x5E6D0001
@@ -78,6 +79,8 @@ DEFLATED_AT_ONCE = 1 << 20
 GZIP_LEVEL = 6
 STRATEGIES = (zlib.Z_RLE, zlib.Z_FILTERED, zlib.Z_DEFAULT_STRATEGY)
 ZSTANDARD_LEVELS = (1, 12)
+ZSTANDARD_LITERALS = {"strategy": 1, "min_match": 7, "window_log": 17, "hash_log": 6}
+"""Parameters with which zstandard hardly searches: of noise, short repetitions cost more than they save."""
 SAMPLE = 1 << 16
 """Number of bytes of an attribute that choose a strategy: noise gets smaller, and much faster, with fewer searches."""
 
@@ -126,7 +129,7 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
     require_finite(splats)
     if version not in (3, 4):
         raise UsageProblem(f"SPZ is written in version 3 or 4, not {version}", hint="--format spz")
-    bits = _choose_bits(splats, fractional_bits)
+    bits = _choose_bits(path, splats, fractional_bits)
     turned = to_ply_frame(sanitize(splats))
     blocks = [block for block in pack_blocks(turned, bits) if block.size]
     note = "".join(provenance_comments(splats)).encode("ascii")
@@ -164,12 +167,7 @@ def parse(path: Path, content: bytes, reading: Reading = DEFAULT, frame: int = R
     Raises:
         UsageProblem, EnvironmentProblem: see `read`.
     """
-    if content[:4] == SPZ_MAGIC:
-        header, blocks, extensions = (_zstandard_blocks if content[4:8] == SPZ_4 else _bare_blocks)(path, content)
-    elif content[:2] == GZIP:
-        header, blocks, extensions = _gzip_blocks(path, content)
-    else:
-        raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
+    header, blocks, extensions = _unpack(path, content)
     k = COEFFICIENTS[header.degree]
     if k > KEPT:
         reading.note(f"{path}: spherical harmonics of degree {header.degree} are cut to degree 3")
@@ -192,7 +190,27 @@ def parse(path: Path, content: bytes, reading: Reading = DEFAULT, frame: int = R
     return splats if frame == RUB else from_ply_frame(splats)
 
 
-def _choose_bits(splats: Splats, wanted: int | None) -> int:
+def declared(path: Path) -> tuple[int, bool, int]:
+    """A file's version, its antialias flag, and Adobe's number of the frame that it declares, 0 if it declares none.
+
+    Raises:
+        UsageProblem, EnvironmentProblem: see `read`.
+    """
+    with open_asset(path) as stream:
+        header, _, extensions = _unpack(path, stream.read())
+    return header.version, bool(header.flags & ANTIALIASED), _frame(path, _records(header, extensions), 0)
+
+
+def _unpack(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes], bytes]:
+    """Header, attributes and extensions of any version."""
+    if content[:4] == SPZ_MAGIC:
+        return (_zstandard_blocks if content[4:8] == SPZ_4 else _bare_blocks)(path, content)
+    if content[:2] == GZIP:
+        return _gzip_blocks(path, content)
+    raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
+
+
+def _choose_bits(path: Path, splats: Splats, wanted: int | None) -> int:
     """The number of fractional bits: `wanted`, or the largest default with which the centres fit."""
     reach = float(np.abs(splats.means).max())
     if wanted is not None and wanted not in FRACTIONAL_BITS:
@@ -204,7 +222,7 @@ def _choose_bits(splats: Splats, wanted: int | None) -> int:
     raise UsageProblem(
         f"the centres reach {reach:.4g} units from the origin, and SPZ with {bits} fractional bits reaches only "
         f"{2 ** (23 - bits)}",
-        hint="--spz-bits 12" if reach < 2**11 else "--format ply",
+        hint="--spz-bits 12" if reach < 2**11 else f"-o {quote(str(path.with_suffix('.ply')))}",
     )
 
 
@@ -243,7 +261,11 @@ def _zstandard_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> It
     """Header, the provenance as an extension, table of contents, and a frame for each attribute."""
     # any number of threads but zero gives the same bytes
     threads = min(os.cpu_count() or 1, 8)
-    compressors = [_zstandard().ZstdCompressor(level=level, threads=threads) for level in ZSTANDARD_LEVELS]
+    parameters = _zstandard().ZstdCompressionParameters(**ZSTANDARD_LITERALS, threads=threads)
+    compressors = [
+        _zstandard().ZstdCompressor(compression_params=parameters),
+        *(_zstandard().ZstdCompressor(level=level, threads=threads) for level in ZSTANDARD_LEVELS),
+    ]
     contents = [block.tobytes() for block in blocks]
     frames = []
     for content in contents:

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -26,6 +26,8 @@ LARGER_DISK = "TMPDIR=/a/larger/disk segdream export ..."
 
 _unfinished: set[Path] = set()
 """Temporary files of the open blocks of `scratch_file`."""
+_staged: ContextVar["_Staged | None"] = ContextVar("_staged", default=None)
+"""Finished files that wait for the end of a block of `all_or_none`."""
 _replaces: ContextVar[bool] = ContextVar("_replaces", default=True)
 """Whether `atomic_write` may replace a file."""
 
@@ -149,7 +151,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         UsageProblem: the folder can't be written.
     """
     named = False
+    staged = _staged.get()
     try:
+        if staged is not None and path in staged.paths:
+            with staged.add(path) as temporary:
+                yield temporary
+            return
         with scratch_file(path) as temporary:
             yield temporary
             _complete(temporary)
@@ -165,6 +172,12 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 
     Raises: as `atomic_write`.
     """
+    staged = _staged.get()
+    if staged is not None and staged.paths.issuperset(contents):
+        for path, content in contents.items():
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(content)
+        return
     named: list[Path] = []
     path = next(iter(contents))
     try:
@@ -209,14 +222,61 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with synced_folder(path.parent):
                 if lexists(path):
                     if not _replaces.get():
-                        raise OutputExists(
-                            f"{path} appeared while its content was computed, and was not replaced",
-                            hint=f"-o {shlex.quote(str(free_name(path)))}",
-                        )
+                        raise _appeared(path)
                     path.rename(Path(scratch) / "old")
                 new.rename(path)
     except OSError as problem:
         raise write_problem(problem, path) from problem
+
+
+class _Staged:
+    """Finished files without their names yet."""
+
+    def __init__(self, stack: ExitStack, paths: Collection[Path]) -> None:
+        self._stack = stack
+        self.paths = frozenset(paths)
+        self.files: list[tuple[Path, Path]] = []
+        """Temporary file and path."""
+
+    @contextmanager
+    def add(self, path: Path) -> Iterator[Path]:
+        """Yields the path of a temporary file, which stays until the names are given."""
+        temporary = self._stack.enter_context(scratch_file(path))
+        yield temporary
+        _complete(temporary)
+        self.files.append((temporary, path))
+
+
+@contextmanager
+def all_or_none(paths: Collection[Path]) -> Iterator[None]:
+    """Gives the files that `atomic_write` and `write_together` write to `paths` their names after the block.
+
+    None of them gets its name if the block raises. Other files, such as those in a scratch folder, are not affected.
+
+    Raises:
+        OutputExists: a file exists, within a `write_policy` that forbids to replace it; no file has got its name then,
+            unless another program creates it in the same moment.
+        SegdreamError, UsageProblem: as `atomic_write`.
+    """
+    with ExitStack() as stack:
+        staged = _Staged(stack, paths)
+        token = _staged.set(staged)
+        try:
+            yield
+        finally:
+            _staged.reset(token)
+        if not _replaces.get():
+            for _, path in staged.files:
+                if lexists(path):
+                    raise _appeared(path)
+        for temporary, path in staged.files:
+            named = False
+            try:
+                with synced_folder(path.parent):
+                    _name(temporary, path)
+                    named = True
+            except OSError as problem:
+                raise (_unsynced(problem, path) if named else write_problem(problem, path)) from problem
 
 
 def _complete(temporary: Path) -> None:
@@ -268,10 +328,15 @@ def _publish(temporary: Path, path: Path) -> None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from problem
             temporary.replace(path)
     except FileExistsError as problem:
-        raise OutputExists(
-            f"{path} appeared while its content was computed, and was not replaced",
-            hint=f"-o {shlex.quote(str(free_name(path)))}",
-        ) from problem
+        raise _appeared(path) from problem
+
+
+def _appeared(path: Path) -> OutputExists:
+    """The error to raise if a file was created since `check_output`."""
+    return OutputExists(
+        f"{path} appeared while its content was computed, and was not replaced",
+        hint=f"-o {shlex.quote(str(free_name(path)))}",
+    )
 
 
 @contextmanager

@@ -405,6 +405,16 @@ def test_broken_assets_are_refused_by_every_command(refused, there, damage):
     refused(2, told, "refine", "there.ply", BUS, "-o", "a.ply", *TINY[:4])
 
 
+def test_export_writes_all_outputs_or_none(refused, there):
+    """The second output refuses what the first could hold; the hints cure it."""
+    splats = formats.read(there)
+    formats.write(there, Splats(**{**splats.arrays(), "means": 100 * splats.means}))
+    outputs = ("-o", "a.ply", "-o", "b.spz", "-o", "c.glb")
+    refused(2, "reaches only 8", "export", "there.ply", *outputs, "--spz-bits", "20", "--scale", "100")
+    done = refused(2, "reaches only 8388608", "export", "there.ply", *outputs, "--scale", "1e6")
+    assert "hint: -o b.ply" in done.err
+
+
 def test_refine_names_what_it_cannot_use(refused, there, folder):
     """One sentence, a hint, and nothing is written; the prior is not loaded."""
     (folder / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nmtllib none.mtl\nusemtl a\nf 1 2 3\n")

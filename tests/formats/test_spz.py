@@ -603,3 +603,17 @@ def test_gsply_reads_ours(tmp_path: Path, chiral: Splats, version: int, request:
     data = gsply.read_spz(str(tmp_path / "a.spz"))
     found = Splats(data.means, data.quats, data.scales, data.opacities, data.sh0, data.shN)
     check(from_ply_frame(found), chiral, 16)
+
+
+@pytest.mark.parametrize("k", [0, 15])
+def test_version_4_is_no_larger_than_version_3(tmp_path: Path, chiral: Splats, zstandard: ModuleType, k: int) -> None:
+    """But for its table of contents, and a thousandth for the lengths of codes that zstandard limits to 11 bits."""
+    rng = np.random.default_rng(3)
+    rows = np.concatenate([np.arange(len(chiral))] * 25)
+    many = sh_degree(chiral, k).select(rows)
+    noise = {name: rng.normal(0, 0.05, values.shape).astype("f4") for name, values in many.arrays().items()}
+    many = dataclasses.replace(many, **{name: values + noise[name] for name, values in many.arrays().items()})
+    for version in (3, 4):
+        spz.write(tmp_path / f"{version}.spz", many, version=version)
+    older, newer = ((tmp_path / f"{version}.spz").stat().st_size for version in (3, 4))
+    assert newer <= older * 1.001 + 128

@@ -322,3 +322,35 @@ def test_read_problem_has_a_command_that_cures(number: int, hint: str) -> None:
 def test_parse_json_raises_a_value_error_for_all_damage(content: str | bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         files.parse_json(content)
+
+
+def test_all_or_none_names_no_file_if_one_fails(tmp_path: Path) -> None:
+    def work(fail: bool) -> None:
+        with files.all_or_none([tmp_path / name for name in "abc"]):
+            with files.atomic_write(tmp_path / "a") as temporary:
+                temporary.write_text("a")
+            files.write_together({tmp_path / "b": b"b", tmp_path / "c": b"c"})
+            with files.scratch_space() as folder, files.atomic_write(folder / "a") as temporary:
+                temporary.write_text("another a")
+            assert not (tmp_path / "a").exists()
+            if fail:
+                raise UsageProblem("the third can't be written")
+
+    with pytest.raises(UsageProblem):
+        work(fail=True)
+    assert not list(tmp_path.iterdir())
+    work(fail=False)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_all_or_none_names_no_file_if_one_has_appeared(tmp_path: Path) -> None:
+    def work() -> None:
+        with files.write_policy(replace=False), files.all_or_none([tmp_path / "a", tmp_path / "b"]):
+            for name in "ab":
+                with files.atomic_write(tmp_path / name) as temporary:
+                    temporary.write_text("ours")
+            (tmp_path / "b").write_text("theirs")
+
+    with pytest.raises(OutputExists, match="b appeared"):
+        work()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "theirs"}
