@@ -25,7 +25,7 @@ from segdream_cli.runs.spec import JobSpec, Tally
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.util.compat import silence_ray
 from segdream_cli.util.download import cache_folder
-from segdream_cli.util.files import atomic_write, scratch_file, write_problem
+from segdream_cli.util.files import atomic_write, scratch_file, sweep, write_problem
 
 LOCAL, AUTO = "local", "auto"
 ANSWER_S = 20.0
@@ -202,8 +202,10 @@ def _probes(spec: JobSpec) -> Iterator[dict[Path, str]]:
     with ExitStack() as stack:
         files = {}
         for folder in dict.fromkeys(job.output.parent for job in spec.jobs):
+            probe = folder.absolute() / "probe.txt"
+            sweep(probe.parent, probe.stem)  # those of drivers that were killed
             try:
-                files[folder] = str(stack.enter_context(scratch_file(folder.absolute() / "probe.txt")))
+                files[folder] = str(stack.enter_context(scratch_file(probe)))
             except OSError as problem:
                 raise write_problem(problem, folder) from problem
         yield files

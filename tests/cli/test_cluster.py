@@ -20,6 +20,8 @@ from commands import TESTS, TINY
 
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
 from segdream_cli.runs import cluster
+from segdream_cli.runs.jobs import Job
+from segdream_cli.runs.spec import JobSpec, Request
 
 SMALL = tuple(part for part in TINY if part not in ("--device", "cpu"))
 COLORS = ("red", "blue", "green", "white", "black", "yellow", "orange", "purple")
@@ -337,6 +339,17 @@ def test_ray_that_is_missing_is_named(segdream, folder, monkeypatch):
     assert done.code == 3
     assert "--ray needs the package ray" in done.err
     assert 'pip install "segdream[cluster]"' in done.err
+
+
+def test_probes_are_removed_also_those_of_a_killed_driver(tmp_path):
+    left = tmp_path / ".probe.aaaaaaaa.partial.txt"
+    left.touch()
+    spec = JobSpec(request=Request(), jobs=(Job("a red ball", 0, tmp_path / "a.ply"),))
+    with cluster._probes(spec) as probes:
+        (probe,) = tmp_path.iterdir()
+        assert probes == {tmp_path: str(probe)}
+        assert probe != left
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
