@@ -18,7 +18,7 @@ from segdream_cli.errors import SegdreamError
 from segdream_cli.runs.crew import Ended, Message, Task
 from segdream_cli.runs.jobs import Job
 from segdream_cli.runs.ownership import OWN_NAMES, RECORD
-from segdream_cli.runs.reporter import AssetFinished, CheckpointSaved, JobFailed, RunSaved
+from segdream_cli.runs.reporter import AssetFinished, CheckpointSaved, JobFailed, Note, RunSaved
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.worker import Worker
 from segdream_cli.util.failures import as_failure
@@ -156,6 +156,8 @@ class Carrier:
             case JobFailed():
                 output = None if message.output is None else self._there(message.output)
                 self._send(JobFailed(self._with_their_paths(message.problem), output))
+            case Note():
+                self._send(Note(self._translate(message.text)))
             case Ended(outcome=SegdreamError() as problem):
                 self._send(Ended(message.task, self._with_their_paths(problem)))
             case _:
@@ -181,11 +183,16 @@ class Carrier:
 
     def _with_their_paths(self, problem: SegdreamError) -> SegdreamError:
         """An error whose text has the dispatcher's paths."""
-        for ours, job in self._jobs.values():
-            here, there = f"{ours.output.parent}/", "" if str(job.output.parent) == "." else f"{job.output.parent}/"
-            problem.message = problem.message.replace(here, there)
-            problem.hint = problem.hint and problem.hint.replace(here, there)
+        problem.message = self._translate(problem.message)
+        problem.hint = problem.hint and self._translate(problem.hint)
         return problem
+
+    def _translate(self, text: str) -> str:
+        """A text with the dispatcher's paths."""
+        for ours, job in self._jobs.values():
+            there = "" if str(job.output.parent) == "." else f"{job.output.parent}/"
+            text = text.replace(f"{ours.output.parent}/", there)
+        return text
 
 
 class PartPorter:
