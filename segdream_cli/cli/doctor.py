@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.next_step import FIRST_ASSET
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Finding
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, WeightsAbsent, WeightsUnavailable
@@ -62,6 +63,7 @@ def doctor(
         raise EnvironmentProblem(f"this machine can't make assets: {', '.join(broken)}; follow the hints above")
     if damaged := [finding.detail for finding in findings if finding.state == "damaged"]:
         raise WeightsUnavailable(f"weights are damaged: {'; '.join(damaged)}")
+    sink.suggest(FIRST_ASSET)
 
 
 def _show_compiler_output(sink: Output) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.next_step import after_export
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
 from segdream_cli.cli.schema import Exported, FormatRow
@@ -218,6 +219,7 @@ def export(
             **facts,
         )
         sink.done(line)
+    sink.suggest(after_export(outputs, names))
 
 
 def _check_targets(files: Sequence[Path], *, force: bool) -> None:
@@ -406,8 +408,10 @@ def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[st
         write(path, splats if sizing is None else resize(splats, sizing), name, **options)
         return {}
     from segdream_cli import mesh
+    from segdream_cli.cli.progress import StageProgress
 
-    made = mesh.extract(splats, **options)
+    with StageProgress(path.name, mesh.STAGES, sink) as progress:
+        made = mesh.extract(splats, **options, begin=progress.begin)
     made = made if sizing is None else mesh.resize(made, sizing)
     mesh.write(path, made)
     changes = [f"{made.left_out:,} small parts dropped"] if made.left_out else []

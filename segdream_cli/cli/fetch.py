@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.next_step import AFTER_FETCH
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Fetched
 from segdream_cli.config import AUTO, SD21
@@ -67,6 +68,7 @@ def fetch(
                 item.fetch(bar.update)
         folder = item.check()
         sink.done(Fetched(output=folder, name=item.name, title=item.title, downloaded=item.missing))
+    sink.suggest(AFTER_FETCH.get(items[-1].name, ()))
 
 
 def _refuse_offline(offline: bool) -> None:

@@ -223,6 +223,7 @@ def generate(
     else:
         cluster = None if ray is None else ClusterOptions(ray, gpus_per_worker, cpus_per_worker)
         _end(_make(context, spec, devices, cluster, reporter, store))
+    reporter.suggest()
 
 
 def _resume(
@@ -245,6 +246,7 @@ def _resume(
     from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
 
     resume_run(folder, request, reporter, StopOnSignal(reporter.output.note), output, force=force, live=view)
+    reporter.suggest()
 
 
 def _plan(spec: JobSpec, reporter: TerminalReporter, *, makes_folders: bool) -> Tally:

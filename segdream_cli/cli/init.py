@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.next_step import after_init
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter
 from segdream_cli.cli.schema import Started
@@ -121,6 +122,7 @@ def init(
         preview=picture,
     )
     sink.done(made)
+    sink.suggest(after_init(path, prompt))
 
 
 def _check_files(path: Path, picture: Path | None, *, force: bool) -> None:

@@ -1,6 +1,7 @@
 """The only module that prints: results to stdout, other messages to stderr."""
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -75,6 +76,11 @@ class Output:
         if not self.quiet:
             sys.stderr.write(f"{printable(message)}\n")
             sys.stderr.flush()
+
+    def suggest(self, command: Sequence[str]) -> None:
+        """Shows the command that usually comes next to a person at a terminal; an empty one is none."""
+        if command and not self.json and sys.stderr.isatty():
+            self.note(f"next: {shlex.join(command)}")
 
     def can_ask(self) -> bool:
         """Whether a person can be asked."""

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from rich.progress import (
     ProgressColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -198,3 +200,25 @@ def _table(state: ListProgress) -> Table:
     if len(rows) > MAX_ROWS:
         table.add_row(f"and {len(rows) - MAX_ROWS} more")
     return table
+
+
+class StageProgress(LiveBar):
+    """A context manager that shows which stage of a work has begun.
+
+    Args:
+        title: the text before the bar.
+        stages: the names of the stages, in order.
+        output: receives the lines; its `quiet` hides the bar too.
+    """
+
+    def __init__(self, title: str, stages: Sequence[str], output: Output) -> None:
+        super().__init__(output, MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[stage]}"))
+        self.title, self.stages = title, stages
+        self.task = self.add_task(title, total=len(stages), stage="")
+
+    def begin(self, stage: str) -> None:
+        """Shows that a stage begins."""
+        number = self.stages.index(stage)
+        self.bar.update(self.task, completed=number, stage=stage)
+        if self.claim_line():
+            self.output.note(f"{self.title}: {stage}, {number + 1} of {len(self.stages)}")

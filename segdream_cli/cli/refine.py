@@ -158,6 +158,7 @@ def refine(
         plan_jobs(spec, reporter, makes_folders=makes_folder)
         return
     run_jobs(spec, reporter, StopOnSignal(reporter.output.note))
+    reporter.suggest()
 
 
 def parse_up(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.next_step import after_video
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
 from segdream_cli.cli.schema import Rendered
@@ -156,6 +157,7 @@ def render(
         sink.note(f"depth: grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}, 0 is background")
         rendered = replace(rendered, near=near, far=far)
     sink.done(rendered)
+    sink.suggest(after_video(assets) if rendered.fps else [])
 
 
 def choose_kind(asked: dict[str, bool], hint: str) -> str:

@@ -4,8 +4,10 @@ import os
 import sys
 import webbrowser
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segdream_cli.cli.next_step import after_assets
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Chosen, ListMade, Made, Planned, Ready, Skipped, Stopped
 from segdream_cli.runs.reporter import (
@@ -46,6 +48,7 @@ class TerminalReporter:
     _runs: "dict[str, RunProgress]" = field(default_factory=dict)
     _downloads: "dict[str, DownloadBar]" = field(default_factory=dict)
     _tables: "list[ListTable]" = field(default_factory=list)
+    _made: list[Path] = field(default_factory=list)
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
@@ -100,7 +103,12 @@ class TerminalReporter:
             self._downloads[event.name].start()
         self._downloads[event.name].update(event.done, event.total)
 
+    def suggest(self) -> None:
+        """Shows what can be done next with the assets that were made."""
+        self.output.suggest(after_assets(self._made))
+
     def _show_result(self, event: AssetFinished) -> None:
+        self._made.append(event.output)
         made = Made(
             output=event.output,
             prompt=event.prompt,

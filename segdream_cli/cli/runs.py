@@ -51,6 +51,8 @@ def runs(
     found = list_runs(folders or [Path()])
     if not clean:
         _list(found, sink)
+        if any(run.state in REMOVABLE for run in found):
+            sink.suggest(["segdream", "runs", *map(str, folders or ()), "--clean"])
         return
     chosen = [run for run in found if run.state in REMOVABLE or (stopped and run.state != RUNNING)]
     busy = sum(run.state == RUNNING for run in found)

@@ -9,7 +9,7 @@ front faces +Z.
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +36,8 @@ Indices = NDArray[np.int64]
 
 SUFFIXES = (".glb", ".obj")
 LIBRARIES = ("skimage.measure", "trimesh", "fast_simplification", "xatlas")
+STAGES = SURFACE, TRIANGLES, UNWRAPPING, TEXTURE = "surface", "triangles", "texture coordinates", "texture"
+"""Names of the parts of `extract`."""
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 RESOLUTION, FIRST_LOOK = 192, 64
 """Steps along the longest side: of the grid, and of the coarse grid that finds the solid."""
@@ -92,6 +94,7 @@ def extract(
     texture_size: int = 1024,
     opacity: float = 0.5,
     device: torch.device | None = None,
+    begin: Callable[[str], object] = lambda stage: None,
 ) -> Mesh:
     """The surface that images of `splats` show, as triangles with a texture.
 
@@ -105,6 +108,7 @@ def extract(
         opacity: opacity that a straight line from outside has passed at the surface; a lower value keeps fainter and
             thinner parts, and makes all parts thicker.
         device: where the images for the texture are rendered; the CPU if not given.
+        begin: receives the name of each of the `STAGES` that begins; a coarser grid begins with the first again.
 
     Raises:
         EnvironmentProblem: a library of the extra "mesh" is missing.
@@ -114,6 +118,7 @@ def extract(
     require_finite(splats)
     closed, enough = None, None
     while closed is None:
+        begin(SURFACE)
         solid, level, left_out = _solid(splats, resolution, opacity, max(1, faces // FACES_OF_PART))
         vertices, triangles, _, _ = libraries["skimage.measure"].marching_cubes(
             solid.values, level, spacing=(solid.step,) * 3, gradient_direction="ascent", allow_degenerate=False
@@ -122,11 +127,14 @@ def extract(
         most = MOST_TIMES * faces if simple else 0
         if resolution <= COARSEST:
             most = max(faces, 2 * len(triangles))  # enough to skip the simplification
+        begin(TRIANGLES)
         closed = _simplify(libraries, (vertices + solid.origin).astype(np.float32), triangles, faces, most)
         if enough is None:
             enough = len(triangles) if closed is None and not left_out else 0
         resolution, used = max(COARSEST, int(COARSER * resolution)), resolution
+    begin(UNWRAPPING)
     kept, corners, uvs = _unwrap(libraries["xatlas"], closed, texture_size)
+    begin(TEXTURE)
     texture, coverage = bake(splats, closed, corners, uvs, texture_size, solid.step, device or torch.device("cpu"))
     return Mesh(
         vertices=np.asarray(closed.vertices, np.float32)[kept],

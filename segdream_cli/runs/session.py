@@ -36,8 +36,10 @@ from segdream_cli.runs.runner import ActiveRun, Destination, Runner
 from segdream_cli.runs.source import Start, load_source, source_of
 from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.runs.stopping import StopRequest
+from segdream_cli.runs.timings import Timings
 from segdream_cli.splats import Splats
 from segdream_cli.util.devices import choose_device, describe_machine
+from segdream_cli.util.download import format_time
 from segdream_cli.util.failures import convert_failures
 from segdream_cli.util.files import check_output
 from segdream_cli.util.home import abbreviate, expand
@@ -49,6 +51,9 @@ T = TypeVar("T")
 
 LOCKSTEP_DEVICES = ("cuda",)
 """Types of devices that optimise several assets at once. On a CPU, an asset's bits would then depend on the others."""
+
+LEAST_TOLD_S = 5.0
+"""Seconds; a shorter time is not worth a line."""
 
 
 class Generation(Iterator[StepReport]):
@@ -295,6 +300,7 @@ class Session:
             else:
                 waiting.append((index, *self.plan(job, force=force, resume=skip_existing and not force)))
         titles, made = titles_of(jobs), len(waiting)
+        self._tell_time([step for _, step, _ in waiting])
         try:
             while waiting:
                 self._check_stop()
@@ -317,7 +323,9 @@ class Session:
             UsageProblem, OutputExists: it can't be resumed.
             Interrupted, SegdreamError: see `generate_all`.
         """
-        drain(self._finish([self._restore(run, output, force=force)]))
+        active = self._restore(run, output, force=force)
+        self._tell_time([active.asset.step])
+        drain(self._finish([active]))
 
     def generate_list(self, jobs: Sequence[Job], *, force: bool) -> Tally:
         """Makes missing assets, resumes stopped runs, and continues after a failure.
@@ -331,12 +339,13 @@ class Session:
         """
         counts: Counter[str] = Counter()
         titles = titles_of(jobs)
-        possible = [
-            (number, job)
-            for number, job in enumerate(jobs, 1)
-            if _exists(job, force=force)
-            or self._plan_or_report(job, f"{job.output}: {job.prompt}", counts, force=force) is not None
-        ]
+        possible, steps = [], []
+        for number, job in enumerate(jobs, 1):
+            exists = _exists(job, force=force)
+            plan = None if exists else self._plan_or_report(job, f"{job.output}: {job.prompt}", counts, force=force)
+            possible += [(number, job)] if exists or plan is not None else []
+            steps += [plan[0]] if plan is not None else []
+        self._tell_time(steps)
         waiting: dict[int, list[Planned]] = {}
         try:
             for number, job in possible:  # checked again: another program may have written the file since
@@ -386,6 +395,22 @@ class Session:
         for planned in waiting.values():
             self._make_together(planned, counts)
         return Tally(made=counts["made"], failed=counts["failed"])
+
+    def _tell_time(self, steps: Sequence[int]) -> None:
+        """Reports the time that assets are expected to take, if it is known and long.
+
+        Args:
+            steps: the step that each asset has reached.
+        """
+        if not steps:
+            return
+        last, timings = max(1, self.config.last_step), Timings(self.config, self.checkpoint.digest, self.device)
+        known = timings.recall(min(self.batch, len(steps)))
+        seconds = 0.0 if known is None else known.seconds * sum((last - step) / last for step in steps)
+        if seconds >= LEAST_TOLD_S:
+            assets = f" for {len(steps)} assets" if len(steps) > 1 else ""
+            text = f"about {format_time(seconds)}{assets}, as the latest with these settings took on this machine"
+            self.reporter(Note(text))
 
     def _plan_or_report(
         self, job: Job, title: str | None, counts: Counter[str], *, force: bool, resume: bool | None = None

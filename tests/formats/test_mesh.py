@@ -292,7 +292,8 @@ def test_export_reports_a_simplified_mesh(trimesh, tmp_path: Path, segdream_expo
     said = capsys.readouterr()
     facts = json.loads(said.out)
     assert (facts["parts"], facts["parts_left_out"], facts["watertight"]) == (2, 123, True)
-    (line,) = said.err.splitlines()
+    line, others = said.err.splitlines()
+    assert others.endswith("a.obj needs a.mtl and a.png beside it")
     assert "123 small parts dropped" in line
     assert line.endswith("; raise --faces to keep more")
 
@@ -302,7 +303,7 @@ def test_export_names_the_triangles_that_keep_the_grid(ball, tmp_path: Path, seg
     made = dataclasses.replace(ball, resolution=115, enough=196_720)
     monkeypatch.setattr(mesh, "extract", lambda *_, **__: made)
     segdream_export(tmp_path / "a.ply", "-o", tmp_path / "a.obj")
-    assert capsys.readouterr().err.strip().endswith("; use --faces 196720 to keep more")
+    assert "; use --faces 196720 to keep more\n" in capsys.readouterr().err
 
 
 def test_extract_refuses_faint_gaussians(trimesh) -> None:
@@ -355,7 +356,9 @@ def test_write_refuses_other_suffixes(tmp_path: Path, ball: Mesh) -> None:
 
 
 def test_extract_is_deterministic(trimesh, letter: Mesh) -> None:
-    again = mesh.extract(boxes(*CHIRAL), **SMALL)
+    begun: list[str] = []
+    again = mesh.extract(boxes(*CHIRAL), **SMALL, begin=begun.append)
+    assert begun == list(mesh.STAGES)
     np.testing.assert_array_equal(again.vertices, letter.vertices)
     np.testing.assert_array_equal(again.texture, letter.texture)
 
