@@ -38,7 +38,9 @@ def export(
     ] = None,
     outputs: Annotated[
         list[Path] | None,
-        typer.Option("-o", "--output", help="File to write; repeatable.", rich_help_panel=shared.OUTPUT),
+        typer.Option(
+            "-o", "--output", help="File to write, may hold {stem}; repeatable.", rich_help_panel=shared.OUTPUT
+        ),
     ] = None,
     format: Annotated[
         str | None,
@@ -175,6 +177,7 @@ def export(
         raise UsageProblem("give an ASSET and at least one -o", hint="segdream export bus.ply -o bus.splat")
     places = [parse_placed(each) for each in assets]
     asset = places[0].path
+    outputs = [shared.fill_stem(each, asset) for each in outputs]
     names = choose_formats(outputs, format)
     if MESH not in names:
         hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"

@@ -15,7 +15,7 @@ from segdream_cli.config.sections import MAX_POINTS
 from segdream_cli.config.values import parse_assignments
 from segdream_cli.errors import OptionProblem, UsageProblem
 from segdream_cli.priors.profile import QUALITIES
-from segdream_cli.runs.jobs import MAX_SEED, has_field
+from segdream_cli.runs.jobs import MAX_SEED, Job, fill_fields, has_field, make_folders
 from segdream_cli.runs.spec import Request
 from segdream_cli.util.home import abbreviate, expand
 
@@ -117,6 +117,20 @@ def labels(request: Request, template: Path | None) -> dict[str, str]:
     from segdream_cli.runs.load import template_labels  # a slow import
 
     return template_labels(request)
+
+
+def fill_stem(output: Path, asset: Path) -> Path:
+    """An -o with `{stem}`, the name of the asset without its suffix, filled in; its folder is then created.
+
+    Raises:
+        UsageProblem: it has another field, or the folder can't be created.
+    """
+    from segdream_cli.evaluate.asset_files import stem_of
+
+    path = fill_fields(output, {"stem": stem_of(asset)})
+    if path != output:
+        make_folders([Job("", 0, path)], "-o")
+    return path
 
 
 def refuse_skip_and_force(*, skip_existing: bool, force: bool) -> None:

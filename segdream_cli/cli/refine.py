@@ -109,6 +109,7 @@ def refine(
 
     The result keeps the frame and the scale of the asset. segdream generate --resume resumes a stopped run.
     """
+    from segdream_cli.evaluate.asset_files import stem_of
     from segdream_cli.runs.checks import check_asset, check_spec
 
     request = shared.request(
@@ -140,7 +141,8 @@ def refine(
     check_asset(asset)
     job = Job(prompt, seed, Path(f"{asset.stem}-refined.ply"))
     if output is not None:
-        job = replace(job, output=fill_template(output, job, labels=shared.labels(request, output)))
+        labels = shared.labels(request, output) | {"stem": stem_of(asset)}
+        job = replace(job, output=fill_template(output, job, labels=labels))
     makes_folder = output is not None and job.output != output
     spec = JobSpec(
         request=request, jobs=(job,), negative_prompt=negative, skip_existing=skip_existing, force=force, live=view

@@ -43,7 +43,10 @@ def render(
     assets: Annotated[
         list[Path], typer.Argument(metavar="ASSET", help="Asset to render; several appear side by side.")
     ],
-    output: shared.OutputOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File to write; may hold {stem}.", rich_help_panel=shared.OUTPUT),
+    ] = None,
     turntable: Annotated[
         bool, typer.Option("--turntable", help="Video of one full turn (.mp4, .webm, .gif, .webp); the default.")
     ] = False,
@@ -119,7 +122,7 @@ def render(
     color, sides = parse_background(background), parse_size(size, supersample)
     captions = choose_captions(caption, assets)
     check_width(kind, sides[0] * len(assets), len(assets))
-    path = output or output_path(assets, kind, transparent=color is None)
+    path = shared.fill_stem(output, assets[0]) if output else output_path(assets, kind, transparent=color is None)
     check_transparency(path, kind, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     check_target(path, kind, force=force)
     check_device(device)

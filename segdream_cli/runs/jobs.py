@@ -5,7 +5,7 @@ import operator
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -118,13 +118,28 @@ def fill_template(template: Path, job: "Job", index: int = 1, labels: Mapping[st
     Raises:
         UsageProblem: the template has a field of another name.
     """
-    values = {"prompt": slug(job.prompt), "seed": str(job.seed), "index": str(index), **labels}
+    values = {"index": str(index), "prompt": slug(job.prompt), "seed": str(job.seed), **labels}
+    return fill_fields(template, values, dict.fromkeys((*TEMPLATE_FIELDS, *labels)))
+
+
+def fill_fields(template: Path, values: Mapping[str, str], known: Collection[str] = ()) -> Path:
+    """A path with its fields filled in.
+
+    Args:
+        template: the path.
+        values: field -> value; the first one is what the hint of the error uses.
+        known: the fields that the error names; by default those of `values`.
+
+    Raises:
+        UsageProblem: the path has a field without a value.
+    """
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in values:
-            known = ", ".join(f"{{{name}}}" for name in TEMPLATE_FIELDS)
-            cured = FIELD.sub(lambda field: field[0] if field[1] in values else "{index}", str(template))
-            raise UsageProblem(f"-o {template} has the field {match[0]}, not one of {known}", hint=f"-o {quote(cured)}")
+            names = ", ".join(f"{{{name}}}" for name in known or values)
+            spare = f"{{{next(iter(values))}}}"
+            cured = FIELD.sub(lambda field: field[0] if field[1] in values else spare, str(template))
+            raise UsageProblem(f"-o {template} has the field {match[0]}, not one of {names}", hint=f"-o {quote(cured)}")
         return values[match[1]]
 
     return Path(FIELD.sub(value, str(template)))

@@ -89,6 +89,21 @@ def test_templates_that_cant_be_used(segdream, folder, arguments, message, hint)
     assert [path.name for path in folder.iterdir()] == ["list.txt"]
 
 
+def test_stem_is_the_name_of_the_asset(segdream, folder):
+    segdream("generate", BUS, "-o", "bus.compressed.ply", *SHORT)
+    done = segdream("export", "bus.compressed.ply", "-o", "web/{stem}.spz", "-o", "{stem}-2.ply")
+    assert (done.code, done.out.split()) == (0, ["web/bus.spz", "bus-2.ply"]), done.err
+    view = ("--view", "0,0", "--size", "16")
+    assert segdream("render", "web/bus.spz", *view, "-o", "pictures/{stem}.png").out == "pictures/bus.png\n"
+    assert (folder / "pictures" / "bus.png").exists()
+    refined = segdream("refine", "bus-2.ply", BUS, "-o", "{stem}-{seed}.ply", "--seed", "4", "--dry-run", *FAST)
+    assert (refined.code, "bus-2-4.ply" in refined.out) == (0, True), refined.err
+    for command in (("export", "bus-2.ply"), ("render", "bus-2.ply", *view)):
+        refused = segdream(*command, "-o", "{seed}-{stem}.png")
+        assert (refused.code, "has the field {seed}, not one of {stem}" in refused.err) == (2, True)
+        assert "hint: -o '{stem}-{stem}.png'" in refused.err
+
+
 def test_seeds_are_announced(segdream):
     done = segdream("generate", BUS, "--seeds", "0-1", "-o", "{seed}.ply", *SHORT)
     assert f"[1/2] {BUS}, seed 0 " in done.err
