@@ -18,7 +18,8 @@ def after_assets(outputs: Sequence[Path]) -> list[str]:
     """After `generate` and `refine`: a turntable, or the table of many assets; empty if segdream can't read them."""
     from segdream_cli.formats import FORMATS, format_of
 
-    shown = [path for path in outputs if FORMATS[format_of(path)].readable]
+    local = [path for path in outputs if "://" not in str(path)]  # no command reads an address
+    shown = [path for path in local if FORMATS[format_of(path)].readable]
     if len(shown) > MOST_BESIDE:
         return ["segdream", "evaluate", *sorted({str(path.parent) for path in shown})]
     return ["segdream", "render", *map(str, shown), "--turntable"] if shown else []

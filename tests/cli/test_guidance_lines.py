@@ -16,6 +16,7 @@ from segdream_cli.cli import next_step, progress
 from segdream_cli.cli.output import Output
 from segdream_cli.formats import FORMATS
 from segdream_cli.runs import session, timings
+from segdream_cli.runs.address import AddressPath
 from segdream_cli.runs.run_dir import RunDir
 
 
@@ -67,6 +68,7 @@ def test_after_assets_of_many_is_the_table_of_their_folder():
     many = [Path(f"assets/{number}.spz") for number in range(next_step.MOST_BESIDE + 1)]
     assert next_step.after_assets(many) == ["segdream", "evaluate", "assets"]
     assert next_step.after_assets(many[1:])[:3] == ["segdream", "render", "assets/1.spz"]
+    assert next_step.after_assets([AddressPath("s3://bucket/bus.ply")]) == []
     unreadable = [name for name, row in FORMATS.items() if not row.readable]
     assert next_step.after_export([Path("a")] * len(unreadable), unreadable) == []
 
