@@ -79,6 +79,10 @@ def export(
         str | None,
         typer.Option("--keep", help="The same for a share of the Gaussians: 25%.", rich_help_panel=EDIT_PANEL),
     ] = None,
+    polish: Annotated[
+        bool,
+        typer.Option("--polish", help="Fit the merged Gaussians to renders of the asset.", rich_help_panel=EDIT_PANEL),
+    ] = False,
     center: Annotated[
         bool, typer.Option("--center", help="Move the asset's centre to the origin.", rich_help_panel=EDIT_PANEL)
     ] = False,
@@ -255,7 +259,7 @@ def _edit(splats: Any, edits: Any, reduction: Any, sink: Output) -> tuple[Any, l
         cuts.append({"option": option, "kept": kept, "of": of})
         sink.note(f"{option} keeps {kept:,} of {of:,} Gaussians")
 
-    return apply_edits(splats, edits, count, lambda cropped: reduction.apply(cropped, count)), cuts
+    return apply_edits(splats, edits, count, lambda cropped: reduction.apply(cropped, count, sink.note)), cuts
 
 
 def choose_reduction(context: typer.Context) -> Any:
@@ -267,12 +271,15 @@ def choose_reduction(context: typer.Context) -> Any:
     """
     from segdream_cli.simplify import Reduction
 
-    values = {name: context.params[name] for name in ("remove_floaters", "largest_cluster", "max_gaussians", "keep")}
+    names = ("remove_floaters", "largest_cluster", "max_gaussians", "keep", "polish")
+    values = {name: context.params[name] for name in names}
     if values["largest_cluster"]:
         shared.refuse_options(context, {"remove_floaters"}, "has no effect: --largest-cluster drops them too")
     if values["keep"] is not None:
         shared.refuse_options(context, {"max_gaussians"}, "contradicts --keep")
         values["keep"] = parse_share(values["keep"])
+    elif values["max_gaussians"] is None:
+        shared.refuse_options(context, {"polish"}, "has no effect without --keep or --max-gaussians")
     return Reduction(**values)
 
 

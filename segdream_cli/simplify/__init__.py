@@ -1,6 +1,7 @@
-"""Fewer Gaussians that look the same: stray ones dropped (`cleaning`), neighbours merged (`merging`)."""
+"""Fewer Gaussians that look the same: stray ones dropped, neighbours merged, the rest fitted to renders."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from segdream_cli.splats import Splats
@@ -20,8 +21,11 @@ class Reduction:
     keep: float | None = None
     """The same for a share of the Gaussians, 0..1."""
 
-    def apply(self, splats: Splats, tell: Tell) -> Splats:
-        """The reduced asset; `tell` hears how many Gaussians each step leaves."""
+    polish: bool = False
+    """Fit what was merged to renders of the asset before, as `polish.polish`."""
+
+    def apply(self, splats: Splats, tell: Tell, note: Callable[[str], None] = lambda text: None) -> Splats:
+        """The reduced asset; `tell` hears how many Gaussians each step leaves, `note` how well the polish went."""
         if self.remove_floaters or self.largest_cluster:
             from segdream_cli.simplify.cleaning import largest_part, without_floaters
 
@@ -31,9 +35,23 @@ class Reduction:
         if self.keep is not None or self.max_gaussians is not None:
             from segdream_cli.simplify.merging import merge
 
-            before = len(splats)
-            count = max(1, math.ceil(before * self.keep)) if self.keep is not None else self.max_gaussians
+            whole = splats
+            count = max(1, math.ceil(len(whole) * self.keep)) if self.keep is not None else self.max_gaussians
             assert count is not None
-            splats = merge(splats, count)
-            tell("--max-gaussians" if self.keep is None else "--keep", len(splats), before)
+            splats = merge(whole, count)
+            tell("--max-gaussians" if self.keep is None else "--keep", len(splats), len(whole))
+            if self.polish and len(splats) < len(whole):
+                splats = _polish(whole, splats, note)
+            elif self.polish:
+                note("--polish has no effect: nothing was merged")
         return splats
+
+
+def _polish(whole: Splats, thin: Splats, note: Callable[[str], None]) -> Splats:
+    """The polished asset, with a note of its PSNR before and after."""
+    from segdream_cli.simplify.polish import polish, similarity
+
+    polished = polish(whole, thin)
+    before, after = similarity(whole, thin), similarity(whole, polished)
+    note(f"--polish raises the PSNR of renders from {before:.1f} to {after:.1f} dB")
+    return polished

@@ -14,7 +14,7 @@ from segdream_cli.splats import SH_C0, Float32s, Float64s, Splats, sanitize
 from segdream_cli.splats.bounds import bounds
 from segdream_cli.splats.transform import rotation_matrices
 
-NEIGHBORS = 16
+NEIGHBORS = 10
 """Candidates for a merge, per Gaussian."""
 LEAST_VISIBILITY = 0.05
 """Visibility of a Gaussian that no camera of `visibility` sees: other cameras may."""
@@ -92,7 +92,7 @@ def _group(rows: Float64s, count: int, blur: float) -> np.ndarray[tuple[int], np
 
 
 def _neighbors(means: Float64s) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-    """Indices [n, 16] of the nearest other means, the nearest first; -1 where there are fewer."""
+    """Indices [n, 10] of the nearest other means, the nearest first; -1 where there are fewer."""
     n = len(means)
     tree, found = cKDTree(means), np.full((n, NEIGHBORS), -1, np.int32)
     for start in range(0, n, BLOCK):

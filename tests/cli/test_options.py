@@ -20,6 +20,7 @@ from segdream_cli.priors import checkpoint
 from segdream_cli.render.job import RenderJob
 from segdream_cli.runs import best_of, session
 from segdream_cli.runs.reporter import discard
+from segdream_cli.simplify import polish
 from segdream_cli.splats import Splats
 
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -101,6 +102,7 @@ EXAMPLES = {
     "--largest-cluster": ("--largest-cluster",),
     "--levels": ("--levels", "2"),
     "--keep": ("--keep", "30%"),
+    "--polish": ("--polish",),
     "--center": ("--center",),
     "--rotate": ("--rotate", "0,90,0"),
     "--scale": ("--scale", "2"),
@@ -209,6 +211,8 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
     monkeypatch.setattr(session, "load_checkpoint", cache_by_prior(session.load_checkpoint))
     made = SimpleNamespace(left_out=0, resolution=mesh.RESOLUTION, faces=[], watertight=True, components=1)
     monkeypatch.setattr(mesh, "extract", record("mesh", made))
+    monkeypatch.setattr(polish, "VIEWS", 2)
+    monkeypatch.setattr(polish, "SIZE", 32)
     monkeypatch.setattr(mesh, "write", write_mesh)
     for name in ("write_image", "write_frames", "write_video", "write_contact_sheet"):
         monkeypatch.setattr(RenderJob, name, record(name))

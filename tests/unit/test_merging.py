@@ -12,6 +12,7 @@ from segdream_cli.render.cameras import frame_sphere
 from segdream_cli.render.raster import cpu, rasterize
 from segdream_cli.render.view import render
 from segdream_cli.simplify import Reduction, kernels, merging
+from segdream_cli.simplify import polish as polishing
 from segdream_cli.simplify.visibility import around, visibility
 from segdream_cli.splats import GROUPS, SH_C0, Splats
 from segdream_cli.splats.gaussians import Gaussians
@@ -193,21 +194,52 @@ def psnr(splats: Splats, other: Splats) -> float:
 
 
 def test_merge_keeps_images_better_than_dropping() -> None:
-    rng = np.random.default_rng(1)
     n = 3000
+    splats = ball(n)
+    size = splats.opacity_logits + np.sort(splats.log_scales, axis=1)[:, 1:].sum(axis=1)
+    dropped = splats.select(np.argsort(-size)[: n // 4])
+    assert psnr(merging.merge(splats, n // 4), splats) > max(30.0, psnr(dropped, splats) + 8)
+
+
+def ball(n: int) -> Splats:
+    """A coloured ball of small Gaussians."""
+    rng = np.random.default_rng(1)
     directions = rng.normal(size=(n, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     base = cloud(n, k=0)
     colors = 0.5 + 0.3 * np.sin(3 * directions)
-    splats = replace(
+    return replace(
         base,
         means=(0.8 * directions).astype(np.float32),
         log_scales=base.log_scales - 1,
         sh0=((colors - 0.5) / SH_C0).astype(np.float32),
     )
-    size = splats.opacity_logits + np.sort(splats.log_scales, axis=1)[:, 1:].sum(axis=1)
-    dropped = splats.select(np.argsort(-size)[: n // 4])
-    assert psnr(merging.merge(splats, n // 4), splats) > max(30.0, psnr(dropped, splats) + 8)
+
+
+def test_polish_comes_closer_in_other_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `psnr`, whose views and size are others; twice the same bits, and the input is not changed."""
+    monkeypatch.setattr(polishing, "SIZE", 64)
+    whole = ball(1500)
+    thin = merging.merge(whole, 300)
+    start = thin.copy()
+    polished = polishing.polish(whole, thin, steps=40)
+    assert psnr(polished, whole) > psnr(thin, whole) + 0.5
+    for name in GROUPS:
+        np.testing.assert_array_equal(thin.arrays()[name], start.arrays()[name])
+        np.testing.assert_array_equal(polished.arrays()[name], polishing.polish(whole, thin, steps=40).arrays()[name])
+
+
+def test_similarity_is_the_mean_psnr() -> None:
+    whole = ball(500)
+    other = replace(whole, sh0=whole.sh0 * np.float32(0.9))
+    cameras = around(whole, 4, 256)
+    images = []
+    for splats in (whole, other):
+        with torch.no_grad():
+            rendering = render(Gaussians.from_splats(splats), cameras)
+        images.append((rendering.rgb + 1 - rendering.alpha).clamp(0, 1).double())
+    expected = -10 * torch.log10(((images[0] - images[1]) ** 2).mean(dim=(1, 2, 3))).mean()
+    assert polishing.similarity(whole, other) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_quaternions_match_scipy() -> None:
@@ -223,3 +255,6 @@ def test_reduction_tells_what_is_left() -> None:
     assert Reduction().apply(splats, lambda *facts: told.append(facts)) is splats
     assert Reduction(max_gaussians=90).apply(splats, lambda *facts: told.append(facts)) is splats
     assert told == [("--keep", 13, 50), ("--max-gaussians", 50, 50)]
+    notes: list[str] = []
+    Reduction(max_gaussians=90, polish=True).apply(splats, lambda *facts: None, notes.append)
+    assert notes == ["--polish has no effect: nothing was merged"]
