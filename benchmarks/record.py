@@ -91,6 +91,24 @@ FIGURES: dict[str, list[tuple[str, str, str]]] = {
         ("`evaluate`: no such asset", "startup_evaluate_missing_s", "0.5 s"),
         ("`generate --resume`: no such run", "startup_resume_missing_s", "0.5 s"),
     ],
+    "thinning": [
+        (f"{title}, {share} %: {what}", f"thin_{name}_{share}_{key}", "")
+        for name, title in (("bus", "draft bus"), ("scan_100000", "synthetic scan of 100,000"))
+        for share in (50, 25, 10)
+        for what, key in (
+            ("mean PSNR of eight views", "db"),
+            ("splat-transform's", "theirs_db"),
+            ("with `--polish`", "polish_db"),
+            ("processor time", "s"),
+            ("splat-transform's time", "theirs_s"),
+            ("time of the polish", "polish_s"),
+        )
+    ]
+    + [
+        ("levels of detail of a million Gaussians", "lod_1000000_s", "300 s"),
+        ("processor time", "lod_1000000_processor_s", ""),
+        ("peak memory", "lod_1000000_peak_gib", "4 GiB"),
+    ],
     "small files": [
         ("compact PLY, SH 0: time over numpy's for as many bytes", "formats_ply_compact_sh0_over_numpy", "3.5"),
         ("compact PLY, SH 3: the same", "formats_ply_compact_sh3_over_numpy", "3.5"),
