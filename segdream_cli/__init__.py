@@ -117,6 +117,7 @@ def read(
     *,
     strict: bool = False,
     as_splats: bool = False,
+    frame: str | None = None,
     note: "Callable[[str], object] | None" = None,
 ) -> "Splats":
     """The asset in a file of any readable format, in the inner frame: right-handed, y up, the object faces +Z.
@@ -125,6 +126,7 @@ def read(
         path: the file; its bytes say what it is.
         strict: refuse a file with rows that are not finite, which are dropped otherwise.
         as_splats: read a plain point cloud as small Gaussians.
+        frame: where the axes of the file point, such as "rdf"; None is what the file or its format says.
         note: called with a message about each change that the reader makes.
 
     Raises:
@@ -135,7 +137,8 @@ def read(
     from segdream_cli import formats
     from segdream_cli.formats.common import DEFAULT, Reading
 
-    return formats.read(Path(path), Reading(strict=strict, as_splats=as_splats, note=note or DEFAULT.note))
+    how = Reading(strict=strict, as_splats=as_splats, frame=frame, note=note or DEFAULT.note)
+    return formats.read(Path(path), how)
 
 
 def write(path: "str | PathLike[str]", splats: "Splats", format: str | None = None, **options: Any) -> None:

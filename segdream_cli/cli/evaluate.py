@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdream_cli.cli import options as shared
-from segdream_cli.cli import references
+from segdream_cli.cli import reading, references
 from segdream_cli.cli.evaluate_results import Files, show_comparison, show_evaluation, show_votes
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import MetricRow
@@ -64,6 +64,7 @@ def evaluate(
     size: Annotated[
         int, typer.Option("--size", min=64, max=4096, help="Side of a view in pixels.", rich_help_panel=VIEWS_PANEL)
     ] = 512,
+    frame: reading.FrameOption = None,
     fit: Annotated[
         bool | None,
         typer.Option(
@@ -167,7 +168,7 @@ def evaluate(
 
     protocol = ViewProtocol(n=n_views, elevations_deg=angles, size=size)
     chosen = choose_device(device)
-    sides = _read(files_found, fit, prompts, lines, sink)
+    sides = _read(files_found, fit, reading.parse_frame(frame), prompts, lines, sink)
     pairs = _pair(sides, sink) if compare else []
     if votes:
         return show_votes(count_votes(votes, pairs, seed), sink)
@@ -302,6 +303,7 @@ def _check_comparison(context: typer.Context, assets: Sequence[Path], *, compare
 def _read(
     groups: Sequence[tuple[Sequence[Path], Sequence[str]]],
     fit: bool | None,
+    frame: str | None,
     prompts: str | None,
     lines: Sequence[str] | None,
     sink: Output,
@@ -312,7 +314,7 @@ def _read(
 
     groups_read = []
     for found, notes in groups:
-        entries = list_assets(found, fit=fit, note=sink.note)
+        entries = list_assets(found, fit=fit, frame=frame, note=sink.note)
         if prompts is not None and lines is not None:
             entries = with_prompts(entries, match_prompts(lines, [stem_of(path) for path in found], prompts))
         for note in notes:

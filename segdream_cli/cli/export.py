@@ -13,14 +13,23 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.next_step import after_export
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
+from segdream_cli.cli.reading import (
+    AsSplatsOption,
+    FrameOption,
+    StrictOption,
+    parse_frame,
+    parse_front,
+    parse_up,
+    read_assets,
+)
 from segdream_cli.cli.schema import Exported, FormatRow
 from segdream_cli.errors import OptionProblem, UsageProblem
 
-MESH = "mesh"
+MESH, PAGE = "mesh", "html"
 MESH_SUFFIXES = (".glb", ".obj")
 EDIT_PANEL, MESH_PANEL = "Edits, applied in this order", "Mesh"
 MESH_OPTIONS = ("faces", "texture_size", "opacity")
+Axis = StrEnum("Axis", ["x", "y", "z"])
 Unit = StrEnum("Unit", {name: name for name in ("m", "cm", "mm", "in", "ft")})  # type: ignore[misc]
 METRE: Unit = Unit("m")
 Pivot = StrEnum("Pivot", ["ground", "center"])
@@ -46,7 +55,33 @@ def export(
         str | None,
         typer.Option("--format", help="Output format, where the suffix allows several.", rich_help_panel=shared.OUTPUT),
     ] = None,
+    output_frame: Annotated[
+        str | None,
+        typer.Option(
+            "--output-frame",
+            help="Where the axes of the written files point, such as ruf.",
+            show_default="as the format says",
+            rich_help_panel=shared.OUTPUT,
+        ),
+    ] = None,
     formats: Annotated[bool, typer.Option("--formats", help="List the formats, and exit.")] = False,
+    mirror: Annotated[
+        Axis | None,
+        typer.Option("--mirror", help="Mirror along this axis.", rich_help_panel=EDIT_PANEL),
+    ] = None,
+    up: Annotated[
+        str,
+        typer.Option("--up", help="Turn this axis up: x, y, z, -x, -y or -z.", rich_help_panel=EDIT_PANEL),
+    ] = "y",
+    front: Annotated[
+        str,
+        typer.Option(
+            "--front",
+            help="Turn this axis, such as -x, or azimuth in degrees to the front.",
+            show_default="0: z, or -y with --up z",
+            rich_help_panel=EDIT_PANEL,
+        ),
+    ] = "0",
     prune_opacity: Annotated[
         float | None,
         typer.Option(
@@ -148,6 +183,7 @@ def export(
             rich_help_panel=MESH_PANEL,
         ),
     ] = 0.5,
+    frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
     force: shared.ForceOption = False,
@@ -168,7 +204,6 @@ def export(
 
     segdream export bus.ply --format mesh --height 3.2m --pivot ground -o bus.glb
     """
-    from segdream_cli.splats.edits import Edits
     from segdream_cli.splats.scene import join, parse_placed
     from segdream_cli.util.files import all_or_none, write_policy
 
@@ -190,33 +225,28 @@ def export(
         raise UsageProblem(
             "--spz-bits only affects .spz files, and no output is a .spz file", hint=f"-o {quote(asset.stem)}.spz"
         )
-    edits = Edits(
-        prune_opacity=prune_opacity,
-        crop=None if crop is None else parse_crop(crop),
-        center=center,
-        rotate=None if rotate is None else parse_angles(rotate),
-        scale=scale,
-        sh=sh,
-    )
+    target_frame = choose_frame(output_frame, names, asset)
+    edits = choose_edits(context)
     sizing = choose_sizing(context, outputs)
     reduction = choose_reduction(context)
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
     _check_targets(list(chain(*files)), force=force)
-    whole = join(read_assets([each.path for each in places], sink, strict=strict, as_splats=as_splats), places)
+    paths = [each.path for each in places]
+    whole = join(read_assets(paths, sink, frame=frame, strict=strict, as_splats=as_splats), places)
     splats, cuts = _edit(whole, edits, reduction, sink)
     mesh_options = {name: context.params[name] for name in MESH_OPTIONS}
     found = []
     with write_policy(replace=force), all_or_none(list(chain(*files))):
         for path, name in zip(outputs, names, strict=True):
             options = mesh_options if name == MESH else {"fractional_bits": spz_bits} if name.startswith("spz") else {}
-            found.append(_write(sink, path, splats, name, options, sizing))
+            found.append(_write(sink, path, splats, name, target_frame, options, sizing))
     for path, name, written, facts in zip(outputs, names, files, found, strict=True):
         if len(written) > 1:
             sink.note(f"{path} needs {' and '.join(file.name for file in written[1:])} beside it")
         line = Exported(
             output=path,
             asset=asset,
-            assets=[each.path for each in places],
+            assets=paths,
             format=name,
             files=written,
             bytes=sum(file.stat().st_size for file in written),
@@ -353,6 +383,49 @@ def _choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
     return [format if fits else other for fits, other in zip(fitting, by_suffix, strict=True)]
 
 
+def choose_frame(text: str | None, names: Sequence[str], asset: Path) -> str | None:
+    """The frame of --output-frame; None is that of each format.
+
+    Raises:
+        UsageProblem: there is no such frame, or an output is a page, or names its frame and can't name this one.
+    """
+    from segdream_cli.formats import FORMATS
+
+    frame = parse_frame(text, "--output-frame")
+    for name in names if frame is not None else ():
+        if name == PAGE:
+            raise UsageProblem(
+                "--output-frame has no effect on a .html page, which holds its own viewer",
+                hint=f"-o {quote(asset.stem)}.ply --output-frame {frame}",
+            )
+        if name != MESH:
+            FORMATS[name].check_frame(str(frame))
+    return frame
+
+
+def choose_edits(context: typer.Context) -> Any:
+    """The `Edits` of a command line.
+
+    Raises:
+        UsageProblem: a value can't be read.
+    """
+    from segdream_cli.splats.edits import Edits
+
+    given = context.params
+    up = parse_up(given["up"])
+    return Edits(
+        mirror=given["mirror"] and str(given["mirror"]),
+        up=up,
+        front_deg=parse_front(given["front"], up),
+        prune_opacity=given["prune_opacity"],
+        crop=None if given["crop"] is None else parse_crop(given["crop"]),
+        center=given["center"],
+        rotate=None if given["rotate"] is None else parse_angles(given["rotate"]),
+        scale=given["scale"],
+        sh=given["sh"],
+    )
+
+
 def parse_crop(text: str) -> list[float]:
     """The six numbers of a box, its lower corner first, or the radius of a ball.
 
@@ -409,13 +482,16 @@ def _files(path: Path, name: str) -> list[Path]:
     return [path, path.with_suffix(".mtl"), path.with_suffix(".png")] if textured else [path]
 
 
-def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[str, Any], sizing: Any) -> dict[str, Any]:
-    """Writes one output, and returns the fields of its line that are about a mesh."""
+def _write(
+    sink: Output, path: Path, splats: Any, name: str, frame: str | None, options: Mapping[str, Any], sizing: Any
+) -> dict[str, Any]:
+    """Writes one output with the axes of `frame`, and returns the fields of its line that are about a mesh."""
     if name != MESH:
-        from segdream_cli import write
+        from segdream_cli import formats
         from segdream_cli.splats.sizing import resize
 
-        write(path, splats if sizing is None else resize(splats, sizing), name, **options)
+        sized = splats if sizing is None else resize(splats, sizing)
+        formats.write(path, sized, name, frame=frame, **options)
         return {}
     from segdream_cli import mesh
     from segdream_cli.cli.progress import StageProgress
@@ -423,7 +499,7 @@ def _write(sink: Output, path: Path, splats: Any, name: str, options: Mapping[st
     with StageProgress(path.name, mesh.STAGES, sink) as progress:
         made = mesh.extract(splats, **options, begin=progress.begin)
     made = made if sizing is None else mesh.resize(made, sizing)
-    mesh.write(path, made)
+    mesh.write(path, made if frame is None else mesh.to_frame(made, frame))
     changes = [f"{made.left_out:,} small parts dropped"] if made.left_out else []
     if made.resolution < mesh.RESOLUTION:
         changes.append(f"grid reduced from {mesh.RESOLUTION} to {made.resolution}, which closes small holes")

@@ -1,14 +1,13 @@
 """`segdream refine`: polishes a splat or a mesh from any tool."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli import reading
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter
 from segdream_cli.cli.signals import StopOnSignal
@@ -25,6 +24,7 @@ def refine(
     asset: Annotated[Path, typer.Argument(help="Splat or mesh (.glb, .obj) to refine.")],
     prompt: Annotated[str, typer.Argument(help="The object that the asset shows, in a sentence.")],
     output: shared.AssetOutputOption = None,
+    frame: reading.FrameOption = None,
     front: Annotated[
         str,
         typer.Option(
@@ -135,8 +135,8 @@ def refine(
     if no_browser and not view:
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
     reporter = TerminalReporter(Output(json=json, quiet=quiet), browser=not no_browser)
-    axis = parse_up(up)
-    azimuth = parse_front(front, axis)
+    axis = reading.parse_up(up)
+    azimuth, source_frame = reading.parse_front(front, axis), reading.parse_frame(frame)
     shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
     check_asset(asset)
     job = Job(prompt, seed, Path(f"{asset.stem}-refined.ply"))
@@ -151,7 +151,7 @@ def refine(
     from segdream_cli.runs.session import run_jobs  # slow imports, after the checks that do not need them
     from segdream_cli.runs.source import source_of
 
-    spec = replace(spec, jobs=(replace(job, source=source_of(asset, azimuth, sh, axis)),))
+    spec = replace(spec, jobs=(replace(job, source=source_of(asset, azimuth, sh, axis, source_frame)),))
     if makes_folder and not dry_run:
         make_folders([job], "-o")
     if dry_run:
@@ -161,40 +161,3 @@ def refine(
         return
     run_jobs(spec, reporter, StopOnSignal(reporter.output.note))
     reporter.suggest()
-
-
-def parse_up(text: str) -> str:
-    """The axis that points up, without its plus sign.
-
-    Raises:
-        UsageProblem: it is no axis.
-    """
-    from segdream_cli.splats.placement import UPRIGHT
-
-    axis = text.lower().removeprefix("+")
-    if axis not in UPRIGHT:
-        raise UsageProblem(f"--up {quote(text)} is not one of {', '.join(UPRIGHT)}", hint="--up z")
-    return axis
-
-
-def parse_front(text: str, up: str = "y") -> float:
-    """The azimuth in degrees of a front, given as an axis or as a number, once the axis `up` is +y.
-
-    Raises:
-        UsageProblem: it is neither, or points up or down.
-    """
-    from segdream_cli.splats.placement import AXES, azimuth_of
-
-    across = [axis for axis in AXES if axis[-1] != up[-1]]
-    axis = text.lower().removeprefix("+")
-    if axis in across:
-        return azimuth_of(axis, up)
-    try:
-        azimuth = float(text)
-    except ValueError:
-        azimuth = math.nan
-    if not abs(azimuth) <= 360:
-        raise UsageProblem(
-            f"--front {quote(text)} is not {', '.join(across)} or an azimuth in degrees", hint=f"--front {across[0]}"
-        )
-    return azimuth

@@ -14,7 +14,7 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.next_step import after_video
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
+from segdream_cli.cli.reading import AsSplatsOption, FrameOption, StrictOption, read_assets
 from segdream_cli.cli.schema import Rendered
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
@@ -86,6 +86,7 @@ def render(
         typer.Option("--caption", help="Caption of each asset, in order; default for several assets: their names."),
     ] = None,
     device: shared.DeviceOption = AUTO,
+    frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
     force: shared.ForceOption = False,
@@ -127,7 +128,7 @@ def render(
     check_target(path, kind, force=force)
     check_device(device)
     sink = Output(json=json, quiet=quiet)
-    splats = read_assets(assets, sink, strict=strict, as_splats=as_splats)
+    splats = read_assets(assets, sink, frame=frame, strict=strict, as_splats=as_splats)
     from segdream_cli.render.camera_path import read_camera_path  # slow imports, after the checks without them
     from segdream_cli.render.job import RenderJob
     from segdream_cli.util.files import write_policy

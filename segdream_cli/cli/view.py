@@ -8,7 +8,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
+from segdream_cli.cli.reading import AsSplatsOption, FrameOption, StrictOption, read_assets
 from segdream_cli.cli.reporter import open_browser
 from segdream_cli.cli.schema import Ready
 from segdream_cli.cli.signals import StopOnSignal
@@ -16,6 +16,7 @@ from segdream_cli.cli.signals import StopOnSignal
 
 def view(
     asset: Annotated[Path, typer.Argument(help="Asset to show.")],
+    frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
     no_browser: shared.NoBrowserOption = False,
@@ -30,7 +31,7 @@ def view(
     from segdream_cli.viewer.server import PageServer
 
     sink = Output(json=json, quiet=quiet)
-    (splats,) = read_assets([asset], sink, strict=strict, as_splats=as_splats)
+    (splats,) = read_assets([asset], sink, frame=frame, strict=strict, as_splats=as_splats)
     title = title_of(splats, asset.stem)
     document(splats, title)  # an asset that can't be shown is refused here, not in the browser
     server = PageServer()

@@ -35,12 +35,14 @@ class Entry:
         path: its file.
         prompt: its own or a given one; None if it has none.
         fitted: whether its views show it moved and scaled to fill them.
+        frame: where the axes of the file point; None is what the file or its format says.
     """
 
     name: str
     path: Path
     prompt: str | None
     fitted: bool
+    frame: str | None = None
 
     @property
     def key(self) -> str:
@@ -49,36 +51,41 @@ class Entry:
 
     def read(self, device: torch.device) -> Asset:
         """The asset on a device; raises the errors of `list_assets` if its file has changed."""
-        splats = _read(self.path)
+        splats = _read(self.path, Reading(frame=self.frame))
         placed = _fit(splats, self.path) if self.fitted else splats
         gaussians = Gaussians.from_splats(placed).to(device)
         return Asset(name=self.name, path=self.path, prompt=self.prompt, splats=splats, gaussians=gaussians)
 
 
 def list_assets(
-    paths: Sequence[Path], *, fit: bool | None, note: Callable[[str], object] = DEFAULT.note
+    paths: Sequence[Path],
+    *,
+    fit: bool | None,
+    frame: str | None = None,
+    note: Callable[[str], object] = DEFAULT.note,
 ) -> list[Entry]:
     """Reads every asset once, so that none is refused in the middle of an evaluation.
 
     Args:
         paths: files, each a different one.
         fit: move assets into the views and scale them to fill these; None moves those that are cut off or small.
+        frame: where the axes of the files point; None is what each file or its format says.
         note: receives the notes of the readers.
 
     Raises:
-        UsageProblem: a file can't be read, or its asset has no usable size.
+        UsageProblem: a file can't be read, its asset has no usable size, or there is no such frame.
     """
     stems = Counter(stem_of(path) for path in paths)
     entries = []
     for path in paths:
-        splats = _read(path, Reading(note=note))
+        splats = _read(path, Reading(frame=frame, note=note))
         fitted = fit if fit is not None else not _fits(splats)
         if fitted:
             _fit(splats, path)
         prompt = splats.provenance.get("prompt")
         prompt = prompt.strip() if isinstance(prompt, str) and prompt.strip() else None
         name = stem_of(path) if stems[stem_of(path)] == 1 else str(path)
-        entries.append(Entry(name, path, prompt, fitted))
+        entries.append(Entry(name, path, prompt, fitted, frame))
     return entries
 
 
@@ -87,7 +94,7 @@ def with_prompts(entries: Sequence[Entry], prompts: Sequence[str]) -> list[Entry
     return [replace(entry, prompt=prompt) for entry, prompt in zip(entries, prompts, strict=True)]
 
 
-def _read(path: Path, reading: Reading = DEFAULT) -> Splats:
+def _read(path: Path, reading: Reading) -> Splats:
     splats = formats.read(path, reading)
     if not len(splats):
         raise UsageProblem(f"{path} has no Gaussians", hint=ANOTHER_FILE)

@@ -19,6 +19,7 @@ from segdream_cli.formats.common import ANOTHER_FILE, DEFAULT, Reading
 from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import Splats
+from segdream_cli.splats.frames import INNER, PLY, check_frame, from_frame, to_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Format:
     """Keyword arguments of `write`."""
     readable: bool = True
     """Whether segdream reads its files as assets."""
+    frame: str | None = PLY
+    """Frame of its files; None if they name theirs, so `write` takes it, and the module has `check_frame(name)`."""
 
     def check_packages(self) -> None:
         """Raises EnvironmentProblem if the module needs a package that is missing."""
@@ -42,8 +45,17 @@ class Format:
         if check is not None:
             check()
 
-    def write(self, path: Path, splats: Splats, **options: Any) -> None:
-        """Writes `path`; raises the errors of the module's `write`."""
+    def check_frame(self, name: str) -> None:
+        """Raises UsageProblem if files of this format name their frame and can't name this one."""
+        if self.frame is None:
+            import_module(f"{__name__}.{self.module}").check_frame(name)
+
+    def write(self, path: Path, splats: Splats, frame: str | None = None, **options: Any) -> None:
+        """Writes `path` with the axes of `frame`; raises the errors of the module's `write`."""
+        if self.frame is None:
+            options["frame"] = frame
+        elif frame is not None and frame != self.frame:
+            splats = from_frame(to_frame(splats, frame), self.frame)
         import_module(f"{__name__}.{self.module}").write(path, splats, **{**self.options, **options})
 
 
@@ -54,16 +66,19 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "compressed-ply": Format(
             ".compressed.ply", "a quarter of a compact PLY and less, for SuperSplat", "compressed"
         ),
-        "spz": Format(".spz", "about a tenth of a PLY, for web viewers", "spz"),
-        "spz4": Format(".spz", "the same with zstandard, for newer readers", "spz", {"version": 4}),
+        "spz": Format(".spz", "about a tenth of a PLY, for web viewers", "spz", frame=None),
+        "spz4": Format(".spz", "the same with zstandard, for newer readers", "spz", {"version": 4}, frame=None),
         "sog": Format(".sog", "the smallest for many Gaussians, for PlayCanvas", "sog"),
-        "glb": Format(".glb", "glTF with KHR_gaussian_splatting", "glb"),
+        "glb": Format(".glb", "glTF with KHR_gaussian_splatting", "glb", frame=INNER),
         "usdz": Format(
-            ".usdz", "OpenUSD's ParticleField, for Omniverse, Houdini and Apple; needs the extra usd", "usd"
+            ".usdz",
+            "OpenUSD's ParticleField, for Omniverse, Houdini and Apple; needs the extra usd",
+            "usd",
+            frame=INNER,
         ),
-        "html": Format(".html", "one page with its viewer, works offline", "page", readable=False),
+        "html": Format(".html", "one page with its viewer, works offline", "page", readable=False, frame=INNER),
         "splat": Format(".splat", "32 bytes per Gaussian, colours without view dependence", "splat"),
-        "points": Format(".ply", "a coloured point cloud for mesh tools", "points", readable=False),
+        "points": Format(".ply", "a coloured point cloud for mesh tools", "points", readable=False, frame=INNER),
     }
 )
 """Format name -> suffix, description, read and write. The first row of a suffix is what the suffix alone means."""
@@ -126,8 +141,10 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """The asset in `path`, which may come from another tool, in the inner frame; its bytes say what it is.
 
     Raises:
-        UsageProblem: the file can't be opened or read, or holds no asset.
+        UsageProblem: the file can't be opened or read, or holds no asset, or there is no such frame.
     """
+    if reading.frame is not None:
+        reading = dataclasses.replace(reading, frame=check_frame(reading.frame))
     splats: Splats = import_module(f"{__name__}.{READERS[kind_of(path)]}").read(path, reading)
     return dataclasses.replace(splats, provenance=known_provenance(splats.provenance))
 
@@ -176,11 +193,20 @@ def check_format(path: Path, format: str | None = None) -> str:
     return name
 
 
-def write(path: Path, splats: Splats, format: str | None = None, **options: Any) -> None:
+def write(path: Path, splats: Splats, format: str | None = None, *, frame: str | None = None, **options: Any) -> None:
     """Writes `splats` to `path` in `format`, or in the format of the suffix.
 
+    Args:
+        path: the file.
+        splats: the asset, in the inner frame.
+        format: a key of `FORMATS`.
+        frame: where the axes of the file point, such as "ruf"; None is the format's own. Only SPZ records it.
+        options: keyword arguments of the format's `write`.
+
     Raises:
-        UsageProblem: the format is not known, does not go with the suffix, or the folder can't be written.
+        UsageProblem: the format or frame is not known, the format does not go with the suffix, or the folder can't be
+            written.
         SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
     """
-    FORMATS[check_format(path, format)].write(path, splats, **options)
+    row = FORMATS[check_format(path, format)]
+    row.write(path, splats, frame if frame is None else check_frame(frame), **options)

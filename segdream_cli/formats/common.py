@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.splats import OPACITY_LOGIT_LIMIT, Float32s, Splats, find_nonfinite, find_unusable, sanitize
+from segdream_cli.splats.frames import from_frame
 from segdream_cli.util.files import known_problem, parse_json
 
 ANOTHER_FILE = 'give another file, or make one: segdream generate "a red mushroom" -o mushroom.ply'
@@ -52,6 +53,8 @@ class Reading:
     """Refuse a file with rows that are not finite, which are dropped otherwise."""
     as_splats: bool = False
     """Read a plain point cloud as small Gaussians."""
+    frame: str | None = None
+    """Where the axes of the file point, a name of `splats.frames.FRAMES`; None is what the file or its format says."""
     note: Callable[[str], object] = lambda _: None
     """Receives a message about each change that the reader makes, such as rows that it drops."""
     unusable: Callable[[int], object] = lambda _: None
@@ -126,8 +129,14 @@ def not_a_file(path: Path) -> UsageProblem:
     return UsageProblem(f"{path} is not a file", hint=ANOTHER_FILE)
 
 
-def finish(path: Path, splats: Splats, reading: Reading = DEFAULT) -> Splats:
-    """The Gaussians of a file after `sanitize`, without rows that are unusable, of which a note gives the number.
+def finish(path: Path, splats: Splats, reading: Reading, frame: str) -> Splats:
+    """The Gaussians of a file in the inner frame, after `sanitize`, without unusable rows; a note gives their number.
+
+    Args:
+        path: the file.
+        splats: its Gaussians, whose arrays this may change.
+        reading: how to read it.
+        frame: the frame of the file, unless `reading` names another.
 
     Raises:
         UsageProblem: all rows are unusable, or `reading` is strict and some are.
@@ -141,7 +150,7 @@ def finish(path: Path, splats: Splats, reading: Reading = DEFAULT) -> Splats:
         reading.note(f"{path}: {problem} and are left out; --strict refuses such files")
         reading.unusable(len(bad))
         splats = splats.select(np.delete(np.arange(len(splats)), bad))
-    return sanitize(splats)
+    return from_frame(sanitize(splats), reading.frame or frame)
 
 
 def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:

@@ -26,7 +26,8 @@ from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.ply import REST_COUNTS, rest_names
 from segdream_cli.formats.ply_header import Element, header_text, read_header
 from segdream_cli.formats.spz_values import UInt32s
-from segdream_cli.splats import SH_C0, Float32s, Splats, from_ply_frame, sanitize, to_ply_frame
+from segdream_cli.splats import SH_C0, Float32s, Splats, sanitize, to_ply_frame
+from segdream_cli.splats.frames import PLY
 from segdream_cli.util.files import atomic_write
 
 CHUNK = 256
@@ -92,7 +93,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     for start in range(0, len(chunks), CACHED_CHUNKS):  # a block stays in the cache from step to step
         block = slice(start * CHUNK, min(n, (start + CACHED_CHUNKS) * CHUNK))
         _unpack_block(chunks[start : start + CACHED_CHUNKS], vertices[block], splats, block)
-    return from_ply_frame(finish(path, splats, reading))
+    return finish(path, splats, reading, PLY)
 
 
 def _unpack_block(chunks: NDArray[np.void], vertices: NDArray[np.void], splats: Splats, rows: slice) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -33,6 +33,7 @@ from segdream_cli.formats.common import (
 )
 from segdream_cli.formats.gltf import BIN_CHUNK, JSON_CHUNK, WIDTHS, Gltf, child, load
 from segdream_cli.splats import BANDS, SH_C0, Float32s, Float64s, Splats, concat, sanitize
+from segdream_cli.splats.frames import INNER
 from segdream_cli.splats.transform import transform
 from segdream_cli.util.files import atomic_write
 
@@ -172,7 +173,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         parts.append(part)
     if not parts:
         raise UsageProblem(f"{path} holds no Gaussians: no primitive of its scene has {EXTENSION}", hint=ANOTHER_FILE)
-    return finish(path, concat(parts, extras_provenance(scene.gltf.document)), reading)
+    return finish(path, concat(parts, extras_provenance(scene.gltf.document)), reading, INNER)
 
 
 def holds_gaussians(path: Path) -> bool:
@@ -240,7 +241,9 @@ class _Scene:
         index = self.gltf.whole(packed if isinstance(packed, dict) else {}, "bufferView")
         content, start, size, _ = self.gltf.view(index)
         if index not in self.unpacked:
-            self.unpacked[index] = spz.parse(self.gltf.path, content[start : start + size], self.reading, spz.RUB)
+            self.unpacked[index] = spz.parse(
+                self.gltf.path, content[start : start + size], replace(self.reading, frame=None), INNER
+            )
         return self.unpacked[index]
 
     def values(self, primitive: Mapping[str, Any]) -> Splats:

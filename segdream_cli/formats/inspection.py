@@ -10,7 +10,6 @@ from segdream_cli.formats.common import open_asset
 from segdream_cli.formats.ply_header import read_header
 
 DOWN, UP, OWN, UNDECLARED = "y down, z away", "y up, z front", "its own up axis", "not declared"
-FRAMES = {spz.RUB: "RUB, declared", spz.RDF: "RDF, declared"}
 FAMILY = {"points": UP, "usd": OWN, "glb": UP}
 """Kinds whose frame is not that of the PLY family."""
 ANTIALIASED = re.compile(r"SplatRenderMode:\s*mip|antialiased\s+1")
@@ -47,7 +46,7 @@ def inspect(path: Path) -> Facts:
         return Facts(kind, f"1.0, {header.layout}", FAMILY.get(kind, DOWN), _is_antialiased(header.comments))
     if kind == "spz":
         version, antialiased, frame = spz.declared(path)
-        return Facts(kind, str(version), FRAMES.get(frame, UNDECLARED), antialiased)
+        return Facts(kind, str(version), UNDECLARED if frame is None else f"{frame.upper()}, declared", antialiased)
     return Facts(kind, _version(path, kind), FAMILY.get(kind, DOWN))
 
 

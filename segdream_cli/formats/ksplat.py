@@ -23,7 +23,8 @@ from segdream_cli.formats.common import (
     open_asset,
     to_log_scales,
 )
-from segdream_cli.splats import BANDS, SH_C0, Float32s, Splats, concat, from_ply_frame
+from segdream_cli.splats import BANDS, SH_C0, Float32s, Splats, concat
+from segdream_cli.splats.frames import PLY
 
 HEADER_SIZE, SECTION_SIZE = 4096, 1024
 HEADER = struct.Struct("<BB2xIIIIH14xff")
@@ -67,7 +68,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     parts = [_splats(section, low, high) for section in _sections(path, content, sections, level)]
     if not parts:
         raise UsageProblem(f"{path} has zero Gaussians", hint=ANOTHER_FILE)
-    return from_ply_frame(finish(path, concat(parts, {}), reading))
+    return finish(path, concat(parts, {}), reading, PLY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ from segdream_cli.formats.common import (
     require_finite,
 )
 from segdream_cli.formats.ply_header import BYTE_ORDERS, Element, PlyHeader, damage_error, header_text, read_header
-from segdream_cli.splats import BANDS, SH_C0, Float32s, Splats, from_ply_frame, sanitize, to_ply_frame
+from segdream_cli.splats import BANDS, SH_C0, Float32s, Splats, sanitize, to_ply_frame
+from segdream_cli.splats.frames import PLY
 from segdream_cli.util.files import atomic_write
 
 MEANS = ("x", "y", "z")
@@ -134,7 +135,7 @@ def to_splats(vertices: "Vertices", reading: Reading = DEFAULT) -> Splats:
         shN=_harmonics(vertices, reading),
         provenance=parse_provenance(vertices.comments),
     )
-    return from_ply_frame(finish(vertices.path, splats, reading))
+    return finish(vertices.path, splats, reading, PLY)
 
 
 def _require(path: Path, names: Sequence[str]) -> None:

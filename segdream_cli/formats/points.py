@@ -26,6 +26,7 @@ from segdream_cli.formats.ply import (
     to_splats,
 )
 from segdream_cli.splats import SH_C0, Float32s, Splats
+from segdream_cli.splats.frames import INNER
 
 NEIGHBOURS = 3
 WIDTH = 0.5
@@ -77,7 +78,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         shN=np.zeros((n, 0, 3), np.float32),
         provenance=parse_provenance(vertices.comments),
     )
-    splats = finish(path, splats, reading)
+    splats = finish(path, splats, reading, INNER)
     splats.log_scales[:] = _log_widths(splats.means)[:, None]
     return splats
 

@@ -42,7 +42,8 @@ from segdream_cli.formats.common import (
 from segdream_cli.formats.ordering import along_z_curve
 from segdream_cli.formats.palette import CODES, clusters, codebook, nearest_codes
 from segdream_cli.formats.sniff import JSON_BLANKS, META, META_LIMIT
-from segdream_cli.splats import BANDS, Float32s, Splats, from_ply_frame, sanitize, to_ply_frame
+from segdream_cli.splats import BANDS, Float32s, Splats, sanitize, to_ply_frame
+from segdream_cli.splats.frames import PLY
 from segdream_cli.util.files import atomic_write, parse_json
 
 Bytes = NDArray[np.uint8]
@@ -206,7 +207,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """
     with _open(path) as source:
         splats = _decode(source, source.meta())
-    return from_ply_frame(finish(path, splats, reading))
+    return finish(path, splats, reading, PLY)
 
 
 def version(path: Path) -> int:

@@ -17,7 +17,8 @@ from segdream_cli.formats.common import (
     to_log_scales,
 )
 from segdream_cli.formats.ordering import argsort_descending
-from segdream_cli.splats import SH_C0, Splats, from_ply_frame, sanitize, to_ply_frame
+from segdream_cli.splats import SH_C0, Splats, sanitize, to_ply_frame
+from segdream_cli.splats.frames import PLY
 from segdream_cli.util.files import atomic_write
 
 ROW = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
@@ -102,4 +103,4 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         sh0=((rows["rgba"][:, :3] / np.float32(255) - np.float32(0.5)) / np.float32(SH_C0)).astype(np.float32),
         shN=np.zeros((len(rows), 0, 3), np.float32),
     )
-    return from_ply_frame(finish(path, splats, reading))
+    return finish(path, splats, reading, PLY)

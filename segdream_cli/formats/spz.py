@@ -1,7 +1,8 @@
 """Niantic's SPZ: about a tenth of a PLY. Versions 3 and 4 are written, 1 to 4 read.
 
-The layout is that of nianticlabs/spz, `src/cc/load-spz.cc`. Its text says y up (RUB), while the tools that write and
-show such files put the PLY frame into them; so do `write` and, unless a file says otherwise, `read`.
+The layout is that of nianticlabs/spz, `src/cc/load-spz.cc`. The frame of a file is RUB unless its record
+SPZ_ADOBE_coordinate_system names another. Readers of version 3 know no such record, so it is written in RUB; version 4
+is written in the PLY frame with the record, so readers that know it and those that show a file as it is agree.
 """
 
 import os
@@ -24,6 +25,7 @@ from segdream_cli.formats.common import (
     BYTE_LOGITS,
     DEFAULT,
     GZIP,
+    SIGNATURE,
     SPZ_4,
     SPZ_MAGIC,
     UNPACKED_FREE,
@@ -44,7 +46,8 @@ from segdream_cli.formats.spz_values import (
     unpack_means,
     unpack_quats,
 )
-from segdream_cli.splats import Splats, from_ply_frame, sanitize, to_ply_frame
+from segdream_cli.splats import Splats, sanitize
+from segdream_cli.splats.frames import INNER, PLY, to_frame
 from segdream_cli.util.files import atomic_write
 
 HEADER = struct.Struct("<4sIIBBBB")
@@ -57,15 +60,25 @@ ANTIALIASED, HAS_EXTENSIONS = 1, 2
 """Flags of the header."""
 COORDINATE_SYSTEM = 0xADBE0003
 """Adobe's extension: the frame of the file."""
-PROVENANCE = 0x5E6D0001
-"""Our extension: the same comment as in a .ply, in ASCII."""
+NUMBERED_FRAMES = (
+    *("", "ldb", "rdb", "lub", "rub", "ldf", "rdf", "luf", "ruf"),
+    *("lfd", "rfd", "lfu", "rfu", "lbd", "rbd", "lbu", "rbu"),
+)
+"""Name of each number in that record; zero means unspecified."""
+DEFAULT_FRAME = INNER
+"""The frame of a file that names none."""
+FRAME_3, FRAME_4 = DEFAULT_FRAME, PLY
+"""The frames in which `write` stores the two versions."""
+FRAME_COMMENT = "frame "
+"""Start of the line of gzip's comment that names the frame."""
+PROVENANCE_0_1 = 0x5E6D0001
+"""The record for provenance of segdream 0.1, whose files are in the PLY frame; the official library warns of it."""
+SKIPPABLE = 0x184D2A50
+"""Magic of a zstandard frame that decoders skip (RFC 8878, 3.1.2); ours follows the last stream, with provenance."""
 NOTE_LIMIT = 1 << 15
 """Maximum length of that comment in bytes; a longer one is left out."""
 GZIP_COMMENT = 16
 """Flag of gzip's header: a zero-terminated text follows the ten bytes of the header."""
-RUB, RDF = 4, 6
-"""Adobe's numbers of the inner frame (y up) and of the PLY frame."""
-
 FRACTIONAL_BITS = (12, 16, 20)
 """Choices of fractional bits: steps of 2.4e-4, 1.5e-5 and 9.5e-7 of a unit, out to 2048, 128 and 8 units."""
 COEFFICIENTS = (0, 3, 8, 15, 24)
@@ -107,36 +120,41 @@ class _Header:
         return {name: self.count * row for name, row in rows.items() if row}
 
 
-def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int | None = None) -> None:
-    """Writes SPZ in the PLY frame; rounds or clamps values that the format can't hold.
+def write(
+    path: Path, splats: Splats, *, version: int = 3, fractional_bits: int | None = None, frame: str | None = None
+) -> None:
+    """Writes SPZ; rounds or clamps values that the format can't hold.
 
     Centres are rounded to 2^-fractional_bits. Log-scales become bytes in steps of 1/16 from -10 to 5.94, opacities in
     steps of 1/255, sh0 in steps of 0.026 within ±3.33. Of the higher spherical harmonics within ±1, degree 1 keeps 5
     bits, the others 4, as in the official library. Provenance goes where readers ignore it: into the comment of
-    the gzip member, or into an extension of version 4.
+    the gzip member, or into a skippable zstandard frame of version 4.
 
     Args:
         path: the file, replaced as a whole.
         splats: the asset; clamps as in `ply.write`.
         version: 3, one gzip member, which every reader takes; or 4, zstandard streams.
         fractional_bits: 12, 16 or 20; None is 16, or fewer where the centres reach beyond 128 units.
+        frame: where the axes of the file point, one of `NUMBERED_FRAMES`; None is RUB in version 3, RDF in version 4.
 
     Raises:
-        UsageProblem: there is no such version, the centres reach too far, or the folder can't be written.
+        UsageProblem: there is no such version or frame, the centres reach too far, or the folder can't be written.
         SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
         EnvironmentProblem: version 4 is requested and zstandard is not installed.
     """
     require_finite(splats)
     if version not in (3, 4):
         raise UsageProblem(f"SPZ is written in version 3 or 4, not {version}", hint="--format spz")
+    frame = frame or (FRAME_4 if version == 4 else FRAME_3)
+    check_frame(frame)
     bits = _choose_bits(path, splats, fractional_bits)
-    turned = to_ply_frame(sanitize(splats))
+    turned = to_frame(sanitize(splats), frame)
     blocks = [block for block in pack_blocks(turned, bits) if block.size]
     note = "".join(provenance_comments(splats)).encode("ascii")
     note = note if len(note) <= NOTE_LIMIT else b""
-    streams, flags = (len(blocks), HAS_EXTENSIONS if note else 0) if version == 4 else (0, 0)
+    streams, flags = (len(blocks), HAS_EXTENSIONS) if version == 4 else (0, 0)
     header = _Header(version, len(splats), COEFFICIENTS.index(splats.shN.shape[1]), bits, flags, streams)
-    parts = (_zstandard_file if version == 4 else _gzip_file)(header, blocks, note)
+    parts = (_zstandard_file if version == 4 else _gzip_file)(header, blocks, frame, note)
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         stream.writelines(parts)
 
@@ -144,8 +162,8 @@ def write(path: Path, splats: Splats, *, version: int = 3, fractional_bits: int 
 def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     """The Gaussians of an SPZ file of version 1 to 4, in the inner frame, within the rounding of its bytes.
 
-    The file is in the PLY frame unless one of its extensions names another. Spherical harmonics of
-    degree 4 are left out.
+    The file is in the frame RUB unless it or `reading` names another; a note tells of a file that names none.
+    Spherical harmonics of degree 4 are left out.
 
     Raises:
         UsageProblem: the file can't be opened, is no SPZ, is damaged, or unpacks to too much.
@@ -155,14 +173,14 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         return parse(path, stream.read(), reading)
 
 
-def parse(path: Path, content: bytes, reading: Reading = DEFAULT, frame: int = RDF) -> Splats:
+def parse(path: Path, content: bytes, reading: Reading = DEFAULT, frame: str | None = None) -> Splats:
     """The Gaussians of an SPZ file with this content, in the inner frame.
 
     Args:
         path: the file that holds it, for messages.
         content: all bytes.
         reading: see `Reading`.
-        frame: Adobe's number of the frame that it has unless an extension names another.
+        frame: the frame that it has unless it names another; None is RUB, with a note.
 
     Raises:
         UsageProblem, EnvironmentProblem: see `read`.
@@ -173,8 +191,13 @@ def parse(path: Path, content: bytes, reading: Reading = DEFAULT, frame: int = R
         reading.note(f"{path}: spherical harmonics of degree {header.degree} are cut to degree 3")
     harmonics = blocks.get("harmonics", np.zeros(0, np.uint8)).reshape(header.count, k, 3)[:, :KEPT]
     records = _records(header, extensions)
-    frame = _frame(path, records, frame)
-    splats = finish(
+    named = _named_frame(content, records) or frame
+    if named is None and reading.frame is None:
+        reading.note(
+            f"{path} does not name its frame; read as {DEFAULT_FRAME.upper()}, as SPZ specifies; "
+            f"if it is upside down, add --frame {PLY}"
+        )
+    return finish(
         path,
         Splats(
             means=unpack_means(blocks["means"], header.fractional_bits if header.version > 1 else None),
@@ -186,19 +209,28 @@ def parse(path: Path, content: bytes, reading: Reading = DEFAULT, frame: int = R
             provenance=_provenance(content, records),
         ),
         reading,
+        named or DEFAULT_FRAME,
     )
-    return splats if frame == RUB else from_ply_frame(splats)
 
 
-def declared(path: Path) -> tuple[int, bool, int]:
-    """A file's version, its antialias flag, and Adobe's number of the frame that it declares, 0 if it declares none.
+def check_frame(name: str) -> None:
+    """Raises UsageProblem if SPZ has no number for a frame."""
+    if name not in NUMBERED_FRAMES[1:]:
+        raise UsageProblem(
+            f"SPZ can't name the frame {name}; it knows {', '.join(NUMBERED_FRAMES[1:])}", hint="--output-frame rub"
+        )
+
+
+def declared(path: Path) -> tuple[int, bool, str | None]:
+    """A file's version, its antialias flag, and the frame that it names, None if it names none.
 
     Raises:
         UsageProblem, EnvironmentProblem: see `read`.
     """
     with open_asset(path) as stream:
-        header, _, extensions = _unpack(path, stream.read())
-    return header.version, bool(header.flags & ANTIALIASED), _frame(path, _records(header, extensions), 0)
+        content = stream.read()
+    header, _, extensions = _unpack(path, content)
+    return header.version, bool(header.flags & ANTIALIASED), _named_frame(content, _records(header, extensions))
 
 
 def _unpack(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes], bytes]:
@@ -226,7 +258,7 @@ def _choose_bits(path: Path, splats: Splats, wanted: int | None) -> int:
     )
 
 
-def _gzip_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterator[bytes]:
+def _gzip_file(header: _Header, blocks: Sequence[Bytes], frame: str, note: bytes) -> Iterator[bytes]:
     """One gzip member, deflated in pieces by as many threads as there are processors."""
     contents = [header.to_bytes(), *(block.tobytes() for block in blocks)]
     pieces = [
@@ -235,8 +267,8 @@ def _gzip_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterato
         for strategy in [_strategy(content)]
         for start in range(0, len(content), DEFLATED_AT_ONCE)
     ]
-    yield b"\x1f\x8b\x08%c\0\0\0\0\0\xff" % (GZIP_COMMENT if note else 0)  # deflate, no time, unknown system
-    yield note + b"\0" if note else b""
+    yield b"\x1f\x8b\x08%c\0\0\0\0\0\xff" % GZIP_COMMENT  # deflate, no time, unknown system
+    yield f"{FRAME_COMMENT}{frame}\n".encode() + note + b"\0"
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         yield from pool.map(lambda piece: _deflate(*piece), pieces)
     yield zlib.compressobj(wbits=-zlib.MAX_WBITS).flush()  # the last block, empty
@@ -257,8 +289,8 @@ def _strategy(content: bytes) -> int:
     return min(STRATEGIES, key=lambda strategy: len(_deflate(content[:SAMPLE], strategy)))
 
 
-def _zstandard_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> Iterator[bytes]:
-    """Header, the provenance as an extension, table of contents, and a frame for each attribute."""
+def _zstandard_file(header: _Header, blocks: Sequence[Bytes], frame: str, note: bytes) -> Iterator[bytes]:
+    """Header, the record of the frame, table of contents, a frame for each attribute, and one with the provenance."""
     # any number of threads but zero gives the same bytes
     threads = min(os.cpu_count() or 1, 8)
     parameters = _zstandard().ZstdCompressionParameters(**ZSTANDARD_LITERALS, threads=threads)
@@ -271,8 +303,10 @@ def _zstandard_file(header: _Header, blocks: Sequence[Bytes], note: bytes) -> It
     for content in contents:
         _, best = min((len(each.compress(content[:SAMPLE])), i) for i, each in enumerate(compressors))
         frames.append(compressors[best].compress(content))
-    extension = struct.pack("<II", PROVENANCE, len(note)) + note if note else b""
-    yield header.to_bytes() + struct.pack("<I12x", HEADER_4.size + len(extension)) + extension
+    if note:  # as a part of the last stream: the official library refuses bytes after it
+        frames[-1] += struct.pack("<II", SKIPPABLE, len(note)) + note
+    record = struct.pack("<III", COORDINATE_SYSTEM, 4, NUMBERED_FRAMES.index(frame))
+    yield header.to_bytes() + struct.pack("<I12x", HEADER_4.size + len(record)) + record
     for content, frame in zip(contents, frames, strict=True):
         yield STREAM.pack(len(frame), len(content))
     yield from frames
@@ -391,20 +425,29 @@ def _records(header: _Header, extensions: bytes) -> Mapping[int, bytes]:
     return found
 
 
-def _frame(path: Path, records: Mapping[int, bytes], default: int) -> int:
-    """Adobe's number of the file's frame: the default, unless an extension says RUB or RDF."""
-    frame: int = struct.unpack_from("<I", records.get(COORDINATE_SYSTEM, b"").ljust(4, b"\0"))[0]
-    if frame in (0, RUB, RDF):  # zero means unspecified
-        return frame or default
-    raise UsageProblem(
-        f"{path} uses the frame {frame} of SPZ_ADOBE_coordinate_system; segdream reads 4 (RUB) and 6 (RDF)",
-        hint=ANOTHER_FILE,
-    )
+def _named_frame(content: bytes, records: Mapping[int, bytes]) -> str | None:
+    """The frame that the record or gzip's comment names; PLY's for files of segdream 0.1, which named none."""
+    number: int = struct.unpack_from("<I", records.get(COORDINATE_SYSTEM, b"").ljust(4, b"\0"))[0]
+    if 0 < number < len(NUMBERED_FRAMES):  # the official library skips the record if it knows no such frame
+        return NUMBERED_FRAMES[number]
+    first, _, _ = _gzip_comment(content).partition("\n")
+    named = first.removeprefix(FRAME_COMMENT)
+    if first.startswith(FRAME_COMMENT) and named in NUMBERED_FRAMES:
+        return named
+    return PLY if first.startswith(SIGNATURE) or PROVENANCE_0_1 in records else None
+
+
+def _gzip_comment(content: bytes) -> str:
+    """The comment of a gzip member that has no other optional fields before it; empty if there is none."""
+    if content[:2] != GZIP or content[3] != GZIP_COMMENT:
+        return ""
+    return content[10 : 10 + NOTE_LIMIT + 100].partition(b"\0")[0].decode("ascii", "replace")
 
 
 def _provenance(content: bytes, records: Mapping[int, bytes]) -> Mapping[str, Any]:
-    """The provenance that `write` put into gzip's comment or into our extension; empty if there is none."""
-    note = records.get(PROVENANCE, b"")
-    if content[:2] == GZIP and content[3] == GZIP_COMMENT:
-        note = content[10 : 10 + NOTE_LIMIT + 1].partition(b"\0")[0]
-    return parse_provenance([note.decode("ascii", "replace")])
+    """The provenance that `write` put into gzip's comment or into a skippable frame; empty if there is none."""
+    notes = [*_gzip_comment(content).split("\n"), records.get(PROVENANCE_0_1, b"").decode("ascii", "replace")]
+    start = content.rfind(struct.pack("<I", SKIPPABLE), -NOTE_LIMIT - 8)  # no byte of JSON in ASCII looks like it
+    if start >= 0 and content[start + 4 : start + 8] == struct.pack("<I", len(content) - start - 8):
+        notes.append(content[start + 8 :].decode("ascii", "replace"))
+    return parse_provenance(notes)

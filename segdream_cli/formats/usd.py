@@ -35,6 +35,7 @@ from segdream_cli.formats.common import (
     to_opacity_logits,
 )
 from segdream_cli.splats import Float32s, Float64s, Splats, concat, sanitize
+from segdream_cli.splats.frames import INNER
 from segdream_cli.splats.transform import transform
 from segdream_cli.util.files import LARGER_DISK, atomic_write, parse_json, scratch_space
 
@@ -144,7 +145,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         with np.load(target, allow_pickle=False) as found:
             arrays = dict(found)
     provenance = _provenance(str(arrays.pop(PROVENANCE)))
-    return finish(path, Splats(**arrays, provenance=provenance), reading)
+    return finish(path, Splats(**arrays, provenance=provenance), reading, INNER)
 
 
 def _copy_stage(path: Path, folder: Path) -> Path:

@@ -26,6 +26,7 @@ from segdream_cli.formats.common import require_finite
 from segdream_cli.mesh.solid import Field, opacity_field
 from segdream_cli.mesh.texture import bake
 from segdream_cli.splats import Splats
+from segdream_cli.splats.frames import axes
 from segdream_cli.splats.gaussians import Gaussians, bounds
 from segdream_cli.splats.sizing import Sizing
 from segdream_cli.util.files import write_together
@@ -176,6 +177,18 @@ def write(path: Path, mesh: Mesh) -> None:
             hint=f"-o {quote(str(path.with_suffix('.glb')))}",
         )
     write_together(_glb(path, mesh) if suffix == ".glb" else _obj(path, mesh))
+
+
+def to_frame(mesh: Mesh, name: str) -> Mesh:
+    """The mesh in the frame `name`; its triangles agree with its normals by the right-hand rule in every frame."""
+    turn = axes(name).astype(np.float32)  # from the frame to the inner one, so its transpose on columns leads back
+    mirrors = np.linalg.det(turn) < 0
+    return replace(
+        mesh,
+        vertices=mesh.vertices @ turn,
+        normals=mesh.normals @ turn,
+        faces=mesh.faces[:, ::-1] if mirrors else mesh.faces,
+    )
 
 
 def check_packages() -> None:

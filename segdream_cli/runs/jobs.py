@@ -34,6 +34,7 @@ class Source:
         front_deg: azimuth of the object's front, once `up` is +y: 0 is +z, 90 is +x.
         sh: highest degree of spherical harmonics to keep, 0 to 3.
         up: the axis of its own frame that points up, x to -z.
+        frame: where the axes of a splat file point; None is what the file or its format says.
     """
 
     path: str
@@ -41,6 +42,7 @@ class Source:
     front_deg: float = 0.0
     sh: int = 3
     up: str = "y"
+    frame: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

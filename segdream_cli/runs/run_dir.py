@@ -174,6 +174,7 @@ class RunDir:
             source = Source(**record.source)
             parts = ["segdream", "refine", str(expand(source.path)), record.prompt]
             parts += ["--front", str(source.front_deg), "--up", source.up, "--sh", str(source.sh)]
+            parts += [] if source.frame is None else ["--frame", source.frame]
         parts += ["--seed", str(record.seed), "--quality", record.quality]
         if record.negative_prompt is not None:
             parts += ["--negative", record.negative_prompt]

@@ -213,6 +213,7 @@ class Session:
         *,
         front: float = 0.0,
         up: str = "y",
+        frame: str | None = None,
         strength: float | None = None,
         distil: int = 0,
         sh: int = 3,
@@ -227,6 +228,7 @@ class Session:
             prompt: what it shows.
             front: azimuth of the object's front in degrees, once `up` is +y: 0 is +z, 90 is +x.
             up: the axis of the asset that points up: x, y, z, -x, -y or -z.
+            frame: where the axes of a splat file point, such as "rdf"; None is what the file or its format says.
             strength: highest noise level of the repaint, 0 to 1; lower changes less. None leaves it to the preset.
             distil: number of distillation steps before the refinement.
             sh: highest degree of spherical harmonics to keep.
@@ -239,7 +241,7 @@ class Session:
             OutputExists: the output or an unfinished run of it exists.
             SegdreamError: a step failed.
         """
-        source = source_of(Path(asset), front, sh, up)
+        source = source_of(Path(asset), front, sh, up, frame)
         session = self._for_refinement({"refine.strength": strength, "optim.steps": distil})
         return _last(session._iterate_job(prompt, seed, output, force=force, source=source))
 

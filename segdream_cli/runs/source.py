@@ -21,8 +21,9 @@ from segdream_cli.runs.jobs import Source
 from segdream_cli.simplify.merging import merge
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.edits import Edits, apply_edits
+from segdream_cli.splats.frames import UPRIGHT, check_frame
 from segdream_cli.splats.gaussians import Gaussians
-from segdream_cli.splats.placement import UPRIGHT, Placement, place
+from segdream_cli.splats.placement import Placement, place
 from segdream_cli.util.download import file_sha256
 from segdream_cli.util.home import abbreviate, expand
 
@@ -56,11 +57,12 @@ class Start:
         return dataclasses.replace(placed, provenance={**splats.provenance, "source": self.origin})
 
 
-def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y") -> Source:
+def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y", frame: str | None = None) -> Source:
     """The source in a file.
 
     Raises:
-        UsageProblem: it can't be read, or has no suffix of an asset or a mesh, or `up` is no axis.
+        UsageProblem: it can't be read, or has no suffix of an asset or a mesh, `up` is no axis, `frame` is no frame, or
+            is given for a mesh.
     """
     if up not in UPRIGHT:
         raise UsageProblem(f"up can't be {up!r}; it is one of {', '.join(UPRIGHT)}", hint="--up z")
@@ -72,7 +74,11 @@ def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y") ->
         )
     if suffix != ".obj":
         formats.kind_of(path)
-    return Source(abbreviate(path), _hash(path), front_deg, sh, up)
+    if frame is not None and surface.is_mesh(path):
+        raise UsageProblem(
+            f"{path} is a mesh, which glTF and segdream read as y up; a frame can't be given", hint="--up z"
+        )
+    return Source(abbreviate(path), _hash(path), front_deg, sh, up, frame if frame is None else check_frame(frame))
 
 
 def load_source(source: Source, config: Config, note: Callable[[str], None], again: str) -> Start:
@@ -96,7 +102,7 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
         path = path.relative_to(Path.cwd())  # shorter in messages
     if _hash(path) != source.sha256:
         raise UsageProblem(f"{path} has changed since the run began", hint=again)
-    splats = _read(path, config, note)
+    splats = _read(path, config, Reading(frame=source.frame, note=note))
     highest = float(1 / (1 + np.exp(-splats.opacity_logits.max().astype(np.float64))))
     if highest < config.refine.prune_opacity:
         raise UsageProblem(
@@ -119,7 +125,7 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
     return Start(Gaussians.from_splats(thin), Gaussians.from_splats(whole), placement, origin)
 
 
-def _read(path: Path, config: Config, note: Callable[[str], None]) -> Splats:
+def _read(path: Path, config: Config, reading: Reading) -> Splats:
     """The splat, or the Gaussians on the surface of the mesh, in a file.
 
     Raises:
@@ -127,7 +133,7 @@ def _read(path: Path, config: Config, note: Callable[[str], None]) -> Splats:
     """
     if surface.is_mesh(path):
         return surface.read(path, min(config.refine.surface, config.densify.cap or config.refine.surface))
-    splats = formats.read(path, Reading(note=note))
+    splats = formats.read(path, reading)
     if len(splats) < FEWEST:
         raise UsageProblem(
             f"{path} has {len(splats)} Gaussians, and a refinement needs at least {FEWEST}", hint=ANOTHER_FILE

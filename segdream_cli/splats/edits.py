@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.splats import BANDS, Float64s, Splats
+from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.bounds import bounds
-from segdream_cli.splats.transform import transform
+from segdream_cli.splats.frames import AXES, standing
+from segdream_cli.splats.transform import reflect, rotation_xyz, transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,12 @@ class Edits:
     Lengths and axes are those of the inner frame: y up, the object faces +Z, 1 is the radius of the unit sphere.
     """
 
+    mirror: str | None = None
+    """Mirror along this axis, x, y or z."""
+    up: str = "y"
+    """The axis that points up, x to -z; it becomes +y."""
+    front_deg: float = 0.0
+    """Azimuth of the front after that: 0 is +z, 90 is +x; it becomes +z."""
     prune_opacity: float | None = None
     """Drop Gaussians of less opacity, 0..1."""
     crop: Sequence[float] | None = None
@@ -56,6 +63,7 @@ def apply_edits(
     Raises:
         UsageProblem: no Gaussian would be left.
     """
+    splats = _stand(splats, edits)
     before = len(splats)
     if edits.prune_opacity is not None:
         opacities = 1 / (1 + np.exp(-splats.opacity_logits.astype(np.float64)))
@@ -70,15 +78,13 @@ def apply_edits(
     return _truncate_sh(_place(reduce(splats), edits), edits.sh)
 
 
-def rotation_xyz(degrees: Sequence[float]) -> Float64s:
-    """The matrix [3, 3] of rotations by three angles about the fixed axes x, y, z, in that order."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(np.deg2rad(degrees)):
-        u, v = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[[u, u, v, v], [u, v, u, v]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        matrix = turn @ matrix
-    return matrix
+def _stand(splats: Splats, edits: Edits) -> Splats:
+    """The asset mirrored and turned upright, with its front towards +z; itself without such an edit."""
+    if edits.mirror is not None:  # a point reflection and half a turn about the axis
+        axis = AXES[edits.mirror]
+        splats = transform(reflect(splats), 2 * np.outer(axis, axis) - np.eye(3), np.zeros(3))
+    matrix = standing(edits.up, edits.front_deg)
+    return splats if np.array_equal(matrix, np.eye(3)) else transform(splats, matrix, np.zeros(3))
 
 
 def _place(splats: Splats, edits: Edits) -> Splats:

@@ -4,15 +4,13 @@ Assets from other tools have any size and position, and stray Gaussians. The obj
 `STRAY` times the radius of the middle nine tenths of the visible centres; it is measured by the rule of `bounds`.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from segdream_cli.splats import Float64s, Splats
 from segdream_cli.splats.bounds import DEVIATIONS, VISIBLE_OPACITY, center_of, radius_of
-from segdream_cli.splats.edits import rotation_xyz
+from segdream_cli.splats.frames import standing
 from segdream_cli.splats.transform import transform
 
 WORKING_RADIUS = 0.95
@@ -22,21 +20,6 @@ CORE = 0.05
 """Share of the visible centres beyond each side of the box that sets the first radius."""
 STRAY = 3.0
 """Radii of that box beyond which a Gaussian is stray."""
-AXES: Mapping[str, Float64s] = {
-    sign + name: np.asarray(factor * row, np.float64)
-    for sign, factor in (("", 1), ("-", -1))
-    for name, row in zip("xyz", np.eye(3), strict=True)
-}
-"""Unit vector of each axis, x to -z."""
-UPRIGHT: Mapping[str, Float64s] = {
-    "y": rotation_xyz((0, 0, 0)),
-    "-y": rotation_xyz((180, 0, 0)),
-    "z": rotation_xyz((-90, 0, 0)),
-    "-z": rotation_xyz((90, 0, 0)),
-    "x": rotation_xyz((0, 0, 90)),
-    "-x": rotation_xyz((0, 0, -90)),
-}
-"""The quarter or half turn [3, 3] about x or z that takes an axis to +y."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +55,8 @@ def place(splats: Splats, front_deg: float = 0.0, up: str = "y") -> Placement:
     center, radius = _measure(splats)
     if not 1e-18 < radius < 1e18:
         raise ValueError(f"a radius of {radius:.3g}")
-    angle = math.radians(front_deg)
-    turn = np.array(
-        [[math.cos(angle), 0, -math.sin(angle)], [0, 1, 0], [math.sin(angle), 0, math.cos(angle)]]
-    )  # takes the front (sin, 0, cos) to +z
-    matrix = WORKING_RADIUS / radius * turn @ UPRIGHT[up]
+    matrix = WORKING_RADIUS / radius * standing(up, front_deg)
     return Placement(matrix, -matrix @ center)
-
-
-def azimuth_of(front: str, up: str = "y") -> float:
-    """Azimuth in degrees, 0 to 360, of an axis after `UPRIGHT` of `up`.
-
-    Raises:
-        ValueError: the axis points up or down.
-    """
-    x, y, z = np.round(UPRIGHT[up] @ AXES[front])
-    if y:
-        raise ValueError(f"{front} points {'up' if y > 0 else 'down'}")
-    return float(np.degrees(np.arctan2(x, z)) % 360)
 
 
 def _measure(splats: Splats) -> tuple[Float64s, float]:

@@ -11,8 +11,7 @@ import numpy as np
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.splats import Splats, concat
-from segdream_cli.splats.edits import rotation_xyz
-from segdream_cli.splats.transform import transform
+from segdream_cli.splats.transform import rotation_xyz, transform
 
 PLACED = re.compile(r"(?P<path>.+)@(?P<place>[-+.,\deE]+)", re.DOTALL)
 FARTHEST = 1e6

@@ -1,6 +1,7 @@
 """Linear transforms of assets: means, quaternions, scales and spherical harmonics together."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,24 @@ def _quaternions(rotations: Float64s) -> Float64s:
         products[i, j] = products[j, i] = value
     found = products[squares.argmax(axis=0), :, np.arange(rotations.shape[0])]
     return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
+
+
+def rotation_xyz(degrees: Sequence[float]) -> Float64s:
+    """The matrix [3, 3] of rotations by three angles about the fixed axes x, y, z, in that order."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(degrees)):
+        u, v = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[[u, u, v, v], [u, v, u, v]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+def reflect(splats: Splats) -> Splats:
+    """The point reflection x -> -x; a mirror image is this and half a turn. Covariances and even harmonics stay."""
+    degrees = np.repeat([1, 2, 3], [3, 5, 7])[: splats.shN.shape[1]]
+    signs = np.where(degrees % 2, -1, 1).astype(np.float32)
+    return dataclasses.replace(splats, means=-splats.means, shN=splats.shN * signs[:, None])
 
 
 def quaternion(rotation: Float64s) -> Float64s:

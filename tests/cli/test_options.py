@@ -94,6 +94,9 @@ EXAMPLES = {
     "--elevation": ("--elevation", "40"),
     "--background": ("--background", "black"),
     "--caption": ("--caption", "a bus"),
+    "--frame": ("--frame", "ruf"),
+    "--output-frame": ("--output-frame", "ruf"),
+    "--mirror": ("--mirror", "x"),
     "--format": ("--format", "spz4"),
     "--formats": ("--formats",),
     "--prune-opacity": ("--prune-opacity", "0.5"),
@@ -192,7 +195,8 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
             values = value.config, value.negative_prompt, value.batch, value.device, value.page, value.reporter.browser
             return repr((values, value.quality, value.reporter.output))
         if isinstance(value, RenderJob):
-            return repr((value.width, value.height, value.channel, value.color, value.supersample, value.captions))
+            values = value.width, value.height, value.channel, value.color, value.supersample, value.captions
+            return repr((values, [asset.gaussians.means.tolist() for asset in value.assets]))
         if isinstance(value, list) and value and hasattr(value[0], "viewmats"):
             return repr([camera.viewmats.tolist() for camera in value])
         if hasattr(value, "arrays"):

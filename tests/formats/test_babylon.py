@@ -50,7 +50,7 @@ def test_spz_version_4_in_babylon(chiral: Splats, babylon: Viewer, k: int) -> No
     file = babylon.folder / f"{k}.spz"
     spz.write(file, replace(chiral, shN=chiral.shN[:, :k]), version=4)
     assert file.read_bytes()[:4] == b"NGSP"
-    assert babylon.load(file, True) == [["GaussianSplattingMesh", len(chiral), BANDS.index(k)]]
+    assert babylon.load(file, "", True) == [["GaussianSplattingMesh", len(chiral), BANDS.index(k)]]
     check(babylon, read(file))
 
 

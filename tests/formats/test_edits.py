@@ -17,8 +17,9 @@ from segdream_cli.render.cameras import Cameras, frame_sphere
 from segdream_cli.render.view import render
 from segdream_cli.splats import GROUPS, Splats
 from segdream_cli.splats.bounds import bounds
-from segdream_cli.splats.edits import Edits, apply_edits, rotation_xyz
+from segdream_cli.splats.edits import Edits, apply_edits
 from segdream_cli.splats.gaussians import Gaussians
+from segdream_cli.splats.transform import rotation_xyz
 
 SIZE = 128
 

@@ -94,10 +94,12 @@ def on_white(seen: Rendering) -> np.ndarray:
     return (seen.rgb + 1 - seen.alpha).clamp(0, 1).numpy()
 
 
-def check(shown: Viewer, expected: Splats, mean: float = MEAN, nearly_all: float = NEARLY_ALL) -> None:
+def check(
+    shown: Viewer, expected: Splats, mean: float = MEAN, nearly_all: float = NEARLY_ALL, views: slice = slice(None)
+) -> None:
     """Checks that the viewer shows `expected` as the rasteriser does, and not mirrored, rotated or flat."""
     center, extent = bounds(Gaussians.from_splats(expected))
-    cameras = frame_sphere(AZIMUTHS, ELEVATIONS, SIZE, center=center, extent=extent)
+    cameras = frame_sphere(AZIMUTHS[views], ELEVATIONS[views], SIZE, center=center, extent=extent)
     flat = on_white(rasterized(replace(expected, shN=expected.shN[:, :0]), cameras))
     for view, ours in enumerate(on_white(rasterized(expected, cameras))):
         theirs = shown.image(cameras, view, center)

@@ -1,6 +1,6 @@
 // The Gaussians of the page: SPZ version 3 (nianticlabs/spz), gzip, base64.
 //
-// They stay in the frame of the file (x right, y down, z away); the camera is turned instead, in viewer.js.
+// The file is in segdream's frame: x right, y up, z towards the viewer.
 
 const SPZ_MAGIC = 0x5053474e;
 const SPZ_HEADER_BYTES = 16;

@@ -61,16 +61,15 @@ class Camera {
     return { axes, eye: this.target.map((value, i) => value + this.distance * out[i]) };
   }
 
-  // What the renderer needs, in the frame of the file: half a turn about x.
+  // What the renderer needs.
   view(width, height) {
     const { axes, eye } = this.#pose();
-    const turned = ([x, y, z]) => [x, -y, -z];
     const [right, down, forward] = axes.map((axis) => [
-      ...turned(axis),
+      ...axis,
       -(axis[0] * eye[0] + axis[1] * eye[1] + axis[2] * eye[2]),
     ]);
     const focal = Math.min(width, height) / 2 / Math.tan(radians(this.fov / 2));
-    return { right, down, forward, eye: turned(eye), focal };
+    return { right, down, forward, eye, focal };
   }
 }
 
