@@ -488,9 +488,12 @@ def _write(
     """Writes one output with the axes of `frame`, and returns the fields of its line that are about a mesh."""
     if name != MESH:
         from segdream_cli import formats
+        from segdream_cli.formats.losses import describe_losses
         from segdream_cli.splats.sizing import resize
 
         sized = splats if sizing is None else resize(splats, sizing)
+        if losses := describe_losses(sized, name):
+            sink.note(f"{path} {losses}")
         formats.write(path, sized, name, frame=frame, **options)
         return {}
     from segdream_cli import mesh
@@ -503,6 +506,8 @@ def _write(
     changes = [f"{made.left_out:,} small parts dropped"] if made.left_out else []
     if made.resolution < mesh.RESOLUTION:
         changes.append(f"grid reduced from {mesh.RESOLUTION} to {made.resolution}, which closes small holes")
+    if len(made.faces) > options["faces"]:
+        changes.append(f"{len(made.faces):,} triangles, because no closed surface has {options['faces']:,}")
     if changes:
         remedy = f"use --faces {made.enough}" if made.enough and not made.left_out else "raise --faces"
         sink.note(f"{path}: mesh simplified: {', '.join(changes)}; {remedy} to keep more")

@@ -206,6 +206,19 @@ def parse_provenance(comments: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
+def render_mode_comments(splats: Splats) -> list[str]:
+    """The comment of a PLY, as Brush and splat-transform spell it, for Gaussians that are antialiased."""
+    return ["SplatRenderMode: mip"] if splats.antialiased else []
+
+
+def parse_antialiased(comments: Sequence[str]) -> bool:
+    """Whether the last comment about it, in Brush's spelling or Postshot's, says that Gaussians are antialiased."""
+    found = [
+        comment for comment in map(str.strip, comments) if comment.startswith(("SplatRenderMode:", "antialiased "))
+    ]
+    return bool(found) and found[-1].split()[-1] in ("mip", "1")
+
+
 def provenance_extras(splats: Splats) -> dict[str, Any]:
     """The `extras` of a JSON document's `asset`: the provenance without NaN, which other parsers refuse; or nothing."""
     plain = json.loads(json.dumps(dict(splats.provenance)), parse_constant=lambda _: None)

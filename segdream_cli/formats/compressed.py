@@ -18,8 +18,10 @@ from segdream_cli.formats.common import (
     Reading,
     finish,
     open_asset,
+    parse_antialiased,
     parse_provenance,
     provenance_comments,
+    render_mode_comments,
     require_finite,
 )
 from segdream_cli.formats.ordering import along_z_curve
@@ -67,7 +69,9 @@ def write(path: Path, splats: Splats) -> None:
         *([Element("sh", n, [(name, "uchar") for name in rest_names(3 * k)])] if k else []),
     ]
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        stream.write(header_text("binary_little_endian", elements, provenance_comments(splats)))
+        stream.write(
+            header_text("binary_little_endian", elements, [*provenance_comments(splats), *render_mode_comments(splats)])
+        )
         harmonics = _pack_harmonics(turned.shN).take(order, axis=0)
         stream.writelines([bounds.tobytes(), vertices.tobytes(), harmonics.tobytes()])
 
@@ -89,6 +93,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         sh0=np.empty((n, 3), np.float32),
         shN=_unpack_harmonics(path, elements.get("sh"), n),
         provenance=parse_provenance(comments),
+        antialiased=parse_antialiased(comments),
     )
     for start in range(0, len(chunks), CACHED_CHUNKS):  # a block stays in the cache from step to step
         block = slice(start * CHUNK, min(n, (start + CACHED_CHUNKS) * CHUNK))

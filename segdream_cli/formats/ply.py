@@ -22,8 +22,10 @@ from segdream_cli.formats.common import (
     Reading,
     finish,
     open_asset,
+    parse_antialiased,
     parse_provenance,
     provenance_comments,
+    render_mode_comments,
     require_finite,
 )
 from segdream_cli.formats.ply_header import BYTE_ORDERS, Element, PlyHeader, damage_error, header_text, read_header
@@ -72,7 +74,9 @@ def write(path: Path, splats: Splats, *, pad_sh: bool = True) -> None:
     channel = max(REST_COUNTS) // 3 if pad_sh else k
     names = (*MEANS, *NORMALS, *SH0, *rest_names(3 * channel), *OPACITY, *LOG_SCALES, *QUATS)
     element = Element("vertex", n, [(name, "float") for name in names])
-    header = header_text("binary_little_endian", [element], provenance_comments(splats))
+    header = header_text(
+        "binary_little_endian", [element], [*provenance_comments(splats), *render_mode_comments(splats)]
+    )
     table = np.zeros((CACHED_ROWS, len(names)), "<f4")
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         stream.write(header)
@@ -134,6 +138,7 @@ def to_splats(vertices: "Vertices", reading: Reading = DEFAULT) -> Splats:
         sh0=vertices.floats(SH0) if SH0[0] in names else (vertices.colors() - np.float32(0.5)) / np.float32(SH_C0),
         shN=_harmonics(vertices, reading),
         provenance=parse_provenance(vertices.comments),
+        antialiased=parse_antialiased(vertices.comments),
     )
     return finish(vertices.path, splats, reading, PLY)
 

@@ -110,6 +110,8 @@ def encode(
         order: the order of rows for centres [n, 3]; None keeps it.
     """
     meta: dict[str, Any] = {"version": 2, "asset": dict(asset), "count": len(splats)}
+    if splats.antialiased:
+        meta["model"] = "antialiased"
     with ThreadPoolExecutor() as pool:  # numpy and libwebp work outside the interpreter's lock
         books = pool.map(codebook, (splats.log_scales, splats.sh0))  # the codebooks do not depend on the order of rows
         ordered = splats if order is None else splats.select(order(splats.means))
@@ -468,6 +470,7 @@ def _decode(source: _Source, meta: _Meta) -> Splats:
         if "shN" in meta.values
         else np.zeros((count, 0, 3), "f4"),
         provenance=extras_provenance(meta.values),
+        antialiased=meta.values.get("model") == "antialiased",
     )
 
 

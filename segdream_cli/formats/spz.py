@@ -153,6 +153,7 @@ def write(
     note = "".join(provenance_comments(splats)).encode("ascii")
     note = note if len(note) <= NOTE_LIMIT else b""
     streams, flags = (len(blocks), HAS_EXTENSIONS) if version == 4 else (0, 0)
+    flags |= ANTIALIASED if splats.antialiased else 0
     header = _Header(version, len(splats), COEFFICIENTS.index(splats.shN.shape[1]), bits, flags, streams)
     parts = (_zstandard_file if version == 4 else _gzip_file)(header, blocks, frame, note)
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
@@ -207,6 +208,7 @@ def parse(path: Path, content: bytes, reading: Reading = DEFAULT, frame: str | N
             sh0=BYTE_COLOURS[blocks["colours"].reshape(-1, 3)],
             shN=unpack_harmonics(harmonics),
             provenance=_provenance(content, records),
+            antialiased=bool(header.flags & ANTIALIASED),
         ),
         reading,
         named or DEFAULT_FRAME,

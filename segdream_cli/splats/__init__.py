@@ -50,6 +50,8 @@ class Splats:
     """Higher spherical harmonics, [n, k, 3] with k = 0, 3, 8 or 15: l = 1..3, m = -l..l, RGB innermost."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Prompt, seed, prior, method, version and the like, as JSON values; may be empty."""
+    antialiased: bool = False
+    """Whether a viewer should widen small Gaussians without brightening them, as Mip-Splatting's were optimised."""
 
     def __post_init__(self) -> None:
         n, k = len(self.means), self.shN.shape[1]
@@ -156,4 +158,5 @@ def concat(parts: Sequence[Splats], provenance: Mapping[str, Any]) -> Splats:
     k = max(part.shN.shape[1] for part in parts)
     padded = [np.pad(part.shN, ((0, 0), (0, k - part.shN.shape[1]), (0, 0))) for part in parts]
     arrays = {name: np.concatenate([part.arrays()[name] for part in parts]) for name in GROUPS if name != "shN"}
-    return Splats(**arrays, shN=np.concatenate(padded), provenance=provenance)
+    antialiased = all(part.antialiased for part in parts)
+    return Splats(**arrays, shN=np.concatenate(padded), provenance=provenance, antialiased=antialiased)

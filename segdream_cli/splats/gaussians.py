@@ -12,6 +12,7 @@ shN             n k 3   higher spherical harmonics, k = 0, 3, 8 or 15
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,9 +89,8 @@ class Gaussians:
 
     def splats(self, provenance: Mapping[str, object]) -> Splats:
         """The stored values as numpy arrays, for a file."""
-        return Splats(
-            **{name: value.detach().cpu().numpy() for name, value in self.params.items()}, provenance=provenance
-        )
+        arrays: dict[str, Any] = {name: value.detach().cpu().numpy() for name, value in self.params.items()}
+        return Splats(**arrays, provenance=provenance)
 
     @classmethod
     def from_splats(cls, splats: Splats) -> "Gaussians":
