@@ -48,8 +48,8 @@ CARE = 3
 """Aggressiveness of the simplification, 0 to 10; from 7 on it tears a mesh in three."""
 CRUMB = 0.02
 """Share of the largest part's volume below which a part is dropped."""
-MOST_TIMES = 4
-"""Factor by which a mesh may exceed the requested triangles to stay closed; beyond it, the grid becomes coarser."""
+TOLERANCES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
+"""Distances in grid steps by which manifold3d may move the surface of a mesh that a simplification tears."""
 SPONGE = 20
 """Triangles per squared resolution above which the mesh is not simplified; a ball has six."""
 COARSER, COARSEST = 0.6, 32
@@ -102,9 +102,8 @@ def extract(
     Args:
         splats: the asset.
         resolution: cells of the grid along the longest side of the solid; detail below a cell is lost.
-        faces: requested number of triangles. The mesh has more if fewer would tear the surface. If more than four times
-            as many are not enough, as for a sponge, the grid is coarser. A request above the grid's own number keeps
-            the grid's triangles.
+        faces: maximum number of triangles. The grid is coarser where no closed surface has so few, as for a sponge; the
+            coarsest grid keeps its triangles even if there are more.
         texture_size: side of the texture in pixels.
         opacity: opacity that a straight line from outside has passed at the surface; a lower value keeps fainter and
             thinner parts, and makes all parts thicker.
@@ -125,11 +124,12 @@ def extract(
             solid.values, level, spacing=(solid.step,) * 3, gradient_direction="ascent", allow_degenerate=False
         )
         simple = len(triangles) < SPONGE * resolution**2 or len(triangles) <= faces
-        most = MOST_TIMES * faces if simple else 0
-        if resolution <= COARSEST:
-            most = max(faces, 2 * len(triangles))  # enough to skip the simplification
         begin(TRIANGLES)
-        closed = _simplify(libraries, (vertices + solid.origin).astype(np.float32), triangles, faces, most)
+        points = (vertices + solid.origin).astype(np.float32)
+        if simple or resolution <= COARSEST:
+            closed = _simplify(libraries, points, triangles, faces, solid.step)
+        if closed is None and resolution <= COARSEST:
+            closed = libraries["trimesh"].Trimesh(points, triangles, process=False)
         if enough is None:
             enough = len(triangles) if closed is None and not left_out else 0
         resolution, used = max(COARSEST, int(COARSER * resolution)), resolution
@@ -254,18 +254,25 @@ def _drop_crumbs(solid: Field, level: float, most: int | None = None) -> tuple[F
     return Field(np.where(hollow, np.float32(1), values), solid.origin, solid.step), left_out
 
 
-def _simplify(libraries: Mapping[str, Any], points: Floats, triangles: Indices, faces: int, most: int) -> Any:
-    """A closed trimesh of about `faces` triangles, or of more if it needs them; None if it needs more than `most`."""
-    count = faces
-    while count <= most:
-        if count < len(triangles):
-            kept = libraries["fast_simplification"].simplify(points, triangles, target_count=count, agg=CARE)
-        else:
-            kept = points, triangles
-        fewer = libraries["trimesh"].Trimesh(*kept, process=False)
-        if count >= len(triangles) or (fewer.is_watertight and fewer.is_winding_consistent):
-            return fewer
-        count *= 2
+def _simplify(libraries: Mapping[str, Any], points: Floats, triangles: Indices, faces: int, step: float) -> Any:
+    """A closed trimesh of at most `faces` triangles, or None.
+
+    Quadric simplification keeps shapes best, but may pinch a surface; manifold3d never does.
+    """
+    make = libraries["trimesh"].Trimesh
+    if len(triangles) <= faces:
+        return make(points, triangles, process=False)
+    kept = libraries["fast_simplification"].simplify(points, triangles, target_count=faces, agg=CARE)
+    fewer = make(*kept, process=False)
+    if len(fewer.faces) <= faces and fewer.is_watertight and fewer.is_winding_consistent:
+        return fewer
+    manifold3d = _library("manifold3d")
+    solid = manifold3d.Manifold(manifold3d.Mesh(vert_properties=points, tri_verts=triangles.astype(np.uint32)))
+    for tolerance in TOLERANCES if solid.status() == manifold3d.Error.NoError else ():
+        simple = solid.simplify(tolerance * step)
+        if 0 < simple.num_tri() <= faces:
+            found = simple.to_mesh()
+            return make(np.asarray(found.vert_properties)[:, :3], np.asarray(found.tri_verts), process=False)
     return None
 
 
