@@ -8,7 +8,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.reading import AsSplatsOption, StrictOption, read_assets
+from segdream_cli.cli.reading import AsSplatsOption, FrameOption, StrictOption, read_assets
 from segdream_cli.cli.schema import Leveled
 from segdream_cli.errors import OutputExists, UsageProblem
 
@@ -28,6 +28,7 @@ def lod(
             show_default="up to 5, of 10,000 Gaussians and more",
         ),
     ] = None,
+    frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
     force: shared.ForceOption = False,
@@ -47,7 +48,7 @@ def lod(
     sink = Output(json=json, quiet=quiet)
     folder = Path(f"{asset.stem}-lod") if output is None else output
     check_folder(folder, force=force)
-    (splats,) = read_assets([asset], sink, strict=strict, as_splats=as_splats)
+    (splats,) = read_assets([asset], sink, frame=frame, strict=strict, as_splats=as_splats)
     made = build_levels(splats, levels)
     sink.note(f"levels of {', '.join(f'{len(level):,}' for level in made)} Gaussians")
     with write_policy(replace=force):
