@@ -63,6 +63,7 @@ HEAVY = {
     "filelock": ("util/files",),
     "fsspec": ("runs/address",),
     "ray": ("runs/cluster", "util/compat"),
+    "OpenEXR": ("render/exr",),
 }
 PURE = (
     "distill/schedule",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 from segdream_cli.render import check_size
 from segdream_cli.util.devices import check_device
+
+if TYPE_CHECKING:
+    from segdream_cli.render.job import RenderJob
 
 Channel = StrEnum("Channel", ["rgb", "alpha", "depth", "normals"])
 TURNTABLE, SHEET, STILL, FRAMES, CAMERA_PATH = "turntable", "contact sheet", "view", "frames", "camera path"
@@ -35,6 +38,7 @@ UNUSED = {
 MAX_WIDTH = 16382
 MAX_PLAYER_SIZE = 4096, 2304
 """Width and height in pixels of the largest H.264 frame that common hardware decodes (level 5.1)."""
+JPEG = (".jpg", ".jpeg")
 DEFAULT_FRAMES, FPS = 120, 30.0
 
 
@@ -48,13 +52,15 @@ def render(
         typer.Option("-o", "--output", help="File to write; may hold {stem}.", rich_help_panel=shared.OUTPUT),
     ] = None,
     turntable: Annotated[
-        bool, typer.Option("--turntable", help="Video of one full turn (.mp4, .webm, .gif, .webp); the default.")
+        bool, typer.Option("--turntable", help="Video of one full turn (.mp4, .webm, .mov, .gif, .webp); the default.")
     ] = False,
     camera_path: Annotated[
         Path | None,
         typer.Option("--camera-path", help="Video along the cameras of a JSON file; with --frames, images."),
     ] = None,
-    view: Annotated[str | None, typer.Option("--view", help="Image from AZIMUTH,ELEVATION in degrees.")] = None,
+    view: Annotated[
+        str | None, typer.Option("--view", help="Image from AZIMUTH,ELEVATION in degrees (.png, .jpg, .exr).")
+    ] = None,
     sheet: Annotated[bool, typer.Option("--contact-sheet", help="One image of eight views.")] = False,
     frames: Annotated[bool, typer.Option("--frames", help="Full turn as numbered PNG files; -o is a folder.")] = False,
     channel: Annotated[Channel, typer.Option("--channel", help="Channel to render.")] = Channel.rgb,
@@ -79,8 +85,9 @@ def render(
     ] = 15.0,
     background: Annotated[
         str,
-        typer.Option("--background", help="white, black, #rrggbb, or transparent (.png, .webm, .webp, .gif)."),
+        typer.Option("--background", help="white, black, #rrggbb, or transparent (not for .mp4, .jpg)."),
     ] = "white",
+    shadow: Annotated[bool, typer.Option("--shadow", help="Studio light and a shadow on the ground.")] = False,
     caption: Annotated[
         list[str] | None,
         typer.Option("--caption", help="Caption of each asset, in order; default for several assets: their names."),
@@ -101,6 +108,8 @@ def render(
 
     segdream render bus.spz car.glb --background transparent -o both.webm
 
+    segdream render bus.ply --view 35,15 --shadow --size 1600x1200 -o bus.jpg
+
     segdream render bus.ply --camera-path flight.json -o flight.mp4
 
     A camera path is JSON. Each frame has a position; other keys are optional:
@@ -117,7 +126,8 @@ def render(
     kind = choose_kind(
         {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames, CAMERA_PATH: on_path}, hint
     )
-    idle = idle_parameters(kind, channel, on_path=on_path)
+    is_exr = output is not None and output.suffix.lower() == ".exr"
+    idle = idle_parameters(kind, channel, on_path=on_path, is_exr=is_exr)
     shared.refuse_options(context, idle, f"has no effect on a {kind} of {channel}", hint)
     angles = parse_view(view) if view is not None else (0.0, elevation)
     color, sides = parse_background(background), parse_size(size, supersample)
@@ -134,13 +144,16 @@ def render(
     from segdream_cli.util.files import write_policy
 
     camera_file = read_camera_path(camera_path, n_frames) if camera_path is not None else None
-    job = RenderJob.of(splats, device, sides, str(channel), color, supersample=supersample, captions=captions)
+    job = RenderJob.of(
+        splats, device, sides, str(channel), color, supersample=supersample, captions=captions, shadow=shadow
+    )
     rendered = Rendered(output=path, assets=assets, kind=kind, channel=str(channel), size=sides, frames=1)
     policy = write_policy(replace=force)
     if kind == SHEET:
         with policy:
             job.write_contact_sheet(path, elevation)
         return sink.done(rendered)
+    note_sizes(sink, path, kind, sides, job)
     if camera_file is not None:
         track = job.fixed_cameras(camera_file.viewmats, camera_file.fov_rad)
     else:
@@ -156,7 +169,7 @@ def render(
             rendered = replace(rendered, fps=rate)
             note_players(sink, path, sides, len(assets))
             job.write_video(path, track, rate)
-    if channel == Channel.depth and kind in (STILL, FRAMES):
+    if channel == Channel.depth and kind in (STILL, FRAMES) and path.suffix.lower() not in (".exr", *JPEG):
         near, far = job.depth_range(track)
         sink.note(f"depth: grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}, 0 is background")
         rendered = replace(rendered, near=near, far=far)
@@ -178,13 +191,13 @@ def choose_kind(asked: dict[str, bool], hint: str) -> str:
     return kinds[0]
 
 
-def idle_parameters(kind: str, channel: str, *, on_path: bool) -> set[str]:
+def idle_parameters(kind: str, channel: str, *, on_path: bool, is_exr: bool) -> set[str]:
     """Parameters that have no effect."""
     idle = UNUSED[kind] | ({"elevation"} if on_path else set())
     if channel != Channel.rgb:
-        idle |= {"background"}
-    if channel == Channel.depth and kind in (STILL, FRAMES):
-        idle |= {"caption"}  # a caption would overwrite depths
+        idle |= {"background", "shadow"}
+    if (channel == Channel.depth and kind in (STILL, FRAMES)) or (channel == Channel.normals and is_exr):
+        idle |= {"caption"}  # a caption would overwrite depths or normals
     return idle
 
 
@@ -291,6 +304,8 @@ def check_transparency(path: Path, kind: str, color: Sequence[float] | None) -> 
     if kind == SHEET:
         raise UsageProblem(f"a {kind} has no transparency", hint="--view 45,20 --background transparent")
     suffix = path.suffix.lower()
+    if kind == STILL and suffix in JPEG:
+        raise UsageProblem(f"a {suffix} image has no transparency", hint=f"-o {quote(str(path.with_suffix('.png')))}")
     if kind in (TURNTABLE, CAMERA_PATH) and suffix in SUFFIXES and suffix not in WITH_ALPHA:
         raise UsageProblem(f"a {suffix} video has no transparency", hint=f"-o {quote(str(path.with_suffix('.webm')))}")
 
@@ -305,6 +320,39 @@ def note_players(sink: Output, path: Path, sides: tuple[int, int], count: int) -
         )
 
 
+def note_sizes(sink: Output, path: Path, kind: str, sides: tuple[int, int], job: "RenderJob") -> None:
+    """Notes that images are larger than `--size` says."""
+    from segdream_cli.render.video import padded_size
+
+    width, height = job.picture_size(precise=kind in (STILL, FRAMES))
+    reasons = ["with the captions"] if height != sides[1] else []
+    if kind in (TURNTABLE, CAMERA_PATH) and padded_size(path, width, height) != (width, height):
+        reasons.append(f"since {path.suffix} needs even sides")
+        width, height = padded_size(path, width, height)
+    if reasons:
+        sink.note(f"{path} has {width}x{height} pixels {' and '.join(reasons)}")
+
+
+def check_still(path: Path, kind: str) -> None:
+    """Refuses an image at a path of another format, or one whose library is missing.
+
+    Raises:
+        UsageProblem: the suffix is not that of such an image.
+        EnvironmentProblem: the library of EXR files is missing.
+    """
+    suffix = path.suffix.lower()
+    suffixes = (".png", *JPEG, *((".exr",) if kind == STILL else ()))
+    if suffix not in suffixes:
+        raise UsageProblem(
+            f"a {kind} is an image ({', '.join(suffixes)}), and {path} is not",
+            hint=f"-o {quote(str(path.with_suffix('.png')))}",
+        )
+    if suffix == ".exr":
+        from segdream_cli.render.exr import load_openexr
+
+        load_openexr()
+
+
 def check_target(path: Path, kind: str, *, force: bool) -> None:
     """Refuses an output that can't be written, before any work.
 
@@ -316,7 +364,7 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
     from segdream_cli.util.files import check_output, write_problem
 
     if kind == FRAMES:
-        if path.suffix.lower() in (*SUFFIXES, ".png"):
+        if path.suffix.lower() in (*SUFFIXES, ".png", *JPEG, ".exr"):
             folder = path.with_name(f"{path.stem}-frames")
             raise UsageProblem(
                 f"--frames writes a folder, and {path} is named like a file", hint=f"-o {quote(str(folder))}"
@@ -328,13 +376,11 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
         check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
         return
     if kind in (TURNTABLE, CAMERA_PATH):
-        if path.suffix.lower() == ".png":
+        if path.suffix.lower() in (".png", *JPEG, ".exr"):
             raise UsageProblem(
                 f"a {kind} is a video, and {path} is an image", hint=f"--view 45,20 -o {quote(str(path))}"
             )
         check_suffix(path)
-    elif path.suffix.lower() != ".png":
-        raise UsageProblem(
-            f"a {kind} is a PNG file, and {path} is not", hint=f"-o {quote(str(path.with_suffix('.png')))}"
-        )
+    else:
+        check_still(path, kind)
     check_output(path, force=force)

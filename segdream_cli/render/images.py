@@ -1,4 +1,4 @@
-"""Images: PNG files, contact sheets, captions, and depth and normals as colours."""
+"""Images: PNG, JPEG and EXR files, contact sheets, captions, and depth and normals as colours."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,40 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from segdream_cli.errors import SegdreamError
+from segdream_cli.render.exr import EXR_SUFFIX, write_exr
 from segdream_cli.util.files import atomic_write
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+JPEG_QUALITY = 95
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 SYSTEM_FONTS = "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"
 DEPTH_STEPS = 65534
 """Steps between near and far in a 16-bit depth image; the value 0 means that nothing is there."""
+
+
+def write_image(path: Path, image: Array, about: Mapping[str, str] | None = None) -> None:
+    """Writes an image as PNG, JPEG or, from floats, EXR, as the suffix says.
+
+    Args:
+        path: the file, replaced as a whole.
+        image: as `write_png` takes it; for JPEG without alpha. For EXR see `exr.write_exr`.
+        about: key -> text, stored in a PNG file.
+
+    Raises:
+        EnvironmentProblem: the library of EXR files is missing.
+        SegdreamError: a value is not finite, or the disk is full.
+        UsageProblem: the folder can't be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix == EXR_SUFFIX:
+        return write_exr(path, image)
+    if suffix not in JPEG_SUFFIXES:
+        return write_png(path, image, about)
+    with atomic_write(path) as temporary:
+        Image.fromarray(to_uint8(image)).save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
 def write_png(path: Path, image: Array, about: Mapping[str, str] | None = None) -> None:

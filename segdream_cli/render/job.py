@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segdream_cli.render.cameras import Cameras, frame_sphere, turntable_azimuths
+from segdream_cli.render.exr import EXR_SUFFIX, linear_premultiplied
 from segdream_cli.render.images import (
+    JPEG_SUFFIXES,
     caption_strip,
     contact_sheet,
     depth_preview,
@@ -22,9 +24,11 @@ from segdream_cli.render.images import (
     normals_to_rgb,
     straight_alpha,
     to_uint8,
+    write_image,
     write_png,
 )
 from segdream_cli.render.raster import Rendering, normals_from_depth
+from segdream_cli.render.studio import Ground, light
 from segdream_cli.render.video import write_video
 from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
@@ -41,6 +45,8 @@ CameraTrack = list[Cameras]
 SIDES = ("front", "front left", "left", "back left", "back", "back right", "right", "front right")
 CHANNEL_BACKGROUND = {"alpha": (0.0, 0.0, 0.0), "depth": (0.0, 0.0, 0.0), "normals": (128 / 255,) * 3}
 """Colour behind captions, by channel; rgb has a background of its own."""
+SOLID = 0.5
+"""Alpha above which a pixel has a depth."""
 NEAR_PLANE = 0.01
 """Least depth that the rasteriser draws."""
 
@@ -53,12 +59,15 @@ class FramedAsset:
     center: Float[Tensor, " 3"]
     extent: float
     """Radius of the sphere."""
+    ground: Ground | None = None
+    """The ground with its shadow, in studio light."""
 
     @classmethod
-    def of(cls, splats: Splats, device: torch.device) -> Self:
-        """Moves an asset to `device` and finds its sphere."""
+    def of(cls, splats: Splats, device: torch.device, *, shadow: bool = False) -> Self:
+        """Moves an asset to `device`, finds its sphere and, if asked, casts its shadow."""
         gaussians = Gaussians.from_splats(splats).to(device)
-        return cls(gaussians, *bounds(gaussians))
+        center, extent = bounds(gaussians)
+        return cls(gaussians, center, extent, Ground.below(splats, gaussians, extent) if shadow else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,7 @@ class RenderJob:
         *,
         supersample: int = 1,
         captions: Sequence[str] = (),
+        shadow: bool = False,
     ) -> Self:
         """Frames assets, from left to right; raises the errors of `choose_device`.
 
@@ -102,10 +112,11 @@ class RenderJob:
             color: see the field.
             supersample: see the field.
             captions: see the field.
+            shadow: show studio light and a shadow on the ground.
         """
         chosen = choose_device(device)
         width, height = (size, size) if isinstance(size, int) else size
-        framed = [FramedAsset.of(splats, chosen) for splats in assets]
+        framed = [FramedAsset.of(splats, chosen, shadow=shadow) for splats in assets]
         return cls(framed, chosen, width, height, channel, color, supersample, captions)
 
     def turntable(self, n: int, elevation: float) -> CameraTrack:
@@ -167,9 +178,29 @@ class RenderJob:
             raise write_problem(problem, folder) from problem
 
     def write_image(self, path: Path, track: CameraTrack) -> None:
-        """Writes a track of one view as a PNG file, depth in 16 bits."""
-        (image,) = self.images(track, precise=True)
-        write_png(path, image, self._depth_notes(track))
+        """Writes a track of one view as PNG or JPEG, depth in 16 bits, or as EXR of `linear_image`."""
+        if path.suffix.lower() == EXR_SUFFIX:
+            return write_image(path, self.linear_image(track))
+        (image,) = self.images(track, precise=path.suffix.lower() not in JPEG_SUFFIXES)
+        write_image(path, image, self._depth_notes(track))
+
+    def linear_image(self, track: CameraTrack) -> Image:
+        """A view for compositing: colours of linear light, premultiplied if transparent; the values of other channels.
+
+        Depth [h, w] is the distance along the camera's axis, and 0 where alpha is at most 1/2. Normals [h, w, 3] are
+        unit vectors in the world, or 0. Only colours and alpha have captions.
+        """
+        if self.channel in ("rgb", "alpha"):
+            (image,) = self.images(track, precise=True)
+            floats = image / np.float32(255) if image.dtype == np.uint8 else image
+            return linear_premultiplied(floats) if self.channel == "rgb" else floats
+        parts = []
+        for asset, cameras in zip(self.assets, track, strict=True):
+            seen = self._render(asset, cameras.view(0))
+            normals, depth = seen.rgb[0].cpu().numpy(), seen.expected_depth()[0, ..., 0].cpu().numpy()
+            solid = seen.alpha[0, ..., 0].cpu().numpy() > SOLID
+            parts.append(normals if self.channel == "normals" else np.where(solid, depth, 0))
+        return np.concatenate(parts, axis=1)
 
     def write_contact_sheet(self, path: Path, elevation: float) -> None:
         """Writes eight sides of one asset as one image; several assets have a row each."""
@@ -182,7 +213,7 @@ class RenderJob:
         ]
         captions = self.captions or [""] * len(self.assets)
         labels = [f"{caption}, {side}" if caption else side for caption in captions for side in SIDES]
-        write_png(path, contact_sheet(images, columns=4 if len(track) == 1 else len(SIDES), labels=labels))
+        write_image(path, contact_sheet(images, columns=4 if len(track) == 1 else len(SIDES), labels=labels))
 
     def _depth_notes(self, track: CameraTrack) -> dict[str, str]:
         """PNG text with the formula from 16-bit values to depths; empty for other channels."""
@@ -192,6 +223,17 @@ class RenderJob:
         rule = "depth = near + (value - 1) / 65534 * (far - near) along the camera's axis; 0 is nothing"
         return {"near": repr(near), "far": repr(far), "Description": rule}
 
+    def picture_size(self, *, precise: bool) -> tuple[int, int]:
+        """Width and height in pixels of the images of `images`."""
+        strips = self._strips(precise=precise)
+        return len(self.assets) * self.width, self.height + sum(len(strip) for strip in strips)
+
+    def _strips(self, *, precise: bool) -> list[Image]:
+        """The strip of captions above the images, or none."""
+        if not any(self.captions) or (precise and self.channel == "depth"):
+            return []
+        return [caption_strip(self.captions, self.width, CHANNEL_BACKGROUND.get(self.channel, self.color))]
+
     def images(self, track: CameraTrack, *, precise: bool) -> Iterator[Image]:
         """The images [h, w, channels] of a track, one at a time, with all assets and their captions.
 
@@ -199,10 +241,7 @@ class RenderJob:
             track: the cameras.
             precise: depth as 16-bit values for measuring instead of grey for viewing.
         """
-        planes = self.depth_range(track)
-        strips = []
-        if any(self.captions) and not (precise and self.channel == "depth"):
-            strips = [caption_strip(self.captions, self.width, CHANNEL_BACKGROUND.get(self.channel, self.color))]
+        planes, strips = self.depth_range(track), self._strips(precise=precise)
         for i in range(len(track[0])):
             parts = [
                 self._image(asset, cameras.view(i), planes, precise=precise)
@@ -213,7 +252,7 @@ class RenderJob:
 
     def _image(self, asset: FramedAsset, camera: Cameras, planes: tuple[float, float], *, precise: bool) -> Image:
         """One asset from one camera, as an array that `write_png` takes."""
-        seen = self._render(asset.gaussians, camera)
+        seen = self._render(asset, camera)
         rgb, alpha = seen.rgb[0].cpu().numpy(), seen.alpha[0, ..., 0].cpu().numpy()
         if self.channel == "alpha":
             return np.repeat(alpha[..., None], 3, axis=2)
@@ -228,23 +267,30 @@ class RenderJob:
         return image
 
     @torch.no_grad()
-    def _render(self, gaussians: Gaussians, camera: Cameras) -> Rendering:
+    def _render(self, asset: FramedAsset, view: Cameras) -> Rendering:
         """One camera's rendering, averaged over its samples; the channel `normals` puts normals in place of colours.
+
+        In studio light, the shadow on the ground is part of it, as black.
 
         Raises:
             OutOfMemory: the device does not have enough memory for the image.
         """
         s, width, height = self.supersample, self.width * self.supersample, self.height * self.supersample
-        camera = replace(camera, Ks=camera.Ks * torch.tensor([[s], [s], [1.0]])).to(self.device)
+        camera = replace(view, Ks=view.Ks * torch.tensor([[s], [s], [1.0]])).to(self.device)
         cheaper = f"--size {min(self.width, self.height) // 2}" if s == 1 else "--supersample 1"
         with out_of_memory(self.device, f"an image of {width}x{height} pixels", cheaper):
-            seen = render(gaussians, camera, resolution=(width, height))
+            seen = render(asset.gaussians, camera, resolution=(width, height))
+            if asset.ground is not None:
+                seen = light(seen, camera)
             if self.channel == "normals":
                 seen = replace(seen, rgb=normals_from_depth(seen.expected_depth(), camera.viewmats, camera.Ks))
             if s > 1:
                 seen = replace(seen, **{name: _average(getattr(seen, name), s) for name in ("rgb", "alpha", "depth")})
                 if self.channel == "normals":
                     seen = replace(seen, rgb=F.normalize(seen.rgb, dim=-1))
+            if asset.ground is not None:
+                dark = asset.ground.darkness(view, self.width, self.height)[None, ..., None]
+                seen = replace(seen, alpha=seen.alpha + (1 - seen.alpha) * dark)
         return seen
 
     def _center_axis(self, cameras: Cameras) -> Cameras:

@@ -1,4 +1,4 @@
-"""Videos: frames streamed through ffmpeg to MP4, WebM, GIF or animated WebP."""
+"""Videos: frames streamed through ffmpeg to MP4, WebM, MOV, GIF or animated WebP."""
 
 import difflib
 import errno
@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.render.images import spread_colours
@@ -47,18 +48,29 @@ def _webm(fps: float, alpha: bool) -> list[str]:
     return [*convert, *codec, *speed, *_TAGS, "-fps_mode", "cfr", "-f", "webm"]
 
 
+def _mov(fps: float, alpha: bool) -> list[str]:
+    """Options for ProRes 4444, which editors take: 4:4:4 in 10 bits, straight alpha in 16, every frame a key frame."""
+    codec = ["-c:v", "prores_ks", "-profile:v", "4444", "-vendor", "apl0", *(["-alpha_bits", "16"] if alpha else [])]
+    convert = ["-vf", _TO_BT709.format(pix_fmt="yuva444p10le" if alpha else "yuv444p10le")]
+    return [*convert, *codec, *_TAGS, "-fps_mode", "cfr", "-f", "mov"]
+
+
 def _webp(fps: float, alpha: bool) -> list[str]:
     """Options for an animated WebP that loops forever; libwebp itself converts from RGB."""
     return ["-c:v", "libwebp_anim", "-pix_fmt", "bgra", "-quality", "80", "-loop", "0", "-f", "webp"]
 
 
-ENCODINGS = {".mp4": _mp4, ".webm": _webm, ".webp": _webp}
+ENCODINGS = {".mp4": _mp4, ".webm": _webm, ".mov": _mov, ".webp": _webp}
 """Suffix -> function of the frame rate and of whether frames have alpha, which returns ffmpeg's output options."""
 SUFFIXES = (*ENCODINGS, ".gif")
 BLOCK = 1 << 20
 """Bytes that are copied at once."""
-WITH_ALPHA = (".webm", ".webp", ".gif")
+WITH_ALPHA = (".webm", ".mov", ".webp", ".gif")
 """Suffixes of videos that may be transparent; a GIF only by whole pixels."""
+BLOCKY = (".mp4", ".webm")
+"""Suffixes of videos whose sides are even: their colours cover two by two pixels."""
+NEAR = 6
+"""Steps of 255 within which colours of a GIF's palette become the background's; dithering adds two at most."""
 
 
 def check_suffix(path: Path) -> None:
@@ -116,7 +128,7 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
 
     Args:
         path: .mp4 (H.264 High, CRF 18) or .webm (VP9), both 4:2:0 and BT.709, an odd side padded by its edge pixels;
-            .gif or .webp.
+            .mov (ProRes 4444, BT.709); .gif or .webp.
         frames: bytes [h, w, 3], or [h, w, 4] with straight alpha for a suffix in `WITH_ALPHA`; all of one size, at
             least one.
         fps: frames per second, above 0; a GIF rounds each frame's time to 1/100 s.
@@ -136,8 +148,7 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
     alpha = first.shape[-1] == 4
     if alpha and suffix not in WITH_ALPHA:
         raise ValueError(f"a {suffix} video has no transparency")
-    step = 2 if suffix in (".mp4", ".webm") else 1  # 4:2:0 halves the sides
-    height, width = (-(-side // step) * step for side in first.shape[:2])
+    width, height = padded_size(path, first.shape[1], first.shape[0])
     pixels = ["-pix_fmt", "rgba" if alpha else "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps:.10g}"]
     source = ["-f", "rawvideo", *pixels, "-i", "pipe:0", "-an"]
 
@@ -146,27 +157,56 @@ def write_video(path: Path, frames: Iterable[Frame], fps: float) -> None:
             for frame in itertools.chain([first], rest):
                 if frame.shape != first.shape or frame.dtype != np.uint8:
                     raise ValueError(f"a frame {frame.shape} {frame.dtype} in a video of {first.shape} uint8")
-                shown = spread_colours(frame) if alpha and suffix == ".webm" else frame
+                shown = spread_colours(frame) if alpha and suffix in (".webm", ".mov") else frame
                 encoder.write(_pad(shown, height, width).data)
 
     with atomic_write(path) as temporary:
         if suffix == ".gif":
-            _write_gif(path, temporary, source, feed)
+            _write_gif(path, temporary, source, feed, _flat_colour(first))
         else:
             feed([*source, *ENCODINGS[suffix](fps, alpha), f"file:{temporary}"])
 
 
-def _write_gif(path: Path, temporary: Path, source: list[str], feed: Callable[[list[str]], None]) -> None:
-    """Encodes in two passes: `feed` fills a lossless file and a palette, with which a second ffmpeg writes the GIF."""
+def padded_size(path: Path, width: int, height: int) -> tuple[int, int]:
+    """Width and height of a video at `path` for frames of a size."""
+    step = 2 if path.suffix.lower() in BLOCKY else 1
+    return -(-width // step) * step, -(-height // step) * step
+
+
+def _write_gif(
+    path: Path, temporary: Path, source: list[str], feed: Callable[[list[str]], None], flat: Frame | None
+) -> None:
+    """Encodes in two passes: `feed` fills a lossless file and a palette, with which a second ffmpeg writes the GIF.
+
+    The palette gets the colour `flat` of a background, which would be dithered otherwise.
+    """
     with scratch_file(path, ".nut") as kept, scratch_file(path, ".png") as palette:
         lossless = ["-map", "[kept]", "-c:v", "ffv1", "-f", "nut", f"file:{kept}"]
         feed([*source, "-filter_complex", _COUNT, *lossless, "-map", "[palette]", "-update", "1", f"file:{palette}"])
+        if flat is not None:
+            _keep_colour(palette, flat)
         coloured = ["-filter_complex", _PALETTE, "-loop", "0", "-f", "gif", f"file:{temporary}"]
         # through the pipe, since an ffmpeg that reads a file would outlive this process
         command = ["-f", "nut", "-i", "pipe:0", "-i", f"file:{palette}", *coloured]
         with _Encoder(command, path) as encoder, kept.open("rb") as stream:
             while block := stream.read(BLOCK):
                 encoder.write(block)
+
+
+def _flat_colour(frame: Frame) -> Frame | None:
+    """The colour [3] of the background of an opaque frame: that of its corners; None if they differ."""
+    corners = frame[[0, 0, -1, -1], [0, -1, 0, -1]]
+    return corners[0] if frame.shape[-1] == 3 and (corners == corners[0]).all() else None
+
+
+def _keep_colour(palette: Path, colour: Frame) -> None:
+    """Puts a colour into a palette: in place of the nearest one, and of all that dithering would mix with it."""
+    with Image.open(palette) as image:
+        pixels = np.array(image.convert("RGBA"))
+    steps = np.abs(pixels[..., :3].astype(int) - colour).max(axis=-1)
+    steps[pixels[..., 3] == 0] = 255  # the transparent entry
+    pixels[steps <= max(NEAR, steps.min())] = (*colour, 255)
+    Image.fromarray(pixels).save(palette)
 
 
 def _pad(frame: Frame, height: int, width: int) -> Frame:

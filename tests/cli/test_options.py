@@ -18,6 +18,7 @@ from segdream_cli import cli, formats, mesh
 from segdream_cli.cli import render
 from segdream_cli.priors import checkpoint
 from segdream_cli.render.job import RenderJob
+from segdream_cli.render.studio import Ground
 from segdream_cli.runs import best_of, session
 from segdream_cli.runs.reporter import discard
 from segdream_cli.simplify import polish
@@ -97,6 +98,7 @@ EXAMPLES = {
     "--frame": ("--frame", "ruf"),
     "--output-frame": ("--output-frame", "ruf"),
     "--mirror": ("--mirror", "x"),
+    "--shadow": ("--shadow",),
     "--format": ("--format", "spz4"),
     "--formats": ("--formats",),
     "--prune-opacity": ("--prune-opacity", "0.5"),
@@ -196,7 +198,7 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
             return repr((values, value.quality, value.reporter.output))
         if isinstance(value, RenderJob):
             values = value.width, value.height, value.channel, value.color, value.supersample, value.captions
-            return repr((values, [asset.gaussians.means.tolist() for asset in value.assets]))
+            return repr((values, [(asset.gaussians.means.tolist(), asset.ground) for asset in value.assets]))
         if isinstance(value, list) and value and hasattr(value[0], "viewmats"):
             return repr([camera.viewmats.tolist() for camera in value])
         if hasattr(value, "arrays"):
@@ -220,6 +222,7 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
     monkeypatch.setattr(mesh, "write", write_mesh)
     for name in ("write_image", "write_frames", "write_video", "write_contact_sheet"):
         monkeypatch.setattr(RenderJob, name, record(name))
+    monkeypatch.setattr(Ground, "below", lambda *_: "a shadow")
     monkeypatch.setattr(RenderJob, "depth_range", lambda *_: (1.0, 2.0))
     monkeypatch.setattr(render, "check_target", record("target"))
 

@@ -408,3 +408,69 @@ def test_depth_planes_follow_the_cameras(folder, asset):
     near, far = job.depth_range(job.fixed_cameras(path.viewmats, path.fov_rad))
     assert near == pytest.approx(0.01)
     assert far == pytest.approx(5 - float(framed.center[2]) + framed.extent, rel=1e-4)
+
+
+def test_shadow_darkens_the_ground_only(segdream, asset):
+    for background in ("white", "transparent"):
+        options = ("--background", background)
+        plain, lit = (view(segdream, asset, "a.png", *options, *more, angles="30,20") for more in ((), ("--shadow",)))
+        alphas = view(segdream, asset, "b.png", "--background", "transparent", angles="30,20")[..., 3]
+        outside = alphas == 0
+        below = outside & (np.arange(48)[:, None] > 30)
+        if background == "white":
+            assert (lit[outside] <= 255).all()
+            assert lit[below].min() < 225 < 250 < lit[:12][outside[:12]].min()
+            assert (plain[outside] == 255).all()
+        else:
+            assert lit[below][:, 3].max() > 40
+            assert not lit[below & (lit[..., 3] > 0)][:, :3].any()  # black
+
+
+def test_jpeg_and_exr_show_the_same_view(segdream, asset):
+    expected = view(segdream, asset, "a.png", angles="30,20")
+    assert np.abs(view(segdream, asset, "a.JPG", angles="30,20") - expected).mean() < 3
+    library = pytest.importorskip("OpenEXR")
+    for name, options in {"a": (), "t": ("--background", "transparent"), "d": ("--channel", "depth")}.items():
+        done = segdream("render", asset, "--view=30,20", "--size", "48", "-o", f"{name}.exr", *options)
+        assert (done.code, done.err) == (0, "")
+    channels = {name: library.File(f"{name}.exr", separate_channels=True).channels() for name in ("a", "t", "d")}
+    light = np.stack([channels["a"][name].pixels for name in "RGB"], axis=-1).astype(float)
+    encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light.clip(1e-9) ** (1 / 2.4) - 0.055)
+    np.testing.assert_allclose(255 * encoded, expected, atol=0.8)
+    assert set(channels["t"]) == set("RGBA")
+    alpha = channels["t"]["A"].pixels.astype(float)
+    assert (channels["t"]["R"].pixels <= alpha + 1e-3).all()
+    depth = view(segdream, asset, "d.png", "--channel", "depth", angles="30,20")
+    with Image.open("d.png") as image:
+        near, far = float(image.info["near"]), float(image.info["far"])
+    metric = np.where(depth > 0, near + (depth - 1) / 65534 * (far - near), 0)
+    np.testing.assert_allclose(channels["d"]["Z"].pixels, metric, atol=1e-4)
+
+
+def test_render_notes_sizes_that_differ(segdream, asset):
+    options = ("--n-frames", "2", "--size", "33x47")
+    assert (
+        "a.mp4 has 34x48 pixels since .mp4 needs even sides" in segdream("render", asset, *options, "-o", "a.mp4").err
+    )
+    assert segdream("render", asset, *options, "-o", "a.mov").err == ""
+    with_caption = segdream("render", asset, "--view=0,0", "--size", "48", "--caption", "a ball", "-o", "a.png")
+    with Image.open("a.png") as image:
+        assert f"a.png has {image.width}x{image.height} pixels with the captions" in with_caption.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--view", "0,0", "--background", "transparent", "-o", "a.jpg"), "a .jpg image has no transparency"),
+        (("--view", "0,0", "-o", "a.tiff"), "a view is an image (.png, .jpg, .jpeg, .exr), and a.tiff is not"),
+        (("--contact-sheet", "-o", "a.exr"), "a contact sheet is an image (.png, .jpg, .jpeg), and a.exr is not"),
+        (("-o", "a.jpg"), "a turntable is a video"),
+        (("--frames", "-o", "a.exr"), "--frames writes a folder"),
+        (("--view", "0,0", "--channel", "normals", "--caption", "x", "-o", "a.exr"), "--caption has no effect"),
+        (("--channel", "alpha", "--shadow", "-o", "a.mp4"), "--shadow has no effect"),
+    ],
+)
+def test_render_refuses_other_formats(segdream, asset, folder, arguments, message):
+    said = segdream("render", asset, *arguments)
+    assert (said.code, message in said.err) == (2, True), said.err
+    assert [path.name for path in folder.iterdir()] == [asset]

@@ -329,7 +329,7 @@ def test_write_video_refuses_mixed_sizes_and_no_frames(tmp_path: Path) -> None:
     ("name", "nearest"), [("a.mpeg", ".mp4"), ("a.gift", ".gif"), ("a", ".mp4"), ("a.webb", ".webp")]
 )
 def test_check_suffix_refuses_unknown_formats(tmp_path: Path, name: str, nearest: str) -> None:
-    with pytest.raises(UsageProblem, match=r"\.mp4, \.webm, \.webp, \.gif") as caught:
+    with pytest.raises(UsageProblem, match=r"\.mp4, \.webm, \.mov, \.webp, \.gif") as caught:
         write_video(tmp_path / name, moving(1), fps=30)
     assert caught.value.hint == f"-o {tmp_path / 'a'}{nearest}"
     with pytest.raises(UsageProblem):
@@ -398,3 +398,45 @@ def test_write_video_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write_video(out / "a.mp4", moving(40, height=200, width=200), fps=30)
     assert caught.value.exit_code == 1
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_mov_is_prores_4444_with_its_size_and_alpha(tmp_path: Path, alpha: bool) -> None:
+    """Odd sides stay; colours and straight alpha come back, also where nothing is opaque."""
+    frames = [frame[:47, :63] for frame in (clear(6) if alpha else moving(6))]
+    path = tmp_path / "turn.mov"
+    write_video(path, frames, fps=25)
+    found = probed(path)
+    assert (found["codec_name"], found["profile"]) == ("prores", "4444")
+    assert found["pix_fmt"].startswith("yuva444p" if alpha else "yuv444p")
+    assert (found["width"], found["height"], found["nb_read_frames"], found["r_frame_rate"]) == (63, 47, "6", "25/1")
+    assert found["color_space"] == found["color_primaries"] == found["color_transfer"] == "bt709"
+    back = decoded(path, "rgba" if alpha else "rgb24").reshape(6, 47, 63, -1).astype(int)
+    shown = np.stack(frames).astype(int)
+    if alpha:
+        np.testing.assert_allclose(back[..., 3], shown[..., 3], atol=1)
+        shown[..., :3][shown[..., 3] == 0] = back[..., :3][shown[..., 3] == 0]
+    inner = shown[:, :, 2:-2]
+    flat = (inner == shown[:, :, 1:-3]).all(-1) & (inner == shown[:, :, 3:-1]).all(-1)
+    assert np.abs(back[:, :, 2:-2] - inner)[flat].mean() < 2
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (250, 250, 248), (12, 120, 130)])
+def test_gif_background_is_one_colour(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+    """Beside a gradient that needs many colours close to it, the background is neither dithered nor changed."""
+    ramp = np.linspace(0, 255, 64)[None, :, None] * np.linspace(0.2, 1, 48)[:, None, None] * (1, 0.99, 0.97)
+    frames = []
+    for i in range(6):
+        frame = np.full((96, 128, 3), colour, np.uint8)
+        frame[24:72, 20 + i : 84 + i] = ramp
+        frames.append(frame)
+    path = tmp_path / "turn.gif"
+    write_video(path, frames, fps=10)
+    with Image.open(path) as video:
+        for i, frame in enumerate(frames):
+            video.seek(i)
+            back = np.asarray(video.convert("RGB"))
+            outside = np.ones((96, 128), bool)
+            outside[24:72, 20 + i : 84 + i] = False
+            assert (back[outside] == colour).all(), i
+            assert np.abs(back[~outside].astype(int) - frame[~outside]).mean() < 5
