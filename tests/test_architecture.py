@@ -251,6 +251,7 @@ WRITES_ELSEWHERE = {
     "formats/lod": 2,  # into the folder of `atomic_folder`
     "formats/usd": 2,  # the child process fills a scratch folder of its parent
     "runs/carry": 1,  # a scratch file grows by the pieces that arrive, and is renamed once it is whole
+    "render/video": 1,  # the palette of a GIF, in a scratch file between two passes
     "runs/run_dir": 1,  # a line is added to a run's events
     "util/download": 1,  # a partial download grows until its hash is right
 }

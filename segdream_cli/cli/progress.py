@@ -103,8 +103,10 @@ class RunProgress(LiveBar):
         self.task = self.add_task(title, total=total, completed=done, detail="")
 
     def update(self, report: Stepped) -> None:
-        """Shows one step: its stage, the total number of Gaussians, and the largest known gradient norm."""
-        if report.grad_norm is not None:
+        """Shows one step: its stage, the total number of Gaussians, and the loss or the largest gradient norm."""
+        if report.loss is not None:
+            self.gradient = f"  loss {report.loss:.3g}"
+        elif report.grad_norm is not None:
             self.gradient = f"  gradient {max(report.grad_norm):.2g}"
         detail = f"{report.stage}  {sum(report.n_gaussians):,} Gaussians{self.gradient}  {report.memory_gib:.1f} GiB"
         self.bar.update(self.task, completed=report.step, total=report.steps, detail=detail)

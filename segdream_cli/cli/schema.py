@@ -234,6 +234,7 @@ class Ready(Line):
     event = "ready"
     url: str
     asset: Path | None = None
+    assets: Sequence[Path] = ()
     gaussians: int | None = None
 
 

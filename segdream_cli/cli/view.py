@@ -1,5 +1,6 @@
-"""`segdream view`: an asset in the browser."""
+"""`segdream view`: assets in the browser."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +13,14 @@ from segdream_cli.cli.reading import AsSplatsOption, FrameOption, StrictOption, 
 from segdream_cli.cli.reporter import open_browser
 from segdream_cli.cli.schema import Ready
 from segdream_cli.cli.signals import StopOnSignal
+from segdream_cli.errors import UsageProblem
+
+MOST_ASSETS = 12
+"""Each needs a WebGL context, of which browsers allow 16."""
 
 
 def view(
-    asset: Annotated[Path, typer.Argument(help="Asset to show.")],
+    assets: Annotated[list[Path], typer.Argument(metavar="ASSET", help="Asset to show; several appear side by side.")],
     frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
@@ -23,22 +28,34 @@ def view(
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Show an asset in the browser until Ctrl-C.
+    """Show assets in the browser until Ctrl-C.
 
     segdream view bus.ply
+
+    segdream view bus.ply car.spz
     """
     from segdream_cli.formats.page import document, title_of
     from segdream_cli.viewer.server import PageServer
 
     sink = Output(json=json, quiet=quiet)
-    (splats,) = read_assets([asset], sink, frame=frame, strict=strict, as_splats=as_splats)
-    title = title_of(splats, asset.stem)
-    document(splats, title)  # an asset that can't be shown is refused here, not in the browser
+    if len(assets) > MOST_ASSETS:
+        raise UsageProblem(
+            f"{len(assets)} assets are too many: a browser shows {MOST_ASSETS} at once",
+            hint=f"segdream view {shlex.join(map(str, assets[:MOST_ASSETS]))}",
+        )
+    splats = read_assets(assets, sink, frame=frame, strict=strict, as_splats=as_splats)
+    titles = [title_of(each, asset.stem) for each, asset in zip(splats, assets, strict=True)]
     server = PageServer()
-    server.publish(splats, title)
+    if len(assets) == 1:
+        document(splats[0], titles[0])  # an asset that can't be shown is refused here, not in the browser
+        server.publish(splats[0], titles[0])
+    else:
+        names = titles if len(set(titles)) == len(titles) else [str(asset) for asset in assets]
+        server.publish_row(splats, names)
     with StopOnSignal() as stop:
         server.start()
-        sink.result(Ready(url=server.url, asset=asset, gaussians=len(splats)), server.url)
+        gaussians = sum(len(each) for each in splats)
+        sink.result(Ready(url=server.url, asset=assets[0], assets=assets, gaussians=gaussians), server.url)
         if not no_browser:
             open_browser(server.url)
         sink.note("press Ctrl-C to end")

@@ -9,7 +9,9 @@ served while its asset is being made may ask its own server for newer Gaussians,
 import base64
 import hashlib
 import html
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +31,12 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 LIVE_POLICY = f"{POLICY}; connect-src 'self'"
+ROW_POLICY = (
+    "default-src 'none'; script-src '{script}'; style-src '{style}'; frame-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+MOST_IN_A_ROW = 4
+"""Pages side by side; more are in several rows."""
 LABELS = {
     "prompt": "Prompt",
     "seed": "Seed",
@@ -60,13 +68,14 @@ def write(path: Path, splats: Splats, *, title: str | None = None) -> None:
         temporary.write_bytes(content)
 
 
-def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
+def document(splats: Splats, title: str, *, newer: str = "", progress: str = "") -> bytes:
     """The page as UTF-8; raises the errors of `write`.
 
     Args:
         splats: the asset.
         title: its heading.
         newer: path on the page's server from which the page fetches an `edition`; empty if it fetches none.
+        progress: a line below the heading, while the asset is being made.
     """
     payload = _payload(splats)
     center, extent = bounds(splats)
@@ -77,6 +86,8 @@ def document(splats: Splats, title: str, *, newer: str = "") -> bytes:
         center=" ".join(f"{value:.6g}" for value in center),
         extent=f"{extent:.6g}",
         newer=html.escape(newer),
+        progress=html.escape(progress),
+        count=f"{len(splats):,}",
         facts="\n".join(_rows(facts(splats, len(payload)))),
         style=style,
         payload=base64.b64encode(payload).decode("ascii"),
@@ -91,11 +102,41 @@ def policy(*, live: bool = False) -> str:
     return (LIVE_POLICY if live else POLICY).format(script=_digest(script), style=_digest(style))
 
 
-def edition(splats: Splats, title: str) -> Mapping[str, Any]:
+def edition(splats: Splats, title: str, progress: str = "") -> Mapping[str, Any]:
     """The JSON values that make an open page show a newer asset; raises the errors of `write`."""
     payload = _payload(splats)
     rows = facts(splats, len(payload))
-    return {"title": title, "facts": dict(rows), "payload": base64.b64encode(payload).decode("ascii")}
+    encoded = base64.b64encode(payload).decode("ascii")
+    return {"title": title, "facts": dict(rows), "progress": progress, "payload": encoded}
+
+
+def row(titles: Sequence[str], addresses: Sequence[str]) -> bytes:
+    """A page that shows other pages of its server side by side, and passes the view of one to the others."""
+    template = (files("segdream_cli") / "data" / "viewer" / "row.html").read_text(encoding="utf-8")
+    frames = (
+        f'<iframe src="{html.escape(address)}" title="{html.escape(title)}"></iframe>'
+        for address, title in zip(addresses, titles, strict=True)
+    )
+    content = Template(template).substitute(
+        policy=row_policy(len(titles)),
+        title=html.escape(", ".join(titles)),
+        columns=_columns(len(titles)),
+        frames="\n".join(frames),
+    )
+    return content.encode("utf-8", "replace")
+
+
+def row_policy(count: int) -> str:
+    """The Content-Security-Policy of the page that shows `count` others."""
+    template = (files("segdream_cli") / "data" / "viewer" / "row.html").read_text(encoding="utf-8")
+    style, script = (re.findall(f"<{tag}>(.*)</{tag}>", template, re.DOTALL)[0] for tag in ("style", "script"))
+    style = style.replace("$columns", str(_columns(count)))
+    return ROW_POLICY.format(script=_digest(script), style=_digest(style))
+
+
+def _columns(count: int) -> int:
+    """Number of pages beside each other."""
+    return math.ceil(math.sqrt(count)) if count > MOST_IN_A_ROW else count
 
 
 def title_of(splats: Splats, name: str) -> str:

@@ -35,6 +35,7 @@ from segdream_cli.runs.source import Start
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.runs.timings import Timing, Timings
 from segdream_cli.splats import Splats
+from segdream_cli.util.download import format_time
 from segdream_cli.util.failures import convert_failures
 from segdream_cli.util.files import free_name, write_policy
 from segdream_cli.util.memory import peak_memory_gib
@@ -87,6 +88,29 @@ class ActiveRun:
     def output(self) -> Path | None:
         """Its file; None if it stays in memory."""
         return None if self.destination is None else self.destination.output
+
+
+@dataclass(slots=True)
+class Pace:
+    """How far a run is, as a line of text.
+
+    Args:
+        first: number of steps before it began.
+        begin: time at which it began, of `time.monotonic`.
+    """
+
+    first: int
+    begin: float
+    _quantity: str = ""
+
+    def describe(self, step: int, steps: int, norms: Sequence[float] | None, loss: float | None) -> str:
+        """Steps, time left, and the loss of a refinement or the largest gradient norm, the latest that is known."""
+        if loss is not None:
+            self._quantity = f", loss {loss:.3g}"
+        elif norms is not None:
+            self._quantity = f", gradient {max(norms):.2g}"
+        left = (time.monotonic() - self.begin) / max(1, step - self.first) * (steps - step)
+        return f"Step {step:,} of {steps:,}, {format_time(left)} left{self._quantity}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +187,7 @@ class Runner:
         options, first = self.pipeline.config.output, active[0].asset
         limit, saved = SAVE_S.get(self.pipeline.device.type, SAVE_S["cpu"]), time.monotonic()
         look_every = LOOK_EVERY if self.pipeline.device.type == "cuda" else 1
+        pace = Pace(first.steps_taken, time.monotonic())
         self._show(active[0])
         for report in self._steps(active):
             look, preview, save = (
@@ -182,7 +207,7 @@ class Runner:
             except BaseException:  # the caller's own error, or its way to leave
                 self._save_finite(active, report)
                 raise
-            self._show(active[0])
+            self._show(active[0], pace.describe(step, steps, norms, loss))
             with convert_failures():
                 for index, each in enumerate(active):
                     if each.destination is None:
@@ -340,10 +365,10 @@ class Runner:
         """The provenance of an asset's prompt."""
         return describe_prompt(each.asset.prompt, self.pipeline.prior.profile.vocabulary)
 
-    def _show(self, each: ActiveRun) -> None:
-        """Shows the asset's current state on the page, if there is one."""
+    def _show(self, each: ActiveRun, progress: str = "") -> None:
+        """Shows the asset's current state on the page, if there is one, with a line about the progress."""
         if self.page is not None:
-            self.page.show(lambda: self.snapshot(each), each.asset.prompt)
+            self.page.show(lambda: self.snapshot(each), each.asset.prompt, progress)
 
     def _preview(self, each: ActiveRun, run: RunDir, step: int) -> None:
         """Writes an image of the asset from four sides into the run folder."""

@@ -19,7 +19,7 @@ class LivePage:
         self._announce = announce
         self._server: PageServer | None = None
         self._latest: Callable[[], Splats] | None = None
-        self._title = ""
+        self._title = self._progress = ""
 
     def __enter__(self) -> Self:
         return self
@@ -30,17 +30,23 @@ class LivePage:
         if self._server is None or self._latest is None:
             return
         if kind is None:
-            self._server.publish(self._latest(), self._title, done=True)
+            self._server.publish(self._latest(), self._title, self._progress, done=True)
             self._server.wait_for_pages()
         self._server.close()
 
-    def show(self, latest: Callable[[], Splats], title: str) -> None:
-        """Shows what `latest` returns, if an open page is due for an update; it is called once more at the end."""
-        self._latest, self._title = latest, title
+    def show(self, latest: Callable[[], Splats], title: str, progress: str = "") -> None:
+        """Shows what `latest` returns, if an open page is due for an update; it is called once more at the end.
+
+        Args:
+            latest: returns the asset's current state.
+            title: the page's heading.
+            progress: a line below it.
+        """
+        self._latest, self._title, self._progress = latest, title, progress
         if self._server is None:
             self._server = PageServer(live=True)
-            self._server.publish(latest(), title)
+            self._server.publish(latest(), title, progress)
             self._server.start()
             self._announce(self._server.url)
         elif self._server.needs_edition():
-            self._server.publish(latest(), title)
+            self._server.publish(latest(), title, progress)

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError
-from segdream_cli.formats.page import document, edition, policy
+from segdream_cli.formats.page import document, edition, policy, row, row_policy
 from segdream_cli.splats import Splats
 
 NEWER = "/newer"
@@ -29,6 +30,7 @@ class _Edition:
     number: int
     splats: Splats
     title: str
+    progress: str
     done: bool
 
 
@@ -45,6 +47,8 @@ class PageServer:
     def __init__(self, *, live: bool = False) -> None:
         self.live = live
         self._edition: _Edition | None = None
+        self._row: bytes | None = None
+        self._pages: list[bytes] = []
         self._published = self._asked = -GONE_S
         self.sent = 0
         """Number of the latest edition that was sent to a page."""
@@ -67,11 +71,16 @@ class PageServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def publish(self, splats: Splats, title: str, *, done: bool = False) -> None:
+    def publish(self, splats: Splats, title: str, progress: str = "", *, done: bool = False) -> None:
         """Makes a copy of `splats` the latest edition; `done` tells open pages that it is the last one."""
         number = self._edition.number + 1 if self._edition else 1
-        self._edition = _Edition(number, splats.copy(), title, done)
+        self._edition = _Edition(number, splats.copy(), title, progress, done)
         self._published = time.monotonic()
+
+    def publish_row(self, assets: Sequence[Splats], titles: Sequence[str]) -> None:
+        """Serves pages of several assets, and one that shows them side by side; raises the errors of `document`."""
+        self._pages = [document(splats, title) for splats, title in zip(assets, titles, strict=True)]
+        self._row = row(titles, [f"/{number}#beside" for number in range(1, len(assets) + 1)])
 
     def needs_edition(self) -> bool:
         """Whether a page is open and the latest edition is old enough."""
@@ -90,10 +99,25 @@ class PageServer:
 
     def page(self) -> bytes | None:
         """The page, or None before the first edition."""
+        if self._row is not None:
+            return self._row
         latest = self._edition
         if latest is None:
             return None
-        return document(latest.splats, latest.title, newer=NEWER if self.live else "")
+        return document(latest.splats, latest.title, newer=NEWER if self.live else "", progress=latest.progress)
+
+    def policy(self, path: str) -> str:
+        """The Content-Security-Policy of the page at a path; only the page of several may frame others."""
+        if self._row is None:
+            return policy(live=self.live) + "; frame-ancestors 'none'"
+        if path == "/":
+            return row_policy(len(self._pages)) + "; frame-ancestors 'none'"
+        return policy() + "; frame-ancestors 'self'"
+
+    def page_in_row(self, path: str) -> bytes | None:
+        """The page of one of several assets at a path, "/1" for the first; None if there is none."""
+        number = int(path[1:]) if re.fullmatch("/[1-9][0-9]{0,3}", path) else 0
+        return self._pages[number - 1] if 1 <= number <= len(self._pages) else None
 
     def newer(self, number: int) -> tuple[int, bytes] | None:
         """Number and JSON of the latest edition, or None if a page has it.
@@ -105,7 +129,7 @@ class PageServer:
         if latest is None or latest.number == number:
             return None
         facts: dict[str, Any] = {"number": latest.number, "done": latest.done}
-        return latest.number, json.dumps(facts | dict(edition(latest.splats, latest.title))).encode()
+        return latest.number, json.dumps(facts | dict(edition(latest.splats, latest.title, latest.progress))).encode()
 
 
 class _Http(ThreadingHTTPServer):
@@ -129,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             if address.path == "/":
                 page = self.server.pages.page()
                 return self._answer(HTTPStatus.OK if page else HTTPStatus.SERVICE_UNAVAILABLE, page, "text/html")
+            if page := self.server.pages.page_in_row(address.path):
+                return self._answer(HTTPStatus.OK, page, "text/html")
             if address.path == NEWER and self.server.pages.live:
                 return self._answer_newer(parse_qs(address.query).get("after", ["0"])[0])
         except SegdreamError:  # this edition can't be shown; the next one may
@@ -163,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cross-Origin-Resource-Policy", "same-origin")
-        self.send_header("Content-Security-Policy", policy(live=self.server.pages.live) + "; frame-ancestors 'none'")
+        self.send_header("Content-Security-Policy", self.server.pages.policy(urlsplit(self.path).path))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content or b"")

@@ -174,6 +174,20 @@ def test_needs_edition_is_for_open_pages_only(chiral: Splats, monkeypatch: pytes
         assert not waiting.is_alive()
 
 
+def test_server_sends_a_page_of_several(chiral: Splats) -> None:
+    with serving() as server:
+        server.publish_row([chiral, chiral.select(np.arange(9))], ["a helix", '<script>"'])
+        status, content, headers = ask(server, "/")
+        parts = Parts(content.decode())
+        assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+        frames = [(attrs["src"], attrs["title"]) for tag, attrs in parts.tags if tag == "iframe"]
+        assert frames == [("/1#beside", "a helix"), ("/2#beside", '<script>"')]
+        assert ask(server, "/1")[1] == page.document(chiral, "a helix")
+        assert ask(server, "/2")[0] == 200
+        for path in ("/3", "/0", "/01", "/newer", "/1/", "/-1"):
+            assert ask(server, path)[0] == 404, path
+
+
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
@@ -209,12 +223,18 @@ def test_live_page_shows_newer_editions(chiral: Splats, tab: Browser) -> None:
         wait_for(lambda: tab.run("return segdream.viewer.stats.edition") == 1)
         assert tab.run("return segdream.viewer.scene.count") == 50
         first = image(tab)
-        wait_for(lambda: live.show(lambda: blue, "<b>grown") or tab.run("return segdream.viewer.stats.edition") > 1)
+        wait_for(
+            lambda: (
+                live.show(lambda: blue, "<b>grown", "Step 7 of 9, <i>")
+                or tab.run("return segdream.viewer.stats.edition") > 1
+            )
+        )
         assert tab.run("return segdream.viewer.scene.count") == 400
         title, heading, told = tab.run(
             "return [document.title, ...['h1', 'dl'].map((name) => document.querySelector(name).textContent)]"
         )
         assert title == heading == "<b>grown"
+        assert tab.run("return document.getElementById('progress').textContent") == "Step 7 of 9, <i>"
         assert "400" in told
         second = image(tab)
         assert np.abs(second - first).mean() > 2
@@ -238,3 +258,38 @@ def test_live_page_keeps_its_asset_when_the_run_fails(chiral: Splats, tab: Brows
         raise RuntimeError
     wait_for(lambda: "ended" in tab.run("return document.getElementById('message').textContent"))
     assert tab.run("return segdream.viewer.scene.count") == 400
+
+
+@needs_browser
+def test_page_of_several_links_their_views(chiral: Splats, tab: Browser) -> None:
+    """The second asset is ten times as large and stands elsewhere: it is seen from the same side, as large."""
+    large = replace(
+        chiral, means=chiral.means * 10 + np.float32(5), log_scales=chiral.log_scales + np.float32(np.log(10))
+    )
+    with serving() as server:
+        server.publish_row([chiral, large], ["small", "large"])
+        tab.open(server.url, width=600, height=300)
+        view = """const ready = (w) => w.segdream ? w.segdream.ready : new Promise((done) =>
+                    setTimeout(() => done(ready(w)), 50));
+                  const viewers = await Promise.all([ready(frames[0]), ready(frames[1])]);"""
+        wait_for(lambda: tab.run("return frames.length") == 2)
+        tab.run(f"{view} for (const each of viewers) each.setBackground('light')")
+        assert not tab.run(f"{view} viewers[0].rotate(false); return viewers[0].rotating")
+        tab.run(
+            f"{view} viewers[0].camera.set({{ azimuth: 80, elevation: 40 }}); viewers[0].camera.zoom(1.5);"
+            "viewers[0].camera.pan(0.1, 0); viewers[0].setBackground('dark')"
+        )
+        poses = f"{view} return viewers.map((each) => [each.camera.pose, each.background, each.rotating])"
+        wait_for(lambda: tab.run(poses)[1][1] == "dark")
+        (first, _, _), (second, _, rotating) = tab.run(poses)
+        assert not rotating
+        for name in ("azimuth", "elevation", "distance", "fov", "shift"):
+            assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-4), name
+        assert (first["azimuth"], first["elevation"]) == (80, 40)
+        tab.run(f"{view} viewers[1].camera.orbit(30, 0); viewers[1].changed()")  # the other way round
+        wait_for(lambda: tab.run(poses)[0][0]["azimuth"] == pytest.approx(50))
+        tab.run(f"{view} await Promise.all(viewers.map((each) => each.settled()))")
+        left, right = np.split(tab.screenshot().astype(float)[:, 1:-1], 2, axis=1)
+        assert np.abs(left[60:220, :-2] - right[60:220, 2:]).mean() < 4
+        assert np.ptp(left[60:220]) > 100
+        assert not tab.errors()

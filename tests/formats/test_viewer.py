@@ -156,7 +156,7 @@ def test_page_in_other_windows_and_from_close_cameras(
 def test_image_keeps_transparency(chiral: Splats, shown: Callable[..., Browser], tmp_path: Path) -> None:
     kept = stored(chiral, tmp_path)
     tab = shown(replace(kept, provenance=chiral.provenance), "#rotate=0&background=checker")
-    rgb, alpha = cpu_image(kept, 0.0, 15.0)
+    rgb, alpha = cpu_image(kept, 35.0, 15.0)
     found = page_image(tab)
     assert np.abs(found[..., 3:] - alpha).mean() < 0.5 / 255
     assert np.abs(found[..., :3] * found[..., 3:] - np.minimum(rgb, alpha)).mean() < 0.5 / 255
@@ -280,7 +280,7 @@ def test_controls_follow_the_documented_keys(chiral: Splats, shown: Callable[...
     home = camera(tab)
     tab.run("segdream.viewer.canvas.focus()")
     press(tab, "ArrowLeft")
-    assert camera(tab)["azimuth"] == pytest.approx(6)
+    assert camera(tab)["azimuth"] == pytest.approx(home["azimuth"] + 6)
     press(tab, "ArrowDown")
     assert camera(tab)["elevation"] == pytest.approx(21)
     press(tab, "+")
@@ -311,24 +311,66 @@ def press(tab: Browser, key: str, modifiers: int = 0) -> None:
         tab.command("Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers, **text)
 
 
+def test_help_lists_every_key(chiral: Splats, shown: Callable[..., Browser]) -> None:
+    tab = shown(chiral)
+    opened = "return document.getElementById('help').open"
+    assert not tab.run(opened)
+    tab.run("segdream.viewer.canvas.focus()")
+    press(tab, "?")
+    assert tab.run(opened)
+    told = tab.run("return [...document.querySelectorAll('#keys th')].map((each) => each.textContent).join(' ')")
+    for key in ("arrow keys", "Shift", "+ and −", "Space", "Home", "B", "P", "I", "?"):
+        assert key in told, key
+    tab.command("Input.dispatchKeyEvent", type="keyDown", key="Escape", windowsVirtualKeyCode=27)
+    assert not tab.run(opened)
+    tab.run("document.getElementById('keyboard').click()")
+    assert tab.run(opened)
+
+
+def test_page_says_that_it_loads_until_the_asset_is_shown(chiral: Splats, tab: Browser, tmp_path: Path) -> None:
+    page.write(tmp_path / "a.html", chiral)
+    script = "window.seen = []; new MutationObserver(() => { const each = document.getElementById('loading');"
+    script += "seen.push(each && each.textContent); }).observe(document, { childList: true, subtree: true });"
+    added = tab.command("Page.addScriptToEvaluateOnNewDocument", source=script)
+    try:
+        tab.open((tmp_path / "a.html").as_uri())
+        tab.run("await segdream.ready")
+        seen = tab.run("await new Promise((done) => setTimeout(done, 50)); return seen")
+    finally:
+        tab.command("Page.removeScriptToEvaluateOnNewDocument", **added)
+    assert "Loading 400 Gaussians\N{NO-BREAK SPACE}…" in seen
+    assert seen[-1] is None
+
+
 def test_controls_have_names_and_show_focus(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral, width=400, height=600)  # narrow: the buttons show symbols only
     nodes = tab.command("Accessibility.getFullAXTree")["nodes"]
     named = {(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if "role" in node}
     assert {("application", "a helix, “chiral”"), ("toolbar", "View"), ("heading", "a helix, “chiral”")} <= named
     buttons = {name for role, name in named if role == "button"}
-    assert buttons == {"Rotate", "Background", "Reset", "Image", "SPZ file"}
+    assert buttons == {"Rotate", "Background", "Reset", "Image", "SPZ file", "Keys"}
     outlines = []
-    for _ in range(7):
+    for _ in range(8):
         press(tab, "Tab")
         outlines.append(
             tab.run(
                 "const s = getComputedStyle(document.activeElement); return [document.activeElement.id, s.outlineStyle]"
             )
         )
-    assert [name for name, _ in outlines] == ["stage", "", "rotate", "background", "reset", "picture", "file"]
+    assert [name for name, _ in outlines] == [
+        "stage",
+        "",
+        "rotate",
+        "background",
+        "reset",
+        "picture",
+        "file",
+        "keyboard",
+    ]
     assert {style for _, style in outlines} == {"solid"}
-    sizes = tab.run("return [...document.querySelectorAll('button')].map((b) => [b.offsetWidth, b.offsetHeight])")
+    sizes = tab.run(
+        "return [...document.querySelectorAll('#tools button')].map((b) => [b.offsetWidth, b.offsetHeight])"
+    )
     assert min(min(size) for size in sizes) >= 44
 
 
@@ -359,7 +401,7 @@ def test_page_address_sets_the_view(chiral: Splats, shown: Callable[..., Browser
     assert (found["azimuth"], found["elevation"], found["distance"]) == (270, 30, 4)
     assert tab.run("return [segdream.viewer.background, segdream.viewer.rotating]") == ["checker", False]
     shown(chiral, "#azimuth=x&background=toString&rotate=0")
-    assert camera(tab)["azimuth"] == 0
+    assert (camera(tab)["azimuth"], camera(tab)["elevation"]) == (35, 15)  # three-quarter on
     assert tab.run("return segdream.viewer.background") == "light"
 
 

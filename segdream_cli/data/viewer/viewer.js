@@ -5,6 +5,7 @@
 
 const FOV_DEG = 40;
 const FILL = 0.85; // of the frame, by a sphere of the asset's extent
+const OPENING = { azimuth: 35, elevation: 15 }; // three-quarter on
 const TURN_S = 24; // a whole turn of the automatic rotation
 const PIXEL_RATIO_LIMIT = 2;
 const POLL_MS = 500;
@@ -18,7 +19,7 @@ const element = (id) => document.getElementById(id);
 
 class Camera {
   constructor(center, extent) {
-    this.home = { azimuth: 0, elevation: 15, target: center, extent };
+    this.home = { ...OPENING, target: center, extent };
     this.reset();
   }
 
@@ -44,6 +45,18 @@ class Camera {
 
   zoom(factor) {
     this.set({ distance: this.distance / factor });
+  }
+
+  // The view without the size and the place of the asset, for others beside it.
+  get pose() {
+    const { azimuth, elevation, fov, distance, target, home } = this;
+    const shift = target.map((value, i) => (value - home.target[i]) / home.extent);
+    return { azimuth, elevation, fov, distance: distance / home.extent, shift };
+  }
+
+  set pose({ distance, shift, ...angles }) {
+    const { target, extent } = this.home;
+    this.set({ ...angles, distance: distance * extent, target: target.map((value, i) => value + shift[i] * extent) });
   }
 
   // Moves the object by parts of the frame's shorter side.
@@ -139,7 +152,19 @@ class Viewer {
   // The camera, the size or the background is another.
   changed() {
     this.wanted++;
+    this.share?.();
     this.#requestFrame();
+  }
+
+  // Takes the view of an asset beside this one.
+  follow({ pose, background }) {
+    const { share } = this;
+    this.share = undefined;
+    if (this.rotating) this.rotate(false);
+    this.camera.pose = pose;
+    if (background !== this.background) this.setBackground(background);
+    this.changed();
+    this.share = share;
   }
 
   // Resolves once the present view is on the screen in the right order; while it rotates, after the next frame.
@@ -236,13 +261,14 @@ function actions(viewer) {
     picture: async () => download(await viewer.picture(), ".png"),
     file: () => download(new Blob([viewer.bytes]), ".spz"),
     about: () => element("about").toggleAttribute("open"),
+    keyboard: () => element("help").showModal(),
   };
 }
 
 function listenToKeys(viewer, act) {
   const { camera } = viewer;
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  const others = { " ": act.rotate, b: act.background, Home: act.reset, p: act.picture, i: act.about };
+  const others = { " ": act.rotate, b: act.background, Home: act.reset, p: act.picture, i: act.about, "?": act.keyboard };
   viewer.canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const arrow = arrows[event.key], other = others[event.key] ?? others[event.key.toLowerCase()];
@@ -305,14 +331,15 @@ function listenToPointers(viewer) {
   );
 }
 
-// What follows # in the address: azimuth, elevation, distance, fov, background and rotate=0.
+// What follows # in the address: azimuth, elevation, distance, fov, background, rotate=0 and beside.
+const asked = (name) => new URLSearchParams(location.hash.slice(1)).get(name);
+
 function applyAddress(viewer) {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const numbers = ["azimuth", "elevation", "distance", "fov"].filter((name) => asked.get(name));
-  viewer.camera.set(Object.fromEntries(numbers.map((name) => [name, Number(asked.get(name))])));
+  const numbers = ["azimuth", "elevation", "distance", "fov"].filter(asked);
+  viewer.camera.set(Object.fromEntries(numbers.map((name) => [name, Number(asked(name))])));
   const preferred = matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark";
-  viewer.setBackground(Object.hasOwn(BACKGROUNDS, asked.get("background")) ? asked.get("background") : preferred);
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches || numbers.length || asked.get("rotate") === "0";
+  viewer.setBackground(Object.hasOwn(BACKGROUNDS, asked("background")) ? asked("background") : preferred);
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches || numbers.length || asked("rotate") === "0";
   return !still;
 }
 
@@ -331,7 +358,7 @@ async function start() {
   }
   const rotating = applyAddress(viewer);
   const act = actions(viewer);
-  for (const id of ["rotate", "background", "reset", "picture", "file"]) element(id).addEventListener("click", act[id]);
+  for (const id of ["rotate", "background", "reset", "picture", "file", "keyboard"]) element(id).addEventListener("click", act[id]);
   listenToKeys(viewer, act);
   listenToPointers(viewer);
   try {
@@ -340,10 +367,24 @@ async function start() {
     fail(`The Gaussians in this page can't be shown: ${problem.message}.`);
     throw problem;
   }
+  element("loading").remove();
+  if (asked("beside") !== null && parent !== window) link(viewer);
   viewer.stats.readyMs = performance.now();
   viewer.rotate(rotating);
   if (canvas.dataset.newer) follow(viewer, canvas.dataset.newer);
   return viewer;
+}
+
+// On a page of several assets, each is in a frame of its own; one that is turned tells its view to the others.
+function link(viewer) {
+  document.body.classList.add("beside");
+  viewer.share = () => {
+    const { camera, background } = viewer;
+    parent.postMessage({ pose: camera.pose, background }, location.origin);
+  };
+  addEventListener("message", (event) => {
+    if (event.source === parent && event.origin === location.origin) viewer.follow(event.data);
+  });
 }
 
 // While an asset is being made, its page asks the server that it came from for newer Gaussians, until the last.
@@ -360,6 +401,7 @@ async function follow(viewer, address) {
       await viewer.load(bytesOfBase64(newer.payload));
       ({ number, done } = newer);
       describe(newer.title, newer.facts);
+      element("progress").textContent = newer.progress;
       viewer.stats.edition = number;
     }
     if (!done) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
