@@ -51,18 +51,18 @@ app = typer.Typer(
 IMPORTS_GIB, NETWORKS_GIB = 1.5, 4.0
 """Address space that a command needs: to import the libraries, and to run networks too."""
 COMMANDS: Mapping[Callable[..., None], float] = {
-    init.init: NETWORKS_GIB,
     generate.generate: NETWORKS_GIB,
-    refine.refine: NETWORKS_GIB,
-    render.render: IMPORTS_GIB,
     view.view: IMPORTS_GIB,
     info.info: IMPORTS_GIB,
+    render.render: IMPORTS_GIB,
     export.export: IMPORTS_GIB,
     lod.lod: IMPORTS_GIB,
-    report.report: IMPORTS_GIB,
+    refine.refine: NETWORKS_GIB,
     evaluate.evaluate: NETWORKS_GIB,
-    fetch.fetch: IMPORTS_GIB,
+    report.report: IMPORTS_GIB,
+    init.init: NETWORKS_GIB,
     runs.runs: IMPORTS_GIB,
+    fetch.fetch: IMPORTS_GIB,
     cache.cache: IMPORTS_GIB,
     doctor.doctor: IMPORTS_GIB,
 }

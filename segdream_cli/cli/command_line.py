@@ -1,4 +1,7 @@
-"""The command line as a person typed it: contradictions are refused, and hints repeat it without some of them."""
+"""The command line as a person typed it: contradictions are refused, and hints repeat it without some of them.
+
+Its help has the groups in the order of use, and plain names for values.
+"""
 
 import shlex
 from collections.abc import Collection, Iterator
@@ -9,9 +12,30 @@ from typer.core import TyperCommand
 
 from segdream_cli.errors import OptionProblem
 
+GROUPS = ("Prompt", "Output", "", "Quality", "Run", "Start", "Hardware and weights")
+"""Groups of options in the order of use; the empty name stands for a command's own groups."""
+LAST = ("force", "json", "quiet", "no_browser", "help")
+"""Options at the end of their group, in this order."""
+VALUES = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
+"""Type of a value -> its name in the help."""
+
 
 class Command(TyperCommand):
     """A command that refuses contradicting options, and says in hints which command works."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for each in self.params:
+            if each.metavar is None:
+                each.metavar = name_value(each)
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """The parameters in the order in which the help shows them; `--help` is the last one of the outputs."""
+        found: list[Any] = list(super().get_params(ctx))
+        for each in found:
+            if each.name == "help":
+                each.rich_help_panel, each.metavar = "Output", ""
+        return sorted(found, key=_rank)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Runs the command.
@@ -26,6 +50,23 @@ class Command(TyperCommand):
             if problem.hint is None and problem.without:
                 problem.hint = _without(ctx, problem.without)
             raise
+
+
+def name_value(parameter: Any) -> str | None:
+    """The name of an option's value, or of an argument; None for a choice, which is named by its values."""
+    if parameter.param_type_name == "argument":
+        return str(parameter.name).upper()
+    if parameter.is_flag:
+        return ""
+    return VALUES.get(parameter.bare_type().removeprefix("list[").removesuffix("]"))
+
+
+def _rank(parameter: Any) -> tuple[int, int]:
+    """Place of a parameter in the help: that of its group, and within the group."""
+    if parameter.param_type_name == "argument":
+        return -1, 0
+    group, name = parameter.rich_help_panel, str(parameter.name)
+    return GROUPS.index(group if group in GROUPS else ""), LAST.index(name) if name in LAST else -1
 
 
 def _refuse_contradictions(context: typer.Context) -> None:
