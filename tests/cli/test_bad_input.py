@@ -113,7 +113,7 @@ def test_option_values_are_checked(refused, arguments, words):
         (("export", "a.ply", "--form", "spz"), ["no such option: --form", "--format", "hint: segdream export --help"]),
         (("expor", "a.ply"), ["no such command 'expor'", "'export'", "hint: segdream --help"]),
         (("export", "a.ply", "-o"), ["'-o' requires an argument", "hint: segdream export --help"]),
-        (("view", "a.ply", "b.ply"), ["(b.ply)", "hint: segdream view --help"]),
+        (("report", "a.ply", "b.ply"), ["(b.ply)", "hint: segdream report --help"]),
         (
             ("render", "a.ply", "--channel", "gray"),
             ["'--channel': 'gray' is not one of", "hint: segdream render --help"],
