@@ -5,6 +5,7 @@ stopped. Only calls below the working directory count.
 """
 
 import builtins
+import ctypes
 import errno
 import io
 import os
@@ -15,13 +16,17 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NAMES = ("open", "rename", "replace", "link", "unlink", "mkdir", "rmdir", "chmod", "listdir", "scandir", "fsync")
+NAMES = ("open", "rename", "replace", "link", "symlink", "unlink", "mkdir", "rmdir", "chmod", "listdir", "scandir")
+NAMES += ("fsync",)
 """Functions of `os` that are wrapped; `open` of Python and the writes of its files are too."""
 KILL = "kill"
+LIMIT_S = 300.0
+"""Seconds after which a process counts as hung; it may share the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,16 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An ended process: its exit code (negative for a signal), its output, and the counted calls in order."""
+    """An ended process: its exit code (negative for a signal), its output, and the counted calls in order.
+
+    `hung` says that it, or a process that it left, had to be killed at the end of its time.
+    """
 
     code: int
     out: str
     err: str
     calls: Sequence[str]
+    hung: bool = False
 
 
 class _Counter:
@@ -84,8 +93,9 @@ def _install(counter: _Counter) -> None:
 
     def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any = ".", *arguments: Any, **options: Any) -> Any:
-            if options.get("dir_fd") is None and counter.is_inside(path):
-                counter.count(name, path)
+            written = arguments[0] if name == "symlink" else path
+            if options.get("dir_fd") is None and counter.is_inside(written):
+                counter.count(name, written)
             return real(path, *arguments, **options)
 
         return call
@@ -127,6 +137,7 @@ def run_forked(
     folder: Path,
     fault: Fault | None = None,
     kill_after_s: float | None = None,
+    limit_s: float = LIMIT_S,
 ) -> Ended:
     """Runs a command line in a forked process.
 
@@ -136,6 +147,7 @@ def run_forked(
         folder: working directory of the process.
         fault: what happens in it; None also leaves the calls uncounted.
         kill_after_s: kill the process after so many seconds.
+        limit_s: seconds after which it counts as hung, and is killed.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as log:
         sys.stdout.flush()
@@ -144,6 +156,7 @@ def run_forked(
         if not child:
             code = 99
             try:
+                os.setpgid(0, 0)  # so that the processes that it leaves are known
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 sys.stdout, sys.stderr = (open(fd, "w", encoding="utf-8", closefd=False) for fd in (1, 2))  # noqa: SIM115
@@ -160,12 +173,40 @@ def run_forked(
         if kill_after_s is not None:
             time.sleep(kill_after_s)
             os.kill(child, signal.SIGKILL)  # not yet waited for, so the number is still its own
-        _, status = os.waitpid(child, 0)
+        status, hung = _await_all(child, limit_s)
         texts = []
         for stream in (out, err, log):
             stream.seek(0)
             texts.append(stream.read().decode("utf-8", "replace"))
-    return Ended(os.waitstatus_to_exitcode(status), texts[0], texts[1], texts[2].splitlines())
+    return Ended(os.waitstatus_to_exitcode(status), texts[0], texts[1], texts[2].splitlines(), hung)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of those whose parent ends, so that `run_forked` waits for them too."""
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+
+
+def _await_all(child: int, limit_s: float) -> tuple[int, bool]:
+    """Waits for a process, and for those of its group that are or become children of this one.
+
+    Returns:
+        the status of the process, and whether one of them had to be killed.
+    """
+    end, hung, status = time.monotonic() + limit_s, False, None
+    while True:
+        try:
+            pid, ended = os.waitpid(-child if status is not None else child, os.WNOHANG)
+        except ChildProcessError:
+            return status or 0, hung
+        if pid == child:
+            status = ended
+        elif not pid:
+            if time.monotonic() > end:
+                hung = True
+                with suppress(ProcessLookupError):
+                    os.killpg(child, signal.SIGKILL)
+            time.sleep(0.002)
 
 
 def contents(folder: Path) -> Mapping[str, bytes]:

@@ -182,6 +182,32 @@ ABLATIONS = (
 """Rows of `benchmarks.ablations`."""
 CURVE_STEPS = (50, 100, 200, 400, 800)
 """Columns of the table of methods by steps."""
+STORMS = (
+    "new run",
+    "force",
+    "force over a stopped run",
+    "resume",
+    "best of two",
+    "list",
+    "batch",
+    "devices",
+    "refine",
+    "resume in a round",
+    "init",
+    "init from a cloud",
+    "cached cloud",
+    "export",
+    "render view",
+    "render frames",
+    "render gif",
+    "evaluate",
+    "fetch",
+    "Hub's prior",
+    "Hub's cache",
+    "embedded prior",
+    "compiled kernels",
+)
+"""Rows of `benchmarks.storm`."""
 FORMATS = ("ply", "ply-compact", "compressed-ply", "spz", "spz4", "sog", "glb", "usdz", "splat", "html", "points")
 
 
@@ -258,6 +284,14 @@ GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
     "ablations, differences": (
         ["accuracy over the release's settings"],
         {title: [over(f"ablations_{metric_name(title)}")] for title in ABLATIONS if title not in ("release", "world")},
+    ),
+    "storm": (
+        ["kills at a call", "random kills", "failing calls", "flipped bits", "failed at first", "failed at last"],
+        {
+            name: [(f"storm_{metric_name(name)}_{key}",) for key in ("kills", "random", "errors", "flips", "found")]
+            + [(f"storm_{metric_name(name)}_failed",)]
+            for name in (*STORMS, "all")
+        },
     ),
     "fuzz": (
         ["files", "failures", "slowest", "memory grew by"],

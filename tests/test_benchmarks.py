@@ -400,10 +400,18 @@ def test_name_numbers_assets_without_their_prompts(tmp_path: Path) -> None:
     assert (first[..., 0].mean() > first[..., 2].mean()) == (found["00"] == "a red ball")
 
 
-def test_storm_loses_nothing() -> None:
-    total = rows(smoke("storm", "--only", "new run", "resume"))["all"]
-    assert int(total[1]) > 20
-    assert total[2:] == ["0"] * 4
+def test_storm_loses_nothing(tmp_path: Path) -> None:
+    state = ("--json", str(tmp_path / "storm.json"))
+    total = rows(smoke("storm", "--only", "new run", "resume", *state))["all"]
+    assert sum(map(int, total[:4])) == 22
+    assert total[4:] == ["0"] * 6
+    kept = json.loads((tmp_path / "storm.json").read_text(encoding="utf-8"))
+    assert len(kept["trials"].pop("resume")) == 12
+    kept["trials"]["new run"]["kill 1"] = ["stuck: once"]
+    kept["found"]["new run: kill 1"] = ["stuck: once"]
+    (tmp_path / "storm.json").write_text(json.dumps(kept), encoding="utf-8")
+    mended = rows(smoke("storm", "--only", "new run", *state))["new run"]  # runs what failed, and nothing else
+    assert mended == ["2", "2", "6", "0", "1", "0", "0", "0", "0", "0"]
 
 
 def test_engine_measures_every_network() -> None:
