@@ -196,7 +196,8 @@ def test_nothing_prints(file, name):
 
 
 def unguarded_writes(source):
-    """Lines of calls that write a file other than the temporary one of an enclosing `with atomic_write(...) as name`.
+    """Lines of calls that write a file other than the temporary one of an enclosing `with atomic_write(...) as name` or
+    `cache_write`.
 
     A call writes if it is `write_text`, `write_bytes`, `tofile`, `savez`, `save_file`, `save` of an image (of a call's
     value), `open` in a mode that writes, or a `ZipFile` that does. In-memory streams, `name = io.BytesIO()`, are free.
@@ -213,7 +214,10 @@ def unguarded_writes(source):
         if isinstance(node, ast.With):
             for item in node.items:  # in order: a later item may open what an earlier one yields
                 visit(item.context_expr, allowed)
-                if ast.unparse(item.context_expr).startswith("atomic_write(") and item.optional_vars is not None:
+                if (
+                    ast.unparse(item.context_expr).startswith(("atomic_write(", "cache_write("))
+                    and item.optional_vars is not None
+                ):
                     allowed = allowed | {item.optional_vars.id}
             for part in node.body:
                 visit(part, allowed)
@@ -329,11 +333,12 @@ def test_every_import_is_a_declared_dependency():
     assert {provided.get(name, name) for name in used} - {"segdream_cli"} <= declared
 
 
-def test_listed_hashes_are_those_of_the_embedded_prior():
-    """A run refuses the prior otherwise."""
+@pytest.mark.parametrize("name", [MINI, "judge"])
+def test_listed_hashes_are_those_of_the_embedded_weights(name):
+    """They are refused otherwise."""
     data = PACKAGE / "data"
-    files = sorted(path for path in (data / MINI).rglob("*") if path.is_file())
+    files = sorted(path for path in (data / name).rglob("*") if path.is_file())
     found = {path.relative_to(data).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    lines = (data / f"{MINI}.sha256").read_text(encoding="utf-8").splitlines()
-    regenerate = "cd segdream_cli/data && find mini -type f | LC_ALL=C sort | xargs sha256sum > mini.sha256"
-    assert lines == [f"{digest}  {name}" for name, digest in found.items()], regenerate
+    lines = (data / f"{name}.sha256").read_text(encoding="utf-8").splitlines()
+    regenerate = f"cd segdream_cli/data && find {name} -type f | LC_ALL=C sort | xargs sha256sum > {name}.sha256"
+    assert lines == [f"{digest}  {file}" for file, digest in found.items()], regenerate

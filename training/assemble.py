@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from segdream_cli.priors.profile import PROFILE_FILE
-from segdream_cli.util.download import file_sha256
+from segdream_cli.util.hashes import write_sums
 from training.models import load_tokenizer, scheduler
 from training.world.catalog import ATTRIBUTES, COLORS, OBJECTS, contradictions
 
@@ -36,13 +36,6 @@ def vocabulary() -> dict[str, list[str] | list[list[str]]]:
         "attributes": [attribute for attribute in ATTRIBUTES if attribute],
         "excluded": [list(pair) for pair in contradictions()],
     }
-
-
-def write_sums(folder: Path) -> None:
-    """Writes the hashes of a folder's files beside it, as `sha256sum` lists them; segdream compares them on loading."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = (f"{file_sha256(path)}  {path.relative_to(folder.parent).as_posix()}\n" for path in files)
-    folder.with_name(f"{folder.name}.sha256").write_text("".join(lines), encoding="utf-8")
 
 
 def main(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from segdream_cli.evaluate.judge import CLASSES_FILE, HEADS, WEIGHTS_FILE, Judge
 from segdream_cli.util.files import atomic_write
+from segdream_cli.util.hashes import write_sums
 from training.bank import Bank, render_bank
 from training.world.camera import Lens, Light, backgrounds
 from training.world.catalog import ATTRIBUTES, COLORS, OBJECTS, OVERHEAD_DEG, VIEWS, combinations
@@ -34,13 +35,15 @@ NEAR_DEG = 15.0
 
 
 def save(judge: Judge, folder: Path, about: dict[str, object]) -> None:
-    """Writes the weights in half precision, and beside them the classes and the facts `about` the judge."""
+    """Writes the weights in half precision, the classes and the facts `about` the judge, and a list of hashes anew."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous().cpu() for name, value in judge.state_dict().items()}
     with atomic_write(folder / WEIGHTS_FILE) as temporary:
         save_file(weights, temporary)
     with atomic_write(folder / CLASSES_FILE) as temporary:
         temporary.write_text(json.dumps({**judge.classes, **about}, indent=1) + "\n", encoding="utf-8")
+    if folder.with_name(f"{folder.name}.sha256").exists():
+        write_sums(folder)
 
 
 def degrade(

@@ -31,14 +31,14 @@ class _Item:
     Args:
         name: its name on the command line.
         title: its description in messages.
-        missing: bytes to download.
+        missing: bytes to download; None if nothing is missing, and 0 if only the cache's own entries are.
         fetch: downloads what is missing, reporting progress.
         check: verifies the files without the network, and returns their folder.
     """
 
     name: str
     title: str
-    missing: int
+    missing: int | None
     fetch: "Callable[[Progress], object]"
     check: Callable[[], Path]
 
@@ -60,14 +60,14 @@ def fetch(
     _refuse_offline(offline)
     items = [item for name in dict.fromkeys(weights) for item in _ITEMS[str(name)](sink)]
     for item in items:
-        state = describe_download(item.missing) if item.missing else "complete in the cache"
+        state = "complete in the cache" if item.missing is None else describe_download(item.missing)
         sink.note(f"{item.name}: {item.title}: {state}")
     for item in items:
-        if item.missing:
+        if item.missing is not None:
             with DownloadBar(item.name, sink) as bar:
                 item.fetch(bar.update)
         folder = item.check()
-        sink.done(Fetched(output=folder, name=item.name, title=item.title, downloaded=item.missing))
+        sink.done(Fetched(output=folder, name=item.name, title=item.title, downloaded=item.missing or 0))
     sink.suggest(AFTER_FETCH.get(items[-1].name, ()))
 
 
@@ -105,7 +105,7 @@ def _point_e(sink: Output) -> Iterator[_Item]:
     yield _Item(
         name=POINT_E,
         title=" and ".join(file.name for file in missing or checkpoint.PUBLISHED),
-        missing=sum(file.size for file in missing),
+        missing=sum(file.size for file in missing) or None,
         fetch=lambda progress: checkpoint.resolve_point_e(None, offline=False, announce=sink.note, progress=progress),
         check=lambda: checkpoint.resolve_point_e(None, offline=True, announce=_silent).base.parent,
     )
@@ -145,20 +145,20 @@ def _fid(sink: Output) -> Iterator[_Item]:
     yield _Item(
         name=FID,
         title=inception.NAME,
-        missing=0 if inception.cached_file().is_file() else inception.BYTES,
+        missing=None if inception.cached_file().is_file() else inception.BYTES,
         fetch=lambda progress: inception.resolve(offline=False, announce=sink.note, progress=progress),
         check=lambda: inception.resolve(offline=True, announce=_silent).parent,
     )
 
 
 def _of_hub(name: str, title: str, plan: "HubDownload | None", check: Callable[[], Path]) -> _Item:
-    """An item of the Hub; `download` is None if the cache has all its files."""
+    """An item of the Hub; `plan` is None if the cache has all its files."""
 
     def download(progress: "Progress") -> None:
         if plan is not None:
             plan.fetch(_silent, progress)
 
-    return _Item(name=name, title=title, missing=plan.missing if plan else 0, fetch=download, check=check)
+    return _Item(name=name, title=title, missing=plan.missing if plan else None, fetch=download, check=check)
 
 
 def _silent(_: str) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.util.download import Progress, cache_folder, check_space, describe_download, download, file_sha256
-from segdream_cli.util.hub import first_line, is_offline
+from segdream_cli.util.hashes import has_sha256
+from segdream_cli.util.hub import first_line, is_offline, removal
 from segdream_cli.util.weights import read_errors, read_pickled
 
 NAME = "weights-inception-2015-12-05-6726825d.pth"
@@ -131,10 +132,11 @@ def load(folder: Path | None, device: torch.device, *, offline: bool, announce: 
     path = resolve(offline=offline, announce=announce) if folder is None else folder / NAME
     if not path.is_file():
         raise WeightsUnavailable(f"{folder} has no {NAME}", hint=FALLBACK_HINT)
-    with read_errors(path, FALLBACK_HINT):
-        found = file_sha256(path)
-    if found != SHA256:
-        announce(f"{path} has SHA-256 {found}, which is not that of the published file")
+    if folder is not None:
+        with read_errors(path, FALLBACK_HINT):
+            found = file_sha256(path)
+        if found != SHA256:
+            announce(f"{path} has SHA-256 {found}, which is not that of the published file")
     return Inception(read_pickled(path, FALLBACK_HINT), device)
 
 
@@ -152,15 +154,21 @@ def resolve(*, offline: bool, announce: Callable[[str], None], progress: Progres
         progress: receives the bytes done and in total.
 
     Raises:
-        WeightsUnavailable: it is missing and offline mode is on, or the download fails.
+        WeightsUnavailable: it is missing and offline mode is on, it is damaged, or the download fails.
     """
     path = cached_file()
     if path.is_file():
+        with read_errors(path, removal(path)):
+            whole = has_sha256(path, SHA256)
+        if not whole:
+            raise WeightsUnavailable(
+                f"{path} is damaged: its SHA-256 is not the published {SHA256}", hint=removal(path)
+            )
         return path
     if is_offline(offline):
         raise WeightsUnavailable(
             f"the weights of Inception are not in {path.parent}, and offline mode is on",
-            hint=f"segdream fetch fid, once, while online; or {FALLBACK_HINT}",
+            hint=f"segdream fetch fid  # once, while online; or {FALLBACK_HINT}",
         )
     check_space(path.parent, BYTES)
     announce(f"downloading {NAME}, {describe_download(BYTES)}, from {ADDRESS} to {path.parent}")

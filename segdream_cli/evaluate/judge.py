@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.util.files import parse_json
+from segdream_cli.util.hashes import check_sums
 
 HEADS = ("objects", "colors", "attributes", "azimuths")
 SECTORS = ("front", "side", "back")
@@ -128,8 +129,9 @@ class Judge(nn.Module):
         """Loads a trained judge from a folder, for inference.
 
         Raises:
-            WeightsUnavailable: its files can't be read, or do not fit each other.
+            WeightsUnavailable: its files can't be read or do not fit each other, or differ from listed hashes.
         """
+        check_sums(folder)
         try:
             about = parse_json((folder / CLASSES_FILE).read_text(encoding="utf-8"))
             judge = cls(about)

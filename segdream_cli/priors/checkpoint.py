@@ -18,7 +18,7 @@ from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
 from segdream_cli.util.download import file_sha256
 from segdream_cli.util.files import parse_json
-from segdream_cli.util.hashes import read_sums
+from segdream_cli.util.hashes import check_sums
 from segdream_cli.util.home import abbreviate, expand
 from segdream_cli.util.hub import HubDownload, HubModel, first_line, removal
 
@@ -42,7 +42,7 @@ _CLASSES: Mapping[str, tuple[str, ...]] = {
     "scheduler": (),
 }
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-FALLBACK_HINT = f"--prior {MINI} (needs no download), or --model /path/to/folder"
+FALLBACK_HINT = f"--prior {MINI}  # or --model /path/to/folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ def resolve(prior: PriorConfig, *, cuda: bool, offline: bool, announce: Callable
     half = _computes_in_half(prior, cuda=cuda)
     folder = expand(model)
     if folder.is_dir():
-        known = _check_sums(folder)
+        known = check_sums(folder)
         return _verify(
             folder, abbreviate(folder) if prior.model else chosen, partial(_hash_folder, known=known), half=half
         )
@@ -184,7 +184,10 @@ def _computes_in_half(prior: PriorConfig, *, cuda: bool) -> bool:
 
 
 def _is_complete(folder: Path) -> bool:
-    return not _absent_files(_names(folder))
+    """Whether a snapshot in the Hub's cache has all files; even of one that can be missing, a link may lead nowhere."""
+    return not _absent_files(_names(folder)) and not any(
+        name in _files([name], None) and not name.endswith(".safetensors") for name in _names(folder, dangling=True)
+    )
 
 
 def _plan(remote: HubModel, *, half: bool) -> HubDownload:
@@ -214,10 +217,11 @@ def _files(names: Collection[str], variant: str | None) -> set[str]:
     return {name for name in names if name in exact or re.fullmatch(r"tokenizer/[^/]*\.(json|txt)", name)}
 
 
-def _names(folder: Path) -> set[str]:
-    """The files of a folder and of its components, relative to it, without the dangling links of a damaged cache."""
-    files = (path for at in ("", *_CLASSES) for path in (folder / at).glob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix() for path in files}
+def _names(folder: Path, *, dangling: bool = False) -> set[str]:
+    """The files of a folder and of its components, relative to it, or the dangling links of a damaged cache instead."""
+    paths = [path for at in ("", *_CLASSES) for path in (folder / at).glob("*")]
+    found = (path for path in paths if (path.is_symlink() and not path.exists() if dangling else path.is_file()))
+    return {path.relative_to(folder).as_posix() for path in found}
 
 
 def _absent_files(names: Collection[str]) -> list[str]:
@@ -236,7 +240,7 @@ def _check_complete(names: Collection[str], source: str) -> None:
     if _INDEX in absent:
         raise WeightsUnavailable(
             f"{source} is not a Stable Diffusion checkpoint: it has no {_INDEX}",
-            hint="--model with a folder or Hub id in the diffusers layout",
+            hint=FALLBACK_HINT,
         )
     pickled = any(name.endswith((".bin", ".ckpt", ".pt")) for name in names)
     why = " (only pickled weights, which segdream does not read)" if pickled else ""
@@ -249,13 +253,14 @@ def _verify(
     """The checkpoint in a folder, after a check of each of its files."""
     names = _names(folder)
     _check_complete(names, name)
-    _check_architecture(folder, name)
     variant = _variant(names, half=half)
-    files = sorted(_files(names, variant) - {_INDEX, PROFILE_FILE})
+    files = sorted(_files(names, variant))
+    hashes = hash_files(folder, files)  # first, so that a damaged file is called that
+    _check_architecture(folder, name)
     for file in files:
         if file.endswith(".safetensors"):
             _check_safetensors(folder / file)
-    digest = _digest(hash_files(folder, files))
+    digest = _digest({file: hashes[file] for file in files if file not in (_INDEX, PROFILE_FILE)})
     return Checkpoint(folder=folder, name=name, profile=_read_profile(folder), digest=digest, variant=variant)
 
 
@@ -288,7 +293,7 @@ def _check_architecture(folder: Path, source: str) -> None:
     if reasons:
         raise WeightsUnavailable(
             f"{source} is not a Stable Diffusion 1.x or 2.x text-to-image model but {kind}: {', '.join(reasons)}",
-            hint=f"--model {SD21_MODEL}, or --prior {MINI}",
+            hint=f"--prior {SD21}  # or --prior {MINI}",
         )
 
 
@@ -335,31 +340,6 @@ def _check_safetensors(path: Path) -> None:
             f"{path} is not a whole safetensors file: {first_line(problem)}",
             hint=f"{removal(path)}  # then download or copy it again",
         ) from problem
-
-
-def _check_sums(folder: Path) -> dict[str, str]:
-    """Compares a folder's files with the list of SHA-256 beside it, if there is one: `mini.sha256` for `mini`.
-
-    Returns:
-        The hash of each file of the list; its path is relative to the folder.
-
-    Raises:
-        WeightsUnavailable: a file is missing or has another hash.
-    """
-    sums = folder.with_name(f"{folder.name}.sha256")
-    if not sums.is_file():
-        return {}
-    try:
-        hashes = {name.partition("/")[2]: digest for name, digest in read_sums(sums).items()}
-        damaged = [name for name, digest in hashes.items() if file_sha256(folder / name) != digest]
-    except (OSError, ValueError) as problem:
-        hashes, damaged = {}, [first_line(problem)]
-    if damaged or not hashes:
-        raise WeightsUnavailable(
-            f"{folder} differs from {sums}: {', '.join(damaged) or 'the list is empty'}",
-            hint="pip install --force-reinstall --no-deps segdream",
-        )
-    return hashes
 
 
 def _hash_folder(folder: Path, names: Collection[str], known: Mapping[str, str]) -> dict[str, str]:

@@ -7,9 +7,9 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from segdream_cli.errors import SegdreamError
+from segdream_cli.errors import SegdreamError, WeightsUnavailable
 from segdream_cli.util.download import cache_folder, file_sha256
-from segdream_cli.util.files import atomic_write, parse_json
+from segdream_cli.util.files import atomic_write, cache_write, parse_json
 
 KEPT = re.compile(r"[0-9a-f]{32}\.json")
 """Names of the files of matches."""
@@ -44,10 +44,16 @@ def forget_hashes() -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Writes a record to the cache; without a writable cache it is made again."""
-    with suppress(OSError, SegdreamError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with suppress(OSError, SegdreamError), cache_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the hashes of a folder's files beside it, as `sha256sum` lists them, for `check_sums`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = (f"{file_sha256(path)}  {path.relative_to(folder.parent).as_posix()}\n" for path in files)
+    with atomic_write(folder.with_name(f"{folder.name}.sha256")) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def read_sums(path: Path) -> dict[str, str]:
@@ -58,6 +64,31 @@ def read_sums(path: Path) -> dict[str, str]:
     """
     pairs = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
     return {name: digest for digest, name in pairs}
+
+
+def check_sums(folder: Path) -> dict[str, str]:
+    """Compares a folder's files with the list of SHA-256 beside it, if there is one: `mini.sha256` for `mini`.
+
+    Returns:
+        The hash of each file of the list; its path is relative to the folder.
+
+    Raises:
+        WeightsUnavailable: a file is missing or has another hash.
+    """
+    sums = folder.with_name(f"{folder.name}.sha256")
+    if not sums.is_file():
+        return {}
+    try:
+        hashes = {name.partition("/")[2]: digest for name, digest in read_sums(sums).items()}
+        damaged = [name for name, digest in hashes.items() if file_sha256(folder / name) != digest]
+    except (OSError, ValueError) as problem:
+        hashes, damaged = {}, [str(problem)]
+    if damaged or not hashes:
+        raise WeightsUnavailable(
+            f"{folder} differs from {sums}: {', '.join(damaged) or 'the list is empty'}",
+            hint="pip install --force-reinstall --no-deps segdream",
+        )
+    return hashes
 
 
 def _store() -> Path:

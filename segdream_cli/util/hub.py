@@ -12,7 +12,7 @@ from typing import Any
 from segdream_cli.errors import WeightsAbsent, WeightsUnavailable
 from segdream_cli.util import compat
 from segdream_cli.util.download import Progress, cache_folder, check_space, describe_download, file_sha256
-from segdream_cli.util.files import parse_json
+from segdream_cli.util.files import parse_json, relocation
 from segdream_cli.util.hashes import has_sha256, write_json
 
 
@@ -94,7 +94,7 @@ class HubModel:
             state = "not" if cached is None else "only partly"
             raise WeightsAbsent(
                 f"{self.id} is {state} in the local cache, and offline mode is on",
-                hint=f"run once without --offline and HF_HUB_OFFLINE, or {self.fallback_hint}",
+                hint=comment(self.fallback_hint, "or run once without --offline and HF_HUB_OFFLINE"),
             )
         return plan().fetch(announce)
 
@@ -110,7 +110,7 @@ class HubModel:
             announce: receives a line with the size before the download starts, and one at the first use.
         """
         found = self.locate(
-            lambda folder: not absent_files(folder, names),
+            lambda folder: _is_complete(folder, names, optional),
             lambda: self._plan(names, optional),
             offline=offline,
             announce=announce,
@@ -121,7 +121,7 @@ class HubModel:
     def plan_files(self, names: Collection[str], optional: Collection[str] = ()) -> "HubDownload | None":
         """The files that `locate_files` would download; None if the local cache has all `names`."""
         cached = self.local_folder()
-        return None if cached is not None and not absent_files(cached, names) else self._plan(names, optional)
+        return None if cached is not None and _is_complete(cached, names, optional) else self._plan(names, optional)
 
     def _plan(self, names: Collection[str], optional: Collection[str]) -> "HubDownload":
         listed = self.list_files([*names, *optional])
@@ -184,17 +184,26 @@ class HubModel:
                 return f"{name!r} is neither a folder nor a Hub id", fallback
             case errors.GatedRepoError():
                 page = f"https://huggingface.co/{name}"
-                return f"{name} is gated: its owner asks for an agreement", f"agree at {page}, then: hf auth login"
+                return (
+                    f"{name} is gated: its owner asks for an agreement",
+                    f"hf auth login  # after you have agreed at {page}",
+                )
             case errors.RepositoryNotFoundError():
-                return f"the Hub has no {name}, or it is private", f"{fallback}; for a private one: hf auth login"
+                return f"the Hub has no {name}, or it is private", comment(fallback, "for a private one: hf auth login")
             case errors.RevisionNotFoundError():
                 return f"{name} has no revision {self.revision!r}", "--set prior.revision=main"
             case errors.HfHubHTTPError() if problem.response.status_code in (401, 403):
-                return f"the Hub refused the access token for {name}", "hf auth login, or: unset HF_TOKEN"
+                return f"the Hub refused the access token for {name}", "hf auth login  # or: unset HF_TOKEN"
             case errors.HfHubHTTPError():
-                return f"the Hub answered {problem.response.status_code} for {name}", f"try again later, or {fallback}"
+                return (
+                    f"the Hub answered {problem.response.status_code} for {name}",
+                    comment(fallback, "or try again later"),
+                )
             case OSError() if problem.errno is not None:
-                return f"{name} can't be stored: {problem.strerror}", "HF_HOME=/a/larger/disk segdream ..."
+                from huggingface_hub import constants
+
+                hint = relocation("HF_HOME", Path(constants.HF_HUB_CACHE), problem)
+                return f"{name} can't be stored: {problem.strerror}", hint
         return f"{name} can't be downloaded, the Hub can't be reached: {first_line(problem)}", fallback
 
 
@@ -231,9 +240,21 @@ def models_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def _is_complete(folder: Path, names: Collection[str], optional: Collection[str]) -> bool:
+    """Whether a snapshot has the files `names`, and whether all links to others lead to a file."""
+    return not absent_files(folder, names) and not any(
+        (folder / name).is_symlink() and not (folder / name).exists() for name in optional
+    )
+
+
 def absent_files(folder: Path, names: Collection[str]) -> list[str]:
     """Those of the files `names` that a folder lacks."""
     return [name for name in names if not (folder / name).is_file()]
+
+
+def comment(hint: str, text: str) -> str:
+    """A hint with a comment for the reader, which a shell ignores."""
+    return f"{hint}; {text}" if " # " in hint else f"{hint}  # {text}"
 
 
 def removal(path: Path) -> str:

@@ -186,7 +186,7 @@ def test_unreachable_address_is_named_and_leaves_no_file(segdream, online, folde
     done = segdream("fetch", "point-e", "--json")
     assert done.code == 4
     assert "base_40m_textvec.pt answered 404" in done.err
-    assert "--point-e-dir /path/to/folder, or --init sphere" in done.err
+    assert "--init sphere # or --point-e-dir /path/to/folder" in done.err
     assert json.loads(done.out)["exit_code"] == 4
     assert [path.name for path in (folder / "cache").rglob("*") if path.is_file()] in ([], [".lock"])
 
@@ -238,3 +238,12 @@ def test_doctor_verify_notices_damage_that_keeps_size_and_time(segdream, online)
             assert done.code == code, (path, done.err)
             assert ("damaged" in done.out) == (code == 4)
             assert code == 0 or f"error: weights are damaged: {path}" in done.err
+
+
+def test_fetch_completes_a_snapshot_that_lacks_a_link(segdream, online, folder):
+    """As a full disk leaves it between the end of a download and the link to it."""
+    assert segdream("fetch", SD21).code == 0
+    (link,) = (folder / "hub").rglob("text_encoder/model.safetensors")
+    link.unlink()
+    done = segdream("fetch", SD21)
+    assert (done.code, link.is_file()) == (0, True), done.err

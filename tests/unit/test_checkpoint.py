@@ -119,7 +119,7 @@ def test_resolve_downloads_only_needed_files_once(
     assert got == set(wanted)
     size = sum((tiny / path).stat().st_size for path in wanted if path.suffix == ".safetensors")
     assert len(said) == 2
-    assert "org/tiny: SHA-256 of 11 files recorded in" in said[1]
+    assert "org/tiny: SHA-256 of 12 files recorded in" in said[1]
     assert f"downloading org/tiny, {size / 1e6:.1f} MB" in said[0]
     assert checkpoint.digest == resolve(tiny).digest
     capfd.readouterr()
@@ -201,9 +201,12 @@ def test_resolve_hashes_large_files_of_the_hub_once(hub: type[Hub], monkeypatch:
     assert hashed[3:] == [path.name]
 
 
-@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt"])
+@pytest.mark.parametrize(
+    "name", ["unet/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"]
+)
 def test_resolve_notices_a_flipped_bit_in_the_cache_of_the_hub(hub: type[Hub], name: str) -> None:
-    path = resolve("org/tiny").folder / name
+    before = resolve("org/tiny")
+    path = before.folder / name
     flip(path.resolve())
     hashes.forget_hashes()  # the times are as before
     with pytest.raises(
@@ -212,7 +215,8 @@ def test_resolve_notices_a_flipped_bit_in_the_cache_of_the_hub(hub: type[Hub], n
         resolve("org/tiny")
     assert f"rm {path.resolve()}" in str(caught.value.hint)
     path.resolve().unlink()
-    assert resolve("org/tiny").folder == path.parents[1]
+    assert resolve("org/tiny") == before
+    assert path.is_file()
 
 
 def test_resolve_refuses_other_files_than_at_the_first_use(hub: type[Hub], copy: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 `golden/make_inception.py` wrote the features; torchmetrics needs torchvision for its network, and the tests do without.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -73,3 +74,16 @@ def test_load_without_weights_says_how_to_go_on(tmp_path: Path, monkeypatch: pyt
         inception.load(None, CPU, offline=True, announce=lambda _: None)
     assert problem.value.hint
     assert "--metrics frechet" in problem.value.hint
+
+
+def test_resolve_refuses_a_damaged_file_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGDREAM_CACHE", str(tmp_path))
+    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(b"published").hexdigest())
+    path = inception.cached_file()
+    path.parent.mkdir()
+    path.write_bytes(b"published")
+    assert inception.resolve(offline=True, announce=print) == path
+    path.write_bytes(b"publishee")
+    with pytest.raises(WeightsUnavailable, match="is damaged: its SHA-256") as caught:
+        inception.resolve(offline=True, announce=print)
+    assert caught.value.hint == f"rm {path}"

@@ -8,6 +8,7 @@ import torch
 
 from segdream_cli.errors import WeightsUnavailable
 from segdream_cli.evaluate.judge import CLASSES_FILE, SECTORS, WEIGHTS_FILE, Judge, Verdict
+from segdream_cli.util.hashes import write_sums
 from training.train_judge import save
 
 CLASSES = {
@@ -97,3 +98,18 @@ def test_load_refuses_files_that_are_missing_damaged_or_of_other_classes(folder:
     weights.unlink()
     with pytest.raises(WeightsUnavailable, match="can't be read"):
         Judge.load(folder, "cpu")
+
+
+def test_load_refuses_other_files_than_those_of_the_list(judge: Judge, tmp_path: Path) -> None:
+    folder = tmp_path / "judge"
+    save(judge, folder, {"azimuth_accuracy": {}})
+    assert not folder.with_name("judge.sha256").exists()
+    write_sums(folder)
+    Judge.load(folder, "cpu")
+    content = bytearray((folder / WEIGHTS_FILE).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(WeightsUnavailable, match=rf"differs from .*judge\.sha256: {WEIGHTS_FILE}$"):
+        Judge.load(folder, "cpu")
+    save(judge, folder, {"azimuth_accuracy": {"duck": 0.5}})  # which knows of the list
+    assert Judge.load(folder, "cpu").azimuth_accuracy == {"duck": 0.5}
