@@ -1,6 +1,7 @@
 """Shared helpers of the command-line tests: small runs, and a start for processes without networks."""
 
 import re
+import shlex
 from pathlib import Path
 
 from segdream_cli.config import MINI
@@ -53,6 +54,31 @@ class Slow(AnalyticPrior):
 segdream_cli.priors.stable_diffusion.DiffusionPrior.load = lambda checkpoint, *_, **__: Slow(profile=checkpoint.profile)
 main()
 """
+
+
+COMMANDS = (
+    "chmod",
+    "df",
+    "echo",
+    "export",
+    "flock",
+    "hf",
+    "iconv",
+    "mkdir",
+    "mv",
+    "npx",
+    "pip",
+    "printf",
+    "python",
+    "rm",
+)
+COMMANDS += ("segdream", "sudo", "sync", "touch", "ulimit", "unset")
+
+
+def is_command(hint):
+    """Whether a hint can be pasted into a shell: a command, or an option to add to one."""
+    words = shlex.split(hint, comments=True)
+    return bool(words) and (words[0].startswith("-") or words[0] in COMMANDS)
 
 
 def plain(text):

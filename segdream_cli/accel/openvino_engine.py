@@ -25,7 +25,7 @@ from torch import Tensor
 from segdream_cli.config import PriorConfig
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.util.download import cache_folder
-from segdream_cli.util.files import atomic_write, sweep
+from segdream_cli.util.files import cache_write
 
 INSTALL = "pip install openvino"
 TORCH_HINT = "--set prior.engine=torch"
@@ -64,7 +64,7 @@ def choose_engine(config: PriorConfig, device: torch.device, *, full_size: bool)
 def _obstacle(config: PriorConfig, device: torch.device) -> tuple[str, str] | None:
     """The reason why OpenVINO can't be used, and a hint; None if it can."""
     if device.type != "cpu":
-        return f"the networks run on {device.type.upper()}", f"{TORCH_HINT}, or --device cpu"
+        return f"the networks run on {device.type.upper()}", f"{TORCH_HINT}  # or --device cpu"
     if config.dtype == "fp16":
         return "prior.dtype is fp16", "--dtype fp32"
     if importlib.util.find_spec("openvino") is None:
@@ -171,9 +171,7 @@ class OpenVinoCalls:
             model = frontend.convert(frontend.load(decoder))
         with suppress(OSError, SegdreamError), tempfile.TemporaryDirectory() as folder:
             openvino.save_model(model, Path(folder) / "model.xml", compress_to_fp16=False)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path.parent, path.stem)
-            with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            with cache_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
                 for name in ("model.xml", "model.bin"):
                     archive.write(Path(folder) / name, name)
         return model

@@ -114,7 +114,7 @@ def run(arguments: Sequence[str]) -> int:
             stdout.flush()
             if stdout.failure is not None and code == 0:
                 reason = stdout.failure.strerror
-                output.error(SegdreamError(f"standard output can't be written: {reason}", hint="df -h"))
+                output.error(SegdreamError(f"standard output can't be written: {reason}"))
                 return 1
             return code
     finally:

@@ -75,7 +75,7 @@ def _show_compiler_output(sink: Output) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise EnvironmentProblem("gsplat's kernels need CUDA, and no CUDA device is visible", hint="nvidia-smi")
+        raise EnvironmentProblem("gsplat's kernels need CUDA, and no CUDA device is visible")
     os.environ["VERBOSE"] = "1"  # gsplat's own switch
     sink.note("building gsplat's CUDA kernels, once per torch version: about a minute on 16 cores")
 
@@ -256,7 +256,7 @@ def _check_disk() -> Iterator[Finding]:
 
     free = shutil.disk_usage(Path.cwd()).free / GIB
     low = free < LOW_DISK_GIB
-    yield Finding("disk", "low" if low else "ok", f"{free:.1f} GiB free here", "df -h ." if low else None)
+    yield Finding("disk", "low" if low else "ok", f"{free:.1f} GiB free here")
 
 
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {

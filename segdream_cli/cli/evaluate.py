@@ -269,7 +269,9 @@ def _check_files(files: Files, *, force: bool) -> None:
     Raises:
         UsageProblem: a suffix or a folder is wrong, or two files are the same.
         OutputExists: a file exists.
+        EnvironmentProblem: a package can't write the pictures of a page.
     """
+    from segdream_cli.formats.common import check_webp
     from segdream_cli.util.files import check_output
 
     taken: dict[Path, str] = {}
@@ -286,6 +288,8 @@ def _check_files(files: Files, *, force: bool) -> None:
                 f"{other} and {option} both write {path}",
                 hint=f"{option} {quote(str(path.with_stem(path.stem + '-2')))}",
             )
+    if files.html or files.blind:
+        check_webp()
 
 
 def _check_comparison(context: typer.Context, assets: Sequence[Path], *, compare: bool) -> None:
@@ -344,14 +348,17 @@ def _n_pictures(files: Files) -> int:
 def _check_prompts(entries: "Sequence[Entry]", names: Sequence[str]) -> None:
     """Refuses an asset without a prompt if a metric that was asked for needs one."""
     from segdream_cli.evaluate.metrics import METRICS
+    from segdream_cli.runs.jobs import NEW_LIST
+    from segdream_cli.util.files import unused
 
     needing = [name for name in names if METRICS[name].needs_prompt]
     without = next((entry for entry in entries if not entry.prompt), None)
     if needing and without:
+        prompts = unused(NEW_LIST)
         raise UsageProblem(
             f"{without.path} has no prompt in its file, and the metric {needing[0]} needs one",
-            hint=f"echo 'a yellow school bus' > prompts.txt && segdream evaluate {quote(str(without.path))} "
-            f"--prompts prompts.txt --metrics {','.join(names)}",
+            hint=f"echo 'a yellow school bus' > {prompts} && segdream evaluate {quote(str(without.path))} "
+            f"--prompts {prompts} --metrics {','.join(names)}",
         )
 
 
@@ -363,10 +370,13 @@ def _note_fitted(entries: "Sequence[Entry]", fit: bool | None, sink: Output) -> 
 
 
 def _load(names: Sequence[str], setup: "Setup") -> "dict[str, Metric]":
-    """Loads all metrics, so that a missing package or weight file is found before the first render."""
+    """Loads all metrics and the rasteriser, so that a missing package or file is found before the first render."""
     from segdream_cli.evaluate.metrics import METRICS
+    from segdream_cli.render.raster import load_backend
 
-    return {name: METRICS[name].load(setup) for name in names}
+    metrics = {name: METRICS[name].load(setup) for name in names}
+    load_backend(setup.device)
+    return metrics
 
 
 def _measure(sides: "Sequence[tuple[Evaluation, Sequence[Entry]]]", sink: Output) -> None:

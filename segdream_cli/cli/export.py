@@ -230,7 +230,7 @@ def export(
     sizing = choose_sizing(context, outputs)
     reduction = choose_reduction(context)
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
-    _check_targets(list(chain(*files)), force=force)
+    _check_targets(outputs, files, force=force)
     paths = [each.path for each in places]
     whole = join(read_assets(paths, sink, frame=frame, strict=strict, as_splats=as_splats), places)
     splats, cuts = _edit(whole, edits, reduction, sink)
@@ -259,8 +259,8 @@ def export(
     sink.suggest(after_export(outputs, names))
 
 
-def _check_targets(files: Sequence[Path], *, force: bool) -> None:
-    """Refuses files that can't be written, before any work.
+def _check_targets(outputs: Sequence[Path], files: Sequence[Sequence[Path]], *, force: bool) -> None:
+    """Refuses files of outputs that can't be written, before any work.
 
     Raises:
         UsageProblem: a folder is wrong, or two outputs have the same file.
@@ -269,8 +269,8 @@ def _check_targets(files: Sequence[Path], *, force: bool) -> None:
     from segdream_cli.util.files import check_output
 
     planned = set[Path]()
-    for file in files:
-        check_output(file, force=force)
+    for file, given in ((file, output) for output, each in zip(outputs, files, strict=True) for file in each):
+        check_output(file, force=force, given=given)
         target = file.parent.resolve() / file.name  # links are replaced, not followed
         if target in planned:
             raise UsageProblem(

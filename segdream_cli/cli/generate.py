@@ -213,7 +213,7 @@ def generate(
     )
     _check(spec, ray, makes_folders=makes_folders)
     if makes_folders and not dry_run:
-        make_folders(jobs, "-o" if out_dir is None else "--out-dir")
+        make_folders(jobs, "-o" if out_dir is None else "--out-dir", Path(out_dir or output or ""))
     if dry_run:
         _end(_plan(spec, reporter, makes_folders=makes_folders))
     elif best_of is not None:
@@ -242,7 +242,8 @@ def _resume(
     check_device(request.device)
     from segdream_cli.runs.run_dir import RunDir
 
-    RunDir(folder).record()
+    if not RunDir(folder).checkpoint.exists():  # which has a copy of the record
+        RunDir(folder).record()
     from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
 
     resume_run(folder, request, reporter, StopOnSignal(reporter.output.note), output, force=force, live=view)

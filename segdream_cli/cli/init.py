@@ -133,7 +133,7 @@ def _check_files(path: Path, picture: Path | None, *, force: bool) -> None:
     check_format(path, None)
     for file in (path, picture):
         if file is not None:
-            check_output(file, force=force)
+            check_output(file, force=force, given=path)
 
 
 def _write_preview(path: Path, splats: "Splats", device: str) -> None:
@@ -176,5 +176,5 @@ def _file(request: Request, prompt: str, seed: int, output: Path | None) -> Path
     template = output or Path("{prompt}-init.ply")
     path = fill_template(template, Job(prompt, seed, template), labels=shared.labels(request, template))
     if output is not None and path != output:
-        make_folders([Job(prompt, seed, path)], "-o")
+        make_folders([Job(prompt, seed, path)], "-o", output)
     return path

@@ -129,7 +129,7 @@ def fill_stem(output: Path, asset: Path) -> Path:
 
     path = fill_fields(output, {"stem": stem_of(asset)})
     if path != output:
-        make_folders([Job("", 0, path)], "-o")
+        make_folders([Job("", 0, path)], "-o", output)
     return path
 
 

@@ -152,8 +152,8 @@ def refine(
     from segdream_cli.runs.source import source_of
 
     spec = replace(spec, jobs=(replace(job, source=source_of(asset, azimuth, sh, axis, source_frame)),))
-    if makes_folder and not dry_run:
-        make_folders([job], "-o")
+    if output is not None and makes_folder and not dry_run:
+        make_folders([job], "-o", output)
     if dry_run:
         from segdream_cli.runs.dry_run import plan_jobs
 

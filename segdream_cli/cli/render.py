@@ -361,7 +361,7 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
         OutputExists: it exists.
     """
     from segdream_cli.render.video import SUFFIXES, check_suffix
-    from segdream_cli.util.files import check_output, write_problem
+    from segdream_cli.util.files import check_output, other_output, write_problem
 
     if kind == FRAMES:
         if path.suffix.lower() in (*SUFFIXES, ".png", *JPEG, ".exr"):
@@ -372,8 +372,9 @@ def check_target(path: Path, kind: str, *, force: bool) -> None:
         try:
             there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
         except OSError as problem:
-            raise write_problem(problem, path) from problem
-        check_output(there[0] if there else path / "frame" if path.is_dir() else path, force=force and bool(there))
+            raise write_problem(problem, path, other_output(problem, path)) from problem
+        file = there[0] if there else path / "frame" if path.is_dir() else path
+        check_output(file, force=force and bool(there), given=path)
         return
     if kind in (TURNTABLE, CAMERA_PATH):
         if path.suffix.lower() in (".png", *JPEG, ".exr"):

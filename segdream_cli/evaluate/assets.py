@@ -14,7 +14,7 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.asset_files import stem_of
 from segdream_cli.evaluate.metrics import Asset
 from segdream_cli.evaluate.views import FOV_RAD, RADIUS
-from segdream_cli.formats.common import ANOTHER_FILE, DEFAULT, Reading
+from segdream_cli.formats.common import DEFAULT, Reading
 from segdream_cli.splats import Splats
 from segdream_cli.splats.bounds import bounds
 from segdream_cli.splats.gaussians import Gaussians
@@ -97,7 +97,7 @@ def with_prompts(entries: Sequence[Entry], prompts: Sequence[str]) -> list[Entry
 def _read(path: Path, reading: Reading) -> Splats:
     splats = formats.read(path, reading)
     if not len(splats):
-        raise UsageProblem(f"{path} has no Gaussians", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} has no Gaussians")
     return splats
 
 
@@ -116,4 +116,4 @@ def _fit(splats: Splats, path: Path) -> Splats:
     try:
         return place(splats).apply(splats)
     except ValueError as problem:
-        raise UsageProblem(f"{path} has no usable size: {problem}", hint=ANOTHER_FILE) from problem
+        raise UsageProblem(f"{path} has no usable size: {problem}") from problem

@@ -28,7 +28,7 @@ N_PICTURES = 12
 """Pictures of an asset on the page, around it."""
 CHOICES = {"left": 0.0, "same": 0.5, "right": 1.0}
 """Choice -> preference for the right side."""
-HINT = "--blind vote.html, to write the page that saves votes"
+HINT = "--blind vote.html  # writes the page that saves votes"
 POLICY = (
     "default-src 'none'; style-src '{{style}}'; script-src '{script}'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
@@ -122,10 +122,7 @@ def count_votes(paths: Sequence[Path], pairs: Sequence[Pair], seed: int) -> Vote
         saved = _read(path, n)
         trials = shuffle(pairs, saved["seed"])
         if saved["trials_sha256"] != trials_digest(trials):
-            raise UsageProblem(
-                f"{path} holds votes on other assets than these, or A and B are swapped",
-                hint="name the two folders that the page was made of, in the same order",
-            )
+            raise UsageProblem(f"{path} holds votes on other assets than these, or A and B are swapped")
         for index, choice in saved["votes"].items():
             trial, right = trials[index], CHOICES[choice]
             preferences[trial.key].append(right if trial.a_is_left else 1 - right)

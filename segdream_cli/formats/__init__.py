@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.common import ANOTHER_FILE, DEFAULT, Reading
+from segdream_cli.formats.common import DEFAULT, Reading
 from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import Splats
@@ -163,11 +163,11 @@ def kind_of(path: Path) -> str:
         if goes_with(path, name):
             if not FORMATS[name].readable:
                 raise UsageProblem(
-                    f"segdream can write {FORMATS[name].suffix} files but not read them: {path}",
-                    hint=f"give the asset as one of {known}",
+                    f"segdream can write {FORMATS[name].suffix} files but not read them: {path}; "
+                    f"give the asset as one of {known}"
                 )
             return next(kind for kind, module in READERS.items() if module == FORMATS[name].module)
-    raise UsageProblem(f"{path} is no asset that segdream reads; it reads {known}", hint=ANOTHER_FILE)
+    raise UsageProblem(f"{path} is no asset that segdream reads; it reads {known}")
 
 
 def check_format(path: Path, format: str | None = None) -> str:

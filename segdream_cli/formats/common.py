@@ -8,20 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segdream_cli.errors import SegdreamError, UsageProblem
+from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.splats import OPACITY_LOGIT_LIMIT, Float32s, Splats, find_nonfinite, find_unusable, sanitize
 from segdream_cli.splats.frames import from_frame
 from segdream_cli.util.files import known_problem, parse_json
 
-ANOTHER_FILE = 'give another file, or make one: segdream generate "a red mushroom" -o mushroom.ply'
-"""Hint for a file that no command can repair."""
 SIGNATURE = "segdream "
 """Start of the one comment that segdream writes; JSON follows."""
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
@@ -78,7 +75,7 @@ def open_asset(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as stream:
             head = stream.read(512)
             if not head:
-                raise UsageProblem(f"{path} is empty", hint=ANOTHER_FILE)
+                raise UsageProblem(f"{path} is empty")
             stream.seek(0)
             if not _is_packed(head):
                 yield stream
@@ -88,7 +85,7 @@ def open_asset(path: Path) -> Iterator[BinaryIO]:
                     yield unpacked
     except OSError as problem:
         reason = problem.strerror or problem
-        unknown = UsageProblem(f"{path} can't be read: {reason}", hint=ANOTHER_FILE)
+        unknown = UsageProblem(f"{path} can't be read: {reason}")
         raise known_problem(problem, path, "read") or unknown from problem
 
 
@@ -113,20 +110,20 @@ def _unpack(path: Path, packed: BinaryIO, target: BinaryIO) -> None:
     while not stream.eof:
         part = stream.unconsumed_tail or packed.read(UNPACKED_AT_ONCE)
         if not part:
-            raise UsageProblem(f"{path} is truncated", hint=f"copy or download {quote(str(path))} again")
+            raise UsageProblem(f"{path} is truncated")
         try:
             unpacked = stream.decompress(part, UNPACKED_AT_ONCE)
         except zlib.error as problem:
-            raise UsageProblem(f"{path} is damaged: {problem}", hint=ANOTHER_FILE) from problem
+            raise UsageProblem(f"{path} is damaged: {problem}") from problem
         room -= target.write(unpacked)
         if room < 0:
-            raise UsageProblem(f"{path} unpacks to more than {UNPACKED_RATIO} times its size", hint=ANOTHER_FILE)
+            raise UsageProblem(f"{path} unpacks to more than {UNPACKED_RATIO} times its size")
     target.seek(0)
 
 
 def not_a_file(path: Path) -> UsageProblem:
     """The error to raise if the path of an asset is a folder or a pipe."""
-    return UsageProblem(f"{path} is not a file", hint=ANOTHER_FILE)
+    return UsageProblem(f"{path} is not a file")
 
 
 def finish(path: Path, splats: Splats, reading: Reading, frame: str) -> Splats:
@@ -145,12 +142,26 @@ def finish(path: Path, splats: Splats, reading: Reading, frame: str) -> Splats:
     if len(bad):
         problem = f"{len(bad)} of {len(splats)} rows have a value that is not a finite number"
         if reading.strict or len(bad) == len(splats):
-            hint = ANOTHER_FILE if len(bad) == len(splats) else "leave out --strict, which refuses such rows"
-            raise UsageProblem(f"{path}: {problem}, the first is row {bad[0]}", hint=hint)
+            why = "" if len(bad) == len(splats) else ", and --strict refuses such rows"
+            raise UsageProblem(f"{path}: {problem}, the first is row {bad[0]}{why}")
         reading.note(f"{path}: {problem} and are left out; --strict refuses such files")
         reading.unusable(len(bad))
         splats = splats.select(np.delete(np.arange(len(splats)), bad))
     return from_frame(sanitize(splats), reading.frame or frame)
+
+
+def check_webp() -> None:
+    """Refuses a Pillow that was built without WebP.
+
+    Raises:
+        EnvironmentProblem: it was.
+    """
+    from PIL import features
+
+    if not features.check("webp"):
+        raise EnvironmentProblem(
+            "the package pillow was built without WebP", hint="pip install --force-reinstall --only-binary :all: pillow"
+        )
 
 
 def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:
@@ -161,8 +172,7 @@ def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:
     """
     if len(bad):
         raise UsageProblem(
-            f"{path}: {len(bad)} of {count} rows have a value that is not a finite number, the first is row {bad[0]}",
-            hint=ANOTHER_FILE,
+            f"{path}: {len(bad)} of {count} rows have a value that is not a finite number, the first is row {bad[0]}"
         )
 
 
@@ -173,13 +183,12 @@ def require_finite(splats: Splats) -> None:
         SegdreamError: there are no Gaussians, or some have a value that is not a finite number.
     """
     if not len(splats):
-        raise SegdreamError("there are no Gaussians to write", hint="go back to the last checkpoint with --resume")
+        raise SegdreamError("there are no Gaussians to write")
     bad = find_nonfinite(splats)
     if len(bad):
         raise SegdreamError(
             f"{len(bad)} of {len(splats)} Gaussians have a value that is not a finite number, "
-            f"the first is number {bad[0]}",
-            hint="go back to the last checkpoint with --resume",
+            f"the first is number {bad[0]}"
         )
 
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import (
-    ANOTHER_FILE,
     BYTE_LOGITS,
     CACHED_ROWS,
     DEFAULT,
@@ -206,9 +205,7 @@ def _unpack_harmonics(path: Path, rows: NDArray[np.void] | None, n: int) -> Floa
         return np.zeros((n, 0, 3), np.float32)
     names = list(rows.dtype.names or ())
     if len(names) not in REST_COUNTS or set(names) != set(rest_names(len(names))):
-        raise UsageProblem(
-            f"{path} has {len(names)} properties of spherical harmonics, not 0, 9, 24 or 45", hint=ANOTHER_FILE
-        )
+        raise UsageProblem(f"{path} has {len(names)} properties of spherical harmonics, not 0, 9, 24 or 45")
     k = len(names) // 3
     order = [names.index(name) for name in rest_names(len(names))]
     table = rows.view(np.uint8).reshape(n, -1)
@@ -231,7 +228,7 @@ def _read_elements(path: Path) -> tuple[Mapping[str, NDArray[np.void]], Sequence
         header = read_header(path, stream)
         content = stream.read()
     if header.layout != "binary_little_endian":
-        raise UsageProblem(f"{path} is not a compressed PLY file: its layout is {header.layout}", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is not a compressed PLY file: its layout is {header.layout}")
     elements = {}
     start = 0
     for name, element in header.elements.items():
@@ -243,8 +240,7 @@ def _read_elements(path: Path) -> tuple[Mapping[str, NDArray[np.void]], Sequence
         if size > len(content) - start:
             raise UsageProblem(
                 f"{path} is truncated: its header claims {element.count} rows of {name[:80]!r}, of {size} bytes, "
-                f"and {len(content) - start} bytes follow",
-                hint=f"copy or download {path} again",
+                f"and {len(content) - start} bytes follow"
             )
         elements[name] = np.frombuffer(content, row, element.count, start)
         start += size
@@ -262,17 +258,16 @@ def _check(path: Path, elements: Mapping[str, NDArray[np.void]]) -> None:
         if element not in elements or name not in (elements[element].dtype.names or ())
     ]
     if missing:
-        raise UsageProblem(f"{path} holds no compressed Gaussians: it lacks {', '.join(missing)}", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} holds no compressed Gaussians: it lacks {', '.join(missing)}")
     for element, kind in (("chunk", "<f4"), ("vertex", "<u4"), ("sh", "u1")):
         for name, (found, *_) in (elements[element].dtype.fields or {}).items() if element in elements else ():
             if found != np.dtype(kind):
-                raise UsageProblem(f"{path}: the property {name[:80]!r} is of type {found.name}", hint=ANOTHER_FILE)
+                raise UsageProblem(f"{path}: the property {name[:80]!r} is of type {found.name}")
     n = len(elements["vertex"])
     if not n:
-        raise UsageProblem(f"{path} has zero Gaussians", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} has zero Gaussians")
     for element, count in (("chunk", -(-n // CHUNK)), ("sh", n)):
         if element in elements and len(elements[element]) != count:
             raise UsageProblem(
-                f"{path} is damaged: {len(elements[element])} rows of {element} where {n} Gaussians need {count}",
-                hint=ANOTHER_FILE,
+                f"{path} is damaged: {len(elements[element])} rows of {element} where {n} Gaussians need {count}"
             )

@@ -21,7 +21,6 @@ from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.formats import spz
 from segdream_cli.formats.common import (
-    ANOTHER_FILE,
     DEFAULT,
     Reading,
     extras_provenance,
@@ -167,12 +166,10 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
                 with np.errstate(over="ignore", invalid="ignore"):  # overflow is refused below
                     part = transform(part, matrix[:3, :3], matrix[:3, 3])
             except ValueError as problem:
-                raise UsageProblem(
-                    f"{path}: a node {problem} its Gaussians, which segdream can't read", hint=ANOTHER_FILE
-                ) from problem
+                raise UsageProblem(f"{path}: a node {problem} its Gaussians, which segdream can't read") from problem
         parts.append(part)
     if not parts:
-        raise UsageProblem(f"{path} holds no Gaussians: no primitive of its scene has {EXTENSION}", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} holds no Gaussians: no primitive of its scene has {EXTENSION}")
     return finish(path, concat(parts, extras_provenance(scene.gltf.document)), reading, INNER)
 
 
@@ -205,9 +202,7 @@ class _Scene:
         required = {str(name) for name in gltf.array(gltf.document, "extensionsRequired")} - {EXTENSION, *PACKED}
         unknown = {name for name in required if not name.startswith(HARMLESS)}
         if unknown:
-            raise UsageProblem(
-                f"{gltf.path} requires {', '.join(sorted(unknown))[:200]}, which segdream can't read", hint=ANOTHER_FILE
-            )
+            raise UsageProblem(f"{gltf.path} requires {', '.join(sorted(unknown))[:200]}, which segdream can't read")
         scene = gltf.item("scenes", gltf.whole(gltf.document, "scene", 0))
         waiting = [(index, np.eye(4)) for index in reversed(gltf.array(scene, "nodes"))]
         visited: set[int] = set()
@@ -282,9 +277,7 @@ class _Scene:
         }
         for reason, holds in reasons.items():
             if holds:
-                raise UsageProblem(
-                    f"{self.gltf.path}: its Gaussians {reason}, which segdream can't read", hint=ANOTHER_FILE
-                )
+                raise UsageProblem(f"{self.gltf.path}: its Gaussians {reason}, which segdream can't read")
 
     def column(self, name: str, attributes: Mapping[str, Any]) -> Float32s:
         """The values of an attribute, [n, components]."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.common import ANOTHER_FILE, escapes_archive, open_asset
+from segdream_cli.formats.common import escapes_archive, open_asset
 from segdream_cli.splats import Float32s, Float64s
 from segdream_cli.splats.transform import rotation_matrices
 from segdream_cli.util.files import parse_json
@@ -40,7 +40,7 @@ def load(path: Path) -> "Gltf":
         stream.seek(0)
         content = stream.read()
     if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
-        raise UsageProblem(f"{path} is not a .glb file", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is not a .glb file")
     document = _parse(path, content)
     return Gltf(path, document, b"")
 
@@ -49,24 +49,21 @@ def chunks(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
     """The JSON document and the binary chunk of a .glb; raises the errors of `load`."""
     head = stream.read(20)
     if len(head) < 20 or head[:4] != b"glTF":
-        raise UsageProblem(f"{path} is not a .glb file", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is not a .glb file")
     _, version, size, length, kind = struct.unpack("<5I", head)
     if version != 2:
-        raise UsageProblem(f"{path} is glTF version {version}, and segdream reads only version 2", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is glTF version {version}, and segdream reads only version 2")
     actual = stream.seek(0, 2)
     if actual < size:
-        raise UsageProblem(
-            f"{path} is truncated: its header claims {size} bytes, and it has {actual}",
-            hint=f"copy or download {path} again",
-        )
+        raise UsageProblem(f"{path} is truncated: its header claims {size} bytes, and it has {actual}")
     if kind != JSON_CHUNK or length > min(size - 20, JSON_LIMIT):
-        raise UsageProblem(f"{path} is damaged: it does not start with a JSON chunk that fits", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is damaged: it does not start with a JSON chunk that fits")
     stream.seek(20)
     document = _parse(path, stream.read(length))
     head = stream.read(8)
     length, kind = struct.unpack("<2I", head) if len(head) == 8 else (0, 0)
     if kind != BIN_CHUNK or length > size - stream.tell():
-        raise UsageProblem(f"{path} is damaged: it has no binary chunk that fits", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is damaged: it has no binary chunk that fits")
     return document, stream.read(length)
 
 
@@ -75,7 +72,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
     try:
         document = parse_json(content)
     except ValueError as problem:
-        raise UsageProblem(f"{path} is damaged: its JSON can't be read: {problem}", hint=ANOTHER_FILE) from problem
+        raise UsageProblem(f"{path} is damaged: its JSON can't be read: {problem}") from problem
     return document if isinstance(document, dict) else {}
 
 
@@ -91,7 +88,7 @@ class Gltf:
 
     def damage_error(self, reason: str) -> UsageProblem:
         """The error to raise for invalid content."""
-        return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
+        return UsageProblem(f"{self.path} is damaged: {reason}")
 
     def version(self) -> str | None:
         """The version of glTF that the document names."""
@@ -168,8 +165,7 @@ class Gltf:
         name, folder = unquote(uri), self.path.parent.resolve()
         if escapes_archive(name) or "\0" in name or not (folder / name).resolve().is_relative_to(folder):
             raise UsageProblem(
-                f"{self.path}: its buffer {name[:80]!r} is outside its folder, where segdream does not read",
-                hint=ANOTHER_FILE,
+                f"{self.path}: its buffer {name[:80]!r} is outside its folder, where segdream does not read"
             )
         with open_asset(self.path.parent / name) as stream:
             return stream.read(size)
@@ -190,7 +186,7 @@ class Gltf:
         if accessor.get("type") != WIDTHS[width] or kind not in kinds:
             raise self.damage_error(f"{name} has a type that the format does not allow")
         if "sparse" in accessor or "bufferView" not in accessor:
-            raise UsageProblem(f"{self.path}: {name} is sparse, which segdream can't read", hint=ANOTHER_FILE)
+            raise UsageProblem(f"{self.path}: {name} is sparse, which segdream can't read")
         content, start, size, view = self.view(accessor["bufferView"])
         dtype = np.dtype(TYPES[kind[0]])
         row = width * dtype.itemsize

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import (
-    ANOTHER_FILE,
     BYTE_LOGITS,
     DEFAULT,
     Reading,
@@ -62,12 +61,12 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
     with open_asset(path) as stream:
         content = stream.read()
     if not is_plausible(content, len(content)):
-        raise UsageProblem(f"{path} is not a .ksplat file of version 0.1", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is not a .ksplat file of version 0.1")
     _, _, sections, _, _, _, level, *ends = HEADER.unpack_from(content)
     low, high = ends[0] or -HARMONICS_RANGE, ends[1] or HARMONICS_RANGE
     parts = [_splats(section, low, high) for section in _sections(path, content, sections, level)]
     if not parts:
-        raise UsageProblem(f"{path} has zero Gaussians", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} has zero Gaussians")
     return finish(path, concat(parts, {}), reading, PLY)
 
 
@@ -142,4 +141,4 @@ def _splats(section: _Section, low: float, high: float) -> Splats:
 
 
 def _damage(path: Path, reason: str) -> UsageProblem:
-    return UsageProblem(f"{path} is damaged: {reason}", hint=ANOTHER_FILE)
+    return UsageProblem(f"{path} is damaged: {reason}")

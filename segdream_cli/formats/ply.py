@@ -16,7 +16,6 @@ from plyfile import PlyData, PlyElement, PlyParseError
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import (
-    ANOTHER_FILE,
     CACHED_ROWS,
     DEFAULT,
     Reading,
@@ -150,10 +149,10 @@ def _require(path: Path, names: Sequence[str]) -> None:
     if not missing:
         return
     if PACKED in names:
-        raise UsageProblem(f"{path} is a compressed PLY, whose Gaussians are packed", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is a compressed PLY, whose Gaussians are packed")
     if not is_asset(names) and set(MEANS) <= set(names):
         raise UsageProblem(f"{path} holds points, not Gaussians", hint=as_splats_hint(path))
-    raise UsageProblem(f"{path} holds no Gaussians: it lacks the properties {', '.join(missing)}", hint=ANOTHER_FILE)
+    raise UsageProblem(f"{path} holds no Gaussians: it lacks the properties {', '.join(missing)}")
 
 
 def as_splats_hint(path: Path) -> str:
@@ -242,10 +241,7 @@ class Vertices:
         if columns.dtype.kind == "f":
             return self.floats(COLOURS)
         if columns.dtype not in (np.uint8, np.uint16):
-            raise UsageProblem(
-                f"{self.path}: the colours are of type {columns.dtype.name}, not uchar, ushort or float",
-                hint=ANOTHER_FILE,
-            )
+            raise UsageProblem(f"{self.path}: the colours are of type {columns.dtype.name}, not uchar, ushort or float")
         return (columns / np.iinfo(columns.dtype).max).astype(np.float32)
 
 
@@ -279,7 +275,7 @@ def _elements_to_vertices(path: Path, header: PlyHeader, stream: BinaryIO) -> li
             break
     if not elements or elements[-1].name != "vertex":
         missing = "zero Gaussians" if "vertex" in header.elements else "no vertex element"
-        raise UsageProblem(f"{path} has {missing}", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} has {missing}")
     needed, text = 0, header.layout == "ascii"
     for element in elements:
         row = element.dtype(path, BYTE_ORDERS[header.layout]).itemsize
@@ -289,8 +285,7 @@ def _elements_to_vertices(path: Path, header: PlyHeader, stream: BinaryIO) -> li
     if size < needed - text:  # the last value needs no separator
         raise UsageProblem(
             f"{path} is truncated: its header claims {elements[-1].count} rows, of at least {needed} bytes, "
-            f"and {size} bytes follow",
-            hint=f"copy or download {path} again",
+            f"and {size} bytes follow"
         )
     return elements
 

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.common import ANOTHER_FILE
 
 HEADER_LIMIT = 1 << 20
 """Maximum length of a header in bytes."""
@@ -54,14 +53,14 @@ class Element:
         for name, kind in self.properties:
             if kind == LIST:
                 problem = f"{path}: the element {self.name[:80]} has the list property {name[:80]}"
-                raise UsageProblem(problem, hint=ANOTHER_FILE)
+                raise UsageProblem(problem)
             if kind not in TYPES:
                 raise damage_error(path, f"the property {name[:80]} is of the unknown type {kind[:80]}")
             if name in seen:
                 raise damage_error(path, f"the element {self.name[:80]} has the property {name[:80]} twice")
             seen.add(name)
         if not seen:
-            raise UsageProblem(f"{path}: the element {self.name[:80]} has no properties", hint=ANOTHER_FILE)
+            raise UsageProblem(f"{path}: the element {self.name[:80]} has no properties")
         return np.dtype([(name, byte_order + TYPES[kind]) for name, kind in self.properties])
 
 
@@ -97,7 +96,7 @@ def read_header(path: Path, stream: BinaryIO) -> PlyHeader:
     head = stream.read(HEADER_LIMIT)
     start = re.match(rb"ply(\r\n|\n|\r)", head)
     if not start:
-        raise UsageProblem(f"{path} is not a PLY file", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is not a PLY file")
     end = re.compile(rb"[\r\n]end_header[ \t]*" + start[1]).search(head)
     if not end:
         raise damage_error(path, "its header has no end")
@@ -125,7 +124,7 @@ def read_header(path: Path, stream: BinaryIO) -> PlyHeader:
 
 def damage_error(path: Path, reason: Any) -> UsageProblem:
     """The error to raise for a file with invalid content."""
-    return UsageProblem(f"{path} is damaged: {reason}", hint=ANOTHER_FILE)
+    return UsageProblem(f"{path} is damaged: {reason}")
 
 
 def _element(path: Path, line: str, fields: Sequence[str]) -> Element:

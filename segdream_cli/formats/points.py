@@ -6,7 +6,6 @@ import numpy as np
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import (
-    ANOTHER_FILE,
     DEFAULT,
     Reading,
     finish,
@@ -122,7 +121,7 @@ def _require_points(vertices: Vertices) -> None:
     """Refuses vertices without a position."""
     missing = [name for name in MEANS if name not in (vertices.rows.dtype.names or ())]
     if missing:
-        raise UsageProblem(f"{vertices.path} holds no points: it lacks {', '.join(missing)}", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{vertices.path} holds no points: it lacks {', '.join(missing)}")
 
 
 def _has_colors(vertices: Vertices) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.common import ANOTHER_FILE, GZIP, SPZ_MAGIC, ZIP_ERRORS, not_a_file, open_asset
+from segdream_cli.formats.common import GZIP, SPZ_MAGIC, ZIP_ERRORS, not_a_file, open_asset
 from segdream_cli.util.files import parse_json
 
 HEAD = 1 << 16
@@ -66,13 +66,13 @@ def _zip_kind(path: Path, stream: BinaryIO) -> str:
         with zipfile.ZipFile(stream) as package:
             names = package.namelist()
     except ZIP_ERRORS as problem:
-        raise UsageProblem(f"{path} is a damaged zip: {problem}", hint=ANOTHER_FILE) from problem
+        raise UsageProblem(f"{path} is a damaged zip: {problem}") from problem
     if any(PurePosixPath(name).name == META and name.count("/") < 2 for name in names):
         return "sog"
     if names and PurePosixPath(names[0]).suffix.lower() in USD_SUFFIXES:
         return "usd"
     inside = ", ".join(repr(name[:40]) for name in names[:3]) or "nothing"
-    raise UsageProblem(f"{path} is a zip without an asset; it holds {inside}", hint=ANOTHER_FILE)
+    raise UsageProblem(f"{path} is a zip without an asset; it holds {inside}")
 
 
 def _json_kind(stream: BinaryIO, size: int) -> str | None:

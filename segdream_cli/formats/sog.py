@@ -27,11 +27,11 @@ from PIL import Image
 from segdream_cli import __version__
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import (
-    ANOTHER_FILE,
     BYTE_LOGITS,
     DEFAULT,
     ZIP_ERRORS,
     Reading,
+    check_webp,
     escapes_archive,
     extras_provenance,
     finish,
@@ -64,6 +64,11 @@ _SMALLER = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 """wxyz component that is largest -> the other three."""
 
 
+def check_packages() -> None:
+    """Raises EnvironmentProblem if the images of a bundle can't be written."""
+    check_webp()
+
+
 def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     """Writes a bundle, in the PLY frame.
 
@@ -82,7 +87,7 @@ def write(path: Path, splats: Splats, *, palette: int | None = None) -> None:
     """
     require_finite(splats)
     if palette is not None and not 1 <= palette <= PALETTE_LIMIT:
-        raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}", hint="leave it out")
+        raise UsageProblem(f"a palette of {palette} entries is not in 1..{PALETTE_LIMIT}")
     files = encode(to_ply_frame(sanitize(splats)), describe(splats), palette=palette, order=along_z_curve)
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
         for name, content in files.items():
@@ -233,7 +238,7 @@ def _open(path: Path) -> Iterator["_Source"]:
         try:
             bundle = zipfile.ZipFile(stream)
         except ZIP_ERRORS as problem:
-            raise UsageProblem(f"{path} is not a .sog file: {problem}", hint=ANOTHER_FILE) from problem
+            raise UsageProblem(f"{path} is not a .sog file: {problem}") from problem
         with bundle:
             yield _Zip.of(path, size, bundle)
 
@@ -251,7 +256,7 @@ class _Source(ABC):
 
     def damage_error(self, reason: str) -> UsageProblem:
         """The error to raise for invalid content."""
-        return UsageProblem(f"{self.path} is damaged: {reason}", hint=ANOTHER_FILE)
+        return UsageProblem(f"{self.path} is damaged: {reason}")
 
     def size_error(self, name: str, size: int, limit: int) -> UsageProblem:
         """The error to raise for a member that is too large."""
@@ -265,10 +270,7 @@ class _Source(ABC):
             raise self.damage_error(f"{META} is not JSON: {problem}") from problem
         meta = _Meta(self, found if isinstance(found, dict) else {}, META)
         if meta.version not in (1, 2):
-            raise UsageProblem(
-                f"{self.path} has SOG version {str(meta.version)[:20]}; segdream reads versions 1 and 2",
-                hint=ANOTHER_FILE,
-            )
+            raise UsageProblem(f"{self.path} has SOG version {str(meta.version)[:20]}; segdream reads versions 1 and 2")
         return meta
 
     def image(self, name: str, fits: Callable[[int, int], bool]) -> Bytes:
@@ -303,7 +305,7 @@ class _Zip(_Source):
         for name in names:
             if escapes_archive(name):
                 reason = f"the name {name[:80]!r} points outside the bundle"
-                raise UsageProblem(f"{path} is damaged: {reason}", hint=ANOTHER_FILE)
+                raise UsageProblem(f"{path} is damaged: {reason}")
         found = [name for name in names if name == META or (name.count("/") == 1 and name.endswith(f"/{META}"))]
         return cls(path, size, bundle, min(found, key=len, default=META).removesuffix(META))
 
@@ -334,7 +336,7 @@ class _Folder(_Source):
         try:
             size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         except OSError as problem:
-            raise UsageProblem(f"{folder} can't be read: {problem.strerror}", hint=ANOTHER_FILE) from problem
+            raise UsageProblem(f"{folder} can't be read: {problem.strerror}") from problem
         return cls(path, size, folder, meta_name)
 
     def member(self, name: str, limit: int) -> bytes:

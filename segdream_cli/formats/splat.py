@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import (
-    ANOTHER_FILE,
     BYTE_LOGITS,
     DEFAULT,
     Reading,
@@ -87,13 +86,10 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         content = stream.read()
     if len(content) % ROW.itemsize:
         raise UsageProblem(
-            f"{path} is truncated or not a .splat file: {len(content)} bytes is not a multiple of {ROW.itemsize}",
-            hint=ANOTHER_FILE,
+            f"{path} is truncated or not a .splat file: {len(content)} bytes is not a multiple of {ROW.itemsize}"
         )
     if not is_plausible(content, len(content)):
-        raise UsageProblem(
-            f"{path} is not a .splat file: its rows are not Gaussians with unit quaternions", hint=ANOTHER_FILE
-        )
+        raise UsageProblem(f"{path} is not a .splat file: its rows are not Gaussians with unit quaternions")
     rows = np.frombuffer(content, ROW)
     splats = Splats(
         means=rows["means"].astype(np.float32),

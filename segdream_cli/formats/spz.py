@@ -21,7 +21,6 @@ import numpy as np
 
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
 from segdream_cli.formats.common import (
-    ANOTHER_FILE,
     BYTE_LOGITS,
     DEFAULT,
     GZIP,
@@ -241,7 +240,7 @@ def _unpack(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes], byte
         return (_zstandard_blocks if content[4:8] == SPZ_4 else _bare_blocks)(path, content)
     if content[:2] == GZIP:
         return _gzip_blocks(path, content)
-    raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
+    raise UsageProblem(f"{path} is not an SPZ file")
 
 
 def _choose_bits(path: Path, splats: Splats, wanted: int | None) -> int:
@@ -326,26 +325,21 @@ def _zstandard() -> ModuleType:
 def _parse_header(path: Path, head: bytes, size: int) -> _Header:
     """The header in `head`, after the check that a file of `size` bytes can hold what it claims."""
     if len(head) < HEADER.size:
-        raise UsageProblem(f"{path} is truncated in its header", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is truncated in its header")
     magic, *values = HEADER.unpack_from(head)
     header = _Header(*values)
     if magic != SPZ_MAGIC:
-        raise UsageProblem(f"{path} is not an SPZ file", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is not an SPZ file")
     if not 1 <= header.version <= 4:
-        raise UsageProblem(
-            f"{path} has SPZ version {header.version}; segdream reads versions 1 to 4", hint=ANOTHER_FILE
-        )
+        raise UsageProblem(f"{path} has SPZ version {header.version}; segdream reads versions 1 to 4")
     if not header.count:
-        raise UsageProblem(f"{path} has zero Gaussians", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} has zero Gaussians")
     if header.degree >= len(COEFFICIENTS) or header.fractional_bits > 24:
         what = f"SH degree {header.degree} and {header.fractional_bits} fractional bits"
-        raise UsageProblem(f"{path} is damaged: its header claims {what}", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is damaged: its header claims {what}")
     unpacked = sum(header.sizes().values())
     if unpacked > max(UNPACKED_FREE, UNPACKED_RATIO * size):
-        raise UsageProblem(
-            f"{path} claims {header.count} Gaussians, of {unpacked} bytes, but has only {size} bytes",
-            hint=ANOTHER_FILE,
-        )
+        raise UsageProblem(f"{path} claims {header.count} Gaussians, of {unpacked} bytes, but has only {size} bytes")
     return header
 
 
@@ -355,16 +349,16 @@ def _gzip_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes],
     try:
         header = _parse_header(path, stream.decompress(content, HEADER.size), len(content))
         if header.version == 4:
-            raise UsageProblem(f"{path} is damaged: version 4 inside gzip", hint=ANOTHER_FILE)
+            raise UsageProblem(f"{path} is damaged: version 4 inside gzip")
         needed = sum(header.sizes().values())
         payload = stream.decompress(stream.unconsumed_tail, needed)
         extensions = stream.decompress(stream.unconsumed_tail, EXTENSIONS_LIMIT)  # reads to the checksum as well
     except zlib.error as problem:
-        raise UsageProblem(f"{path} is damaged: {problem}", hint=ANOTHER_FILE) from problem
+        raise UsageProblem(f"{path} is damaged: {problem}") from problem
     if len(payload) < needed or not (stream.eof or stream.unconsumed_tail):
-        raise UsageProblem(f"{path} is truncated", hint=f"copy or download {path} again")
+        raise UsageProblem(f"{path} is truncated")
     if not stream.eof:
-        raise UsageProblem(f"{path} is damaged: it holds more than its header claims", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is damaged: it holds more than its header claims")
     return header, _split(header, payload), extensions
 
 
@@ -373,7 +367,7 @@ def _bare_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes],
     header = _parse_header(path, content, len(content))
     end = HEADER.size + sum(header.sizes().values())
     if len(content) < end:
-        raise UsageProblem(f"{path} is truncated", hint=f"copy or download {quote(str(path))} again")
+        raise UsageProblem(f"{path} is truncated")
     return header, _split(header, content[HEADER.size : end]), content[end : end + EXTENSIONS_LIMIT]
 
 
@@ -390,26 +384,26 @@ def _zstandard_blocks(path: Path, content: bytes) -> tuple[_Header, dict[str, By
     """Header, attributes and extensions of version 4; no more is unpacked than the header claims."""
     header = _parse_header(path, content, len(content))
     if header.version != 4 or len(content) < HEADER_4.size:
-        raise UsageProblem(f"{path} is damaged: version {header.version} outside gzip", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is damaged: version {header.version} outside gzip")
     table = HEADER_4.unpack_from(content)[-1]
     sizes = header.sizes()
     start = table + STREAM.size * header.streams
     if header.streams != len(sizes) or not HEADER_4.size <= table <= start <= len(content):
-        raise UsageProblem(f"{path} is damaged in its table of contents", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is damaged in its table of contents")
     zstandard = _zstandard()
     blocks = {}
     for (packed, claimed), (name, size) in zip(STREAM.iter_unpack(content[table:start]), sizes.items(), strict=True):
         if packed > len(content) - start:
-            raise UsageProblem(f"{path} is truncated in its {name}", hint=f"copy or download {path} again")
+            raise UsageProblem(f"{path} is truncated in its {name}")
         try:
             frame = memoryview(content)[start : start + packed]
             if claimed != size or zstandard.frame_content_size(frame) not in (-1, size):
-                raise UsageProblem(f"{path} is damaged: its {name} do not take {size} bytes", hint=ANOTHER_FILE)
+                raise UsageProblem(f"{path} is damaged: its {name} do not take {size} bytes")
             block = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size)
         except zstandard.ZstdError as problem:
-            raise UsageProblem(f"{path} is damaged in its {name}: {problem}", hint=ANOTHER_FILE) from problem
+            raise UsageProblem(f"{path} is damaged in its {name}: {problem}") from problem
         if len(block) != size:
-            raise UsageProblem(f"{path} is truncated in its {name}", hint=f"copy or download {path} again")
+            raise UsageProblem(f"{path} is truncated in its {name}")
         blocks[name] = np.frombuffer(block, np.uint8)
         start += packed
     return header, blocks, content[HEADER_4.size : min(table, HEADER_4.size + EXTENSIONS_LIMIT)]

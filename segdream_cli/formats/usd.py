@@ -23,7 +23,6 @@ import numpy as np
 from segdream_cli import __version__
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats.common import (
-    ANOTHER_FILE,
     DEFAULT,
     ZIP_ERRORS,
     Reading,
@@ -37,7 +36,7 @@ from segdream_cli.formats.common import (
 from segdream_cli.splats import Float32s, Float64s, Splats, concat, sanitize
 from segdream_cli.splats.frames import INNER
 from segdream_cli.splats.transform import transform
-from segdream_cli.util.files import LARGER_DISK, atomic_write, parse_json, scratch_space
+from segdream_cli.util.files import atomic_write, parse_json, relocation, scratch_space
 
 SCHEMA = "ParticleField3DGaussianSplat"
 COEFFICIENTS = (1, 4, 9, 16)
@@ -75,11 +74,10 @@ def write(path: Path, splats: Splats) -> None:
             os.utime(layer, (EARLIEST, EARLIEST))  # the package stores the time, and equal assets must give equal files
             packed = pxr.UsdUtils.CreateNewUsdzPackage(str(layer), str(package))
         except pxr.Tf.ErrorException as problem:
-            raise SegdreamError(f"{path} was not written: {problem}", hint=LARGER_DISK) from problem
+            raise SegdreamError(f"{path} was not written: {problem}", hint=relocation("TMPDIR", folder)) from problem
         if not packed:
             raise SegdreamError(
-                f"{path} was not written: the package could not be made",
-                hint=LARGER_DISK,
+                f"{path} was not written: the package could not be made", hint=relocation("TMPDIR", folder)
             )
         with atomic_write(path) as temporary:
             temporary.write_bytes(package.read_bytes())
@@ -141,7 +139,7 @@ def read(path: Path, reading: Reading = DEFAULT) -> Splats:
         size = copy.stat().st_size
         problem = _apart(copy, target, MEMORY + 64 * size, SECONDS + size // 1_000_000)
         if problem:
-            raise UsageProblem(f"{path} {problem}", hint=ANOTHER_FILE)
+            raise UsageProblem(f"{path} {problem}")
         with np.load(target, allow_pickle=False) as found:
             arrays = dict(found)
     provenance = _provenance(str(arrays.pop(PROVENANCE)))
@@ -158,7 +156,7 @@ def _copy_stage(path: Path, folder: Path) -> Path:
         head = stream.read(8)
         suffix = next((suffix for magic, suffix in LAYERS.items() if head.startswith(magic)), None)
         if suffix is None:
-            raise UsageProblem(f"{path} is not a .usdz package, nor a .usda or .usdc layer", hint=ANOTHER_FILE)
+            raise UsageProblem(f"{path} is not a .usdz package, nor a .usda or .usdc layer")
         stream.seek(0)
         if suffix == ".usdz":
             _check_package(path, stream)
@@ -180,21 +178,18 @@ def _check_package(path: Path, stream: BinaryIO) -> None:
         with zipfile.ZipFile(stream) as package:
             for info in package.infolist():
                 if escapes_archive(info.filename):
-                    raise UsageProblem(
-                        f"{path} is damaged: the name {info.filename[:80]!r} points outside it", hint=ANOTHER_FILE
-                    )
+                    raise UsageProblem(f"{path} is damaged: the name {info.filename[:80]!r} points outside it")
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                     raise UsageProblem(
-                        f"{path} is damaged: {info.filename[:80]!r} is compressed, which this format forbids",
-                        hint=ANOTHER_FILE,
+                        f"{path} is damaged: {info.filename[:80]!r} is compressed, which this format forbids"
                     )
             if sum(info.file_size for info in package.infolist()) > size:
-                raise UsageProblem(f"{path} is damaged: its files claim more than it holds", hint=ANOTHER_FILE)
+                raise UsageProblem(f"{path} is damaged: its files claim more than it holds")
             wrong = package.testzip()
     except ZIP_ERRORS as problem:
-        raise UsageProblem(f"{path} is not a .usdz package: {problem}", hint=ANOTHER_FILE) from problem
+        raise UsageProblem(f"{path} is not a .usdz package: {problem}") from problem
     if wrong is not None:
-        raise UsageProblem(f"{path} is damaged: the checksum of {wrong[:80]!r} is wrong", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} is damaged: the checksum of {wrong[:80]!r} is wrong")
 
 
 def _apart(path: Path, target: Path, memory: int, seconds: int) -> str:

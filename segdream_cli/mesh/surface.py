@@ -17,7 +17,7 @@ from scipy.spatial import KDTree
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import glb, gltf
-from segdream_cli.formats.common import ANOTHER_FILE, extras_provenance, open_asset, to_opacity_logits
+from segdream_cli.formats.common import extras_provenance, open_asset, to_opacity_logits
 from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import SH_C0, Float64s, Splats
@@ -64,21 +64,17 @@ def read(path: Path, count: int) -> Splats:
     provenance = {} if path.suffix.lower() == ".obj" else _check_glb(path)
     parts = _load(path)
     if not parts:
-        raise UsageProblem(f"{path} has no faces", hint=ANOTHER_FILE)
+        raise UsageProblem(f"{path} has no faces")
     corners = np.concatenate([triangles for triangles, _ in parts])
     bad = int((~np.isfinite(corners).all(axis=(1, 2))).sum())
     if bad:
-        raise UsageProblem(
-            f"{path}: {bad} of {len(corners)} faces have a corner that is not a finite number", hint=ANOTHER_FILE
-        )
+        raise UsageProblem(f"{path}: {bad} of {len(corners)} faces have a corner that is not a finite number")
     extent = float(np.ptp(corners.reshape(-1, 3), axis=0).max())
     # of size 1, so that areas neither overflow nor vanish
     parts = [(triangles / (extent or 1), shade) for triangles, shade in parts]
     points, normals, colors, area = _sample(parts, SAMPLES * count)
     if not len(points):
-        raise UsageProblem(
-            f"{path} has no visible surface: its faces have no area, or are transparent", hint=ANOTHER_FILE
-        )
+        raise UsageProblem(f"{path} has no visible surface: its faces have no area, or are transparent")
     count = min(count, len(points))
     spacing = float(np.sqrt(SAMPLES * area))
     cluster = _relax(points, normals, spacing, count)
@@ -223,11 +219,11 @@ class _Resolver:
         return self.folder / name.replace("\\", "/")
 
 
-def _stand_in(path: Path) -> str:
-    """A command that puts an empty material file or a plain texture where a mesh expects one, or `ANOTHER_FILE`."""
+def _stand_in(path: Path) -> str | None:
+    """A command that puts an empty material file or a plain texture where a mesh expects one; None if it can't."""
     suffix = path.suffix.lower()
     if len(path.name) > LONGEST_NAME or path.is_dir() or suffix not in {".mtl", *Image.registered_extensions()}:
-        return ANOTHER_FILE
+        return None
     commands = [] if path.parent.is_dir() else [["mkdir", "-p", str(path.parent)]]
     if path.exists():
         commands.append(["mv", "-n", str(path), f"{path}.bak"])
@@ -263,9 +259,7 @@ def _load(path: Path) -> list[tuple[Float64s, _Shade]]:
     except UsageProblem:
         raise
     except Exception as problem:  # trimesh trusts its input, so a damaged file raises anything
-        raise UsageProblem(
-            f"{path} is damaged: {type(problem).__name__}: {str(problem)[:200]}", hint=ANOTHER_FILE
-        ) from problem
+        raise UsageProblem(f"{path} is damaged: {type(problem).__name__}: {str(problem)[:200]}") from problem
     if resolver.missing:
         name = resolver.missing[0]
         raise UsageProblem(
@@ -286,8 +280,7 @@ def _check_glb(path: Path) -> Mapping[str, Any]:
     needed = UNREADABLE & {str(name) for name in used if isinstance(used, list)} if used else set()
     if needed:
         raise UsageProblem(
-            f"{path} uses {', '.join(sorted(needed))}, which segdream can't read; save the mesh without it",
-            hint=ANOTHER_FILE,
+            f"{path} uses {', '.join(sorted(needed))}, which segdream can't read; save the mesh without it"
         )
     views: Any = document.get("bufferViews")
     for i, image in enumerate(document.get("images") or []):
@@ -297,7 +290,7 @@ def _check_glb(path: Path) -> Mapping[str, Any]:
                 start = view.get("byteOffset", 0)
                 Image.open(io.BytesIO(body[start : start + view["byteLength"]])).verify()
         except Exception as problem:
-            raise UsageProblem(f"{path}: its image {i} can't be read: {problem}", hint=ANOTHER_FILE) from problem
+            raise UsageProblem(f"{path}: its image {i} can't be read: {problem}") from problem
     return known_provenance(extras_provenance(document))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
 from segdream_cli.pointe.model import PointCloud, PointE
 from segdream_cli.util.download import cache_folder, format_time
-from segdream_cli.util.files import atomic_write, sweep
+from segdream_cli.util.files import cache_write
 from segdream_cli.util.tensor_files import dump_tensors, load_tensors
 
 LONG_S = 10.0
@@ -59,11 +59,9 @@ class Clouds:
                 self.announce(f"Point-E's cloud comes from the cache: {path.parent}")
             return cloud
         cloud = self._sample(prompt, seed)
-        with suppress(OSError, SegdreamError):  # without a writable cache a run takes longer, but works
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path.parent, path.stem)
-            with atomic_write(path) as temporary:
-                temporary.write_bytes(dump_tensors({"points": cloud.points, "colors": cloud.colors}))
+        # without a writable cache a run takes longer, but works
+        with suppress(OSError, SegdreamError), cache_write(path) as temporary:
+            temporary.write_bytes(dump_tensors({"points": cloud.points, "colors": cloud.colors}))
         return cloud
 
     def release(self) -> None:
@@ -84,8 +82,7 @@ class Clouds:
             raise WeightsUnavailable(
                 f"Point-E's cloud of {prompt!r} is not finite: its weights are damaged"
                 + (" or too large for fp16" if half else ""),
-                hint=("--set prior.dtype=fp32, or " if half else "")
-                + "--init sphere, or other weights: --point-e-dir /path/to/folder",
+                hint="--set prior.dtype=fp32" if half else "--init sphere",
             )
         return cloud
 

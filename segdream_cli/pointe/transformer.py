@@ -26,7 +26,7 @@ CHANNEL_SCALES = (2.0, 2.0, 2.0, *3 * (0.007843137255,))
 """Scales from world units (xyz in -0.5..0.5, colours in 0..255) to the networks' -1..1; `CHANNEL_BIASES` is added."""
 CHANNEL_BIASES = (0.0, 0.0, 0.0, -1.0, -1.0, -1.0)
 
-_OFFICIAL = "--point-e-dir with base_40m_textvec.pt and upsample_40m.pt, or --init sphere"
+_OFFICIAL = "--init sphere  # or --point-e-dir with base_40m_textvec.pt and upsample_40m.pt"
 _DEFAULT_SAMPLING = Sampling()
 
 

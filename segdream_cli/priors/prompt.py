@@ -153,10 +153,7 @@ def _strip_text(text: str, name: str) -> str:
     """
     given, text = text, text.strip()
     if len(text) > MAX_PROMPT:
-        raise UsageProblem(
-            f"the {name} has {len(text):,} characters, but the limit is {MAX_PROMPT:,}",
-            hint="describe one object in a sentence",
-        )
+        raise UsageProblem(f"the {name} has {len(text):,} characters, but the limit is {MAX_PROMPT:,}")
     odd = next((character for character in text if unicodedata.category(character) in CONTROL), None)
     if odd is not None:
         plain = "".join(" " if unicodedata.category(character) in CONTROL else character for character in text)

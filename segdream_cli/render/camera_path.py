@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.util.files import parse_json
+from segdream_cli.util.files import parse_json, unused
 
 Floats = NDArray[np.float64]
 
@@ -85,7 +86,7 @@ def read_camera_path(path: Path, n: int | None = None) -> CameraPath:
 
 
 def _problem(path: Path, what: str) -> UsageProblem:
-    return UsageProblem(f"the camera path {path} {what}", hint=f"an example: {FORM}")
+    return UsageProblem(f"the camera path {path} {what}", hint=f"echo {quote(FORM)} > {unused(Path('example.json'))}")
 
 
 def _json(path: Path) -> Any:
@@ -96,7 +97,7 @@ def _json(path: Path) -> Any:
             raise _problem(path, f"is larger than {MOST_BYTES >> 20} MiB")
         return parse_json(content.decode("utf-8-sig"))
     except OSError as problem:
-        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint="check --camera-path") from problem
+        raise UsageProblem(f"{path} can't be read: {problem.strerror}") from problem
     except ValueError as problem:  # neither UTF-8 nor JSON, or nested too deeply
         raise _problem(path, f"is not JSON: {problem}") from problem
 

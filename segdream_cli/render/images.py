@@ -78,10 +78,7 @@ def to_uint8(image: Array) -> Bytes:
         return image
     bad = int(np.count_nonzero(~np.isfinite(image)))
     if bad:
-        raise SegdreamError(
-            f"{bad} of {image.size} values of an image are not finite",
-            hint="go back to the last checkpoint with --resume",
-        )
+        raise SegdreamError(f"{bad} of {image.size} values of an image are not finite")
     return np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

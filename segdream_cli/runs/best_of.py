@@ -6,7 +6,6 @@ resumes them. The run of the best then moves to the asset's own run folder, with
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from segdream_cli.evaluate.views import ViewProtocol
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.render.images import write_png
 from segdream_cli.runs.jobs import Job
-from segdream_cli.runs.ownership import EVENTS, TRIED
+from segdream_cli.runs.ownership import EVENTS, TRIED, remove_contents
 from segdream_cli.runs.reporter import Event, JobSkipped, Note, Reporter, RunSaved, SeedChosen, note_to
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.runner import ActiveRun, Destination, four_sides
@@ -126,7 +125,7 @@ class TrialSession(Session):
         run = self._keep_best(chosen, assets, runs[best], name, scores, force=force)
         self.reporter(SeedChosen(output, name, step, scores, best))
         for tried in runs.values():
-            shutil.rmtree(tried.path, ignore_errors=True)
+            remove_contents(tried.path)
         drain(self._finish([ActiveRun(assets[best], step, Destination(output, run, force))]))
 
     def _metric(self, prompt: str, by: str | None) -> tuple[str, Metric]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from segdream_cli import formats
 from segdream_cli.config import AUTO
 from segdream_cli.config.start import POINT_E, check_start
+from segdream_cli.errors import OutputExists
 from segdream_cli.formats.common import open_asset
 from segdream_cli.priors.checkpoint import profile_of
 from segdream_cli.priors.profile import PriorProfile
@@ -47,7 +48,7 @@ def check_spec(spec: JobSpec, *, makes_folders: bool = False) -> None:
             read_prompt(job.prompt, profile.vocabulary)
         formats.check_format(job.output)
         if job.output.parent.exists() or not makes_folders:
-            check_files(job, force=spec.force)
+            check_files(job, force=spec.force, several=len(spec.jobs) > 1)
 
 
 def check_request(request: Request, prompts: Sequence[str] = ()) -> PriorProfile | None:
@@ -76,14 +77,19 @@ def check_request(request: Request, prompts: Sequence[str] = ()) -> PriorProfile
     return profile
 
 
-def check_files(job: Job, *, force: bool) -> None:
-    """Refuses a job whose files can't be written.
+def check_files(job: Job, *, force: bool, several: bool = False) -> None:
+    """Refuses a job whose files can't be written; `several` says that it is one of many.
 
     Raises:
         UsageProblem: the output can't be used.
         OutputExists: the asset or an unfinished run of it exists.
     """
-    check_output(job.output, force=force)
+    try:
+        check_output(job.output, force=force)
+    except OutputExists as problem:
+        if several:
+            problem.hint = "--skip-existing  # or --force to replace it"
+        raise
     formats.check_format(job.output)
     RunDir.beside(job.output).check_free(force=force)
 

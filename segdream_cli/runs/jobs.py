@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.util.files import read_problem
+from segdream_cli.util.files import other_output, read_problem, unused
 
 MAX_SEEDS = 1000
 MAX_SEED = 10**15 - 1
@@ -21,6 +21,8 @@ MAX_SEED = 10**15 - 1
 SLUG_LENGTH = 60
 TEMPLATE_FIELDS = ("prompt", "seed", "index", "method", "prior")
 """Fields of a template of files, for `fill_template`."""
+NEW_LIST = Path("prompts.txt")
+"""A list of prompts for hints to write, under another name if it exists."""
 FIELD = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -85,7 +87,7 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         UsageProblem: the text is something else, or names none, one twice or too many.
     """
-    hint = "--seeds 0-3, or --seeds 1,5"
+    hint = "--seeds 0-3  # or --seeds 1,5"
     seeds: list[int] = []
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,15})(?:-(\d{1,15}))?", part)
@@ -210,12 +212,13 @@ def read_prompts(source: str) -> list[str]:
         raise read_problem(problem, Path(source), "a yellow school bus") from problem
     except UnicodeDecodeError as problem:
         raise UsageProblem(
-            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > prompts.txt"
+            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > {unused(NEW_LIST)}"
         ) from problem
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise UsageProblem(
-            f"{source} has no prompt; it needs one per line, and # begins a comment", hint="--prompts list.txt"
+            f"{source} has no prompt; it needs one per line, and # begins a comment",
+            hint=f"echo 'a yellow school bus' >> {NEW_LIST if source == '-' else quote(source)}",
         )
     return found
 
@@ -234,7 +237,7 @@ def match_prompts(lines: Sequence[str], stems: Sequence[str], source: str) -> li
     Raises:
         UsageProblem: an asset has no prompt.
     """
-    example = f"printf '%s\\t%s\\n' {quote(stems[0])} 'a yellow school bus' > prompts.txt"
+    example = f"printf '%s\\t%s\\n' {quote(stems[0])} 'a yellow school bus' > {unused(NEW_LIST)}"
     tabbed = [line.split("\t", 1) for line in lines if "\t" in line]
     if tabbed and len(tabbed) < len(lines):
         odd = next(line for line in lines if "\t" not in line)
@@ -292,8 +295,13 @@ def jobs_of_list(
     return _jobs([(prompt, seed) for prompt in found for seed in seeds], template, labels)
 
 
-def make_folders(jobs: Sequence[Job], option: str) -> None:
+def make_folders(jobs: Sequence[Job], option: str, given: Path) -> None:
     """Creates the folders of the assets of an option, and their parents, if they do not exist.
+
+    Args:
+        jobs: the assets.
+        option: the option.
+        given: its value.
 
     Raises:
         UsageProblem: that fails.
@@ -303,5 +311,5 @@ def make_folders(jobs: Sequence[Job], option: str) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise UsageProblem(
-                f"the folder {folder} can't be created: {problem.strerror}", hint=f"choose another {option}"
+                f"the folder {folder} can't be created: {problem.strerror}", hint=other_output(problem, given, option)
             ) from problem

@@ -7,10 +7,12 @@ preview-000400.png       preview images, if requested
 tried.json, tried-3.png  with `--best-of`: the score and an image of each seed
 """
 
+import difflib
 import json
 import os
 import platform
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -34,7 +36,16 @@ from segdream_cli.runs.ownership import (
     scratch_folder,
     sweep_folders,
 )
-from segdream_cli.util.files import atomic_write, free_name, known_problem, lexists, parse_json, sweep, write_problem
+from segdream_cli.util.files import (
+    atomic_write,
+    free_name,
+    known_problem,
+    lexists,
+    parse_json,
+    sweep,
+    unused,
+    write_problem,
+)
 from segdream_cli.util.home import expand
 
 if TYPE_CHECKING:
@@ -106,6 +117,12 @@ def _parse_record(data: Mapping[str, Any]) -> RunRecord:
     if record.source is not None:
         Source(**record.source)
     return record
+
+
+def _write_record(folder: Path, record: RunRecord) -> None:
+    """Writes the `run.json` of a folder; raises the errors of `atomic_write`."""
+    with atomic_write(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
 
 def package_versions() -> dict[str, str]:
@@ -192,24 +209,24 @@ class RunDir:
         try:
             names = [path.name for path in self.path.iterdir()] if lexists(self.path) else []
         except (NotADirectoryError, FileNotFoundError):  # a file, or a link that leads nowhere
-            raise OutputExists(f"{self.path} exists and is not a run folder", hint="choose another -o") from None
+            raise OutputExists(f"{self.path} exists and is not a run folder", hint=self._move_away()) from None
         except OSError as problem:
             raise write_problem(problem, self.path) from problem
         if foreign := [name for name in names if not OWN_NAMES.fullmatch(name)]:
             raise OutputExists(
-                f"{self.path} exists and is not a run folder: it holds {foreign[0]!r}", hint="choose another -o"
+                f"{self.path} exists and is not a run folder: it holds {foreign[0]!r}", hint=self._move_away()
             )
         if RECORD in names and self._lock is None:
             self._check_idle()
         if force:
             return
-        if RECORD in names:
-            self.record()
         if CHECKPOINT in names:
             raise OutputExists(
                 f"{self.path} holds an unfinished run at step {self.step() - self.skipped()}",
                 hint=f"{self.resume_command()}  # or --force to start over",
             )
+        if RECORD in names:
+            self.record()
 
     def _check_idle(self) -> None:
         """Raises OutputExists if another process works on the run."""
@@ -221,7 +238,10 @@ class RunDir:
             raise write_problem(problem, self.path / RECORD) from problem
 
     def _busy_error(self) -> OutputExists:
-        return OutputExists(f"another process works on {self.path}", hint="choose another -o, or wait for its end")
+        hint = None
+        if shutil.which("flock"):
+            hint = f"flock {shlex.quote(str(self.path / RECORD))} true  # waits for its end; then run the command again"
+        return OutputExists(f"another process works on {self.path}", hint=hint)
 
     def create(self, record: RunRecord, *, force: bool = False) -> None:
         """Acquires a new folder with a record, which takes the place of an old one by a rename.
@@ -232,13 +252,11 @@ class RunDir:
         """
         self.release()
         folder = self.path.resolve() if self.path.is_symlink() else self.path
-        content = json.dumps(asdict(record), indent=1) + "\n"
         try:
             sweep_folders(folder)
             with scratch_folder(folder) as staged, scratch_folder(folder) as removed:
                 staged.mkdir()
-                with atomic_write(staged / RECORD) as temporary:
-                    temporary.write_text(content, encoding="utf-8")
+                _write_record(staged, record)
                 held = RunLock(staged)
                 self.check_free(force=force)
                 exchange(folder, staged, removed)
@@ -275,7 +293,7 @@ class RunDir:
         try:
             self._lock = RunLock(self.path)
         except BlockingIOError as problem:
-            raise OutputExists(f"another process works on {self.path}; wait for its end") from problem
+            raise self._busy_error() from problem
         except OSError as problem:
             raise write_problem(problem, self.path / RECORD) from problem
         self._record = record
@@ -331,10 +349,52 @@ class RunDir:
             if known := known_problem(problem, self.path / RECORD, "read"):
                 raise known from problem
             reason = "it has no run.json" if self.path.is_dir() else problem.strerror
-            raise UsageProblem(f"{self.path} is not a run folder: {reason}", hint="ls -d *.run") from problem
+            raise UsageProblem(f"{self.path} is not a run folder: {reason}", hint=self._resume_nearest()) from problem
         except (ValueError, KeyError, TypeError) as problem:
             raise UsageProblem(f"{self.path / RECORD} is damaged: {problem}", hint=self._move_away()) from problem
         return record
+
+    def repair(self) -> str | None:
+        """Writes a missing or damaged record again, from the copy in a whole checkpoint.
+
+        Returns:
+            a message about that; None if the record is whole, or there is no such copy.
+
+        Raises:
+            OutputExists: another process works on the run.
+            SegdreamError: the record can't be read or written.
+        """
+        path, copy = self.path / RECORD, None
+        try:
+            self.record()
+        except UsageProblem as problem:
+            cause = problem.__cause__
+            if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
+                copy = self._saved_record()
+        if copy is None:
+            return None
+        held, state = None, "damaged" if path.exists() else "missing"
+        try:
+            held = RunLock(self.path) if path.exists() else None
+            _write_record(self.path, copy)
+        except BlockingIOError as problem:
+            raise self._busy_error() from problem
+        except OSError as problem:
+            raise write_problem(problem, path) from problem
+        finally:
+            if held is not None:
+                held.release()
+        return f"{path} was {state}, and is restored from the checkpoint"
+
+    def _saved_record(self) -> RunRecord | None:
+        """The record in the latest checkpoint; None if that is damaged, or has none of this version."""
+        from segdream_cli.util.tensor_files import load_tensors  # imports torch, which takes seconds
+
+        with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
+            _, metadata = load_tensors(self.checkpoint)
+            record = _parse_record(parse_json(metadata["record"]))
+            return record if record.format == FORMAT else None
+        return None
 
     def edits(self) -> list[str]:
         """How the record differs from that of the latest checkpoint, such as "optim.steps is 9 and was 6".
@@ -417,6 +477,20 @@ class RunDir:
     def damage_error(self, problem: Exception) -> UsageProblem:
         """The error to raise when the checkpoint can't be used."""
         return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint=self._start_over())
+
+    def _resume_nearest(self) -> str | None:
+        """The command that resumes the unfinished run whose name is most like this one's; None if there is none."""
+        found: dict[str, RunDir] = {}
+        with suppress(OSError):
+            others = map(type(self), sorted(self.path.parent.glob("*.run")))
+            found = {other.path.name: other for other in others if other.can_resume()}
+        nearest = difflib.get_close_matches(self.path.name, found, n=1, cutoff=0)
+        return found[nearest[0]].resume_command() if nearest else None
+
+    def undo_command(self) -> str:
+        """The command that moves an edited record away and resumes the run with the one that it began with."""
+        kept = unused(self.path.with_name(f"{self.path.name}.json"))
+        return f"{shlex.join(['mv', str(self.path / RECORD), str(kept)])} && {self.resume_command()}"
 
     def _start_over(self) -> str:
         """The command that starts the run over, or moves it away where its record can't be read."""

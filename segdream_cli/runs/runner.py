@@ -37,7 +37,7 @@ from segdream_cli.runs.timings import Timing, Timings
 from segdream_cli.splats import Splats
 from segdream_cli.util.download import format_time
 from segdream_cli.util.failures import convert_failures
-from segdream_cli.util.files import free_name, write_policy
+from segdream_cli.util.files import free_name, other_output, write_policy
 from segdream_cli.util.memory import peak_memory_gib
 from segdream_cli.viewer.live import LivePage
 
@@ -259,7 +259,11 @@ class Runner:
             failures.append(JobFailed(OutputExists(problem.message, hint=command), output))
             return False
         except SegdreamError as problem:
-            self._keep(each, problem, finished=True)
+            cause, command = problem.__cause__, None
+            if isinstance(cause, OSError) and (instead := other_output(cause, output)):
+                command = f"{run.resume_command()} {instead}"
+            self._keep(each, problem, command, finished=True)
+            problem.hint = command or problem.hint
             failures.append(JobFailed(problem, output))
             return False
         run.finish(keep=self.pipeline.config.output.keep_run)

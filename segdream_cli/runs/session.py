@@ -443,6 +443,8 @@ class Session:
             UsageProblem, OutputExists: see `check`.
         """
         run = RunDir.beside(job.output)
+        if resume:
+            repair(run, self.reporter)
         if resume and run.can_resume() and self._is_run_of(run, job):
             return run.step(), partial(self._restore, run, job.output, force=force)
         self.check(job, force=force)
@@ -531,7 +533,9 @@ class Session:
         if record.prior["digest"] != self.checkpoint.digest:
             raise UsageProblem(
                 f"{run.path} was started on {record.device} with other weights of {record.prior['name']}",
-                hint=f"add --device {record.device}, or start over: {again}",
+                hint=again
+                if str(self.device) == record.device
+                else f"--device {record.device}  # or start over: {again}",
             )
         read_now = describe_prompt(record.prompt, self.checkpoint.profile.vocabulary).get("prompt_read")
         if record.prompt_read != read_now:
@@ -540,7 +544,10 @@ class Session:
             )
         tensors = run.load()
         if edits := run.edits():
-            raise UsageProblem(f"{run.path / RECORD} was edited during the run: {', '.join(edits)}", hint=again)
+            raise UsageProblem(
+                f"{run.path / RECORD} was edited during the run: {', '.join(edits)}",
+                hint=f"{run.undo_command()}  # or start over as edited: {again}",
+            )
         start = self._open(None if record.source is None else Source(**record.source), again)
         try:
             asset = self.pipeline.restore(tensors, record.prompt, record.seed, record.negative_prompt)
@@ -630,6 +637,12 @@ def _exists(job: Job, *, force: bool) -> bool:
     return job.output.exists() and not force
 
 
+def repair(run: RunDir, reporter: Reporter) -> None:
+    """Restores the record of a stopped run if it is damaged, and reports that; raises the errors of `RunDir.repair`."""
+    if run.checkpoint.exists() and (message := run.repair()):
+        reporter(Note(message))
+
+
 def run_jobs(spec: JobSpec, reporter: Reporter, stop: StopRequest) -> Tally:
     """Does the jobs of a spec in this process; raises as `Session.load`, `generate_list`, `generate_all`."""
     with page_for(reporter) if spec.live else nullcontext() as page:
@@ -672,6 +685,7 @@ def resume_run(
     """
     path = path if path.name not in ("", "..") else path.resolve()  # the asset goes beside the folder, not into it
     run = RunDir(path)
+    repair(run, reporter)
     record = run.record()
     output = output or path.parent / record.output
     if not run.can_resume():

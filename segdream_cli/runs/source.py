@@ -14,7 +14,7 @@ from segdream_cli import formats
 from segdream_cli.config import Config
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import glb
-from segdream_cli.formats.common import ANOTHER_FILE, SIGNATURE, Reading, open_asset
+from segdream_cli.formats.common import SIGNATURE, Reading, open_asset
 from segdream_cli.formats.ply_header import read_header
 from segdream_cli.mesh import surface
 from segdream_cli.runs.jobs import Source
@@ -107,12 +107,12 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
     if highest < config.refine.prune_opacity:
         raise UsageProblem(
             f"{path} is transparent: the highest opacity of its Gaussians is {highest:.2g}",
-            hint=f"--set refine.prune_opacity={highest / 2:.2g}" if highest > ALPHA_MIN else ANOTHER_FILE,
+            hint=f"--set refine.prune_opacity={highest / 2:.2g}" if highest > ALPHA_MIN else None,
         )
     try:
         placement = place(splats, source.front_deg, source.up)
     except ValueError as problem:
-        raise UsageProblem(f"{path} has no usable size: {problem}", hint=ANOTHER_FILE) from problem
+        raise UsageProblem(f"{path} has no usable size: {problem}") from problem
     whole = placement.apply(apply_edits(splats, Edits(sh=source.sh)))
     thin = whole if config.densify.cap is None else merge(whole, config.densify.cap)
     for change in _changes(splats, thin, source):
@@ -135,9 +135,7 @@ def _read(path: Path, config: Config, reading: Reading) -> Splats:
         return surface.read(path, min(config.refine.surface, config.densify.cap or config.refine.surface))
     splats = formats.read(path, reading)
     if len(splats) < FEWEST:
-        raise UsageProblem(
-            f"{path} has {len(splats)} Gaussians, and a refinement needs at least {FEWEST}", hint=ANOTHER_FILE
-        )
+        raise UsageProblem(f"{path} has {len(splats)} Gaussians, and a refinement needs at least {FEWEST}")
     return splats
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
-from segdream_cli.util.files import atomic_write, parse_json, synced_folder
+from segdream_cli.util.files import cache_write, parse_json, relocation, synced_folder
 from segdream_cli.util.home import expand, user_cache
 
 Progress = Callable[[int, int], None]
@@ -84,7 +84,7 @@ def cache_write_errors(folder: Path) -> Iterator[None]:
         if not isinstance(cause, OSError):
             raise
         raise WeightsUnavailable(
-            f"{folder} can't be written: {cause.strerror or cause}", hint="SEGDREAM_CACHE=/a/larger/disk segdream ..."
+            f"{folder} can't be written: {cause.strerror or cause}", hint=relocation("SEGDREAM_CACHE", folder, cause)
         ) from problem
 
 
@@ -104,7 +104,7 @@ def check_space(folder: Path, size: int, *, variable: str = "SEGDREAM_CACHE") ->
     if free < size:
         raise WeightsUnavailable(
             f"{folder} has {format_size(free)} free, and {format_size(size)} are needed",
-            hint=f"{variable}=/a/larger/disk segdream ...",
+            hint=relocation(variable, folder, size=size),
         )
 
 
@@ -180,7 +180,7 @@ class _PartialFile:
         """Removes the partial file and records the content that it will hold."""
         self.discard()
         fields = {"url": remote.url, "etag": remote.etag, "size": remote.size}
-        with atomic_write(self.record) as temporary:
+        with cache_write(self.record) as temporary:
             temporary.write_text(json.dumps(fields), encoding="utf-8")
 
     def discard(self) -> None:

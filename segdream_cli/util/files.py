@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segdream_cli.errors import EnvironmentProblem, OutputExists, SegdreamError, UsageProblem
+from segdream_cli.util.home import expand
 
 STEM_LENGTH = 32
 """Number of characters of a file's name that its temporary file's name begins with."""
@@ -21,8 +23,6 @@ TEMPORARY = re.compile(r"\.(?P<stem>.*)\.[a-z0-9_]{8}\.partial(\.[^.]*)?", re.DO
 """Names of temporary files and folders."""
 WITHOUT_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """Errors of file systems that have no hard links."""
-
-LARGER_DISK = "TMPDIR=/a/larger/disk segdream export ..."
 
 _unfinished: set[Path] = set()
 """Temporary files of the open blocks of `scratch_file`."""
@@ -32,36 +32,43 @@ _replaces: ContextVar[bool] = ContextVar("_replaces", default=True)
 """Whether `atomic_write` may replace a file."""
 
 
-def check_output(path: Path, *, force: bool, option: str = "-o") -> None:
+def check_output(path: Path, *, force: bool, option: str = "-o", given: Path | None = None) -> None:
     """Refuses an output that can't be written, before any work starts, and removes its temporaries of killed processes.
 
     Args:
         path: the output.
         force: whether it may be replaced.
         option: the option that names it, for the hints.
+        given: the value of that option, if `path` is another file that follows from it.
 
     Raises:
         OutputExists: `path` exists and `force` is false.
         UsageProblem: its folder is missing or not writable, or `path` is a folder.
     """
-    folder = path.parent
+    folder, given = path.parent, given or path
     try:  # fails for a name that is too long, or a folder without access
         if path.is_dir():
-            raise UsageProblem(f"{path} is a folder", hint=f"-o {shlex.quote(str(path / 'asset.ply'))}")
+            raise UsageProblem(f"{path} is a folder", hint=f"{option} {shlex.quote(str(path / 'asset.ply'))}")
         if not folder.is_dir():
             raise UsageProblem(f"the folder {folder} does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}")
         if lexists(path) and not force:
-            raise OutputExists(f"{path} exists", hint=f"add --force to replace it, or choose another {option}")
+            free = shlex.quote(str(free_name(given)))
+            raise OutputExists(f"{path} exists", hint=f"{option} {free}  # or --force to replace it")
         with tempfile.TemporaryFile(dir=folder):  # os.access misses read-only mounts and limits of root
             pass
     except OSError as problem:
-        raise write_problem(problem, path) from problem
+        raise write_problem(problem, path, other_output(problem, given, option)) from problem
     sweep(folder, path.stem)
 
 
 def lexists(path: Path) -> bool:
     """Whether a name is taken, be it by a link that leads nowhere."""
     return path.is_symlink() or path.exists()
+
+
+def unused(path: Path) -> Path:
+    """The path or, if that is taken, the first of `free_name`."""
+    return free_name(path) if lexists(path) else path
 
 
 def free_name(path: Path) -> Path:
@@ -72,40 +79,93 @@ def free_name(path: Path) -> Path:
     return other
 
 
-_CAUSES: Mapping[int, tuple[type[SegdreamError], str, str]] = {
+def other_output(problem: OSError, path: Path, option: str = "-o") -> str | None:
+    """An option that names an output in another folder or, if a disk failed, on another disk; None if there is none."""
+    folder = next(_other_folders(path.parent, other_disk=problem.errno in DISK_ERRORS), None)
+    if folder is None:
+        return None
+    found = folder / f"{path.stem[:STEM_LENGTH]}{path.suffix}"
+    return f"{option} {shlex.quote(str(unused(found)))}"
+
+
+def relocation(variable: str, folder: Path, problem: OSError | None = None, size: int = 0) -> str:
+    """The command that names another folder for a cache or for temporary files.
+
+    Args:
+        variable: the environment variable with the folder.
+        folder: the folder that can't be used.
+        problem: the reason, if it is not too little space.
+        size: bytes that are needed.
+    """
+    other_disk = problem is None or problem.errno in DISK_ERRORS
+    found = next((each for each in _other_folders(folder, other_disk=other_disk, size=size)), None)
+    other = Path("/a/larger/disk") if found is None else found.resolve() / "segdream-cache"
+    return f"export {variable}={shlex.quote(str(other))}  # then run the command again"
+
+
+def _other_folders(folder: Path, *, other_disk: bool, size: int = 0) -> Iterator[Path]:
+    """Folders that can be written instead of `folder`: this one, the user's home, and that for temporary files."""
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())
+    for other in (Path(), expand("~"), _temporary_folder()):
+        with suppress(OSError):
+            same = other.stat().st_dev == existing.stat().st_dev if other_disk else other.resolve() == folder.resolve()
+            if not same and shutil.disk_usage(other).free >= size:
+                with tempfile.TemporaryFile(dir=other):
+                    pass
+                yield other
+
+
+def _temporary_folder() -> Path:
+    """The folder for temporary files, be it that none can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        return Path("/tmp")
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""Errors that other folders of the same disk have too."""
+_CAUSES: Mapping[int, tuple[type[SegdreamError], str, str | None]] = {
     errno.ENOSPC: (SegdreamError, "the disk is full", "df -h {folder}  # then run the command again"),
     errno.EDQUOT: (SegdreamError, "the disk is full", "df -h {folder}  # then run the command again"),
-    errno.EIO: (SegdreamError, "the disk failed", "choose another -o"),
+    errno.EIO: (SegdreamError, "the disk failed", None),
     errno.EFBIG: (SegdreamError, "the file is too large for its disk or for the shell's limit", "ulimit -f unlimited"),
     errno.EMFILE: (EnvironmentProblem, "this process has too many open files", "ulimit -n 4096"),
-    errno.ENFILE: (EnvironmentProblem, "this machine has too many open files", "sysctl fs.file-max"),
-    errno.EROFS: (UsageProblem, "the disk is read-only", "choose another -o"),
+    errno.ENFILE: (EnvironmentProblem, "this machine has too many open files", "sudo sysctl fs.file-max=2097152"),
+    errno.EROFS: (UsageProblem, "the disk is read-only", None),
 }
 """Number of an operating-system error -> error to raise, cause and hint."""
 
 
-def write_problem(problem: OSError, path: Path) -> SegdreamError:
-    """The error to raise for an operating-system failure while writing `path`."""
-    return known_problem(problem, path, "written") or UsageProblem(
-        f"{path} can't be written: {problem.strerror or problem}", hint="choose another -o"
+def write_problem(problem: OSError, path: Path, instead: str | None = None) -> SegdreamError:
+    """The error to raise for an operating-system failure while writing `path`.
+
+    Args:
+        problem: the failure.
+        path: the file.
+        instead: the hint where only another file helps.
+    """
+    return known_problem(problem, path, "written", instead) or UsageProblem(
+        f"{path} can't be written: {problem.strerror or problem}", hint=instead
     )
 
 
-def known_problem(problem: OSError, path: Path, verb: str) -> SegdreamError | None:
+def known_problem(problem: OSError, path: Path, verb: str, instead: str | None = None) -> SegdreamError | None:
     """The error to raise for a failure of the disk or of a limit; None for others.
 
     Args:
         problem: the failure.
         path: the file.
         verb: what did not happen to it: "written" or "read".
+        instead: the hint where no command helps this file.
     """
     if problem.errno is None or problem.errno not in _CAUSES:
         return None
     kind, cause, hint = _CAUSES[problem.errno]
-    cured = verb == "written" or kind is EnvironmentProblem  # another -o does not help to read
+    cured = hint and (verb == "written" or kind is EnvironmentProblem)  # space and limits of size do not help to read
     return kind(
         f"{cause}: {path} was not {verb}",
-        hint=hint.format(folder=shlex.quote(str(path.parent))) if cured else None,
+        hint=hint.format(folder=shlex.quote(str(path.parent))) if hint and cured else instead,
     )
 
 
@@ -122,7 +182,7 @@ def read_problem(problem: OSError, path: Path, example: str) -> SegdreamError:
     name = shlex.quote(str(path))
     hints = {errno.ENOENT: f"echo {shlex.quote(example)} > {name}", errno.EACCES: f"chmod u+r {name}"}
     reason = problem.strerror or str(problem)
-    return UsageProblem(f"{path} can't be read: {reason}", hint=hints.get(problem.errno or 0, "choose another file"))
+    return UsageProblem(f"{path} can't be read: {reason}", hint=hints.get(problem.errno or 0))
 
 
 def parse_json(content: str | bytes) -> Any:
@@ -165,6 +225,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
                 named = True
     except OSError as problem:
         raise (_unsynced(problem, path) if named else write_problem(problem, path)) from problem
+
+
+@contextmanager
+def cache_write(path: Path) -> Iterator[Path]:
+    """`atomic_write` of a file of a cache: creates its folder, and removes its temporaries of killed processes.
+
+    Raises: as `atomic_write`; OSError: the folder can't be created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, path.stem)
+    with atomic_write(path) as temporary:
+        yield temporary
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
@@ -376,7 +448,8 @@ def scratch_space() -> Iterator[Path]:
         space = tempfile.TemporaryDirectory(prefix="segdream-", ignore_cleanup_errors=True)
     except OSError as problem:
         raise SegdreamError(
-            f"no temporary folder can be created: {problem.strerror or problem}", hint=LARGER_DISK
+            f"no temporary folder can be created: {problem.strerror or problem}",
+            hint=relocation("TMPDIR", _temporary_folder(), problem),
         ) from problem
     with space as folder:
         yield Path(folder)

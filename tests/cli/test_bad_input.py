@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import BUS, SIX, TINY
+from commands import BUS, SIX, TINY, is_command
 from fakes import AnalyticPrior
 from plyfile import PlyData, PlyElement
 
@@ -25,7 +25,7 @@ from segdream_cli.splats import Splats
 
 @pytest.fixture
 def refused(segdream, folder):
-    """Runs a command that must fail with `code`, say all of `words`, give a hint, and change no file."""
+    """Runs a command that must fail with `code`, say all of `words`, and change no file; a hint must be a command."""
 
     def run(code, words, *arguments):
         before = contents(folder)
@@ -35,7 +35,8 @@ def refused(segdream, folder):
         for word in [words] if isinstance(words, str) else words:
             assert word in done.err
         assert "error: " in done.err  # after notes, if there are any
-        assert "hint: " in done.err
+        _, given, hint = done.err.partition("hint: ")
+        assert not given or is_command(hint), hint
         assert contents(folder) == before
         return done
 
@@ -71,7 +72,7 @@ def generate(*arguments):
 def test_prompt_is_refused_with_its_reason(refused, command, prompt, words):
     arguments = SIX if command == "generate" else TINY[:2]
     done = refused(2, words, command, prompt, "-o", "bus.ply", *arguments)
-    assert "hint: " in done.err
+    assert "hint: " in done.err or len(prompt) > 1000
 
 
 def test_long_prompt_is_not_repeated_in_the_error(refused):
@@ -97,7 +98,7 @@ def test_long_prompt_is_not_repeated_in_the_error(refused):
         (("--seeds", "0-1"), ["bus.ply is one file", "bus-{seed}.ply"]),
         (
             ("--seeds", "0-1", "-o", "/dev/null/buses"),
-            ["the folder /dev/null/buses can't be created", "choose another -o"],
+            ["the folder /dev/null/buses can't be created", "hint: -o buses"],
         ),
         (("--init", "spere"), ["'spere'", "sphere, box"]),
         (("--init", "none.ply"), "none.ply"),
@@ -679,14 +680,18 @@ needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="need
 
 
 @needs_dev_full
-def test_full_disk_at_the_end_keeps_the_checkpoint(segdream, folder, monkeypatch):
+@pytest.mark.parametrize("other", [None, "/mnt/bus.ply"])
+def test_full_disk_at_the_end_keeps_the_checkpoint(segdream, folder, monkeypatch, other):
     segdream("generate", BUS, "-o", "whole.ply", *SIX)
     with monkeypatch.context() as patch:
         fill_the_disk(patch, ".ply")
+        patch.setattr(runner, "other_output", lambda problem, path: f"-o {other}" if other else None)
         done = segdream(*generate())
     assert (done.code, done.out) == (1, "")
-    for words in ("the disk is full: bus.ply was not written", "df -h", "--resume bus.run"):
-        assert words in done.err
+    assert "the disk is full: bus.ply was not written" in done.err
+    resume = f"segdream generate --resume bus.run{f' -o {other}' if other else ''}"
+    assert f"resume with: {resume}" in done.err
+    assert f"hint: {resume if other else 'df -h . '}" in done.err
     assert sorted(path.name for path in folder.iterdir()) == ["bus.run", "whole.ply", "whole.run"]
     assert segdream("generate", "--resume", "bus.run").code == 0
     assert (folder / "bus.ply").read_bytes() == (folder / "whole.ply").read_bytes()
@@ -761,21 +766,25 @@ def test_resume_refuses_options_that_change_the_run(refused, stopped, arguments,
     refused(2, [f"{named} can't be changed", "--resume"], "generate", "--resume", "bus.run", *arguments)
 
 
-@pytest.mark.parametrize("file", ["run.json", "checkpoint.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 200, "half"])
-def test_resume_names_the_damaged_file(refused, segdream, stopped, file, content):
-    path = stopped / file
+def test_resume_names_the_damaged_checkpoint(refused, segdream, stopped, content):
+    path = stopped / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
-    cure = "mv bus.run bus-2.run #" if file == "run.json" else "--force"
-    refused(2, [f"bus.run/{file} is damaged", cure], "generate", "--resume", "bus.run")
-    again = segdream(*generate())
-    assert again.code in (2, 6)
-    if file == "run.json":
-        assert cure in again.err
-        (stopped.parent / "bus.run").rename("bus-2.run")
-        assert segdream(*generate()).code == 0
-    else:
-        assert segdream(*generate("--force")).code == 0
+    refused(2, ["bus.run/checkpoint.safetensors is damaged", "--force"], "generate", "--resume", "bus.run")
+    assert segdream(*generate()).code == 2
+    assert segdream(*generate("--force")).code == 0
+
+
+def test_resume_names_a_damaged_record_without_a_whole_copy(refused, segdream, stopped):
+    (stopped / "run.json").write_bytes(b"{}")
+    content = bytearray((stopped / "checkpoint.safetensors").read_bytes())
+    content[-1] ^= 1
+    (stopped / "checkpoint.safetensors").write_bytes(content)
+    cure = "mv bus.run bus-2.run #"
+    refused(2, ["bus.run/run.json is damaged", cure], "generate", "--resume", "bus.run")
+    assert segdream(*generate()).code == 6
+    (stopped.parent / "bus.run").rename("bus-2.run")
+    assert segdream(*generate()).code == 0
 
 
 def test_resume_of_a_damaged_checkpoint_names_the_command_that_starts_over(refused, segdream, stopped):
@@ -824,3 +833,10 @@ def test_prompts_file_errors_name_the_file(refused, folder):
     (folder / "assets").write_text("a file")
     (folder / "list.txt").write_text("a red ball\n")
     refused(2, "the folder assets can't be created", *listed, "list.txt")
+
+
+def test_seed_whose_asset_exists_suggests_to_skip_it(refused, folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "a_yellow_school_bus-1.ply").write_text("mine")
+    seeds = ("generate", BUS, "--seeds", "0-1", "-o", "out", *SIX)
+    refused(6, "hint: --skip-existing # or --force", *seeds)

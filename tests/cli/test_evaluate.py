@@ -3,15 +3,20 @@
 import io
 import json
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from checkpoints import build_clip
+from commands import BUS, TINY
 from hub_server import point_to, serving
+from PIL import features
 
 from segdream_cli import formats
 from segdream_cli.evaluate import clip_metric
+from segdream_cli.evaluate.evaluation import Evaluation
+from segdream_cli.render import raster
 from segdream_cli.runs.jobs import match_prompts, read_prompts
 from segdream_cli.splats import Splats
 
@@ -273,3 +278,24 @@ def test_prompts_from_stdin_serve_both_sides(segdream, asset, monkeypatch):
     done = segdream("evaluate", "--compare", "a", "b", "--prompts", "-", "--metrics", "health", "--json")
     assert done.code == 0, done.err
     assert [row["prompt"] for row in lines(done)[:-1]] == ["a red ball", "a red ball"]
+
+
+def test_evaluate_finds_missing_packages_before_the_first_asset(segdream, asset, folder, monkeypatch):
+    asset("bus.ply")
+    monkeypatch.setattr(Evaluation, "measure", lambda *_: pytest.fail("an asset was measured"))
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "check", lambda name: name != "webp")
+        for page in (("--html", "report.html"), ("--compare", "bus.ply", "--blind", "vote.html")):
+            done = segdream("evaluate", "bus.ply", *page)
+            assert done.code == 3
+            assert "pillow was built without WebP" in done.err
+        assert segdream("generate", BUS, *TINY, "-o", "bus.sog").code == 3
+    monkeypatch.delitem(sys.modules, "segdream_cli.render.raster.kernels", raising=False)
+    monkeypatch.delitem(sys.modules, "segdream_cli.render.raster.cpu", raising=False)
+    monkeypatch.delattr(raster, "cpu", raising=False)
+    monkeypatch.delattr(raster, "kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    done = segdream("evaluate", "bus.ply")
+    assert done.code == 3
+    assert "numba" in done.err
+    assert [path.name for path in folder.iterdir()] == ["bus.ply"]

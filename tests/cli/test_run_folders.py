@@ -132,7 +132,7 @@ def test_file_that_appears_is_kept_by_every_command(segdream, folder, monkeypatc
     segdream(*WHOLE)
     Path(file).parent.mkdir(exist_ok=True)
 
-    def check_output(path, *, force):
+    def check_output(path, *, force, given=None):
         Path(file).write_text("mine")  # right after the check
 
     monkeypatch.setattr("segdream_cli.util.files.check_output", check_output)
@@ -196,7 +196,37 @@ def test_resume_refuses_an_edited_record(segdream, stopped, edit, words):
     assert (done.code, done.out) == (2, "")
     assert f"bus.run/run.json was edited during the run: {words}" in done.err
     assert not Path("bus.ply").exists()
-    assert segdream(*hint(done)).code == 0  # starts over, as edited
+    move, resume = done.err.partition("hint: ")[2].partition(" # ")[0].split(" && ")
+    assert move.split() == ["mv", "bus.run/run.json", "bus.run.json"]
+    stopped.rename("bus.run.json")
+    again = segdream(*shlex.split(resume)[1:])
+    assert again.code == 0
+    assert "bus.run/run.json was missing, and is restored from the checkpoint" in again.err
+    segdream(*WHOLE)
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 200, b"{half", '"output": "../bus.ply"'])
+def test_resume_restores_a_damaged_record(segdream, stopped, content):
+    before = stopped.read_text()
+    if isinstance(content, str):
+        stopped.write_text(before.replace('"output": "bus.ply"', content))
+    else:
+        stopped.write_bytes(content)
+    done = segdream("generate", "--resume", "bus.run")
+    assert (done.code, done.out) == (0, "bus.ply\n"), done.err
+    assert "bus.run/run.json was damaged, and is restored from the checkpoint" in done.err
+    assert stopped.read_text() == before
+    segdream(*WHOLE)
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+
+
+def test_skip_existing_restores_a_damaged_record(segdream, stopped):
+    stopped.write_text("{")
+    done = segdream(*generate("--skip-existing"))
+    assert (done.code, done.out) == (0, "bus.ply\n"), done.err
+    assert "is restored from the checkpoint" in done.err
+    assert "resuming bus.run after step" in done.err
 
 
 def test_resume_takes_a_run_of_the_last_release(segdream, stopped):
@@ -210,6 +240,8 @@ def test_resume_takes_a_run_of_the_last_release(segdream, stopped):
 def test_resume_writes_only_beside_the_folder(segdream, stopped, folder):
     record = json.loads(stopped.read_text())
     stopped.write_text(json.dumps(record | {"output": "../bus.ply"}))
+    checkpoint = stopped.with_name("checkpoint.safetensors")
+    save_file(load_file(checkpoint), checkpoint)  # without its copy of the record
     done = segdream("generate", "--resume", "bus.run")
     assert done.code == 2
     assert "output '../bus.ply' is not a file beside the folder" in done.err

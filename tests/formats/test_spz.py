@@ -366,7 +366,6 @@ def test_read_refuses_damaged_files(tmp_path: Path, content: bytes, reason: str)
     with pytest.raises(UsageProblem, match=reason) as caught:
         spz.read(path)
     assert str(path) in caught.value.message
-    assert caught.value.hint
 
 
 def test_read_refuses_damaged_version_4(tmp_path: Path, zstandard: ModuleType) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import is_command
 from filelock import FileLock, Timeout
 
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
@@ -16,6 +17,7 @@ from segdream_cli.render.images import write_png
 from segdream_cli.util import files
 from segdream_cli.util.files import (
     atomic_write,
+    cache_write,
     check_output,
     exclusive,
     read_problem,
@@ -49,6 +51,20 @@ def test_atomic_write_creates_a_file(tmp_path):
         assert not path.exists()
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_cache_write_removes_what_killed_processes_left(tmp_path):
+    path = tmp_path / "cache" / "timings" / "0123.json"
+    path.parent.mkdir(parents=True)
+    for name in (".0123.abcdefgh.partial.json", ".4567.abcdefgh.partial.json"):
+        (path.parent / name).write_text("{")
+    with cache_write(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert {each.name for each in path.parent.iterdir()} == {"0123.json", ".4567.abcdefgh.partial.json"}
+    with cache_write(tmp_path / "other" / "1.json") as temporary:
+        temporary.write_text("1")
+    assert (tmp_path / "other" / "1.json").read_text() == "1"
 
 
 def test_atomic_write_replaces_an_old_file_at_the_end(tmp_path):
@@ -126,11 +142,13 @@ def test_atomic_write_leaves_nothing_on_a_full_disk(tmp_path, full_disk):
     ],
 )
 def test_write_problem_depends_on_the_error_number(number, code, words):
-    problem = write_problem(OSError(number, os.strerror(number)), Path("my assets/bus.ply"))
+    instead = "-o 'other assets/bus.ply'"
+    problem = write_problem(OSError(number, os.strerror(number)), Path("my assets/bus.ply"), instead)
     assert problem.exit_code == code
     assert words in problem.message
     assert "my assets/bus.ply" in problem.message
-    assert problem.hint
+    assert (problem.hint == instead) == (number in (errno.EACCES, errno.EROFS, errno.EIO))
+    assert is_command(problem.hint)
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -245,7 +263,7 @@ def test_check_output_needs_force_for_an_existing_file(tmp_path):
     path.write_text("old")
     with pytest.raises(OutputExists, match=r"asset\.ply exists") as caught:
         check_output(path, force=False)
-    assert "--force" in caught.value.hint
+    assert caught.value.hint == f"-o {tmp_path / 'asset-2.ply'}  # or --force to replace it"
     check_output(path, force=True)
     assert path.read_text() == "old"
 
@@ -307,10 +325,10 @@ def test_exclusive_releases_the_lock_after_an_error(tmp_path):
     [
         (errno.ENOENT, "echo 'optim.steps = 9' > 'my settings.toml'"),
         (errno.EACCES, "chmod u+r 'my settings.toml'"),
-        (errno.EISDIR, "choose another file"),
+        (errno.EISDIR, None),
     ],
 )
-def test_read_problem_has_a_command_that_cures(number: int, hint: str) -> None:
+def test_read_problem_has_a_command_that_cures(number: int, hint: str | None) -> None:
     problem = files.read_problem(OSError(number, "no luck"), Path("my settings.toml"), "optim.steps = 9")
     assert (problem.message, problem.hint) == ("my settings.toml can't be read: no luck", hint)
 

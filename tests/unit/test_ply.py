@@ -324,7 +324,6 @@ def test_read_refuses_damaged_files(asset: Path, change: Callable[[bytes], bytes
     with pytest.raises(UsageProblem, match=reason) as caught:
         ply.read(asset, STRICT)
     assert str(asset) in caught.value.message
-    assert caught.value.hint
     assert "\n" not in caught.value.message
 
 

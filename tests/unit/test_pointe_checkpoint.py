@@ -201,7 +201,7 @@ def test_resolve_point_e_names_an_unreachable_address(server: FileServer) -> Non
     server.shutdown()
     server.server_close()
     error = refuses("base_40m_textvec.pt can't be reached")
-    assert error.hint == "--point-e-dir /path/to/folder, or --init sphere"
+    assert error.hint == "--init sphere  # or --point-e-dir /path/to/folder"
     assert cached() == set()
 
 

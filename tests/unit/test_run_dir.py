@@ -153,6 +153,47 @@ def test_record_names_the_damaged_file(run, text):
     assert shlex.split(str(caught.value.hint))[:3] == ["mv", str(run.path), str(run.path.with_name("bus-2.run"))]
 
 
+def test_repair_restores_the_record_from_a_checkpoint(run):
+    content = (run.path / "run.json").read_bytes()
+    assert run.repair() is None
+    run.save(asset())
+    run.release()
+    for state, spoil in (
+        ("damaged", lambda path: path.write_text("{")),
+        ("damaged", lambda path: path.write_text(json.dumps(WHOLE | {"format": 2}))),
+        ("missing", lambda path: path.unlink()),
+    ):
+        spoil(run.path / "run.json")
+        assert run.repair() == f"{run.path / 'run.json'} was {state}, and is restored from the checkpoint"
+        assert (run.path / "run.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("spoil", ["flip", "no copy", "later format", "none"])
+def test_repair_leaves_a_record_without_a_whole_copy(run, spoil):
+    if spoil == "later format":
+        run._record = dataclasses.replace(RECORD, format=2)
+    run.save(asset())
+    if spoil == "flip":
+        content = bytearray(run.checkpoint.read_bytes())
+        content[-1] ^= 1
+        run.checkpoint.write_bytes(content)
+    elif spoil == "no copy":
+        save_file({"step": torch.tensor(4)}, run.checkpoint)
+    elif spoil == "none":
+        run.checkpoint.unlink()
+    (run.path / "run.json").write_text("{")
+    assert run.repair() is None
+    assert (run.path / "run.json").read_text() == "{"
+
+
+def test_repair_refuses_a_run_in_use(run):
+    run.save(asset())
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(OutputExists, match="another process works on"):
+        RunDir(run.path).repair()
+    assert (run.path / "run.json").read_text() == "{"
+
+
 def test_record_refuses_bytes_that_are_no_text(run):
     (run.path / "run.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageProblem, match=r"run\.json is damaged"):

@@ -37,6 +37,21 @@ class Rendering:
         return torch.where(seen, self.depth / torch.where(seen, self.alpha, 1), 0)
 
 
+def load_backend(device: torch.device) -> None:
+    """Imports the backend of a device and loads its kernels, which `rasterize` would do at its first call.
+
+    Raises:
+        EnvironmentProblem: gsplat's kernels can't be built.
+        ImportError: a package is missing.
+    """
+    if device.type == "cuda":
+        from segdream_cli.render.raster import cuda
+
+        cuda.load_kernels()
+    else:
+        from segdream_cli.render.raster import cpu  # noqa: F401
+
+
 def rasterize(
     means: Float[Tensor, "*a n 3"],
     quats: Float[Tensor, "*a n 4"],

@@ -14,7 +14,7 @@ from torch import Tensor
 from segdream_cli.errors import EnvironmentProblem
 from segdream_cli.util import compat
 from segdream_cli.util.download import cache_folder
-from segdream_cli.util.files import exclusive
+from segdream_cli.util.files import exclusive, relocation
 
 WARP = 32
 """Threads per warp: gsplat 1.5.3's backward pass sums the gradients of a warp per index, across sets."""
@@ -37,7 +37,7 @@ def load_kernels() -> Callable[..., Any]:
     except OSError as problem:
         raise EnvironmentProblem(
             f"{folder} can't be written, and gsplat's kernels need a lock file there: {problem.strerror or problem}",
-            hint="SEGDREAM_CACHE=/a/folder/of/yours segdream ...",
+            hint=relocation("SEGDREAM_CACHE", folder, problem),
         ) from problem
 
 

@@ -10,7 +10,7 @@ import numba
 
 from segdream_cli.errors import SegdreamError
 from segdream_cli.util import compat
-from segdream_cli.util.files import atomic_write
+from segdream_cli.util.files import cache_write
 
 
 def compile_kernel(function: Callable[..., Any], signature: str, options: dict[str, Any]) -> Callable[..., Any]:
@@ -33,7 +33,7 @@ def compile_kernel(function: Callable[..., Any], signature: str, options: dict[s
     kernel = _compile(function, signature, options, cache=True)
     hashes = _hash_files(folder, stem)
     if _read(sums) != hashes:
-        with suppress(OSError, SegdreamError), atomic_write(sums) as temporary:
+        with suppress(OSError, SegdreamError), cache_write(sums) as temporary:
             temporary.write_text(hashes, encoding="utf-8")
     return kernel
 
