@@ -344,14 +344,15 @@ def test_hint_of_a_run_without_checkpoint_repeats_it(segdream):
     assert Path("out.ply").read_bytes() == whole
 
 
-@pytest.mark.parametrize(("logit", "hint"), [(-4.0, "--set refine.prune_opacity=0.009"), (-15.0, "give another file")])
+@pytest.mark.parametrize(("logit", "hint"), [(-4.0, "--set refine.prune_opacity=0.009"), (-15.0, None)])
 def test_refine_refuses_an_asset_that_cannot_be_seen(segdream, logit, hint):
     api.write("in.ply", dataclasses.replace(ball(), opacity_logits=np.full(400, logit, np.float32)))
     done = refine(segdream)
     assert (done.code, done.out) == (2, "")
     assert "in.ply is transparent: the highest opacity of its Gaussians is" in done.err
-    assert f"hint: {hint}" in done.err
-    if hint.startswith("--set"):
+    assert ("hint: " in done.err) == (hint is not None)
+    if hint is not None:
+        assert f"hint: {hint}" in done.err
         assert refine(segdream, *hint.split()).code == 0
 
 

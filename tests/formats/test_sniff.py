@@ -65,7 +65,6 @@ def test_read_refuses_other_content(tmp_path: Path, content: bytes, reason: str)
     path.write_bytes(content)
     with pytest.raises(UsageProblem, match=reason) as caught:
         formats.read(path)
-    assert caught.value.hint
     assert "\n" not in caught.value.message
 
 

@@ -275,9 +275,8 @@ def splat_row(*scales: float, quat: tuple[int, ...] = (255, 128, 128, 128)) -> b
 )
 def test_splat_read_refuses_bad_files(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.splat").write_bytes(content)
-    with pytest.raises(UsageProblem, match=reason) as caught:
+    with pytest.raises(UsageProblem, match=reason):
         splat.read(tmp_path / "a.splat", Reading(strict=True))
-    assert caught.value.hint
 
 
 UNIT_ROWS = st.lists(st.binary(min_size=28, max_size=28).map(lambda raw: raw + bytes((128, 128, 0, 128))), max_size=6)
