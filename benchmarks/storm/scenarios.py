@@ -229,7 +229,12 @@ SCENARIOS = {
         prepare=use_prior_of_folder,
     ),
     "compiled kernels": Scenario(
-        _VIEW, ["v.png"], [_BALL, (_VIEW, None)], fails=False, flips=[f"{KERNELS}/**/*"], prepare=import_kernels_again
+        _VIEW,
+        ["v.png"],
+        [_BALL, ((*_VIEW[:-1], "other.png"), None)],
+        fails=False,
+        flips=[f"{KERNELS}/**/*"],
+        prepare=import_kernels_again,
     ),
 }
 
