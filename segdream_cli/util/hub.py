@@ -199,6 +199,9 @@ class HubModel:
                     f"the Hub answered {problem.response.status_code} for {name}",
                     comment(fallback, "or try again later"),
                 )
+            case UnicodeDecodeError():  # the client's only texts are the names of commits
+                ref = models_folder() / f"models--{name.replace('/', '--')}" / "refs" / (self.revision or "main")
+                return f"{ref} is damaged", removal(ref)
             case OSError() if problem.errno is not None:
                 from huggingface_hub import constants
 

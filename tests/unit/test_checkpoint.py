@@ -219,6 +219,17 @@ def test_resolve_notices_a_flipped_bit_in_the_cache_of_the_hub(hub: type[Hub], n
     assert path.is_file()
 
 
+def test_resolve_names_a_damaged_reference_in_the_cache_of_the_hub(hub: type[Hub]) -> None:
+    before = resolve("org/tiny")
+    ref = before.folder.parents[1] / "refs" / "main"
+    ref.write_bytes(b"\xb2" + ref.read_bytes()[1:])
+    with pytest.raises(WeightsUnavailable, match="refs/main is damaged") as caught:
+        resolve("org/tiny")
+    assert caught.value.hint == f"rm {ref}"
+    ref.unlink()
+    assert resolve("org/tiny") == before
+
+
 def test_resolve_refuses_other_files_than_at_the_first_use(hub: type[Hub], copy: Path, tmp_path: Path) -> None:
     said: list[str] = []
     resolve("org/tiny", said=said)
