@@ -529,7 +529,8 @@ def test_export_writes_several_files(segdream, asset):
 
 
 def test_export_writes_the_same_edits_to_every_output(segdream, asset):
-    before = formats.read(Path(asset))
+    assert segdream("export", asset, "--max-gaussians", "30", "-o", "thinned.ply").code == 0
+    before = formats.read(Path("thinned.ply"))
     edits = ["--max-gaussians", "30", "--rotate", "0,90,0", "--scale", "2", "--sh", "0"]
     done = segdream("export", asset, *edits, "-o", "a.ply", "-o", "b.spz", "-o", "c.glb", "--format", "spz4", "--json")
     assert [json.loads(line)["gaussians"] for line in done.out.splitlines()] == [30, 30, 30]
