@@ -59,6 +59,7 @@ def packed(*members: tuple[str, bytes]) -> bytes:
         (b"{" * 100_000, "is no asset"),
         (b"\x00\x01" + bytes(8000), "is no asset"),
     ],
+    ids=range(10),
 )
 def test_read_refuses_other_content(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "a.bin"
