@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -16,20 +17,21 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
 
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import ListState
-from segdream_cli.runs.reporter import ListProgress, Stepped
+from segdream_cli.runs.reporter import ListProgress, RunStarted, Stepped
 from segdream_cli.util.download import format_time
 from segdream_cli.util.text import printable
 
 LINE_EVERY_S = 30.0
 MAX_ROWS = 20
 """Workers that a table shows."""
+WARM_UP_STEPS, FEWEST_STEPS, PACE_STEPS = 2, 5, 50
+"""Steps of a stage that do not count for its pace, the fewest that do, and the most."""
 
 
 class LiveBar:
@@ -85,34 +87,85 @@ class LiveBar:
         return due
 
 
+class TimeLeft:
+    """The time that a run still takes.
+
+    It follows from the pace of the latest steps. The first steps of a stage do not count, since they wait for
+    compilers, caches and repainted views. Until there are enough, an earlier run with the same settings tells.
+
+    Args:
+        total: number of the last step.
+        expected_s: wall time of all steps of that earlier run; None if there was none.
+    """
+
+    def __init__(self, total: int, expected_s: float | None) -> None:
+        self.total, self.expected_s = total, expected_s
+        self.stage, self.passed = "", 0
+        self.times: deque[float] = deque(maxlen=PACE_STEPS + 1)
+
+    def update(self, step: int, stage: str, now: float) -> float | None:
+        """Seconds from the end of a step at the time `now` in seconds to that of the last one; None if unknown."""
+        if stage != self.stage:
+            self.stage, self.passed = stage, 0
+            self.times.clear()
+        self.passed += 1
+        if self.passed > WARM_UP_STEPS:
+            self.times.append(now)
+        if len(self.times) > FEWEST_STEPS:
+            return (self.times[-1] - self.times[0]) / (len(self.times) - 1) * (self.total - step)
+        return None if self.expected_s is None else self.expected_s * (self.total - step) / self.total
+
+
 class RunProgress(LiveBar):
     """A context manager that shows the step reports of a run of one or several assets.
 
     Args:
-        title: the text before the bar.
-        total: number of steps.
-        done: steps done before this start.
+        started: the run.
         output: receives the lines; its `quiet` hides the bar too.
     """
 
-    def __init__(self, title: str, total: int, done: int, output: Output) -> None:
-        columns = MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}")
-        super().__init__(output, *columns)
-        self.first = done
-        self.begin, self.gradient = self.last_line, ""
-        self.task = self.add_task(title, total=total, completed=done, detail="")
+    def __init__(self, started: RunStarted, output: Output) -> None:
+        super().__init__(output, MofNCompleteColumn(), TextColumn("{task.fields[detail]}", markup=False))
+        self.rounds, self.gradient = started.rounds, ""
+        self.time_left = TimeLeft(started.steps, started.seconds)
+        self.task = self.add_task(started.title, total=started.steps, completed=started.done, detail="")
 
     def update(self, report: Stepped) -> None:
-        """Shows one step: its stage, the total number of Gaussians, and the loss or the largest gradient norm."""
+        """Shows one step: its stage, the time left, the number of Gaussians, and the loss or the largest gradient norm."""
         if report.loss is not None:
             self.gradient = f"  loss {report.loss:.3g}"
         elif report.grad_norm is not None:
             self.gradient = f"  gradient {max(report.grad_norm):.2g}"
-        detail = f"{report.stage}  {sum(report.n_gaussians):,} Gaussians{self.gradient}  {report.memory_gib:.1f} GiB"
+        left = self.time_left.update(report.step, report.stage, time.monotonic())
+        parts = [describe_stage(report, self.rounds)]
+        parts += [] if left is None else [f"about {format_time(left)} left"]
+        detail = "  ".join([*parts, f"{sum(report.n_gaussians):,} Gaussians{self.gradient}"])
+        detail += f"  {report.memory_gib:.1f} GiB"
         self.bar.update(self.task, completed=report.step, total=report.steps, detail=detail)
         if self.claim_line():
-            left = (self.last_line - self.begin) / max(1, report.step - self.first) * (report.steps - report.step)
-            self.output.note(f"step {report.step}/{report.steps}  {left:.0f} s left  {detail}")
+            self.output.note(f"step {report.step}/{report.steps}  {detail}")
+
+
+def describe_stage(report: Stepped, rounds: Sequence[int]) -> str:
+    """The stage of a step with its own count, such as "distil 12/30" or "refine 1/2: 5/300"."""
+    distil = report.steps - sum(rounds)
+    if report.step <= distil or not rounds:
+        return f"distil {report.step}/{distil}"
+    step, index = report.step - distil, 0
+    while step > rounds[index]:
+        step, index = step - rounds[index], index + 1
+    return f"refine {index + 1}/{len(rounds)}: {step}/{rounds[index]}"
+
+
+def describe_steps(started: RunStarted) -> str | None:
+    """What the steps of a run are for; None if all of them distil."""
+    refine = sum(started.rounds)
+    if not refine:
+        return None
+    count = f"{len(started.rounds)} rounds" if len(started.rounds) > 1 else "one round"
+    distil = started.steps - refine
+    parts = [f"{distil:,} of distillation"] if distil else []
+    return f"{started.steps:,} steps: {' and '.join([*parts, f'{refine:,} of refinement in {count}'])}"
 
 
 class ListTable:

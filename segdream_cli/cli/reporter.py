@@ -49,6 +49,8 @@ class TerminalReporter:
     _downloads: "dict[str, DownloadBar]" = field(default_factory=dict)
     _tables: "list[ListTable]" = field(default_factory=list)
     _made: list[Path] = field(default_factory=list)
+    _told: set[str] = field(default_factory=set)
+    """Notes on the steps of runs, each of which is said once."""
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
@@ -89,9 +91,13 @@ class TerminalReporter:
                     self._downloads.pop(event.name).stop()
 
     def _begin(self, event: RunStarted) -> None:
-        from segdream_cli.cli.progress import RunProgress  # rich's bars are a slow import
+        from segdream_cli.cli.progress import RunProgress, describe_steps  # rich's bars are a slow import
 
-        run = RunProgress(event.title, event.steps, event.done, self.output)
+        about = describe_steps(event)
+        if about is not None and about not in self._told:
+            self.output.note(about)
+            self._told.add(about)
+        run = RunProgress(event, self.output)
         run.start()
         self._runs[event.run] = run
 

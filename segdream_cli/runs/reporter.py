@@ -43,12 +43,17 @@ class RunStarted:
         title: prompt or file of the assets.
         steps: number of the last step, without those that an early end of the distillation left out.
         done: steps done before.
+        rounds: numbers of steps of the rounds of refinement, which are the last steps.
+        seconds: wall time that all steps are expected to take, from an earlier run with the same settings on this
+            machine; None if there was none.
     """
 
     run: str
     title: str
     steps: int
     done: int
+    rounds: tuple[int, ...] = ()
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,8 +149,7 @@ class Runner:
             return failures
         title = left[0].name + (f" and {len(left) - 1} more" if len(left) > 1 else "")
         name = str(left[0].destination.output) if left[0].destination else title
-        steps = self.pipeline.config.last_step - left[0].asset.skipped
-        self.reporter(RunStarted(name, title, steps, left[0].first))
+        self.reporter(self._started(left, name, title))
         try:
             with self.stop:
                 while left:
@@ -181,6 +180,19 @@ class Runner:
         if done and len(done) == len(active):
             self._record_timing(done, seconds / len(done))
         return failures
+
+    def _started(self, active: Sequence[ActiveRun], name: str, title: str) -> RunStarted:
+        """The event of runs that begin together."""
+        config = self.pipeline.config
+        known = Timings(config, self.origin["prior_digest"], self.pipeline.device).recall(len(active))
+        return RunStarted(
+            run=name,
+            title=title,
+            steps=config.last_step - active[0].asset.skipped,
+            done=active[0].first,
+            rounds=tuple(each.iterations for each in config.refine.rounds),
+            seconds=None if known is None else known.seconds * len(active),
+        )
 
     def _advance(self, active: Sequence[ActiveRun], name: str) -> Generator[StepReport, None, None]:
         """Takes steps until the last one, or until `stop` is set; then saves the runs."""
