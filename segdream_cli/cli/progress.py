@@ -131,7 +131,7 @@ class RunProgress(LiveBar):
         self.task = self.add_task(started.title, total=started.steps, completed=started.done, detail="")
 
     def update(self, report: Stepped) -> None:
-        """Shows one step: its stage, the time left, the number of Gaussians, and the loss or the largest gradient norm."""
+        """Shows one step: stage, time left, number of Gaussians, and the loss or the largest gradient norm."""
         if report.loss is not None:
             self.gradient = f"  loss {report.loss:.3g}"
         elif report.grad_norm is not None:

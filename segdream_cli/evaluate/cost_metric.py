@@ -17,8 +17,8 @@ class CostMetric(AssetMetric):
     """`seconds` and `unet_rows` of the provenance; the seconds also from a run folder."""
 
     figures: Mapping[str, Figure] = {
-        "seconds": Figure("seconds", "lower", 1),
-        "unet_rows": Figure("U-Net rows", "lower", 0),
+        "seconds": Figure("time, s", "lower", 1),
+        "unet_rows": Figure("images through the network (U-Net rows)", "lower", 0),
         "steps": Figure("steps", digits=0),
     }
 

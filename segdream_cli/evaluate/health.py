@@ -133,17 +133,17 @@ class HealthMetric(AssetMetric):
     """The measures of `examine`, and the asset's file, spherical harmonics and opacities."""
 
     figures: Mapping[str, Figure] = {
-        "floaters": Figure("floaters", "lower", 4, main=True),
-        "solid": Figure("solid", "higher", main=True),
-        "solid_lowest": Figure("solid, lowest view", "higher"),
-        "roof_px": Figure("roof edge, px", "lower", 1),
-        "side_px": Figure("side edge, px", "lower", 1),
-        "needles": Figure("needles", "lower", 4),
+        "floaters": Figure("floating parts", "lower", 4, main=True),
+        "solid": Figure("solid surface", "higher", main=True),
+        "solid_lowest": Figure("solid surface, worst view", "higher"),
+        "roof_px": Figure("blur of top edges, px", "lower", 1),
+        "side_px": Figure("blur of side edges, px", "lower", 1),
+        "needles": Figure("needle-shaped Gaussians", "lower", 4),
         "gaussians": Figure("Gaussians", digits=0, main=True),
-        "file_bytes": Figure("file, bytes", digits=0),
-        "spz_bytes": Figure("SPZ, bytes", "lower", 0),
-        "sh_degree": Figure("SH degree", digits=0),
-        "faint": Figure("faint Gaussians", "lower"),
+        "file_bytes": Figure("file size, bytes", digits=0),
+        "spz_bytes": Figure("size as SPZ, bytes", "lower", 0),
+        "sh_degree": Figure("degree of view-dependent colour (SH)", digits=0),
+        "faint": Figure("faint Gaussians (opacity below 0.1)", "lower"),
     }
 
     def measure(self, asset: Asset, observed: Float[Array, "v f"]) -> Values:

@@ -36,12 +36,12 @@ class JudgeMetric(AssetMetric):
     """
 
     figures: Mapping[str, Figure] = {
-        "object": Figure("object", "higher", main=True),
-        "color": Figure("colour", "higher", main=True),
-        "attribute": Figure("attribute", "higher", main=True),
-        "probability": Figure("probability", "higher"),
-        "view": Figure("view", "higher", main=True),
-        "janus": Figure("Janus", "lower", main=True),
+        "object": Figure("right object", "higher", main=True),
+        "color": Figure("right colour", "higher", main=True),
+        "attribute": Figure("right attribute", "higher", main=True),
+        "probability": Figure("certainty about the prompt", "higher"),
+        "view": Figure("right side seen", "higher", main=True),
+        "janus": Figure("extra fronts (Janus)", "lower", main=True),
     }
 
     def __init__(self, judge: Judge, vocabulary: Vocabulary) -> None:

@@ -142,6 +142,8 @@ class MetricEntry:
     """Whether it compares with reference images."""
     limits: str = ""
     """Why no asset may have a value."""
+    distributions: Mapping[str, str] = field(default_factory=dict)
+    """Title of each of its values that is a distribution."""
 
     def load(self, setup: Setup) -> Metric:
         """The metric, ready to measure.
@@ -158,18 +160,23 @@ class MetricEntry:
 METRICS: Mapping[str, MetricEntry] = MappingProxyType(
     {
         "judge": MetricEntry(
-            "object, colour, attribute, view and Janus rate, read by the embedded judge",
+            "whether the embedded judge sees the right object, colour, attribute and side, once",
             "judge_metric",
             embedded=True,
             needs_prompt=True,
             limits="no prompt is in the vocabulary of mini, see segdream generate --list-words",
         ),
-        "health": MetricEntry("floaters, holes, edges, needles, sizes, opacities", "health", embedded=True),
+        "health": MetricEntry(
+            "floating parts, holes, blurred edges, needle-shaped Gaussians, sizes, opacities",
+            "health",
+            embedded=True,
+            distributions={"opacities": "Gaussians by opacity, from 0 to 1"},
+        ),
         "clip": MetricEntry(
             "CLIP ViT-L/14 score, worst view and R-precision; downloads 1.7 GB once", "clip_metric", needs_prompt=True
         ),
         "cost": MetricEntry(
-            "seconds and U-Net rows, where the asset records them",
+            "time and images through the network, where the asset records them",
             "cost_metric",
             embedded=True,
             limits="no asset or run folder beside one records any",

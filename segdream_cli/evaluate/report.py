@@ -19,6 +19,7 @@ from PIL import Image
 from segdream_cli import __version__
 from segdream_cli.evaluate.comparison import Pair
 from segdream_cli.evaluate.evaluation import Evaluation, Row
+from segdream_cli.evaluate.metrics import METRICS
 from segdream_cli.evaluate.tables import Table
 from segdream_cli.util.files import atomic_write
 
@@ -79,7 +80,7 @@ def figure(row: Row, caption: str) -> str:
     """An asset's pictures, the bars of its distributions, and a caption."""
     pictures = row.pictures[:: max(1, len(row.pictures) // N_PICTURES)]
     images = "".join(f'<img src="{data_url(picture)}" alt="">' for picture in pictures)
-    bars = "".join(_bars(name, value) for name, value in row.values.items() if isinstance(value, tuple))
+    bars = "".join(_bars(_distribution(name), value) for name, value in row.values.items() if isinstance(value, tuple))
     return f"<figure>{images}{bars}<figcaption>{text(caption)}</figcaption></figure>"
 
 
@@ -141,7 +142,13 @@ def _tables(tables: Mapping[str, Table]) -> Iterator[str]:
         yield f'<h2>{html.escape(title)}</h2>\n<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
 
 
-def _bars(name: str, shares: Sequence[float]) -> str:
+def _distribution(name: str) -> str:
+    """The title of the distribution "metric.value"."""
+    metric, _, value = name.partition(".")
+    return METRICS[metric].distributions.get(value, value) if metric in METRICS else value
+
+
+def _bars(title: str, shares: Sequence[float]) -> str:
     """A distribution as bars, relative to the highest."""
     highest = max(shares) or 1.0
     heights = [BAR_HEIGHT * share / highest for share in shares]
@@ -150,5 +157,6 @@ def _bars(name: str, shares: Sequence[float]) -> str:
         for i, height in enumerate(heights)
     )
     width = BAR_WIDTH * len(shares)
-    title = html.escape(name)
-    return f'<svg width="{width}" height="{BAR_HEIGHT}" role="img"><title>{title}</title>{rects}</svg>'
+    title = html.escape(title)
+    bars = f'<svg width="{width}" height="{BAR_HEIGHT}" role="img"><title>{title}</title>{rects}</svg>'
+    return f"{bars}<p>{title}</p>"

@@ -93,7 +93,8 @@ def difference_table(figures: Mapping[str, Figure], differences: Mapping[str, Di
                 str(estimate.n) if estimate.n else MISSING,
             ]
         )
-    return Table(["figure", "A", "B", "B - A", "95 % interval", "p", "p, Holm", "prompts"], rows, texts=1)
+    values = ["A", "B", "B - A", "95 % interval", "p-value", "p-value, corrected (Holm)", "prompts"]
+    return Table(["figure", *values], rows, texts=1)
 
 
 def write_csv(path: Path, evaluations: Mapping[str, Evaluation]) -> None:

@@ -56,9 +56,9 @@ def test_evaluate_prints_a_row_per_asset_and_a_row_per_figure(segdream, asset):
     first, second = done.out.split("figure", 1)
     assert "a red ball" in first
     assert "a blue mug" in first
-    assert "health: floaters (lower is better)" in second
+    assert "health: floating parts (lower is better)" in second
     assert "cost: steps" in second
-    assert "cost: seconds" not in second
+    assert "cost: time" not in second
 
 
 def test_evaluate_json_has_an_object_per_asset_and_a_summary(segdream, asset):
@@ -187,7 +187,7 @@ def test_clip_without_weights_is_exit_4_with_a_hint(segdream, asset, folder, mon
         assert done.code == 4
         assert done.out == ""
         assert "hint:" in done.err
-        assert "--weights clip=FOLDER" in done.err
+        assert "--metrics judge,health" in done.err
 
 
 def test_clip_is_downloaded_once_by_fetch_and_then_works_offline(
