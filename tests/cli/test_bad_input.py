@@ -241,7 +241,7 @@ def test_unknown_format_suggests_a_known_one(refused, there):
     refused(2, "give an ASSET", "export", "there.ply")
     refused(2, "--no-browser only affects", *generate("--no-browser"))
     refused(2, ".mp4", "render", "there.ply", "-o", "a.avi")
-    refused(2, ["a.jpg", "-o a.png"], "render", "there.ply", "--view", "0,0", "-o", "a.jpg")
+    refused(2, ["a.tiff", "-o a.png"], "render", "there.ply", "--view", "0,0", "-o", "a.tiff")
     refused(2, "--view", "render", "there.ply", "--view", "up", "-o", "a.png")
     refused(2, "--background", "render", "there.ply", "--background", "nocolour", "-o", "a.png")
     refused(2, "no transparency", "render", "there.ply", "--background", "transparent", "-o", "a.mp4")

@@ -247,9 +247,10 @@ def test_diverged_asset_leaves_the_batch(segdream, prior, listed, folder):
     assert "2 made, 0 skipped, 1 failed" in done.err
     assert "kept as it was after step 0: a_blue_ball.run" in done.err
     lines = [json.loads(line) for line in done.out.splitlines()]
-    assert [line["event"] for line in lines] == ["done", "done", "error"]
-    assert lines[2]["exit_code"] == 7
-    assert "'a blue ball' is not finite in step 1" in lines[2]["message"]
+    assert [line["event"] for line in lines] == ["stopped", "done", "done", "error"]
+    assert lines[0]["run"] == "a_blue_ball.run"
+    assert lines[3]["exit_code"] == 7
+    assert "'a blue ball' is not finite in step 1" in lines[3]["message"]
     for place in (0, 2):
         found = formats.read(folder / f"{NAMES[place]}.ply")
         np.testing.assert_allclose(found.means, whole[place].means, rtol=1e-4, atol=1e-5)

@@ -409,7 +409,7 @@ def test_read_keeps_known_provenance_only(tmp_path: Path, suffix: str) -> None:
     found, depth = formats.read(path).provenance, 0
     while "source" in found:
         assert found["steps"] == 1
-        assert {key: found["source"][key] for key in ("file", "comments")} == {"file": "a.ply", "comments": ["scan"]}
+        assert {key: found["source"][key] for key in ("file", "comments")} == {"file": "a.ply", "comments": ["scan", 1]}
         assert "other" not in found["source"]
         found, depth = found["source"]["provenance"], depth + 1
     assert depth == 8
