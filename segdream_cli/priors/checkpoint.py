@@ -116,6 +116,7 @@ def profile_of(prior: PriorConfig, *, cuda: bool) -> PriorProfile:
     model = prior.model or PRIORS[choose(prior.name, cuda=cuda)]
     folder = expand(model)
     if folder.is_dir():
+        check_sums(folder, only=PROFILE_FILE)
         return _read_profile(folder)
     _refuse_paths(model, folder)
     return PriorProfile()

@@ -66,8 +66,12 @@ def read_sums(path: Path) -> dict[str, str]:
     return {name: digest for digest, name in pairs}
 
 
-def check_sums(folder: Path) -> dict[str, str]:
+def check_sums(folder: Path, only: str | None = None) -> dict[str, str]:
     """Compares a folder's files with the list of SHA-256 beside it, if there is one: `mini.sha256` for `mini`.
+
+    Args:
+        folder: holds the files.
+        only: compare this file alone.
 
     Returns:
         The hash of each file of the list; its path is relative to the folder.
@@ -80,7 +84,8 @@ def check_sums(folder: Path) -> dict[str, str]:
         return {}
     try:
         hashes = {name.partition("/")[2]: digest for name, digest in read_sums(sums).items()}
-        damaged = [name for name, digest in hashes.items() if file_sha256(folder / name) != digest]
+        compared = {name: digest for name, digest in hashes.items() if only in (None, name)}
+        damaged = [name for name, digest in compared.items() if file_sha256(folder / name) != digest]
     except (OSError, ValueError) as problem:
         hashes, damaged = {}, [str(problem)]
     if damaged or not hashes:

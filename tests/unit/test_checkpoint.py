@@ -180,6 +180,16 @@ def test_resolve_notices_a_flipped_bit_in_each_file_of_the_embedded_prior(embedd
     assert weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=print).folder == embedded
 
 
+@pytest.mark.parametrize("byte", [0, 100, -3])
+def test_profile_of_notices_a_flipped_bit_before_it_reads_words(embedded: Path, byte: int) -> None:
+    flip(embedded / "segdream.json", byte)
+    with pytest.raises(WeightsUnavailable, match=r"differs from .*mini.sha256: segdream.json$") as caught:
+        weights.profile_of(PriorConfig(name=MINI), cuda=False)
+    assert caught.value.hint == "pip install --force-reinstall --no-deps segdream"
+    flip(embedded / "segdream.json", byte)
+    assert weights.profile_of(PriorConfig(name=MINI), cuda=False).vocabulary
+
+
 @pytest.mark.parametrize("content", [b"", b"mini/unet", b"\xff\xfe", b"00  mini/none\n"])
 def test_resolve_refuses_a_damaged_list_of_hashes(embedded: Path, content: bytes) -> None:
     embedded.with_name("mini.sha256").write_bytes(content)
