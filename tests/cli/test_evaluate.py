@@ -187,7 +187,7 @@ def test_clip_without_weights_is_exit_4_with_a_hint(segdream, asset, folder, mon
         assert done.code == 4
         assert done.out == ""
         assert "hint:" in done.err
-        assert "--metrics judge,health" in done.err
+        assert "--weights clip=" in done.err
 
 
 def test_clip_is_downloaded_once_by_fetch_and_then_works_offline(
