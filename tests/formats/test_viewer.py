@@ -17,6 +17,7 @@ from segdream_cli.render.cameras import frame_sphere
 from segdream_cli.render.view import render
 from segdream_cli.splats import Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
+from segdream_cli.util.text import printable
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
@@ -179,7 +180,7 @@ def test_page_requests_only_itself(chiral: Splats, shown: Callable[..., Browser]
 def test_page_does_not_run_code_in_a_prompt(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(replace(chiral, provenance={"prompt": HOSTILE, "prior": HOSTILE, "generator": {"a": HOSTILE}}))
     told = tab.run("return [typeof pwned, document.querySelector('h1').textContent, document.images.length]")
-    assert told == ["undefined", " ".join(HOSTILE.split()), 0]
+    assert told == ["undefined", " ".join(printable(HOSTILE).split()), 0]
     script = "const s = document.createElement('script'); s.text = 'pwned = 1'; document.body.append(s)"
     assert tab.run(f"{script}; return typeof pwned") == "undefined"
 
@@ -218,9 +219,8 @@ def ball(n: int) -> Splats:
 
 
 def spz_means(splats: Splats) -> np.ndarray:
-    """Centres as the page has them: in the PLY frame, in steps of 2^-16."""
-    turned = splats.means * np.array([1, -1, -1], np.float32)
-    rounded: np.ndarray = np.rint(turned * np.float32(65536)) / np.float32(65536)
+    """Centres as the page has them, in steps of 2^-16."""
+    rounded: np.ndarray = np.rint(splats.means * np.float32(65536)) / np.float32(65536)
     return rounded
 
 
