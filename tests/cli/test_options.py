@@ -290,8 +290,10 @@ def conflicts(line: tuple[str, ...], option: tuple[str, ...]) -> bool:
 
 
 @pytest.mark.parametrize("title", LINES)
-def test_option_has_an_effect_or_is_refused(outcome, title):
+def test_option_has_an_effect_or_is_refused(outcome, title, monkeypatch):
     line = LINES[title]
+    if title == "a resumed run":
+        monkeypatch.setattr("segdream_cli.runs.run_dir.RunDir.record", lambda _: {})
     plain = outcome(*line)
     assert plain[0] == 0, plain[2]
     idle = [

@@ -128,4 +128,6 @@ print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules} 
         assert code == 0, done.stderr
         imported[command[0]] = set(names)
     assert {"torch", "diffusers", "numba", "gsplat"} <= imported["generate"]
-    assert imported["generate"] - {"rich"} <= imported["doctor"]  # its tables are a slow import, and every install has it
+    assert (
+        imported["generate"] - {"rich"} <= imported["doctor"]
+    )  # its tables are a slow import, and every install has it
