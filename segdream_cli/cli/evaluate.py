@@ -349,12 +349,12 @@ def _check_prompts(entries: "Sequence[Entry]", names: Sequence[str]) -> None:
     """Refuses an asset without a prompt if a metric that was asked for needs one."""
     from segdream_cli.evaluate.metrics import METRICS
     from segdream_cli.runs.jobs import NEW_LIST
-    from segdream_cli.util.files import unused
+    from segdream_cli.util.files import free_path
 
     needing = [name for name in names if METRICS[name].needs_prompt]
     without = next((entry for entry in entries if not entry.prompt), None)
     if needing and without:
-        prompts = unused(NEW_LIST)
+        prompts = free_path(NEW_LIST)
         raise UsageProblem(
             f"{without.path} has no prompt in its file, and the metric {needing[0]} needs one",
             hint=f"echo 'a yellow school bus' > {prompts} && segdream evaluate {quote(str(without.path))} "

@@ -210,7 +210,7 @@ def _line(state: ListProgress) -> ListState:
             "asset": worker.title,
             "step": worker.step,
             "total_steps": worker.steps,
-            "seconds_left": _rounded(worker.seconds_left),
+            "seconds_left": _round(worker.seconds_left),
         }
         for worker in state.workers
         if worker.title
@@ -222,12 +222,12 @@ def _line(state: ListProgress) -> ListState:
         count=state.count,
         workers=len(state.workers),
         starting=state.starting,
-        seconds_left=_rounded(state.seconds_left),
+        seconds_left=_round(state.seconds_left),
         running=running,
     )
 
 
-def _rounded(seconds: float | None) -> float | None:
+def _round(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 

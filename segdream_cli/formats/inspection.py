@@ -45,7 +45,7 @@ def inspect(path: Path) -> Facts:
             header = read_header(path, stream)
         return Facts(kind, f"1.0, {header.layout}", FAMILY.get(kind, DOWN), _is_antialiased(header.comments))
     if kind == "spz":
-        version, antialiased, frame = spz.declared(path)
+        version, antialiased, frame = spz.read_declaration(path)
         return Facts(kind, str(version), UNDECLARED if frame is None else f"{frame.upper()}, declared", antialiased)
     return Facts(kind, _version(path, kind), FAMILY.get(kind, DOWN))
 

@@ -222,7 +222,7 @@ def check_frame(name: str) -> None:
         )
 
 
-def declared(path: Path) -> tuple[int, bool, str | None]:
+def read_declaration(path: Path) -> tuple[int, bool, str | None]:
     """A file's version, its antialias flag, and the frame that it names, None if it names none.
 
     Raises:

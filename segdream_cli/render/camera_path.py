@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.util.files import parse_json, unused
+from segdream_cli.util.files import free_path, parse_json
 
 Floats = NDArray[np.float64]
 
@@ -86,7 +86,9 @@ def read_camera_path(path: Path, n: int | None = None) -> CameraPath:
 
 
 def _problem(path: Path, what: str) -> UsageProblem:
-    return UsageProblem(f"the camera path {path} {what}", hint=f"echo {quote(FORM)} > {unused(Path('example.json'))}")
+    return UsageProblem(
+        f"the camera path {path} {what}", hint=f"echo {quote(FORM)} > {free_path(Path('example.json'))}"
+    )
 
 
 def _json(path: Path) -> Any:

@@ -58,7 +58,7 @@ def linear(encoded: NDArray[Any]) -> NDArray[np.float32]:
     return light.astype(np.float32)
 
 
-def linear_premultiplied(rgba: NDArray[Any]) -> NDArray[np.float32]:
+def premultiply_linear(rgba: NDArray[Any]) -> NDArray[np.float32]:
     """Linear light of sRGB colours: of [h, w, 3], or of straight [h, w, 4], which become premultiplied."""
     if rgba.shape[-1] == 3:
         return linear(rgba)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segdream_cli.render.cameras import Cameras, frame_sphere, turntable_azimuths
-from segdream_cli.render.exr import EXR_SUFFIX, linear_premultiplied
+from segdream_cli.render.exr import EXR_SUFFIX, premultiply_linear
 from segdream_cli.render.images import (
     JPEG_SUFFIXES,
     caption_strip,
@@ -193,7 +193,7 @@ class RenderJob:
         if self.channel in ("rgb", "alpha"):
             (image,) = self.images(track, precise=True)
             floats = image / np.float32(255) if image.dtype == np.uint8 else image
-            return linear_premultiplied(floats) if self.channel == "rgb" else floats
+            return premultiply_linear(floats) if self.channel == "rgb" else floats
         parts = []
         for asset, cameras in zip(self.assets, track, strict=True):
             seen = self._render(asset, cameras.view(0))

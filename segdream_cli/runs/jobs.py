@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.util.files import other_output, read_problem, unused
+from segdream_cli.util.files import free_path, other_output, read_problem
 
 MAX_SEEDS = 1000
 MAX_SEED = 10**15 - 1
@@ -212,7 +212,7 @@ def read_prompts(source: str) -> list[str]:
         raise read_problem(problem, Path(source), "a yellow school bus") from problem
     except UnicodeDecodeError as problem:
         raise UsageProblem(
-            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > {unused(NEW_LIST)}"
+            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > {free_path(NEW_LIST)}"
         ) from problem
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
@@ -237,7 +237,7 @@ def match_prompts(lines: Sequence[str], stems: Sequence[str], source: str) -> li
     Raises:
         UsageProblem: an asset has no prompt.
     """
-    example = f"printf '%s\\t%s\\n' {quote(stems[0])} 'a yellow school bus' > {unused(NEW_LIST)}"
+    example = f"printf '%s\\t%s\\n' {quote(stems[0])} 'a yellow school bus' > {free_path(NEW_LIST)}"
     tabbed = [line.split("\t", 1) for line in lines if "\t" in line]
     if tabbed and len(tabbed) < len(lines):
         odd = next(line for line in lines if "\t" not in line)

@@ -150,7 +150,7 @@ def write_report(path: Path, story: Story) -> Mapping[str, int]:
         *_asset_views(story),
         *_curves(story),
         *_timeline(previews),
-        *_tried(story),
+        *_trials(story),
         *_rows("Stages", _stages(story)),
         *_rows("Machine", _machine(story)),
         *_settings(story),
@@ -298,7 +298,7 @@ def _strip(caption: str, image: np.ndarray) -> str:
     )
 
 
-def _tried(story: Story) -> Iterator[str]:
+def _trials(story: Story) -> Iterator[str]:
     """The seeds that `--best-of` compared, with their scores."""
     if story.run is None or not (story.run.path / TRIED).is_file():
         return

@@ -39,11 +39,11 @@ from segdream_cli.runs.ownership import (
 from segdream_cli.util.files import (
     atomic_write,
     free_name,
+    free_path,
     known_problem,
     lexists,
     parse_json,
     sweep,
-    unused,
     write_problem,
 )
 from segdream_cli.util.home import expand
@@ -489,7 +489,7 @@ class RunDir:
 
     def undo_command(self) -> str:
         """The command that moves an edited record away and resumes the run with the one that it began with."""
-        kept = unused(self.path.with_name(f"{self.path.name}.json"))
+        kept = free_path(self.path.with_name(f"{self.path.name}.json"))
         return f"{shlex.join(['mv', str(self.path / RECORD), str(kept)])} && {self.resume_command()}"
 
     def _start_over(self) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from segdream_cli.errors import UsageProblem
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.bounds import bounds
-from segdream_cli.splats.frames import AXES, standing
+from segdream_cli.splats.frames import AXES, upright_rotation
 from segdream_cli.splats.transform import reflect, rotation_xyz, transform
 
 
@@ -83,7 +83,7 @@ def _stand(splats: Splats, edits: Edits) -> Splats:
     if edits.mirror is not None:  # a point reflection and half a turn about the axis
         axis = AXES[edits.mirror]
         splats = transform(reflect(splats), 2 * np.outer(axis, axis) - np.eye(3), np.zeros(3))
-    matrix = standing(edits.up, edits.front_deg)
+    matrix = upright_rotation(edits.up, edits.front_deg)
     return splats if np.array_equal(matrix, np.eye(3)) else transform(splats, matrix, np.zeros(3))
 
 

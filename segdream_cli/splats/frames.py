@@ -80,7 +80,7 @@ def _move(splats: Splats, matrix: Float64s) -> Splats:
     return transform(splats, matrix, np.zeros(3))
 
 
-def standing(up: str, front_deg: float) -> Float64s:
+def upright_rotation(up: str, front_deg: float) -> Float64s:
     """The rotation [3, 3] that takes the axis `up` to +y and then the front to +z; the identity for y and 0.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 
 from segdream_cli.splats import Float64s, Splats
 from segdream_cli.splats.bounds import DEVIATIONS, VISIBLE_OPACITY, center_of, radius_of
-from segdream_cli.splats.frames import standing
+from segdream_cli.splats.frames import upright_rotation
 from segdream_cli.splats.transform import transform
 
 WORKING_RADIUS = 0.95
@@ -55,7 +55,7 @@ def place(splats: Splats, front_deg: float = 0.0, up: str = "y") -> Placement:
     center, radius = _measure(splats)
     if not 1e-18 < radius < 1e18:
         raise ValueError(f"a radius of {radius:.3g}")
-    matrix = WORKING_RADIUS / radius * standing(up, front_deg)
+    matrix = WORKING_RADIUS / radius * upright_rotation(up, front_deg)
     return Placement(matrix, -matrix @ center)
 
 

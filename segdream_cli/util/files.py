@@ -66,7 +66,7 @@ def lexists(path: Path) -> bool:
     return path.is_symlink() or path.exists()
 
 
-def unused(path: Path) -> Path:
+def free_path(path: Path) -> Path:
     """The path or, if that is taken, the first of `free_name`."""
     return free_name(path) if lexists(path) else path
 
@@ -85,7 +85,7 @@ def other_output(problem: OSError, path: Path, option: str = "-o") -> str | None
     if folder is None:
         return None
     found = folder / f"{path.stem[:STEM_LENGTH]}{path.suffix}"
-    return f"{option} {shlex.quote(str(unused(found)))}"
+    return f"{option} {shlex.quote(str(free_path(found)))}"
 
 
 def relocation(variable: str, folder: Path, problem: OSError | None = None, size: int = 0) -> str:
@@ -294,7 +294,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with synced_folder(path.parent):
                 if lexists(path):
                     if not _replaces.get():
-                        raise _appeared(path)
+                        raise _exists_problem(path)
                     path.rename(Path(scratch) / "old")
                 new.rename(path)
     except OSError as problem:
@@ -340,7 +340,7 @@ def all_or_none(paths: Collection[Path]) -> Iterator[None]:
         if not _replaces.get():
             for _, path in staged.files:
                 if lexists(path):
-                    raise _appeared(path)
+                    raise _exists_problem(path)
         for temporary, path in staged.files:
             named = False
             try:
@@ -400,10 +400,10 @@ def _publish(temporary: Path, path: Path) -> None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from problem
             temporary.replace(path)
     except FileExistsError as problem:
-        raise _appeared(path) from problem
+        raise _exists_problem(path) from problem
 
 
-def _appeared(path: Path) -> OutputExists:
+def _exists_problem(path: Path) -> OutputExists:
     """The error to raise if a file was created since `check_output`."""
     return OutputExists(
         f"{path} appeared while its content was computed, and was not replaced",

@@ -119,7 +119,7 @@ def test_info_names_kind_version_and_frame(segdream, asset):
         assert found == (kind, version, frame, antialiased), path
         assert line["bytes"] > 0
     assert gltf.load(Path("a.glb")).version() == "2.0"
-    assert spz.declared(Path("b.spz"))[:2] == (2, True)
+    assert spz.read_declaration(Path("b.spz"))[:2] == (2, True)
 
 
 def test_bars_show_every_count():

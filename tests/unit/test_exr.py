@@ -9,7 +9,7 @@ import pytest
 
 from segdream_cli.errors import EnvironmentProblem
 from segdream_cli.render import exr
-from segdream_cli.render.exr import linear, linear_premultiplied, load_openexr, write_exr
+from segdream_cli.render.exr import linear, load_openexr, premultiply_linear, write_exr
 
 
 def decoded(path: Path, pix_fmt: str, channels: int, *options: str) -> np.ndarray:
@@ -25,7 +25,7 @@ def test_linear_is_the_srgb_curve() -> None:
     np.testing.assert_allclose(linear(np.array([0, 1, 188 / 255, 118 / 255])), [0, 1, 0.5029, 0.1812], atol=1e-4)
     np.testing.assert_allclose(np.diff(linear(np.array([0.04045, 0.0404501]))), 0, atol=1e-6)
     rgba = np.array([[[188 / 255, 1.0, 0.0, 0.25]]])
-    np.testing.assert_allclose(linear_premultiplied(rgba)[0, 0], [0.1257, 0.25, 0, 0.25], atol=1e-4)
+    np.testing.assert_allclose(premultiply_linear(rgba)[0, 0], [0.1257, 0.25, 0, 0.25], atol=1e-4)
 
 
 def test_write_exr_is_read_by_ffmpeg(tmp_path: Path) -> None:

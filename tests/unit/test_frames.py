@@ -11,7 +11,7 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.common import Reading
 from segdream_cli.splats import GROUPS, Splats, from_ply_frame, to_ply_frame
 from segdream_cli.splats.edits import Edits, apply_edits
-from segdream_cli.splats.frames import FRAMES, axes, check_frame, from_frame, standing, to_frame
+from segdream_cli.splats.frames import FRAMES, axes, check_frame, from_frame, to_frame, upright_rotation
 from segdream_cli.splats.transform import rotation_matrices
 
 BLENDER, UNITY, UNREAL = "rfu", "ruf", "blu"
@@ -101,7 +101,7 @@ def test_read_and_write_take_frames(tmp_path: Path, format: str) -> None:
 
 def test_standing_takes_up_and_front_to_y_and_z() -> None:
     for up, front, axis in (("z", 0.0, (0, -1, 0)), ("-y", 0.0, (0, 0, -1)), ("y", 90.0, (1, 0, 0))):
-        turn = standing(up, front)
+        turn = upright_rotation(up, front)
         np.testing.assert_allclose(turn @ axis, [0, 0, 1], atol=1e-12)
         np.testing.assert_allclose(np.linalg.det(turn), 1)
 
