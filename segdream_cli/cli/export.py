@@ -140,7 +140,7 @@ def export(
         typer.Option("--height", help="Scale to this height: 3.2m, 45cm, 6ft; y is up.", rich_help_panel=EDIT_PANEL),
     ] = None,
     unit: Annotated[
-        Unit, typer.Option("--unit", help="Unit of the coordinates; 1 is a metre before.", rich_help_panel=EDIT_PANEL)
+        Unit, typer.Option("--unit", help="Unit to write; the input is in metres.", rich_help_panel=EDIT_PANEL)
     ] = METRE,
     pivot: Annotated[
         Pivot | None,
