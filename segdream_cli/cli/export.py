@@ -186,6 +186,7 @@ def export(
     frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
+    skip_existing: shared.SkipOutputOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -229,6 +230,12 @@ def export(
     edits = choose_edits(context)
     sizing = choose_sizing(context, outputs)
     reduction = choose_reduction(context)
+    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
+    if skip_existing:
+        left = [(path, name) for path, name in zip(outputs, names, strict=True) if not shared.is_skipped(path, sink)]
+        if not left:
+            return
+        outputs, names = map(list, zip(*left, strict=True))
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
     _check_targets(outputs, files, force=force)
     paths = [each.path for each in places]

@@ -54,6 +54,7 @@ def init(
     offline: shared.OfflineOption = False,
     config: shared.ConfigOption = None,
     assignments: shared.SetOption = None,
+    skip_existing: shared.SkipOutputOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -86,12 +87,16 @@ def init(
     check_request(request, [prompt])
     path = _file(request, prompt, seed, output)
     picture = path.with_suffix(".png") if preview else None
+    sink = Output(json=json, quiet=quiet)
+    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
+    if skip_existing and shared.is_skipped(path, sink):
+        return
     _check_files(path, picture, force=force)
     from segdream_cli.optimize.start import bind_cloud, cloud_text, initial_gaussians  # slow imports, after the checks
     from segdream_cli.optimize.state import build_generators
     from segdream_cli.runs.load import load_checkpoint, load_clouds
 
-    sink, hardware = Output(json=json, quiet=quiet), choose_device(device)
+    hardware = choose_device(device)
     profile = profile_of(request.prior(), cuda=hardware.type == "cuda")
     resolved = request.resolve(profile)
     described = describe_prompt(prompt, profile.vocabulary, sink.note)

@@ -31,6 +31,7 @@ def lod(
     frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
+    skip_existing: shared.SkipOutputOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -41,12 +42,15 @@ def lod(
 
     The folder holds lod-meta.json and chunks of SOG, which PlayCanvas and SuperSplat stream.
     """
-    from segdream_cli.formats.lod import write
+    from segdream_cli.formats.lod import LOD_META, write
     from segdream_cli.simplify.levels import build_levels
     from segdream_cli.util.files import write_policy
 
     sink = Output(json=json, quiet=quiet)
     folder = Path(f"{asset.stem}-lod") if output is None else output
+    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
+    if skip_existing and shared.is_skipped(folder, sink, folder / LOD_META):
+        return
     check_folder(folder, force=force)
     (splats,) = read_assets([asset], sink, frame=frame, strict=strict, as_splats=as_splats)
     made = build_levels(splats, levels)

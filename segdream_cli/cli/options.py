@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.schema import Skipped
 from segdream_cli.config import AUTO, MINI, SD21
 from segdream_cli.config.distill import METHOD_NAMES
 from segdream_cli.config.sections import MAX_POINTS
@@ -143,6 +144,22 @@ def refuse_skip_and_force(*, skip_existing: bool, force: bool) -> None:
         raise OptionProblem("--skip-existing and --force contradict each other", without=["--force"])
 
 
+def is_skipped(path: Path, sink: Output, last: Path | None = None) -> bool:
+    """Whether --skip-existing leaves out an output, which is then reported.
+
+    Args:
+        path: the output.
+        sink: receives the report.
+        last: the file of it that is written last; by default the output itself.
+    """
+    from segdream_cli.util.files import lexists
+
+    if not lexists(last or path):
+        return False
+    sink.report(Skipped(output=path), f"{path} exists, skipped")
+    return True
+
+
 def confirm(context: typer.Context, sink: Output, question: str, *, yes: bool) -> None:
     """Returns if the user agrees; ends the command if not.
 
@@ -202,6 +219,9 @@ AssetOutputOption = Annotated[
 SkipExistingOption = Annotated[
     bool,
     typer.Option("--skip-existing", help="Skip assets that exist; resume stopped runs.", rich_help_panel=OUTPUT),
+]
+SkipOutputOption = Annotated[
+    bool, typer.Option("--skip-existing", help="Skip output that exists.", rich_help_panel=OUTPUT)
 ]
 DryRunOption = Annotated[
     bool,

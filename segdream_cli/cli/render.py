@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from segdream_cli.render.job import RenderJob
 
 Channel = StrEnum("Channel", ["rgb", "alpha", "depth", "normals"])
+FrameFormat = StrEnum("FrameFormat", ["png", "jpg", "exr"])
 TURNTABLE, SHEET, STILL, FRAMES, CAMERA_PATH = "turntable", "contact sheet", "view", "frames", "camera path"
 UNUSED = {
-    TURNTABLE: set[str](),
+    TURNTABLE: {"format"},
     FRAMES: {"fps"},
-    SHEET: {"fps", "n_frames"},
-    STILL: {"fps", "n_frames", "elevation"},
-    CAMERA_PATH: {"elevation"},
+    SHEET: {"fps", "n_frames", "format"},
+    STILL: {"fps", "n_frames", "elevation", "format"},
+    CAMERA_PATH: {"elevation", "format"},
 }
 """Parameters that have no effect on a kind of output."""
 
@@ -62,7 +63,10 @@ def render(
         str | None, typer.Option("--view", help="Image from AZIMUTH,ELEVATION in degrees (.png, .jpg, .exr).")
     ] = None,
     sheet: Annotated[bool, typer.Option("--contact-sheet", help="One image of eight views.")] = False,
-    frames: Annotated[bool, typer.Option("--frames", help="Full turn as numbered PNG files; -o is a folder.")] = False,
+    frames: Annotated[bool, typer.Option("--frames", help="Full turn as numbered images; -o is a folder.")] = False,
+    format: Annotated[
+        FrameFormat, typer.Option("--format", help="Format of the images of --frames.")
+    ] = FrameFormat.png,
     channel: Annotated[Channel, typer.Option("--channel", help="Channel to render.")] = Channel.rgb,
     size: Annotated[
         str, typer.Option("--size", help="Image size per asset in pixels: SIDE or WIDTHxHEIGHT, each 16 to 4096.")
@@ -96,6 +100,7 @@ def render(
     frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
+    skip_existing: shared.SkipOutputOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -126,7 +131,8 @@ def render(
     kind = choose_kind(
         {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames, CAMERA_PATH: on_path}, hint
     )
-    is_exr = output is not None and output.suffix.lower() == ".exr"
+    suffix = f".{format}" if kind == FRAMES else "" if output is None else output.suffix.lower()
+    is_exr = suffix == ".exr"
     idle = idle_parameters(kind, channel, on_path=on_path, is_exr=is_exr)
     shared.refuse_options(context, idle, f"has no effect on a {kind} of {channel}", hint)
     angles = parse_view(view) if view is not None else (0.0, elevation)
@@ -134,10 +140,14 @@ def render(
     captions = choose_captions(caption, assets)
     check_width(kind, sides[0] * len(assets), len(assets))
     path = shared.fill_stem(output, assets[0]) if output else output_path(assets, kind, transparent=color is None)
-    check_transparency(path, kind, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
-    check_target(path, kind, force=force)
-    check_device(device)
+    check_transparency(path, kind, suffix, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     sink = Output(json=json, quiet=quiet)
+    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
+    if skip_existing and shared.is_skipped(path, sink, last_file(path, kind, suffix, camera_path, n_frames)):
+        return
+    replace_frames = force or (skip_existing and kind == FRAMES)  # a folder without its last frame is incomplete
+    check_target(path, kind, suffix, force=replace_frames)
+    check_device(device)
     splats = read_assets(assets, sink, frame=frame, strict=strict, as_splats=as_splats)
     from segdream_cli.render.camera_path import read_camera_path  # slow imports, after the checks without them
     from segdream_cli.render.job import RenderJob
@@ -148,7 +158,7 @@ def render(
         splats, device, sides, str(channel), color, supersample=supersample, captions=captions, shadow=shadow
     )
     rendered = Rendered(output=path, assets=assets, kind=kind, channel=str(channel), size=sides, frames=1)
-    policy = write_policy(replace=force)
+    policy = write_policy(replace=replace_frames)
     if kind == SHEET:
         with policy:
             job.write_contact_sheet(path, elevation)
@@ -163,18 +173,32 @@ def render(
         if kind == STILL:
             job.write_image(path, track)
         elif kind == FRAMES:
-            job.write_frames(path, track)
+            job.write_frames(path, track, suffix)
         else:
             rate = fps or (camera_file and camera_file.fps) or FPS
             rendered = replace(rendered, fps=rate)
             note_players(sink, path, sides, len(assets))
             job.write_video(path, track, rate)
-    if channel == Channel.depth and kind in (STILL, FRAMES) and path.suffix.lower() not in (".exr", *JPEG):
+    if channel == Channel.depth and kind in (STILL, FRAMES) and suffix not in (".exr", *JPEG):
         near, far = job.depth_range(track)
         sink.note(f"depth: grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}, 0 is background")
         rendered = replace(rendered, near=near, far=far)
     sink.done(rendered)
     sink.suggest(after_video(assets) if rendered.fps else [])
+
+
+def last_file(path: Path, kind: str, suffix: str, camera_path: Path | None, n_frames: int | None) -> Path:
+    """The file of an output that is written last: where it exists, the output is complete."""
+    if kind != FRAMES:
+        return path
+    from segdream_cli.render.images import frame_path
+
+    count = n_frames or DEFAULT_FRAMES
+    if camera_path is not None:
+        from segdream_cli.render.camera_path import read_camera_path
+
+        count = len(read_camera_path(camera_path, n_frames).viewmats)
+    return frame_path(path, count - 1, suffix)
 
 
 def choose_kind(asked: dict[str, bool], hint: str) -> str:
@@ -291,8 +315,8 @@ def check_width(kind: str, width: int, count: int) -> None:
         )
 
 
-def check_transparency(path: Path, kind: str, color: Sequence[float] | None) -> None:
-    """Refuses a transparent background if the file format has no alpha.
+def check_transparency(path: Path, kind: str, suffix: str, color: Sequence[float] | None) -> None:
+    """Refuses a transparent background if the file format has no alpha; `suffix` is that of the images of --frames.
 
     Raises:
         UsageProblem: it has none.
@@ -303,6 +327,8 @@ def check_transparency(path: Path, kind: str, color: Sequence[float] | None) -> 
         return
     if kind == SHEET:
         raise UsageProblem(f"a {kind} has no transparency", hint="--view 45,20 --background transparent")
+    if kind == FRAMES and suffix in JPEG:
+        raise UsageProblem(f"a {suffix} image has no transparency", hint="--format png")
     suffix = path.suffix.lower()
     if kind == STILL and suffix in JPEG:
         raise UsageProblem(f"a {suffix} image has no transparency", hint=f"-o {quote(str(path.with_suffix('.png')))}")
@@ -348,29 +374,38 @@ def check_still(path: Path, kind: str) -> None:
             hint=f"-o {quote(str(path.with_suffix('.png')))}",
         )
     if suffix == ".exr":
-        from segdream_cli.render.exr import load_openexr
-
-        load_openexr()
+        check_openexr()
 
 
-def check_target(path: Path, kind: str, *, force: bool) -> None:
-    """Refuses an output that can't be written, before any work.
+def check_openexr() -> None:
+    """Raises an `EnvironmentProblem` if the library of EXR files is missing."""
+    from segdream_cli.render.exr import load_openexr
+
+    load_openexr()
+
+
+def check_target(path: Path, kind: str, suffix: str, *, force: bool) -> None:
+    """Refuses an output that can't be written, before any work; `suffix` is that of the images of --frames.
 
     Raises:
         UsageProblem: its suffix or its folder is wrong.
         OutputExists: it exists.
+        EnvironmentProblem: the library of EXR files is missing.
     """
+    from segdream_cli.render.images import FRAME_SUFFIXES, frames_in
     from segdream_cli.render.video import SUFFIXES, check_suffix
     from segdream_cli.util.files import check_output, other_output, write_problem
 
     if kind == FRAMES:
-        if path.suffix.lower() in (*SUFFIXES, ".png", *JPEG, ".exr"):
-            folder = path.with_name(f"{path.stem}-frames")
-            raise UsageProblem(
-                f"--frames writes a folder, and {path} is named like a file", hint=f"-o {quote(str(folder))}"
-            )
+        if path.suffix.lower() in (*SUFFIXES, *FRAME_SUFFIXES, *JPEG):
+            wanted = path.suffix.lower().replace("jpeg", "jpg")
+            images = f" --format {wanted[1:]}" if wanted in FRAME_SUFFIXES[1:] else ""
+            hint = f"-o {quote(str(path.with_name(f'{path.stem}-frames')))}{images}"
+            raise UsageProblem(f"--frames writes a folder, and {path} is named like a file", hint=hint)
+        if suffix == ".exr":
+            check_openexr()
         try:
-            there = sorted(path.glob("frame-*.png")) if path.is_dir() else []
+            there = frames_in(path) if path.is_dir() else []
         except OSError as problem:
             raise write_problem(problem, path, other_output(problem, path)) from problem
         file = there[0] if there else path / "frame" if path.is_dir() else path

@@ -15,6 +15,7 @@ from segdream_cli.errors import UsageProblem
 def report(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or an asset.")],
     output: shared.OutputOption = None,
+    skip_existing: shared.SkipOutputOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -35,8 +36,12 @@ def report(
     path = output or Path(f"{source.stem}-report.html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageProblem(f"{path} is not an .html file", hint=f"-o {quote(str(path.with_suffix('.html')))}")
+    sink = Output(json=json, quiet=quiet)
+    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
+    if skip_existing and shared.is_skipped(path, sink):
+        return
     check_output(path, force=force)
     story = read_story(source)
     with write_policy(replace=force):
         shown = write_report(path, story)
-    Output(json=json, quiet=quiet).done(RunReported(output=path, source=source, **shown))
+    sink.done(RunReported(output=path, source=source, **shown))

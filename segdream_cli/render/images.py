@@ -1,5 +1,6 @@
 """Images: PNG, JPEG and EXR files, contact sheets, captions, and depth and normals as colours."""
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ Bytes = NDArray[np.uint8]
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 JPEG_QUALITY = 95
+FRAME_SUFFIXES = ".png", ".jpg", EXR_SUFFIX
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 SYSTEM_FONTS = "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"
 DEPTH_STEPS = 65534
@@ -46,6 +48,21 @@ def write_image(path: Path, image: Array, about: Mapping[str, str] | None = None
         return write_png(path, image, about)
     with atomic_write(path) as temporary:
         Image.fromarray(to_uint8(image)).save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+
+def frame_path(folder: Path, number: int, suffix: str) -> Path:
+    """The file of a frame; numbers begin with 0."""
+    return folder / f"frame-{number:04d}{suffix}"
+
+
+def frames_in(folder: Path) -> list[Path]:
+    """The frames in a folder, of any format.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    name = re.compile(rf"frame-([0-9]{{4}}|[1-9][0-9]{{4,}})({'|'.join(map(re.escape, FRAME_SUFFIXES))})")
+    return sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
 
 
 def write_png(path: Path, image: Array, about: Mapping[str, str] | None = None) -> None:

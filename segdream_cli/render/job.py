@@ -1,7 +1,6 @@
 """`RenderJob`: assets side by side, rendered to images, videos and contact sheets."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,11 +20,12 @@ from segdream_cli.render.images import (
     contact_sheet,
     depth_preview,
     depth_to_uint16,
+    frame_path,
+    frames_in,
     normals_to_rgb,
     straight_alpha,
     to_uint8,
     write_image,
-    write_png,
 )
 from segdream_cli.render.raster import Rendering, normals_from_depth
 from segdream_cli.render.studio import Ground, light
@@ -158,22 +158,27 @@ class RenderJob:
         """Writes a track as a video; raises the errors of `write_video`."""
         write_video(path, (to_uint8(image) for image in self.images(track, precise=False)), fps)
 
-    def write_frames(self, folder: Path, track: CameraTrack) -> None:
-        """Writes a track as numbered PNG files, depth in 16 bits; removes the frames of an earlier, longer track.
+    def write_frames(self, folder: Path, track: CameraTrack, suffix: str = ".png") -> None:
+        """Writes a track as numbered images as `write_image` does; removes the frames of an earlier track.
 
         Raises:
+            EnvironmentProblem: the library of EXR files is missing.
             SegdreamError: the folder or a file can't be written.
         """
+        if suffix == EXR_SUFFIX:
+            moments = ([cameras.view(i) for cameras in track] for i in range(len(track[0])))
+            images: Iterable[Image] = map(self.linear_image, moments)
+        else:
+            images = self.images(track, precise=suffix not in JPEG_SUFFIXES)
+        notes = self._depth_notes(track)
         try:
             folder.mkdir(exist_ok=True)
             sweep(folder)
-            earlier = set(folder.glob("frame-*.png"))  # a frame that appears from now on is not removed
-            for number, image in enumerate(self.images(track, precise=True)):
-                write_png(folder / f"frame-{number:04d}.png", image, self._depth_notes(track))
-            kept = {f"frame-{number:04d}.png" for number in range(len(track[0]))}
-            for path in earlier:
-                if re.fullmatch(r"frame-([0-9]{4}|[1-9][0-9]{4,})\.png", path.name) and path.name not in kept:
-                    path.unlink()
+            earlier = frames_in(folder)  # a frame that appears from now on is not removed
+            for number, image in enumerate(images):
+                write_image(frame_path(folder, number, suffix), image, notes)
+            for path in {*earlier} - {frame_path(folder, number, suffix) for number in range(len(track[0]))}:
+                path.unlink()
         except OSError as problem:
             raise write_problem(problem, folder) from problem
 

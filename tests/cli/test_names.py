@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from commands import BUS, SIX, TINY
 from test_cli import Interrupted
+from test_options import random_splats
 from test_refine_command import FAST
 
+from segdream_cli import formats
 from segdream_cli.config import MINI
 from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.jobs import Job, fill_template, jobs_of_list, jobs_of_prompt
@@ -102,6 +104,41 @@ def test_stem_is_the_name_of_the_asset(segdream, folder):
         refused = segdream(*command, "-o", "{seed}-{stem}.png")
         assert (refused.code, "has the field {seed}, not one of {stem}" in refused.err) == (2, True)
         assert "hint: -o '{stem}-{stem}.png'" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        (("export", "bus.ply", "-o", "bus.spz"), "bus.spz"),
+        (("render", "bus.ply", "--view", "0,0", "--size", "16", "-o", "a.png"), "a.png"),
+        (("lod", "bus.ply", "--levels", "1", "-o", "levels"), "levels"),
+        (("report", "bus.ply", "-o", "bus.html"), "bus.html"),
+        (("init", BUS, "--init", "box", "-o", "box.ply", *TINY[:2]), "box.ply"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, tuple) else "",
+)
+def test_skip_existing_leaves_out_output_that_exists(segdream, folder, command, output):
+    formats.write(folder / "bus.ply", random_splats())
+    assert segdream(*command, "--skip-existing").out == f"{output}\n"
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = segdream(*command, "--skip-existing", "--json")
+    assert (again.code, [json.loads(line)["event"] for line in again.out.splitlines()]) == (0, ["skipped"])
+    assert f"{output} exists, skipped" in again.err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == written
+    refused = segdream(*command, "--skip-existing", "--force")
+    assert (refused.code, "contradict each other" in refused.err) == (2, True)
+
+
+def test_skip_existing_writes_only_what_is_missing(segdream, folder):
+    formats.write(folder / "bus.ply", random_splats())
+    (folder / "bus.splat").write_bytes(b"mine")
+    done = segdream("export", "bus.ply", "-o", "bus.splat", "-o", "bus.spz", "--skip-existing")
+    assert (done.out, (folder / "bus.splat").read_bytes()) == ("bus.spz\n", b"mine")
+    turn = ("render", "bus.ply", "--frames", "--size", "16", "--n-frames", "3", "-o", "turn", "--skip-existing")
+    assert segdream(*turn).out == "turn\n"
+    (folder / "turn" / "frame-0002.png").unlink()
+    assert segdream(*turn).out == "turn\n"  # without its last frame, a turn is incomplete
+    assert segdream(*turn).out == ""
 
 
 def test_seeds_are_announced(segdream):

@@ -207,6 +207,27 @@ def test_frames_of_a_longer_turn_are_removed(segdream, asset):
     assert {path.name for path in Path("d").iterdir()} == {*ours, "frame-of-mine.png", "frame-01000.png"}
 
 
+def test_frames_are_the_views_in_every_format(segdream, asset):
+    """Each frame has the bytes of the image of its view, and the earlier frames go, whatever their format."""
+    pytest.importorskip("OpenEXR")
+    for suffix, channel in (("exr", "rgb"), ("exr", "depth"), ("jpg", "rgb")):
+        turn = ("--frames", "--n-frames", "2", "--size", "32", "--format", suffix, "--channel", channel)
+        done = segdream("render", asset, *turn, "-o", "d", "--force")
+        assert done.code == 0, done.err
+        assert sorted(path.name for path in Path("d").iterdir()) == [f"frame-000{i}.{suffix}" for i in range(2)]
+        still = ("--view", "180,15", "--size", "32", "--channel", channel, "-o", f"{channel}.{suffix}")
+        assert segdream("render", asset, *still).code == 0
+        if suffix == "jpg":
+            expected, found = pixels("rgb.jpg"), pixels("d/frame-0001.jpg")
+        else:
+            import OpenEXR
+
+            layers = [OpenEXR.File(name).channels() for name in (f"{channel}.exr", "d/frame-0001.exr")]
+            expected, found = (next(iter(each.values())).pixels for each in layers)
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+        assert np.ptp(found) > 0.5
+
+
 def test_depth_of_several_assets_shares_one_range_without_captions(segdream, asset, other):
     both = view(segdream, asset, "a.png", other, "--channel", "depth")
     assert (both.shape, both.max() > 255) == ((48, 96), True)
@@ -465,7 +486,10 @@ def test_render_notes_sizes_that_differ(segdream, asset):
         (("--view", "0,0", "-o", "a.tiff"), "a view is an image (.png, .jpg, .jpeg, .exr), and a.tiff is not"),
         (("--contact-sheet", "-o", "a.exr"), "a contact sheet is an image (.png, .jpg, .jpeg), and a.exr is not"),
         (("-o", "a.jpg"), "a turntable is a video"),
-        (("--frames", "-o", "a.exr"), "--frames writes a folder"),
+        (("--frames", "-o", "a.exr"), "hint: -o a-frames --format exr"),
+        (("--frames", "-o", "a.mp4"), "hint: -o a-frames"),
+        (("--view", "0,0", "--format", "jpg"), "--format has no effect on a view"),
+        (("--frames", "--format", "jpg", "--background", "transparent"), "hint: --format png"),
         (("--view", "0,0", "--channel", "normals", "--caption", "x", "-o", "a.exr"), "--caption has no effect"),
         (("--channel", "alpha", "--shadow", "-o", "a.mp4"), "--shadow has no effect"),
     ],
