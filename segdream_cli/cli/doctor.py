@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.fetch import POINT_E
 from segdream_cli.cli.next_step import FIRST_ASSET
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Finding
+from segdream_cli.config import SD21
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, WeightsAbsent, WeightsUnavailable
 from segdream_cli.util.failures import as_failure
 
@@ -30,6 +32,8 @@ GENERATE = (
 )
 """The modules through which `segdream generate` imports its packages."""
 LOW_DISK_GIB = 1.0
+DOWNLOADS = SD21, POINT_E
+"""Names of the findings about downloaded weights."""
 
 
 def doctor(
@@ -58,6 +62,8 @@ def doctor(
         texts = [f"{finding.state:8} {finding.name:12} {finding.detail}"]
         texts += [f"{'':8} {'':12} hint: {finding.hint}"] if finding.hint else []
         sink.result(finding, *texts)
+    if verify and not any(each.name in DOWNLOADS and each.state != "absent" for each in findings):
+        sink.note("--verify has no effect: no weights were downloaded")
     broken = [finding.name for finding in findings if finding.state == "problem"]
     if broken:
         raise EnvironmentProblem(f"this machine can't make assets: {', '.join(broken)}; follow the hints above")
@@ -211,18 +217,17 @@ def _check_embedded_prior() -> Iterator[Finding]:
 
 
 def _check_downloaded_prior() -> Iterator[Finding]:
-    from segdream_cli.config import SD21, PriorConfig
+    from segdream_cli.config import PriorConfig
     from segdream_cli.priors.checkpoint import resolve
 
     def look() -> str:
         checkpoint = resolve(PriorConfig(name=SD21), cuda=False, offline=True, announce=lambda _: None)
         return f"{checkpoint.name} in {checkpoint.folder}"
 
-    yield _finding_of_weights("prior", SD21, look)
+    yield _finding_of_weights(SD21, look)
 
 
 def _check_point_e() -> Iterator[Finding]:
-    from segdream_cli.cli.fetch import POINT_E
     from segdream_cli.pointe.checkpoint import resolve_point_e
     from segdream_cli.pointe.clip import resolve_clip
 
@@ -230,17 +235,15 @@ def _check_point_e() -> Iterator[Finding]:
         folder = resolve_point_e(None, offline=True, announce=lambda _: None).base.parent
         return f"in {folder}, its text encoder in {resolve_clip(None, offline=True, announce=lambda _: None)}"
 
-    yield _finding_of_weights(POINT_E, POINT_E, look)
+    yield _finding_of_weights(POINT_E, look)
 
 
-def _finding_of_weights(name: str, fetchable: str, look: Callable[[], str]) -> Finding:
-    """The finding about downloaded weights: ok, absent or damaged."""
+def _finding_of_weights(name: str, look: Callable[[], str]) -> Finding:
+    """The finding about weights that `segdream fetch` downloads by this name: ok, absent or damaged."""
     try:
         return Finding(name, "ok", look())
     except WeightsAbsent as problem:
-        return Finding(
-            name, "absent", f"{fetchable}: {problem.message.partition(', and')[0]}", f"segdream fetch {fetchable}"
-        )
+        return Finding(name, "absent", problem.message.partition(", and")[0], f"segdream fetch {name}")
     except WeightsUnavailable as problem:
         return Finding(name, "damaged", problem.message, problem.hint)
 

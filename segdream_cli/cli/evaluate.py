@@ -1,6 +1,6 @@
 """`segdream evaluate`: measures assets, and compares two folders of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -17,16 +17,20 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.reference_folder import make_command
 from segdream_cli.runs.jobs import match_prompts, read_prompts
 from segdream_cli.util.devices import check_device, choose_device
+from segdream_cli.util.home import expand
 
 if TYPE_CHECKING:
     from segdream_cli.evaluate.assets import Entry
     from segdream_cli.evaluate.comparison import Pair
     from segdream_cli.evaluate.evaluation import Evaluation
     from segdream_cli.evaluate.metrics import Metric, Setup
+    from segdream_cli.evaluate.views import ViewProtocol
 
-EVERYWHERE = {"assets", "prompts", "seed", "device", "offline", "json", "quiet"}
-REFERENCES_TAKE = EVERYWHERE | {"make_references", "count", "prior"}
-VOTES_TAKE = EVERYWHERE | {"compare", "votes"}
+LIST_TAKES = {"list_metrics", "json", "quiet"}
+REFERENCES_TAKE = {
+    "make_references", "assets", "prompts", "count", "prior", "seed", "device", "offline", "json", "quiet"
+}  # fmt: skip
+VOTES_TAKE = {"assets", "compare", "votes", "prompts", "seed", "json", "quiet"}
 METRICS_PANEL, VIEWS_PANEL, REFERENCES, COMPARISON = "Metrics", "Views", "Reference images", "Comparison"
 MAX_ELEVATIONS = 10
 
@@ -130,6 +134,8 @@ def evaluate(
 
     sink = Output(json=json, quiet=quiet)
     if list_metrics:
+        others = set(context.params) - LIST_TAKES
+        shared.refuse_options(context, others, "can't be combined with --list-metrics, which measures nothing")
         return _list_metrics(sink)
     if make_references is not None:
         _refuse_assets(assets)
@@ -153,6 +159,8 @@ def evaluate(
     files = Files(csv, html, blind)
     _check_files(files, force=force)
     _check_comparison(context, assets, compare=compare)
+    if not files.given and not votes:
+        shared.refuse_options(context, {"force"}, "has no effect without --csv, --html or --blind")
     if votes:
         hint = f"segdream evaluate --compare {' '.join(quote(str(path)) for path in (*assets, '--votes', *votes[:1]))}"
         shared.refuse_options(context, set(context.params) - VOTES_TAKE, "has no effect with --votes", hint)
@@ -171,6 +179,7 @@ def evaluate(
     sides = _read(files_found, fit, reading.parse_frame(frame), prompts, lines, sink)
     pairs = _pair(sides, sink) if compare else []
     if votes:
+        _note_seed(context, [one.a[0] for one in pairs], files, sink)
         return show_votes(count_votes(votes, pairs, seed), sink)
     entries = [entry for side in sides for entry in side]
     if metrics is not None:
@@ -178,7 +187,10 @@ def evaluate(
     texts = tuple(dict.fromkeys(entry.prompt for entry in entries if entry.prompt))
     setup = Setup(device=chosen, prompts=texts, weights=given, reference=reference, offline=offline, announce=sink.note)
     _note_fitted(entries, fit, sink)
+    _note_seed(context, entries, files, sink)
+    _note_offline(context, names, given, sink)
     loaded = _load(names, setup)
+    _note_views(context, loaded, protocol, files, sink)
     evaluations = [Evaluation(loaded, protocol, chosen, _n_pictures(files)) for _ in sides]
     _measure(list(zip(evaluations, sides, strict=True)), sink)
     if compare:
@@ -367,6 +379,38 @@ def _note_fitted(entries: "Sequence[Entry]", fit: bool | None, sink: Output) -> 
     if moved and fit is None:
         more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
         sink.note(f"moved and scaled to fill the views: {moved[0]}{more}; --no-fit keeps all as they are")
+
+
+def _note_seed(context: typer.Context, entries: "Sequence[Entry]", files: Files, sink: Output) -> None:
+    """Notes a seed from which nothing is drawn."""
+    if shared.is_given(context, "seed") and not files.blind and len({entry.key for entry in entries}) < 2:
+        sink.note("--seed has no effect: an interval needs two prompts")
+
+
+def _note_offline(context: typer.Context, names: Sequence[str], weights: Mapping[str, str], sink: Output) -> None:
+    """Notes an --offline beside metrics that never go online."""
+    from segdream_cli.evaluate.metrics import METRICS
+
+    local = {name for name, place in weights.items() if expand(place).is_dir()}
+    if context.params["offline"] and not any(METRICS[name].downloads for name in {*names} - local):
+        sink.note(f"--offline has no effect: {', '.join(names)} need no download")
+
+
+def _note_views(
+    context: typer.Context, metrics: "Mapping[str, Metric]", protocol: "ViewProtocol", files: Files, sink: Output
+) -> None:
+    """Notes options of views that nobody looks at: metrics may have their own, and pages show the first elevation."""
+    if any(metric.reads_views for metric in metrics.values()):
+        return
+    has_page, usual = bool(files.html or files.blind), type(protocol)()
+    idle = {
+        "n_views": True,
+        "elevations": not has_page or protocol.elevations_deg[0] == usual.elevations_deg[0],
+        "size": not has_page,
+    }
+    for each in context.command.params:
+        if idle.get(str(each.name)) and shared.is_given(context, str(each.name)):
+            sink.note(f"{each.opts[-1]} has no effect: {', '.join(metrics)} have views of their own, or need none")
 
 
 def _load(names: Sequence[str], setup: "Setup") -> "dict[str, Metric]":

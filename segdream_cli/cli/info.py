@@ -11,7 +11,7 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reading import AsSplatsOption, StrictOption
 from segdream_cli.cli.schema import Inspected
-from segdream_cli.errors import SegdreamError
+from segdream_cli.errors import OptionProblem, SegdreamError
 from segdream_cli.util.text import printable
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def info(
     Memory is that of the values as 32-bit numbers. Bars are histograms of
     opacities and of each Gaussian's largest standard deviation.
     """
+    if picture and json:
+        raise OptionProblem("--picture has no effect with --json, which prints data", without=["--picture"])
     sink = Output(json=json, quiet=quiet)
     code = 0
     for asset in assets:
@@ -71,7 +73,7 @@ def _show(asset: Path, sink: Output, *, strict: bool, as_splats: bool, picture: 
         sink.note(f"--as-splats has no effect: {asset} is no plain point cloud")
     line = describe(asset, facts, splats, sum(dropped))
     shown = [_table(line)]
-    if picture and not sink.json:
+    if picture:
         shown.append(_picture(splats))
     sink.tables(line, shown)
 

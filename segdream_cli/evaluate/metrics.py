@@ -136,6 +136,8 @@ class MetricEntry:
     """Its function from `Setup` to `Metric`."""
     embedded: bool = False
     """Whether it needs nothing beyond the package; these metrics are the default."""
+    downloads: bool = False
+    """Whether its weights are downloaded at first use, unless a folder has them."""
     needs_prompt: bool = False
     """Whether an asset without a prompt has no values."""
     needs_reference: bool = False
@@ -173,7 +175,10 @@ METRICS: Mapping[str, MetricEntry] = MappingProxyType(
             distributions={"opacities": "Gaussians by opacity, from 0 to 1"},
         ),
         "clip": MetricEntry(
-            "CLIP ViT-L/14 score, worst view and R-precision; downloads 1.7 GB once", "clip_metric", needs_prompt=True
+            "CLIP ViT-L/14 score, worst view and R-precision; downloads 1.7 GB once",
+            "clip_metric",
+            downloads=True,
+            needs_prompt=True,
         ),
         "cost": MetricEntry(
             "time and images through the network, where the asset records them",
@@ -184,6 +189,7 @@ METRICS: Mapping[str, MetricEntry] = MappingProxyType(
         "image-reward": MetricEntry(
             "ImageReward-1.0: how much people would like the views for the prompt",
             "image_reward",
+            downloads=True,
             needs_prompt=True,
         ),
         "frechet": MetricEntry(
@@ -192,7 +198,9 @@ METRICS: Mapping[str, MetricEntry] = MappingProxyType(
             "load_frechet",
             needs_reference=True,
         ),
-        "fid": MetricEntry("FID and KID against --reference images", "distances", "load_fid", needs_reference=True),
+        "fid": MetricEntry(
+            "FID and KID against --reference images", "distances", "load_fid", downloads=True, needs_reference=True
+        ),
     }
 )
 """Metric -> description and module."""

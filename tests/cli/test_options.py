@@ -4,8 +4,11 @@ The commands run up to the point where work begins: the jobs, the resolved setti
 """
 
 import itertools
+import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,14 +18,21 @@ import typer
 from commands import BUS
 
 from segdream_cli import cli, formats, mesh
-from segdream_cli.cli import render
+from segdream_cli.cli import doctor, evaluate, fetch, render, view
+from segdream_cli.evaluate import blind
+from segdream_cli.evaluate import references as drawing
+from segdream_cli.evaluate.evaluation import Evaluation, Row
+from segdream_cli.evaluate.metrics import Figure
+from segdream_cli.evaluate.statistics import estimate
 from segdream_cli.priors import checkpoint
 from segdream_cli.render.job import RenderJob
 from segdream_cli.render.studio import Ground
-from segdream_cli.runs import best_of, session
+from segdream_cli.runs import best_of, listing, ownership, session
+from segdream_cli.runs.jobs import slug
 from segdream_cli.runs.reporter import discard
 from segdream_cli.simplify import polish
 from segdream_cli.splats import Splats
+from segdream_cli.util import cache
 
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 EXAMPLES = {
@@ -125,6 +135,21 @@ EXAMPLES = {
     "--stopped": ("--stopped",),
     "--yes": ("--yes",),
     "--verify": ("--verify",),
+    "--metrics": ("--metrics", "health"),
+    "--list-metrics": ("--list-metrics",),
+    "--weights": ("--weights", "judge=there"),
+    "--views": ("--views", "8"),
+    "--elevations": ("--elevations", "0,30"),
+    "--fit": ("--fit",),
+    "--no-fit": ("--no-fit",),
+    "--reference": ("--reference", "there"),
+    "--make-references": ("--make-references", "drawn"),
+    "--compare": ("--compare",),
+    "--blind": ("--blind", "vote.html"),
+    "--votes": ("--votes", "votes.json"),
+    "--csv": ("--csv", "table.csv"),
+    "--html": ("--html", "page.html"),
+    "--build-kernels": ("--build-kernels",),
 }
 """An example of every option; one that is what a command does anyway has the opposite beside it."""
 OWN = {
@@ -132,6 +157,11 @@ OWN = {
     ("render", "--output"): ("-o", "other.mp4"),
     ("init", "--prior"): ("--prior", "sd21"),
     ("init", "--model"): ("--model", "somebody/something"),
+    ("evaluate", "--prior"): ("--prior", "sd21"),
+    ("evaluate", "--prompts"): ("--prompts", "others.txt"),
+    ("evaluate", "--size"): ("--size", "64"),
+    ("render", "--format"): ("--format", "jpg"),
+    ("report", "--output"): ("-o", "other.html"),
 }
 USUAL = {
     EXAMPLES[name]
@@ -145,11 +175,13 @@ USUAL = {
         "--quiet",
         "--force",
         "--strict",
+        "--fit",
+        "--skip-existing",
     )
 }
 """Examples that a command does anyway, or that need something: an output that exists, a damaged asset, a message."""
-HIDING = {EXAMPLES["--quiet"], EXAMPLES["--dry-run"], EXAMPLES["--skip-existing"]}
-"""Examples that hide what others do, or that others hide: messages, settings, assets that exist already."""
+HIDING = {EXAMPLES[name] for name in ("--quiet", "--dry-run", "--skip-existing", "--force")}
+"""Examples that hide what others do, or that others hide: messages, settings, outputs that exist already."""
 LINES = {
     "one asset": ("generate", BUS, "--seed", "1"),
     "of a sphere": ("generate", BUS, "--init", "sphere"),
@@ -169,8 +201,25 @@ LINES = {
     "levels of detail": ("lod", "there.ply"),
     "a mesh": ("export", "there.ply", "-o", "there.obj"),
     "run folders": ("runs", "runs"),
-    "the cache": ("cache", "point-e"),
+    "removed run folders": ("runs", "runs", "--clean", "--yes"),
+    "the cache": ("cache", "clouds"),
+    "a removed cache": ("cache", "clouds", "--clean", "--yes"),
+    "figures": ("evaluate", "toys"),
+    "figures of views": ("evaluate", "toys", "--metrics", "frechet", "--reference", "there"),
+    "a comparison": ("evaluate", "--compare", "toys", "others"),
+    "votes": ("evaluate", "--compare", "toys", "others", "--votes", "votes.json"),
+    "reference images": ("evaluate", "--make-references", "drawn", "--prompts", "list.txt"),
+    "metrics": ("evaluate", "--list-metrics"),
+    "a report": ("report", "there.ply"),
+    "a page": ("view", "there.ply"),
+    "weights": ("fetch", "clip"),
+    "this machine": ("doctor",),
 }
+MANY = {
+    "of a sphere", "several seeds", "a list", "a list on a cluster", "a resumed run", "a sheet", "depth", "a path",
+    "a mesh", "figures", "figures of views", "votes", "reference images", "metrics",
+}  # fmt: skip
+"""Command lines whose options are not tried in pairs: others of the same command are."""
 
 
 @pytest.fixture
@@ -222,6 +271,8 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
     monkeypatch.setattr(mesh, "write", write_mesh)
     for name in ("write_image", "write_frames", "write_video", "write_contact_sheet"):
         monkeypatch.setattr(RenderJob, name, record(name))
+    stand_in_for_figures(folder, monkeypatch, record)
+    stand_in_for_tools(folder, monkeypatch, record)
     monkeypatch.setattr(Ground, "below", lambda *_: "a shadow")
     monkeypatch.setattr(RenderJob, "depth_range", lambda *_: (1.0, 2.0))
     monkeypatch.setattr(render, "check_target", record("target"))
@@ -237,6 +288,69 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
         return said.code, said.out, said.err, files, list(done)
 
     return run
+
+
+def stand_in_for_figures(folder, monkeypatch, record):
+    """Two folders of assets; figures that depend on the asset and on all that the views depend on."""
+    prompts = [f"a {color} ball" for color in ("red", "blue", "green", "white", "black", "pink", "gray")]
+    for place in ("toys", "others"):
+        (folder / place).mkdir()
+        for prompt in prompts:
+            splats = replace(random_splats(), provenance={"prompt": prompt})
+            formats.write(folder / place / f"{slug(prompt)}.ply", splats)
+    (folder / "others.txt").write_text("\n".join(prompts).replace("ball", "car"))
+
+    def load(names, setup):
+        record("metrics")(names, setup.prompts, setup.weights, setup.reference, str(setup.device))
+        figures = {"figure": Figure("a figure", main=True)}
+        return {name: SimpleNamespace(figures=figures, set_figures={}, reads_views=name == "frechet") for name in names}
+
+    def measure(self, entry):
+        reading = (self.protocol,) if any(metric.reads_views for metric in self.metrics.values()) else ()
+        drawn = np.random.default_rng(zlib.crc32(repr((entry, reading)).encode()))
+        pictures = self.protocol.sides(self.n_pictures) if self.n_pictures else None
+        shade = zlib.crc32(repr(pictures).encode()) % 256
+        images = [np.full((8, 8, 3), shade, np.uint8)] * self.n_pictures
+        self.rows.append(Row(entry, {f"{name}.figure": 100 * drawn.random() for name in self.metrics}, images))
+
+    def count(paths, pairs, seed):
+        record("pairs")([pair.key for pair in pairs])
+        return blind.Votes(estimate(np.geomspace(1, 2, 20), list(map(str, range(20))), seed), 0.5, len(paths))
+
+    monkeypatch.setattr(evaluate, "_load", load)
+    monkeypatch.setattr(Evaluation, "measure", measure)
+    monkeypatch.setattr(blind, "count_votes", count)
+    monkeypatch.setattr(
+        drawing, "draw_references", lambda pipeline, *rest: record("drawn")(str(pipeline.device), *rest)
+    )
+    monkeypatch.setattr(drawing, "write_references", record("written", 3))
+
+
+def stand_in_for_tools(folder, monkeypatch, record):
+    """What the other commands work on: runs, a cache, weights, a page, and checks of this machine that are quick."""
+    runs = [
+        listing.RunInfo(path=folder / f"{state}.run", state=state, bytes=9, modified=0.0)
+        for state in ("done", "stopped")
+    ]
+    monkeypatch.setattr(listing, "list_runs", lambda _: runs)
+    monkeypatch.setattr(ownership, "remove_folder", record("removed", True))
+    monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    (folder / "cache" / "clouds").mkdir(parents=True)
+    (folder / "cache" / "clouds" / f"{'0' * 32}.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr(cache.Store, "remove", record("removed", 7))
+    item = fetch._Item(
+        name="clip", title="a network", missing=None, fetch=record("fetched"), check=lambda: Path("there")
+    )
+    monkeypatch.setitem(fetch._ITEMS, "clip", lambda _: iter([item]))
+    kept = ("python", "downloads", "point-e")
+    monkeypatch.setattr(doctor, "CHECKS", {name: doctor.CHECKS[name] for name in kept})
+    monkeypatch.setattr("segdream_cli.runs.report.write_report", record("report", {"steps": 0, "previews": 0}))
+    stopped = SimpleNamespace(is_set=lambda: True, exit_code=0)
+    monkeypatch.setattr(view, "StopOnSignal", lambda: nullcontext(stopped))
+    monkeypatch.setattr(view, "open_browser", record("opened"))
+    server = SimpleNamespace(url="an address", start=lambda: None, close=lambda: None, publish=record("shown"))
+    monkeypatch.setattr("segdream_cli.viewer.server.PageServer", lambda: server)
 
 
 def random_splats() -> Splats:
@@ -307,7 +421,7 @@ def test_option_has_an_effect_or_is_refused(outcome, title, monkeypatch):
     assert not idle, "\n".join(map(str, idle))
 
 
-@pytest.mark.parametrize("title", ["one asset", "initial Gaussians", "a turntable", "a splat"])
+@pytest.mark.parametrize("title", [title for title in LINES if title not in MANY])
 def test_two_options_each_have_an_effect_beside_the_other_or_are_refused(outcome, title):
     line = LINES[title]
     plain = outcome(*line)
