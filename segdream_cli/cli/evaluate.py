@@ -1,5 +1,6 @@
 """`segdream evaluate`: measures assets, and compares two folders of them."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -133,14 +134,11 @@ def evaluate(
     from segdream_cli.evaluate.metrics import Setup, choose_metrics
 
     sink = Output(json=json, quiet=quiet)
+    files = Files(csv, html, blind)
+    _refuse_idle(context, assets, files)
     if list_metrics:
-        others = set(context.params) - LIST_TAKES
-        shared.refuse_options(context, others, "can't be combined with --list-metrics, which measures nothing")
         return _list_metrics(sink)
     if make_references is not None:
-        _refuse_assets(assets)
-        others, hint = set(context.params) - REFERENCES_TAKE, make_command(make_references)
-        shared.refuse_options(context, others, "has no effect with --make-references", hint)
         return references.make_references(
             make_references,
             prompts,
@@ -151,19 +149,10 @@ def evaluate(
             offline=offline,
             sink=sink,
         )
-    shared.refuse_options(
-        context, {"count", "prior"}, "has no effect without --make-references", make_command(Path("references"))
-    )
     if not assets:
         raise UsageProblem("give an ASSET or a folder of assets", hint="segdream evaluate bus.ply")
-    files = Files(csv, html, blind)
     _check_files(files, force=force)
     _check_comparison(context, assets, compare=compare)
-    if not files.given and not votes:
-        shared.refuse_options(context, {"force"}, "has no effect without --csv, --html or --blind")
-    if votes:
-        hint = f"segdream evaluate --compare {' '.join(quote(str(path)) for path in (*assets, '--votes', *votes[:1]))}"
-        shared.refuse_options(context, set(context.params) - VOTES_TAKE, "has no effect with --votes", hint)
     names = choose_metrics(metrics)
     _check_reference(reference, names)
     angles, given = parse_elevations(elevations), parse_weights(weights or [], names)
@@ -197,6 +186,26 @@ def evaluate(
         titles = [f"{side}: {path}" for side, path in zip("AB", assets, strict=True)]
         return show_comparison(dict(zip(titles, evaluations, strict=True)), pairs, seed, files, sink)
     show_evaluation(evaluations[0], seed, files, sink)
+
+
+def _refuse_idle(context: typer.Context, assets: Sequence[Path] | None, files: Files) -> None:
+    """Refuses options that have no effect on what is asked for, which may be no measurement at all."""
+    given, every = context.params, set(context.params)
+    if given["list_metrics"]:
+        reason = "can't be combined with --list-metrics, which measures nothing"
+        return shared.refuse_options(context, every - LIST_TAKES, reason)
+    folder, votes = given["make_references"], given["votes"]
+    if folder is not None:
+        _refuse_assets(assets)
+        reason = "has no effect with --make-references"
+        return shared.refuse_options(context, every - REFERENCES_TAKE, reason, make_command(folder))
+    hint = make_command(Path("references"))
+    shared.refuse_options(context, {"count", "prior"}, "has no effect without --make-references", hint)
+    if votes and given["compare"]:
+        words = ["segdream", "evaluate", "--compare", *map(str, assets or ()), "--votes", str(votes[0])]
+        shared.refuse_options(context, every - VOTES_TAKE, "has no effect with --votes", shlex.join(words))
+    elif not files.given:
+        shared.refuse_options(context, {"force"}, "has no effect without --csv, --html or --blind")
 
 
 def _refuse_assets(assets: Sequence[Path] | None) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -230,12 +230,10 @@ def export(
     edits = choose_edits(context)
     sizing = choose_sizing(context, outputs)
     reduction = choose_reduction(context)
-    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
-    if skip_existing:
-        left = [(path, name) for path, name in zip(outputs, names, strict=True) if not shared.is_skipped(path, sink)]
-        if not left:
-            return
-        outputs, names = map(list, zip(*left, strict=True))
+    left = [not shared.is_skipped(path, sink, skip=skip_existing, force=force) for path in outputs]
+    outputs, names = list(compress(outputs, left)), list(compress(names, left))
+    if not outputs:
+        return
     files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
     _check_targets(outputs, files, force=force)
     paths = [each.path for each in places]

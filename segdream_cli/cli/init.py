@@ -85,24 +85,21 @@ def init(
         offline=offline,
     )
     check_request(request, [prompt])
-    path = _file(request, prompt, seed, output)
+    path, sink = _file(request, prompt, seed, output), Output(json=json, quiet=quiet)
     picture = path.with_suffix(".png") if preview else None
-    sink = Output(json=json, quiet=quiet)
-    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
-    if skip_existing and shared.is_skipped(path, sink):
+    if shared.is_skipped(path, sink, skip=skip_existing, force=force):
         return
     _check_files(path, picture, force=force)
     from segdream_cli.optimize.start import bind_cloud, cloud_text, initial_gaussians  # slow imports, after the checks
     from segdream_cli.optimize.state import build_generators
     from segdream_cli.runs.load import load_checkpoint, load_clouds
 
-    hardware = choose_device(device)
+    hardware, reporter = choose_device(device), TerminalReporter(sink)
     profile = profile_of(request.prior(), cuda=hardware.type == "cuda")
     resolved = request.resolve(profile)
     described = describe_prompt(prompt, profile.vocabulary, sink.note)
     phrase = cloud_text(resolved.init, prompt, profile.vocabulary)
     _note_idle(request, profile, hardware, sink)
-    reporter = TerminalReporter(sink)
 
     def checkpoint() -> "Checkpoint":
         return load_checkpoint(request, hardware, reporter)
@@ -110,23 +107,23 @@ def init(
     clouds = load_clouds(resolved, profile.point_e, checkpoint, hardware, reporter, offline=offline)
     gaussians = initial_gaussians(resolved.init, build_generators(seed)["init"], bind_cloud(clouds, phrase, seed))
     origin = resolved.init.shape if clouds is None else f"Point-E's cloud of {phrase!r}"
-    provenance = {"generator": f"segdream {__version__}", **described, "seed": seed, "init": origin}
-    splats = gaussians.splats(provenance)
+    splats = gaussians.splats({"generator": f"segdream {__version__}", **described, "seed": seed, "init": origin})
     with write_policy(replace=force):
         write(path, splats)
         if picture is not None:
             _write_preview(picture, splats, device)
     sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if picture else ""))
-    made = Started(
-        output=path,
-        prompt=prompt,
-        prompt_read=described.get("prompt_read"),
-        seed=seed,
-        gaussians=len(gaussians),
-        init=resolved.init.shape,
-        preview=picture,
+    sink.done(
+        Started(
+            output=path,
+            prompt=prompt,
+            prompt_read=described.get("prompt_read"),
+            seed=seed,
+            gaussians=len(gaussians),
+            init=resolved.init.shape,
+            preview=picture,
+        )
     )
-    sink.done(made)
     sink.suggest(after_init(path, prompt))
 
 

@@ -48,8 +48,7 @@ def lod(
 
     sink = Output(json=json, quiet=quiet)
     folder = Path(f"{asset.stem}-lod") if output is None else output
-    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
-    if skip_existing and shared.is_skipped(folder, sink, folder / LOD_META):
+    if shared.is_skipped(folder, sink, skip=skip_existing, force=force, last=folder / LOD_META):
         return
     check_folder(folder, force=force)
     (splats,) = read_assets([asset], sink, frame=frame, strict=strict, as_splats=as_splats)

@@ -144,17 +144,23 @@ def refuse_skip_and_force(*, skip_existing: bool, force: bool) -> None:
         raise OptionProblem("--skip-existing and --force contradict each other", without=["--force"])
 
 
-def is_skipped(path: Path, sink: Output, last: Path | None = None) -> bool:
+def is_skipped(path: Path, sink: Output, *, skip: bool, force: bool, last: Path | None = None) -> bool:
     """Whether --skip-existing leaves out an output, which is then reported.
 
     Args:
         path: the output.
         sink: receives the report.
-        last: the file of it that is written last; by default the output itself.
+        skip: whether the option was given.
+        force: whether --force was given.
+        last: the file of the output that is written last; by default the output itself.
+
+    Raises:
+        OptionProblem: both options were given.
     """
     from segdream_cli.util.files import lexists
 
-    if not lexists(last or path):
+    refuse_skip_and_force(skip_existing=skip, force=force)
+    if not skip or not lexists(last or path):
         return False
     sink.report(Skipped(output=path), f"{path} exists, skipped")
     return True

@@ -142,8 +142,8 @@ def render(
     path = shared.fill_stem(output, assets[0]) if output else output_path(assets, kind, transparent=color is None)
     check_transparency(path, kind, suffix, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     sink = Output(json=json, quiet=quiet)
-    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
-    if skip_existing and shared.is_skipped(path, sink, last_file(path, kind, suffix, camera_path, n_frames)):
+    last = last_file(path, kind, suffix, camera_path, n_frames) if skip_existing else path
+    if shared.is_skipped(path, sink, skip=skip_existing, force=force, last=last):
         return
     replace_frames = force or (skip_existing and kind == FRAMES)  # a folder without its last frame is incomplete
     check_target(path, kind, suffix, force=replace_frames)

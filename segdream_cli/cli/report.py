@@ -37,8 +37,7 @@ def report(
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageProblem(f"{path} is not an .html file", hint=f"-o {quote(str(path.with_suffix('.html')))}")
     sink = Output(json=json, quiet=quiet)
-    shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
-    if skip_existing and shared.is_skipped(path, sink):
+    if shared.is_skipped(path, sink, skip=skip_existing, force=force):
         return
     check_output(path, force=force)
     story = read_story(source)
