@@ -375,7 +375,7 @@ class RayCrew:
                 )
             )
         place = f" on {member.place}" if member.place else ""
-        gone = "node" in text and "died" in text
+        gone = "its node has died" in text
         what = "machine" if gone else "process"
         return Lost(f"{name}{place} was lost with its {what}", member.host, hint="ray status", machine_gone=gone)
 

@@ -46,6 +46,9 @@ TRIES = 3
 """Attempts at an asset that ends with an error."""
 LOSSES = 4
 """Workers that an asset may lose; a machine that dies says little about the asset."""
+SPLIT = 8
+"""A batch that has lost more than one process is divided by this for each further one, to find the asset that does it:
+a batch of 64 has 64, 64, 8 and 1 assets in its four attempts."""
 STRIKES = 3
 """Different assets in succession that fail on a host before it gets no more work; one asset is not the host's fault."""
 PATIENCE_S = 600.0
@@ -72,6 +75,8 @@ class _Item:
     steps: int
     failures: int = 0
     losses: int = 0
+    crashes: int = 0
+    """Losses of a worker whose machine lives on."""
     tried: bool = False
     not_before: float = 0.0
     hosts: set[str] = field(default_factory=set)
@@ -257,20 +262,21 @@ class Dispatcher:
         self._cause = SegdreamError(message.reason, hint=message.hint)
         self._crashes += worker.ready is None
         self._note(message.reason, once=False)
+        items = [item for item in worker.items if not self._has_appeared(item)]
         for item in worker.items:
-            if self._has_appeared(item):
+            if item not in items:
                 self._finish_unreported(item)
-                continue
+        for item in items:
             item.losses += 1
+            item.crashes += not message.machine_gone
             item.hosts.add(host)
-            if not message.machine_gone:
-                self._strike(host, item.found.number)
             if item.losses >= LOSSES:
                 self._give_up(item, self._cause)
             else:
-                self._return(item)
-        if not worker.items and host and not message.machine_gone:
-            self._strike(host, -self._lost)
+                self._return(item, last=item.crashes > 1)
+        if host and not message.machine_gone and (items or not worker.items):
+            numbers = [item.found.number for item in items]
+            self._strike(host, min(numbers, default=-self._lost))  # one fault, however many assets
 
     def _retire(self, host: str, problem: SegdreamError) -> None:
         """Gives a host no more work."""
@@ -314,9 +320,11 @@ class Dispatcher:
             for item in self._waiting
             if item.not_before <= now and (worker.host not in item.hosts or not self._has_untried_host(item))
         ]
-        count = min(worker.batch, math.ceil(len(able) / max(1, len(self._workers))))
-        if any(item.failures for item in able[:1]):
-            count = 1  # an asset that has failed does not take others with it
+        if able and able[0].failures:
+            limit = 1  # an asset that has failed does not take others with it
+        else:
+            limit = max(1, worker.batch // SPLIT ** max(0, able[0].crashes - 1 if able else 0))
+        count = min(limit, math.ceil(len(able) / max(1, len(self._workers))))
         items = [item for item in able if item.steps == able[0].steps][:count] if able else []
         for item in items:
             self._waiting.remove(item)
@@ -438,7 +446,7 @@ class Dispatcher:
             return
         item.not_before = self.crew.now() + BUSY_S * busy
         self._note(f"{item.found.job.output}: attempt {item.failures} failed on {worker.place}: {problem.message}")
-        self._return(item, failed=True)
+        self._return(item, last=True)
 
     def _exists_now(self, item: _Item) -> bool:
         """Ends an asset of a list that exists by now; its file may have been written since the survey."""
@@ -452,12 +460,12 @@ class Dispatcher:
             return True
         return False
 
-    def _return(self, item: _Item, *, failed: bool = False) -> None:
-        """Puts an asset back into the queue: before those with as many steps or, if it failed, at the end."""
+    def _return(self, item: _Item, *, last: bool = False) -> None:
+        """Puts an asset back into the queue: before those with as many steps or, if it may fail again, `last`."""
         if self._stopping:
             return
         self._retried += item.failures + item.losses > 0
-        later = (index for index, each in enumerate(self._waiting) if each.steps <= item.steps and not failed)
+        later = (index for index, each in enumerate(self._waiting) if each.steps <= item.steps and not last)
         self._waiting.insert(next(later, len(self._waiting)), item)
 
     def _give_up(self, item: _Item, problem: SegdreamError) -> None:

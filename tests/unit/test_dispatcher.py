@@ -141,6 +141,36 @@ def test_worker_lost_with_others_on_its_host_may_be_dismissed(make):
     assert "bad gets no more work" in done.notes
 
 
+def test_killed_worker_with_a_batch_is_one_fault_of_its_host(make):
+    crew = SimulatedCrew([Machine("a", workers=2)], batch=8, kills=((60.0, "a"),))
+    done = make(crew, 32)
+    check_once(done, 32)
+    assert "gets no more work" not in done.notes
+    assert done.ended.lost == 1
+
+
+def test_asset_that_kills_its_workers_does_not_take_its_batch_along(make):
+    sizes = []
+    crew = SimulatedCrew([Machine("a")], batch=24)
+    assign, report = crew.assign, crew._finish
+
+    def give(worker, task):
+        sizes.extend([len(task.jobs)] * any(job.seed == 5 for job in task.jobs))
+        assign(worker, task)
+
+    def finish(worker, number, job):
+        task = crew._members[worker].task
+        poisoned = task is not None and task.number == number and any(each.seed == 5 for each in task.jobs)
+        return crew._lose(worker, 0.0) if poisoned else report(worker, number, job)
+
+    crew.assign, crew._finish = give, finish  # type: ignore[method-assign]
+    done = make(crew, 48)
+    assert sizes == [24, 24, 3, 1]
+    assert "gets no more work" not in done.notes
+    assert done.tally == Tally(made=47, failed=1)
+    assert [path.name for path in done.ended.given_up] == ["5.ply"]
+
+
 def test_machines_that_join_late_get_work(make):
     crew = SimulatedCrew([Machine("a"), Machine("late", workers=5, joins=50.0)])
     done = make(crew)
