@@ -75,6 +75,15 @@ FIGURES: dict[str, list[tuple[str, str, str]]] = {
         ("time of plain arithmetic over ours", "sd21_eager_ratio", ""),
     ],
     "throughput": [(f"{n} at once", f"sd21_assets_an_hour_{n}", "") for n in (1, 2, 4, 8)],
+    "two GPUs, full size": [
+        ("a step, one asset alone", "two_gpus_full_size_alone_ms", ""),
+        ("a step, an asset on each of two GPUs", "two_gpus_full_size_at_once_ms", ""),
+        ("two assets one after the other, over both at once", "two_gpus_full_size_times_as_fast", ""),
+        ("cores busy, alone", "two_gpus_full_size_alone_cores", ""),
+        ("cores busy, both", "two_gpus_full_size_at_once_cores", ""),
+        ("start of the process to its first step, nothing compiled", "two_gpus_full_size_alone_first_step_s", ""),
+        ("the same with the other worker's compiled code", "two_gpus_full_size_shared_first_step_s", ""),
+    ],
     "point-e": [
         ("a cloud, fp16 with CUDA graphs (default)", "point_e_gpu_seconds", "1.5 s"),
         ("peak memory handed out", "point_e_peak_gib", "2 GiB"),
@@ -279,6 +288,22 @@ GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
     "methods at full size": (
         ["ms per step", "U-Net rows", "over what its rows cost in the loop of SCTD"],
         {method: [(f"sd21_{method}_{key}",) for key in ("ms", "rows", "ratio")] for method in METHOD_NAMES},
+    ),
+    "two GPUs": (
+        ["assets", "whole list", "until the first step", "until the second worker's", "per asset after it", "cores"],
+        {
+            title: [
+                (f"two_gpus_{name}_{key}",) for key in ("assets", "wall_s", "first_s", "second_s", "each_s", "cores")
+            ]
+            for name, title in (
+                ("one", "one GPU"),
+                ("devices", "`--devices 0,1`"),
+                ("ray", "`--ray local`"),
+                ("one_killed", "one GPU, process killed and the command repeated"),
+                ("devices_killed", "`--devices 0,1`, a worker killed"),
+                ("ray_killed", "`--ray local`, a worker killed"),
+            )
+        },
     ),
     "ablations": variant_grid("ablations", ABLATIONS),
     "ablations, differences": (

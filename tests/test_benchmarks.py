@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import ablations, comparison, methods, mini_quality, pairs, record
+from benchmarks import ablations, comparison, methods, mini_quality, pairs, record, two_gpus
 from benchmarks.pointe import flop
 from benchmarks.step import __main__ as step
 from segdream_cli import formats
@@ -419,6 +419,20 @@ def test_engine_measures_every_network() -> None:
     assert {"U-Net", "decoder", "encoder"} <= found.keys()
     for name in ("U-Net", "decoder", "encoder"):
         assert float(found[name][5]) < 1e-5, name
+
+
+def test_two_gpus_measures_both_assets_and_records_figures(tmp_path, monkeypatch) -> None:
+    out = tmp_path / "two.json"
+    smoke("two_gpus", "--only", "full-size", "--out", str(out))
+    found = json.loads(out.read_text())["found"]["full-size"]
+    assert found["times_as_fast"] == pytest.approx(2 * found["alone_ms"] / found["at_once_ms"])
+    assert found["alone_first_step_s"] > 0
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results.json")
+    two_gpus.keep(out)
+    entries = record.load()
+    assert entries["two_gpus_full_size_alone_ms"]["value"] == pytest.approx(found["alone_ms"], abs=1e-4)
+    assert entries["two_gpus_full_size_alone_first_step_s"]["unit"] == "s"
+    assert set(entries) >= {metric for _, metric, _ in record.FIGURES["two GPUs, full size"]}
 
 
 def test_render_page_leaves_results_md_as_it_is() -> None:

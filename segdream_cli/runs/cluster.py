@@ -114,7 +114,7 @@ def _connection(ray: Any, options: ClusterOptions) -> Iterator[None]:
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if options.address == LOCAL:
-            ray.init(include_dashboard=False, object_store_memory=STORE, **quiet)
+            ray.init(address=LOCAL, include_dashboard=False, object_store_memory=STORE, **quiet)
         else:
             ray.init(address=_find_head(options.address), **quiet)
     except RuntimeError as problem:
