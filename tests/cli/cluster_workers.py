@@ -1,4 +1,4 @@
-"""The actors of the tests of `--ray`: a prior in closed form, steps that take a while, and faults.
+"""Clusters of the tests of `--ray`, and their actors: a prior in closed form, steps that take a while, and faults.
 
 They stand in a file of their own because the processes of the cluster import it.
 """
@@ -7,13 +7,78 @@ import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from fakes import AnalyticPrior
 
 from segdream_cli.runs.cluster import Actor
 
+TESTS = Path(__file__).resolve().parents[1]
 CALLS = 20
 """Calls of the prior before a worker pauses; an asset takes about fifty."""
+STORE = 80 * 2**20
+"""Bytes of a machine's object store; Ray wants that many at least."""
+HEALTH = {
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+    "health_check_initial_delay_ms": 0,
+}
+PATHS = [str(TESTS.parent), str(TESTS), str(TESTS / "cli")]
+DRIVER = f"""
+import sys
+sys.path[:0] = {PATHS!r}
+import cluster_workers
+from segdream_cli.runs import cluster, dispatcher
+cluster.Actor = cluster_workers.TestActor
+dispatcher.MOVE_S, dispatcher.START_S, cluster.SHIP_S = 1.0, 1.0, 0.0
+from segdream_cli.cli import main
+main()
+"""
+"""A program with segdream's command line, whose workers are `TestActor`s; it moves and carries assets soon."""
+ALONE = f"""
+import sys
+sys.path[:0] = {PATHS!r}
+import cluster_workers
+from segdream_cli.cli import main
+cluster_workers.replace_prior()
+main()
+"""
+"""The same without workers."""
+
+
+def start_head() -> Any:
+    """A cluster whose head computes nothing; its processes look for faults in `SEGDREAM_FAULTS`."""
+    from ray.cluster_utils import Cluster
+
+    return Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "include_dashboard": False,
+            "object_store_memory": STORE,
+            "_system_config": HEALTH,
+        },
+    )
+
+
+def settings(faults: Path) -> dict[str, str]:
+    """The environment of a cluster and its drivers."""
+    return {
+        "PYTHONPATH": os.pathsep.join(PATHS),
+        "SEGDREAM_FAULTS": str(faults),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def replace_prior(kind: type[AnalyticPrior] = AnalyticPrior) -> None:
+    """Puts a prior into the place of the networks, whose imports take longer than a test."""
+    from segdream_cli.optimize.pipeline import Pipeline
+    from segdream_cli.runs import session
+
+    session.load_pipeline = lambda config, checkpoint, device, reporter, clouds, assets: Pipeline(
+        config, kind(profile=checkpoint.profile), device, clouds
+    )
 
 
 class TestActor(Actor):
@@ -21,7 +86,7 @@ class TestActor(Actor):
 
     `hold`: the worker pauses in the middle of its first asset. `slow-PID`: each call of the prior takes longer.
     `full-NODE`: no asset can be written on that machine. `blind-NODE`: it does not see the folder of the assets.
-    `poison`: the prompt whose process dies.
+    `poison`: the prompt whose process dies. Each asset that was written is a line of `written`.
     """
 
     __test__ = False
@@ -37,7 +102,6 @@ class TestActor(Actor):
 
     def _do_tasks(self) -> None:
         from segdream_cli import formats
-        from segdream_cli.priors.stable_diffusion import DiffusionPrior
 
         faults, node, write = self.faults, self.node, formats.write
 
@@ -47,7 +111,7 @@ class TestActor(Actor):
             def predict_noise(self, latents, timesteps, text):
                 self.calls += 1
                 if (faults / f"slow-{os.getpid()}").exists():
-                    time.sleep(0.4)
+                    time.sleep(2.0)
                 while self.calls == CALLS and (faults / "hold").exists():
                     (faults / f"held-{os.getpid()}").touch()
                     time.sleep(0.02)
@@ -61,8 +125,11 @@ class TestActor(Actor):
         def write_or_fail(path, splats, *arguments, **options):
             if (faults / f"full-{node}").exists():
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            return write(path, splats, *arguments, **options)
+            found = write(path, splats, *arguments, **options)
+            with (faults / "written").open("a") as stream:
+                stream.write(f"{path.name}\n")
+            return found
 
         formats.write = write_or_fail
-        DiffusionPrior.load = lambda checkpoint, *_, **__: Faulty(profile=checkpoint.profile)
+        replace_prior(Faulty)
         super()._do_tasks()

@@ -16,7 +16,7 @@ from typing import Any
 import cluster_workers
 import pytest
 import torch
-from commands import TESTS, TINY
+from commands import TINY
 
 from segdream_cli.errors import EnvironmentProblem, UsageProblem
 from segdream_cli.runs import cluster
@@ -27,12 +27,6 @@ SMALL = tuple(part for part in TINY if part not in ("--device", "cpu"))
 COLORS = ("red", "blue", "green", "white", "black", "yellow", "orange", "purple")
 STEPS = 12
 LIMIT_S = 400
-HEALTH = {
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 2000,
-    "health_check_failure_threshold": 3,
-    "health_check_initial_delay_ms": 0,
-}
 
 
 def ended(process: SimpleNamespace) -> dict[str, Any]:
@@ -51,7 +45,7 @@ class Nodes:
         return self._made.address
 
     def add(self, count: int = 1) -> list[Any]:
-        new = [self._made.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(count)]
+        new = [self._made.add_node(num_cpus=1, object_store_memory=cluster_workers.STORE) for _ in range(count)]
         self.added += new
         return new
 
@@ -82,22 +76,11 @@ class Nodes:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory) -> Iterator[tuple[Any, Path]]:
     pytest.importorskip("ray", reason='the extra "cluster" is not installed')
-    from ray.cluster_utils import Cluster
-
     faults = tmp_path_factory.mktemp("faults")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{TESTS.parent}{os.pathsep}{TESTS}{os.pathsep}{TESTS / 'cli'}")
-        patch.setenv("SEGDREAM_FAULTS", str(faults))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        made = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "include_dashboard": False,
-                "object_store_memory": 80 * 2**20,
-                "_system_config": HEALTH,
-            },
-        )
+        for name, value in cluster_workers.settings(faults).items():
+            patch.setenv(name, value)
+        made = cluster_workers.start_head()
         try:
             yield made, faults
         finally:
@@ -130,35 +113,27 @@ def listed(segdream, folder, prior) -> Iterator[Callable[..., Any]]:
         alone = segdream(*command, "--device", "cpu", "--out-dir", "alone")
         assert alone.code == 0, alone.err
         return Driver(
-            folder, [*command, "--out-dir", "assets", "--ray", nodes.address, "--gpus-per-worker", "0"], count
+            folder,
+            [*command, "--out-dir", "assets", "--ray", nodes.address, "--gpus-per-worker", "0"],
+            count,
+            nodes.faults,
         )
 
     yield start
     torch.set_num_threads(threads)
 
 
-DRIVER = f"""
-import sys
-sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}, {str(TESTS / "cli")!r}]
-import cluster_workers
-from segdream_cli.runs import cluster, dispatcher
-cluster.Actor = cluster_workers.TestActor
-dispatcher.MOVE_S, dispatcher.START_S, cluster.SHIP_S = 1.0, 1.0, 0.0
-from segdream_cli.cli import main
-main()
-"""
-
-
 class Driver:
     """A process that makes a list on a cluster."""
 
-    def __init__(self, folder: Path, command: list[Any], count: int) -> None:
+    def __init__(self, folder: Path, command: list[Any], count: int, faults: Path) -> None:
         self.folder, self.command, self.count = folder, [str(part) for part in command], count
+        self.faults = faults
 
     def start(self, *arguments: str) -> "Driver":
         """Starts it."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, *self.command, *arguments, "--json"],
+            [sys.executable, "-c", cluster_workers.DRIVER, *self.command, *arguments, "--json"],
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -189,12 +164,14 @@ class Driver:
         assert "Traceback" not in err, err
         return SimpleNamespace(code=self.process.returncode, out=out, err=err)
 
-    def check(self, done: SimpleNamespace, made: int | None = None, before: int = 0) -> dict[str, Any]:
+    def check(self, done: SimpleNamespace) -> dict[str, Any]:
         """Each asset was made once, with the bits of one process; returns the summary."""
         assert done.code == 0, done.err
         lines = [json.loads(line) for line in done.out.splitlines()]
         outputs = [line["output"] for line in lines if line["event"] in ("done", "skipped")]
         assert len(outputs) == len(set(outputs)) == self.count
+        written = (self.faults / "written").read_text().splitlines()
+        assert len(written) == len(set(written))
         for path in (self.folder / "alone").glob("*.ply"):
             assert (self.folder / "assets" / path.name).read_bytes() == path.read_bytes(), path.name
             events = (self.folder / "assets" / f"{path.stem}.run" / "events.jsonl").read_text().splitlines()
@@ -335,6 +312,52 @@ def test_cluster_without_room_is_refused(nodes, segdream, folder):
 # ---------------------------------------------------------------------------------------------------- without Ray
 
 
+class FakeRay:
+    """Machines, each with GPUs and CPUs, and a list of what each actor asks for."""
+
+    def __init__(self, *machines: tuple[int, int]) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self._nodes = [
+            {"Alive": True, "NodeID": f"node {number}", "Resources": {"GPU": gpus, "CPU": cpus}}
+            for number, (gpus, cpus) in enumerate(machines)
+        ]
+        self.poll = self.assign = SimpleNamespace(remote=lambda *_: object())
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return self._nodes
+
+    def remote(self, *_: Any) -> "FakeRay":
+        return self
+
+    def options(self, **asked: Any) -> "FakeRay":
+        self.asked.append(asked)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "machines", "workers"),
+    [
+        (1.0, 1, [(2, 32)], 2),
+        (0.5, 1, [(2, 32)], 4),
+        (1.0, 16, [(8, 32), (1, 4)], 2),
+        (0.3, 1, [(1, 8)], 3),
+        (0.0, 2, [(0, 5), (0, 2)], 3),
+    ],
+)
+def test_workers_ask_for_gpus_as_far_as_there_is_room(tmp_path, gpus, cpus, machines, workers):
+    spec = JobSpec(request=Request(), jobs=())
+    ray = FakeRay(*machines)
+    crew = cluster.RayCrew(ray, spec, cluster.ClusterOptions("local", gpus, cpus), {})
+    crew.check_room()
+    assert len(crew.hire(2, ())) == min(2, workers)
+    assert len(crew.hire(100, ())) == workers - min(2, workers)
+    assert [(asked["num_gpus"], asked["num_cpus"]) for asked in ray.asked] == [(gpus, cpus)] * workers
+    assert {asked["scheduling_strategy"] for asked in ray.asked} == {"SPREAD"}
+
+
 def test_ray_that_is_missing_is_named(segdream, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     (folder / "list.txt").write_text("a red ball")
@@ -405,6 +428,14 @@ def test_find_head_names_a_machine_without_cluster(monkeypatch, tmp_path):
 def test_find_head_refuses_other_texts(address):
     with pytest.raises(UsageProblem, match="is not local, auto or HOST:PORT"):
         cluster._find_head(address)
+
+
+def test_local_cluster_is_one_of_its_own():
+    asked = []
+    ray = SimpleNamespace(init=lambda **options: asked.append(options), shutdown=lambda: None)
+    with cluster._connection(ray, cluster.ClusterOptions("local")):
+        pass
+    assert asked[0]["address"] == "local"  # else Ray joins the cluster that this machine belongs to
 
 
 MISMATCH = """Version mismatch: The cluster was started with:
