@@ -98,7 +98,7 @@ class Soak:
             self.cluster.remove_node(machine, allow_graceful=False)
             self.add_machine()
         else:
-            alive = [pid for pid in self.workers() if Path(f"/proc/{pid}").exists()]
+            alive = self.workers()
             if not alive:
                 return
             with suppress(ProcessLookupError):
@@ -106,8 +106,14 @@ class Soak:
         self.kills[victim] += 1
 
     def workers(self) -> list[int]:
-        """Processes that were started as workers."""
-        return sorted(int(path.name.partition("-")[2]) for path in self.faults.glob("worker-*"))
+        """Processes that were started as workers and still are; their numbers may have been given to others."""
+        found = []
+        for path in self.faults.glob("worker-*"):
+            pid = int(path.name.partition("-")[2])
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::TestActor"):
+                    found.append(pid)
+        return sorted(found)
 
     def run(self) -> float:
         """Makes the list; returns the seconds that it took.
