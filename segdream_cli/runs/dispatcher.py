@@ -260,7 +260,7 @@ class Dispatcher:
         self._lost += 1
         host = worker.host or message.host
         self._cause = SegdreamError(message.reason, hint=message.hint)
-        self._crashes += worker.ready is None
+        self._crashes += worker.ready is None and not message.machine_gone
         self._note(message.reason, once=False)
         items = [item for item in worker.items if not self._has_appeared(item)]
         for item in worker.items:

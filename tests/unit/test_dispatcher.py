@@ -123,6 +123,11 @@ def test_worker_killed_after_its_file_was_written_is_not_repeated(make):
     assert done.ended.lost == 1
 
 
+def test_machines_that_die_before_they_begin_do_not_end_the_list(make):
+    machines = [Machine(f"short {number}", dies=5.0) for number in range(LOSSES + 1)]
+    check_once(make(SimulatedCrew([*machines, Machine("late", joins=100.0)], Times(start=30.0))))
+
+
 def test_machine_with_many_workers_that_dies_is_not_blamed(make):
     crew = SimulatedCrew([Machine("large", workers=8, dies=50.0), Machine("b", workers=2)])
     done = make(crew, 20)
