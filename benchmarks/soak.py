@@ -66,15 +66,8 @@ class Soak:
             self.add_machine()
 
     def add_machine(self) -> None:
-        """A machine joins; Ray gives it 30 s to start, which a busy host may not have."""
-        for _ in range(20):
-            try:
-                self.machines.append(self.cluster.add_node(num_cpus=1, object_store_memory=cluster_workers.STORE))
-            except Exception as problem:  # Ray raises no narrower class
-                print(f"a machine did not start: {problem}", flush=True)
-            else:
-                return
-        raise SystemExit("no machine starts")
+        """A machine joins."""
+        self.machines.append(cluster_workers.add_machine(self.cluster))
 
     def start_driver(self) -> None:
         """Starts the command."""

@@ -116,14 +116,17 @@ def _connection(ray: Any, options: ClusterOptions) -> Iterator[None]:
         if options.address == LOCAL:
             ray.init(address=LOCAL, include_dashboard=False, object_store_memory=STORE, **quiet)
         else:
-            ray.init(address=_find_head(options.address), **quiet)
+            head = _find_head(options.address)
+            ray.init(address=AUTO if options.address == AUTO else head, **quiet)  # "auto" also finds a token of Ray
     except RuntimeError as problem:
         if "ersion mismatch" not in str(problem):
             raise EnvironmentProblem(f"Ray does not start: {_first_line(problem)}", hint="ray status") from problem
         raise _version_problem(str(problem)) from problem
     except (ConnectionError, OSError, ValueError, SystemExit) as problem:
+        lacks_token = isinstance(problem, ConnectionError) and "RAY_AUTH_MODE" not in os.environ
         raise EnvironmentProblem(
-            f"the cluster {options.address} can't be used from this machine: {_first_line(problem)}", hint="ray status"
+            f"the cluster {options.address} can't be used from this machine: {_first_line(problem)}",
+            hint="export RAY_AUTH_MODE=token  # if the cluster wants a token" if lacks_token else "ray status",
         ) from problem
     try:
         yield

@@ -62,6 +62,16 @@ def start_head() -> Any:
     )
 
 
+def add_machine(cluster: Any) -> Any:
+    """A machine of one CPU joins; Ray gives it 30 s to start, which a busy host may not have."""
+    for attempt in range(5):
+        try:
+            return cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        except Exception:  # Ray raises no narrower class
+            if attempt == 4:
+                raise
+
+
 def settings(faults: Path) -> dict[str, str]:
     """The environment of a cluster and its drivers."""
     return {

@@ -45,7 +45,7 @@ class Nodes:
         return self._made.address
 
     def add(self, count: int = 1) -> list[Any]:
-        new = [self._made.add_node(num_cpus=1, object_store_memory=cluster_workers.STORE) for _ in range(count)]
+        new = [cluster_workers.add_machine(self._made) for _ in range(count)]
         self.added += new
         return new
 
@@ -123,6 +123,9 @@ def listed(segdream, folder, prior) -> Iterator[Callable[..., Any]]:
     torch.set_num_threads(threads)
 
 
+DRIVER = "from segdream_cli.runs import dispatcher; dispatcher.LOSSES = 2\n" + cluster_workers.DRIVER
+
+
 class Driver:
     """A process that makes a list on a cluster."""
 
@@ -133,7 +136,7 @@ class Driver:
     def start(self, *arguments: str) -> "Driver":
         """Starts it."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", cluster_workers.DRIVER, *self.command, *arguments, "--json"],
+            [sys.executable, "-c", DRIVER, *self.command, *arguments, "--json"],
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -273,7 +276,7 @@ def test_asset_that_kills_its_workers_is_given_up(nodes, listed):
     assert done.code == 1
     assert ended(done)["given_up"] == ["assets/a_blue_ball.ply"]
     assert ended(done)["made"] == 2
-    assert "given up after 4 attempts" in done.err
+    assert "given up after 2 attempts" in done.err
 
 
 @pytest.mark.slow
@@ -430,12 +433,33 @@ def test_find_head_refuses_other_texts(address):
         cluster._find_head(address)
 
 
-def test_local_cluster_is_one_of_its_own():
+@pytest.mark.parametrize(("address", "given"), [("local", "local"), ("auto", "auto"), ("head:1", "head:1")])
+def test_ray_is_asked_for_the_right_cluster(monkeypatch, address, given):
+    """Without "local", Ray joins a cluster that this machine belongs to; it looks for a token with "auto" alone."""
     asked = []
-    ray = SimpleNamespace(init=lambda **options: asked.append(options), shutdown=lambda: None)
-    with cluster._connection(ray, cluster.ClusterOptions("local")):
+    ray = SimpleNamespace(init=lambda **options: asked.append(options["address"]), shutdown=lambda: None)
+    monkeypatch.setattr(cluster, "_find_head", lambda address: "head:1")
+    with cluster._connection(ray, cluster.ClusterOptions(address)):
         pass
-    assert asked[0]["address"] == "local"  # else Ray joins the cluster that this machine belongs to
+    assert asked == [given]
+
+
+@pytest.mark.parametrize(("mode", "hint"), [(None, "export RAY_AUTH_MODE=token"), ("token", "ray status")])
+def test_cluster_that_refuses_names_the_token(monkeypatch, mode, hint):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+
+    def init(**_):
+        raise ConnectionError("Failed to connect to Ray cluster at head:1")
+
+    options = cluster.ClusterOptions("local")
+    with (
+        pytest.raises(EnvironmentProblem, match="Failed to connect") as raised,
+        cluster._connection(SimpleNamespace(init=init), options),
+    ):
+        pass
+    assert raised.value.hint.startswith(hint)
 
 
 MISMATCH = """Version mismatch: The cluster was started with:
