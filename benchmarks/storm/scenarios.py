@@ -45,6 +45,7 @@ from segdream_cli.evaluate import inception  # noqa: E402
 from segdream_cli.pointe.clouds import Clouds  # noqa: E402
 from segdream_cli.pointe.model import PointCloud  # noqa: E402
 from segdream_cli.priors import checkpoint as weights  # noqa: E402
+from segdream_cli.priors import published  # noqa: E402
 from segdream_cli.priors.checkpoint import Checkpoint  # noqa: E402
 from segdream_cli.priors.stable_diffusion import DiffusionPrior  # noqa: E402
 from segdream_cli.render import raster  # noqa: E402
@@ -98,6 +99,7 @@ class Scenario:
 def use_real_networks() -> None:
     """Loads networks and finds their files as outside the storm."""
     weights.resolve, DiffusionPrior.load = _RESOLVE, _LOAD  # type: ignore[method-assign]
+    published.REVISION, published.SHA256 = hub_server.COMMIT, {}
 
 
 def use_prior_of_folder() -> None:

@@ -141,7 +141,7 @@ class Config:
         point_e = "init.prompt init.color init.points init.copies init.spread init.scale init.lift init.point_e"
         rules = (
             (self.prior.model is not None, "prior.name", f"prior.model is {self.prior.model}"),
-            (self.prior.model is None, "prior.revision", "prior.model is none"),
+            (self.prior.model is None and self.prior.name == MINI, "prior.revision", f"prior.name is {MINI}"),
             (start != POINT_E, point_e, f"the start is {start}"),
             (start == POINT_E or start.lower().endswith(".ply"), "init.count init.radius", f"the start is {start}"),
             (not optim.steps, "distill.* optim.beg* optim.stop_* loss.*", "optim.steps is 0"),

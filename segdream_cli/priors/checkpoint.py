@@ -15,6 +15,7 @@ from typing import Any
 
 from segdream_cli.config import AUTO, MINI, SD21, SD21_MODEL, PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
+from segdream_cli.priors import published
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
 from segdream_cli.util.download import file_sha256
 from segdream_cli.util.files import parse_json
@@ -177,7 +178,10 @@ def plan_download(prior: PriorConfig, *, cuda: bool) -> HubDownload | None:
 
 
 def _hub_model(model: str, prior: PriorConfig) -> HubModel:
-    return HubModel(id=model, revision=prior.revision, marker=_INDEX, fallback_hint=FALLBACK_HINT)
+    """The model on the Hub; Stable Diffusion 2.1-base is the commit whose hashes are published."""
+    revision = prior.revision or (published.REVISION if model == SD21_MODEL else None)
+    pinned = published.SHA256 if (model, revision) == (SD21_MODEL, published.REVISION) else {}
+    return HubModel(id=model, revision=revision, marker=_INDEX, fallback_hint=FALLBACK_HINT, pinned=pinned)
 
 
 def _computes_in_half(prior: PriorConfig, *, cuda: bool) -> bool:

@@ -1,6 +1,7 @@
 """Models on the Hugging Face Hub: their files in the local cache, downloads, hashes, and error messages."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -55,6 +56,7 @@ class HubModel:
 
     def fetch_small(self, patterns: Collection[str]) -> Path:
         """Downloads files of a few kilobytes without a progress bar; returns the snapshot folder."""
+        self._check_reachable()
         with _hide_bars():
             return self.snapshot(patterns)
 
@@ -62,9 +64,17 @@ class HubModel:
         """For each file that matches a pattern: its bytes, and whether the cache lacks it."""
         from huggingface_hub import snapshot_download
 
+        self._check_reachable()
         with self._translate_errors(), _hide_bars():
             found = snapshot_download(self.id, revision=self.revision, allow_patterns=list(patterns), dry_run=True)
         return {file.filename: (file.file_size or 0, file.will_download) for file in found}
+
+    def _check_reachable(self) -> None:
+        """Asks for the revision once; for the files of a commit, the client would ask six times in half a minute."""
+        from huggingface_hub import HfApi
+
+        with self._translate_errors():
+            HfApi().model_info(self.id, revision=self.revision)
 
     def select(self, listed: dict[str, tuple[int, bool]], names: Collection[str]) -> "HubDownload":
         """The download of those files of a listing that `names` contains."""
@@ -149,7 +159,7 @@ class HubModel:
             if (expected := self.pinned.get(name, found)) != found:
                 raise WeightsUnavailable(
                     f"{name} of {self.id} has SHA-256 {found} instead of the published {expected}",
-                    hint=removal(folder / name),
+                    hint=removal(folder / name) + (" && unset HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else ""),
                 )
             if (expected := known.get(name, found)) != found:
                 raise WeightsUnavailable(

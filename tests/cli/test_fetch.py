@@ -11,7 +11,7 @@ import pytest
 import torch
 from checkpoints import build
 from file_server import running
-from hub_server import point_to, serving
+from hub_server import COMMIT, point_to, serving
 from safetensors.torch import save_file
 
 from segdream_cli.cli import download_bar, progress
@@ -19,6 +19,7 @@ from segdream_cli.config import SD21, SD21_MODEL, PriorConfig
 from segdream_cli.evaluate import image_reward, inception
 from segdream_cli.pointe import checkpoint, clip, transformer
 from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors import published
 from segdream_cli.util import download
 
 BASE = transformer.PointTransformerConfig(points=8, width=16, layers=1, heads=2, text_width=12)
@@ -55,18 +56,18 @@ def online(tiny, clip_folder, folder, monkeypatch):
     monkeypatch.setattr(transformer, "BASE", STAGES["base_40m_textvec.pt"])
     monkeypatch.setattr(transformer, "UPSAMPLE", STAGES["upsample_40m.pt"])
     monkeypatch.setattr(clip, "CLIP", replace(clip.CLIP, pinned={}))
+    monkeypatch.setattr(published, "REVISION", COMMIT)
+    monkeypatch.setattr(published, "SHA256", {})
     with serving({SD21_MODEL: tiny, clip.CLIP.id: clip_folder}) as (hub, address), running() as server:
         point_to(address, folder / "hub", monkeypatch)
         monkeypatch.setenv(checkpoint.ADDRESS_VARIABLE, server.address)
-        published = []
+        stages = []
         for name, config in STAGES.items():
             torch.save(transformer.PointTransformer(config).state_dict(), folder / name)
             server.files[f"/{name}"] = content = (folder / name).read_bytes()
             (folder / name).unlink()
-            published.append(
-                checkpoint.Published(name=name, condition=config.condition, size=len(content), sha256=None)
-            )
-        monkeypatch.setattr(checkpoint, "PUBLISHED", tuple(published))
+            stages.append(checkpoint.Published(name=name, condition=config.condition, size=len(content), sha256=None))
+        monkeypatch.setattr(checkpoint, "PUBLISHED", tuple(stages))
         server.hub = hub
         yield server
 

@@ -1,6 +1,8 @@
 """`resolve` finds, downloads and verifies a prior, against a loopback server that answers like the Hub."""
 
+import hashlib
 import os
+import re
 import shutil
 import socket
 import time
@@ -14,9 +16,10 @@ from checkpoints import build, edit_json, edit_weights, write_json
 from hub_server import COMMIT, Hub, point_to, serving
 from huggingface_hub import constants
 
-from segdream_cli.config import MINI, PriorConfig
+from segdream_cli.config import MINI, SD21_MODEL, PriorConfig
 from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.priors import checkpoint as weights
+from segdream_cli.priors import published
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
 from segdream_cli.util import hashes
 from segdream_cli.util.hub import HubModel
@@ -260,6 +263,44 @@ def test_hash_files_refuses_other_files_than_the_published(hub: type[Hub], tiny:
     model = HubModel(id="org/tiny", marker="model_index.json", fallback_hint="", pinned={"model_index.json": "0" * 64})
     with pytest.raises(WeightsUnavailable, match="instead of the published 000"):
         model.hash_files(tiny, ["model_index.json"], print)
+
+
+@pytest.fixture
+def official(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that the hub serves as Stable Diffusion 2.1-base; its files are the published ones."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "official"))
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    sums = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    monkeypatch.setattr(published, "REVISION", COMMIT)
+    monkeypatch.setattr(published, "SHA256", sums)
+    with serving({SD21_MODEL: folder}) as (_, address):
+        point_to(address, tmp_path / "hub", monkeypatch)
+        yield folder
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"])
+def test_resolve_refuses_other_files_of_stable_diffusion_than_the_published(
+    official: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert weights.resolve(PriorConfig(), cuda=True, offline=False, announce=str).folder.name == COMMIT
+    shutil.rmtree(tmp_path / "hub")
+    shutil.rmtree(tmp_path / "cache")  # with the hashes of the first use
+    if name.endswith(".json"):
+        edit_json(official / name, beta_start=0.1)
+    else:
+        edit_weights(official / name, drop=None, extra=torch.ones(2))
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror")
+    with pytest.raises(WeightsUnavailable, match=f"{name} of {SD21_MODEL} has SHA-256 .* instead of the pub") as caught:
+        weights.resolve(PriorConfig(), cuda=True, offline=False, announce=str)
+    assert str(caught.value.hint).endswith(" && unset HF_ENDPOINT")
+    named = PriorConfig(revision="main")  # a revision of the user's own has no published hashes
+    assert weights.resolve(named, cuda=True, offline=False, announce=str).folder.name == COMMIT
+
+
+def test_published_has_a_hash_of_each_file_that_the_loader_reads() -> None:
+    assert weights._absent_files(published.SHA256) == []
+    assert {name for half in (None, "fp16") for name in weights._files(published.SHA256, half)} == set(published.SHA256)
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in published.SHA256.values())
 
 
 def test_resolve_downloads_the_revision(hub: type[Hub]) -> None:
