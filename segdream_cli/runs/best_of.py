@@ -6,8 +6,8 @@ resumes them. The run of the best then moves to the asset's own run folder, with
 
 import json
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from segdream_cli.evaluate.views import ViewProtocol
 from segdream_cli.optimize.state import AssetState
 from segdream_cli.render.images import write_png
 from segdream_cli.runs.jobs import Job
-from segdream_cli.runs.ownership import EVENTS, TRIED, remove_contents
+from segdream_cli.runs.ownership import EVENTS, TRIED, remove_contents, remove_folder
 from segdream_cli.runs.reporter import Event, JobSkipped, Note, Reporter, RunSaved, SeedChosen, note_to
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.runner import ActiveRun, Destination, four_sides
@@ -94,6 +94,7 @@ class TrialSession(Session):
 
         Raises:
             UsageProblem: a job can't be used, or there are too few steps to compare seeds.
+            OutputExists: another process works on the asset or on a seed.
             WeightsUnavailable: the metric's weights are missing.
             Interrupted: `stop` was set; the runs have been saved.
             SegdreamError: every seed failed, or the best one did later.
@@ -110,22 +111,27 @@ class TrialSession(Session):
             replace(job, seed=seed, output=output.with_name(f"{output.stem}.try-{seed}{output.suffix}"))
             for seed in range(job.seed, job.seed + count)
         ]
-        self._reach(trials, step, force=force)
-        runs = {trial.seed: RunDir.beside(trial.output) for trial in trials}
-        assets = {
-            seed: self.pipeline.restore(run.load(), job.prompt, seed, self.negative_prompt)
-            for seed, run in runs.items()
-            if run.can_resume() and run.step() >= step
-        }
-        if not assets:
-            raise SegdreamError(f"no seed of {output} reached step {step}", hint=f"--seed {job.seed + count}")
-        scores = {seed: scores_by(name, metric, self._asset(asset, output)) for seed, asset in assets.items()}
-        best = max(scores, key=lambda seed: -math.inf if math.isnan(scores[seed]) else scores[seed])
-        chosen = replace(job, seed=best)
-        run = self._keep_best(chosen, assets, runs[best], name, scores, force=force)
-        self.reporter(SeedChosen(output, name, step, scores, best))
-        for tried in runs.values():
-            remove_contents(tried.path)
+        run = RunDir.beside(output)
+        run.create(self._record(job), force=force)  # so that no other process begins the asset meanwhile
+        try:
+            self._reach(trials, step, force=force)
+            with _reached(trials, step) as tried:
+                assets = {
+                    seed: self.pipeline.restore(each.load(), job.prompt, seed, self.negative_prompt)
+                    for seed, each in tried.items()
+                }
+                scores = {seed: scores_by(name, metric, self._asset(asset, output)) for seed, asset in assets.items()}
+                best = max(scores, key=lambda seed: -math.inf if math.isnan(scores[seed]) else scores[seed])
+                run.create(self._record(replace(job, seed=best)), force=force)
+                self._keep_best(run, assets, tried[best], name, scores)
+                self.reporter(SeedChosen(output, name, step, scores, best))
+                for each in tried.values():
+                    remove_contents(each.path)
+        except BaseException:
+            run.release()
+            with suppress(OSError):
+                remove_folder(run.path, resumable=False)
+            raise
         drain(self._finish([ActiveRun(assets[best], step, Destination(output, run, force))]))
 
     def _metric(self, prompt: str, by: str | None) -> tuple[str, Metric]:
@@ -185,29 +191,41 @@ class TrialSession(Session):
         return Asset(name=str(asset.seed), path=output, prompt=asset.prompt, splats=splats, gaussians=asset.gaussians)
 
     def _keep_best(
-        self,
-        chosen: Job,
-        assets: dict[int, AssetState],
-        trial: RunDir,
-        by: str,
-        scores: dict[int, float],
-        *,
-        force: bool,
-    ) -> RunDir:
-        """The run folder of the asset, with the state and the events of the best seed, and what was tried."""
-        run = RunDir.beside(chosen.output)
-        run.create(self._record(chosen), force=force)
+        self, run: RunDir, assets: Mapping[int, AssetState], best: RunDir, by: str, scores: Mapping[int, float]
+    ) -> None:
+        """Puts state and events of the best seed's run into the run folder of the asset, and what was tried."""
+        chosen = run.record().seed
         for seed, asset in assets.items():
             write_png(run.path / f"tried-{seed}.png", four_sides(self.pipeline, asset))
         table = [{"seed": seed, "score": None if math.isnan(score) else score} for seed, score in scores.items()]
-        content = {"by": by, "step": assets[chosen.seed].step, "seeds": table, "chosen": chosen.seed}
+        content = {"by": by, "step": assets[chosen].step, "seeds": table, "chosen": chosen}
         with atomic_write(run.path / TRIED) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        if (trial.path / EVENTS).is_file():
+        if (best.path / EVENTS).is_file():
             with atomic_write(run.path / EVENTS) as temporary:
-                temporary.write_bytes((trial.path / EVENTS).read_bytes())
-        run.save(assets[chosen.seed])
-        return run
+                temporary.write_bytes((best.path / EVENTS).read_bytes())
+        run.save(assets[chosen])
+
+
+@contextmanager
+def _reached(trials: Sequence[Job], step: int) -> Iterator[dict[int, RunDir]]:
+    """Yields the runs that have reached a step, by seed; no other process works on them during the block.
+
+    Raises:
+        OutputExists: another process works on one.
+        SegdreamError: none has.
+    """
+    with ExitStack() as held:
+        runs = {}
+        for trial in trials:
+            run = RunDir.beside(trial.output)
+            if run.can_resume() and run.step() >= step:
+                run.acquire()
+                held.callback(run.release)
+                runs[trial.seed] = run
+        if not runs:
+            raise SegdreamError(f"no seed reached step {step}", hint=f"--seed {trials[-1].seed + 1}")
+        yield runs
 
 
 def _without_checkpoints(reporter: Reporter) -> Reporter:

@@ -12,9 +12,12 @@ from PIL import Image
 from test_batch import Interrupted
 from test_evaluate import BALL as SPLATS
 
+from segdream_cli.errors import OutputExists
 from segdream_cli.evaluate.judge_metric import JudgeMetric
 from segdream_cli.evaluate.metrics import Asset
-from segdream_cli.runs.best_of import scores_by
+from segdream_cli.runs import best_of
+from segdream_cli.runs.best_of import StopAt, scores_by
+from segdream_cli.runs.ownership import RunLock
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.splats.gaussians import Gaussians
 
@@ -67,6 +70,48 @@ def test_best_of_makes_the_asset_that_its_seed_makes_alone(segdream, folder, pre
     alone = segdream("generate", "a red ball", "-o", "alone.ply", "--seed", "5", *SIX)
     assert alone.code == 0
     assert (folder / "ball.ply").read_bytes() == (folder / "alone.ply").read_bytes()
+
+
+def test_no_other_process_gets_between_the_seeds(segdream, folder, preferred, monkeypatch):
+    refusals = []
+
+    def refuse(run, work):
+        with pytest.raises(OutputExists, match=f"another process works on {run}"):
+            work(RunDir(Path(run)))
+        refusals.append(run)
+
+    class Intruder(StopAt):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            refuse("ball.run", lambda run: run.check_free(force=True))
+
+    measure = JudgeMetric.measure
+
+    def intrude(*arguments):
+        refuse("ball.run", lambda run: run.check_free(force=True))
+        for seed in (4, 5, 6):
+            refuse(f"ball.try-{seed}.run", RunDir.acquire)
+        return measure(*arguments)
+
+    monkeypatch.setattr(best_of, "StopAt", Intruder)
+    monkeypatch.setattr(JudgeMetric, "measure", intrude)
+    done = segdream(*BALL, "--seed", "4", "--best-of", "3")
+    assert done.code == 0, done.err
+    assert len(refusals) == 3 + 3 * 4
+    assert sorted(path.name for path in folder.iterdir()) == ["ball.ply", "ball.run"]
+
+
+def test_best_of_refuses_an_asset_and_a_seed_that_another_process_works_on(segdream, folder, preferred, prior):
+    prior(lambda profile: Interrupted(profile, 9, signal.SIGTERM))
+    assert segdream(*BALL, "--seed", "4", "--best-of", "3").code == 143
+    prior()
+    lock = RunLock(folder / "ball.try-4.run")
+    busy = segdream(*BALL, "--seed", "4", "--best-of", "3")
+    lock.release()
+    assert busy.code == 6
+    assert "another process works on ball.try-4.run" in busy.err
+    assert not (folder / "ball.run").exists()
+    assert RunDir(folder / "ball.try-4.run").step() == 2
 
 
 @pytest.mark.usefixtures("lockstep")
