@@ -11,7 +11,7 @@ from typing import Any
 
 from segdream_cli.cli.schema import Done, Failed, Line
 from segdream_cli.errors import SegdreamError
-from segdream_cli.util.text import printable
+from segdream_cli.util.text import printable, printable_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Output:
     def suggest(self, command: Sequence[str]) -> None:
         """Shows the command that usually comes next to a person at a terminal; an empty one is none."""
         if command and not self.json and sys.stderr.isatty():
-            self.note(f"next: {shlex.join(command)}")
+            self.note(f"next: {printable_command(shlex.join(command))}")
 
     def can_ask(self) -> bool:
         """Whether a person can be asked."""
@@ -106,7 +106,7 @@ class Output:
             self._write(line.encode())
         sys.stderr.write(f"error: {printable(problem.message)}\n")
         if problem.hint:
-            sys.stderr.write(f"hint:  {printable(problem.hint)}\n")
+            sys.stderr.write(f"hint:  {printable_command(problem.hint)}\n")
         if output is not None and os.environ.get("SEGDREAM_DEBUG"):
             traceback.print_exception(problem, file=sys.stderr)
         sys.stderr.flush()

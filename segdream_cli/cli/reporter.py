@@ -28,6 +28,7 @@ from segdream_cli.runs.reporter import (
     SeedChosen,
     Stepped,
 )
+from segdream_cli.util.text import printable_command
 
 if TYPE_CHECKING:
     from segdream_cli.cli.download_bar import DownloadBar
@@ -197,7 +198,7 @@ class TerminalReporter:
             self.output.report(stopped, f"kept as it was after step {event.step}: {event.run}")
             return
         self.output.report(stopped, f"stopped after step {event.step} of {event.steps}; resume with:")
-        self.output.note(f"  {event.resume}")
+        self.output.note(f"  {printable_command(event.resume)}")
 
 
 def open_browser(url: str) -> None:

@@ -38,7 +38,7 @@ ADDRESS = "https://openaipublic.azureedge.net/main/point-e"
 ADDRESS_VARIABLE = "SEGDREAM_POINT_E_URL"
 """Environment variable with another address for the same files."""
 
-_FALLBACK_HINT = "--init sphere  # or --point-e-dir /path/to/folder"
+_FALLBACK_HINT = "--init sphere"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +189,7 @@ def _complete_cache(store: Path, offline: bool, announce: Callable[[str], None],
     if offline:
         raise WeightsAbsent(
             f"Point-E is not in the cache {store}, and offline mode is on",
-            hint=f"segdream fetch point-e  # once, while online; or {_FALLBACK_HINT}",
+            hint="segdream fetch point-e  # once, while online",
         )
     with cache_write_errors(store), exclusive(store / ".lock"):
         missing = absent_files()
@@ -226,7 +226,7 @@ def _fetch_stage(
         found = download(
             url,
             pickled,
-            hint=f"{_FALLBACK_HINT}; to trust another file: rm {shlex.quote(str(record))}"
+            hint=f"rm {shlex.quote(str(record))}  # to trust the new file"
             if recorded and not file.sha256
             else _FALLBACK_HINT,
             size=file.size,
@@ -320,5 +320,5 @@ def _check_stage(state: Mapping[str, Tensor], path: Path, file: Published) -> No
     if config.condition != file.condition:
         raise WeightsUnavailable(
             f"{path} holds the stage that is conditioned on {config.condition}, and not on {file.condition}",
-            hint="--point-e-dir with base_40m_textvec.pt and upsample_40m.pt under their own names",
+            hint=_FALLBACK_HINT,
         )

@@ -12,7 +12,7 @@ _OPTIONAL_FILES = ("tokenizer.json", "special_tokens_map.json")
 CLIP = HubModel(
     id="openai/clip-vit-large-patch14",
     marker=_FILES[0],
-    fallback_hint="--init sphere  # or --point-e-dir with a folder clip-vit-large-patch14 in it",
+    fallback_hint="--init sphere",
     pinned={"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},
 )
 """The model on the Hub."""

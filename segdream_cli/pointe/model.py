@@ -72,7 +72,7 @@ class PointE:
             if config.condition != condition:
                 raise WeightsUnavailable(
                     f"{checkpoint.base} and {checkpoint.upsample} are not the base and the upsampling stage of Point-E",
-                    hint="--point-e-dir with base_40m_textvec.pt and upsample_40m.pt",
+                    hint="--init sphere",
                 )
         networks = (
             PointTransformer.from_state(config, state).compute_in(dtype).to(device)

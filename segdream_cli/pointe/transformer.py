@@ -26,7 +26,7 @@ CHANNEL_SCALES = (2.0, 2.0, 2.0, *3 * (0.007843137255,))
 """Scales from world units (xyz in -0.5..0.5, colours in 0..255) to the networks' -1..1; `CHANNEL_BIASES` is added."""
 CHANNEL_BIASES = (0.0, 0.0, 0.0, -1.0, -1.0, -1.0)
 
-_OFFICIAL = "--init sphere  # or --point-e-dir with base_40m_textvec.pt and upsample_40m.pt"
+_FALLBACK_HINT = "--init sphere"
 _DEFAULT_SAMPLING = Sampling()
 
 
@@ -61,12 +61,12 @@ class PointTransformerConfig:
             config = cls(**_check_fields(cls, data))
         except (UsageProblem, TypeError) as problem:
             raise WeightsUnavailable(
-                f"not the configuration of a Point-E stage: {problem}", hint=_OFFICIAL
+                f"not the configuration of a Point-E stage: {problem}", hint=_FALLBACK_HINT
             ) from problem
         if config.width % (2 * config.heads):
             raise WeightsUnavailable(
                 f"not the configuration of a Point-E stage: width {config.width} with {config.heads} heads",
-                hint=_OFFICIAL,
+                hint=_FALLBACK_HINT,
             )
         return config
 
@@ -129,7 +129,7 @@ class PointTransformer(nn.Module):
             network = cls(config)
         problem = _mismatch(state, network.state_dict())
         if problem:
-            raise WeightsUnavailable(f"not the weights of this Point-E stage: {problem}", hint=_OFFICIAL)
+            raise WeightsUnavailable(f"not the weights of this Point-E stage: {problem}", hint=_FALLBACK_HINT)
         network.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
         return network.eval().requires_grad_(False)
 
@@ -262,7 +262,7 @@ def infer_config(state: Mapping[str, Tensor]) -> PointTransformerConfig:
         expected = PointTransformer(known).state_dict()
     problem = _mismatch(state, expected)
     if problem:
-        raise WeightsUnavailable(f"the checkpoint is not Point-E's {title}: {problem}", hint=_OFFICIAL)
+        raise WeightsUnavailable(f"the checkpoint is not Point-E's {title}: {problem}", hint=_FALLBACK_HINT)
     return known
 
 
@@ -283,7 +283,7 @@ def _refuse_variants(state: Mapping[str, Tensor]) -> None:
     elif "clip_embed.weight" not in state:
         reason = "it is not conditioned on a text"
     if reason:
-        raise WeightsUnavailable(f"the checkpoint is of another variant: {reason}", hint=_OFFICIAL)
+        raise WeightsUnavailable(f"the checkpoint is of another variant: {reason}", hint=_FALLBACK_HINT)
 
 
 def _mismatch(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from segdream_cli.config import SD21
 from segdream_cli.errors import PromptProblem, UsageProblem
 from segdream_cli.priors.profile import Vocabulary
+from segdream_cli.util.text import strip_ansi
 
 MAX_PROMPT = 1000
 MAX_QUOTED = 60
@@ -156,7 +157,9 @@ def _strip_text(text: str, name: str) -> str:
         raise UsageProblem(f"the {name} has {len(text):,} characters, but the limit is {MAX_PROMPT:,}")
     odd = next((character for character in text if unicodedata.category(character) in CONTROL), None)
     if odd is not None:
-        plain = "".join(" " if unicodedata.category(character) in CONTROL else character for character in text)
+        plain = "".join(
+            " " if unicodedata.category(character) in CONTROL else character for character in strip_ansi(text)
+        )
         raise PromptProblem(
             f"the {name} has the control character {odd!r}", prompt=given, instead=" ".join(plain.split()) or EXAMPLE
         )

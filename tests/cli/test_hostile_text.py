@@ -1,6 +1,10 @@
 """Prompts, file names and file contents that would change a terminal, through every command."""
 
 import json
+import os
+import re
+import shlex
+import subprocess
 import sys
 import unicodedata
 from dataclasses import replace
@@ -12,6 +16,7 @@ from commands import SIX, TINY
 
 from segdream_cli import cli, formats
 from segdream_cli.splats import Splats
+from segdream_cli.util.text import printable_command
 
 HOSTILE = "a\x1b]0;owned\x07\u202egpj\x9b31m"
 BALL = Splats(
@@ -23,6 +28,27 @@ BALL = Splats(
     shN=np.zeros((2, 0, 3), np.float32),
 )
 MISSING = f"{HOSTILE}/missing.ply"
+
+
+@pytest.mark.parametrize(
+    "name", [HOSTILE, "it's\x1b1\\033", "two\nlines\t\x7f", "caf\udce9\u2028", "plain '1'", 'a"b\x07']
+)
+def test_printable_command_means_the_same_in_a_shell(name):
+    command = printable_command(f"printf %s {shlex.quote(name)}  # {HOSTILE}")
+    assert command.isprintable()
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(name)
+
+
+def test_the_hint_for_a_file_with_control_characters_works_when_pasted(terminal, folder):
+    said = terminal("generate", "--resume", f"{HOSTILE}.run")
+    (hint,) = re.findall(r"hint:  (mv .*)", said)
+    subprocess.run(["bash", "-c", hint], check=True, cwd=folder)
+    assert not Path(f"{HOSTILE}.run").exists()
+
+
+def test_the_hint_for_a_prompt_with_colours_has_none_of_their_codes(terminal):
+    assert "'a red ball'" in terminal("generate", "a \x1b[31mred\x1b[0m ball\x1b]0;owned\x07", "-o", "x.ply", *SIX)
 
 
 @pytest.fixture
@@ -84,4 +110,4 @@ def terminal(segdream, folder, capsys, monkeypatch):
 def test_no_command_prints_what_changes_a_terminal(terminal, arguments):
     said = terminal(*arguments)
     assert not [letter for letter in said if unicodedata.category(letter).startswith("C") and letter != "\n"]
-    assert r"\x1b]" in said or r"\u202e" in said
+    assert any(escape in said for escape in (r"\x1b]", r"\u202e", r"\342\200\256"))
