@@ -72,7 +72,7 @@ def _show(store: "Store", sink: Output, *, verify: bool) -> list[str]:
 
     files = store.files()
     size = sum(file.stat().st_size for file in files)
-    damaged = dict(store.damaged()) if verify else {}
+    damaged = dict(store.find_damage()) if verify else {}
     state = "damaged" if damaged else "ok" if verify and store.part.check else "unchecked"
     remedy = f"rm {' '.join(quote(str(path)) for path in damaged)}"
     hint = None if not damaged else remedy if store.part.kind == SHARED else f"segdream cache --clean {store.name}"

@@ -115,7 +115,7 @@ class TrialSession(Session):
         run.create(self._record(job), force=force)  # so that no other process begins the asset meanwhile
         try:
             self._reach(trials, step, force=force)
-            with _reached(trials, step) as tried:
+            with _claim(trials, step) as tried:
                 assets = {
                     seed: self.pipeline.restore(each.load(), job.prompt, seed, self.negative_prompt)
                     for seed, each in tried.items()
@@ -208,7 +208,7 @@ class TrialSession(Session):
 
 
 @contextmanager
-def _reached(trials: Sequence[Job], step: int) -> Iterator[dict[int, RunDir]]:
+def _claim(trials: Sequence[Job], step: int) -> Iterator[dict[int, RunDir]]:
     """Yields the runs that have reached a step, by seed; no other process works on them during the block.
 
     Raises:

@@ -149,7 +149,7 @@ class Runner:
             return failures
         title = left[0].name + (f" and {len(left) - 1} more" if len(left) > 1 else "")
         name = str(left[0].destination.output) if left[0].destination else title
-        self.reporter(self._started(left, name, title))
+        self.reporter(self._start_event(left, name, title))
         try:
             with self.stop:
                 while left:
@@ -181,7 +181,7 @@ class Runner:
             self._record_timing(done, seconds / len(done))
         return failures
 
-    def _started(self, active: Sequence[ActiveRun], name: str, title: str) -> RunStarted:
+    def _start_event(self, active: Sequence[ActiveRun], name: str, title: str) -> RunStarted:
         """The event of runs that begin together."""
         config = self.pipeline.config
         known = Timings(config, self.origin["prior_digest"], self.pipeline.device).recall(len(active))

@@ -132,7 +132,7 @@ class Store:
         found = (path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink())
         return sorted(path for path in found if self._owns(path))
 
-    def damaged(self) -> Iterator[tuple[Path, str]]:
+    def find_damage(self) -> Iterator[tuple[Path, str]]:
         """The damaged files, and the reason for each."""
         for path in self.files() if self.part.check else ():
             try:

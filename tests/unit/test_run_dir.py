@@ -124,7 +124,7 @@ def test_resume_command_is_quoted(tmp_path):
     )
 
 
-def damaged(text):
+def spoil(text):
     return pytest.param(text, id=text[:24] or "empty")
 
 
@@ -134,16 +134,16 @@ WHOLE = dataclasses.asdict(RECORD)
 @pytest.mark.parametrize(
     "text",
     [
-        damaged(""),
-        damaged("{"),
-        damaged("[1, 2]"),
-        damaged("3"),
-        damaged(json.dumps({"format": 1})),
-        damaged(json.dumps(WHOLE | {"surplus": 1})),
-        damaged(json.dumps(WHOLE | {"prompt": 3})),
-        damaged(json.dumps(WHOLE | {"config": 3})),
-        damaged(json.dumps(WHOLE | {"prior": {"name": "x"}})),
-        damaged(json.dumps(WHOLE | {"output": None})),
+        spoil(""),
+        spoil("{"),
+        spoil("[1, 2]"),
+        spoil("3"),
+        spoil(json.dumps({"format": 1})),
+        spoil(json.dumps(WHOLE | {"surplus": 1})),
+        spoil(json.dumps(WHOLE | {"prompt": 3})),
+        spoil(json.dumps(WHOLE | {"config": 3})),
+        spoil(json.dumps(WHOLE | {"prior": {"name": "x"}})),
+        spoil(json.dumps(WHOLE | {"output": None})),
     ],
 )
 def test_record_names_the_damaged_file(run, text):
