@@ -124,7 +124,7 @@ def test_resume_command_is_quoted(tmp_path):
     )
 
 
-def spoil(text):
+def case(text):
     return pytest.param(text, id=text[:24] or "empty")
 
 
@@ -134,16 +134,16 @@ WHOLE = dataclasses.asdict(RECORD)
 @pytest.mark.parametrize(
     "text",
     [
-        spoil(""),
-        spoil("{"),
-        spoil("[1, 2]"),
-        spoil("3"),
-        spoil(json.dumps({"format": 1})),
-        spoil(json.dumps(WHOLE | {"surplus": 1})),
-        spoil(json.dumps(WHOLE | {"prompt": 3})),
-        spoil(json.dumps(WHOLE | {"config": 3})),
-        spoil(json.dumps(WHOLE | {"prior": {"name": "x"}})),
-        spoil(json.dumps(WHOLE | {"output": None})),
+        case(""),
+        case("{"),
+        case("[1, 2]"),
+        case("3"),
+        case(json.dumps({"format": 1})),
+        case(json.dumps(WHOLE | {"surplus": 1})),
+        case(json.dumps(WHOLE | {"prompt": 3})),
+        case(json.dumps(WHOLE | {"config": 3})),
+        case(json.dumps(WHOLE | {"prior": {"name": "x"}})),
+        case(json.dumps(WHOLE | {"output": None})),
     ],
 )
 def test_record_names_the_damaged_file(run, text):
@@ -163,7 +163,7 @@ def test_repair_restores_the_record_from_a_checkpoint(run):
         ("damaged", lambda path: path.write_text(json.dumps(WHOLE | {"format": 2}))),
         ("missing", lambda path: path.unlink()),
     ):
-        spoil(run.path / "run.json")
+        case(run.path / "run.json")
         assert run.repair() == f"{run.path / 'run.json'} was {state}, and is restored from the checkpoint"
         assert (run.path / "run.json").read_bytes() == content
 
