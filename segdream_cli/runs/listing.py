@@ -78,7 +78,7 @@ def _is_run(path: Path) -> bool:
     if path.is_symlink():
         return False
     leftover = path.suffix == ".run" and TEMPORARY.fullmatch(path.name) is not None
-    return leftover or (path / RECORD).is_file()
+    return leftover or ((path / RECORD).is_file() and not RunDir(path).is_foreign())
 
 
 def _is_locked(path: Path) -> bool:

@@ -176,6 +176,13 @@ class RunDir:
         """Whether the folder has a record."""
         return (self.path / RECORD).is_file()
 
+    def is_foreign(self) -> bool:
+        """Whether its `run.json` is whole JSON without any entry of a record: another program wrote it."""
+        with suppress(OSError, ValueError):
+            data = parse_json((self.path / RECORD).read_text(encoding="utf-8"))
+            return not isinstance(data, dict) or not {"format", *RECORD_TYPES} & data.keys()
+        return False
+
     def can_resume(self) -> bool:
         """Whether the folder has an unfinished run with a checkpoint."""
         return self.exists() and self.checkpoint.exists()
@@ -217,6 +224,11 @@ class RunDir:
                 f"{self.path} exists and is not a run folder: it holds {foreign[0]!r}", hint=self._move_away()
             )
         if RECORD in names and self._lock is None:
+            if CHECKPOINT not in names and self.is_foreign():
+                raise OutputExists(
+                    f"{self.path} exists and is not a run folder: its {RECORD} is another program's",
+                    hint=self._move_away(),
+                )
             self._check_idle()
         if force:
             return

@@ -122,6 +122,14 @@ def test_clean_leaves_files_of_others(segdream, runs):
     assert (runs / "link.run").is_symlink()
 
 
+def test_clean_leaves_the_run_json_of_other_programs(segdream, runs):
+    Path("experiment").mkdir()
+    Path("experiment/run.json").write_text('{"command": "train"}')
+    assert "experiment" not in states(segdream)
+    assert segdream("runs", "--clean", "--stopped", "--yes").code == 0
+    assert Path("experiment/run.json").read_text() == '{"command": "train"}'
+
+
 def test_clean_asks_on_a_terminal_only(segdream, runs, monkeypatch):
     before = states(segdream)
     refused = segdream("runs", "--clean", "deep")

@@ -222,13 +222,28 @@ def test_check_free_refuses_files_of_others(tmp_path, files, force):
     assert set(contents(tmp_path)) == {f"bus.run/{name}" for name in files}
 
 
-@pytest.mark.parametrize("text", ['{"scripts": {"test": "jest"}}', "{}", "", "[1]", '{"format": 1}'])
-def test_create_refuses_a_run_json_that_is_no_record(tmp_path, text):
-    (tmp_path / "bus.run").mkdir()
-    (tmp_path / "bus.run" / "run.json").write_text(text)
+@pytest.mark.parametrize("text", ["", '{"format": 1', '{"format": 1}'])
+def test_create_replaces_a_damaged_record_only_by_force(tmp_path, text):
+    run = RunDir(tmp_path / "bus.run")
+    run.path.mkdir()
+    (run.path / "run.json").write_text(text)
     with pytest.raises(UsageProblem, match="damaged"):
-        RunDir(tmp_path / "bus.run").create(RECORD)
-    assert (tmp_path / "bus.run" / "run.json").read_text() == text
+        run.create(RECORD)
+    assert (run.path / "run.json").read_text() == text
+    run.create(RECORD, force=True)
+    assert run.record() == RECORD
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("text", ['{"scripts": {"test": "jest"}}', "{}", "[1]"])
+def test_create_refuses_the_run_json_of_another_program(tmp_path, text, force):
+    run = RunDir(tmp_path / "bus.run")
+    run.path.mkdir()
+    (run.path / "run.json").write_text(text)
+    with pytest.raises(OutputExists, match=r"run\.json is another program's") as caught:
+        run.create(RECORD, force=force)
+    assert caught.value.hint.startswith(f"mv {run.path} ")
+    assert (run.path / "run.json").read_text() == text
 
 
 def test_create_follows_a_link_to_another_disk(tmp_path):

@@ -163,7 +163,7 @@ def test_repair_restores_the_record_from_a_checkpoint(run):
         ("damaged", lambda path: path.write_text(json.dumps(WHOLE | {"format": 2}))),
         ("missing", lambda path: path.unlink()),
     ):
-        case(run.path / "run.json")
+        spoil(run.path / "run.json")
         assert run.repair() == f"{run.path / 'run.json'} was {state}, and is restored from the checkpoint"
         assert (run.path / "run.json").read_bytes() == content
 
