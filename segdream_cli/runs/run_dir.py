@@ -331,6 +331,10 @@ class RunDir:
         before = self.path
         if lexists(before):
             self.path = free_name(before)
+        try:
+            before.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise write_problem(problem, before) from problem
         self.create(self._record)
         return f"{before} was removed or renamed during the run; {self.path} takes its place"
 

@@ -37,7 +37,7 @@ from segdream_cli.runs.timings import Timing, Timings
 from segdream_cli.splats import Splats
 from segdream_cli.util.download import format_time
 from segdream_cli.util.failures import convert_failures
-from segdream_cli.util.files import free_name, other_output, write_policy
+from segdream_cli.util.files import free_name, other_path, write_policy
 from segdream_cli.util.memory import peak_memory_gib
 from segdream_cli.viewer.live import LivePage
 
@@ -271,20 +271,28 @@ class Runner:
             failures.append(JobFailed(OutputExists(problem.message, hint=command), output))
             return False
         except SegdreamError as problem:
-            cause, command = problem.__cause__, None
-            if isinstance(cause, OSError) and (instead := other_output(cause, output)):
-                command = f"{run.resume_command()} {instead}"
-            self._keep(each, problem, command, finished=True)
-            problem.hint = command or problem.hint
+            cause = problem.__cause__
+            other = other_path(cause, output) if isinstance(cause, OSError) else None
+            elsewhere = None if other is None else f"{run.resume_command()} -o {quote(str(other))}"
+            if self._keep(each, problem, elsewhere, finished=True):
+                problem.hint = elsewhere or problem.hint
+            elif other is not None:
+                self._rescue(each, problem, other)
             failures.append(JobFailed(problem, output))
             return False
         run.finish(keep=self.pipeline.config.output.keep_run)
         return True
 
+    def _rescue(self, each: ActiveRun, problem: SegdreamError, other: Path) -> None:
+        """Writes a finished asset whose state can't be saved beside it to another disk, and says so in its error."""
+        with suppress(SegdreamError), convert_failures(), write_policy(replace=False):
+            formats.write(other, self.snapshot(each))
+            problem.message, problem.hint = f"{problem.message}; the asset is {other} instead", None
+
     def _keep(
         self, each: ActiveRun, problem: SegdreamError, command: str | None = None, *, finished: bool = False
-    ) -> None:
-        """Saves a failed run, unless its state may be that within a step.
+    ) -> bool:
+        """Saves a failed run, unless its state may be that within a step; returns whether it did.
 
         Args:
             each: the run.
@@ -292,10 +300,13 @@ class Runner:
             command: resumes it; None for the usual command.
             finished: the run has taken its last step.
         """
+        saved = False
         if finished or isinstance(problem, (Diverged, OutOfMemory)) or isinstance(problem.__cause__, OSError):
             with suppress(SegdreamError), convert_failures():  # of two errors, the first is the one to report
                 self._save(each)
+                saved = True
         self._report_checkpoint(each, command, resumable=not isinstance(problem, Diverged))
+        return saved
 
     def _save(self, each: ActiveRun) -> None:
         """Writes a checkpoint, if the run has a folder."""

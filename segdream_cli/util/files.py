@@ -80,12 +80,17 @@ def free_name(path: Path) -> Path:
 
 
 def other_output(problem: OSError, path: Path, option: str = "-o") -> str | None:
-    """An option that names an output in another folder or, if a disk failed, on another disk; None if there is none."""
-    folder = next(_other_folders(path.parent, other_disk=problem.errno in DISK_ERRORS), None)
-    if folder is None:
+    """An option that names the path of `other_path`; None if there is none."""
+    other = other_path(problem, path)
+    return None if other is None else f"{option} {shlex.quote(str(other))}"
+
+
+def other_path(problem: OSError, path: Path) -> Path | None:
+    """A path for an output in another folder or, if a disk failed, on another disk; None if no other path helps."""
+    if problem.errno in LIMITS:
         return None
-    found = folder / f"{path.stem[:STEM_LENGTH]}{path.suffix}"
-    return f"{option} {shlex.quote(str(free_path(found)))}"
+    folder = next(_other_folders(path.parent, other_disk=problem.errno in DISK_ERRORS), None)
+    return None if folder is None else free_path(folder / f"{path.stem[:STEM_LENGTH]}{path.suffix}")
 
 
 def relocation(variable: str, folder: Path, problem: OSError | None = None, size: int = 0) -> str:
@@ -125,6 +130,8 @@ def _temporary_folder() -> Path:
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """Errors that other folders of the same disk have too."""
+LIMITS = (errno.EFBIG, errno.EMFILE, errno.ENFILE)
+"""Errors that all folders have."""
 _CAUSES: Mapping[int, tuple[type[SegdreamError], str, str | None]] = {
     errno.ENOSPC: (SegdreamError, "the disk is full", "df -h {folder}  # then run the command again"),
     errno.EDQUOT: (SegdreamError, "the disk is full", "df -h {folder}  # then run the command again"),

@@ -685,7 +685,7 @@ def test_full_disk_at_the_end_keeps_the_checkpoint(segdream, folder, monkeypatch
     segdream("generate", BUS, "-o", "whole.ply", *SIX)
     with monkeypatch.context() as patch:
         fill_the_disk(patch, ".ply")
-        patch.setattr(runner, "other_output", lambda problem, path: f"-o {other}" if other else None)
+        patch.setattr(runner, "other_path", lambda problem, path: other and Path(other))
         done = segdream(*generate())
     assert (done.code, done.out) == (1, "")
     assert "the disk is full: bus.ply was not written" in done.err

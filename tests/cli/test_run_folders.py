@@ -1,5 +1,6 @@
 """What happens to a run's folder and its output while it runs, and between two runs."""
 
+import errno
 import json
 import os
 import shlex
@@ -25,6 +26,7 @@ from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.session import resume_run
 from segdream_cli.runs.spec import Request
 from segdream_cli.runs.stopping import StopRequest
+from segdream_cli.util import files
 
 WHOLE = ("generate", BUS, "-o", "whole.ply", *SIX)
 EACH = ("--set", "output.checkpoint_every=1")
@@ -171,6 +173,17 @@ def test_run_whose_folder_goes_away_continues(segdream, prior, folder, kept):
     assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
 
 
+def test_run_whose_whole_folder_is_moved_continues_where_it_was(segdream, prior, folder):
+    segdream(*WHOLE)
+    Path("deep/er").mkdir(parents=True)
+    prior(lambda profile: Meddling(profile, lambda: Path("deep").rename("moved")))
+    done = segdream("generate", BUS, "-o", "deep/er/bus.ply", *SIX, *EACH)
+    assert done.code == 0, done.err
+    assert "deep/er/bus.run was removed or renamed during the run" in done.err
+    assert Path("deep/er/bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+    assert RunDir(Path("moved/er/bus.run")).step() == 2
+
+
 @pytest.fixture
 def stopped(segdream, prior, folder):
     """The record of a run that was stopped after some steps."""
@@ -266,6 +279,41 @@ def test_run_in_use_is_refused(segdream, stopped):
         assert "another process works on bus.run" in done.err
     other.release()
     assert segdream("generate", "--resume", "bus.run").code == 0
+
+
+def limit_space(monkeypatch, code, *where):
+    """Lets files in the folders `where` fail with an error of the system."""
+    real = tempfile.mkstemp
+
+    def mkstemp(dir=None, prefix="", suffix=""):
+        if Path(dir or ".").name in where and not suffix.endswith(".json"):
+            raise OSError(code, os.strerror(code))
+        return real(dir=dir, prefix=prefix, suffix=suffix)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+
+
+def test_asset_is_written_elsewhere_where_the_disk_has_no_space_for_its_state_either(segdream, folder, monkeypatch):
+    segdream(*WHOLE)
+    Path("full").mkdir()
+    limit_space(monkeypatch, errno.ENOSPC, "full", "bus.run")
+    monkeypatch.setattr(files, "_other_folders", lambda *_, **__: iter([folder]))
+    done = segdream("generate", BUS, *SIX, "-o", "full/bus.ply")
+    assert (done.code, done.out) == (1, "")
+    assert f"the disk is full: full/bus.ply was not written; the asset is {folder}/bus.ply instead" in done.err
+    assert "hint" not in done.err
+    assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
+
+
+def test_hint_for_a_limit_of_the_shell_names_no_other_folder(segdream, folder, monkeypatch):
+    Path("full").mkdir()
+    with monkeypatch.context() as patch:
+        limit_space(patch, errno.EFBIG, "full")
+        done = segdream("generate", BUS, *SIX, "-o", "full/bus.ply")
+    assert done.code == 1
+    assert "hint: ulimit -f unlimited" in done.err
+    assert "resume with: segdream generate --resume full/bus.run" in done.err
+    assert segdream("generate", "--resume", "full/bus.run").code == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
