@@ -3,7 +3,8 @@
 python -m benchmarks.formats [--count 1000000] [--small 20000] [--runs 3] [--only sog html] [--sh 0 3] [--record]
 
 splat-transform runs in one Node process, whose start is not counted, on the same files, in turns with ours; ours
-syncs each file to the disk, theirs does not. The best of the runs counts. It comes from .node/node_modules, where
+syncs each file to the disk, theirs does not. The best of the runs counts, of the wall time and, apart from it, of the
+processor time, which other work on the machine disturbs less. It comes from .node/node_modules, where
 .ci/run puts it, or from the folder that SEGDREAM_NODE_MODULES names; without it, ours are timed alone.
 """
 
@@ -40,7 +41,9 @@ LEAST_READS = 3
 """Formats whose file is written only once, because that takes minutes."""
 VIEWED, MANY, SORTS = 200_000, 1_000_000, 12
 
-Theirs = Callable[..., float | None]
+Times = tuple[float, float]
+"""Wall time and processor time in seconds."""
+Theirs = Callable[..., Times | None]
 
 
 def surface(count: int, k: int) -> Splats:
@@ -63,7 +66,7 @@ def surface(count: int, k: int) -> Splats:
 
 @contextmanager
 def splat_transform() -> Iterator[Theirs | None]:
-    """A function that times one job of splat-transform in seconds, or None if it is not installed."""
+    """A function that times one job of splat-transform, or None if it is not installed."""
     node = NODE_MODULES / ".bin" / "node"
     if not (NODE_MODULES / "@playcanvas" / "splat-transform").exists():
         print(f"{NODE_MODULES} has no splat-transform: ours alone", file=sys.stderr)
@@ -74,7 +77,7 @@ def splat_transform() -> Iterator[Theirs | None]:
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def timed(**job: str) -> float | None:
+        def timed(**job: str) -> Times | None:
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
             while not (line := process.stdout.readline()).startswith("{"):  # the library prints too
@@ -83,7 +86,8 @@ def splat_transform() -> Iterator[Theirs | None]:
             answer = json.loads(line)
             if "problem" in answer:
                 print(f"{job}: {answer['problem']}", file=sys.stderr)
-            return answer.get("seconds")
+                return None
+            return answer["seconds"], answer["processor"]
 
         yield timed
         process.stdin.close()
@@ -96,11 +100,23 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def best(runs: int, ours: Callable[[], object], theirs: Callable[[], float | None]) -> tuple[float, float | None]:
+def both(work: Callable[[], object]) -> Times:
+    """Wall time and processor time of one run."""
+    before = time.process_time()
+    return seconds(work), time.process_time() - before
+
+
+def best(runs: int, ours: Callable[[], object], theirs: Callable[[], Times | None]) -> tuple[Times, Times | None]:
     """The shortest times of both, measured in turns."""
-    pairs = [(seconds(ours), theirs()) for _ in range(runs)]
+    pairs = [(both(ours), theirs()) for _ in range(runs)]
     others = [other for _, other in pairs if other is not None]
-    return min(own for own, _ in pairs), min(others) if others else None
+    return least([own for own, _ in pairs]), least(others) if others else None
+
+
+def least(times: list[Times]) -> Times:
+    """The least of each kind."""
+    wall, processor = zip(*times, strict=True)
+    return min(wall), min(processor)
 
 
 def raw_seconds(path: Path, splats: Splats) -> float:
@@ -121,14 +137,14 @@ def measure(count: int, k: int, names: list[str], runs: int, folder: Path, their
     figures: dict[str, float] = {}
     raw = min(raw_seconds(folder / "raw.ply", splats) for _ in range(runs))
     print(f"\n{count:,} Gaussians, SH {degree}; numpy writes the bytes of a compact PLY in {raw:.3f} s")
-    print("format           MB   write   theirs   ratio    read   theirs   ratio")
+    print("format           MB   write   theirs   ratio  by CPU    read   theirs   ratio  by CPU")
     for name in names:
         path, other = folder / f"ours{FORMATS[name].suffix}", folder / f"theirs{FORMATS[name].suffix}"
 
-        def write_theirs(name: str = name, other: Path = other) -> float | None:
+        def write_theirs(name: str = name, other: Path = other) -> Times | None:
             return theirs(op="write", source=str(source), path=str(other)) if theirs and name in THEIR_WRITERS else None
 
-        def read_theirs(name: str = name, path: Path = path) -> float | None:
+        def read_theirs(name: str = name, path: Path = path) -> Times | None:
             return theirs(op="read", path=str(path)) if theirs and name in THEIR_READERS else None
 
         cells = [f"{name:14}"]
@@ -138,10 +154,15 @@ def measure(count: int, k: int, names: list[str], runs: int, folder: Path, their
         if FORMATS[name].readable:
             steps["read"] = best(max(runs, LEAST_READS), lambda path=path: formats.read(path), read_theirs)
         for what, (own, them) in steps.items():
-            cells += [f"{own:7.3f}", f"{them:8.3f}" if them else 8 * " ", f"{them / own:7.2f}" if them else 7 * " "]
-            figures[f"{name}_{what}_sh{degree}_{count}_s"] = own
-            if them:
-                figures[f"{name}_{what}_sh{degree}_{count}_times_faster"] = them / own
+            stem = f"{name}_{what}_sh{degree}_{count}"
+            figures[f"{stem}_s"], figures[f"{stem}_processor_s"] = own
+            cells.append(f"{own[0]:7.3f}")
+            if them is None:
+                cells.append(24 * " ")
+                continue
+            wall, processor = (other / mine for other, mine in zip(them, own, strict=True))
+            figures[f"{stem}_times_faster"], figures[f"{stem}_processor_times_faster"] = wall, processor
+            cells += [f"{them[0]:8.3f}", f"{wall:7.2f}", f"{processor:7.2f}"]
         print(" ".join(cells), flush=True)
     if "ply-compact" in names:
         figures[f"ply_compact_sh{degree}_over_numpy"] = figures[f"ply-compact_write_sh{degree}_{count}_s"] / raw

@@ -1,5 +1,5 @@
 // Times PlayCanvas's reader and writers in one process: node splat_transform.mjs NODE_MODULES, then a job a line,
-// {"op": "read", "path": ...} or {"op": "write", "source": PLY, "path": ...}; answers {"seconds": ..., "bytes": ...}.
+// {"op": "read", "path": ...} or {"op": "write", "source": PLY, "path": ...}; answers {"seconds": ..., "processor": ..., "bytes": ...}.
 import { readFileSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
 import { createInterface } from "node:readline";
@@ -40,9 +40,10 @@ for await (const line of createInterface({ input: process.stdin })) {
       sources.clear();
       sources.set(source, await read(source));
     }
-    const begin = performance.now();
+    const begin = performance.now(), before = process.cpuUsage();
     const bytes = op === "read" ? (await read(path)).table.numRows : await write(sources.get(source), path);
-    answer = { seconds: (performance.now() - begin) / 1000, bytes };
+    const { user, system } = process.cpuUsage(before);
+    answer = { seconds: (performance.now() - begin) / 1000, processor: (user + system) / 1e6, bytes };
   } catch (problem) {
     answer = { problem: String(problem) };
   }

@@ -55,7 +55,7 @@ HEAVY = {
     ),
     "openvino": ("accel/openvino_engine",),
     "plyfile": ("formats/ply",),
-    "scipy": ("evaluate/*", "formats/points", "mesh/surface", "optimize/start", "simplify/*"),
+    "scipy": ("evaluate/*", "formats/points", "mesh/surface", "mesh/texture", "optimize/start", "simplify/*"),
     "trimesh": ("mesh/surface",),
     "typer": ("cli/*",),
     "rich": ("cli/*",),

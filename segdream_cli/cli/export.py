@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from itertools import chain, compress
+from itertools import chain
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -28,11 +28,13 @@ from segdream_cli.errors import OptionProblem, UsageProblem
 MESH, PAGE = "mesh", "html"
 MESH_SUFFIXES = (".glb", ".obj")
 EDIT_PANEL, MESH_PANEL = "Edits, applied in this order", "Mesh"
-MESH_OPTIONS = ("faces", "texture_size", "opacity")
+MESH_OPTIONS = ("faces", "colors", "texture_size", "opacity", "collision", "compress")
 Axis = StrEnum("Axis", ["x", "y", "z"])
 Unit = StrEnum("Unit", {name: name for name in ("m", "cm", "mm", "in", "ft")})  # type: ignore[misc]
 METRE: Unit = Unit("m")
 Pivot = StrEnum("Pivot", ["ground", "center"])
+Colors = StrEnum("Colors", ["texture", "vertex"])
+TEXTURE: Colors = Colors("texture")
 IN_METRES = (".glb", ".usdz")
 """Suffixes of formats whose coordinates are in metres by definition, or that say so."""
 LARGEST = 1e6
@@ -169,6 +171,10 @@ def export(
             "--faces", min=100, max=10_000_000, help="Maximum number of triangles.", rich_help_panel=MESH_PANEL
         ),
     ] = 20_000,
+    colors: Annotated[
+        Colors,
+        typer.Option("--colors", help="Colours in a texture or one per vertex.", rich_help_panel=MESH_PANEL),
+    ] = TEXTURE,
     texture_size: Annotated[
         int,
         typer.Option("--texture-size", min=64, max=8192, help="Texture side in pixels.", rich_help_panel=MESH_PANEL),
@@ -183,6 +189,16 @@ def export(
             rich_help_panel=MESH_PANEL,
         ),
     ] = 0.5,
+    collision: Annotated[
+        bool,
+        typer.Option(
+            "--collision", help="Convex pieces for physics, in place of a coloured mesh.", rich_help_panel=MESH_PANEL
+        ),
+    ] = False,
+    compress: Annotated[
+        bool,
+        typer.Option("--compress", help="Compress a .glb: Draco, and the texture as JPEG.", rich_help_panel=MESH_PANEL),
+    ] = False,
     frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
@@ -204,6 +220,8 @@ def export(
     segdream export bus.ply --format mesh -o bus.glb
 
     segdream export bus.ply --format mesh --height 3.2m --pivot ground -o bus.glb
+
+    segdream export bus.ply --collision -o bus-collision.glb
     """
     from segdream_cli.splats.scene import join, parse_placed
     from segdream_cli.util.files import all_or_none, write_policy
@@ -218,10 +236,8 @@ def export(
     places = [parse_placed(each) for each in assets]
     asset = places[0].path
     outputs = [shared.fill_stem(each, asset) for each in outputs]
-    names = choose_formats(outputs, format)
-    if MESH not in names:
-        hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
-        shared.refuse_options(context, set(MESH_OPTIONS), "can't be used: no output is a mesh", hint)
+    names = choose_formats(outputs, MESH if collision and format is None else format)
+    check_mesh_options(context, outputs, names, asset)
     if spz_bits is not None and not any(name.startswith("spz") for name in names):
         raise UsageProblem(
             "--spz-bits only affects .spz files, and no output is a .spz file", hint=f"-o {quote(asset.stem)}.spz"
@@ -230,11 +246,16 @@ def export(
     edits = choose_edits(context)
     sizing = choose_sizing(context, outputs)
     reduction = choose_reduction(context)
-    left = [not shared.is_skipped(path, sink, skip=skip_existing, force=force) for path in outputs]
-    outputs, names = list(compress(outputs, left)), list(compress(names, left))
-    if not outputs:
+    pending = [
+        (path, name)
+        for path, name in zip(outputs, names, strict=True)
+        if not shared.is_skipped(path, sink, skip=skip_existing, force=force)
+    ]
+    if not pending:
         return
-    files = [_files(path, name) for path, name in zip(outputs, names, strict=True)]
+    outputs, names = [path for path, _ in pending], [name for _, name in pending]
+    textured = colors == TEXTURE and not collision
+    files = [_files(path, name, textured=textured) for path, name in zip(outputs, names, strict=True)]
     _check_targets(outputs, files, force=force)
     paths = [each.path for each in places]
     whole = join(read_assets(paths, sink, frame=frame, strict=strict, as_splats=as_splats), places)
@@ -357,18 +378,8 @@ def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
 
     Raises:
         UsageProblem: a suffix or the format is unknown, or the format suits no output.
-        EnvironmentProblem: a format needs a package that is missing.
+        EnvironmentProblem: a format other than a mesh needs a package that is missing.
     """
-    chosen = _choose_formats(outputs, format)
-    if MESH in chosen:
-        from segdream_cli.mesh import check_packages
-
-        check_packages()
-    return chosen
-
-
-def _choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
-    """As `choose_formats`, without the check of the libraries of a mesh."""
     from segdream_cli.formats import FORMATS, check_format, goes_with
 
     by_suffix = [MESH if path.suffix.lower() == ".obj" else check_format(path) for path in outputs]
@@ -386,6 +397,36 @@ def _choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
     if not any(fitting):
         check_format(outputs[0], format)  # raises the error that names the reason
     return [format if fits else other for fits, other in zip(fitting, by_suffix, strict=True)]
+
+
+def check_mesh_options(context: typer.Context, outputs: Sequence[Path], names: Sequence[str], asset: Path) -> None:
+    """Checks the options of a mesh, and the libraries that it needs.
+
+    Raises:
+        OptionProblem: an option has no effect.
+        UsageProblem: there is no .glb to compress.
+        EnvironmentProblem: a library is missing.
+    """
+    if MESH not in names:
+        hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
+        return shared.refuse_options(context, set(MESH_OPTIONS), "can't be used: no output is a mesh", hint)
+    from segdream_cli.mesh import libraries
+
+    colors, collision, compress = (context.params[name] for name in ("colors", "collision", "compress"))
+    if collision:
+        idle = {"faces", "colors", "texture_size"}
+        shared.refuse_options(
+            context, idle, "has no effect with --collision, which sets its own size and has no colours"
+        )
+    elif colors != TEXTURE:
+        shared.refuse_options(context, {"texture_size"}, "has no effect with --colors vertex")
+    meshes = [path for path, name in zip(outputs, names, strict=True) if name == MESH]
+    if compress and not any(path.suffix.lower() == ".glb" for path in meshes):
+        raise UsageProblem(
+            "--compress only affects .glb meshes", hint=f"-o {quote(str(meshes[0].with_suffix('.glb')))}"
+        )
+    needed = [libraries.PIECES] if collision else [libraries.UNWRAP] if colors == TEXTURE else []
+    return libraries.check_packages(*needed, *([libraries.DRACO] if compress else []))
 
 
 def choose_frame(text: str | None, names: Sequence[str], asset: Path) -> str | None:
@@ -481,41 +522,55 @@ def _numbers(text: str) -> list[float]:
     return values if all(math.isfinite(value) and abs(value) <= LARGEST for value in values) else []
 
 
-def _files(path: Path, name: str) -> list[Path]:
+def _files(path: Path, name: str, *, textured: bool) -> list[Path]:
     """The files written for one output."""
-    textured = name == MESH and path.suffix.lower() == ".obj"
-    return [path, path.with_suffix(".mtl"), path.with_suffix(".png")] if textured else [path]
+    beside = (".mtl", ".png") if textured and name == MESH and path.suffix.lower() == ".obj" else ()
+    return [path, *(path.with_suffix(suffix) for suffix in beside)]
 
 
 def _write(
     sink: Output, path: Path, splats: Any, name: str, frame: str | None, options: Mapping[str, Any], sizing: Any
 ) -> dict[str, Any]:
     """Writes one output with the axes of `frame`, and returns the fields of its line that are about a mesh."""
-    if name != MESH:
-        from segdream_cli import formats
-        from segdream_cli.formats.losses import describe_losses
-        from segdream_cli.splats.sizing import resize
+    if name == MESH:
+        return _write_mesh(sink, path, splats, frame, sizing, **options)
+    from segdream_cli import formats
+    from segdream_cli.formats.losses import describe_losses
+    from segdream_cli.splats.sizing import resize
 
-        sized = splats if sizing is None else resize(splats, sizing)
-        if losses := describe_losses(sized, name):
-            sink.note(f"{path} {losses}")
-        formats.write(path, sized, name, frame=frame, **options)
-        return {}
+    sized = splats if sizing is None else resize(splats, sizing)
+    if losses := describe_losses(sized, name):
+        sink.note(f"{path} {losses}")
+    formats.write(path, sized, name, frame=frame, **options)
+    return {}
+
+
+def _write_mesh(
+    sink: Output,
+    path: Path,
+    splats: Any,
+    frame: str | None,
+    sizing: Any,
+    *,
+    collision: bool,
+    compress: bool,
+    opacity: float,
+    **options: Any,
+) -> dict[str, Any]:
+    """Writes a mesh or the convex pieces of one, as `_write` does."""
     from segdream_cli import mesh
     from segdream_cli.cli.progress import StageProgress
 
-    with StageProgress(path.name, mesh.STAGES, sink) as progress:
-        made = mesh.extract(splats, **options, begin=progress.begin)
+    stages = mesh.stages(colors=options["colors"], collision=collision)
+    with StageProgress(path.name, stages, sink) as progress:
+        if collision:
+            made = mesh.collide(splats, opacity=opacity, begin=progress.begin)
+        else:
+            made = mesh.extract(splats, opacity=opacity, **options, begin=progress.begin)
     made = made if sizing is None else mesh.resize(made, sizing)
-    mesh.write(path, made if frame is None else mesh.to_frame(made, frame))
-    changes = [f"{made.left_out:,} small parts dropped"] if made.left_out else []
-    if made.resolution < mesh.RESOLUTION:
-        changes.append(f"grid reduced from {mesh.RESOLUTION} to {made.resolution}, which closes small holes")
-    if len(made.faces) > options["faces"]:
-        changes.append(f"{len(made.faces):,} triangles, because no closed surface has {options['faces']:,}")
-    if changes:
-        remedy = f"use --faces {made.enough}" if made.enough and not made.left_out else "raise --faces"
-        sink.note(f"{path}: mesh simplified: {', '.join(changes)}; {remedy} to keep more")
+    mesh.write(path, made if frame is None else mesh.to_frame(made, frame), compress=compress)
+    if note := _describe_cuts(made, options["faces"], collision=collision):
+        sink.note(f"{path}: {note}")
     return {
         "triangles": len(made.faces),
         "watertight": made.watertight,
@@ -523,3 +578,20 @@ def _write(
         "parts_left_out": made.left_out,
         "grid": made.resolution,
     }
+
+
+def _describe_cuts(made: Any, faces: int, *, collision: bool) -> str:
+    """A note about what a mesh lacks; empty if it lacks nothing."""
+    from segdream_cli.mesh import RESOLUTION
+
+    changes = [f"{made.left_out:,} small parts dropped"] if made.left_out else []
+    if collision:
+        return "; ".join([f"{made.components} convex pieces of {len(made.faces):,} triangles", *changes])
+    if made.resolution < RESOLUTION:
+        changes.append(f"grid reduced from {RESOLUTION} to {made.resolution}, which closes small holes")
+    if len(made.faces) > faces:
+        changes.append(f"{len(made.faces):,} triangles, because no closed surface has {faces:,}")
+    if not changes:
+        return ""
+    remedy = f"use --faces {made.enough}" if made.enough and not made.left_out else "raise --faces"
+    return f"mesh simplified: {', '.join(changes)}; {remedy} to keep more"

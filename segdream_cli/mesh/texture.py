@@ -1,4 +1,4 @@
-"""The texture of a mesh, from images of the Gaussians from all sides."""
+"""The texture of a mesh, or the colours of its vertices, from images of the Gaussians from all sides."""
 
 import math
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from segdream_cli.mesh.solid import count_pairs
 from segdream_cli.render.cameras import Cameras, frame_sphere
@@ -23,6 +24,8 @@ VIEW_SIZE = 512
 """Number of images for the texture, and their side in pixels."""
 SHARPNESS = 2
 """Weight of an image: this power of the cosine between the surface's normal and the line of sight."""
+GRAY = 0.5
+"""Colour of vertices that no image shows."""
 GRAZING = 0.1
 """Cosine below which an image is not used for a surface."""
 
@@ -31,20 +34,46 @@ def bake(
     splats: Splats, closed: Any, corners: Indices, uvs: Floats, size: int, step: float, device: torch.device
 ) -> tuple[Bytes, float]:
     """The texture [size, size, 3] from images from all sides, and the share of the surface that they show."""
-    corners3d = np.asarray(closed.vertices, np.float32)[closed.faces]  # [f, 3, 3]
     row_down = np.stack([uvs[:, 0], 1 - uvs[:, 1]], axis=1) * np.float32(size)
     face, weights, pixel = _cover_pixels(row_down[corners], size)
-    points = np.einsum("tc,tcd->td", weights, corners3d[face])
+    points = np.einsum("tc,tcd->td", weights, np.asarray(closed.vertices, np.float32)[closed.faces[face]])
     normals = np.einsum("tc,tcd->td", weights, np.asarray(closed.vertex_normals, np.float32)[closed.faces[face]])
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
+    sums = _gather(splats, closed, points, normals, step, device)
+    shown = np.zeros((size * size, 4), np.float32)
+    shown[pixel] = sums
+    return _fill_holes(shown.reshape(size, size, 4)), float(_seen(sums).mean())
+
+
+def color_vertices(splats: Splats, closed: Any, step: float, device: torch.device) -> tuple[Floats, float]:
+    """The colours [v, 3] of the vertices in images from all sides, and the share that they show.
+
+    A vertex that no image shows takes the colour of the nearest one that is shown.
+    """
+    points = np.asarray(closed.vertices, np.float32)
+    sums = _gather(splats, closed, points, np.asarray(closed.vertex_normals, np.float32), step, device)
+    seen = _seen(sums)
+    if not seen.any():
+        return np.full((len(points), 3), GRAY, np.float32), 0.0
+    nearest = KDTree(points[seen]).query(points)[1]
+    known = sums[seen][nearest]
+    return np.clip(known[:, :3] / known[:, 3:], 0, 1), float(seen.mean())
+
+
+def _gather(splats: Splats, closed: Any, points: Floats, normals: Floats, step: float, device: torch.device) -> Floats:
+    """Sums of premultiplied colour and of alpha [t, 4] over the images that show the points of the surface."""
+    normals = normals / (np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12)
+    corners3d = np.asarray(closed.vertices, np.float32)[closed.faces]  # [f, 3, 3]
     sums = np.zeros((len(points), 4), np.float32)
     cameras, images = _render_views(splats, closed.bounds, device)
     for view in range(len(cameras)):
         _add_view(sums, points, normals, corners3d, cameras, view, images[view], step)
-    shown = np.zeros((size * size, 4), np.float32)
-    shown[pixel] = sums
-    seen = sums[:, 3] > 1e-6
-    return _fill_holes(shown.reshape(size, size, 4)), float(seen.mean())
+    return sums
+
+
+def _seen(sums: Floats) -> NDArray[np.bool_]:
+    """Where an image shows a point [t]."""
+    seen: NDArray[np.bool_] = sums[:, 3] > 1e-6
+    return seen
 
 
 def _render_views(splats: Splats, box: Any, device: torch.device) -> tuple[Cameras, Floats]:

@@ -130,6 +130,9 @@ EXAMPLES = {
     "--spz-bits": ("--spz-bits", "12"),
     "--faces": ("--faces", "500"),
     "--texture-size": ("--texture-size", "64"),
+    "--colors": ("--colors", "vertex"),
+    "--compress": ("--compress",),
+    "--collision": ("--collision",),
     "--opacity": ("--opacity", "0.3"),
     "--clean": ("--clean",),
     "--stopped": ("--stopped",),
@@ -266,6 +269,7 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
     monkeypatch.setattr(session, "load_checkpoint", cache_by_prior(session.load_checkpoint))
     made = SimpleNamespace(left_out=0, resolution=mesh.RESOLUTION, faces=[], watertight=True, components=1)
     monkeypatch.setattr(mesh, "extract", record("mesh", made))
+    monkeypatch.setattr(mesh, "collide", record("pieces", made))
     monkeypatch.setattr(polish, "VIEWS", 2)
     monkeypatch.setattr(polish, "SIZE", 32)
     monkeypatch.setattr(mesh, "write", write_mesh)
@@ -361,7 +365,7 @@ def random_splats() -> Splats:
     return Splats(**drawn | {"means": 0.3 * drawn["means"], "log_scales": drawn["log_scales"] - 4})
 
 
-def write_mesh(path, _):
+def write_mesh(path, _, **__):
     for suffix in (".obj", ".mtl", ".png"):
         path.with_suffix(suffix).touch()
 

@@ -152,13 +152,24 @@ def letter() -> tuple[Splats, mesh.Mesh]:
     return splats, mesh.extract(splats, **SMALL)
 
 
-@pytest.mark.parametrize("suffix", mesh.SUFFIXES)
-def test_meshes_in_babylon(letter: tuple[Splats, mesh.Mesh], babylon: Viewer, suffix: str) -> None:
-    """From cameras that did not bake the texture; only the edge differs, which the Gaussians blur."""
+@pytest.mark.parametrize(
+    ("suffix", "colors", "compress"),
+    [(".obj", "texture", False)]
+    + [(".glb", colors, compress) for colors in ("texture", "vertex") for compress in (False, True)],
+)
+def test_meshes_in_babylon(
+    letter: tuple[Splats, mesh.Mesh], babylon: Viewer, suffix: str, colors: str, compress: bool
+) -> None:
+    """From cameras that did not bake the colours; only the edge differs, which the Gaussians blur."""
     splats, one = letter
-    file = babylon.folder / f"letter{suffix}"
-    mesh.write(file, one)
-    assert len(one.vertices) in [vertices for kind, vertices, _ in babylon.load(file) if kind == "Mesh"]
+    if compress:
+        pytest.importorskip("DracoPy")
+    if colors == "vertex":
+        one = mesh.extract(splats, **SMALL, colors=colors)
+    file = babylon.folder / f"letter{colors}{compress}{suffix}"
+    mesh.write(file, one, compress=compress)
+    (found,) = [vertices for kind, vertices, _ in babylon.load(file) if kind == "Mesh" and vertices]
+    assert abs(found - len(one.vertices)) <= (0.02 if compress else 0) * len(one.vertices)
     cameras = frame_sphere(torch.tensor([20.0, 130.0, 250.0]), torch.tensor([10.0, 35.0, -20.0]), SIZE, extent=0.75)
     seen = rasterized(splats, cameras)
     for view, ours in enumerate(on_white(seen)):
