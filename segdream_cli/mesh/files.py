@@ -22,6 +22,8 @@ SUFFIXES = (".glb", ".obj")
 COMPRESSION = "KHR_draco_mesh_compression"
 POSITION_BITS, UV_BITS, NORMAL_BITS = 14, 14, 10
 """Bits of a coordinate in a file that Draco compresses, over the longest side of the mesh or over the texture."""
+COLOR_ID = 9
+"""Draco's identifier of the colours, which it does not give itself."""
 JPEG_QUALITY = 90
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 UNSIGNED_SHORT, UNSIGNED_INT, FLOAT = 5123, 5125, 5126
@@ -163,10 +165,6 @@ class _Glb:
         indices = self._add("accessors", _describe("", _indices(np.asarray(packed.faces, np.int64))))
         extension = {"bufferView": self._add_view(content), "attributes": ids}
         return {"attributes": accessors, "indices": indices, "extensions": {COMPRESSION: extension}}
-
-
-COLOR_ID = 9
-"""Draco's identifier of the colours, beside those of the other attributes."""
 
 
 def _attributes(mesh: Mesh) -> dict[str, NDArray[Any]]:

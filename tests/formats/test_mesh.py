@@ -13,6 +13,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from segdream_cli import mesh
+from segdream_cli.cli import run
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.formats import write
 from segdream_cli.mesh import Mesh, surface
@@ -333,6 +334,33 @@ def test_export_names_the_triangles_that_keep_the_grid(ball, tmp_path: Path, seg
     monkeypatch.setattr(mesh, "extract", lambda *_, **__: made)
     segdream_export(tmp_path / "a.ply", "-o", tmp_path / "a.obj")
     assert "; use --faces 196720 to keep more\n" in capsys.readouterr().err
+
+
+def test_export_collision_writes_a_mesh_without_format(hulls, tmp_path: Path, segdream_export, capsys, monkeypatch):
+    write(tmp_path / "a.ply", crumbs(2))
+    monkeypatch.setattr(mesh, "collide", lambda *_, **__: hulls)
+    segdream_export(tmp_path / "a.ply", "-o", tmp_path / "a.glb", "-o", tmp_path / "a.spz", "--collision", "--json")
+    said = capsys.readouterr()
+    mesh_line, splat_line = map(json.loads, said.out.splitlines())
+    assert (mesh_line["format"], mesh_line["parts"], splat_line["format"]) == ("mesh", hulls.components, "spz")
+    assert f"a.glb: {hulls.components} convex pieces of {len(hulls.faces)} triangles" in said.err
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "reason"),
+    [
+        ("a.glb", ("--collision", "--faces", "500"), "--faces has no effect with --collision"),
+        ("a.glb", ("--collision", "--colors", "vertex"), "--colors has no effect with --collision"),
+        ("a.obj", ("--colors", "vertex", "--texture-size", "64"), "--texture-size has no effect with --colors vertex"),
+        ("a.obj", ("--compress",), "--compress only affects .glb meshes"),
+        ("a.glb", ("--compress",), "--compress can't be used: no output is a mesh"),
+        ("a.spz", ("--collision",), "a mesh needs a .glb or .obj file"),
+    ],
+)
+def test_export_refuses_mesh_options_without_effect(trimesh, tmp_path: Path, capsys, output, options, reason) -> None:
+    write(tmp_path / "a.ply", crumbs(2))
+    assert run(["export", str(tmp_path / "a.ply"), "-o", str(tmp_path / output), *options]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_extract_refuses_faint_gaussians(trimesh) -> None:
