@@ -27,6 +27,8 @@ UNIT = 0.05
 """How far the length of a quaternion in bytes may be from 1."""
 LARGEST = np.float32(1e9)
 """Largest standard deviation of a plausible row."""
+SAMPLE = 10_000
+"""Rows that are checked, evenly over the file."""
 PLAUSIBLE = 0.75
 """Share of rows that must be plausible."""
 
@@ -65,11 +67,12 @@ def _fill(rows: NDArray[np.void], splats: Splats, part: slice) -> None:
 def is_plausible(head: bytes, size: int) -> bool:
     """Whether a file of `size` bytes that begins with `head` can be a .splat, which has no magic number.
 
-    Most rows must be finite, with scales that are not negative and with quaternions of length 1 or 0.
+    Most rows of a sample must be finite, with scales that are not negative and with quaternions of length 1 or 0.
     """
     if size % ROW.itemsize or len(head) < ROW.itemsize:
         return False
     rows = np.frombuffer(head, ROW, len(head) // ROW.itemsize)
+    rows = rows[:: -(-len(rows) // SAMPLE)]
     lengths = np.linalg.norm(rows["quats"] / 128.0 - 1, axis=1)
     with np.errstate(invalid="ignore"):
         good = np.isfinite(rows["means"]).all(axis=1) & ((rows["scales"] >= 0) & (rows["scales"] < LARGEST)).all(axis=1)
