@@ -48,10 +48,13 @@ class Reduction:
 
 
 def _polish(whole: Splats, thin: Splats, note: Callable[[str], None]) -> Splats:
-    """The polished asset, with a note of its PSNR before and after."""
+    """The polished asset, or the given one if that looks better, with a note of the PSNR of both."""
     from segdream_cli.simplify.polish import polish, similarity
 
     polished = polish(whole, thin)
     before, after = similarity(whole, thin), similarity(whole, polished)
+    if after <= before:
+        note(f"--polish has no effect: the PSNR of renders would fall from {before:.1f} to {after:.1f} dB")
+        return thin
     note(f"--polish raises the PSNR of renders from {before:.1f} to {after:.1f} dB")
     return polished

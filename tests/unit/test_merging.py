@@ -229,10 +229,34 @@ def test_polish_comes_closer_in_other_views(monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_array_equal(polished.arrays()[name], polishing.polish(whole, thin, steps=40).arrays()[name])
 
 
+def test_polish_takes_small_steps_from_a_good_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the rates of a poor start, it would get worse."""
+    monkeypatch.setattr(polishing, "SIZE", 64)
+    whole = ball(1500)
+    thin = merging.merge(whole, 1350)
+    careful = polishing.polish(whole, thin, steps=15)
+    monkeypatch.setattr(polishing, "ERROR", 1e-9)
+    careless = polishing.polish(whole, thin, steps=15)
+    assert psnr(careful, whole) > psnr(thin, whole) - 0.1
+    assert psnr(careful, whole) > psnr(careless, whole) + 1
+
+
+def test_reduction_keeps_what_a_polish_would_spoil(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(whole: Splats, thin: Splats) -> Splats:
+        return replace(thin, sh0=-thin.sh0)
+
+    monkeypatch.setattr(polishing, "SIZE", 64)
+    monkeypatch.setattr(polishing, "polish", spoil)
+    whole, notes = ball(300), list[str]()
+    found = Reduction(max_gaussians=100, polish=True).apply(whole, lambda *facts: None, notes.append)
+    np.testing.assert_array_equal(found.sh0, merging.merge(whole, 100).sh0)
+    assert notes[0].startswith("--polish has no effect: the PSNR of renders would fall from ")
+
+
 def test_similarity_is_the_mean_psnr() -> None:
     whole = ball(500)
     other = replace(whole, sh0=whole.sh0 * np.float32(0.9))
-    cameras = around(whole, 4, 256)
+    cameras = around(whole, 4, polishing.SIZE)
     images = []
     for splats in (whole, other):
         with torch.no_grad():
