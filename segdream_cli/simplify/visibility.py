@@ -10,7 +10,7 @@ from segdream_cli.render.raster import cpu
 from segdream_cli.splats import Float64s, Splats
 from segdream_cli.splats.gaussians import Gaussians, bounds
 
-VIEWS, SIZE = 12, 256
+VIEWS, SIZE = 8, 256
 GOLDEN_DEG = 180 * (3 - math.sqrt(5))
 """Turn from one view to the next on Fibonacci's spiral."""
 
