@@ -10,6 +10,7 @@ written once, have been reported at most once as made, and the first ones must h
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -59,7 +60,7 @@ class Soak:
         self.kills: Counter[str] = Counter()
         self.memory: list[float] = []
         """MiB of the driver, once per second, without its first half minute."""
-        self.drivers = 0
+        self.drivers, self.stopped = 0, False
         self.cluster = cluster_workers.start_head()
         self.machines: list[Any] = []
         for _ in range(options.machines):
@@ -116,10 +117,10 @@ class Soak:
         return sorted(found)
 
     def run(self) -> float:
-        """Makes the list; returns the seconds that it took.
+        """Makes the list, or as much of it as the time allows; returns the seconds that it took.
 
         Raises:
-            SystemExit: the driver failed, or the time is over.
+            SystemExit: the driver failed.
         """
         begun = time.monotonic()
         next_kill = begun + self.options.kill_every
@@ -127,12 +128,10 @@ class Soak:
         while self.driver.poll() is None:
             time.sleep(1.0)
             now = time.monotonic()
-            if now - begun > self.options.limit_s:
-                self.driver.terminate()
-                self.driver.wait()
-                raise SystemExit(
-                    f"{len(self.made())} of {len(self.prompts)} assets in {now - begun:.0f} s: no time left"
-                )
+            if now - begun > self.options.limit_s and not self.stopped:
+                self.stopped = True
+                self.driver.terminate()  # it saves its assets
+                next_kill = math.inf
             if now - self.driver_begun > 30:
                 with suppress(OSError):
                     pages = int(Path(f"/proc/{self.driver.pid}/statm").read_text().split()[1])
@@ -141,7 +140,7 @@ class Soak:
                 self.kill()
                 next_kill = now + self.options.kill_every
                 print(f"{now - begun:.0f} s: {len(self.made())} assets, kills: {dict(self.kills)}", flush=True)
-        if self.driver.returncode:
+        if self.driver.returncode and not self.stopped:
             raise SystemExit((self.folder / f"err-{self.drivers}.txt").read_text()[-3000:])
         return time.monotonic() - begun
 
@@ -165,7 +164,7 @@ class Soak:
         written = Counter((self.faults / "written").read_text().splitlines())
         partial = [path.name for path in (self.folder / "assets").glob(".*")]
         wrong = {
-            "missing": len(self.prompts) - len(self.made()),
+            "missing": 0 if self.stopped else len(self.prompts) - len(self.made()),
             "reported twice": sum(count > 1 for count in done.values()),
             "written twice": sum(count > 1 for count in written.values()),
             "partial files": len(partial),
@@ -185,7 +184,9 @@ class Soak:
             [sys.executable, "-c", cluster_workers.ALONE, *command], cwd=self.folder, env=self.environment, check=True
         )
         alone = list((self.folder / "alone").glob("*.ply"))
-        return sum(path.read_bytes() != (self.folder / "assets" / path.name).read_bytes() for path in alone)
+        made = [self.folder / "assets" / path.name for path in alone]
+        pairs = [(one, other) for one, other in zip(alone, made, strict=True) if other.exists() or not self.stopped]
+        return sum(one.read_bytes() != other.read_bytes() for one, other in pairs)
 
 
 def main() -> None:
@@ -205,10 +206,11 @@ def main() -> None:
         counts = soak.check()
     finally:
         soak.cluster.shutdown()
+    print(f"{len(soak.made())} of {options.assets} assets")
     third = max(1, len(soak.memory) // 3)
     early, late = max(soak.memory[:third], default=0.0), max(soak.memory[-third:], default=0.0)
     figures = {
-        "assets": (options.assets, "1"),
+        "assets": (len(soak.made()), "1"),
         "seconds": (seconds, "s"),
         **{f"{name}_kills": (soak.kills[name], "1") for name in VICTIMS},
         "lost": (counts["lost"], "1"),
