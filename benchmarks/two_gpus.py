@@ -38,6 +38,8 @@ PIECES = {"one": 100, "devices": 75, "ray": 85, "kill": 200, "full-size": 360}
 LIMIT_S = 480
 SEEDS = count(random.randrange(10**6))
 """A seed per list: Point-E's clouds stay in the cache."""
+WARM_UP = 20
+"""Steps of a full-size asset before those that are timed: some shapes are compiled after the first."""
 BATCH = 24
 """Assets that a worker of `mini` makes at once on CUDA."""
 BACKENDS = {
@@ -294,11 +296,11 @@ def be_child(options: argparse.Namespace) -> None:
     next(steps)
     settle(device)
     first = time.monotonic() - begun
-    if options.code_out and (code := export_code()) is not None:
-        options.code_out.write_bytes(code)
-    for _ in range(5):
+    for _ in range(1 if options.smoke else WARM_UP):
         next(steps)
     settle(device)
+    if options.code_out and (code := export_code()) is not None:
+        options.code_out.write_bytes(code)
     print("ready", flush=True)
     sys.stdin.readline()
     begun, processor = time.monotonic(), time.process_time()
