@@ -1,7 +1,7 @@
 """A long list of tiny assets on a Ray cluster of this machine, whose workers, machines and driver are killed at random.
 
-    nice -n 19 python -m benchmarks.soak --record                # 500 assets, a kill every 20 s
-    python -m benchmarks.soak --assets 6 --kill-every 8          # a short one
+    nice -n 19 python -m benchmarks.soak                         # 500 assets, a kill every 20 s
+    python -m benchmarks.soak --assets 20 --kill-every 10        # a short one
 
 The cluster has machines of one CPU each, and a prior in closed form (`tests/fakes.py`). Each kill hits a worker, a
 machine, which another one replaces, or the driver, which is started again. At the end each asset must exist, have been
@@ -23,8 +23,6 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from benchmarks.record import record
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "cli")]
@@ -197,7 +195,6 @@ def main() -> None:
     parser.add_argument("--kill-every", type=float, default=20.0, help="seconds")
     parser.add_argument("--limit-s", type=float, default=7200.0)
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--record", action="store_true", help="keep the figures in results.json")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     soak = Soak(options, folder)
@@ -206,23 +203,11 @@ def main() -> None:
         counts = soak.check()
     finally:
         soak.cluster.shutdown()
-    print(f"{len(soak.made())} of {options.assets} assets")
     third = max(1, len(soak.memory) // 3)
     early, late = max(soak.memory[:third], default=0.0), max(soak.memory[-third:], default=0.0)
-    figures = {
-        "assets": (len(soak.made()), "1"),
-        "seconds": (seconds, "s"),
-        **{f"{name}_kills": (soak.kills[name], "1") for name in VICTIMS},
-        "lost": (counts["lost"], "1"),
-        "retried": (counts["retried"], "1"),
-        "driver_early_mib": (early, "MiB"),
-        "driver_late_mib": (late, "MiB"),
-    }
-    print(f"\n| | |\n| --- | --- |\n| summaries | {counts} |")
-    for name, (value, unit) in figures.items():
-        print(f"| {name} | {value:.4g} {unit if unit != '1' else ''} |")
-        if options.record:
-            record(f"soak_{name}", value, unit, "cpu")
+    print(f"\n{len(soak.made())} of {options.assets} assets in {seconds:.0f} s, nothing wrong")
+    print(f"kills: {dict(soak.kills)}; summaries of {soak.drivers} drivers: {counts}")
+    print(f"driver: at most {early:.0f} MiB in the first third of the time, {late:.0f} MiB in the last")
     shutil.rmtree(folder)
 
 
