@@ -1,14 +1,22 @@
 """The pages: their links and file names exist, and their lines are short enough for a diff."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
+
+from segdream_cli import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = ROOT / "docs" / "cli.md"
 MAX_LINE = 120
+
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+EXAMPLE = re.compile(r"(?:^    (?:.*&& )?(?:\$ )?(?:\S*/)?|^\| `)segdream ([a-z]+)\b([^`\n|&;]*)", re.MULTILINE)
+"""A command in a block of code, or at the start of a row of a table."""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 
@@ -45,3 +53,17 @@ def test_lines_outside_tables_and_code_are_short(page):
         return
     lines = page.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if len(line) > MAX_LINE and not line.startswith(("|", "    "))] == []
+
+
+@each_page
+def test_commands_have_arguments_that_their_options_take(page):
+    """They are parsed, not run."""
+    for name, rest in EXAMPLE.findall(page.read_text(encoding="utf-8")):
+        words = shlex.split(rest.rstrip("\\").replace("...", ""), comments=True)  # none where a table names a command
+        if words:
+            COMMANDS[name].make_context(name, words)
+
+
+def test_readme_has_an_example_of_every_command():
+    shown = {name for name, _ in EXAMPLE.findall((ROOT / "README.md").read_text(encoding="utf-8"))}
+    assert shown == set(COMMANDS)
