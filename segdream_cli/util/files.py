@@ -93,8 +93,8 @@ def other_path(problem: OSError, path: Path) -> Path | None:
     return None if folder is None else free_path(folder / f"{path.stem[:STEM_LENGTH]}{path.suffix}")
 
 
-def relocation(variable: str, folder: Path, problem: OSError | None = None, size: int = 0) -> str:
-    """The command that names another folder for a cache or for temporary files.
+def relocation(variable: str, folder: Path, problem: OSError | None = None, size: int = 0) -> str | None:
+    """The command that names another folder for a cache or for temporary files; None if there is none.
 
     Args:
         variable: the environment variable with the folder.
@@ -103,9 +103,11 @@ def relocation(variable: str, folder: Path, problem: OSError | None = None, size
         size: bytes that are needed.
     """
     other_disk = problem is None or problem.errno in DISK_ERRORS
-    found = next((each for each in _other_folders(folder, other_disk=other_disk, size=size)), None)
-    other = Path("/a/larger/disk") if found is None else found.resolve() / "segdream-cache"
-    return f"export {variable}={shlex.quote(str(other))}  # then run the command again"
+    found = next(_other_folders(folder, other_disk=other_disk, size=size), None)
+    if found is None:
+        return None
+    new = found.resolve() if variable == "TMPDIR" else found.resolve() / "segdream-cache"  # TMPDIR must exist
+    return f"export {variable}={shlex.quote(str(new))}  # then run the command again"
 
 
 def _other_folders(folder: Path, *, other_disk: bool, size: int = 0) -> Iterator[Path]:

@@ -182,8 +182,8 @@ class HubModel:
             message, hint = self._describe(problem)
             raise WeightsUnavailable(message, hint=hint) from problem
 
-    def _describe(self, problem: Exception) -> tuple[str, str]:
-        """The message and the hint for an exception of the Hub's client."""
+    def _describe(self, problem: Exception) -> tuple[str, str | None]:
+        """The message and the hint, if there is one, for an exception of the Hub's client."""
         from huggingface_hub import errors
 
         if isinstance(problem, (errors.DryRunError, errors.LocalEntryNotFoundError)):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import stat
 import tempfile
 from pathlib import Path
@@ -372,3 +373,13 @@ def test_all_or_none_names_no_file_if_one_has_appeared(tmp_path: Path) -> None:
     with pytest.raises(OutputExists, match="b appeared"):
         work()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "theirs"}
+
+
+def test_relocation_names_a_folder_that_works_or_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_other_folders", lambda *_, **__: iter([tmp_path]))
+    words = shlex.split(files.relocation("TMPDIR", Path("/full")), comments=True)
+    assert words == ["export", f"TMPDIR={tmp_path}"]  # Python ignores a TMPDIR that does not exist
+    words = shlex.split(files.relocation("SEGDREAM_CACHE", Path("/full")), comments=True)
+    assert words == ["export", f"SEGDREAM_CACHE={tmp_path / 'segdream-cache'}"]
+    monkeypatch.setattr(files, "_other_folders", lambda *_, **__: iter([]))
+    assert files.relocation("TMPDIR", Path("/full")) is None
