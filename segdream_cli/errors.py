@@ -15,7 +15,9 @@
 Any module may raise them; only the command line prints them.
 """
 
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 EXIT_CODES = {
     0: "done",
@@ -36,17 +38,32 @@ EXIT_CODES = {
 class SegdreamError(Exception):
     """An error with a one-sentence message and a hint.
 
+    Libraries do not know the command line, so they name its correction, and the command line makes a whole command of
+    it: with the options of `hint`, without those of `without`, and with other `words`.
+
     Args:
         message: what is wrong and with which input; no full stop at the end.
-        hint: one command to type that cures it.
+        hint: one command to type that cures it; or options, quoted for a shell, for the command that failed.
+        without: what to leave out of it: an option such as "--fps", one use of it such as "--set optim.steps" or
+            "-o bus.mp4", an argument such as "PROMPT", or the value of one.
+        words: argument of it -> one to use in its place.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        without: Collection[str] = (),
+        words: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.without = tuple(without)
+        self.words = dict(words)
 
 
 class UsageProblem(SegdreamError):
@@ -61,26 +78,16 @@ class PromptProblem(UsageProblem):
     Args:
         message: see `SegdreamError`.
         prompt: the text as given.
-        instead: the text to use; the command line puts it into the command in place of `prompt`.
+        instead: the text to use.
     """
 
     def __init__(self, message: str, *, prompt: str = "", instead: str = "") -> None:
-        super().__init__(message, hint=f'segdream generate "{instead}"')
+        super().__init__(message, hint=shlex.join(["segdream", "generate", instead]), words={prompt: instead})
         self.prompt, self.instead = prompt, instead
 
 
 class OptionProblem(UsageProblem):
-    """Options have no effect beside the others, or contradict them.
-
-    Args:
-        message: see `SegdreamError`.
-        without: options to leave out, such as "--fps"; the command line makes a hint of it.
-        hint: see `SegdreamError`; None if a command without the options is one.
-    """
-
-    def __init__(self, message: str, *, without: Collection[str] = (), hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.without = tuple(without)
+    """Options have no effect beside the others, or contradict them."""
 
 
 class EnvironmentProblem(SegdreamError):

@@ -64,7 +64,7 @@ def choose_engine(config: PriorConfig, device: torch.device, *, full_size: bool)
 def _obstacle(config: PriorConfig, device: torch.device) -> tuple[str, str] | None:
     """The reason why OpenVINO can't be used, and a hint; None if it can."""
     if device.type != "cpu":
-        return f"the networks run on {device.type.upper()}", f"{TORCH_HINT}  # or --device cpu"
+        return f"the networks run on {device.type.upper()}", TORCH_HINT
     if config.dtype == "fp16":
         return "prior.dtype is fp16", "--dtype fp32"
     if importlib.util.find_spec("openvino") is None:

@@ -1,7 +1,6 @@
 """The command line: one file per command. Errors become messages and exit codes here."""
 
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +26,10 @@ from segdream_cli.cli import (
     runs,
     view,
 )
-from segdream_cli.cli.command_line import Command
+from segdream_cli.cli.command_line import Command, forget_command
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.streams import lasting_streams
-from segdream_cli.errors import EXIT_CODES, Interrupted, PromptProblem, SegdreamError, UsageProblem
+from segdream_cli.errors import EXIT_CODES, Interrupted, SegdreamError, UsageProblem
 from segdream_cli.util import compat, files
 from segdream_cli.util.failures import as_failure, check_address_space
 
@@ -123,6 +122,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(arguments: Sequence[str], output: Output) -> int:
     """Runs a command line, prints its error if it fails, and returns its exit code."""
+    forget_command()
     try:
         return _run(list(arguments))
     except Interrupted as stop:
@@ -133,17 +133,8 @@ def _report(arguments: Sequence[str], output: Output) -> int:
         if os.environ.get("SEGDREAM_DEBUG"):
             raise
         problem = as_failure(error)
-        if isinstance(problem, PromptProblem):
-            problem.hint = _with_prompt(arguments, problem) or problem.hint
         output.error(problem)
         return problem.exit_code
-
-
-def _with_prompt(arguments: Sequence[str], problem: PromptProblem) -> str | None:
-    """The command line with a prompt that can be used; None if the refused one is not on it."""
-    if problem.prompt not in arguments:
-        return None
-    return shlex.join(["segdream", *(problem.instead if each == problem.prompt else each for each in arguments)])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -102,7 +102,7 @@ def _clean(chosen: "Sequence[Store]", context: typer.Context, sink: Output, *, y
     for store, size in sizes.items():
         sink.note(f"{format_size(size):>9}  {store.folder}")
     total = format_size(sum(sizes.values()))
-    shared.confirm(context, sink, f"remove {shared.count(len(sizes), 'part')} of the cache, {total}?", yes=yes)
+    shared.confirm(sink, f"remove {shared.count(len(sizes), 'part')} of the cache, {total}?", yes=yes)
     for store in sizes:
         try:
             removed = store.remove()

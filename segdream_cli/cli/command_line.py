@@ -3,14 +3,16 @@
 Its help has the groups in the order of use, and plain names for values.
 """
 
+import difflib
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from segdream_cli.errors import OptionProblem
+from segdream_cli.errors import OptionProblem, SegdreamError
 
 GROUPS = ("Prompt", "Output", "", "Quality", "Run", "Start", "Hardware and weights")
 """Groups of options in the order of use; the empty name stands for a command's own groups."""
@@ -18,6 +20,20 @@ LAST = ("force", "json", "quiet", "no_browser", "help")
 """Options at the end of their group, in this order."""
 VALUES = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
 """Type of a value -> its name in the help."""
+STANDS_FOR = "segdream.settings"
+"""Key in a context's `meta` of the settings that options stand for: setting -> option."""
+EXCLUDES = {
+    "prior": ("model",),
+    "model": ("prior",),
+    "output": ("out_dir",),
+    "out_dir": ("output",),
+    "seed": ("seeds",),
+    "seeds": ("seed",),
+    "device": ("devices", "ray"),
+}
+"""Parameter -> others that it takes the place of in a hint."""
+_current: ContextVar[typer.Context | None] = ContextVar("_current", default=None)
+"""The latest command of this process; its context outlives it, since its error is printed after its end."""
 
 
 class Command(TyperCommand):
@@ -43,13 +59,38 @@ class Command(TyperCommand):
         Raises:
             OptionProblem: a switch is given in both ways; or the command raised it.
         """
-        try:
-            _refuse_contradictions(ctx)
-            return super().invoke(ctx)
-        except OptionProblem as problem:
-            if problem.hint is None and problem.without:
-                problem.hint = _without(ctx, problem.without)
-            raise
+        _current.set(ctx)
+        _refuse_contradictions(ctx)
+        return super().invoke(ctx)
+
+
+def complete_hint(problem: SegdreamError) -> str | None:
+    """The hint of an error as a whole command.
+
+    Options alone, also after "&&", are put into the command line that failed, in place of those that they replace or
+    contradict. None if that command does not have them.
+    """
+    context, hint = _current.get(), (problem.hint or "").partition("  # ")[0]  # zsh takes no comments
+    if context is None:
+        return hint or None
+    before, joint, options = hint.rpartition(" && ")
+    if problem.words and {*problem.words} <= {*context.obj}:
+        options = ""
+    elif not options.startswith("-") and (hint or not problem.without):
+        return hint or None
+    amended = _amend(context, shlex.split(options), problem)
+    return amended and f"{before}{joint}{amended}"
+
+
+def remember_settings(names: Mapping[str, str]) -> None:
+    """Tells hints which option of the command stands for a setting, since `--set` can't be given beside it."""
+    if context := _current.get():
+        context.meta[STANDS_FOR] = names
+
+
+def forget_command() -> None:
+    """Lets hints stay as they are until a command begins: this one has none, or none that can be read."""
+    _current.set(None)
 
 
 def name_value(parameter: Any) -> str | None:
@@ -73,30 +114,93 @@ def _refuse_contradictions(context: typer.Context) -> None:
     """Refuses a switch that is given in both ways. Of two values of another option, the last wins, as in most tools."""
     given: dict[str, str] = {}
     opposites = {str(each.name) for each in context.command.params if each.secondary_opts}
-    for name, words in _split(context):
+    for name, words in _split(context, context.obj[1:]):
         before = given.setdefault(name, words[0])
         if name in opposites and before != words[0]:
-            kept = [word for _, each in _split(context) for word in each if word != before]
+            kept = [word for _, each in _split(context, context.obj[1:]) for word in each if word != before]
             hint = shlex.join([*context.command_path.split(), *kept])
             raise OptionProblem(f"{before} and {words[0]} contradict each other", hint=hint)
 
 
-def _without(context: typer.Context, options: Collection[str]) -> str:
-    """The command line without some options, or without its argument PROMPT."""
-    dropped = {str(each.name) for each in context.command.params if {*each.opts} & {*options}}
-    kept = [word for name, words in _split(context) if name not in dropped for word in words]
-    if "PROMPT" in options:
-        kept = [word for word in kept if word != context.params["prompt"]]
-    return shlex.join([*context.command_path.split(), *kept])
+def _amend(context: typer.Context, words: Sequence[str], problem: SegdreamError) -> str | None:
+    """The command line with some options, and the other corrections of a problem."""
+    typed = [problem.words.get(word, word) for word in context.obj[1:]]
+    added, given = list(_split(context, words)), list(_split(context, typed))
+    if not all(name for name, _ in added):
+        return None
+    uses = [_identity(context, name, each) for name, each in given]
+    excluded = {(other, None) for name, _ in added for other in EXCLUDES.get(name, ())}
+    changed = excluded | _left_out(context, problem.without)
+    kept: list[str] = []
+    changes = [word for _, each in added for word in each]
+    replaced = {_replaced(context, name, each, uses) for name, each in added} | _twins(context, added)
+    for use, (_, each) in zip(uses, given, strict=True):
+        if use in replaced or each[0] == "--":  # after which there are only arguments
+            kept, changes = [*kept, *changes], []
+        if not {use, (use[0], None)} & (replaced | changed):
+            kept += each
+    return shlex.join([*context.command_path.split(), *kept, *changes])
 
 
-def _split(context: typer.Context) -> Iterator[tuple[str, list[str]]]:
-    """Yields the words of the command line with the parameter that they give; arguments have the name "".
+Use = tuple[str, str | None]
+"""A parameter of the command line, and which of its values; None stands for all."""
 
-    `context.obj` holds the words after the program's name.
-    """
+
+def _identity(context: typer.Context, name: str, words: Sequence[str]) -> Use:
+    """What two uses of a parameter have in common if one replaces the other: the setting of `--set`, or the value."""
+    found = next((each for each in context.command.params if each.name == name), None)
+    if not name:
+        return "", words[0]
+    if found is None or not getattr(found, "multiple", False):
+        return name, ""
+    value = words[-1].removeprefix(f"{words[0].partition('=')[0]}=") if len(words) == 1 else words[-1]
+    return name, _setting(value) if name == "assignments" else value
+
+
+def _setting(assignment: str) -> str:
+    """The key of key=value without the method, since `distill.t_min` may be `distill.sctd.t_min`."""
+    first, *others = assignment.partition("=")[0].strip().split(".")
+    return ".".join([first, *(others[-1:] if first == "distill" else others)])
+
+
+def _left_out(context: typer.Context, names: Sequence[str]) -> set[Use]:
+    """The uses that `SegdreamError.without` names."""
+    found = set[Use]()
+    for name in names:
+        opt, _, value = name.partition(" ")
+        for each in context.command.params:
+            if opt in (*each.opts, *each.secondary_opts):
+                found.add(_identity(context, str(each.name), [opt, value]) if value else (str(each.name), None))
+            elif name == each.metavar or name == str(each.name).upper():
+                given = context.params[str(each.name)]
+                found |= {("", str(value)) for value in (given if isinstance(given, list) else [given])}
+        found.add(("", name))
+    return found
+
+
+def _replaced(context: typer.Context, name: str, words: Sequence[str], uses: Sequence[Use]) -> Use:
+    """The use that an added option replaces: of several values, the one most like its own."""
+    use = _identity(context, name, words)
+    others = [value for other, value in uses if other == name and value is not None]
+    if name == "assignments" or not use[1] or not others:
+        return use
+    return name, difflib.get_close_matches(use[1], others, n=1, cutoff=0)[0]
+
+
+def _twins(context: typer.Context, added: Sequence[tuple[str, Sequence[str]]]) -> set[Use]:
+    """The uses of options that set the same as those that are added: `--steps 3` and `--set optim.steps=3`."""
+    names = {opt: str(each.name) for each in context.command.params for opt in (*each.opts, *each.secondary_opts)}
+    pairs = [(_setting(key), names[opt]) for key, opt in context.meta.get(STANDS_FOR, {}).items() if opt in names]
+    given = {_identity(context, name, words) for name, words in added}
+    return {(name, "") for key, name in pairs if ("assignments", key) in given} | {
+        ("assignments", key) for key, name in pairs if (name, "") in given
+    }
+
+
+def _split(context: typer.Context, given: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yields the words of a command line with the parameter that they give; arguments have the name ""."""
     options = {opt: each for each in context.command.params for opt in (*each.opts, *each.secondary_opts)}
-    words = iter(context.obj[1:])
+    words = iter(given)
     for word in words:
         opt, equals, _ = word.partition("=") if word.startswith("--") else (word[:2], word[2:], "")
         found = options.get(opt) if word.startswith("-") else None

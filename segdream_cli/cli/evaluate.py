@@ -1,6 +1,5 @@
 """`segdream evaluate`: measures assets, and compares two folders of them."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -15,7 +14,6 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import MetricRow
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
-from segdream_cli.evaluate.reference_folder import make_command
 from segdream_cli.runs.jobs import match_prompts, read_prompts
 from segdream_cli.util.devices import check_device, choose_device
 from segdream_cli.util.home import expand
@@ -150,7 +148,7 @@ def evaluate(
             sink=sink,
         )
     if not assets:
-        raise UsageProblem("give an ASSET or a folder of assets", hint="segdream evaluate bus.ply")
+        raise UsageProblem("give an ASSET or a folder of assets", hint="segdream evaluate --help")
     _check_files(files, force=force)
     _check_comparison(context, assets, compare=compare)
     names = choose_metrics(metrics)
@@ -197,13 +195,10 @@ def _refuse_idle(context: typer.Context, assets: Sequence[Path] | None, files: F
     folder, votes = given["make_references"], given["votes"]
     if folder is not None:
         _refuse_assets(assets)
-        reason = "has no effect with --make-references"
-        return shared.refuse_options(context, every - REFERENCES_TAKE, reason, make_command(folder))
-    hint = make_command(Path("references"))
-    shared.refuse_options(context, {"count", "prior"}, "has no effect without --make-references", hint)
+        return shared.refuse_options(context, every - REFERENCES_TAKE, "has no effect with --make-references")
+    shared.refuse_options(context, {"count", "prior"}, "has no effect without --make-references")
     if votes and given["compare"]:
-        words = ["segdream", "evaluate", "--compare", *map(str, assets or ()), "--votes", str(votes[0])]
-        shared.refuse_options(context, every - VOTES_TAKE, "has no effect with --votes", shlex.join(words))
+        shared.refuse_options(context, every - VOTES_TAKE, "has no effect with --votes")
     elif not files.given:
         shared.refuse_options(context, {"force"}, "has no effect without --csv, --html or --blind")
 
@@ -211,10 +206,7 @@ def _refuse_idle(context: typer.Context, assets: Sequence[Path] | None, files: F
 def _refuse_assets(assets: Sequence[Path] | None) -> None:
     """Refuses assets where reference images are to be drawn, since nothing would be measured."""
     if assets:
-        raise UsageProblem(
-            "--make-references draws images and measures no ASSET",
-            hint="segdream evaluate --make-references references --prompts prompts.txt",
-        )
+        raise UsageProblem("--make-references draws images and measures no ASSET", without=["ASSET"])
 
 
 def _check_reference(reference: Path | None, names: Sequence[str]) -> None:
@@ -273,12 +265,12 @@ def parse_weights(assignments: Sequence[str], names: Sequence[str]) -> dict[str,
         if not equals or not value or name not in METRICS:
             raise UsageProblem(
                 f"--weights {text!r} is not METRIC=FOLDER with one of {', '.join(METRICS)}",
-                hint="--weights judge=/path/to/folder",
+                without=[f"--weights {text}"],
             )
         if name not in names:
             raise UsageProblem(
                 f"--weights {name}=... has no effect without the metric {name}",
-                hint=f"--metrics {','.join([*names, name])}",
+                without=[f"--weights {text}"],
             )
         found[name] = value
     return found
@@ -316,12 +308,11 @@ def _check_files(files: Files, *, force: bool) -> None:
 def _check_comparison(context: typer.Context, assets: Sequence[Path], *, compare: bool) -> None:
     """Refuses a comparison of other than two sets, and its options without it."""
     if not compare:
-        hint = f"segdream evaluate --compare {' '.join(quote(str(path)) for path in (*assets[:1], 'new/'))}"
-        shared.refuse_options(context, {"blind", "votes"}, "can't be used without --compare", hint)
+        shared.refuse_options(context, {"blind", "votes"}, "can't be used without --compare")
     elif len(assets) != 2:
         raise UsageProblem(
             f"--compare takes two assets or folders, A and B, not {len(assets)}",
-            hint="segdream evaluate --compare old/ new/",
+            without=["--compare", "--blind", "--votes"],
         )
 
 
@@ -375,12 +366,12 @@ def _check_prompts(entries: "Sequence[Entry]", names: Sequence[str]) -> None:
     needing = [name for name in names if METRICS[name].needs_prompt]
     without = next((entry for entry in entries if not entry.prompt), None)
     if needing and without:
-        prompts = free_path(NEW_LIST)
-        raise UsageProblem(
-            f"{without.path} has no prompt in its file, and the metric {needing[0]} needs one",
-            hint=f"echo 'a yellow school bus' > {prompts} && segdream evaluate {quote(str(without.path))} "
-            f"--prompts {prompts} --metrics {','.join(names)}",
-        )
+        message = f"{without.path} has no prompt in its file, and the metric {needing[0]} needs one"
+        if len(entries) == 1:
+            new = free_path(NEW_LIST)
+            raise UsageProblem(message, hint=f"echo 'a yellow school bus' > {new} && --prompts {new}")
+        others = [name for name in names if name not in needing]
+        raise UsageProblem(message, without=["--metrics"], hint=f"--metrics {','.join(others)}" if others else None)
 
 
 def _note_fitted(entries: "Sequence[Entry]", fit: bool | None, sink: Output) -> None:

@@ -232,17 +232,15 @@ def export(
         shared.refuse_options(context, others, "can't be combined with --formats, which writes no file")
         return list_formats(sink)
     if not assets or not outputs:
-        raise UsageProblem("give an ASSET and at least one -o", hint="segdream export bus.ply -o bus.splat")
+        raise UsageProblem("give an ASSET and at least one -o", hint="segdream export --help")
     places = [parse_placed(each) for each in assets]
     asset = places[0].path
     outputs = [shared.fill_stem(each, asset) for each in outputs]
     names = choose_formats(outputs, MESH if collision and format is None else format)
-    check_mesh_options(context, outputs, names, asset)
+    check_mesh_options(context, outputs, names)
     if spz_bits is not None and not any(name.startswith("spz") for name in names):
-        raise UsageProblem(
-            "--spz-bits only affects .spz files, and no output is a .spz file", hint=f"-o {quote(asset.stem)}.spz"
-        )
-    target_frame = choose_frame(output_frame, names, asset)
+        raise UsageProblem("--spz-bits only affects .spz files, and no output is a .spz file", without=["--spz-bits"])
+    target_frame = choose_frame(output_frame, names)
     edits = choose_edits(context)
     sizing = choose_sizing(context, outputs)
     reduction = choose_reduction(context)
@@ -399,7 +397,7 @@ def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
     return [format if fits else other for fits, other in zip(fitting, by_suffix, strict=True)]
 
 
-def check_mesh_options(context: typer.Context, outputs: Sequence[Path], names: Sequence[str], asset: Path) -> None:
+def check_mesh_options(context: typer.Context, outputs: Sequence[Path], names: Sequence[str]) -> None:
     """Checks the options of a mesh, and the libraries that it needs.
 
     Raises:
@@ -408,7 +406,9 @@ def check_mesh_options(context: typer.Context, outputs: Sequence[Path], names: S
         EnvironmentProblem: a library is missing.
     """
     if MESH not in names:
-        hint = f"segdream export {quote(str(asset))} --format mesh -o {quote(asset.stem)}.glb"
+        from segdream_cli.util.files import free_path
+
+        hint = f"--format mesh -o {quote(str(free_path(outputs[0].with_suffix('.glb'))))}"
         return shared.refuse_options(context, set(MESH_OPTIONS), "can't be used: no output is a mesh", hint)
     from segdream_cli.mesh import libraries
 
@@ -429,7 +429,7 @@ def check_mesh_options(context: typer.Context, outputs: Sequence[Path], names: S
     return libraries.check_packages(*needed, *([libraries.DRACO] if compress else []))
 
 
-def choose_frame(text: str | None, names: Sequence[str], asset: Path) -> str | None:
+def choose_frame(text: str | None, names: Sequence[str]) -> str | None:
     """The frame of --output-frame; None is that of each format.
 
     Raises:
@@ -442,7 +442,7 @@ def choose_frame(text: str | None, names: Sequence[str], asset: Path) -> str | N
         if name == PAGE:
             raise UsageProblem(
                 "--output-frame has no effect on a .html page, which holds its own viewer",
-                hint=f"-o {quote(asset.stem)}.ply --output-frame {frame}",
+                without=["--output-frame"],
             )
         if name != MESH:
             FORMATS[name].check_frame(str(frame))

@@ -76,7 +76,7 @@ def _refuse_offline(offline: bool) -> None:
     from segdream_cli.util.hub import is_offline
 
     if offline:
-        raise UsageProblem("fetch goes online, and --offline forbids it", hint=f"segdream fetch {SD21}")
+        raise UsageProblem("fetch goes online, and --offline forbids it", without=["--offline"])
     if is_offline(False):
         raise UsageProblem("fetch goes online, and HF_HUB_OFFLINE forbids it", hint="unset HF_HUB_OFFLINE")
 

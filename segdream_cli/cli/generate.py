@@ -333,10 +333,12 @@ def _refuse_mixtures(
     """Refuses options about seeds that exclude each other, and those about several assets or workers without them."""
     if context.params["ray"] is None:
         others = {"gpus_per_worker", "cpus_per_worker"}
-        shared.refuse_options(context, others, "only affect the workers of --ray", hint="add --ray auto")
+        shared.refuse_options(context, others, "only affects the workers of --ray")
     if seeds is not None:
         shared.refuse_options(context, {"seed"}, "can't be combined with --seeds")
     if best_of is not None:
+        if prompts is not None:
+            shared.refuse_options(context, {"best_of", "best_by"}, "can't be combined with --prompts")
         others = {"seeds", "prompts", "out_dir", "devices", "ray", "dry_run"}
         shared.refuse_options(context, others, "can't be combined with --best-of")
     elif best_by is not None:
@@ -357,9 +359,7 @@ def _jobs(
     """The jobs that the arguments ask for."""
     if prompts is not None:
         if prompt is not None:
-            raise UsageProblem(
-                "--prompts takes no PROMPT", hint=f"segdream generate --prompts {quote(prompts)} --out-dir assets"
-            )
+            raise UsageProblem("--prompts takes no PROMPT", without=["PROMPT"])
         return jobs_of_list(prompts, out_dir, seeds or [seed], output, labels, with_seed=seeds is not None)
     if prompt is None or out_dir is not None:
         raise UsageProblem(

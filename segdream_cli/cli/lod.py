@@ -76,7 +76,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
         UsageProblem: it is something else than levels of detail, or the folder around it is missing or not writable.
     """
     from segdream_cli.formats.lod import LOD_META
-    from segdream_cli.util.files import check_output, lexists
+    from segdream_cli.util.files import check_output, free_name, lexists
 
     other = f"-o {quote(str(folder.with_name(f'{folder.name}-lod')))}" if folder.name else "-o scan-lod"
     if not folder.name:
@@ -85,7 +85,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
         if not (folder / LOD_META).is_file():
             raise UsageProblem(f"{folder} is a folder without {LOD_META}, and is not replaced", hint=other)
         if not force:
-            raise OutputExists(f"{folder} exists", hint="add --force to replace it, or choose another -o")
+            raise OutputExists(f"{folder} exists; --force replaces it", hint=f"-o {quote(str(free_name(folder)))}")
     elif lexists(folder):
         raise UsageProblem(f"{folder} is not a folder", hint=other)
     else:

@@ -1,6 +1,5 @@
 """Options that several commands share, each declared once."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from segdream_cli.cli.command_line import remember_settings
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Skipped
 from segdream_cli.config import AUTO, MINI, SD21
@@ -37,8 +37,8 @@ def refuse_options(context: typer.Context, names: set[str], reason: str, hint: s
     Args:
         context: the command's.
         names: parameters of the refused options.
-        reason: end of the message, which begins with the options' names.
-        hint: a command to use instead; None is the command line without the options.
+        reason: end of the message, which begins with the options' names, as it is said of one of them.
+        hint: options to add to the command line without these, or a command to use instead.
 
     Raises:
         OptionProblem: one of them was given on the command line.
@@ -46,7 +46,20 @@ def refuse_options(context: typer.Context, names: set[str], reason: str, hint: s
     given = [item for item in context.command.params if item.name in names and is_given(context, str(item.name))]
     if given:
         titles = [item.opts[-1] if item.opts[0].startswith("-") else "PROMPT" for item in given]
-        raise OptionProblem(f"{', '.join(titles)} {reason}", without=titles, hint=hint)
+        raise OptionProblem(f"{_join(titles)} {_agree(reason, len(titles))}", without=titles, hint=hint)
+
+
+def _join(names: Sequence[str]) -> str:
+    """Names as in a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), *names[-1:]] if len(names) > 1 else names)
+
+
+def _agree(reason: str, number: int) -> str:
+    """What is said of one option, said of a number of them."""
+    if number == 1:
+        return reason
+    first, space, rest = reason.partition(" ")
+    return {"has": "have", "needs": "need"}.get(first, first) + space + rest.replace("affects", "affect")
 
 
 def is_given(context: typer.Context, name: str) -> bool:
@@ -85,6 +98,7 @@ def request(
     Raises:
         UsageProblem: see `settings`.
     """
+    remember_settings({key: name for key, (name, _) in options.items()})
     return Request(
         quality=str(quality),
         settings=settings(options, assignments),
@@ -166,7 +180,7 @@ def is_skipped(path: Path, sink: Output, *, skip: bool, force: bool, last: Path 
     return True
 
 
-def confirm(context: typer.Context, sink: Output, question: str, *, yes: bool) -> None:
+def confirm(sink: Output, question: str, *, yes: bool) -> None:
     """Returns if the user agrees; ends the command if not.
 
     Raises:
@@ -176,8 +190,7 @@ def confirm(context: typer.Context, sink: Output, question: str, *, yes: bool) -
     if yes:
         return
     if not sink.can_ask():
-        hint = shlex.join([*context.command_path.split(), *context.obj[1:], "--yes"])
-        raise UsageProblem("--clean asks before it removes anything, and there is no terminal", hint=hint)
+        raise UsageProblem("--clean asks before it removes anything, and there is no terminal", hint="--yes")
     if not sink.ask(question):
         sink.note("nothing removed")
         raise typer.Exit

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdream_cli.cli.command_line import complete_hint
 from segdream_cli.cli.schema import Done, Failed, Line
 from segdream_cli.errors import SegdreamError
 from segdream_cli.util.text import printable, printable_command
@@ -100,13 +101,15 @@ class Output:
 
     def error(self, problem: SegdreamError, output: Path | None = None) -> None:
         """Prints the error and the hint of a command, or of the item of a list with this `output`."""
+        hint = complete_hint(problem)
         if self.json:
             code = problem.exit_code
-            line = Failed(message=problem.message, hint=problem.hint, exit_code=code, output=output)
+            line = Failed(message=problem.message, hint=hint, exit_code=code, output=output)
             self._write(line.encode())
         sys.stderr.write(f"error: {printable(problem.message)}\n")
-        if problem.hint:
-            sys.stderr.write(f"hint:  {printable_command(problem.hint)}\n")
+        if hint:
+            sys.stderr.write(f"hint:  {printable_command(hint)}
+")
         if output is not None and os.environ.get("SEGDREAM_DEBUG"):
             traceback.print_exception(problem, file=sys.stderr)
         sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from shlex import quote
 from typing import TypeVar
 
 from segdream_cli.cli.output import Output
@@ -44,13 +43,15 @@ def make_references(
     from segdream_cli.evaluate.reference_folder import check_folder
     from segdream_cli.priors.prompt import read_prompt
     from segdream_cli.runs.checks import check_request
-    from segdream_cli.runs.jobs import read_prompts
+    from segdream_cli.runs.jobs import NEW_LIST, read_prompts
     from segdream_cli.runs.spec import Request
+    from segdream_cli.util.files import free_path
 
     if prompts is None:
+        example = free_path(NEW_LIST)
         raise UsageProblem(
             "--make-references needs --prompts, a list of the prompts to draw",
-            hint=f"segdream evaluate --make-references {quote(str(folder))} --prompts prompts.txt",
+            hint=f"echo 'a yellow school bus' > {example} && --prompts {example}",
         )
     check_folder(folder)
     texts = list(dict.fromkeys(read_prompts(prompts)))

@@ -131,7 +131,7 @@ def refine(
         refines=True,
     )
     if dry_run and view:
-        raise UsageProblem("--view can't be combined with --dry-run", hint="--dry-run")
+        raise UsageProblem("--view can't be combined with --dry-run", without=["--view", "--no-browser"])
     if no_browser and not view:
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
     reporter = TerminalReporter(Output(json=json, quiet=quiet), browser=not no_browser)

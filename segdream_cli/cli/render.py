@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 Channel = StrEnum("Channel", ["rgb", "alpha", "depth", "normals"])
 FrameFormat = StrEnum("FrameFormat", ["png", "jpg", "exr"])
 TURNTABLE, SHEET, STILL, FRAMES, CAMERA_PATH = "turntable", "contact sheet", "view", "frames", "camera path"
+OPTIONS = {
+    TURNTABLE: "--turntable",
+    SHEET: "--contact-sheet",
+    STILL: "--view",
+    FRAMES: "--frames",
+    CAMERA_PATH: "--camera-path",
+}
 UNUSED = {
     TURNTABLE: {"format"},
     FRAMES: {"fps"},
@@ -126,15 +133,14 @@ def render(
     NeRF or Blender (transforms.json) also work. With --n-frames, a smooth
     curve passes through the cameras; "loop": true closes it.
     """
-    hint = f"segdream render {' '.join(quote(str(asset)) for asset in assets)} --turntable"
     on_path = camera_path is not None
     kind = choose_kind(
-        {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames, CAMERA_PATH: on_path}, hint
+        {TURNTABLE: turntable, STILL: view is not None, SHEET: sheet, FRAMES: frames, CAMERA_PATH: on_path}
     )
     suffix = f".{format}" if kind == FRAMES else "" if output is None else output.suffix.lower()
     is_exr = suffix == ".exr"
     idle = idle_parameters(kind, channel, on_path=on_path, is_exr=is_exr)
-    shared.refuse_options(context, idle, f"has no effect on a {kind} of {channel}", hint)
+    shared.refuse_options(context, idle, f"has no effect on {'' if kind == FRAMES else 'a '}{kind} of {channel}")
     angles = parse_view(view) if view is not None else (0.0, elevation)
     color, sides = parse_background(background), parse_size(size, supersample)
     captions = choose_captions(caption, assets)
@@ -201,7 +207,7 @@ def last_file(path: Path, kind: str, suffix: str, camera_path: Path | None, n_fr
     return frame_path(path, count - 1, suffix)
 
 
-def choose_kind(asked: dict[str, bool], hint: str) -> str:
+def choose_kind(asked: dict[str, bool]) -> str:
     """The kind of output to make, given the requested kinds.
 
     Raises:
@@ -211,7 +217,8 @@ def choose_kind(asked: dict[str, bool], hint: str) -> str:
     if kinds == [FRAMES, CAMERA_PATH]:
         return FRAMES
     if len(kinds) > 1:
-        raise UsageProblem(f"{' and '.join(kinds)} exclude each other: choose one at a time", hint=hint)
+        message = f"{' and '.join(kinds)} exclude each other: choose one at a time"
+        raise UsageProblem(message, without=[OPTIONS[kind] for kind in kinds[1:]])
     return kinds[0]
 
 
@@ -234,7 +241,9 @@ def choose_captions(given: Sequence[str] | None, assets: Sequence[Path]) -> list
     if given:
         if len(given) != len(assets):
             raise UsageProblem(
-                f"{len(given)} captions for {len(assets)} assets", hint=" ".join(["--caption NAME"] * len(assets))
+                f"{len(given)} captions for {len(assets)} assets",
+                without=["--caption"],
+                hint=" ".join(f"--caption={quote(asset.stem)}" for asset in assets),
             )
         return list(given)
     if len(assets) == 1:
@@ -326,7 +335,7 @@ def check_transparency(path: Path, kind: str, suffix: str, color: Sequence[float
     if color is not None:
         return
     if kind == SHEET:
-        raise UsageProblem(f"a {kind} has no transparency", hint="--view 45,20 --background transparent")
+        raise UsageProblem(f"a {kind} has no transparency", without=[OPTIONS[SHEET]], hint="--view 45,20")
     if kind == FRAMES and suffix in JPEG:
         raise UsageProblem(f"a {suffix} image has no transparency", hint="--format png")
     suffix = path.suffix.lower()
@@ -413,8 +422,11 @@ def check_target(path: Path, kind: str, suffix: str, *, force: bool) -> None:
         return
     if kind in (TURNTABLE, CAMERA_PATH):
         if path.suffix.lower() in (".png", *JPEG, ".exr"):
+            video = f"-o {quote(str(path.with_suffix('.mp4')))}"
             raise UsageProblem(
-                f"a {kind} is a video, and {path} is an image", hint=f"--view 45,20 -o {quote(str(path))}"
+                f"a {kind} is a video, and {path} is an image",
+                without=[OPTIONS[TURNTABLE]],
+                hint="--view 45,20" if kind == TURNTABLE else video,
             )
         check_suffix(path)
     else:

@@ -67,7 +67,7 @@ def runs(
     for run in chosen:
         sink.note(_describe(run))
     size = format_size(sum(run.bytes for run in chosen))
-    shared.confirm(context, sink, f"remove {shared.count(len(chosen), 'run folder')}, {size}?", yes=yes)
+    shared.confirm(sink, f"remove {shared.count(len(chosen), 'run folder')}, {size}?", yes=yes)
     _remove(chosen, sink, resumable=stopped)
 
 

@@ -1,6 +1,5 @@
 """`segdream view`: assets in the browser."""
 
-import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +40,7 @@ def view(
     if len(assets) > MOST_ASSETS:
         raise UsageProblem(
             f"{len(assets)} assets are too many: a browser shows {MOST_ASSETS} at once",
-            hint=f"segdream view {shlex.join(map(str, assets[:MOST_ASSETS]))}",
+            without=[str(asset) for asset in assets[MOST_ASSETS:]],
         )
     splats = read_assets(assets, sink, frame=frame, strict=strict, as_splats=as_splats)
     titles = [title_of(each, asset.stem) for each, asset in zip(splats, assets, strict=True)]

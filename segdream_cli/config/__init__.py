@@ -30,7 +30,7 @@ from segdream_cli.config.sections import (
     ViewConfig,
 )
 from segdream_cli.config.start import POINT_E
-from segdream_cli.config.values import Range, convert, counts_steps, example, nearest, plain
+from segdream_cli.config.values import Range, assignment, convert, counts_steps, nearest, plain
 from segdream_cli.errors import UsageProblem
 
 __all__ = [
@@ -214,8 +214,13 @@ def check_settings(overrides: Mapping[str, Any], method: str = DistillConfig().m
         section, _, name = key.partition(".")
         full = f"distill.{method}.{name}" if section == "distill" and key not in known else key
         if full not in known:
-            raise UsageProblem(f"there is no setting {key!r}", hint=nearest(key, known))
-        found[full] = convert(full, value, known[full])
+            close = nearest(key, known)
+            raise UsageProblem(
+                f"there is no setting {key!r}; the nearest is {close}",
+                without=[f"--set {key}"],
+                hint=f"--set {assignment(close, value)}",
+            )
+        found[full] = convert(full, value, known[full], functools.reduce(getattr, full.split("."), Config()))
     return found
 
 
@@ -232,5 +237,5 @@ def _check_together(config: Config) -> None:
     if min(weights, default=0) < 0 or not sum(weights):
         raise UsageProblem(
             f"camera.backgrounds needs positive weights, not {dict(config.camera.backgrounds)}",
-            hint=f"--set camera.backgrounds={example(Mapping)}",
+            hint=f"--set {assignment('camera.backgrounds', CameraConfig().backgrounds)}",
         )

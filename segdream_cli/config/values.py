@@ -1,10 +1,12 @@
 """Reading settings from text, and checking their values."""
 
+import difflib
 import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 from segdream_cli.errors import UsageProblem
@@ -58,7 +60,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as problem:
         raise read_problem(problem, path, "optim.steps = 1000") from problem
     except (ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise UsageProblem(f"{path} is not a configuration: {problem}", hint="segdream generate --help") from problem
+        raise UsageProblem(f"{path} is not a configuration: {problem}") from problem
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise UsageProblem(f"--set {assignment!r} has no '='", hint="--set distill.sctd.segments=4")
+            raise UsageProblem(f"--set {assignment!r} has no '='", without=[f"--set {assignment}"])
         try:
             (parsed[key.strip()],) = tomllib.loads(f"value = {text.strip()}").values()
         except (ValueError, RecursionError):  # not TOML, or more than one line of it
@@ -82,30 +84,32 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def nearest(key: str, known: Mapping[str, Any]) -> str:
-    """The option that may have been meant by an unknown key: the same name in another section, or the nearest key."""
-    import difflib
-
+    """The key that may have been meant by an unknown one: the same name in another section, or the nearest."""
     by_name = [full for full in known if full.rpartition(".")[2] == key.rpartition(".")[2]]
-    close = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"--set {close[0]}=..."
+    return (by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
 
 
-def convert(key: str, value: Any, annotation: Any) -> Any:
-    """The value as the setting's type.
+def convert(key: str, value: Any, annotation: Any, default: Any = None) -> Any:
+    """The value as the setting's type; `default` is for hints.
 
     Raises:
         UsageProblem: it has another type, or lies outside the setting's limits.
     """
     if typing.get_origin(annotation) is Annotated:
         kind, limits = typing.get_args(annotation)
-        return _check_limits(key, convert(key, value, kind), limits)
+        return _check_limits(key, convert(key, value, kind, default), limits)
     options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
     # None comes first: the word "none" means None even where text is allowed
     for option in sorted(options, key=lambda kind: kind is not type(None)):
         accepted, result = _accept(value, option)
         if accepted:
             return result
-    raise UsageProblem(f"{key} can't be {value!r}", hint=f"--set {key}={example(annotation)}")
+    choices = [text for option in options if typing.get_origin(option) is Literal for text in typing.get_args(option)]
+    if choices:
+        close = difflib.get_close_matches(str(value), map(str, choices), n=1, cutoff=0)[0]
+        message = f"{key} can't be {value!r}; use one of {', '.join(map(str, choices))}"
+        raise UsageProblem(message, hint=f"--set {assignment(key, close)}")
+    raise UsageProblem(f"{key} can't be {value!r}", hint=f"--set {assignment(key, default)}")
 
 
 def counts_steps(annotation: Any) -> bool:
@@ -129,23 +133,29 @@ def _check_limits(key: str, value: Any, limits: Within) -> Any:
         bounds = " and ".join(f"{word} {bound:g}" for word, bound in named if math.isfinite(bound))
         raise UsageProblem(
             f"{key} can't be {_format(value)}: it must be {bounds}",
-            hint=_assignment(key, nearest if isinstance(value, tuple) else nearest[0]),
+            hint=f"--set {assignment(key, nearest if isinstance(value, tuple) else nearest[0])}",
         )
     if limits.increasing and list(numbers) != sorted(numbers):
         reason = "the first number must not exceed the second"
-        raise UsageProblem(f"{key} can't be {_format(value)}: {reason}", hint=_assignment(key, tuple(sorted(numbers))))
+        ordered = assignment(key, tuple(sorted(numbers)))
+        raise UsageProblem(f"{key} can't be {_format(value)}: {reason}", hint=f"--set {ordered}")
     return value
 
 
-def _format(value: float | tuple[float, ...]) -> str:
-    """A number, or several in brackets, as it is typed after `--set key=`."""
-    if isinstance(value, tuple):
+def _format(value: Any) -> str:
+    """A value as it is typed after `--set key=`."""
+    if isinstance(value, (tuple, list)):
         return f"[{','.join(map(_format, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}={_format(part)}' for key, part in value.items())}}}"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _assignment(key: str, value: float | tuple[float, ...]) -> str:
-    return f"--set {key}={_format(value)}"
+def assignment(key: str, value: Any) -> str:
+    """The `key=value` of a setting, quoted for a shell."""
+    return quote(f"{key}={_format(value)}")
 
 
 def _is_union(annotation: Any) -> bool:
@@ -185,23 +195,6 @@ def _accept_numbers(value: Any, kinds: tuple[Any, ...]) -> tuple[bool, Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def example(annotation: Any) -> str:
-    """A value of the setting's type, as it is typed after `--set key=`."""
-    options = typing.get_args(annotation)
-    kind = (
-        next((option for option in options if option is not type(None)), annotation)
-        if _is_union(annotation)
-        else annotation
-    )
-    if typing.get_origin(kind) is Literal:
-        return "|".join(map(str, typing.get_args(kind)))
-    if Mapping in (kind, typing.get_origin(kind)):
-        return "'{black=0.67,random=0.33}'"
-    if kind == tuple[int, ...]:
-        return "[10,20]"
-    return {int: "10", float: "0.5", bool: "true", str: "name"}.get(kind, "[0.1,0.2]")
 
 
 def plain(value: Any) -> Any:

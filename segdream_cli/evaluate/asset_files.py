@@ -66,8 +66,10 @@ def _members(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def make_hint(folder: Path) -> str:
-    """A command that makes assets in a folder."""
-    return f"segdream generate --prompts prompts/quickstart.txt --out-dir {quote(str(folder))}"
+    """A command that makes an asset in a folder."""
+    output = quote(str(folder / "bus.ply"))
+    make = f"segdream generate 'a yellow school bus' -o {output}"
+    return make if folder.is_dir() else f"mkdir -p {quote(str(folder))} && {make}"
 
 
 def stem_of(path: Path) -> str:

@@ -28,7 +28,7 @@ N_PICTURES = 12
 """Pictures of an asset on the page, around it."""
 CHOICES = {"left": 0.0, "same": 0.5, "right": 1.0}
 """Choice -> preference for the right side."""
-HINT = "--blind vote.html  # writes the page that saves votes"
+HINT = "--blind vote.html"
 POLICY = (
     "default-src 'none'; style-src '{{style}}'; script-src '{script}'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
@@ -143,7 +143,7 @@ def _read(path: Path, n: int) -> Mapping[str, Any]:
     except OSError as problem:
         if known := known_problem(problem, path, "read"):
             raise known from problem
-        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=HINT) from problem
+        raise UsageProblem(f"{path} can't be read: {problem.strerror}", hint=HINT, without=["--votes"]) from problem
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise UsageProblem(f"{path} holds no votes on these assets", hint=HINT)
+    raise UsageProblem(f"{path} holds no votes on these assets", hint=HINT, without=["--votes"])

@@ -35,7 +35,7 @@ FILES = (
     "merges.txt",
 )
 OPTIONAL_FILES = ("tokenizer.json", "special_tokens_map.json")
-HINT = "--weights clip=FOLDER"
+HINT = "--metrics judge,health"
 MODEL = replace(TEXT_ENCODER, fallback_hint=HINT)
 """The model on the Hub, whose text half Point-E uses too."""
 

@@ -58,8 +58,7 @@ def pair(a: Sequence[Entry], b: Sequence[Entry]) -> tuple[list[Pair], list[str]]
     pairs = [Pair(key, first[key], second[key]) for key in first if key in second]
     if not pairs:
         raise UsageProblem(
-            f"A and B have no prompt in common: A has {next(iter(first))!r}, B has {next(iter(second))!r}",
-            hint="--prompts prompts.txt",
+            f"A and B have no prompt in common: A has {next(iter(first))!r}, B has {next(iter(second))!r}"
         )
     notes = [
         f"{key!r} is only in {side} and does not count"

@@ -168,7 +168,7 @@ def resolve(*, offline: bool, announce: Callable[[str], None], progress: Progres
     if is_offline(offline):
         raise WeightsUnavailable(
             f"the weights of Inception are not in {path.parent}, and offline mode is on",
-            hint=f"segdream fetch fid  # once, while online; or {FALLBACK_HINT}",
+            hint="segdream fetch fid",
         )
     check_space(path.parent, BYTES)
     announce(f"downloading {NAME}, {describe_download(BYTES)}, from {ADDRESS} to {path.parent}")

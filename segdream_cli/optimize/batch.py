@@ -145,8 +145,7 @@ class Batch:
 
     def _diverge(self, index: int, message: str, step: int, rng_states: Sequence[Mapping[str, Tensor]]) -> NoReturn:
         self._rollback(step, rng_states)
-        hint = f"start over with --force and {self._smaller_guidance(step)}, or with --set prior.dtype=fp32"
-        raise Diverged(message, hint=hint, index=index)
+        raise Diverged(message, hint=f"--force {self._smaller_guidance(step)}", index=index)
 
     def _smaller_guidance(self, step: int) -> str:
         """An option that halves the guidance scale of a step."""

@@ -43,7 +43,7 @@ _CLASSES: Mapping[str, tuple[str, ...]] = {
     "scheduler": (),
 }
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-FALLBACK_HINT = f"--prior {MINI}  # or --model /path/to/folder"
+FALLBACK_HINT = f"--prior {MINI}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def choose(name: str, *, cuda: bool) -> str:
     if name == AUTO:
         return SD21 if cuda else MINI
     if name not in PRIORS:
-        raise UsageProblem(f"there is no prior {name!r}", hint=f"--prior {'|'.join((AUTO, *PRIORS))}")
+        raise UsageProblem(f"there is no prior {name!r}", hint=f"--prior {AUTO}")
     return name
 
 
@@ -153,9 +153,7 @@ def check_keys(title: str, info: Mapping[str, Collection[Any]], hint: str = FALL
 def _refuse_paths(model: str, folder: Path) -> None:
     """Refuses a model that looks like a path, so that the Hub is not asked for it."""
     if folder.is_file():
-        raise WeightsUnavailable(
-            f"{model} is a single file, a folder with {_INDEX} is needed", hint="--model /path/to/folder"
-        )
+        raise WeightsUnavailable(f"{model} is a single file, a folder with {_INDEX} is needed", hint=FALLBACK_HINT)
     if model.startswith((".", "/", "~")) or folder.is_absolute() or model.count("/") > 1 or "\\" in model:
         raise WeightsUnavailable(f"there is no folder {model}", hint=FALLBACK_HINT)
 
@@ -298,7 +296,7 @@ def _check_architecture(folder: Path, source: str) -> None:
     if reasons:
         raise WeightsUnavailable(
             f"{source} is not a Stable Diffusion 1.x or 2.x text-to-image model but {kind}: {', '.join(reasons)}",
-            hint=f"--prior {SD21}  # or --prior {MINI}",
+            hint=f"--prior {SD21}",
         )
 
 

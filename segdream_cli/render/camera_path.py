@@ -86,9 +86,9 @@ def read_camera_path(path: Path, n: int | None = None) -> CameraPath:
 
 
 def _problem(path: Path, what: str) -> UsageProblem:
-    return UsageProblem(
-        f"the camera path {path} {what}", hint=f"echo {quote(FORM)} > {free_path(Path('example.json'))}"
-    )
+    example = free_path(Path("example.json"))
+    hint = f"echo {quote(FORM)} > {example} && --camera-path {example}"
+    return UsageProblem(f"the camera path {path} {what}", hint=hint)
 
 
 def _json(path: Path) -> Any:

@@ -180,7 +180,5 @@ def _connect(address: str) -> tuple[Any, str]:
         hint = EXTRA if protocol == "s3" else f"pip install {'gcsfs' if protocol in ('gs', 'gcs') else protocol}"
         raise EnvironmentProblem(f"{address} needs a package that is missing: {problem}", hint=hint) from problem
     except ValueError as problem:
-        raise UsageProblem(
-            f"there is no kind of address {protocol}://", hint="--out-dir s3://bucket/folder"
-        ) from problem
+        raise UsageProblem(f"there is no kind of address {protocol}://", hint="--out-dir assets") from problem
     return system, root.rstrip("/")

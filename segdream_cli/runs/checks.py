@@ -88,7 +88,7 @@ def check_files(job: Job, *, force: bool, several: bool = False) -> None:
         check_output(job.output, force=force)
     except OutputExists as problem:
         if several:
-            problem.hint = "--skip-existing  # or --force to replace it"
+            problem.hint = "--skip-existing"
         raise
     formats.check_format(job.output)
     RunDir.beside(job.output).check_free(force=force)

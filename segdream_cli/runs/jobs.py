@@ -211,8 +211,9 @@ def read_prompts(source: str) -> list[str]:
     except OSError as problem:
         raise read_problem(problem, Path(source), "a yellow school bus") from problem
     except UnicodeDecodeError as problem:
+        new = free_path(NEW_LIST)
         raise UsageProblem(
-            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > {free_path(NEW_LIST)}"
+            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > {new} && --prompts {new}"
         ) from problem
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
@@ -237,7 +238,9 @@ def match_prompts(lines: Sequence[str], stems: Sequence[str], source: str) -> li
     Raises:
         UsageProblem: an asset has no prompt.
     """
-    example = f"printf '%s\\t%s\\n' {quote(stems[0])} 'a yellow school bus' > {free_path(NEW_LIST)}"
+    new = free_path(NEW_LIST)
+    rows = " ".join(f"{quote(stem)} 'a yellow school bus'" for stem in stems)
+    example = f"printf '%s\\t%s\\n' {rows} > {new} && --prompts {new}"
     tabbed = [line.split("\t", 1) for line in lines if "\t" in line]
     if tabbed and len(tabbed) < len(lines):
         odd = next(line for line in lines if "\t" not in line)
@@ -278,11 +281,11 @@ def jobs_of_list(
         UsageProblem: neither folder nor template or both, a template for too few files, no such list, or no prompt in
             it.
     """
-    command = f"segdream generate --prompts {quote(source)}"
-    if (out_dir is None) == (output is None):
-        raise UsageProblem(
-            "--prompts needs a folder for the assets, or a template of their files", hint=f"{command} --out-dir assets"
-        )
+    if out_dir is None and output is None:
+        message = "--prompts needs a folder for the assets, or a template of their files"
+        raise UsageProblem(message, hint="--out-dir assets")
+    if out_dir is not None and output is not None:
+        raise UsageProblem("--out-dir and -o both say where the assets of --prompts go", without=["-o"])
     found = list(dict.fromkeys(read_prompts(source)))
     if output is None:
         template = (out_dir or Path()) / ("{prompt}-{seed}.ply" if with_seed else "{prompt}.ply")

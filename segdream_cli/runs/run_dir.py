@@ -234,8 +234,8 @@ class RunDir:
             return
         if CHECKPOINT in names:
             raise OutputExists(
-                f"{self.path} holds an unfinished run at step {self.step() - self.skipped()}",
-                hint=f"{self.resume_command()}  # or --force to start over",
+                f"{self.path} holds an unfinished run at step {self.step() - self.skipped()}; --force starts over",
+                hint=self.resume_command(),
             )
         if RECORD in names:
             self.record()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdream_cli.config import AUTO, Config, PriorConfig, check_settings, flatten
 from segdream_cli.config.values import read_toml
-from segdream_cli.errors import OptionProblem
+from segdream_cli.errors import OptionProblem, UsageProblem
 from segdream_cli.priors.profile import preset
 from segdream_cli.runs.jobs import Job
 
@@ -55,7 +55,11 @@ class Request:
                 if others.get(full, value) != value:
                     text = f"{option} {given[key]} and --set {full}={others[full]}"
                     raise OptionProblem(f"{text} contradict each other", without=[option])
-        file, given = check_settings(file, method), check_settings(given, method)
+        try:
+            file = check_settings(file, method)
+        except UsageProblem as problem:  # which no option cures
+            raise UsageProblem(f"{self.file}: {problem.message}") from problem
+        given = check_settings(given, method)
         if "prior.name" in given and "prior.model" not in given:
             file.pop("prior.model", None)  # which would take the place of the prior that was asked for
         return file, given

@@ -106,7 +106,7 @@ def _crop(splats: Splats, shape: Sequence[float]) -> Splats:
     if len(shape) == 1:
         distances = np.linalg.norm(splats.means.astype(np.float64), axis=1)
         inside, where = distances <= shape[0], "the ball"
-        hint = f"--crop {2 * distances.min():.3g}  # the nearest centre is {distances.min():.3g} from the origin"
+        hint = f"--crop {2 * distances.min():.3g}"
     else:
         low, high = np.array(shape, np.float32).reshape(2, 3)  # in the precision of the centres
         inside, where = ((splats.means >= low) & (splats.means <= high)).all(axis=1), "the box"

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def parse_placed(text: str) -> Placed:
     if len(values) not in (3, 4) or not all(abs(value) <= FARTHEST for value in values):
         raise UsageProblem(
             f"the place of {text!r} is not X,Y,Z or X,Y,Z,DEGREES",
-            hint=f"segdream export {quote(match['path'])}@1,0,0 -o scene.ply",
+            words={text: f"{match['path']}@1,0,0"},
         )
     x, y, z, turn = [*values, 0.0][:4]
     return Placed(Path(match["path"]), (x, y, z), turn)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdream_cli.errors import SegdreamError, UsageProblem
+from segdream_cli.errors import UsageProblem
 from segdream_cli.splats import Float64s, Splats
 from segdream_cli.splats.bounds import VISIBLE_OPACITY
 from segdream_cli.splats.transform import rotation_matrices, transform
@@ -39,12 +39,12 @@ class Sizing:
         """Factor and offset [3] for an asset between two corners [3]: x -> factor x + offset.
 
         Raises:
-            SegdreamError: the asset has no height to scale.
+            UsageProblem: the asset has no height to scale.
         """
         factor = 1 / UNITS[self.unit]
         if self.height is not None:
             if not high[1] - low[1] > 0:
-                raise SegdreamError("the asset has no height", hint="--scale 2")
+                raise UsageProblem("the asset has no height", without=["--height"], hint="--scale 2")
             factor *= self.height / (high[1] - low[1])
         if self.pivot is None:
             return factor, np.zeros(3)

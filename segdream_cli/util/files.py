@@ -48,12 +48,13 @@ def check_output(path: Path, *, force: bool, option: str = "-o", given: Path | N
     folder, given = path.parent, given or path
     try:  # fails for a name that is too long, or a folder without access
         if path.is_dir():
-            raise UsageProblem(f"{path} is a folder", hint=f"{option} {shlex.quote(str(path / 'asset.ply'))}")
+            inside = shlex.quote(str(path / f"asset{path.suffix or '.ply'}"))
+            raise UsageProblem(f"{path} is a folder", hint=f"{option} {inside}")
         if not folder.is_dir():
             raise UsageProblem(f"the folder {folder} does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}")
         if lexists(path) and not force:
             free = shlex.quote(str(free_name(given)))
-            raise OutputExists(f"{path} exists", hint=f"{option} {free}  # or --force to replace it")
+            raise OutputExists(f"{path} exists; --force replaces it", hint=f"{option} {free}")
         with tempfile.TemporaryFile(dir=folder):  # os.access misses read-only mounts and limits of root
             pass
     except OSError as problem:

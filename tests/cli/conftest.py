@@ -7,6 +7,7 @@ from functools import partialmethod
 import pytest
 from commands import LAUNCHER, plain
 from fakes import AnalyticPrior
+from hints import find_hints, follow_all
 from json_lines import check_lines
 
 from segdream_cli import cli as command_line
@@ -69,24 +70,31 @@ def sizes(monkeypatch):
 
 @pytest.fixture
 def segdream(folder, prior, capsys, monkeypatch):
-    """Runs a command in this process; lines of `--json` must be those of the schema."""
+    """Runs a command in this process; lines of `--json` must be those of the schema.
+
+    After the test, the hints of its errors are followed.
+    """
     for name in ("SEGDREAM_DEBUG", "SEGDREAM_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "300")
+    hints = []
 
     def run(*arguments):
         capsys.readouterr()
+        words = [str(argument) for argument in arguments]
         try:
-            code = command_line.run([str(argument) for argument in arguments])
+            code = command_line.run(words)
         except SystemExit as end:  # of a second SIGTERM, which leaves at once
             code = end.code
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         if "--json" in arguments:
             check_lines(said.out)
+        hints.extend(find_hints(words, said.err))
         return Outcome(code, said.out, plain(said.err))
 
-    return run
+    yield run
+    follow_all(hints, lambda *words: run(*words).err, folder, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -318,7 +318,7 @@ def test_out_of_memory_ends_the_list_with_a_smaller_batch_as_hint(segdream, prio
     prior(Greedy)
     done = segdream(*listed, "--batch", "2")
     assert (done.code, done.out) == (5, "")
-    assert "hint: --batch 1" in done.err
+    assert "--batch 1" in done.err
     for name in NAMES[:2]:
         assert RunDir(folder / f"{name}.run").step() == 2
     assert not (folder / "a_green_ball.run").exists()

@@ -492,7 +492,7 @@ def test_other_versions_of_the_cluster_are_named(ray, python, hint):
 def test_options_of_workers_need_ray(segdream):
     done = segdream("generate", "a red ball", "--cpus-per-worker", "2")
     assert done.code == 2
-    assert "--cpus-per-worker only affect the workers of --ray" in done.err
+    assert "--cpus-per-worker only affects the workers of --ray" in done.err
 
 
 def test_ray_and_devices_exclude_each_other(segdream):

@@ -39,7 +39,11 @@ def test_frame_turns_the_asset(segdream, folder):
     [
         (("-o", "a.ply", "--frame", "rux"), "--frame 'rux' is not three letters", "--frame rdf"),
         (("-o", "a.ply", "--output-frame", "z"), "--output-frame 'z' is not three", "--output-frame rdf"),
-        (("-o", "a.html", "--output-frame", "ruf"), "has no effect on a .html page", "-o there.ply --output-frame ruf"),
+        (
+            ("-o", "a.html", "--output-frame", "ruf"),
+            "has no effect on a .html page",
+            "there.ply -o a.html",
+        ),
         (("-o", "a.spz", "--output-frame", "fru"), "SPZ can't name the frame fru", "--output-frame rub"),
         (("-o", "a.ply", "--up", "w"), "--up w is not one of", "--up z"),
         (("-o", "a.ply", "--up", "z", "--front", "-z"), "--front -z is not x, y, -x, -y or an azimuth", "--front x"),
@@ -50,7 +54,7 @@ def test_export_refuses_frames(segdream, folder, options, message, hint):
     said = segdream("export", "there.ply", *options)
     assert said.code == 2
     assert message in said.err
-    assert f"hint:  {hint}" in said.err or f"hint: {hint}" in said.err
+    assert said.err.endswith(hint)
     assert [path.name for path in folder.iterdir()] == ["there.ply"]
 
 

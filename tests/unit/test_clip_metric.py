@@ -139,7 +139,7 @@ def test_weights_that_lack_a_part_are_refused(folder: Path, tmp_path: Path) -> N
             (tmp_path / "model.safetensors").write_bytes(b"broken")
         with pytest.raises(WeightsUnavailable) as problem:
             METRICS["clip"].load(Setup(device=CPU, prompts=PROMPTS, weights={"clip": str(tmp_path)}))
-        assert problem.value.hint == "--weights clip=FOLDER"
+        assert problem.value.hint == "--metrics judge,health"
         return problem.value.message
 
     assert "has no preprocessor_config.json" in attempt("missing file")

@@ -264,7 +264,7 @@ def test_check_output_needs_force_for_an_existing_file(tmp_path):
     path.write_text("old")
     with pytest.raises(OutputExists, match=r"asset\.ply exists") as caught:
         check_output(path, force=False)
-    assert caught.value.hint == f"-o {tmp_path / 'asset-2.ply'}  # or --force to replace it"
+    assert caught.value.hint == f"-o {tmp_path / 'asset-2.ply'}"
     check_output(path, force=True)
     assert path.read_text() == "old"
 

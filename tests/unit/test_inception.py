@@ -72,8 +72,7 @@ def test_load_without_weights_says_how_to_go_on(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("SEGDREAM_CACHE", str(tmp_path))
     with pytest.raises(WeightsUnavailable, match="offline") as problem:
         inception.load(None, CPU, offline=True, announce=lambda _: None)
-    assert problem.value.hint
-    assert "--metrics frechet" in problem.value.hint
+    assert problem.value.hint == "segdream fetch fid"
 
 
 def test_resolve_refuses_a_damaged_file_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -290,7 +291,7 @@ def test_clean_prompt_refuses_with_a_prompt_that_it_takes(prompt: str, says: str
         clean_prompt(prompt, WORDS)
     assert says in caught.value.message
     assert caught.value.exit_code == 2
-    assert caught.value.hint == f'segdream generate "{instead}"'
+    assert caught.value.hint == shlex.join(["segdream", "generate", instead])
     assert clean_prompt(instead, WORDS) == instead
 
 

@@ -102,7 +102,7 @@ def test_check_free_protects_an_unfinished_run(run):
     with pytest.raises(OutputExists, match=r"bus\.run holds an unfinished run at step 41") as caught:
         run.check_free(force=False)
     assert "--resume" in caught.value.hint
-    assert "--force" in caught.value.hint
+    assert "--force" in caught.value.message
     run.check_free(force=True)
 
 

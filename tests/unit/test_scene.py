@@ -34,7 +34,7 @@ def test_parse_placed_prefers_a_file_of_that_name(tmp_path: Path) -> None:
 def test_parse_placed_refuses(place: str) -> None:
     with pytest.raises(UsageProblem, match="is not X,Y,Z") as refused:
         parse_placed(f"b c.spz@{place}")
-    assert refused.value.hint == "segdream export 'b c.spz'@1,0,0 -o scene.ply"
+    assert list(refused.value.words.values()) == ["b c.spz@1,0,0"]
 
 
 def test_join_places_each_and_keeps_its_provenance() -> None:

@@ -1,0 +1,128 @@
+"""Hints are whole commands: the one that failed, with the correction in it. The fixture `segdream` follows them all."""
+
+import shlex
+import subprocess
+
+import pytest
+import typer
+from commands import BUS, SIX
+from hints import Hint, follow
+from test_options import random_splats
+
+from segdream_cli import formats
+from segdream_cli.cli import command_line
+from segdream_cli.errors import SegdreamError
+from segdream_cli.util.compat import usage_error
+
+
+def words(done):
+    """The words of a hint after the program."""
+    program, *found = shlex.split(done.err.partition("hint: ")[2])
+    assert program == "segdream"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "cured"),
+    [
+        # an option in place of its value, wherever it is and however it is written
+        ("generate P --output=bus.ply -q", "generate P -o bus-2.ply -q"),
+        ("generate P -obus.ply --seed 3 -q", "generate P -o bus-2.ply --seed 3 -q"),
+        ("generate -q -o bus.ply -- P", "generate -q -o bus-2.ply -- P"),
+        # a setting in place of the same setting, of its short name and of its option, beside other settings
+        ("generate P --set optim.steps=x --set init.count=9", "generate P --set optim.steps=5000 --set init.count=9"),
+        ("generate P --set=distill.t_min=-1 -q", "generate P --set distill.sctd.t_min=0 -q"),
+        ("generate P --set refine.enbled=false", "generate P --set refine.enabled=false"),
+        # options that exclude each other
+        ("generate P --prior mini --model nosuch", "generate P --model nosuch"),
+        ("generate P --model ./nosuch", "generate P --prior mini"),
+        ("generate P --perp-neg --no-perp-neg", "generate P --no-perp-neg"),
+        ("generate P --seeds 0-1 --seed 3", "generate P --seeds 0-1"),
+        # of several outputs, the one that can't be written
+        ("export bus.ply -o a.splat -o bus.ply -q", "export bus.ply -o a.splat -o bus-2.ply -q"),
+        ("export bus.ply -o bus.ply -o a.html --output-frame rdf", "export bus.ply -o bus.ply -o a.html"),
+        # arguments
+        ("generate --prompts list.txt P --out-dir all", "generate --prompts list.txt --out-dir all"),
+        ("render bus.ply --view 0,0 --n-frames 3 --size 64", "render bus.ply --view 0,0 --size 64"),
+        ("render bus.ply --turntable --view 0,0", "render bus.ply --turntable"),
+        ("render bus.ply bus.ply --caption 'my bus'", "render bus.ply bus.ply --caption=bus --caption=bus"),
+    ],
+)
+def test_hint_is_the_command_with_the_correction(segdream, folder, given, cured):
+    formats.write(folder / "bus.ply", random_splats())
+    (folder / "list.txt").write_text(f"{BUS}\n")
+    said = segdream(*(BUS if word == "P" else word for word in shlex.split(given)))
+    assert said.code != 0
+    assert words(said) == [BUS if word == "P" else word for word in shlex.split(cured)]
+
+
+def test_hint_whose_option_the_command_lacks_is_none(segdream):
+    segdream("doctor", "--json")
+    lacking = SegdreamError("this machine does not have enough memory", hint="--set densify.cap=5000")
+    assert command_line.complete_hint(lacking) is None
+    command_line.forget_command()
+    assert command_line.complete_hint(lacking) == lacking.hint
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("generate", "a corgi", "-o", "corgi.ply", *SIX, "--low-vram", "--offline", "--prior", "sd21"),
+        ("generate", BUS, "-o", "car.ply", *SIX, "--model", "nosuch", "--offline"),
+        ("generate", BUS, "-o", "bus.ply", *SIX),
+        ("generate", "--resume", "bus.run"),
+        ("generate", BUS, "-o", "damaged.ply", *SIX),
+        ("generate", BUS, "-o", "damaged.ply", *SIX, "--force"),
+        ("render", "bus.ply", "--view", "45,20", "--n-frames", "3", "--size", "64"),
+        ("render", "bus.ply", "-o", "bus.txt", "--view", "45,20", "--size", "64"),
+        ("export", "bus.ply", "-o", "bus.txt"),
+    ],
+    ids=" ".join,
+)
+def test_hints_lead_to_a_command_that_works(segdream, folder, given):
+    """Known circles: each command ends in an error, or works, and its hints lead to one that works."""
+    assert segdream("generate", BUS, "-o", "bus.ply", *SIX).code == 0
+    (folder / "damaged.run").mkdir()
+    (folder / "damaged.run" / "run.json").write_text("{")
+    met, done = [], segdream(*given)
+    while done.code != 0:
+        assert (done.code, done.err) not in met
+        assert "hint: " in done.err
+        met.append((done.code, done.err))
+        hint = done.err.partition("hint: ")[2]
+        if hint.startswith("segdream"):
+            given = words(done)
+        else:
+            subprocess.run(hint, shell=True, cwd=folder, check=True)
+        done = segdream(*given)
+    assert len(met) < 5
+
+
+@pytest.mark.parametrize(
+    ("hint", "wrong"),
+    [
+        ("--set init.count=9", "no command"),
+        ("segdream generate PATH", "can't be pasted"),
+        ("segdream generate P --set init.shape=...", "can't be pasted"),
+        ("rm a.ply  # then run the command again", "can't be pasted"),
+        ("segdream render a.ply --devices 0", "No such option"),
+        ("segdream sing a.ply", "No such command"),
+        ("segdream export a.ply", "the error that it should cure"),
+        ("touch a.ply", "the same error comes back"),
+        ("rm /home/bus.ply", "not the test's"),
+        ("segdream export a.ply -o a.spz", None),
+        ("segdream render a.ply && segdream export a.ply -o a.spz", None),
+    ],
+)
+def test_follow_tells_a_hint_that_does_not_cure(folder, monkeypatch, hint, wrong):
+    """Here the only command that works is an export with an output."""
+    given = Hint(("export", "a.ply"), "there is no output", hint)
+
+    def run(*arguments):
+        return None if "-o" in arguments or arguments[0] == "render" else "there is no output"
+
+    if wrong is None:
+        return follow(given, run, folder, monkeypatch)
+    with pytest.raises((AssertionError, usage_error(typer.BadParameter))) as caught:
+        follow(given, run, folder, monkeypatch)
+    assert wrong in str(getattr(caught.value, "message", caught.value))

@@ -1,0 +1,151 @@
+"""Follows hints as a person would: types each into a shell, and expects that the error does not come back."""
+
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import typer.main
+
+from segdream_cli.cli import app
+
+CPU_S, WALL_S = 1.0, 20.0
+"""A command that has run for so long without its error has been cured: seconds of this process, and by the clock."""
+ERROR = re.compile(r"^error: (.*)\nhint:  (.*)$", re.MULTILINE)
+DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d/.]\S*")
+"""Parts of errors that differ between errors of a kind: quoted texts, numbers and paths."""
+PLACEHOLDER = re.compile(r"\.\.\.|/path/to|\b(NAME|FILE|FOLDER|PATH|HOST)\b| # ")
+LOOKS = ("df", "ls", "ray", "segdream doctor", "sync")
+"""Beginnings of commands that show the cause but can't remove it."""
+INSTALLS = ("pip", "uv", "sudo", "ulimit", "python", "npx", "hf")
+"""Programs that change the machine, or that a test can't run."""
+ELSEWHERE = ("--ray", "--devices")
+"""Options that start other processes, which would outlive the test."""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """An error with its hint, and the command line that it came from, without the program."""
+
+    arguments: tuple[str, ...]
+    message: str
+    text: str
+
+
+class Enough(BaseException):
+    """The time of a command is over."""
+
+
+def find_hints(arguments: Sequence[str], err: str) -> list[Hint]:
+    """The errors with hints that a command printed."""
+    return [Hint(tuple(arguments), *found) for found in ERROR.findall(err)]
+
+
+def parse(words: Sequence[str]) -> None:
+    """Parses the words after `segdream`; raises typer's usage error if the command does not have these options."""
+    group = typer.main.get_command(app)
+    with group.make_context("segdream", list(words)) as context:
+        name, command, rest = group.resolve_command(context, list(words))
+        with command.make_context(name, rest, parent=context):
+            pass
+
+
+def check(text: str) -> None:
+    """A hint is commands of a shell, without placeholders, and those of segdream have their options."""
+    assert not PLACEHOLDER.search(text), f"the hint can't be pasted: {text}"
+    for command in text.split(" && "):
+        words = shlex.split(command)
+        assert not words[0].startswith("-"), f"the hint is no command: {text}"
+        if words[0] == "segdream" and "--help" not in words:
+            parse(words[1:])
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Ends the block after a time, but not while a module is imported or code is compiled, which must end whole."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if any(part in frame.f_code.co_filename for part in ("importlib", "numba", "_inductor")):
+                signal.setitimer(signal.ITIMER_PROF, 0.1)
+                return
+            frame = frame.f_back
+        raise Enough
+
+    timers = {signal.ITIMER_PROF: (signal.SIGPROF, CPU_S), signal.ITIMER_REAL: (signal.SIGALRM, WALL_S)}
+    before = {number: signal.signal(number, ring) for number, _ in timers.values()}
+    try:
+        for timer, (_, seconds) in timers.items():
+            signal.setitimer(timer, seconds)
+        yield
+    finally:
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow(hint: Hint, run: Callable[..., str | None], folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Types a hint, and for one that only prepares, then the command that failed; its error must not come back.
+
+    Args:
+        hint: what to follow.
+        run: runs the words after `segdream` and returns the error that they end in.
+        folder: where the shell is; nothing outside is removed.
+        patch: changes the environment.
+    """
+    check(hint.text)
+    if hint.text.startswith(LOOKS) or shlex.split(hint.text)[0] in INSTALLS:
+        return
+    again = True
+    for command in hint.text.split(" && "):
+        words = shlex.split(command)
+        if words[0] == "segdream":
+            again = words[1] in ("fetch", "cache") and hint.arguments[0] != words[1]
+            error = None if set(words) & set(ELSEWHERE) else run(*words[1:])
+            assert error != hint.message, f"{hint.text} ends in the error that it should cure: {error}"
+            if error is not None:  # of another kind, such as a network that a test does not have
+                return
+        elif words[0] == "export":
+            patch.setenv(*words[1].split("=", 1))
+        elif words[0] == "unset":
+            patch.delenv(words[1], raising=False)
+        else:
+            outside = [
+                word for word in words[1:] if word.startswith(("/", "~")) and not Path(word).is_relative_to(folder)
+            ]
+            assert words[0] != "rm" or not outside, f"{command} removes what is not the test's"
+            subprocess.run(command, shell=True, cwd=folder, check=True, timeout=20, capture_output=True)
+    if again and not set(hint.arguments) & set(ELSEWHERE):
+        error = run(*hint.arguments)
+        assert error != hint.message, f"after {hint.text}, the same error comes back: {error}"
+
+
+_followed = set[tuple[str, str]]()
+"""The kinds of errors that this process has followed: the command, and the message without details."""
+
+
+def follow_all(hints: Sequence[Hint], run: Callable[..., str], folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Follows hints, once for each kind of error; `run` returns what a command prints to stderr in one line."""
+
+    def end(*words: str) -> str | None:
+        try:
+            with limited():
+                said = run(*words)
+        except Enough:
+            return None
+        return next(iter(re.findall(r"error: (.*?)(?: hint: |$)", said)), None)
+
+    for hint in hints:
+        kind = hint.arguments[0], DETAIL.sub("", hint.message)
+        if kind in _followed:
+            check(hint.text)
+            continue
+        _followed.add(kind)
+        follow(hint, end, folder, patch)
