@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.command_line import complete_hint
 from segdream_cli.cli.fetch import POINT_E
 from segdream_cli.cli.next_step import FIRST_ASSET
 from segdream_cli.cli.output import Output
@@ -97,7 +98,7 @@ def _examine() -> Iterator[Finding]:
         except Exception as error:
             problem = as_failure(error)
             if problem.message not in reported:
-                yield Finding(name, "problem", problem.message, problem.hint)
+                yield Finding(name, "problem", problem.message, complete_hint(problem))
             reported.add(problem.message)
 
 
@@ -106,7 +107,7 @@ def _finding_of(name: str, check: Callable[[], str], *, needed: bool = True) -> 
     try:
         return Finding(name, "ok", check())
     except SegdreamError as problem:
-        return Finding(name, "problem" if needed else "absent", problem.message, problem.hint)
+        return Finding(name, "problem" if needed else "absent", problem.message, complete_hint(problem))
 
 
 def _check_python() -> Iterator[Finding]:
@@ -129,7 +130,7 @@ def _check_packages() -> Iterator[Finding]:
             import_module(f"segdream_cli.{module}")
         except Exception as error:
             problem = as_failure(error)
-            problems[problem.message] = problem.hint
+            problems[problem.message] = complete_hint(problem)
     yield from (Finding("packages", "problem", message, hint) for message, hint in problems.items())
     if not problems:
         versions = import_module("segdream_cli.runs.run_dir").package_versions()
@@ -245,7 +246,7 @@ def _finding_of_weights(name: str, look: Callable[[], str]) -> Finding:
     except WeightsAbsent as problem:
         return Finding(name, "absent", problem.message.partition(", and")[0], f"segdream fetch {name}")
     except WeightsUnavailable as problem:
-        return Finding(name, "damaged", problem.message, problem.hint)
+        return Finding(name, "damaged", problem.message, complete_hint(problem))
 
 
 def _check_ffmpeg() -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """`segdream generate`: makes assets from a prompt or a list of prompts."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +11,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.reporter import TerminalReporter
+from segdream_cli.cli.reporter import TerminalReporter, restart_hints
 from segdream_cli.cli.schema import Words
 from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
@@ -246,7 +247,8 @@ def _resume(
         RunDir(folder).record()
     from segdream_cli.runs.session import resume_run  # a slow import, after the checks that do not need it
 
-    resume_run(folder, request, reporter, StopOnSignal(reporter.output.note), output, force=force, live=view)
+    with restart_hints(folder, repeat=True):
+        resume_run(folder, request, reporter, StopOnSignal(reporter.output.note), output, force=force, live=view)
     reporter.suggest()
 
 
@@ -284,7 +286,9 @@ def _make(
         return run_on_devices(spec, parse_devices(devices), reporter, stop)
     from segdream_cli.runs.session import run_jobs
 
-    return run_jobs(spec, reporter, stop)
+    alone = len(spec.jobs) == 1 and not spec.as_list
+    with restart_hints(spec.jobs[0].output.with_suffix(".run")) if alone else nullcontext():
+        return run_jobs(spec, reporter, stop)
 
 
 def _end(tally: Tally) -> None:

@@ -9,7 +9,7 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli import reading
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.reporter import TerminalReporter
+from segdream_cli.cli.reporter import TerminalReporter, restart_hints
 from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
 from segdream_cli.config.values import MAX_STEPS
@@ -159,5 +159,6 @@ def refine(
 
         plan_jobs(spec, reporter, makes_folders=makes_folder)
         return
-    run_jobs(spec, reporter, StopOnSignal(reporter.output.note))
+    with restart_hints(spec.jobs[0].output.with_suffix(".run")):
+        run_jobs(spec, reporter, StopOnSignal(reporter.output.note))
     reporter.suggest()

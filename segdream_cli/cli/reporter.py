@@ -3,6 +3,8 @@
 import os
 import sys
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 from segdream_cli.cli.next_step import after_assets
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Chosen, ListMade, Made, Planned, Ready, Skipped, Stopped
+from segdream_cli.errors import SegdreamError
 from segdream_cli.runs.reporter import (
     AssetFinished,
     AssetPlanned,
@@ -78,6 +81,8 @@ class TerminalReporter:
                 title = f"[{event.number}/{event.count}] " if event.count > 1 else ""
                 self.output.report(Skipped(output=event.output), f"{title}{event.output} exists, skipped")
             case JobFailed():
+                if event.output is not None:
+                    complete_restart(event.problem, event.output.with_suffix(".run"))
                 self.output.error(event.problem, event.output)
             case RunSaved():
                 self._show_checkpoint(event)
@@ -199,6 +204,32 @@ class TerminalReporter:
             return
         self.output.report(stopped, f"stopped after step {event.step} of {event.steps}; resume with:")
         self.output.note(f"  {printable_command(event.resume)}")
+
+
+@contextmanager
+def restart_hints(folder: Path, *, repeat: bool = False) -> Iterator[None]:
+    """Completes the hint of an error that ends the block, as `complete_restart` does."""
+    try:
+        yield
+    except SegdreamError as problem:
+        complete_restart(problem, folder, repeat=repeat)
+        raise
+
+
+def complete_restart(problem: SegdreamError, folder: Path, *, repeat: bool = True) -> None:
+    """Makes settings in the hint of a run, whose own are fixed once it is saved, start it over.
+
+    Args:
+        problem: the error; other hints stay as they are.
+        folder: of the run.
+        repeat: replace the command line: it resumes the run, or makes a list, of which --force would replace all.
+    """
+    from segdream_cli.runs.run_dir import RunDir
+
+    run, options = RunDir(folder), (problem.hint or "").removeprefix("--force ")
+    if options.startswith(("--set ", "--prior ")) and run.can_resume():
+        with suppress(SegdreamError):  # a record that can't be read has no command
+            problem.hint = f"{f'{run.repeat_command(run.record())} ' if repeat else ''}--force {options}"
 
 
 def open_browser(url: str) -> None:

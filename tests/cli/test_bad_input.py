@@ -610,7 +610,7 @@ def test_init_prompt_is_checked_like_a_prompt(refused, command, words, said):
         (
             out_of_memory,
             5,
-            ["does not have enough memory for a step", "the peak was", "GiB", "--set camera.batch=1", RESUME],
+            ["does not have enough memory for a step", "the peak was", "GiB", "--force --set camera.batch=1", RESUME],
         ),
         (
             lambda noise: noise * torch.nan,
@@ -618,7 +618,7 @@ def test_init_prompt_is_checked_like_a_prompt(refused, command, words, said):
             [
                 "is not finite in step 3",
                 "t=",
-                "--set distill.sctd.guidance_scale=1.5,",
+                "--force --set distill.sctd.guidance_scale=1.5",
                 "kept as it was after step 2: bus.run",
             ],
         ),
