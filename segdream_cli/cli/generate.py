@@ -278,7 +278,7 @@ def _make(
         if not left:
             return Tally(skipped=len(done))
     if cluster is not None:
-        shared.refuse_options(context, {"device"}, "can't be combined with --ray", hint="--gpus-per-worker 0")
+        shared.refuse_options(context, {"device"}, "can't be combined with --ray")
         shared.refuse_options(context, {"devices", "view", "no_browser"}, "can't be combined with --ray")
         return run_on_ray(spec, cluster, reporter, stop)
     if devices is not None:
@@ -365,7 +365,14 @@ def _jobs(
         if prompt is not None:
             raise UsageProblem("--prompts takes no PROMPT", without=["PROMPT"])
         return jobs_of_list(prompts, out_dir, seeds or [seed], output, labels, with_seed=seeds is not None)
-    if prompt is None or out_dir is not None:
+    if prompt is not None and out_dir is not None:
+        inside = quote(str(out_dir / "{prompt}.ply"))
+        raise UsageProblem(
+            "--out-dir is the folder of a list; the file of one PROMPT is that of -o",
+            without=["--out-dir"],
+            hint=f"-o {inside}" if output is None else None,
+        )
+    if prompt is None:
         raise UsageProblem(
             "give one PROMPT, or a list with --prompts and --out-dir",
             hint='segdream generate "a yellow school bus" -o bus.ply',

@@ -38,7 +38,7 @@ def refuse_options(context: typer.Context, names: set[str], reason: str, hint: s
         context: the command's.
         names: parameters of the refused options.
         reason: end of the message, which begins with the options' names, as it is said of one of them.
-        hint: options to add to the command line without these, or a command to use instead.
+        hint: options with which they have an effect; without, the hint leaves them out.
 
     Raises:
         OptionProblem: one of them was given on the command line.
@@ -46,10 +46,12 @@ def refuse_options(context: typer.Context, names: set[str], reason: str, hint: s
     given = [item for item in context.command.params if item.name in names and is_given(context, str(item.name))]
     if given:
         titles = [item.opts[-1] if item.opts[0].startswith("-") else "PROMPT" for item in given]
-        raise OptionProblem(f"{_join(titles)} {_agree(reason, len(titles))}", without=titles, hint=hint)
+        raise OptionProblem(
+            f"{join_names(titles)} {_agree(reason, len(titles))}", without=() if hint else titles, hint=hint
+        )
 
 
-def _join(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Names as in a sentence: "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), *names[-1:]] if len(names) > 1 else names)
 

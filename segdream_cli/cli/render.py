@@ -217,7 +217,7 @@ def choose_kind(asked: dict[str, bool]) -> str:
     if kinds == [FRAMES, CAMERA_PATH]:
         return FRAMES
     if len(kinds) > 1:
-        message = f"{' and '.join(kinds)} exclude each other: choose one at a time"
+        message = f"{shared.join_names(kinds)} exclude each other: choose one at a time"
         raise UsageProblem(message, without=[OPTIONS[kind] for kind in kinds[1:]])
     return kinds[0]
 
@@ -241,7 +241,7 @@ def choose_captions(given: Sequence[str] | None, assets: Sequence[Path]) -> list
     if given:
         if len(given) != len(assets):
             raise UsageProblem(
-                f"{len(given)} captions for {len(assets)} assets",
+                f"{shared.count(len(given), 'caption')} for {shared.count(len(assets), 'asset')}",
                 without=["--caption"],
                 hint=" ".join(f"--caption={quote(asset.stem)}" for asset in assets),
             )

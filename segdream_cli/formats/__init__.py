@@ -7,8 +7,10 @@ it, and a row of `READERS` and a rule of `sniff.py` if segdream reads it.
 import dataclasses
 import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from os.path import lexists
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType
@@ -155,7 +157,11 @@ def kind_of(path: Path) -> str:
     Raises:
         UsageProblem: the file can't be opened, or neither its bytes nor its suffix are those of an asset.
     """
-    found = sniff(path)
+    try:
+        found = sniff(path)
+    except UsageProblem as problem:
+        problem.words = {} if lexists(path) else _other_asset(path)
+        raise
     if found is not None:
         return found
     known = ", ".join(READABLE_SUFFIXES)
@@ -167,7 +173,17 @@ def kind_of(path: Path) -> str:
                     f"give the asset as one of {known}"
                 )
             return next(kind for kind, module in READERS.items() if module == FORMATS[name].module)
-    raise UsageProblem(f"{path} is no asset that segdream reads; it reads {known}")
+    raise UsageProblem(f"{path} is no asset that segdream reads; it reads {known}", words=_other_asset(path))
+
+
+def _other_asset(path: Path) -> dict[str, str]:
+    """The path, and the asset in its folder whose name is most like its own; empty if none is much like it."""
+    names: list[str] = []
+    with suppress(OSError):
+        names = sorted(other.name for other in path.parent.iterdir() if readable_suffix(other) and other != path)
+    same = [name for name in names if name.partition(".")[0] == path.name.partition(".")[0]]
+    close = same or difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return {str(path): str(path.with_name(close[0]))} if close else {}
 
 
 def check_format(path: Path, format: str | None = None) -> str:

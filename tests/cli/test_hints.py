@@ -43,6 +43,8 @@ def words(done):
         ("export bus.ply -o bus.ply -o a.html --output-frame rdf", "export bus.ply -o bus.ply -o a.html"),
         # arguments
         ("generate --prompts list.txt P --out-dir all", "generate --prompts list.txt --out-dir all"),
+        ("render bus.mp4 --view 0,0 --size 64", "render bus.ply --view 0,0 --size 64"),
+        ("export buss.spz -o a.splat -q", "export bus.ply -o a.splat -q"),
         ("render bus.ply --view 0,0 --n-frames 3 --size 64", "render bus.ply --view 0,0 --size 64"),
         ("render bus.ply --turntable --view 0,0", "render bus.ply --turntable"),
         ("render bus.ply bus.ply --caption 'my bus'", "render bus.ply bus.ply --caption=bus --caption=bus"),

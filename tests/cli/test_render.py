@@ -397,7 +397,7 @@ def test_camera_path_errors_name_the_frame(segdream, asset, folder, case):
         (("--size", "big"), "--size 'big'"),
         (("--size", "4096", "--supersample", "4"), "8192 samples"),
         (("--supersample", "9"), "--supersample"),
-        (("--caption", "a", "--caption", "b"), "2 captions for 1 assets"),
+        (("--caption", "a", "--caption", "b"), "2 captions for 1 asset"),
         (("--camera-path", "p.json", "--view", "0,0"), "at a time"),
         (("--camera-path", "p.json", "--contact-sheet"), "at a time"),
         (("--camera-path", "p.json", "--turntable"), "at a time"),
