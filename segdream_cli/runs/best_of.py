@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from segdream_cli.errors import Interrupted, SegdreamError, UsageProblem, WeightsUnavailable
+from segdream_cli.errors import Interrupted, SegdreamError, UsageProblem, WeightsAbsent, WeightsUnavailable
 from segdream_cli.evaluate.metrics import METRICS, Asset, Metric, Setup
 from segdream_cli.evaluate.views import ViewProtocol
 from segdream_cli.optimize.state import AssetState
@@ -154,8 +154,10 @@ class TrialSession(Session):
                 raise UsageProblem(f"the judge does not know the prompt {prompt!r}", hint="--best-by clip")
         try:
             return CLIP, METRICS[CLIP].load(setup)
-        except WeightsUnavailable as problem:  # whose hint names an option of evaluate
-            raise WeightsUnavailable(str(problem), hint="segdream fetch clip") from problem
+        except WeightsAbsent as problem:  # whose hint names an option of evaluate, as that of the other
+            raise WeightsAbsent(problem.message, hint="segdream fetch clip") from problem
+        except WeightsUnavailable as problem:
+            raise WeightsUnavailable(problem.message, without=["--best-of", "--best-by"]) from problem
 
     def _reach(self, trials: Sequence[Job], step: int, *, force: bool) -> None:
         """Takes trials to a step, `batch` at once, and saves them there; those stopped before are resumed."""

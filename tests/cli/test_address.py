@@ -125,7 +125,7 @@ def test_address_path_prints_as_it_was_given():
 @pytest.mark.parametrize(
     ("given", "code", "text", "hint"),
     [
-        ("nothing://bucket", 2, "there is no kind of address nothing://", "--out-dir s3://bucket/folder"),
+        ("nothing://bucket", 2, "there is no kind of address nothing://", "--out-dir assets"),
         ("file:///tmp/assets", 2, "is a folder of this machine", "--out-dir /tmp/assets"),
     ],
 )

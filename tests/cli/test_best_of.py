@@ -200,7 +200,7 @@ def test_scores_by_clip_read_eight_views():
     [
         ([*BALL, "--best-by", "clip"], "--best-by only affects --best-of"),
         ([*BALL, "--best-of", "3", "--seeds", "0-3"], "--seeds can't be combined with --best-of"),
-        (["generate", "--prompts", "list.txt", "--out-dir", ".", "--best-of", "3"], "can't be combined with --best-of"),
+        (["generate", "--prompts", "list.txt", "--out-dir", ".", "--best-of", "3"], "can't be combined with --prompts"),
         ([*BALL, "--best-of", "3", "--set", "optim.stop_change=0.1"], "can't be combined with optim.stop_change"),
         ([*BALL, "--best-of", "3", "--steps", "0"], "--best-of compares seeds between two distillation steps"),
     ],
