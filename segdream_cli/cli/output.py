@@ -108,8 +108,7 @@ class Output:
             self._write(line.encode())
         sys.stderr.write(f"error: {printable(problem.message)}\n")
         if hint:
-            sys.stderr.write(f"hint:  {printable_command(hint)}
-")
+            sys.stderr.write(f"hint:  {printable_command(hint)}\n")
         if output is not None and os.environ.get("SEGDREAM_DEBUG"):
             traceback.print_exception(problem, file=sys.stderr)
         sys.stderr.flush()
