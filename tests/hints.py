@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from segdream_cli.cli import app
+from segdream_cli.util.files import is_writing
 
 CPU_S, WALL_S = 1.0, 20.0
 """A command that has run for so long without its error has been cured: seconds of this process, and by the clock."""
@@ -68,15 +69,17 @@ def check(text: str) -> None:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Ends the block after a time, but not while a module is imported or code is compiled, which must end whole."""
+    """Ends the block after a time, but not amid an import, a compilation or the writing of a file, which end whole."""
 
     def ring(number: int, frame: FrameType | None) -> None:
+        calls = set[str]()
         while frame is not None:
-            if any(part in frame.f_code.co_filename for part in ("importlib", "numba", "_inductor")):
-                signal.setitimer(signal.ITIMER_PROF, 0.1)
-                return
+            calls.add(frame.f_code.co_filename)
             frame = frame.f_back
-        raise Enough
+        if is_writing() or any(part in call for call in calls for part in ("importlib", "numba", "_inductor")):
+            signal.setitimer(signal.ITIMER_PROF, 0.1)
+        else:
+            raise Enough
 
     timers = {signal.ITIMER_PROF: (signal.SIGPROF, CPU_S), signal.ITIMER_REAL: (signal.SIGALRM, WALL_S)}
     before = {number: signal.signal(number, ring) for number, _ in timers.values()}
