@@ -6,6 +6,7 @@ They stand in a file of their own because the processes of the cluster import it
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +48,27 @@ main()
 """The same without workers."""
 
 
+def patiently(start: Callable[[], Any]) -> Any:
+    """What `start` returns; Ray gives a machine 30 s to start, which a busy host may not have."""
+    for attempt in range(5):
+        try:
+            return start()
+        except Exception:  # Ray raises no narrower class
+            if attempt == 4:
+                raise
+
+
 def start_head() -> Any:
     """A cluster whose head computes nothing; its processes look for faults in `SEGDREAM_FAULTS`."""
     from ray.cluster_utils import Cluster
 
-    return Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0,
-            "include_dashboard": False,
-            "object_store_memory": STORE,
-            "_system_config": HEALTH,
-        },
-    )
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE, "_system_config": HEALTH}
+    return patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
 
 
 def add_machine(cluster: Any) -> Any:
-    """A machine of one CPU joins; Ray gives it 30 s to start, which a busy host may not have."""
-    for attempt in range(5):
-        try:
-            return cluster.add_node(num_cpus=1, object_store_memory=STORE)
-        except Exception:  # Ray raises no narrower class
-            if attempt == 4:
-                raise
+    """A machine of one CPU joins."""
+    return patiently(lambda: cluster.add_node(num_cpus=1, object_store_memory=STORE))
 
 
 def settings(faults: Path) -> dict[str, str]:
