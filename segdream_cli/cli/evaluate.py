@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from segdream_cli.evaluate.evaluation import Evaluation
     from segdream_cli.evaluate.metrics import Metric, Setup
     from segdream_cli.evaluate.views import ViewProtocol
+    from segdream_cli.formats.common import Reading
 
 LIST_TAKES = {"list_metrics", "json", "quiet"}
 REFERENCES_TAKE = {
@@ -68,6 +69,8 @@ def evaluate(
         int, typer.Option("--size", min=64, max=4096, help="Side of a view in pixels.", rich_help_panel=VIEWS_PANEL)
     ] = 512,
     frame: reading.FrameOption = None,
+    strict: reading.StrictOption = False,
+    as_splats: reading.AsSplatsOption = False,
     fit: Annotated[
         bool | None,
         typer.Option(
@@ -163,7 +166,9 @@ def evaluate(
 
     protocol = ViewProtocol(n=n_views, elevations_deg=angles, size=size)
     chosen = choose_device(device)
-    sides = _read(files_found, fit, reading.parse_frame(frame), prompts, lines, sink)
+    paths = [path for found, _ in files_found for path in found]
+    how = reading.choose_reading(paths, sink, frame=frame, strict=strict, as_splats=as_splats)
+    sides = _read(files_found, fit, how, prompts, lines, sink)
     pairs = _pair(sides, sink) if compare else []
     if votes:
         _note_seed(context, [one.a[0] for one in pairs], files, sink)
@@ -319,7 +324,7 @@ def _check_comparison(context: typer.Context, assets: Sequence[Path], *, compare
 def _read(
     groups: Sequence[tuple[Sequence[Path], Sequence[str]]],
     fit: bool | None,
-    frame: str | None,
+    how: "Reading",
     prompts: str | None,
     lines: Sequence[str] | None,
     sink: Output,
@@ -330,7 +335,7 @@ def _read(
 
     groups_read = []
     for found, notes in groups:
-        entries = list_assets(found, fit=fit, frame=frame, note=sink.note)
+        entries = list_assets(found, fit=fit, reading=how)
         if prompts is not None and lines is not None:
             entries = with_prompts(entries, match_prompts(lines, [stem_of(path) for path in found], prompts))
         for note in notes:

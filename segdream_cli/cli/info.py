@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +10,13 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.reading import AsSplatsOption, StrictOption
+from segdream_cli.cli.reading import AsSplatsOption, FrameOption, StrictOption, parse_frame
 from segdream_cli.cli.schema import Inspected
 from segdream_cli.errors import OptionProblem, SegdreamError
 from segdream_cli.util.text import printable
 
 if TYPE_CHECKING:
+    from segdream_cli.formats.common import Reading
     from segdream_cli.splats import Splats
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -31,6 +33,7 @@ def info(
     picture: Annotated[
         bool, typer.Option("--picture", help="Show a small picture of each asset in the terminal.")
     ] = False,
+    frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
     json: shared.JsonOption = False,
@@ -43,13 +46,16 @@ def info(
     Memory is that of the values as 32-bit numbers. Bars are histograms of
     opacities and of each Gaussian's largest standard deviation.
     """
+    from segdream_cli.formats.common import Reading
+
     if picture and json:
         raise OptionProblem("--picture has no effect with --json, which prints data", without=["--picture"])
     sink = Output(json=json, quiet=quiet)
+    how = Reading(strict=strict, as_splats=as_splats, frame=parse_frame(frame), note=sink.note)
     code = 0
     for asset in assets:
         try:
-            _show(asset, sink, strict=strict, as_splats=as_splats, picture=picture)
+            _show(asset, sink, how, picture=picture)
         except SegdreamError as problem:
             if len(assets) == 1:
                 raise
@@ -59,17 +65,15 @@ def info(
         raise typer.Exit(code)
 
 
-def _show(asset: Path, sink: Output, *, strict: bool, as_splats: bool, picture: bool) -> None:
+def _show(asset: Path, sink: Output, how: "Reading", *, picture: bool) -> None:
     """Prints one asset."""
     from segdream_cli import formats
-    from segdream_cli.formats.common import Reading
     from segdream_cli.formats.inspection import inspect
 
     dropped: list[int] = []
-    reading = Reading(strict=strict, as_splats=as_splats, note=sink.note, unusable=dropped.append)
-    splats = formats.read(asset, reading)
+    splats = formats.read(asset, replace(how, unusable=dropped.append))
     facts = inspect(asset)
-    if as_splats and facts.kind != "points":
+    if how.as_splats and facts.kind != "points":
         sink.note(f"--as-splats has no effect: {asset} is no plain point cloud")
     line = describe(asset, facts, splats, sum(dropped))
     shown = [_table(line)]

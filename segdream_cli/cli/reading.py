@@ -12,6 +12,7 @@ from segdream_cli.cli.output import Output
 from segdream_cli.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from segdream_cli.formats.common import Reading
     from segdream_cli.splats import Splats
 
 READING = "Reading"
@@ -38,18 +39,31 @@ FrameOption = Annotated[
 def read_assets(
     paths: Sequence[Path], sink: Output, *, frame: str | None, strict: bool, as_splats: bool
 ) -> "list[Splats]":
-    """The assets in `paths`, whose axes are those of `frame`; notes go to `sink`.
+    """The assets in `paths`, read as `choose_reading` says.
 
     Raises:
         SegdreamError: see `formats.read`.
     """
     from segdream_cli import formats
+
+    reading = choose_reading(paths, sink, frame=frame, strict=strict, as_splats=as_splats)
+    return [formats.read(path, reading) for path in paths]
+
+
+def choose_reading(
+    paths: Sequence[Path], sink: Output, *, frame: str | None, strict: bool, as_splats: bool
+) -> "Reading":
+    """How to read `paths`, whose axes are those of `frame`; notes go to `sink`.
+
+    Raises:
+        UsageProblem: there is no such frame, or a path can't be opened or is no asset.
+    """
+    from segdream_cli import formats
     from segdream_cli.formats.common import Reading
 
-    reading = Reading(strict=strict, as_splats=as_splats, frame=parse_frame(frame), note=sink.note)
     if as_splats and "points" not in map(formats.kind_of, paths):
         sink.note("--as-splats has no effect: no asset is a plain point cloud")
-    return [formats.read(path, reading) for path in paths]
+    return Reading(strict=strict, as_splats=as_splats, frame=parse_frame(frame), note=sink.note)
 
 
 def parse_frame(text: str | None, option: str = "--frame") -> str | None:

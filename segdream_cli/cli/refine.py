@@ -25,6 +25,8 @@ def refine(
     prompt: Annotated[str, typer.Argument(help="The object that the asset shows, in a sentence.")],
     output: shared.AssetOutputOption = None,
     frame: reading.FrameOption = None,
+    strict: reading.StrictOption = False,
+    as_splats: reading.AsSplatsOption = False,
     front: Annotated[
         str,
         typer.Option(
@@ -136,9 +138,11 @@ def refine(
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
     reporter = TerminalReporter(Output(json=json, quiet=quiet), browser=not no_browser)
     axis = reading.parse_up(up)
-    azimuth, source_frame = reading.parse_front(front, axis), reading.parse_frame(frame)
+    azimuth = reading.parse_front(front, axis)
     shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
     check_asset(asset)
+    splat_files = [] if asset.suffix.lower() == ".obj" else [asset]
+    how = reading.choose_reading(splat_files, reporter.output, frame=frame, strict=strict, as_splats=as_splats)
     job = Job(prompt, seed, Path(f"{asset.stem}-refined.ply"))
     if output is not None:
         labels = shared.labels(request, output) | {"stem": stem_of(asset)}
@@ -151,7 +155,7 @@ def refine(
     from segdream_cli.runs.session import run_jobs  # slow imports, after the checks that do not need them
     from segdream_cli.runs.source import source_of
 
-    spec = replace(spec, jobs=(replace(job, source=source_of(asset, azimuth, sh, axis, source_frame)),))
+    spec = replace(spec, jobs=(replace(job, source=source_of(asset, azimuth, sh, axis, how)),))
     if output is not None and makes_folder and not dry_run:
         make_folders([job], "-o", output)
     if dry_run:

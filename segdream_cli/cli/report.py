@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli import reading
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import RunReported
 from segdream_cli.errors import UsageProblem
@@ -15,6 +16,9 @@ from segdream_cli.errors import UsageProblem
 def report(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or an asset.")],
     output: shared.OutputOption = None,
+    frame: reading.FrameOption = None,
+    strict: reading.StrictOption = False,
+    as_splats: reading.AsSplatsOption = False,
     skip_existing: shared.SkipOutputOption = False,
     force: shared.ForceOption = False,
     json: shared.JsonOption = False,
@@ -40,7 +44,9 @@ def report(
     if shared.is_skipped(path, sink, skip=skip_existing, force=force):
         return
     check_output(path, force=force)
-    story = read_story(source)
+    files = [source] if source.is_file() else []
+    how = reading.choose_reading(files, sink, frame=frame, strict=strict, as_splats=as_splats)
+    story = read_story(source, how)
     with write_policy(replace=force):
         shown = write_report(path, story)
     sink.done(RunReported(output=path, source=source, **shown))

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,14 +35,14 @@ class Entry:
         path: its file.
         prompt: its own or a given one; None if it has none.
         fitted: whether its views show it moved and scaled to fill them.
-        frame: where the axes of the file point; None is what the file or its format says.
+        reading: how to read the file; its notes were told at the first time.
     """
 
     name: str
     path: Path
     prompt: str | None
     fitted: bool
-    frame: str | None = None
+    reading: Reading = DEFAULT
 
     @property
     def key(self) -> str:
@@ -51,7 +51,7 @@ class Entry:
 
     def read(self, device: torch.device) -> Asset:
         """The asset on a device; raises the errors of `list_assets` if its file has changed."""
-        splats = _read(self.path, Reading(frame=self.frame))
+        splats = _read(self.path, replace(self.reading, note=DEFAULT.note))
         placed = _fit(splats, self.path) if self.fitted else splats
         gaussians = Gaussians.from_splats(placed).to(device)
         return Asset(name=self.name, path=self.path, prompt=self.prompt, splats=splats, gaussians=gaussians)
@@ -61,16 +61,14 @@ def list_assets(
     paths: Sequence[Path],
     *,
     fit: bool | None,
-    frame: str | None = None,
-    note: Callable[[str], object] = DEFAULT.note,
+    reading: Reading = DEFAULT,
 ) -> list[Entry]:
     """Reads every asset once, so that none is refused in the middle of an evaluation.
 
     Args:
         paths: files, each a different one.
         fit: move assets into the views and scale them to fill these; None moves those that are cut off or small.
-        frame: where the axes of the files point; None is what each file or its format says.
-        note: receives the notes of the readers.
+        reading: how to read them.
 
     Raises:
         UsageProblem: a file can't be read, its asset has no usable size, or there is no such frame.
@@ -78,14 +76,14 @@ def list_assets(
     stems = Counter(stem_of(path) for path in paths)
     entries = []
     for path in paths:
-        splats = _read(path, Reading(frame=frame, note=note))
+        splats = _read(path, reading)
         fitted = fit if fit is not None else not _fits(splats)
         if fitted:
             _fit(splats, path)
         prompt = splats.provenance.get("prompt")
         prompt = prompt.strip() if isinstance(prompt, str) and prompt.strip() else None
         name = stem_of(path) if stems[stem_of(path)] == 1 else str(path)
-        entries.append(Entry(name, path, prompt, fitted, frame))
+        entries.append(Entry(name, path, prompt, fitted, reading))
     return entries
 
 

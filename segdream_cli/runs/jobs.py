@@ -37,6 +37,8 @@ class Source:
         sh: highest degree of spherical harmonics to keep, 0 to 3.
         up: the axis of its own frame that points up, x to -z.
         frame: where the axes of a splat file point; None is what the file or its format says.
+        strict: refuse a splat file with rows that are not finite, which are dropped otherwise.
+        as_splats: read a plain point cloud as small Gaussians.
     """
 
     path: str
@@ -45,6 +47,8 @@ class Source:
     sh: int = 3
     up: str = "y"
     frame: str | None = None
+    strict: bool = False
+    as_splats: bool = False
 
 
 @dataclass(frozen=True, slots=True)

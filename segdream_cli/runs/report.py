@@ -18,6 +18,7 @@ from segdream_cli import __version__, formats
 from segdream_cli.config import Config
 from segdream_cli.evaluate.cost_metric import run_seconds
 from segdream_cli.evaluate.report import POLICY, data_url, document, text
+from segdream_cli.formats.common import DEFAULT, Reading
 from segdream_cli.render.images import to_uint8
 from segdream_cli.render.job import SIDES, RenderJob
 from segdream_cli.runs.charts import Chart, draw
@@ -88,8 +89,8 @@ class Story:
         return str(prompt or (self.asset.name if self.asset else ""))
 
 
-def read_story(source: Path) -> Story:
-    """The story of a run folder or an asset, which have each other beside them.
+def read_story(source: Path, reading: Reading = DEFAULT) -> Story:
+    """The story of a run folder or an asset, which have each other beside them; `reading` says how to read an asset.
 
     Raises:
         UsageProblem: it is neither, or the record is damaged.
@@ -99,12 +100,11 @@ def read_story(source: Path) -> Story:
     run = RunDir(source) if is_run else RunDir.beside(source)
     record = run.record() if is_run or run.exists() else None
     if record is None or (not is_run and record.output != source.name):
-        return Story(None, None, (), source, formats.read(source))
+        return Story(None, None, (), source, formats.read(source, reading))
     asset = run.path.parent / record.output if is_run else source
     finished = not is_run or (asset.is_file() and not run.can_resume())
-    return Story(
-        run, record, read_steps(run.path / EVENTS), *((asset, formats.read(asset)) if finished else (None, None))
-    )
+    found = (asset, formats.read(asset, reading)) if finished else (None, None)
+    return Story(run, record, read_steps(run.path / EVENTS), *found)
 
 
 def read_steps(events: Path) -> list[Step]:

@@ -18,6 +18,7 @@ from segdream_cli.config import AUTO, Config
 from segdream_cli.config.start import check_start
 from segdream_cli.distill import build_method
 from segdream_cli.errors import Interrupted, OutOfMemory, OutputExists, SegdreamError, UsageProblem
+from segdream_cli.formats.common import Reading
 from segdream_cli.optimize.change import notes_on_change
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.optimize.report import StepReport
@@ -214,6 +215,8 @@ class Session:
         front: float = 0.0,
         up: str = "y",
         frame: str | None = None,
+        strict: bool = False,
+        as_splats: bool = False,
         strength: float | None = None,
         distil: int = 0,
         sh: int = 3,
@@ -229,6 +232,8 @@ class Session:
             front: azimuth of the object's front in degrees, once `up` is +y: 0 is +z, 90 is +x.
             up: the axis of the asset that points up: x, y, z, -x, -y or -z.
             frame: where the axes of a splat file point, such as "rdf"; None is what the file or its format says.
+            strict: refuse a splat file with rows that are not finite, which are dropped otherwise.
+            as_splats: read a plain point cloud as small Gaussians.
             strength: highest noise level of the repaint, 0 to 1; lower changes less. None leaves it to the preset.
             distil: number of distillation steps before the refinement.
             sh: highest degree of spherical harmonics to keep.
@@ -241,7 +246,7 @@ class Session:
             OutputExists: the output or an unfinished run of it exists.
             SegdreamError: a step failed.
         """
-        source = source_of(Path(asset), front, sh, up, frame)
+        source = source_of(Path(asset), front, sh, up, Reading(strict=strict, as_splats=as_splats, frame=frame))
         session = self._for_refinement({"refine.strength": strength, "optim.steps": distil})
         return _last(session._iterate_job(prompt, seed, output, force=force, source=source))
 

@@ -14,7 +14,7 @@ from segdream_cli import formats
 from segdream_cli.config import Config
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import glb
-from segdream_cli.formats.common import SIGNATURE, Reading, open_asset
+from segdream_cli.formats.common import DEFAULT, SIGNATURE, Reading, open_asset
 from segdream_cli.formats.ply_header import read_header
 from segdream_cli.mesh import surface
 from segdream_cli.runs.jobs import Source
@@ -57,12 +57,12 @@ class Start:
         return dataclasses.replace(placed, provenance={**splats.provenance, "source": self.origin})
 
 
-def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y", frame: str | None = None) -> Source:
-    """The source in a file.
+def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y", reading: Reading = DEFAULT) -> Source:
+    """The source in a file, to be read as `reading` says.
 
     Raises:
-        UsageProblem: it can't be read, or has no suffix of an asset or a mesh, `up` is no axis, `frame` is no frame, or
-            is given for a mesh.
+        UsageProblem: it can't be read, or has no suffix of an asset or a mesh, `up` is no axis, or there is no such
+            frame, or it is given for a mesh.
     """
     if up not in UPRIGHT:
         raise UsageProblem(f"up can't be {up!r}; it is one of {', '.join(UPRIGHT)}", hint="--up z")
@@ -74,11 +74,12 @@ def source_of(path: Path, front_deg: float = 0.0, sh: int = 3, up: str = "y", fr
         )
     if suffix != ".obj":
         formats.kind_of(path)
+    frame = reading.frame if reading.frame is None else check_frame(reading.frame)
     if frame is not None and surface.is_mesh(path):
         raise UsageProblem(
             f"{path} is a mesh, which glTF and segdream read as y up; a frame can't be given", hint="--up z"
         )
-    return Source(abbreviate(path), _hash(path), front_deg, sh, up, frame if frame is None else check_frame(frame))
+    return Source(abbreviate(path), _hash(path), front_deg, sh, up, frame, reading.strict, reading.as_splats)
 
 
 def load_source(source: Source, config: Config, note: Callable[[str], None], again: str) -> Start:
@@ -102,7 +103,8 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
         path = path.relative_to(Path.cwd())  # shorter in messages
     if _hash(path) != source.sha256:
         raise UsageProblem(f"{path} has changed since the run began", hint=again)
-    splats = _read(path, config, Reading(frame=source.frame, note=note))
+    how = Reading(strict=source.strict, as_splats=source.as_splats, frame=source.frame, note=note)
+    splats = _read(path, config, how)
     highest = float(1 / (1 + np.exp(-splats.opacity_logits.max().astype(np.float64))))
     if highest < config.refine.prune_opacity:
         raise UsageProblem(
