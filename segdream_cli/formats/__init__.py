@@ -40,6 +40,8 @@ class Format:
     """Whether segdream reads its files as assets."""
     frame: str | None = PLY
     """Frame of its files; None if they name theirs, so `write` takes it, and the module has `check_frame(name)`."""
+    beside: str = ""
+    """Suffix of a second file, which `write` puts beside the first; empty if there is none."""
 
     def check_packages(self) -> None:
         """Raises EnvironmentProblem if the module needs a package that is missing."""
@@ -72,6 +74,9 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "spz4": Format(".spz", "the same with zstandard, for newer readers", "spz", {"version": 4}, frame=None),
         "sog": Format(".sog", "the smallest for many Gaussians, for PlayCanvas", "sog"),
         "glb": Format(".glb", "glTF with KHR_gaussian_splatting", "glb", frame=INNER),
+        "3dtiles": Format(
+            ".glb", "the same packed as SPZ, with a tileset for Cesium", "tiles", frame=INNER, beside=".tileset.json"
+        ),
         "usdz": Format(
             ".usdz",
             "OpenUSD's ParticleField, for Omniverse, Houdini and Apple; needs the extra usd",

@@ -70,26 +70,28 @@ def write(path: Path, splats: Splats) -> None:
         UsageProblem: the folder can't be written.
     """
     require_finite(splats)
-    columns = _columns(sanitize(splats))
-    text = json.dumps(_document(columns, provenance_extras(splats)), allow_nan=False, separators=(",", ":")).encode(
-        "ascii"
-    )
-    text += b" " * (-len(text) % 4)
+    columns = list_columns(sanitize(splats))
     body = sum(column.nbytes for column in columns.values())
-    size = 28 + len(text) + body
-    if size >= SIZE_LIMIT:
+    head = begin(make_document(columns, provenance_extras(splats)), body)
+    if len(head) + body >= SIZE_LIMIT:
         raise SegdreamError(
             f"{len(splats)} Gaussians do not fit the 4 GiB of a .glb", hint=f"-o {quote(str(path.with_suffix('.ply')))}"
         )
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        stream.write(struct.pack("<5I", MAGIC, 2, size, len(text), JSON_CHUNK))
-        stream.write(text)
-        stream.write(struct.pack("<2I", body, BIN_CHUNK))
+        stream.write(head)
         for column in columns.values():
             stream.write(np.ascontiguousarray(column).data)
 
 
-def _columns(splats: Splats) -> dict[str, NDArray[Any]]:
+def begin(document: Mapping[str, Any], body: int) -> bytes:
+    """A .glb with this JSON up to its binary chunk, which has `body` bytes, a multiple of four."""
+    text = json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 4)
+    head = struct.pack("<5I", MAGIC, 2, (28 + len(text) + body) % SIZE_LIMIT, len(text), JSON_CHUNK)
+    return head + text + struct.pack("<2I", body % SIZE_LIMIT, BIN_CHUNK)
+
+
+def list_columns(splats: Splats) -> dict[str, NDArray[Any]]:
     """Attribute -> its little-endian values, [n, components]; rows are multiples of four bytes."""
     opacities = (1 / (1 + np.exp(-splats.opacity_logits.astype(np.float64))))[:, None]
     columns: dict[str, NDArray[Any]] = {
@@ -112,7 +114,7 @@ def _fallback(splats: Splats, opacities: Float64s) -> NDArray[np.uint8]:
     return colours
 
 
-def _document(columns: Mapping[str, NDArray[Any]], extras: Mapping[str, Any]) -> dict[str, Any]:
+def make_document(columns: Mapping[str, NDArray[Any]], extras: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of a .glb with these attributes, whose `asset` gets `extras`."""
     views: list[dict[str, Any]] = []
     accessors: list[dict[str, Any]] = []

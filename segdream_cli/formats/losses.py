@@ -11,6 +11,7 @@ LIMITS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "spz": _SPZ,
     "spz4": _SPZ,
     "html": _SPZ,
+    "3dtiles": _SPZ,
     "splat": {"sh0": (-0.5 / SH_C0, 0.5 / SH_C0)},
     "compressed-ply": {"shN": (-4.0, 4.0)},
 }

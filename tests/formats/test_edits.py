@@ -118,7 +118,7 @@ def image(splats: Splats, cameras: Cameras) -> np.ndarray:
 
 
 TURN, FACTOR = (20.0, -130.0, 250.0), 2.5
-LOSS = {"splat": 0.05, "sog": 0.02, "spz": 0.02, "spz4": 0.02, "compressed-ply": 0.005}
+LOSS = {"3dtiles": 0.02, "splat": 0.05, "sog": 0.02, "spz": 0.02, "spz4": 0.02, "compressed-ply": 0.005}
 """Mean difference of images due to a format's rounding; other formats keep every value."""
 
 
