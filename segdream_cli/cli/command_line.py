@@ -5,7 +5,7 @@ Its help has the groups in the order of use, and plain names for values.
 
 import difflib
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -120,6 +120,13 @@ def _refuse_contradictions(context: typer.Context) -> None:
             kept = [word for _, each in _split(context, context.obj[1:]) for word in each if word != before]
             hint = shlex.join([*context.command_path.split(), *kept])
             raise OptionProblem(f"{before} and {words[0]} contradict each other", hint=hint)
+
+
+def rewrite(context: typer.Context, without: Collection[str], added: Sequence[str]) -> list[str]:
+    """The words of the command line without some options, and with other words at its end."""
+    dropped = {str(each.name) for each in context.command.params if {*each.opts} & {*without}}
+    kept = [word for name, words in _split(context, context.obj[1:]) if name not in dropped for word in words]
+    return [*context.command_path.split(), *kept, *added]
 
 
 def _amend(context: typer.Context, words: Sequence[str], problem: SegdreamError) -> str | None:

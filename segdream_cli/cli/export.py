@@ -1,6 +1,7 @@
 """`segdream export`: converts an asset to other formats or to a mesh, and edits it."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import chain
@@ -23,9 +24,10 @@ from segdream_cli.cli.reading import (
     read_assets,
 )
 from segdream_cli.cli.schema import Exported, FormatRow
+from segdream_cli.cli.targets import MESH, TargetName, apply_target
 from segdream_cli.errors import OptionProblem, UsageProblem
 
-MESH, PAGE = "mesh", "html"
+PAGE = "html"
 MESH_SUFFIXES = (".glb", ".obj")
 EDIT_PANEL, MESH_PANEL = "Edits, applied in this order", "Mesh"
 MESH_OPTIONS = ("faces", "colors", "texture_size", "opacity", "collision", "compress")
@@ -56,6 +58,10 @@ def export(
     format: Annotated[
         str | None,
         typer.Option("--format", help="Output format, where the suffix allows several.", rich_help_panel=shared.OUTPUT),
+    ] = None,
+    target: Annotated[
+        TargetName | None,
+        typer.Option("--for", help="Choose the options below for a program.", rich_help_panel=shared.OUTPUT),
     ] = None,
     output_frame: Annotated[
         str | None,
@@ -215,6 +221,8 @@ def export(
 
     segdream export bus.ply tree.spz@1,0,0 tree.spz@-1,0,0,90 -o street.sog
 
+    segdream export bus.ply --for unity
+
     segdream export bus.ply --format points -o cloud.ply
 
     segdream export bus.ply --format mesh -o bus.glb
@@ -231,10 +239,16 @@ def export(
         others = set(context.params) - {"formats", "json", "quiet"}
         shared.refuse_options(context, others, "can't be combined with --formats, which writes no file")
         return list_formats(sink)
-    if not assets or not outputs:
+    if not assets or not (outputs or target):
         raise UsageProblem("give an ASSET and at least one -o", hint="segdream export --help")
     places = [parse_placed(each) for each in assets]
     asset = places[0].path
+    command = None
+    if target is not None:
+        suited, command = apply_target(context, str(target), asset)
+        sink.note(f"--for {target} suits {suited.importer}, and is short for: {shlex.join(command)}")
+        format, output_frame, outputs = (context.params[name] for name in ("format", "output_frame", "outputs"))
+    assert outputs is not None
     outputs = [shared.fill_stem(each, asset) for each in outputs]
     names = choose_formats(outputs, MESH if collision and format is None else format)
     check_mesh_options(context, outputs, names)
@@ -277,6 +291,8 @@ def export(
             gaussians_read=len(whole),
             gaussians=len(splats),
             edits=cuts,
+            target=target and str(target),
+            command=command,
             **facts,
         )
         sink.done(line)
@@ -524,8 +540,13 @@ def _numbers(text: str) -> list[float]:
 
 def _files(path: Path, name: str, *, textured: bool) -> list[Path]:
     """The files written for one output."""
-    beside = (".mtl", ".png") if textured and name == MESH and path.suffix.lower() == ".obj" else ()
-    return [path, *(path.with_suffix(suffix) for suffix in beside)]
+    if name == MESH:
+        beside = [".mtl", ".png"] if textured and path.suffix.lower() == ".obj" else []
+    else:
+        from segdream_cli.formats import FORMATS
+
+        beside = list(filter(None, [FORMATS[name].beside]))
+    return [path, *map(path.with_suffix, beside)]
 
 
 def _write(

@@ -93,6 +93,8 @@ class Exported(Done):
     parts: int | None = None
     parts_left_out: int | None = None
     grid: int | None = None
+    target: str | None = None
+    command: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,6 +106,7 @@ EXAMPLES = {
     "--background": ("--background", "black"),
     "--caption": ("--caption", "a bus"),
     "--frame": ("--frame", "ruf"),
+    "--for": ("--for", "quest"),
     "--output-frame": ("--output-frame", "ruf"),
     "--mirror": ("--mirror", "x"),
     "--shadow": ("--shadow",),
