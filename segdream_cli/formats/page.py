@@ -19,10 +19,9 @@ from string import Template
 from typing import Any
 
 from segdream_cli.formats import spz
-from segdream_cli.formats.common import require_finite
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.bounds import bounds
-from segdream_cli.util.files import atomic_write, scratch_space
+from segdream_cli.util.files import atomic_write
 from segdream_cli.util.text import printable
 
 SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
@@ -63,12 +62,12 @@ def write(path: Path, splats: Splats, *, title: str | None = None) -> None:
         SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
         UsageProblem: the centres reach too far for SPZ, or the folder can't be written.
     """
-    content = document(splats, title or title_of(splats, path.stem))
+    content = document(splats, title or title_of(splats, path.stem), path=path)
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
-def document(splats: Splats, title: str, *, newer: str = "", progress: str = "") -> bytes:
+def document(splats: Splats, title: str, *, newer: str = "", progress: str = "", path: Path | None = None) -> bytes:
     """The page as UTF-8; raises the errors of `write`.
 
     Args:
@@ -76,8 +75,9 @@ def document(splats: Splats, title: str, *, newer: str = "", progress: str = "")
         title: its heading.
         newer: path on the page's server from which the page fetches an `edition`; empty if it fetches none.
         progress: a line below the heading, while the asset is being made.
+        path: the page's file, for the hints of errors.
     """
-    payload = _payload(splats)
+    payload = b"".join(spz.pack(splats, path))
     center, extent = bounds(splats)
     template, style, script = _viewer()
     page = Template(template).substitute(
@@ -104,7 +104,7 @@ def policy(*, live: bool = False) -> str:
 
 def edition(splats: Splats, title: str, progress: str = "") -> Mapping[str, Any]:
     """The JSON values that make an open page show a newer asset; raises the errors of `write`."""
-    payload = _payload(splats)
+    payload = b"".join(spz.pack(splats))
     rows = facts(splats, len(payload))
     encoded = base64.b64encode(payload).decode("ascii")
     return {"title": title, "facts": dict(rows), "progress": progress, "payload": encoded}
@@ -162,14 +162,6 @@ def _rows(rows: Mapping[str, str]) -> Iterator[str]:
 def _text(value: Any) -> str:
     text = printable(" ".join(str(value).split()))
     return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
-
-
-def _payload(splats: Splats) -> bytes:
-    require_finite(splats)
-    with scratch_space() as folder:
-        file = folder / "payload.spz"
-        spz.write(file, splats)
-        return file.read_bytes()
 
 
 @cache

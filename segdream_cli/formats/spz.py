@@ -141,6 +141,20 @@ def write(
         SegdreamError: there are no Gaussians, some are not finite, or the disk is full.
         EnvironmentProblem: version 4 is requested and zstandard is not installed.
     """
+    parts = pack(splats, path, version=version, fractional_bits=fractional_bits, frame=frame)
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        stream.writelines(parts)
+
+
+def pack(
+    splats: Splats,
+    path: Path | None = None,
+    *,
+    version: int = 3,
+    fractional_bits: int | None = None,
+    frame: str | None = None,
+) -> Iterator[bytes]:
+    """The content of the file that `write` makes, in pieces; raises its errors, with `path` in their hints."""
     require_finite(splats)
     if version not in (3, 4):
         raise UsageProblem(f"SPZ is written in version 3 or 4, not {version}", hint="--format spz")
@@ -154,9 +168,7 @@ def write(
     streams, flags = (len(blocks), HAS_EXTENSIONS) if version == 4 else (0, 0)
     flags |= ANTIALIASED if splats.antialiased else 0
     header = _Header(version, len(splats), COEFFICIENTS.index(splats.shN.shape[1]), bits, flags, streams)
-    parts = (_zstandard_file if version == 4 else _gzip_file)(header, blocks, frame, note)
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        stream.writelines(parts)
+    return (_zstandard_file if version == 4 else _gzip_file)(header, blocks, frame, note)
 
 
 def read(path: Path, reading: Reading = DEFAULT) -> Splats:
@@ -243,7 +255,7 @@ def _unpack(path: Path, content: bytes) -> tuple[_Header, dict[str, Bytes], byte
     raise UsageProblem(f"{path} is not an SPZ file")
 
 
-def _choose_bits(path: Path, splats: Splats, wanted: int | None) -> int:
+def _choose_bits(path: Path | None, splats: Splats, wanted: int | None) -> int:
     """The number of fractional bits: `wanted`, or the largest default with which the centres fit."""
     reach = float(np.abs(splats.means).max())
     if wanted is not None and wanted not in FRACTIONAL_BITS:
@@ -252,10 +264,11 @@ def _choose_bits(path: Path, splats: Splats, wanted: int | None) -> int:
         if reach * 2**bits <= 2**23 - 1:
             return bits
     bits = 0 if wanted is None else wanted
+    another = None if path is None else f"-o {quote(str(path.with_suffix('.ply')))}"
     raise UsageProblem(
         f"the centres reach {reach:.4g} units from the origin, and SPZ with {bits} fractional bits reaches only "
         f"{2 ** (23 - bits)}",
-        hint="--spz-bits 12" if reach < 2**11 else f"-o {quote(str(path.with_suffix('.ply')))}",
+        hint="--spz-bits 12" if reach < 2**11 else another,
     )
 
 

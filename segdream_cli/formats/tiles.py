@@ -18,7 +18,7 @@ from segdream_cli.formats.common import provenance_extras, require_finite
 from segdream_cli.formats.glb import EXTENSION, OPACITY, PACKED, SH0, begin, list_columns, make_document
 from segdream_cli.splats import Splats, sanitize
 from segdream_cli.splats.frames import INNER
-from segdream_cli.util.files import scratch_space, write_together
+from segdream_cli.util.files import write_together
 
 EXTENSIONS = [EXTENSION, PACKED[0]]
 BESIDE = ".tileset.json"
@@ -38,9 +38,7 @@ def write(path: Path, splats: Splats) -> None:
     """
     require_finite(splats)
     splats = sanitize(splats)
-    with scratch_space() as folder:
-        spz.write(folder / "a.spz", splats, frame=INNER)
-        packed = (folder / "a.spz").read_bytes()
+    packed = b"".join(spz.pack(splats, path, frame=INNER))
     body = packed + bytes(-len(packed) % 4)
     tileset = json.dumps(_tileset(path.name, splats), indent=1) + "\n"
     write_together(

@@ -17,6 +17,7 @@ from viewers import Viewer, check, viewer
 from segdream_cli import formats, mesh
 from segdream_cli.cli import run
 from segdream_cli.cli.targets import TARGETS, list_options
+from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import spz, tiles
 from segdream_cli.formats.common import Reading
 from segdream_cli.splats import Splats
@@ -177,6 +178,17 @@ def test_packed_tile_has_the_values_of_spz(tmp_path: Path, chiral: Splats, k: in
     room = np.abs(sides).sum(axis=0) - away.max(axis=0)
     assert (room > 0).all()
     assert (room < 0.5).all()
+
+
+@pytest.mark.parametrize(("suffix", "format"), [(".spz", "spz"), (".glb", "3dtiles"), (".html", "html")])
+def test_files_with_spz_inside_refuse_far_centers(tmp_path: Path, chiral: Splats, suffix: str, format: str) -> None:
+    """The hint names a file beside the output, not one of a scratch folder."""
+    far = chiral.means.copy()
+    far[0] = 7e8
+    with pytest.raises(UsageProblem, match="the centres reach 7e\\+08 units") as refused:
+        formats.write(tmp_path / f"a{suffix}", replace(chiral, means=far), format)
+    assert refused.value.hint == f"-o {tmp_path / 'a.ply'}"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
