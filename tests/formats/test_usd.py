@@ -2,6 +2,7 @@
 
 import json
 import random
+import struct
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
@@ -33,6 +34,19 @@ def test_read_keeps_what_write_stores(chiral: Splats, tmp_path: Path, k: int) ->
     np.testing.assert_allclose(found.log_scales, splats.log_scales, atol=1e-6)
     np.testing.assert_allclose(found.opacity_logits, splats.opacity_logits, atol=1e-5)
     assert found.provenance == splats.provenance
+
+
+@pytest.mark.parametrize("k", BANDS)
+def test_members_begin_at_multiples_of_64_bytes(chiral: Splats, tmp_path: Path, k: int) -> None:
+    """As the USDZ specification demands, so that a viewer can map them into memory; whatever the layer's size is."""
+    for count in (1, 7, len(chiral)):
+        usd.write(tmp_path / "a.usdz", replace(chiral, shN=chiral.shN[:, :k]).select(np.arange(count)))
+        content = (tmp_path / "a.usdz").read_bytes()
+        with zipfile.ZipFile(tmp_path / "a.usdz") as package:
+            for member in package.infolist():
+                name, extra = struct.unpack_from("<2H", content, member.header_offset + 26)
+                assert (member.header_offset + 30 + name + extra) % 64 == 0
+                assert member.compress_type == zipfile.ZIP_STORED
 
 
 def test_write_stores_values_as_the_library_reads_them(chiral: Splats, tmp_path: Path) -> None:
