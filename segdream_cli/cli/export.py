@@ -1,7 +1,6 @@
 """`segdream export`: converts an asset to other formats or to a mesh, and edits it."""
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import chain
@@ -243,18 +242,13 @@ def export(
         raise UsageProblem("give an ASSET and at least one -o", hint="segdream export --help")
     places = [parse_placed(each) for each in assets]
     asset = places[0].path
-    command = None
-    if target is not None:
-        suited, command = apply_target(context, str(target), asset)
-        sink.note(f"--for {target} suits {suited.importer}, and is short for: {shlex.join(command)}")
-        format, output_frame, outputs = (context.params[name] for name in ("format", "output_frame", "outputs"))
-    assert outputs is not None
-    outputs = [shared.fill_stem(each, asset) for each in outputs]
+    command = None if target is None else apply_target(context, str(target), asset, sink)
+    outputs, format = (context.params[name] for name in ("outputs", "format"))
+    outputs = [shared.fill_stem(each, asset) for each in outputs or ()]
     names = choose_formats(outputs, MESH if collision and format is None else format)
     check_mesh_options(context, outputs, names)
-    if spz_bits is not None and not any(name.startswith("spz") for name in names):
-        raise UsageProblem("--spz-bits only affects .spz files, and no output is a .spz file", without=["--spz-bits"])
-    target_frame = choose_frame(output_frame, names)
+    _check_spz_bits(spz_bits, names)
+    target_frame = choose_frame(context.params["output_frame"], names)
     edits = choose_edits(context)
     sizing = choose_sizing(context, outputs)
     reduction = choose_reduction(context)
@@ -297,6 +291,12 @@ def export(
         )
         sink.done(line)
     sink.suggest(after_export(outputs, names))
+
+
+def _check_spz_bits(bits: int | None, names: Sequence[str]) -> None:
+    """Raises UsageProblem if --spz-bits has no effect."""
+    if bits is not None and not any(name.startswith("spz") for name in names):
+        raise UsageProblem("--spz-bits only affects .spz files, and no output is a .spz file", without=["--spz-bits"])
 
 
 def _check_targets(outputs: Sequence[Path], files: Sequence[Sequence[Path]], *, force: bool) -> None:

@@ -3,11 +3,11 @@
 docs/engines.md names the importers, their versions, and what was seen in which. Lengths stay in metres for all.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from shlex import quote
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +15,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.command_line import rewrite
+from segdream_cli.cli.output import Output
 from segdream_cli.errors import UsageProblem
 
 MESH = "mesh"
@@ -58,11 +59,11 @@ IN_PLACE_OF: Mapping[str, str] = {"pivot": "center", "max_gaussians": "keep"}
 TargetName = StrEnum("TargetName", {name: name for name in TARGETS})  # type: ignore[misc]
 
 
-def apply_target(context: typer.Context, name: str, asset: Path) -> tuple[Target, list[str]]:
+def apply_target(context: typer.Context, name: str, asset: Path, sink: Output) -> list[str]:
     """Puts the options of a target into the parameters of `export`, unless the user gave them.
 
     Returns:
-        The target, and the words of the command that does the same without it.
+        The words of the command that does the same without the target, which are noted too.
 
     Raises:
         UsageProblem: the target has no file with the suffix of an -o.
@@ -77,7 +78,9 @@ def apply_target(context: typer.Context, name: str, asset: Path) -> tuple[Target
         output = shared.fill_stem(Path(f"{{stem}}-{name}{target.suffix}"), asset)
         context.params["outputs"] = [output]
         added += ["-o", str(output)]
-    return target, rewrite(context, ["--for"], added)
+    command = rewrite(context, ["--for"], added)
+    sink.note(f"--for {name} suits {target.importer}, and is short for: {shlex.join(command)}")
+    return command
 
 
 def list_options(target: Target) -> list[str]:
@@ -101,5 +104,5 @@ def _choose(name: str, outputs: Sequence[Path] | None, format: str | None) -> Ta
     suffixes = " or ".join(each.suffix for each in choices)
     raise UsageProblem(
         f"--for {name} writes {suffixes} files, not {others[0].name}",
-        hint=f"-o {quote(str(others[0].with_suffix(choices[0].suffix)))}",
+        hint=f"-o {shlex.quote(str(others[0].with_suffix(choices[0].suffix)))}",
     )
