@@ -15,7 +15,7 @@ from segdream_cli.formats import FORMATS, read, spz, write
 from segdream_cli.formats.losses import LIMITS, describe_losses
 from segdream_cli.splats import Splats, concat
 
-KEEPING = ("ply", "ply-compact", "compressed-ply", "spz", "spz4", "sog")
+KEEPING = ("ply", "ply-compact", "compressed-ply", "spz", "spz4", "sog", "3dtiles")
 
 
 @pytest.mark.parametrize("antialiased", [True, False])

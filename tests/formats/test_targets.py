@@ -1,7 +1,11 @@
 """`segdream export --for`: files as the importers of engines place them, and in CesiumJS as it shows them."""
 
+import importlib.util
 import json
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +87,47 @@ def test_importers_place_it_upright(
     if "pivot" in next(each for each in TARGETS[target] if each.suffix == f".{suffix}").options:
         low, high = extents(replace(chiral, means=(there @ world).astype(np.float32)))
         np.testing.assert_allclose([low[1], low[0] + high[0], low[2] + high[2]], 0, atol=1e-4)
+
+
+BPY = os.environ.get("SEGDREAM_BPY_PYTHON", sys.executable if importlib.util.find_spec("bpy") else "")
+"""A Python with Blender as the module bpy."""
+IN_BLENDER = """
+import json, sys, bpy
+bpy.ops.wm.read_factory_settings(use_empty=True)
+load = bpy.ops.import_scene.gltf if sys.argv[1].endswith("glb") else bpy.ops.wm.ply_import
+load(filepath=sys.argv[1])
+(found,) = bpy.data.objects
+print("\\n" + json.dumps([list(found.matrix_world @ each.co) for each in found.data.vertices]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BPY, reason="needs Blender as a module: pip install bpy, or SEGDREAM_BPY_PYTHON")
+@pytest.mark.parametrize("suffix", [".glb", ".ply"])
+def test_blender_places_it_upright(
+    tmp_path: Path,
+    chiral: Splats,
+    segdream_export: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+) -> None:
+    """A letter F with a foot at its front, and the helix: the front is at -y, and the ground at 0."""
+    letter = mesh.extract(boxes(*CHIRAL), **SMALL) if suffix == ".glb" else None
+    monkeypatch.setattr(mesh, "extract", lambda *_, **__: letter)
+    formats.write(tmp_path / "a.ply", chiral)
+    segdream_export(tmp_path / "a.ply", "--for", "blender", "-o", tmp_path / f"b{suffix}")
+    command = [BPY, "-c", IN_BLENDER, str(tmp_path / f"b{suffix}")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    there = np.array(json.loads(done.stdout.splitlines()[-1]))
+    if letter is None:
+        x, y, z = (chiral.means - chiral.means[0]).T
+        np.testing.assert_allclose(there - there[0], np.stack([x, -z, y], axis=1), atol=1e-5)
+        return
+    low, high = there.min(axis=0), there.max(axis=0)
+    np.testing.assert_allclose(high - low - 0.06, [0.7, 0.59, 1.2], atol=0.03)  # a Gaussian reaches 0.03 beyond it
+    assert abs(low[2]) < 1e-3
+    assert np.median(there[:, 1]) > 0.1  # the foot is at -y
+    assert np.median(there[:, 0]) < -0.05  # and the arms of the letter point to +x
 
 
 @pytest.mark.parametrize(("name", "suffix", "format"), EVERY)
