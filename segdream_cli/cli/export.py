@@ -60,7 +60,9 @@ def export(
     ] = None,
     target: Annotated[
         TargetName | None,
-        typer.Option("--for", help="Choose the options below for a program.", rich_help_panel=shared.OUTPUT),
+        typer.Option(
+            "--for", help="Choose format, axes, pivot and limits for a program.", rich_help_panel=shared.OUTPUT
+        ),
     ] = None,
     output_frame: Annotated[
         str | None,
