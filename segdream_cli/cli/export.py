@@ -251,9 +251,7 @@ def export(
     check_mesh_options(context, outputs, names)
     _check_spz_bits(spz_bits, names)
     target_frame = choose_frame(context.params["output_frame"], names)
-    edits = choose_edits(context)
-    sizing = choose_sizing(context, outputs)
-    reduction = choose_reduction(context)
+    edits, sizing, reduction = choose_edits(context), choose_sizing(context, outputs), choose_reduction(context)
     pending = [
         (path, name)
         for path, name in zip(outputs, names, strict=True)
