@@ -102,7 +102,12 @@ FIGURES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "thinning": [
         (f"{title}, {share} %: {what}", f"thin_{name}_{share}_{key}", "")
-        for name, title in (("bus", "draft bus"), ("scan_100000", "synthetic scan of 100,000"))
+        for name, title in (
+            ("bus", "draft bus"),
+            ("guitar", "guitar"),
+            ("biker", "biker"),
+            ("scan_100000", "synthetic scan of 100,000"),
+        )
         for share in (50, 25, 10)
         for what, key in (
             ("mean PSNR of eight views", "db"),
@@ -115,8 +120,8 @@ FIGURES: dict[str, list[tuple[str, str, str]]] = {
     ]
     + [
         ("levels of detail of a million Gaussians", "lod_1000000_s", "300 s"),
-        ("processor time", "lod_1000000_processor_s", ""),
-        ("peak memory", "lod_1000000_peak_gib", "4 GiB"),
+        ("levels of detail: processor time", "lod_1000000_processor_s", ""),
+        ("levels of detail: peak memory", "lod_1000000_peak_gib", "4 GiB"),
     ],
     "small files": [
         ("compact PLY, SH 0: time over numpy's for as many bytes", "formats_ply_compact_sh0_over_numpy", "3.5"),
@@ -217,6 +222,8 @@ STORMS = (
     "compiled kernels",
 )
 """Rows of `benchmarks.storm`."""
+READ_ONLY = ("ksplat", "old-spz", "old-sog", "ply-variants", "points-as-splats", "ply-gz", "packed-glb", "gltf", "usda")
+"""Kinds of files that segdream reads and does not write."""
 FORMATS = ("ply", "ply-compact", "compressed-ply", "spz", "spz4", "sog", "glb", "usdz", "splat", "html", "points")
 
 
@@ -246,6 +253,16 @@ GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
                 (stem + "_s", stem + "_times_faster")
                 for sh in (0, 3)
                 for stem in (f"formats_{name}_write_sh{sh}_1000000", f"formats_{name}_read_sh{sh}_1000000")
+            ]
+            for name in FORMATS
+        },
+    ),
+    "formats, processor time": (
+        ["written, SH 0", "read, SH 0"],
+        {
+            name: [
+                (f"{stem}_processor_s", f"{stem}_processor_times_faster")
+                for stem in (f"formats_{name}_write_sh0_1000000", f"formats_{name}_read_sh0_1000000")
             ]
             for name in FORMATS
         },
@@ -322,7 +339,7 @@ GRIDS: dict[str, tuple[list[str], dict[str, list[tuple[str, ...]]]]] = {
         ["files", "failures", "slowest", "memory grew by"],
         {
             name: [(f"fuzz_{name}_{key}",) for key in ("files", "failures", "slowest_ms", "growth_mib")]
-            for name in FORMATS
+            for name in (*FORMATS, *READ_ONLY)
             if name not in ("html", "points")
         },
     ),
