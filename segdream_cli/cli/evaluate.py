@@ -12,6 +12,7 @@ from segdream_cli.cli import reading, references
 from segdream_cli.cli.evaluate_results import Files, show_comparison, show_evaluation, show_votes
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import MetricRow
+from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.jobs import match_prompts, read_prompts
@@ -184,11 +185,13 @@ def evaluate(
     loaded = _load(names, setup)
     _note_views(context, loaded, protocol, files, sink)
     evaluations = [Evaluation(loaded, protocol, chosen, _n_pictures(files)) for _ in sides]
-    _measure(list(zip(evaluations, sides, strict=True)), sink)
-    if compare:
+    exit_code = _measure(list(zip(evaluations, sides, strict=True)), sink)
+    if not exit_code and compare:
         titles = [f"{side}: {path}" for side, path in zip("AB", assets, strict=True)]
-        return show_comparison(dict(zip(titles, evaluations, strict=True)), pairs, seed, files, sink)
-    show_evaluation(evaluations[0], seed, files, sink)
+        show_comparison(dict(zip(titles, evaluations, strict=True)), pairs, seed, files, sink)
+    elif not compare:
+        show_evaluation(evaluations[0], seed, files, sink)
+    raise typer.Exit(exit_code)
 
 
 def _refuse_idle(context: typer.Context, assets: Sequence[Path] | None, files: Files) -> None:
@@ -428,17 +431,27 @@ def _load(names: Sequence[str], setup: "Setup") -> "dict[str, Metric]":
     return metrics
 
 
-def _measure(sides: "Sequence[tuple[Evaluation, Sequence[Entry]]]", sink: Output) -> None:
-    """Measures the assets of each side one after the other, with a progress bar."""
+def _measure(sides: "Sequence[tuple[Evaluation, Sequence[Entry]]]", sink: Output) -> int:
+    """Measures the assets of each side one after the other, with a progress bar; returns the exit code of the command.
+
+    After a signal, the asset in progress is the last.
+    """
     from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
     from segdream_cli.cli.progress import LiveBar
 
-    with LiveBar(sink, MofNCompleteColumn(), TimeRemainingColumn()) as live:
-        jobs = [(evaluation, entry) for evaluation, entries in sides for entry in entries]
+    jobs = [(evaluation, entry) for evaluation, entries in sides for entry in entries]
+    with (
+        StopOnSignal(sink.note, "stopping after this asset; a second Ctrl-C exits at once, without results") as stop,
+        LiveBar(sink, MofNCompleteColumn(), TimeRemainingColumn()) as live,
+    ):
         task = live.add_task("measuring", total=len(jobs))
         for done, (evaluation, entry) in enumerate(jobs):
             if live.claim_line():
                 sink.note(f"measured {done} of {len(jobs)} assets")
             evaluation.measure(entry)
             live.bar.advance(task)
+            if stop.is_set() and done + 1 < len(jobs):
+                sink.note(f"stopped after {done + 1} of {len(jobs)} assets")
+                return stop.exit_code
+    return 0

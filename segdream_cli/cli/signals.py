@@ -10,17 +10,20 @@ from segdream_cli.runs.stopping import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
+STOPPING = "stopping after this step; a second Ctrl-C exits at once, without saving"
+
 
 class StopOnSignal(StopRequest):
     """Inside its `with` block, the first signal requests the stop and a second one ends the program.
 
     Args:
         note: prints a message for a person at the first signal, since a step or a repaint may take many seconds.
+        message: what it says.
     """
 
-    def __init__(self, note: Callable[[str], None] | None = None) -> None:
+    def __init__(self, note: Callable[[str], None] | None = None, message: str = STOPPING) -> None:
         super().__init__()
-        self._note = note
+        self._note, self._message = note, message
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -46,4 +49,4 @@ class StopOnSignal(StopRequest):
         self.set()
         if self._note is not None:
             with suppress(RuntimeError, OSError):  # the signal interrupted a write to the same stream, or it is closed
-                self._note("stopping after this step; a second Ctrl-C exits at once, without saving")
+                self._note(self._message)

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import os
+import signal
 import sys
 from dataclasses import replace
 
@@ -75,6 +77,26 @@ def test_evaluate_json_has_an_object_per_asset_and_a_summary(segdream, asset):
     assert summary["means"]["health.gaussians"] == {"mean": 60, "low": 60, "high": 60, "assets": 3}
     assert summary["means"]["judge.object"]["assets"] == 1
     assert (summary["views"], summary["elevations_deg"], summary["size"]) == (120, [0.0], 512)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_evaluate_shows_what_it_has_measured_when_it_is_stopped(segdream, asset, folder, monkeypatch, number, code):
+    for name in ("a.ply", "b.ply", "c.ply"):
+        asset(name, "a red ball")
+    measure = Evaluation.measure
+
+    def stop_in_the_second(evaluation, entry):
+        if evaluation.rows:
+            os.kill(os.getpid(), number)
+        return measure(evaluation, entry)
+
+    monkeypatch.setattr(Evaluation, "measure", stop_in_the_second)
+    done = segdream("evaluate", ".", "--metrics", "health", "--json", "--csv", "table.csv")
+    assert done.code == code
+    assert [line["asset"] for line in lines(done) if "asset" in line] == ["a.ply", "b.ply"]
+    assert [line["assets"] for line in lines(done) if "means" in line] == [2]
+    assert "stopped after 2 of 3 assets" in done.err
+    assert len((folder / "table.csv").read_text(encoding="utf-8").splitlines()) == 3
 
 
 def test_evaluate_reads_prompts_by_name_and_by_position(segdream, asset, folder):
