@@ -22,7 +22,7 @@ ERROR = re.compile(r"^error: (.*)\nhint:  (.*)$", re.MULTILINE)
 DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d/.]\S*")
 """Parts of errors that differ between errors of a kind: quoted texts, numbers and paths."""
 PLACEHOLDER = re.compile(r"\.\.\.|/path/to|\b(NAME|FILE|FOLDER|PATH|HOST)\b| # ")
-LOOKS = ("df", "flock", "ls", "ray", "segdream doctor", "sync")
+LOOKS = ("df", "export SEGDREAM_DEBUG", "flock", "ls", "ray", "segdream doctor", "sync")
 """Beginnings of commands that show the cause, or wait for its end, but can't remove it."""
 INSTALLS = ("pip", "uv", "sudo", "ulimit", "python", "npx", "hf")
 """Programs that change the machine, or that a test can't run."""

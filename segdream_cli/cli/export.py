@@ -422,9 +422,7 @@ def check_mesh_options(context: typer.Context, outputs: Sequence[Path], names: S
         EnvironmentProblem: a library is missing.
     """
     if MESH not in names:
-        from segdream_cli.util.files import free_path
-
-        hint = f"--format mesh -o {quote(str(free_path(outputs[0].with_suffix('.glb'))))}"
+        hint = f"--format mesh -o {quote(str(outputs[0].with_suffix('.glb')))}"
         return shared.refuse_options(context, set(MESH_OPTIONS), "can't be used: no output is a mesh", hint)
     from segdream_cli.mesh import libraries
 

@@ -50,6 +50,9 @@ def check_output(path: Path, *, force: bool, option: str = "-o", given: Path | N
         if path.is_dir():
             inside = shlex.quote(str(path / f"asset{path.suffix or '.ply'}"))
             raise UsageProblem(f"{path} is a folder", hint=f"{option} {inside}")
+        if not folder.is_dir() and not _first_existing(folder).is_dir():
+            other = shlex.quote(str(free_path(Path(path.name))))
+            raise UsageProblem(f"{_first_existing(folder)} is a file, not a folder", hint=f"{option} {other}")
         if not folder.is_dir():
             raise UsageProblem(f"the folder {folder} does not exist", hint=f"mkdir -p {shlex.quote(str(folder))}")
         if lexists(path) and not force:
@@ -60,6 +63,11 @@ def check_output(path: Path, *, force: bool, option: str = "-o", given: Path | N
     except OSError as problem:
         raise write_problem(problem, path, other_output(problem, given, option)) from problem
     sweep(folder, path.stem)
+
+
+def _first_existing(folder: Path) -> Path:
+    """The folder or, if it does not exist, the nearest of its parents that does."""
+    return next(each for each in (folder, *folder.parents) if lexists(each))
 
 
 def lexists(path: Path) -> bool:

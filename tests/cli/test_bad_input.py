@@ -247,7 +247,7 @@ def test_unknown_format_suggests_a_known_one(refused, there):
     refused(2, "no transparency", "render", "there.ply", "--background", "transparent", "-o", "a.mp4")
     refused(2, "at a time", "render", "there.ply", "--view", "0,0", "--turntable")
     refused(2, "--size", "render", "there.ply", "--size", "4", "--view", "0,0")
-    refused(2, ["a.png is an image", "--view 45,20 -o a.png"], "render", "there.ply", "-o", "a.png")
+    refused(2, ["a.png is an image", "-o a.png --view 45,20"], "render", "there.ply", "-o", "a.png")
     refused(2, ["a folder", "-o a-frames"], "render", "there.ply", "--frames", "-o", "a.mp4")
     refused(2, "-o sub/b-frames", "render", "there.ply", "--frames", "-o", "sub/b.mp4")
     (there.parent / "sub").mkdir()

@@ -88,7 +88,7 @@ def test_quiet_prints_results_and_errors_only(segdream):
     done = segdream("generate", BUS, "-o", "bus.ply", "--quiet", *SIX)
     assert (done.out, done.err) == ("bus.ply\n", "")
     again = segdream("generate", BUS, "-o", "bus.ply", "--quiet", *SIX)
-    assert again.err.startswith("error: bus.ply exists hint:")
+    assert again.err.startswith("error: bus.ply exists; --force replaces it hint:")
 
 
 def test_auto_prior_is_announced_once(segdream):

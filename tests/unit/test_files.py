@@ -275,7 +275,7 @@ def test_check_output_refuses_paths_that_can_not_be_written(tmp_path, force):
     cases = {
         tmp_path: "is a folder",
         tmp_path / "no such folder" / "asset.ply": "no such folder does not exist",
-        tmp_path / "file" / "asset.ply": "file does not exist",
+        tmp_path / "file" / "asset.ply": "file is a file, not a folder",
         tmp_path / ("x" * 300 + ".ply"): "File name too long",
     }
     for path, words in cases.items():
