@@ -22,8 +22,8 @@ ERROR = re.compile(r"^error: (.*)\nhint:  (.*)$", re.MULTILINE)
 DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d/.]\S*")
 """Parts of errors that differ between errors of a kind: quoted texts, numbers and paths."""
 PLACEHOLDER = re.compile(r"\.\.\.|/path/to|\b(NAME|FILE|FOLDER|PATH|HOST)\b| # ")
-LOOKS = ("df", "export SEGDREAM_DEBUG", "flock", "ls", "ray", "segdream doctor", "sync")
-"""Beginnings of commands that show the cause, or wait for its end, but can't remove it."""
+LOOKS = ("df", "export SEGDREAM_DEBUG", "flock", "ls", "ray", "segdream doctor", "sync", "unset HF_HUB_OFFLINE")
+"""Beginnings of commands that show the cause or wait for its end. A process reads HF_HUB_OFFLINE only once."""
 INSTALLS = ("pip", "uv", "sudo", "ulimit", "python", "npx", "hf")
 """Programs that change the machine, or that a test can't run."""
 ELSEWHERE = ("--ray", "--devices")

@@ -45,7 +45,7 @@ def refuse_options(context: typer.Context, names: set[str], reason: str, hint: s
     """
     given = [item for item in context.command.params if item.name in names and is_given(context, str(item.name))]
     if given:
-        titles = [item.opts[-1] if item.opts[0].startswith("-") else "PROMPT" for item in given]
+        titles = [item.opts[-1] if item.opts[0].startswith("-") else str(item.metavar) for item in given]
         raise OptionProblem(
             f"{join_names(titles)} {_agree(reason, len(titles))}", without=() if hint else titles, hint=hint
         )

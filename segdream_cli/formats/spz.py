@@ -264,12 +264,12 @@ def _choose_bits(path: Path | None, splats: Splats, wanted: int | None) -> int:
         if reach * 2**bits <= 2**23 - 1:
             return bits
     bits = 0 if wanted is None else wanted
+    message = f"the centres reach {reach:.4g} units from the origin, and SPZ with {bits} fractional bits reaches only "
+    message += f"{2 ** (23 - bits)}"
+    if reach < 2**23 - 1:
+        raise UsageProblem(message, without=["--spz-bits"], hint="--spz-bits 12" if reach < 2**11 else None)
     another = None if path is None else f"-o {quote(str(path.with_suffix('.ply')))}"
-    raise UsageProblem(
-        f"the centres reach {reach:.4g} units from the origin, and SPZ with {bits} fractional bits reaches only "
-        f"{2 ** (23 - bits)}",
-        hint="--spz-bits 12" if reach < 2**11 else another,
-    )
+    raise UsageProblem(message, without=[f"-o {path}"], hint=another)
 
 
 def _gzip_file(header: _Header, blocks: Sequence[Bytes], frame: str, note: bytes) -> Iterator[bytes]:

@@ -131,4 +131,4 @@ def test_fid_without_weights_is_exit_4(segdream, ball, folder, monkeypatch):
     done = segdream("evaluate", ball, "--metrics", "fid", "--reference", "kept", "--offline")
     assert done.code == 4
     assert "the weights of Inception are not in" in done.err
-    assert "--metrics frechet" in done.err
+    assert "hint: segdream fetch fid" in done.err
