@@ -55,3 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of another disk with space, as hints name it."""
+    monkeypatch.setattr("segdream_cli.util.files._other_folders", lambda *_, **__: iter([tmp_path]))
+    return tmp_path

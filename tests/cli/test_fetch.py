@@ -20,7 +20,7 @@ from segdream_cli.evaluate import image_reward, inception
 from segdream_cli.pointe import checkpoint, clip, transformer
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors import published
-from segdream_cli.util import download, files
+from segdream_cli.util import download
 
 BASE = transformer.PointTransformerConfig(points=8, width=16, layers=1, heads=2, text_width=12)
 STAGES = {
@@ -200,14 +200,13 @@ def test_unreachable_hub_is_reported_before_any_download(segdream, online, folde
     assert online.requests == []
 
 
-def test_full_disk_is_reported(segdream, online, monkeypatch, tmp_path):
-    monkeypatch.setattr(files, "_other_folders", lambda *_, **__: iter([tmp_path]))  # of another disk
+def test_full_disk_is_reported(segdream, online, monkeypatch, other_disk):
     usage = download.shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     done = segdream("fetch", "point-e")
     assert done.code == 4
     assert "1.0 MB free, and 3.0 MB are needed" in done.err
-    assert f"HF_HOME={tmp_path / 'segdream-cache'}" in done.err
+    assert f"HF_HOME={other_disk / 'segdream-cache'}" in done.err
 
 
 def test_clip_folder_beside_the_weights_is_preferred_and_checked(online, folder, clip_folder):

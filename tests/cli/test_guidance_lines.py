@@ -130,8 +130,8 @@ def test_short_and_unknown_times_are_not_told(segdream, folder, monkeypatch):
 
 def test_stages_of_a_mesh_are_told(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
-    with progress.StageProgress("bus.glb", mesh.STAGES, Output()) as shown:
-        for stage in mesh.STAGES:
+    with progress.StageProgress("bus.glb", mesh.stages(), Output()) as shown:
+        for stage in mesh.stages():
             shown.begin(stage)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "bus.glb: surface, 1 of 4"

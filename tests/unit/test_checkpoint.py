@@ -21,7 +21,7 @@ from segdream_cli.errors import UsageProblem, WeightsUnavailable
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors import published
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
-from segdream_cli.util import files, hashes
+from segdream_cli.util import hashes
 from segdream_cli.util.hub import HubModel
 
 
@@ -364,10 +364,8 @@ def test_resolve_completes_a_partial_snapshot_online_only(hub: type[Hub]) -> Non
     assert resolve("org/tiny") == whole
 
 
-def test_resolve_names_a_full_disk(hub: type[Hub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_resolve_names_a_full_disk(hub: type[Hub], monkeypatch: pytest.MonkeyPatch, other_disk: Path) -> None:
     import huggingface_hub
-
-    monkeypatch.setattr(files, "_other_folders", lambda *_, **__: iter([tmp_path]))  # of another disk
 
     def full(*_: Any, **__: Any) -> str:
         raise OSError(28, "No space left on device")
@@ -375,7 +373,7 @@ def test_resolve_names_a_full_disk(hub: type[Hub], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
     with pytest.raises(WeightsUnavailable, match="can't be stored: No space left") as caught:
         resolve("org/tiny")
-    assert f"HF_HOME={tmp_path / 'segdream-cache'}" in str(caught.value.hint)
+    assert f"HF_HOME={other_disk / 'segdream-cache'}" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -278,12 +278,12 @@ def test_download_restarts_if_the_partial_file_changed(server: FileServer, targe
 
 
 def test_download_checks_the_free_space_first(
-    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: FileServer, target: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=299_999))
     error = refuses(server, target, "0.3 MB free, and 0.3 MB are needed")
-    assert "SEGDREAM_CACHE=" in str(error.hint)
+    assert f"SEGDREAM_CACHE={other_disk / 'segdream-cache'}" in str(error.hint)
     assert not target.with_name("model.pt.part").exists()
 
 
@@ -298,13 +298,15 @@ def test_download_needs_space_only_for_the_rest(
     assert target.read_bytes() == CONTENT
 
 
-def test_download_names_a_disk_that_fills_up(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_names_a_disk_that_fills_up(
+    server: FileServer, target: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "_receive", full)
     error = refuses(server, target, "cache can't be written: No space left on device")
-    assert "SEGDREAM_CACHE=" in str(error.hint)
+    assert f"SEGDREAM_CACHE={other_disk / 'segdream-cache'}" in str(error.hint)
     assert len(server.requests) == 1
 
 
@@ -315,11 +317,11 @@ def test_download_names_a_cache_that_can_not_be_written(server: FileServer, tmp_
     assert server.requests == []
 
 
-def test_check_space_accepts_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+def test_check_space_accepts_a_folder_that_does_not_exist_yet(tmp_path: Path, other_disk: Path) -> None:
     check_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(WeightsUnavailable, match="GB are needed") as caught:
         check_space(tmp_path / "not" / "yet", 10**18, variable="HF_HOME")
-    assert "HF_HOME=" in str(caught.value.hint)
+    assert f"HF_HOME={other_disk / 'segdream-cache'}" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

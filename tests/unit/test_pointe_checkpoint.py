@@ -312,14 +312,18 @@ def test_resolve_point_e_downloads_once_for_two_processes(server: FileServer) ->
     assert len(server.requests) == 2
 
 
-def test_resolve_point_e_checks_the_free_space_first(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_point_e_checks_the_free_space_first(
+    server: FileServer, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30_000))
-    assert "SEGDREAM_CACHE=" in str(refuses("free, and .* are needed").hint)
+    hint = str(refuses("free, and .* are needed").hint)
+    assert f"SEGDREAM_CACHE={other_disk / 'segdream-cache'}" in hint
     assert server.requests == []
     assert cached() == set()
 
 
+@pytest.mark.usefixtures("other_disk")
 def test_resolve_point_e_leaves_no_partial_conversion(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         if "safetensors" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):

@@ -1,6 +1,7 @@
 """Refinement's parts: views, repaint, losses and splits, each against an independent computation."""
 
 import math
+import shlex
 
 import numpy as np
 import pytest
@@ -268,7 +269,7 @@ def test_shrink_limits_the_longest_axis_and_keeps_proportions():
 def test_settings_are_refused_with_a_hint_that_works(settings):
     with pytest.raises(UsageProblem, match="refine") as caught:
         Config().set(settings)
-    hint = parse_assignments([word for word in (caught.value.hint or "").split() if word != "--set"])
+    hint = parse_assignments([word for word in shlex.split(caught.value.hint or "") if word != "--set"])
     Config().set({**settings, **hint})
 
 
