@@ -165,7 +165,7 @@ def test_options_change_the_result(segdream):
 
 def test_quality_chooses_the_preset(segdream):
     for quality in ("draft", "high"):
-        arguments = ("--quality", quality, "--steps", "1", *TINY[:4])
+        arguments = ("--quality", quality, "--steps", "1", *TINY[:4], "--no-refine")
         assert segdream("generate", BUS, "-o", f"{quality}.ply", *arguments).code == 0
         assert record(f"{quality}.run")["quality"] == quality
     draft, high = (record(f"{quality}.run")["config"] for quality in ("draft", "high"))
