@@ -185,7 +185,9 @@ USUAL = {
 }
 """Examples that a command does anyway, or that need something: an output that exists, a damaged asset, a message."""
 HIDING = {EXAMPLES[name] for name in ("--quiet", "--dry-run", "--skip-existing", "--force")}
-"""Examples that hide what others do, or that others hide: messages, settings, outputs that exist already."""
+HIDING.add(("--metrics", "health"))
+"""Examples that hide what others do, or that others hide: messages, settings, outputs that exist already; a single
+figure, whose interval two seeds may draw alike."""
 LINES = {
     "one asset": ("generate", BUS, "--seed", "1"),
     "of a sphere": ("generate", BUS, "--init", "sphere"),
