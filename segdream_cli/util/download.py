@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
-from segdream_cli.util.files import cache_write, parse_json, relocation, synced_folder
+from segdream_cli.util.files import cache_write, existing_folder, parse_json, relocation, synced_folder
 from segdream_cli.util.home import expand, user_cache
 
 Progress = Callable[[int, int], None]
@@ -99,7 +99,7 @@ def check_space(folder: Path, size: int, *, variable: str = "SEGDREAM_CACHE") ->
     Raises:
         WeightsUnavailable: fewer than `size` bytes are free.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    existing = existing_folder(folder)
     free = shutil.disk_usage(existing).free
     if free < size:
         raise WeightsUnavailable(

@@ -65,6 +65,11 @@ def check_output(path: Path, *, force: bool, option: str = "-o", given: Path | N
     sweep(folder, path.stem)
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())
+
+
 def _first_existing(folder: Path) -> Path:
     """The folder or, if it does not exist, the nearest of its parents that does."""
     return next(each for each in (folder, *folder.parents) if lexists(each))
@@ -121,7 +126,7 @@ def relocation(variable: str, folder: Path, problem: OSError | None = None, size
 
 def _other_folders(folder: Path, *, other_disk: bool, size: int = 0) -> Iterator[Path]:
     """Folders that can be written instead of `folder`: this one, the user's home, and that for temporary files."""
-    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())
+    existing = existing_folder(folder)
     for other in (Path(), expand("~"), _temporary_folder()):
         with suppress(OSError):
             same = other.stat().st_dev == existing.stat().st_dev if other_disk else other.resolve() == folder.resolve()
