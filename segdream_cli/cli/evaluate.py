@@ -401,7 +401,7 @@ def _note_offline(context: typer.Context, names: Sequence[str], weights: Mapping
 
     local = {name for name, place in weights.items() if expand(place).is_dir()}
     if context.params["offline"] and not any(METRICS[name].downloads for name in {*names} - local):
-        sink.note(f"--offline has no effect: {', '.join(names)} need no download")
+        sink.note("--offline has no effect: the metrics need no download")
 
 
 def _note_views(
@@ -418,7 +418,7 @@ def _note_views(
     }
     for each in context.command.params:
         if idle.get(str(each.name)) and shared.is_given(context, str(each.name)):
-            sink.note(f"{each.opts[-1]} has no effect: {', '.join(metrics)} have views of their own, or need none")
+            sink.note(f"{each.opts[-1]} has no effect: the metrics have views of their own, or need none")
 
 
 def _load(names: Sequence[str], setup: "Setup") -> "dict[str, Metric]":
