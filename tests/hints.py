@@ -4,6 +4,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,11 @@ def check(text: str) -> None:
 @contextmanager
 def limited() -> Iterator[None]:
     """Ends the block after a time, but not amid an import, a compilation or the writing of a file, which end whole."""
+    report = sys.unraisablehook
+
+    def report_others(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, Enough):
+            report(unraisable)
 
     def ring(number: int, frame: FrameType | None) -> None:
         calls = set[str]()
@@ -79,8 +85,10 @@ def limited() -> Iterator[None]:
         if is_writing() or any(part in call for call in calls for part in ("importlib", "numba", "_inductor")):
             signal.setitimer(signal.ITIMER_PROF, 0.1)
         else:
+            signal.setitimer(signal.ITIMER_PROF, CPU_S)  # again: a callback of the garbage collector swallows the error
             raise Enough
 
+    sys.unraisablehook = report_others
     timers = {signal.ITIMER_PROF: (signal.SIGPROF, CPU_S), signal.ITIMER_REAL: (signal.SIGALRM, WALL_S)}
     before = {number: signal.signal(number, ring) for number, _ in timers.values()}
     try:
@@ -92,6 +100,7 @@ def limited() -> Iterator[None]:
             signal.setitimer(timer, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = report
 
 
 def follow(hint: Hint, run: Callable[..., str | None], folder: Path, patch: pytest.MonkeyPatch) -> None:
