@@ -7,6 +7,7 @@ harmonics are stored per Gaussian, degree 0 first. The library is the extra "usd
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -227,11 +228,23 @@ def _read_here(path: Path, target: Path, memory: int, seconds: int) -> str:
         splats = concat(parts, {})
         note = str(layer.customLayerData.get(PROVENANCE, ""))
     except (pxr.Tf.ErrorException, ValueError, MemoryError) as problem:
-        return "is damaged: " + " ".join(str(problem).split())[:200]
+        return f"is damaged: {_reason(pxr, problem, path.parent)}"
     arrays: dict[str, Any] = dict(splats.arrays())
     arrays[PROVENANCE] = np.array(note)
     np.savez(target, **arrays)
     return ""
+
+
+def _reason(pxr: "_Pxr", problem: Exception, folder: Path) -> str:
+    """The reason for refusing a file in `folder`, in one line without the folder or names of the library's code."""
+    try:
+        errors = problem.args if isinstance(problem, pxr.Tf.ErrorException) else ()
+        text = "; ".join(error.commentary for error in errors) or str(problem)
+    except UnicodeDecodeError as undecodable:  # the library quotes bytes of the file
+        text = undecodable.object.decode("utf-8", "replace")
+    if place := re.match(rf"{re.escape(str(folder))}[^:]*:(\d+):(\d+): ", text):
+        return "the text can't be parsed at line {}, column {}".format(*place.groups())
+    return " ".join(text.replace(f"{folder}{os.sep}", "").split())[:200]
 
 
 def _has_clips(pxr: "_Pxr", layer: Any) -> bool:

@@ -234,6 +234,17 @@ def test_read_refuses_other_files(tmp_path: Path, content: bytes) -> None:
         read(tmp_path / "a.usdz")
 
 
+def test_read_says_where_a_text_is_damaged(tmp_path: Path) -> None:
+    """The library quotes the bytes there, which need not be UTF-8, and names its own code and the copy it was given."""
+    (tmp_path / "a.usda").write_bytes(b'#usda 1.0\ndef Xform "a" {\n    float b = \xff\n}\n')
+    with pytest.raises(UsageProblem, match=r"a\.usda is damaged: the text can't be parsed at line 3, column 5$"):
+        read(tmp_path / "a.usda")
+    layer = few(tmp_path / "a.usdz")[:-20]
+    with pytest.raises(UsageProblem, match=r"damaged: Encountered: Read out-of-bounds") as refused:
+        read(rezipped(tmp_path / "b.usdz", {"asset.usdc": layer}))
+    assert "/" not in refused.value.message.removeprefix(str(tmp_path / "b.usdz"))
+
+
 def rezipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
     """A zip of these members with right checksums; the library accepts offsets that are not multiples of 64 bytes."""
     with zipfile.ZipFile(path, "w", compression) as package:
