@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from segdream_cli import __version__
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.gltf import BIN_CHUNK, JSON_CHUNK
+from segdream_cli.mesh import draco
 from segdream_cli.mesh.libraries import DRACO, library
 from segdream_cli.mesh.surface import to_linear
 from segdream_cli.mesh.triangles import Bytes, Floats, Indices, Mesh
 from segdream_cli.util.files import write_together
 
 SUFFIXES = (".glb", ".obj")
-COMPRESSION = "KHR_draco_mesh_compression"
 POSITION_BITS, UV_BITS, NORMAL_BITS = 14, 14, 10
 """Bits of a coordinate in a file that Draco compresses, over the longest side of the mesh or over the texture."""
 COLOR_ID = 9
@@ -28,7 +28,6 @@ JPEG_QUALITY = 90
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 UNSIGNED_SHORT, UNSIGNED_INT, FLOAT = 5123, 5125, 5126
 COMPONENTS = {np.dtype(np.uint16): UNSIGNED_SHORT, np.dtype(np.uint32): UNSIGNED_INT, np.dtype(np.float32): FLOAT}
-TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
 
 
 def write(path: Path, mesh: Mesh, *, compress: bool = False) -> None:
@@ -140,10 +139,9 @@ class _Glb:
 
     def _draco(self, attributes: dict[str, NDArray[Any]], faces: Indices) -> dict[str, Any]:
         """A primitive that Draco has compressed; it rounds, reorders and welds vertices."""
-        draco = library(DRACO)
-        self._use(COMPRESSION, required=True)
+        self._use(draco.EXTENSION, required=True)
         given = {name: values.astype(float) if name != "COLOR_0" else values for name, values in attributes.items()}
-        content = draco.encode(
+        content = library(DRACO).encode(
             given["POSITION"],
             faces.astype(np.uint32),
             quantization_bits=POSITION_BITS,
@@ -154,7 +152,7 @@ class _Glb:
             normal_quantization_bits=NORMAL_BITS,
             generic_attributes={COLOR_ID: given["COLOR_0"]} if "COLOR_0" in given else None,
         )
-        packed = draco.decode(content)
+        packed = library(DRACO).decode(content)
         kinds = {0: "POSITION", 1: "NORMAL", 3: "TEXCOORD_0", 4: "COLOR_0"}  # of Draco's GeometryAttribute
         ids = {kinds[int(each["attribute_type"])]: int(each["unique_id"]) for each in packed.attributes}
         points = np.asarray(packed.points, np.float32)
@@ -164,7 +162,7 @@ class _Glb:
             accessors[name] = self._add("accessors", accessor)
         indices = self._add("accessors", _describe("", _indices(np.asarray(packed.faces, np.int64))))
         extension = {"bufferView": self._add_view(content), "attributes": ids}
-        return {"attributes": accessors, "indices": indices, "extensions": {COMPRESSION: extension}}
+        return {"attributes": accessors, "indices": indices, "extensions": {draco.EXTENSION: extension}}
 
 
 def _attributes(mesh: Mesh) -> dict[str, NDArray[Any]]:
@@ -188,7 +186,7 @@ def _describe(name: str, values: NDArray[Any]) -> dict[str, Any]:
     accessor: dict[str, Any] = {
         "componentType": COMPONENTS[values.dtype],
         "count": len(values),
-        "type": TYPES[width],
+        "type": draco.WIDTHS[width],
     }
     if name == "COLOR_0":
         accessor["normalized"] = True

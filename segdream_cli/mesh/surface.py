@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,17 @@ from segdream_cli.formats import glb, gltf
 from segdream_cli.formats.common import extras_provenance, open_asset, to_opacity_logits
 from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
+from segdream_cli.mesh import draco
 from segdream_cli.splats import SH_C0, Float64s, Splats
 
 UNREADABLE = {
     "EXT_meshopt_compression",
-    "KHR_draco_mesh_compression",
     "KHR_texture_basisu",
     "KHR_texture_transform",
 }
-"""Extensions of glTF without which a mesh would be read wrongly."""
+"""Extensions of glTF without which a mesh would be read wrongly, even if it does not require them."""
+HARMLESS = (draco.EXTENSION, "EXT_texture_webp", "KHR_lights_", "KHR_materials_", "KHR_mesh_quantization", "KHR_xmp")
+"""Starts of extensions that a mesh may require: they are read, or change neither its shape nor its base colour."""
 SAMPLES = 8
 """Points of the surface per Gaussian, which takes their mean colour."""
 ROUNDS = 2
@@ -61,8 +63,12 @@ def read(path: Path, count: int) -> Splats:
     Raises:
         UsageProblem: the file or a file that it names can't be read, or it has no surface.
     """
-    provenance = {} if path.suffix.lower() == ".obj" else _check_glb(path)
-    parts = _load(path)
+    with open_asset(path) as stream:
+        if path.suffix.lower() == ".obj":
+            parts, provenance = _load(path, stream, "obj"), {}
+        else:
+            document, content = _unpack_glb(path, stream)
+            parts, provenance = _load(path, content, "glb"), known_provenance(extras_provenance(document))
     if not parts:
         raise UsageProblem(f"{path} has no faces")
     corners = np.concatenate([triangles for triangles, _ in parts])
@@ -235,29 +241,30 @@ def _stand_in(path: Path) -> str | None:
     return " && ".join(map(shlex.join, commands))
 
 
-def _load(path: Path) -> list[tuple[Float64s, _Shade]]:
+def _load(path: Path, stream: BinaryIO, kind: str) -> list[tuple[Float64s, _Shade]]:
     """The triangles [f, 3, 3] of each geometry of a mesh where the scene places it, and their colours.
+
+    Args:
+        path: the file, beside which those that it names are.
+        stream: its content.
+        kind: "obj" or "glb".
 
     Raises:
         UsageProblem: the file or a file that it names can't be read.
     """
     import trimesh  # here, since it takes a third of a second
 
-    suffix = "obj" if path.suffix.lower() == ".obj" else "glb"
     resolver = _Resolver(path.parent)
     parts: list[tuple[Float64s, _Shade]] = []
     try:
-        with open_asset(path) as stream:
-            scene = trimesh.load_scene(stream, file_type=suffix, resolver=resolver, process=False)
+        scene = trimesh.load_scene(stream, file_type=kind, resolver=resolver, process=False)
         for node in sorted(scene.graph.nodes_geometry):
             matrix, name = scene.graph[node]
             geometry = scene.geometry[name]
             if not len(getattr(geometry, "faces", ())):
                 continue
             corners = np.asarray(geometry.vertices, np.float64)[np.asarray(geometry.faces, np.intp)]
-            parts.append((corners @ matrix[:3, :3].T + matrix[:3, 3], _shade(geometry, gltf=suffix == "glb")))
-    except UsageProblem:
-        raise
+            parts.append((corners @ matrix[:3, :3].T + matrix[:3, 3], _shade(geometry, gltf=kind == "glb")))
     except Exception as problem:  # trimesh trusts its input, so a damaged file raises anything
         raise UsageProblem(f"{path} is damaged: {type(problem).__name__}: {str(problem)[:200]}") from problem
     if resolver.missing:
@@ -268,19 +275,21 @@ def _load(path: Path) -> list[tuple[Float64s, _Shade]]:
     return parts
 
 
-def _check_glb(path: Path) -> Mapping[str, Any]:
-    """The provenance in a .glb whose materials trimesh can read.
+def _unpack_glb(path: Path, stream: BinaryIO) -> tuple[Mapping[str, Any], BinaryIO]:
+    """The document of a .glb that trimesh can read, and its content without Draco's compression.
 
     Raises:
-        UsageProblem: it needs an extension that is not known, or a texture can't be read.
+        EnvironmentProblem: Draco's library is missing, and needed.
+        UsageProblem: it needs an extension that is not known, or a primitive or a texture can't be read.
     """
-    with open_asset(path) as stream:
-        document, body = gltf.chunks(path, stream)
-    used = document.get("extensionsUsed")
-    needed = UNREADABLE & {str(name) for name in used if isinstance(used, list)} if used else set()
-    if needed:
+    document, body = gltf.chunks(path, stream)
+    used, required = (
+        {str(name) for name in gltf.Gltf(path, document, body).array(document, key)}
+        for key in ("extensionsUsed", "extensionsRequired")
+    )
+    if needed := UNREADABLE & used | {name for name in required if not name.startswith(HARMLESS)}:
         raise UsageProblem(
-            f"{path} uses {', '.join(sorted(needed))}, which segdream can't read; save the mesh without it"
+            f"{path} uses {', '.join(sorted(needed))[:200]}, which segdream can't read; save the mesh without it"
         )
     views: Any = document.get("bufferViews")
     for i, image in enumerate(document.get("images") or []):
@@ -291,7 +300,15 @@ def _check_glb(path: Path) -> Mapping[str, Any]:
                 Image.open(io.BytesIO(body[start : start + view["byteLength"]])).verify()
         except Exception as problem:
             raise UsageProblem(f"{path}: its image {i} can't be read: {problem}") from problem
-    return known_provenance(extras_provenance(document))
+    if draco.EXTENSION in used | required:
+        body = draco.unpack(path, document, body)
+        body += bytes(-len(body) % 4)
+        try:
+            return document, io.BytesIO(glb.begin(document, len(body)) + body)
+        except (ValueError, RecursionError) as problem:
+            raise UsageProblem(f"{path} is damaged: its JSON can't be read: {problem}") from problem
+    stream.seek(0)
+    return document, stream
 
 
 def _sample(parts: Sequence[tuple[Float64s, _Shade]], n: int) -> tuple[Float64s, Float64s, Float64s, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from segdream_cli import mesh
@@ -497,6 +499,29 @@ def test_write_compresses_a_glb(tmp_path: Path, request, kind: str) -> None:
     mesh.write(tmp_path / "small.glb", one, compress=True)
     plain, small = ((tmp_path / f"{name}.glb").stat().st_size for name in ("plain", "small"))
     assert small < 0.6 * plain
+    exact, found = (surface.read(tmp_path / f"{name}.glb", 2000) for name in ("plain", "small"))
+    off, nearest = KDTree(exact.means).query(found.means)
+    assert np.percentile(off, 90) < 0.05
+    changed = np.abs(found.sh0 - exact.sh0[nearest]).max(axis=1)
+    assert np.percentile(changed, 50) < 0.3
+
+
+def test_read_refuses_damaged_draco(tmp_path: Path, painted: Mesh) -> None:
+    """Its bytes have changed, or an attribute that the document names is not in them."""
+    pytest.importorskip("DracoPy")
+    mesh.write(tmp_path / "a.glb", painted, compress=True)
+    content = (tmp_path / "a.glb").read_bytes()
+    changes = {
+        "Draco can't unpack a primitive": content.replace(b"DRACO", b"OCARD"),
+        "is not among the attributes": re.sub(
+            rb'(_compression":{"bufferView":\d,"attributes":{"\w+":)\d', rb"\g<1>7", content
+        ),
+    }
+    for reason, changed in changes.items():
+        assert changed != content
+        (tmp_path / "b.glb").write_bytes(changed)
+        with pytest.raises(UsageProblem, match=reason):
+            surface.read(tmp_path / "b.glb", 100)
 
 
 @pytest.mark.parametrize("compress", [False, True])

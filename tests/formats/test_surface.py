@@ -291,7 +291,10 @@ def test_read_refuses_a_broken_texture(tmp_path):
 
 def test_read_refuses_a_glb_that_it_would_read_wrongly(tmp_path):
     def compress(document):
-        document["extensionsUsed"] = ["KHR_draco_mesh_compression"]
+        document["extensionsUsed"] = ["EXT_meshopt_compression"]
+
+    def require(document):
+        document["extensionsRequired"] = ["KHR_materials_unlit", "KHR_meshopt_compression"]
 
     def cut_image(document):
         document["bufferViews"][document["images"][0]["bufferView"]]["byteLength"] = 40
@@ -299,7 +302,8 @@ def test_read_refuses_a_glb_that_it_would_read_wrongly(tmp_path):
     def cut_faces(document):
         document["meshes"][0]["primitives"][0]["attributes"] = {}
 
-    refused(glb_with(tmp_path / "a.glb", compress), "uses KHR_draco_mesh_compression, which segdream can't read")
+    refused(glb_with(tmp_path / "a.glb", compress), "uses EXT_meshopt_compression, which segdream can't read")
+    refused(glb_with(tmp_path / "e.glb", require), "uses KHR_meshopt_compression, which segdream can't read")
     refused(glb_with(tmp_path / "b.glb", cut_image), "its image 0 can't be read")
     refused(glb_with(tmp_path / "c.glb", cut_faces), "is damaged")
     path = exported(tmp_path / "d.glb", sphere())
