@@ -92,6 +92,9 @@ def generate(
     init_color: shared.InitColorOption = None,
     init_points: shared.InitPointsOption = None,
     init_scale: shared.InitScaleOption = None,
+    frame: shared.InitFrameOption = None,
+    strict: shared.InitStrictOption = False,
+    as_splats: shared.InitAsSplatsOption = False,
     quality: shared.QualityOption = shared.STANDARD,
     method: Annotated[
         shared.Method | None,
@@ -174,6 +177,7 @@ def generate(
         {
             **shared.prior_options(prior, model),
             **shared.start_options(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
+            **shared.reading_options(frame, strict, as_splats),
             **shared.hardware_options(dtype, low_vram),
             "optim.steps": ("--steps", steps),
             "distill.method": ("--method", method and str(method)),

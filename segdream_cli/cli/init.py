@@ -35,6 +35,9 @@ def init(
     init_color: shared.InitColorOption = None,
     init_points: shared.InitPointsOption = None,
     init_scale: shared.InitScaleOption = None,
+    frame: shared.InitFrameOption = None,
+    strict: shared.InitStrictOption = False,
+    as_splats: shared.InitAsSplatsOption = False,
     count: Annotated[
         int | None,
         typer.Option(
@@ -65,17 +68,17 @@ def init(
 
     segdream init "a yellow school bus" --init point-e --preview -o cloud.ply
     """
-    from segdream_cli import __version__, write
+    from segdream_cli import __version__
     from segdream_cli.priors.checkpoint import profile_of
     from segdream_cli.priors.prompt import describe_prompt
     from segdream_cli.runs.checks import check_request
     from segdream_cli.util.devices import choose_device
-    from segdream_cli.util.files import write_policy
 
     request = shared.request(
         {
             **shared.prior_options(prior, model),
             **shared.start_options(init, init_prompt, init_color, init_points, init_scale, point_e_dir),
+            **shared.reading_options(frame, strict, as_splats),
             "init.count": ("--count", count),
         },
         assignments,
@@ -105,13 +108,12 @@ def init(
         return load_checkpoint(request, hardware, reporter)
 
     clouds = load_clouds(resolved, profile.point_e, checkpoint, hardware, reporter, offline=offline)
-    gaussians = initial_gaussians(resolved.init, build_generators(seed)["init"], bind_cloud(clouds, phrase, seed))
+    gaussians = initial_gaussians(
+        resolved.init, build_generators(seed)["init"], bind_cloud(clouds, phrase, seed), sink.note
+    )
     origin = resolved.init.shape if clouds is None else f"Point-E's cloud of {phrase!r}"
     splats = gaussians.splats({"generator": f"segdream {__version__}", **described, "seed": seed, "init": origin})
-    with write_policy(replace=force):
-        write(path, splats)
-        if picture is not None:
-            _write_preview(picture, splats, device)
+    _write(path, splats, picture, device, force=force)
     sink.note(f"{len(gaussians):,} Gaussians from {origin}" + (f"; preview: {picture}" if picture else ""))
     sink.done(
         Started(
@@ -138,12 +140,17 @@ def _check_files(path: Path, picture: Path | None, *, force: bool) -> None:
             check_output(file, force=force, given=path)
 
 
-def _write_preview(path: Path, splats: "Splats", device: str) -> None:
-    """Writes an image of eight views."""
+def _write(path: Path, splats: "Splats", picture: Path | None, device: str, *, force: bool) -> None:
+    """Writes the Gaussians and, if it has a path, an image of eight views."""
+    from segdream_cli import write
     from segdream_cli.render.job import RenderJob
+    from segdream_cli.util.files import write_policy
 
-    job = RenderJob.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0))
-    job.write_contact_sheet(path, elevation=15.0)
+    with write_policy(replace=force):
+        write(path, splats)
+        if picture is not None:
+            job = RenderJob.of([splats], device, size=256, channel="rgb", color=(1.0, 1.0, 1.0))
+            job.write_contact_sheet(picture, elevation=15.0)
 
 
 def _note_idle(request: Request, profile: "PriorProfile", device: "torch.device", sink: Output) -> None:

@@ -222,6 +222,15 @@ def start_options(
     }
 
 
+def reading_options(frame: str | None, strict: bool, as_splats: bool) -> Options:
+    """The options of how the file of a start is read."""
+    return {
+        "init.frame": ("--frame", frame),
+        "init.strict": ("--strict", strict or None),
+        "init.as_splats": ("--as-splats", as_splats or None),
+    }
+
+
 def hardware_options(dtype: str | None, low_vram: bool) -> Options:
     """The options about the GPU."""
     return {"prior.dtype": ("--dtype", dtype and str(dtype)), "prior.low_vram": ("--low-vram", low_vram or None)}
@@ -296,7 +305,7 @@ DeviceOption = Annotated[
 InitOption = Annotated[
     str | None,
     typer.Option(
-        "--init", help="Initial Gaussians: point-e, sphere, box, polar-sphere or a .ply file.", rich_help_panel=START
+        "--init", help="Initial Gaussians: point-e, sphere, box, polar-sphere or a file.", rich_help_panel=START
     ),
 ]
 InitPromptOption = Annotated[
@@ -317,6 +326,18 @@ InitPointsOption = Annotated[
 InitScaleOption = Annotated[
     float | None,
     typer.Option("--init-scale", min=0.001, max=100, help="Scale factor of Point-E's cloud.", rich_help_panel=START),
+]
+InitFrameOption = Annotated[
+    str | None,
+    typer.Option("--frame", help="Where the axes of the file of --init point, such as rdf.", rich_help_panel=START),
+]
+InitStrictOption = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse a file of --init with non-finite rows.", rich_help_panel=START),
+]
+InitAsSplatsOption = Annotated[
+    bool,
+    typer.Option("--as-splats", help="Read a point cloud of --init as small, opaque Gaussians.", rich_help_panel=START),
 ]
 PointEDirOption = Annotated[
     Path | None,

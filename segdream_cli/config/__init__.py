@@ -29,7 +29,7 @@ from segdream_cli.config.sections import (
     PriorConfig,
     ViewConfig,
 )
-from segdream_cli.config.start import POINT_E
+from segdream_cli.config.start import POINT_E, is_file
 from segdream_cli.config.values import Range, assignment, convert, counts_steps, nearest, plain
 from segdream_cli.errors import UsageProblem
 
@@ -143,7 +143,8 @@ class Config:
             (self.prior.model is not None, "prior.name", f"prior.model is {self.prior.model}"),
             (self.prior.model is None and self.prior.name == MINI, "prior.revision", f"prior.name is {MINI}"),
             (start != POINT_E, point_e, f"the start is {start}"),
-            (start == POINT_E or start.lower().endswith(".ply"), "init.count init.radius", f"the start is {start}"),
+            (start == POINT_E or is_file(start), "init.count init.radius", f"the start is {start}"),
+            (not is_file(start), "init.frame init.strict init.as_splats", f"the start is {start}, not a file"),
             (not optim.steps, "distill.* optim.beg* optim.stop_* loss.*", "optim.steps is 0"),
             *((name != method, f"distill.{name}.*", f"distill.method is {method}") for name in METHOD_NAMES),
             (not self.refine.enabled, "refine.[!e]*", "refine.enabled is false"),

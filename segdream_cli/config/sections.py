@@ -137,8 +137,14 @@ class InitConfig:
     """The first Gaussians (release: gaussian_model.py)."""
 
     shape: str = "point-e"
-    """point-e (release), sphere, box, polar-sphere, or the path of a PLY file. The points of polar-sphere, the
-    release's sphere, are denser towards the centre and the vertical axis."""
+    """point-e (release), sphere, box, polar-sphere, or the path of an asset or of a PLY point cloud. The points of
+    polar-sphere, the release's sphere, are denser towards the centre and the vertical axis."""
+    frame: str | None = None
+    """Where the axes of the file point, such as rdf; none is as the file or its format says."""
+    strict: bool = False
+    """Refuse a file with non-finite rows, which are dropped otherwise."""
+    as_splats: bool = False
+    """Start from a small Gaussian at each point of a point cloud, not from a round one of `opacity`."""
     point_e: str | None = None
     """Folder with Point-E's official checkpoints; none is the prior's own Point-E, or the download cache."""
     prompt: str | None = None

@@ -140,14 +140,23 @@ def finish(path: Path, splats: Splats, reading: Reading, frame: str) -> Splats:
     """
     bad = find_unusable(splats)
     if len(bad):
-        problem = f"{len(bad)} of {len(splats)} rows have a value that is not a finite number"
-        if reading.strict or len(bad) == len(splats):
-            why = "" if len(bad) == len(splats) else ", and --strict refuses such rows"
-            raise UsageProblem(f"{path}: {problem}, the first is row {bad[0]}{why}")
-        reading.note(f"{path}: {problem} and are left out; --strict refuses such files")
-        reading.unusable(len(bad))
-        splats = splats.select(np.delete(np.arange(len(splats)), bad))
+        splats = splats.select(keep_rows(path, bad, len(splats), reading))
     return from_frame(sanitize(splats), reading.frame or frame)
+
+
+def keep_rows(path: Path, bad: NDArray[np.intp], count: int, reading: Reading) -> NDArray[np.intp]:
+    """The indices of the rows of a file that are not `bad`, of which there is one at least; a note gives their number.
+
+    Raises:
+        UsageProblem: all `count` rows are bad, or `reading` is strict.
+    """
+    problem = f"{len(bad)} of {count} rows have a value that is not a finite number"
+    if reading.strict or len(bad) == count:
+        why = "" if len(bad) == count else ", and --strict refuses such rows"
+        raise UsageProblem(f"{path}: {problem}, the first is row {bad[0]}{why}")
+    reading.note(f"{path}: {problem} and are left out; --strict refuses such files")
+    reading.unusable(len(bad))
+    return np.delete(np.arange(count), bad)
 
 
 def check_webp() -> None:
@@ -161,18 +170,6 @@ def check_webp() -> None:
     if not features.check("webp"):
         raise EnvironmentProblem(
             "the package pillow was built without WebP", hint="pip install --force-reinstall --only-binary :all: pillow"
-        )
-
-
-def refuse_nonfinite(path: Path, bad: NDArray[np.intp], count: int) -> None:
-    """Refuses a point cloud of `count` points of which those at the indices `bad` are not finite.
-
-    Raises:
-        UsageProblem: there are such points.
-    """
-    if len(bad):
-        raise UsageProblem(
-            f"{path}: {len(bad)} of {count} rows have a value that is not a finite number, the first is row {bad[0]}"
         )
 
 

@@ -9,9 +9,9 @@ from segdream_cli.formats.common import (
     DEFAULT,
     Reading,
     finish,
+    keep_rows,
     parse_provenance,
     provenance_comments,
-    refuse_nonfinite,
     require_finite,
 )
 from segdream_cli.formats.ply import (
@@ -19,13 +19,11 @@ from segdream_cli.formats.ply import (
     MEANS,
     Vertices,
     as_splats_hint,
-    is_asset,
     read_vertices,
     save,
-    to_splats,
 )
 from segdream_cli.splats import SH_C0, Float32s, Splats
-from segdream_cli.splats.frames import INNER
+from segdream_cli.splats.frames import INNER, axes, check_frame
 
 NEIGHBOURS = 3
 WIDTH = 0.5
@@ -96,24 +94,25 @@ def _log_widths(points: Float32s) -> Float32s:
     return logarithms
 
 
-def read_points(path: Path) -> tuple[Float32s, Float32s | None]:
-    """Points [n, 3] and colours [n, 3] in 0..1, or None, of a PLY point cloud, mesh or asset, in the inner frame.
+def read_points(path: Path, reading: Reading = DEFAULT) -> tuple[Float32s, Float32s | None]:
+    """Points [n, 3] and colours [n, 3] in 0..1, or None, of a PLY point cloud or mesh, in the inner frame.
 
-    Point clouds and meshes are read as y up, Gaussians as in the PLY frame. Colours are bytes, 16-bit integers, or
-    floats in 0..1.
+    The file is y up unless `reading` names its frame. Colours are bytes, 16-bit integers, or floats in 0..1.
 
     Raises:
-        UsageProblem: the file can't be opened, is not a PLY, is damaged, or has no points.
+        UsageProblem: the file can't be opened, is not a PLY, is damaged, or has no points, or `reading` is strict and
+            some are not finite.
     """
     vertices = read_vertices(path)
-    if is_asset(vertices.rows.dtype.names or ()):
-        splats = to_splats(vertices)
-        return splats.means, _colours(splats)
     _require_points(vertices)
-    means = vertices.floats(MEANS)
-    colors = vertices.colors() if _has_colors(vertices) else None
+    means, colors = vertices.means(reading), vertices.colors() if _has_colors(vertices) else None
     values = means if colors is None else np.hstack([means, colors])
-    refuse_nonfinite(path, np.flatnonzero(~np.isfinite(values).all(axis=1)), len(means))
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        kept = keep_rows(path, bad, len(means), reading)
+        means, colors = means[kept], None if colors is None else colors[kept]
+    if reading.frame is not None:
+        means = (means @ axes(check_frame(reading.frame)).T).astype(np.float32)
     return means, None if colors is None else np.clip(colors, 0, 1)
 
 

@@ -76,6 +76,7 @@ class Pipeline:
         device: where Gaussians and prior live.
         clouds: returns the Point-E cloud of a text and a seed, for a start from Point-E.
         queued: check a step's gradient in the next step instead of waiting for it; None does so on CUDA.
+        note: receives what the reader of a start's file changes.
 
     Raises:
         UsageProblem: the settings of the method or of the refinement do not fit together.
@@ -89,6 +90,7 @@ class Pipeline:
         clouds: Callable[[str, int], PointCloud] | None = None,
         *,
         queued: bool | None = None,
+        note: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.config = config
         self.device = device
@@ -97,6 +99,7 @@ class Pipeline:
         self._schedule = NoiseSchedule(prior.alphas_cumprod)
         self._refinement = Refinement(config, prior, self._schedule, device)
         self._clouds = clouds
+        self._note = note
         self._queued = device.type == "cuda" if queued is None else queued
 
     @property
@@ -133,7 +136,7 @@ class Pipeline:
         if gaussians is None:
             text = cloud_text(self.config.init, prompt, self.prior.profile.vocabulary)
             cloud = bind_cloud(self._clouds, text, seed)
-            gaussians = initial_gaussians(self.config.init, generators["init"], cloud)
+            gaussians = initial_gaussians(self.config.init, generators["init"], cloud, self._note)
         gaussians = gaussians.to(self.device)
         cap = self.config.densify.cap
         if cap is not None and len(gaussians) > cap:

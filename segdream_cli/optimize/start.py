@@ -1,4 +1,4 @@
-"""The initial Gaussians of a run: around the points of Point-E, in a ball or a box, or from a PLY file.
+"""The initial Gaussians of a run: around the points of Point-E, in a ball or a box, or from a file.
 
 A new geometric start is a function like `_ball` and `_box`, a row of `SHAPES`, and a name in `config/start.py`.
 """
@@ -18,6 +18,7 @@ from segdream_cli.config import InitConfig
 from segdream_cli.config.start import POINT_E, check_start
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats import points
+from segdream_cli.formats.common import Reading
 from segdream_cli.pointe.model import PointCloud
 from segdream_cli.priors.profile import Vocabulary
 from segdream_cli.priors.prompt import clean_prompt
@@ -45,16 +46,20 @@ def bind_cloud(
 
 
 def initial_gaussians(
-    config: InitConfig, generator: torch.Generator, cloud: Callable[[], PointCloud] | None = None
+    config: InitConfig,
+    generator: torch.Generator,
+    cloud: Callable[[], PointCloud] | None = None,
+    note: Callable[[str], object] = lambda _: None,
 ) -> Gaussians:
     """The Gaussians before the first step.
 
-    A PLY of Gaussians is used unchanged. A PLY of points becomes round Gaussians in the colours of the points.
+    An asset is used unchanged. A PLY of points becomes round Gaussians in the colours of the points.
 
     Args:
         config: settings of the start.
         generator: source of all random numbers except Point-E's noise.
         cloud: returns Point-E's cloud, for a start from Point-E.
+        note: receives what the reader of a file changes, such as rows that it drops.
 
     Raises:
         UsageProblem: an unknown shape, or a file that can't be used.
@@ -68,9 +73,13 @@ def initial_gaussians(
         means, rgb = SHAPES[config.shape](config, generator), None
     else:
         path = Path(config.shape)
-        if formats.kind_of(path) != "points":
-            return Gaussians.from_splats(formats.read(path))
-        xyz, found = points.read_points(path)
+        reading = Reading(strict=config.strict, as_splats=config.as_splats, frame=config.frame, note=note)
+        cloudy = formats.kind_of(path) == "points"
+        if config.as_splats and not cloudy:
+            note(f"init.as_splats has no effect: {path} is not a plain point cloud")
+        if config.as_splats or not cloudy:
+            return Gaussians.from_splats(formats.read(path, reading))
+        xyz, found = points.read_points(path, reading)
         means, rgb = torch.from_numpy(xyz), None if found is None else torch.from_numpy(found)
     colors = torch.full_like(means, config.gray) if rgb is None else rgb
     return round_gaussians(means, colors, config, generator)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segdream_cli import formats
 from segdream_cli.config import AUTO
-from segdream_cli.config.start import POINT_E, check_start
+from segdream_cli.config.start import POINT_E, check_start, is_file
 from segdream_cli.errors import OutputExists
 from segdream_cli.formats.common import open_asset
 from segdream_cli.priors.checkpoint import profile_of
@@ -17,6 +17,7 @@ from segdream_cli.priors.prompt import read_negative, read_prompt
 from segdream_cli.runs.jobs import Job
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.spec import JobSpec, Request
+from segdream_cli.splats.frames import check_frame
 from segdream_cli.util.devices import check_device, may_have_cuda
 from segdream_cli.util.files import check_output
 
@@ -69,6 +70,10 @@ def check_request(request: Request, prompts: Sequence[str] = ()) -> PriorProfile
     config = request.resolve(profile)
     if not request.refines:
         check_start(config.init.shape)
+        if is_file(config.init.shape):
+            formats.kind_of(Path(config.init.shape))
+        if config.init.frame is not None:
+            check_frame(config.init.frame)
         if config.init.shape == POINT_E and config.init.prompt is not None:
             read_prompt(config.init.prompt, profile.vocabulary)
     request.notes_on_idle(config)

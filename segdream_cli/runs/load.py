@@ -155,4 +155,4 @@ def load_pipeline(
         needed = work.memory_gib(config.densify.cap or config.init.count)
         for line in forecast(needed, free_gib(device), work.seconds(device), config):
             reporter(Note(line))
-    return Pipeline(config, prior, device, clouds)
+    return Pipeline(config, prior, device, clouds, note=note_to(reporter))

@@ -318,15 +318,6 @@ def test_points_write_is_a_plain_point_cloud(tmp_path: Path) -> None:
     np.testing.assert_allclose(rgb, np.clip(0.5 + 0.28209479177387814 * splats.sh0, 0, 1), atol=0.51 / 255)
 
 
-def test_points_read_of_an_asset(tmp_path: Path) -> None:
-    splats = random_splats(30, k=3)
-    formats.write(tmp_path / "a.ply", splats)
-    xyz, rgb = points.read_points(tmp_path / "a.ply")
-    np.testing.assert_array_equal(xyz, splats.means)
-    assert rgb is not None
-    np.testing.assert_allclose(rgb, np.clip(0.5 + 0.28209479177387814 * splats.sh0, 0, 1), atol=1e-6)
-
-
 MESH = """ply
 format ascii 1.0
 comment a mesh, as scanners write it
@@ -377,8 +368,11 @@ def test_points_read_without_colors_or_points(tmp_path: Path) -> None:
     np.testing.assert_array_equal(xyz, [[1, 2, 3], [4, 5, 6]])
     assert rgb is None
     (tmp_path / "p.ply").write_text(f"{header}1 2 3\n4 nan 6\n")
+    notes: list[str] = []
+    np.testing.assert_array_equal(points.read_points(tmp_path / "p.ply", Reading(note=notes.append))[0], [[1, 2, 3]])
+    assert "1 of 2 rows have a value that is not a finite number and are left out" in notes[0]
     with pytest.raises(UsageProblem, match="the first is row 1"):
-        points.read_points(tmp_path / "p.ply")
+        points.read_points(tmp_path / "p.ply", Reading(strict=True))
     (tmp_path / "p.ply").write_text(header.replace("float y", "float height") + "1 2 3\n4 5 6\n")
     with pytest.raises(UsageProblem, match="lacks y"):
         points.read_points(tmp_path / "p.ply")

@@ -10,7 +10,7 @@ from plyfile import PlyData, PlyElement
 from segdream_cli.config import InitConfig
 from segdream_cli.config.start import SHAPE_NAMES
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats import ply
+from segdream_cli.formats import ply, spz
 from segdream_cli.optimize.start import SHAPES, cloud_text, initial_gaussians, neighbour_distance, round_gaussians
 from segdream_cli.priors.profile import Vocabulary
 from segdream_cli.splats import GROUPS
@@ -105,6 +105,29 @@ def test_initial_gaussians_keep_a_ply_of_gaussians(tmp_path):
     read = start(shape=str(tmp_path / "start.ply"), count=99, opacity=0.9)
     for name in GROUPS:
         torch.testing.assert_close(read.params[name], made.params[name])
+    spz.write(tmp_path / "start.spz", made.splats({}))
+    packed = start(shape=str(tmp_path / "start.spz"))
+    torch.testing.assert_close(packed.means.detach(), made.means.detach(), rtol=0, atol=1e-3)
+    turned = start(shape=str(tmp_path / "start.ply"), frame="rub")  # by a half turn about x: the file is RDF
+    torch.testing.assert_close(turned.means.detach(), made.means.detach() * torch.tensor([1.0, -1, -1]))
+
+
+def test_initial_gaussians_read_a_file_as_the_settings_say(tmp_path):
+    """A cloud with a row that is not finite, in a frame with z up: x, y, z -> x, z, -y."""
+    rows = np.array([(0, 0, 0), (1, 2, 3), (np.nan, 0, 0)], [(axis, "f4") for axis in "xyz"])
+    path = tmp_path / "cloud.ply"
+    PlyData([PlyElement.describe(rows, "vertex")]).write(str(path))
+    expected = torch.tensor([[0.0, 0, 0], [1, 3, -2]])
+    for as_splats, opacity in ((False, 0.1), (True, 0.98)):
+        notes = []
+        config = InitConfig(shape=str(path), frame="rfu", as_splats=as_splats)
+        found = initial_gaussians(config, torch.Generator(), note=notes.append)
+        torch.testing.assert_close(found.means.detach(), expected)
+        torch.testing.assert_close(found.opacities.detach(), torch.full((2,), opacity), rtol=0, atol=0.01)
+        assert len(notes) == 1
+        assert "1 of 3 rows" in notes[0]
+        with pytest.raises(UsageProblem, match="--strict refuses"):
+            start(shape=str(path), strict=True, as_splats=as_splats)
 
 
 @pytest.mark.parametrize("colored", [True, False])
