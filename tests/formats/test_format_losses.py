@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial import KDTree
 
 from segdream_cli.formats import FORMATS, read, spz, write
 from segdream_cli.formats.losses import LIMITS, describe_losses
-from segdream_cli.splats import Splats, concat
+from segdream_cli.splats import BANDS, Splats, concat
 
 KEEPING = ("ply", "ply-compact", "compressed-ply", "spz", "spz4", "sog", "3dtiles")
 
@@ -113,3 +114,27 @@ def test_export_notes_losses(
     assert "b.spz clamps 25.0% of the colours; a .ply file keeps them" in told[0]
     assert "c.glb has no antialias flag; a .ply file keeps them" in told[0]
     assert "d.sog" not in told[0]
+
+
+SH_ERRORS = {"compressed-ply": 0.02, "spz": 0.04, "spz4": 0.04, "sog": 0.08, "3dtiles": 0.04}
+"""Root mean square errors of spherical harmonics by formats that round them; a palette of SOG rounds most."""
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_export_keeps_the_degree_that_sh_asks_for(
+    tmp_path: Path, chiral: Splats, segdream_export: Callable[..., None], degree: int
+) -> None:
+    """In every format that is read back; .usdz has its own test, and .splat has no spherical harmonics."""
+    write(tmp_path / "a.ply", chiral)
+    k = BANDS[degree]
+    for format, row in FORMATS.items():
+        if row.readable and format != "usdz":
+            path = tmp_path / f"{format}{row.suffix}"
+            segdream_export(tmp_path / "a.ply", "--sh", degree, "--format", format, "-o", path)
+            found = read(path)
+            rows = KDTree(found.means).query(chiral.means)[1]
+            assert sorted(rows) == list(range(len(chiral))), format
+            assert found.shN.shape[1] == (0 if format == "splat" else k), format
+            if format != "splat" and k:
+                errors = found.shN[rows] - chiral.shN[:, :k]
+                assert np.sqrt(np.square(errors).mean()) <= SH_ERRORS.get(format, 1e-6), format
