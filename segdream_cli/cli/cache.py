@@ -11,7 +11,8 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import CachePart, Removed
 from segdream_cli.errors import OptionProblem, WeightsUnavailable
-from segdream_cli.util.download import cache_folder, format_size
+from segdream_cli.util.download import cache_folder
+from segdream_cli.util.text import format_size
 
 if TYPE_CHECKING:
     from segdream_cli.util.cache import Store

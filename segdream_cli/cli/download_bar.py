@@ -4,7 +4,7 @@ from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColu
 
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.progress import LiveBar
-from segdream_cli.util.download import format_size
+from segdream_cli.util.text import format_size
 
 
 class DownloadBar(LiveBar):

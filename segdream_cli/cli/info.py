@@ -13,7 +13,7 @@ from segdream_cli.cli.output import Output
 from segdream_cli.cli.reading import AsSplatsOption, FrameOption, StrictOption, parse_frame
 from segdream_cli.cli.schema import Inspected
 from segdream_cli.errors import OptionProblem, SegdreamError
-from segdream_cli.util.text import printable
+from segdream_cli.util.text import format_size, printable
 
 if TYPE_CHECKING:
     from segdream_cli.formats.common import Reading
@@ -132,7 +132,7 @@ def _table(line: Inspected) -> Any:
 
     rows = {
         "format": line.format + (f" {line.version}" if line.version else ""),
-        "size": f"{_size(line.bytes)}, {line.bytes_per_gaussian:.1f} bytes per Gaussian",
+        "size": f"{format_size(line.bytes)}, {line.bytes_per_gaussian:.1f} bytes per Gaussian",
         "Gaussians": f"{line.gaussians:,}" + (f", {line.left_out:,} not finite and left out" if line.left_out else ""),
         "spherical harmonics": f"degree {line.sh}",
         "frame": line.frame,
@@ -142,7 +142,7 @@ def _table(line: Inspected) -> Any:
         "sphere": f"centre {_point(line.center)}, radius {line.radius:.4g}",
         "opacities": f"0 {bars(line.opacities)} 1",
         "scales": f"{line.scale_edges[0]:.0e} {bars(line.scales)} {line.scale_edges[-1]:.0e}",
-        "memory": _size(line.memory),
+        "memory": format_size(line.memory),
         **{key.replace("_", " "): str(value) for key, value in line.provenance.items()},
     }
     table = Table(box=box.SIMPLE, show_header=False, title=printable(str(line.asset)), title_justify="left")
@@ -150,10 +150,6 @@ def _table(line: Inspected) -> Any:
         text = printable(value)
         table.add_row(name, text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
     return table
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def _point(values: Sequence[float]) -> str:

@@ -167,7 +167,8 @@ class TerminalReporter:
             self.output.note(f"given up: {path}")
 
     def _show_plan(self, event: AssetPlanned) -> None:
-        from segdream_cli.util.download import format_size, format_time
+        from segdream_cli.util.download import format_time
+        from segdream_cli.util.text import format_size
 
         parts = [f"{event.prompt}, seed {event.seed}", f"{event.steps:,} steps"]
         if event.seconds is None:

@@ -11,7 +11,7 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Removed, RunRow
-from segdream_cli.util.download import format_size
+from segdream_cli.util.text import format_size
 
 if TYPE_CHECKING:
     from segdream_cli.runs.listing import RunInfo

@@ -22,7 +22,7 @@ from segdream_cli.formats import spz
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.bounds import bounds
 from segdream_cli.util.files import atomic_write
-from segdream_cli.util.text import printable
+from segdream_cli.util.text import format_size, printable
 
 SCRIPTS = ("payload.js", "sorter.js", "renderer.js", "viewer.js")
 POLICY = (
@@ -150,7 +150,7 @@ def facts(splats: Splats, size: int) -> Mapping[str, str]:
     rows = {label: _text(value) for label, value in known.items() if value not in (None, "")}
     degree = BANDS.index(splats.shN.shape[1])
     rows["Gaussians"] = f"{len(splats):,}" + (f", spherical harmonics of degree {degree}" if degree else "")
-    rows["Size"] = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    rows["Size"] = format_size(size)
     return rows
 
 

@@ -18,6 +18,7 @@ from segdream_cli import __version__
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
 from segdream_cli.util.files import cache_write, existing_folder, parse_json, relocation, synced_folder
 from segdream_cli.util.home import expand, user_cache
+from segdream_cli.util.text import format_size
 
 Progress = Callable[[int, int], None]
 """Receives the bytes done and the bytes in total."""
@@ -49,11 +50,6 @@ def cache_folder() -> Path:
     if own := os.environ.get("SEGDREAM_CACHE"):
         return expand(own).absolute()
     return user_cache() / "segdream"
-
-
-def format_size(size: int) -> str:
-    """A number of bytes in MB or GB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def format_time(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Text from outside, made safe to show."""
+"""Text from outside, made safe to show; sizes of files as people read them."""
 
 import re
 
@@ -26,6 +26,17 @@ def printable_command(command: str) -> str:
         return "$" + _UNPRINTABLE.sub(_octal, word.replace("\\", "\\\\"))
 
     return printable(_QUOTED.sub(spell, command))
+
+
+def format_size(size: float) -> str:
+    """A number of bytes with a decimal unit, rounded to a tenth: "512 B", "30.4 kB", "2.6 GB"."""
+    if size < 1000:
+        return f"{size:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if round(size, 1) < 1000:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"
 
 
 def _octal(found: re.Match[str]) -> str:

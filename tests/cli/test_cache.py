@@ -72,7 +72,7 @@ def test_cache_lists_own_files_only(segdream, cache):
     }  # fmt: skip
     assert (found["owner/model"]["bytes"], found["owner/model"]["kind"]) == (len(BLOB), "shared")
     assert {line["state"] for line in found.values()} == {"unchecked"}
-    assert "0.0 MB" in segdream("cache").out
+    assert f"{len(BLOB)} B " in segdream("cache").out
 
 
 def test_verify_finds_damage_in_each_part(segdream, cache, folder):

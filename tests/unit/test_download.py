@@ -282,7 +282,7 @@ def test_download_checks_the_free_space_first(
 ) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=299_999))
-    error = refuses(server, target, "0.3 MB free, and 0.3 MB are needed")
+    error = refuses(server, target, "300.0 kB free, and 300.0 kB are needed")
     assert f"SEGDREAM_CACHE={other_disk / 'segdream-cache'}" in str(error.hint)
     assert not target.with_name("model.pt.part").exists()
 
@@ -319,7 +319,7 @@ def test_download_names_a_cache_that_can_not_be_written(server: FileServer, tmp_
 
 def test_check_space_accepts_a_folder_that_does_not_exist_yet(tmp_path: Path, other_disk: Path) -> None:
     check_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(WeightsUnavailable, match="GB are needed") as caught:
+    with pytest.raises(WeightsUnavailable, match="TB are needed") as caught:
         check_space(tmp_path / "not" / "yet", 10**18, variable="HF_HOME")
     assert f"HF_HOME={other_disk / 'segdream-cache'}" in str(caught.value.hint)
 
