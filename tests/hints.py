@@ -64,7 +64,7 @@ def check(text: str) -> None:
     for command in text.split(" && "):
         words = shlex.split(command)
         assert not words[0].startswith("-"), f"the hint is no command: {text}"
-        if words[0] == "segdream" and "--help" not in words:
+        if words[0] == "segdream" and not {"--help", "--version"} & {*words}:
             parse(words[1:])
 
 

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import typer
+import typer.main
 
 from segdream_cli.cli import (
     cache,
@@ -29,7 +30,8 @@ from segdream_cli.cli import (
 from segdream_cli.cli.command_line import Command, forget_command
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.streams import lasting_streams
-from segdream_cli.errors import EXIT_CODES, Interrupted, SegdreamError, UsageProblem
+from segdream_cli.cli.usage import explain
+from segdream_cli.errors import EXIT_CODES, Interrupted, SegdreamError
 from segdream_cli.util import compat, files
 from segdream_cli.util.failures import as_failure, check_address_space
 
@@ -160,10 +162,7 @@ def _run(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, prog_name="segdream", standalone_mode=False, obj=arguments)
     except _UsageError as problem:
-        # pydantic puts this prefix before Typer's own message about a choice
-        message = problem.format_message().replace("Value error, ", "").rstrip(".")
-        if not message:  # no arguments: Typer has printed the help
+        if not problem.format_message():  # no arguments: Typer has printed the help
             return int(problem.exit_code)
-        command = problem.ctx.command_path if problem.ctx else " ".join(["segdream", *arguments[:1]])
-        raise UsageProblem(message[0].lower() + message[1:], hint=f"{command} --help") from problem
+        raise explain(problem, typer.main.get_command(app), arguments) from problem
     return code if isinstance(code, int) else 0

@@ -114,10 +114,10 @@ def _refuse_contradictions(context: typer.Context) -> None:
     """Refuses a switch that is given in both ways. Of two values of another option, the last wins, as in most tools."""
     given: dict[str, str] = {}
     opposites = {str(each.name) for each in context.command.params if each.secondary_opts}
-    for name, words in _split(context, context.obj[1:]):
+    for name, words in split_words(context, context.obj[1:]):
         before = given.setdefault(name, words[0])
         if name in opposites and before != words[0]:
-            kept = [word for _, each in _split(context, context.obj[1:]) for word in each if word != before]
+            kept = [word for _, each in split_words(context, context.obj[1:]) for word in each if word != before]
             hint = shlex.join([*context.command_path.split(), *kept])
             raise OptionProblem(f"{before} and {words[0]} contradict each other", hint=hint)
 
@@ -125,14 +125,14 @@ def _refuse_contradictions(context: typer.Context) -> None:
 def rewrite(context: typer.Context, without: Collection[str], added: Sequence[str]) -> list[str]:
     """The words of the command line without some options, and with other words at its end."""
     dropped = {str(each.name) for each in context.command.params if {*each.opts} & {*without}}
-    kept = [word for name, words in _split(context, context.obj[1:]) if name not in dropped for word in words]
+    kept = [word for name, words in split_words(context, context.obj[1:]) if name not in dropped for word in words]
     return [*context.command_path.split(), *kept, *added]
 
 
 def _amend(context: typer.Context, words: Sequence[str], problem: SegdreamError) -> str | None:
     """The command line with some options, and the other corrections of a problem."""
     typed = [problem.words.get(word, word) for word in context.obj[1:]]
-    added, given = list(_split(context, words)), list(_split(context, typed))
+    added, given = list(split_words(context, words)), list(split_words(context, typed))
     if not all(name for name, _ in added):
         return None
     uses = [_identity(context, name, each) for name, each in given]
@@ -204,7 +204,7 @@ def _twins(context: typer.Context, added: Sequence[tuple[str, Sequence[str]]]) -
     }
 
 
-def _split(context: typer.Context, given: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def split_words(context: typer.Context, given: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yields the words of a command line with the parameter that they give; arguments have the name ""."""
     options = {opt: each for each in context.command.params for opt in (*each.opts, *each.secondary_opts)}
     words = iter(given)

@@ -13,6 +13,7 @@ from segdream_cli.cli.evaluate_results import Files, show_comparison, show_evalu
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import MetricRow
 from segdream_cli.cli.signals import StopOnSignal
+from segdream_cli.cli.usage import with_asset
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.jobs import match_prompts, read_prompts
@@ -152,7 +153,7 @@ def evaluate(
             sink=sink,
         )
     if not assets:
-        raise UsageProblem("give an ASSET or a folder of assets", hint="segdream evaluate --help")
+        raise UsageProblem("give an ASSET or a folder of assets", hint=with_asset(context))
     _check_files(files, force=force)
     _check_comparison(context, assets, compare=compare)
     names = choose_metrics(metrics)

@@ -24,7 +24,9 @@ from segdream_cli.cli.reading import (
 )
 from segdream_cli.cli.schema import Exported, FormatRow
 from segdream_cli.cli.targets import MESH, TargetName, apply_target
+from segdream_cli.cli.usage import example_asset, with_asset
 from segdream_cli.errors import OptionProblem, UsageProblem
+from segdream_cli.util.files import free_path
 
 PAGE = "html"
 MESH_SUFFIXES = (".glb", ".obj")
@@ -241,7 +243,7 @@ def export(
         shared.refuse_options(context, others, "can't be combined with --formats, which writes no file")
         return list_formats(sink)
     if not assets or not (outputs or target):
-        raise UsageProblem("give an ASSET and at least one -o", hint="segdream export --help")
+        raise _incomplete(context, assets or (), outputs or ())
     places = [parse_placed(each) for each in assets]
     asset = places[0].path
     command = None if target is None else apply_target(context, str(target), asset, sink)
@@ -291,6 +293,23 @@ def export(
         )
         sink.done(line)
     sink.suggest(after_export(outputs, names))
+
+
+def _incomplete(context: typer.Context, assets: Sequence[str], outputs: Sequence[Path]) -> UsageProblem:
+    """The error to raise for a command line without an asset or an output."""
+    message = "give an ASSET and at least one -o"
+    if not assets:
+        added = [] if outputs else ["-o", _other_format(example_asset())]
+        return UsageProblem(message, hint=with_asset(context, added))
+    if len(assets) > 1 and not Path(assets[-1]).exists():  # as other converters have it
+        return UsageProblem(message, hint=f"-o {quote(assets[-1])}", without=assets[-1:])
+    return UsageProblem(message, hint=f"-o {quote(_other_format(assets[0]))}")
+
+
+def _other_format(asset: str) -> str:
+    """The file of an asset as SPZ, or as PLY if it is SPZ."""
+    path = Path(asset)
+    return str(free_path(path.with_suffix(".ply" if path.suffix == ".spz" else ".spz")))
 
 
 def _check_spz_bits(bits: int | None, names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """`segdream generate`: makes assets from a prompt or a list of prompts."""
 
+import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli.command_line import rewrite
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter, restart_hints
 from segdream_cli.cli.schema import Words
@@ -17,6 +19,7 @@ from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.config import AUTO
 from segdream_cli.config.values import MAX_GUIDANCE, MAX_STEPS
 from segdream_cli.errors import UsageProblem
+from segdream_cli.priors.prompt import EXAMPLE
 from segdream_cli.runs.cluster import ClusterOptions, run_on_ray
 from segdream_cli.runs.jobs import Job, has_field, jobs_of_list, jobs_of_prompt, make_folders, parse_seeds
 from segdream_cli.runs.processes import parse_devices, run_on_devices
@@ -204,7 +207,7 @@ def generate(
     _check_files(context, sink, output, best_of)
     chosen, labels = None if seeds is None else parse_seeds(seeds), shared.labels(request, output)
     store, folder = _place(context, out_dir)
-    jobs = _jobs(prompt, prompts, output, folder, chosen, seed, labels)
+    jobs = _jobs(context, prompt, prompts, output, folder, chosen, seed, labels)
     makes_folders = prompts is not None or seeds is not None or jobs[0].output != (output or jobs[0].output)
     spec = JobSpec(
         request=request,
@@ -356,6 +359,7 @@ def _refuse_mixtures(
 
 
 def _jobs(
+    context: typer.Context,
     prompt: str | None,
     prompts: str | None,
     output: Path | None,
@@ -377,9 +381,10 @@ def _jobs(
             hint=f"-o {inside}" if output is None else None,
         )
     if prompt is None:
+        whole = shlex.join(rewrite(context, (), [EXAMPLE]))
         raise UsageProblem(
             "give one PROMPT, or a list with --prompts and --out-dir",
-            hint='segdream generate "a yellow school bus" -o bus.ply',
+            hint=whole if out_dir is None else "--prompts prompts.txt",
         )
     return jobs_of_prompt(prompt, output, seeds, seed, labels)
 

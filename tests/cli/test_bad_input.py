@@ -111,17 +111,18 @@ def test_option_values_are_checked(refused, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("export", "a.ply", "--form", "spz"), ["no such option: --form", "--format", "hint: segdream export --help"]),
-        (("expor", "a.ply"), ["no such command 'expor'", "'export'", "hint: segdream --help"]),
-        (("export", "a.ply", "-o"), ["'-o' requires an argument", "hint: segdream export --help"]),
-        (("report", "a.ply", "b.ply"), ["(b.ply)", "hint: segdream report --help"]),
+        (("export", "a.ply", "--form", "spz"), ["no such option: --form", "hint: segdream export a.ply --format spz"]),
+        (("expor", "a.ply"), ["no such command 'expor'", "'export'", "hint: segdream export a.ply"]),
+        (("export", "a.ply", "-o"), ["'-o' requires an argument", "hint: segdream export a.ply -o bus.spz"]),
+        (("report", "a.ply", "b.ply"), ["too many arguments: b.ply", "hint: segdream report a.ply"]),
         (
             ("render", "a.ply", "--channel", "gray"),
-            ["'--channel': 'gray' is not one of", "hint: segdream render --help"],
+            ["'--channel': 'gray' is not one of", "hint: segdream render a.ply --channel rgb"],
         ),
+        (("doctor", "--quick"), ["no such option: --quick", "hint: segdream doctor --help"]),
     ],
 )
-def test_unparsable_command_lines_have_a_help_hint(refused, segdream, arguments, words):
+def test_unparsable_command_lines_have_a_hint(refused, segdream, arguments, words):
     """In segdream's own message, and as an object with `--json`."""
     refused(2, words, *arguments)
     said = json.loads(segdream(*arguments[:2], "--json", *arguments[2:]).out)
