@@ -71,6 +71,7 @@ COMMANDS = (
     "printf",
     "python",
     "rm",
+    "sed",
 )
 COMMANDS += ("segdream", "sudo", "sync", "touch", "ulimit", "unset")
 

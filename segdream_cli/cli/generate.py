@@ -28,6 +28,7 @@ from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.util.devices import check_device
 
 if TYPE_CHECKING:
+    from segdream_cli.priors.profile import Vocabulary
     from segdream_cli.runs.address import Store
 
 BestBy = StrEnum("BestBy", {name: name for name in ("judge", "clip")})  # type: ignore[misc]
@@ -200,7 +201,7 @@ def generate(
         return _list_words(request, sink)
     if no_browser and not view:
         raise UsageProblem("--no-browser only affects --view", hint="--view --no-browser")
-    reporter = TerminalReporter(sink, browser=not no_browser)
+    reporter = TerminalReporter(sink, browser=not no_browser, prompts=prompts)
     if resume is not None:
         return _resume(context, resume, request, reporter, output, force=force, view=view)
     _refuse_mixtures(context, prompts, seeds, best_of, best_by)
@@ -390,6 +391,8 @@ def _jobs(
 
 
 LIST_TAKES = {"list_words", "prior", "model", "device", "config", "assignments", "json", "quiet"}
+SYNONYMS_SHOWN = 8
+"""Examples of synonyms that --list-words prints."""
 RESUME_TAKES = {
     "resume", "output", "device", "offline", "preview_every", "view", "no_browser", "force", "json", "quiet",
 }  # fmt: skip
@@ -405,12 +408,6 @@ def _list_words(request: Request, sink: Output) -> None:
     if words is None:
         sink.report(Words(prior=profile.title, any_text=True), f"{profile.title} takes any text")
         return
-    texts = [f"{kind}: {', '.join(getattr(words, kind))}" for kind in ("objects", "colors", "attributes", "fillers")]
-    for attribute in words.attributes:
-        if colors := [color for color, other in words.excluded if other == attribute]:
-            texts.append(f'colors excluded by "{attribute}": {", ".join(colors)}')
-    texts += [f'read as "{phrase}": {", ".join(others)}' for phrase, others in words.synonyms]
-    texts += [f"ignored: {', '.join(words.ignored)}"] if words.ignored else []
     line = Words(
         prior=profile.title,
         any_text=False,
@@ -422,4 +419,20 @@ def _list_words(request: Request, sink: Output) -> None:
         synonyms={phrase: list(others) for phrase, others in words.synonyms},
         ignored=words.ignored,
     )
-    sink.result(line, *texts)
+    sink.result(line, *_describe_words(words))
+
+
+def _describe_words(words: "Vocabulary") -> list[str]:
+    """The phrases that a person can use; of the synonyms, only some examples."""
+    texts = [f"{kind}: {', '.join(getattr(words, kind))}" for kind in ("objects", "colors", "attributes", "fillers")]
+    for attribute in words.attributes:
+        if colors := [color for color, other in words.excluded if other == attribute]:
+            listed = "all" if {*colors} == {*words.colors} else ", ".join(colors)
+            texts.append(f'colors excluded by "{attribute}": {listed}')
+    if words.synonyms:
+        number = sum(len(others) for _, others in words.synonyms)
+        examples = ", ".join(f"{others[0]} ({phrase})" for phrase, others in words.synonyms[:SYNONYMS_SHOWN])
+        texts.append(f"synonyms: {number:,}, such as {examples}; --json lists all")
+    if words.ignored:
+        texts.append(f"ignored: {len(words.ignored)} words such as {', '.join(words.ignored[:SYNONYMS_SHOWN])}")
+    return texts

@@ -1,18 +1,20 @@
 """The command line as the reporter of a run: results to stdout, everything else to stderr."""
 
 import os
+import re
 import sys
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from segdream_cli.cli.next_step import after_assets
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Chosen, ListMade, Made, Planned, Ready, Skipped, Stopped
-from segdream_cli.errors import SegdreamError
+from segdream_cli.errors import PromptProblem, SegdreamError
 from segdream_cli.runs.reporter import (
     AssetFinished,
     AssetPlanned,
@@ -45,10 +47,12 @@ class TerminalReporter:
     Args:
         output: where lines go.
         browser: open the pages that are served.
+        prompts: the file of a list of prompts, whose lines hints correct.
     """
 
     output: Output
     browser: bool = True
+    prompts: str | None = None
     _runs: "dict[str, RunProgress]" = field(default_factory=dict)
     _downloads: "dict[str, DownloadBar]" = field(default_factory=dict)
     _tables: "list[ListTable]" = field(default_factory=list)
@@ -83,6 +87,8 @@ class TerminalReporter:
             case JobFailed():
                 if event.output is not None:
                     complete_restart(event.problem, event.output.with_suffix(".run"))
+                if isinstance(event.problem, PromptProblem) and self.prompts is not None:
+                    correct_list(event.problem, self.prompts)
                 self.output.error(event.problem, event.output)
             case RunSaved():
                 self._show_checkpoint(event)
@@ -231,6 +237,23 @@ def complete_restart(problem: SegdreamError, folder: Path, *, repeat: bool = Tru
     if options.startswith(("--set ", "--prior ")) and run.can_resume():
         with suppress(SegdreamError):  # a record that can't be read has no command
             problem.hint = f"{f'{run.repeat_command(run.record())} ' if repeat else ''}--force {options}"
+
+
+def correct_list(problem: PromptProblem, source: str) -> None:
+    """Makes the hint of a prompt correct its lines of a list, and make the list again; its message names the first.
+
+    A list of another encoding than UTF-8, or from stdin, has no lines that a command can edit.
+    """
+    lines: list[str] = []
+    with suppress(OSError, UnicodeDecodeError):
+        lines = Path(source).read_bytes().decode("utf-8-sig").split("\n")
+    numbers = [number for number, line in enumerate(lines, 1) if line.strip() == problem.prompt]
+    if numbers:
+        text = re.sub(r"[\\/&]", r"\\\g<0>", problem.instead)
+        script = ";".join(f"{number}s/.*/{text}/" for number in numbers)
+        problem.message = f"line {numbers[0]} of {source}: {problem.message}"
+        problem.hint = f"sed -i.bak {quote(script)} {quote(source)} && --prompts {quote(source)}"
+        problem.words = {}
 
 
 def open_browser(url: str) -> None:

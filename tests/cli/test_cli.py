@@ -554,6 +554,9 @@ def test_list_words_formats_and_version_are_printed(segdream):
     assert words.code == 0
     assert "school bus" in words.out
     assert "yellow" in words.out
+    assert len(words.out.splitlines()) < 12
+    vocabulary = json.loads(segdream("generate", "--list-words", "--json", *TINY[:4]).out)
+    assert f"synonyms: {sum(map(len, vocabulary['synonyms'].values()))}, such as bus (school bus)," in words.out
     assert segdream("--version").out == f"{__version__}\n"
 
 

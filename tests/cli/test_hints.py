@@ -11,7 +11,8 @@ from test_options import random_splats
 
 from segdream_cli import formats
 from segdream_cli.cli import command_line
-from segdream_cli.errors import SegdreamError
+from segdream_cli.cli.reporter import correct_list
+from segdream_cli.errors import PromptProblem, SegdreamError
 from segdream_cli.util.compat import usage_error
 
 
@@ -56,6 +57,28 @@ def test_hint_is_the_command_with_the_correction(segdream, folder, given, cured)
     said = segdream(*(BUS if word == "P" else word for word in shlex.split(given)))
     assert said.code != 0
     assert words(said) == [BUS if word == "P" else word for word in shlex.split(cured)]
+
+
+def test_hint_of_a_prompt_in_a_list_corrects_its_lines(segdream, folder):
+    folder.joinpath("my list.txt").write_text(f"\ufeffa corgi\r\n# mine\n\n{BUS}\n  a corgi \n", encoding="utf-8")
+    given = ("generate", "--prompts", "my list.txt", "--out-dir", "all", *SIX, "--dry-run")
+    said = segdream(*given)
+    assert said.code == 1
+    assert "error: line 1 of my list.txt: mini does not know 'corgi'" in said.err
+    edit, then = said.err.partition("hint: ")[2].partition(" dry run:")[0].split(" && ")
+    assert shlex.split(then) == ["segdream", *given]
+    subprocess.run(edit, shell=True, cwd=folder, check=True)
+    assert folder.joinpath("my list.txt").read_text().splitlines() == ["a dog", "# mine", "", BUS, "a dog"]
+    assert folder.joinpath("my list.txt.bak").exists()
+    assert segdream(*given).code == 0
+    long = PromptProblem("no", prompt="a / b", instead="c / d & \\")
+    folder.joinpath("odd.txt").write_text("a / b")
+    correct_list(long, "odd.txt")
+    subprocess.run(str(long.hint).partition(" && ")[0], shell=True, cwd=folder, check=True)
+    assert folder.joinpath("odd.txt").read_text() == "c / d & \\"
+    elsewhere = PromptProblem("no", prompt=BUS, instead="a dog")
+    correct_list(elsewhere, "-")
+    assert (elsewhere.message, elsewhere.hint) == ("no", "segdream generate 'a dog'")
 
 
 def test_hint_whose_option_the_command_lacks_is_none(segdream):
