@@ -24,6 +24,13 @@ TEMPLATE_FIELDS = ("prompt", "seed", "index", "method", "prior")
 NEW_LIST = Path("prompts.txt")
 """A list of prompts for hints to write, under another name if it exists."""
 FIELD = re.compile(r"\{([a-z_]+)\}")
+MARKS: Mapping[bytes, str] = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Byte-order mark of a list -> its encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,16 +216,10 @@ def read_prompts(source: str) -> list[str]:
         UsageProblem: there is no such file, or no prompt in it.
     """
     try:
-        text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        encoding = "utf-16" if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-        lines = [line.strip() for line in text.decode(encoding).splitlines()]
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as problem:
         raise read_problem(problem, Path(source), "a yellow school bus") from problem
-    except UnicodeDecodeError as problem:
-        new = free_path(NEW_LIST)
-        raise UsageProblem(
-            f"{source} is not UTF-8 text", hint=f"iconv -f latin1 -t utf-8 {quote(source)} > {new} && --prompts {new}"
-        ) from problem
+    lines = [line.strip() for line in _decode(content, source).splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise UsageProblem(
@@ -226,6 +227,38 @@ def read_prompts(source: str) -> list[str]:
             hint=f"echo 'a yellow school bus' >> {NEW_LIST if source == '-' else quote(source)}",
         )
     return found
+
+
+def _decode(content: bytes, source: str) -> str:
+    """The text of a list: UTF-8, or the encoding that its byte-order mark names; `source` names it in errors.
+
+    Raises:
+        UsageProblem: it is in another encoding, damaged, or no text.
+    """
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "UTF-8")
+    try:
+        text = content.decode("utf-8-sig" if encoding == "UTF-8" else encoding)
+        wrong = text.find("\0")  # of a binary file, or of UTF-16 without its mark
+    except UnicodeDecodeError as problem:
+        wrong = problem.start
+    if wrong < 0:
+        return text
+    message = f"{source} is not {encoding} text"
+    if encoding != "UTF-8":
+        raise UsageProblem(f"{message}: it is cut off or damaged after byte {wrong}")
+    guesses = ("utf-16le", "utf-16be") if b"\0" in content else ("cp1252",)
+    found = [each for each in guesses if _is_text(content, each)]
+    new = free_path(NEW_LIST)
+    cure = f"iconv -f {found[0]} -t utf-8 {quote(source)} > {new} && --prompts {new}" if found else None
+    raise UsageProblem(message, hint=cure if source != "-" else None)
+
+
+def _is_text(content: bytes, encoding: str) -> bool:
+    """Whether bytes are characters of an encoding, none of them a zero."""
+    try:
+        return "\0" not in content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
 
 
 def match_prompts(lines: Sequence[str], stems: Sequence[str], source: str) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import edit_weights
-from commands import REFINED, SIX
+from commands import REFINED, SIX, TINY
 from fakes import AnalyticPrior
 from test_cli import Interrupted
 
@@ -351,9 +351,36 @@ def test_batch_defaults_to_the_prior_on_cuda(monkeypatch, device, given, batch):
     assert Session.load(request, batch=given).batch == batch
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
 def test_prompts_file_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     path = tmp_path / "list.txt"
-    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    mark = "\ufeff" if encoding.endswith("-be") else ""
     path.write_bytes(f"{mark}# a list\r\na süßer ball\r\n".encode(encoding))
     assert [job.prompt for job in jobs_of_list(str(path), tmp_path, [0], with_seed=False)] == ["a süßer ball"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "encoding"),
+    [
+        ("a süßer ball\n".encode("cp1252"), "is not UTF-8 text", "cp1252"),
+        ("a “red” ball\n".encode("cp1252"), "is not UTF-8 text", "cp1252"),
+        ("a red ball\n".encode("utf-16-le"), "is not UTF-8 text", "utf-16le"),
+        ("a süßer ball\n".encode("utf-16-be"), "is not UTF-8 text", "utf-16be"),
+        (b"\x7fELF\0\0\0\xff\xd8", "is not UTF-8 text", None),
+        (b"\x81\x8d\xff", "is not UTF-8 text", None),
+        ("a ball\n".encode("utf-16")[:-1], "is not UTF-16 text: it is cut off or damaged after byte 14", None),
+        (
+            "a ball\n".encode("utf-16") + b"\0\xd8\n\0",
+            "is not UTF-16 text: it is cut off or damaged after byte 16",
+            None,
+        ),
+        ("a ball\n".encode("utf-32")[:-1], "is not UTF-32 text: it is cut off or damaged after byte 28", None),
+    ],
+)
+def test_prompts_file_in_another_encoding_is_refused(segdream, content, message, encoding):
+    Path("list.txt").write_bytes(content)
+    done = segdream("generate", "--prompts", "list.txt", "--out-dir", "assets", *TINY, "--steps", "1")
+    hint = f"iconv -f {encoding} -t utf-8 list.txt > prompts.txt && segdream generate --prompts prompts.txt "
+    assert done.code == 2
+    assert f"error: list.txt {message}" in done.err
+    assert (hint in done.err) if encoding else ("hint:" not in done.err)
