@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segdream_cli.errors import SegdreamError, WeightsUnavailable
 from segdream_cli.util.download import cache_folder, file_sha256
-from segdream_cli.util.files import atomic_write, cache_write, parse_json
+from segdream_cli.util.files import atomic_write, cache_write, known_problem, parse_json
 
 KEPT = re.compile(r"[0-9a-f]{32}\.json")
 """Names of the files of matches."""
@@ -78,6 +78,7 @@ def check_sums(folder: Path, only: str | None = None) -> dict[str, str]:
 
     Raises:
         WeightsUnavailable: a file is missing or has another hash.
+        SegdreamError: the disk fails, or too many files are open.
     """
     sums = folder.with_name(f"{folder.name}.sha256")
     if not sums.is_file():
@@ -87,6 +88,8 @@ def check_sums(folder: Path, only: str | None = None) -> dict[str, str]:
         compared = {name: digest for name, digest in hashes.items() if only in (None, name)}
         damaged = [name for name, digest in compared.items() if file_sha256(folder / name) != digest]
     except (OSError, ValueError) as problem:
+        if isinstance(problem, OSError) and (known := known_problem(problem, folder, "read")):
+            raise known from problem
         hashes, damaged = {}, [str(problem)]
     if damaged or not hashes:
         raise WeightsUnavailable(

@@ -1,5 +1,6 @@
 """`resolve` finds, downloads and verifies a prior, against a loopback server that answers like the Hub."""
 
+import errno
 import hashlib
 import os
 import re
@@ -17,7 +18,7 @@ from hub_server import COMMIT, Hub, point_to, serving
 from huggingface_hub import constants
 
 from segdream_cli.config import MINI, SD21_MODEL, PriorConfig
-from segdream_cli.errors import UsageProblem, WeightsUnavailable
+from segdream_cli.errors import EnvironmentProblem, UsageProblem, WeightsUnavailable
 from segdream_cli.priors import checkpoint as weights
 from segdream_cli.priors import published
 from segdream_cli.priors.profile import PROFILE_FILE, PriorProfile
@@ -191,6 +192,18 @@ def test_profile_of_notices_a_flipped_bit_before_it_reads_words(embedded: Path, 
     assert caught.value.hint == "pip install --force-reinstall --no-deps segdream"
     flip(embedded / "segdream.json", byte)
     assert weights.profile_of(PriorConfig(name=MINI), cuda=False).vocabulary
+
+
+def test_resolve_blames_the_limit_on_open_files_and_not_the_prior(
+    embedded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr(hashes, "file_sha256", refuse)
+    with pytest.raises(EnvironmentProblem, match="too many open files") as caught:
+        weights.resolve(PriorConfig(name=MINI), cuda=False, offline=True, announce=print)
+    assert caught.value.hint == "ulimit -n 4096"
 
 
 @pytest.mark.parametrize("content", [b"", b"mini/unet", b"\xff\xfe", b"00  mini/none\n"])
