@@ -85,7 +85,7 @@ class Store:
         """
         left, done = [], []
         for job in jobs:
-            if job.output.exists() and not force:
+            if job.output.is_file() and not force:
                 self.put(job.output)
             if job.output.name in self._names and not force:
                 done.append(job)

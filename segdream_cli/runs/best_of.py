@@ -243,7 +243,7 @@ def _without_checkpoints(reporter: Reporter) -> Reporter:
 def make_best(spec: JobSpec, count: int, by: str | None, reporter: Reporter, stop: StopRequest) -> None:
     """Makes the best of `count` seeds of the one job of a spec, in this process; raises as `generate_best`."""
     job = spec.jobs[0]
-    if spec.skip_existing and job.output.exists():
+    if spec.skip_existing and job.output.is_file():
         reporter(JobSkipped(job.output, 1, 1))
         return
     with page_for(reporter) if spec.live else nullcontext() as page:

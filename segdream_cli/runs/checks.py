@@ -43,7 +43,7 @@ def check_spec(spec: JobSpec, *, makes_folders: bool = False) -> None:
     if spec.as_list:
         return
     for job in spec.jobs:
-        if spec.skip_existing and (job.output.exists() or RunDir.beside(job.output).can_resume()):
+        if spec.skip_existing and (job.output.is_file() or RunDir.beside(job.output).can_resume()):
             continue
         if profile is not None:
             read_prompt(job.prompt, profile.vocabulary)

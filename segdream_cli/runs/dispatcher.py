@@ -454,7 +454,7 @@ class Dispatcher:
         if item.losses and self._has_appeared(item):
             self._finish_unreported(item)
             return True
-        if skips and item.found.job.output.exists():
+        if skips and item.found.job.output.is_file():
             self._tally += Tally(skipped=1)
             self.reporter(JobSkipped(item.found.job.output, item.found.number, len(self._found)))
             return True

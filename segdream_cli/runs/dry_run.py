@@ -66,7 +66,7 @@ def plan_jobs(spec: JobSpec, reporter: Reporter, *, makes_folders: bool) -> Tall
 def _plan(session: Session, job: Job, spec: JobSpec, *, makes_folders: bool) -> AssetPlanned:
     """The plan of one job; raises the errors of `Session.check`."""
     skips = spec.as_list or spec.skip_existing
-    if skips and not spec.force and job.output.exists():
+    if skips and not spec.force and job.output.is_file():
         return AssetPlanned(job.output, job.prompt, job.seed, "skip", 0, 0.0, None, None)
     if makes_folders and not job.output.parent.exists():
         session.check_prompt(job.prompt)

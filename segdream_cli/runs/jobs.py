@@ -222,9 +222,11 @@ def read_prompts(source: str) -> list[str]:
     lines = [line.strip() for line in _decode(content, source).splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
+        new = free_path(NEW_LIST)
+        example = "echo 'a yellow school bus'"
         raise UsageProblem(
             f"{source} has no prompt; it needs one per line, and # begins a comment",
-            hint=f"echo 'a yellow school bus' >> {NEW_LIST if source == '-' else quote(source)}",
+            hint=f"{example} >> {quote(source)}" if Path(source).is_file() else f"{example} > {new} && --prompts {new}",
         )
     return found
 

@@ -53,7 +53,7 @@ def survey(spec: JobSpec, note: Callable[[str], None], *, cuda: bool) -> list[Su
     read: set[str] = set()
     found = []
     for number, (job, title) in enumerate(zip(spec.jobs, titles_of(spec.jobs), strict=True), 1):
-        if skips and job.output.exists():
+        if skips and job.output.is_file():
             found.append(Surveyed(number, job, title, 0, last, exists=True))
             continue
         try:

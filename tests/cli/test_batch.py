@@ -351,6 +351,22 @@ def test_batch_defaults_to_the_prior_on_cuda(monkeypatch, device, given, batch):
     assert Session.load(request, batch=given).batch == batch
 
 
+def test_folder_in_the_place_of_an_asset_is_not_skipped(segdream, listed, folder):
+    (folder / "a_red_ball.ply").mkdir()
+    (folder / "list.txt").write_text("a red ball")
+    done = segdream(*listed)
+    assert (done.code, done.out) == (1, "")
+    assert "a_red_ball.ply is a folder" in done.err
+    assert "0 made, 0 skipped, 1 failed" in done.err
+
+
+@pytest.mark.parametrize("source", ["empty.txt", "/dev/null"])
+def test_prompts_file_without_a_prompt_has_a_hint_that_writes_one(segdream, folder, source):
+    (folder / "empty.txt").write_text("# none\n\n")
+    done = segdream("generate", "--prompts", source, "--out-dir", "assets", *TINY, "--steps", "1")
+    assert (done.code, f"{source} has no prompt" in done.err) == (2, True)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
 def test_prompts_file_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     path = tmp_path / "list.txt"
