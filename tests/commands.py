@@ -58,6 +58,7 @@ main()
 
 COMMANDS = (
     "chmod",
+    "cp",
     "df",
     "echo",
     "export",

@@ -8,6 +8,7 @@ tried.json, tried-3.png  with `--best-of`: the score and an image of each seed
 """
 
 import difflib
+import errno
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -42,6 +43,7 @@ from segdream_cli.util.files import (
     free_path,
     known_problem,
     lexists,
+    other_path,
     parse_json,
     sweep,
     write_problem,
@@ -104,8 +106,13 @@ def _parse_record(data: Mapping[str, Any]) -> RunRecord:
     """The record in the content of a `run.json`.
 
     Raises:
-        TypeError: an entry is missing, unknown or of the wrong type.
+        ValueError, TypeError: an entry is missing, unknown or of the wrong type.
     """
+    known = {each.name: each for each in fields(RunRecord)}
+    if lacking := [name for name, each in known.items() if each.default is MISSING and name not in data]:
+        raise ValueError(f"it lacks {lacking[0]!r}")
+    if unknown := data.keys() - known.keys():
+        raise ValueError(f"it has the unknown entry {min(unknown)!r}")
     record = RunRecord(**data)
     for name, kind in RECORD_TYPES.items():
         if not isinstance(data[name], kind):
@@ -161,6 +168,7 @@ class RunDir:
         self.path = path
         self._record: RunRecord | None = None
         self._lock: RunLock | None = None
+        self._current_folder: Path | None = None
 
     @classmethod
     def beside(cls, output: Path) -> Self:
@@ -215,21 +223,25 @@ class RunDir:
         """
         try:
             names = [path.name for path in self.path.iterdir()] if lexists(self.path) else []
-        except (NotADirectoryError, FileNotFoundError):  # a file, or a link that leads nowhere
-            raise OutputExists(f"{self.path} exists and is not a run folder", hint=self._move_away()) from None
         except OSError as problem:
+            if problem.errno in (errno.ENOTDIR, errno.ENOENT, errno.ELOOP):  # a file, or a link that leads nowhere
+                raise OutputExists(f"{self.path} exists and is not a run folder", hint=self._move_away()) from None
             raise write_problem(problem, self.path) from problem
         if foreign := [name for name in names if not OWN_NAMES.fullmatch(name)]:
             raise OutputExists(
                 f"{self.path} exists and is not a run folder: it holds {foreign[0]!r}", hint=self._move_away()
             )
         if RECORD in names and self._lock is None:
+            if (self.path / RECORD).is_dir():
+                raise OutputExists(
+                    f"{self.path} exists and is not a run folder: its {RECORD} is a folder", hint=self._move_away()
+                )
             if CHECKPOINT not in names and self.is_foreign():
                 raise OutputExists(
                     f"{self.path} exists and is not a run folder: its {RECORD} is another program's",
                     hint=self._move_away(),
                 )
-            self._check_idle()
+            self.check_idle()
         if force:
             return
         if CHECKPOINT in names:
@@ -240,8 +252,13 @@ class RunDir:
         if RECORD in names:
             self.record()
 
-    def _check_idle(self) -> None:
-        """Raises OutputExists if another process works on the run."""
+    def check_idle(self) -> None:
+        """Refuses a run that another process works on.
+
+        Raises:
+            OutputExists: one does.
+            SegdreamError: its record can't be opened for writing.
+        """
         try:
             RunLock(self.path).release()
         except BlockingIOError as problem:
@@ -280,7 +297,7 @@ class RunDir:
             if isinstance(problem.__cause__, OSError) and not isinstance(problem, OutputExists):
                 raise write_problem(problem.__cause__, self.path / RECORD) from problem.__cause__
             raise
-        self._record, self._lock = record, held
+        self._record, self._lock, self._current_folder = record, held, Path.cwd()
 
     def adopt(self, content: bytes, *, force: bool = False) -> None:
         """Acquires a new folder with the content of a `run.json` that another machine wrote.
@@ -290,7 +307,7 @@ class RunDir:
         """
         try:
             record = _parse_record(parse_json(content))
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, TypeError) as problem:
             raise UsageProblem(f"the record for {self.path} is damaged: {problem}") from problem
         self.create(record, force=force)
 
@@ -307,8 +324,8 @@ class RunDir:
         except BlockingIOError as problem:
             raise self._busy_error() from problem
         except OSError as problem:
-            raise write_problem(problem, self.path / RECORD) from problem
-        self._record = record
+            raise write_problem(problem, self.path / RECORD, self._copy_elsewhere(problem)) from problem
+        self._record, self._current_folder = record, Path.cwd()
         sweep(self.path)
 
     def release(self) -> None:
@@ -319,6 +336,8 @@ class RunDir:
 
     def restore(self) -> str | None:
         """Creates the folder again if it was removed or renamed since this process acquired it.
+
+        So it does with the current folder, to which relative paths refer.
 
         Returns:
             a message about that, or None.
@@ -332,11 +351,23 @@ class RunDir:
         if lexists(before):
             self.path = free_name(before)
         try:
+            self._enter_again()
             before.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise write_problem(problem, before) from problem
         self.create(self._record)
-        return f"{before} was removed or renamed during the run; {self.path} takes its place"
+        instead = "a new folder" if self.path == before else self.path
+        return f"{before} was removed or renamed during the run; {instead} takes its place"
+
+    def _enter_again(self) -> None:
+        """Creates the current folder again if it was removed; raises OSError if that fails."""
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            if self._current_folder is None:
+                raise
+            self._current_folder.mkdir(parents=True, exist_ok=True)
+            os.chdir(self._current_folder)
 
     def finish(self, *, keep: bool = True) -> None:
         """Marks the run as done: its record can repeat it, but it can't be resumed; without `keep`, removes it."""
@@ -355,7 +386,7 @@ class RunDir:
         """
         try:
             data = parse_json((self.path / RECORD).read_text(encoding="utf-8"))
-            if data["format"] != FORMAT:
+            if data.get("format", FORMAT) != FORMAT:
                 raise UsageProblem(
                     f"{self.path} was written by another version of segdream (run format {data['format']})",
                     hint="pip install --upgrade segdream",
@@ -366,7 +397,10 @@ class RunDir:
                 raise known from problem
             reason = "it has no run.json" if self.path.is_dir() else problem.strerror
             raise UsageProblem(f"{self.path} is not a run folder: {reason}", hint=self._resume_nearest()) from problem
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, TypeError, AttributeError) as problem:
+            if self.is_foreign():
+                message = f"{self.path} is not a run folder: its {RECORD} is another program's"
+                raise UsageProblem(message, hint=self._resume_nearest()) from problem
             raise UsageProblem(f"{self.path / RECORD} is damaged: {problem}", hint=self._move_away()) from problem
         return record
 
@@ -412,6 +446,13 @@ class RunDir:
             return record if record.format == FORMAT else None
         return None
 
+    def _copy_elsewhere(self, problem: OSError) -> str | None:
+        """The command that resumes a copy of a run that can't be written; None if there is no other folder."""
+        other = other_path(problem, self.path)
+        if other is None:
+            return None
+        return f"{shlex.join(['cp', '-r', str(self.path), str(other)])} && {RunDir(other).resume_command()}"
+
     def edits(self) -> list[str]:
         """How the record differs from that of the latest checkpoint, such as "optim.steps is 9 and was 6".
 
@@ -423,11 +464,27 @@ class RunDir:
             if saved is None:  # version 0.1.0 saved none
                 return []
             before = _entries(RunRecord(**json.loads(saved)))
+        after = _entries(self.record())
         return [
-            f"{key} is {value!r} and was {before.get(key)!r}"
-            for key, value in _entries(self.record()).items()
-            if before.get(key) != value
+            f"{key} is {after.get(key)!r} and was {before.get(key)!r}"
+            for key in {**after, **before}
+            if after.get(key) != before.get(key)
         ]
+
+    def check_unedited(self) -> None:
+        """Refuses a record that differs from that of the latest checkpoint.
+
+        Raises:
+            UsageProblem: it differs, or the checkpoint is damaged.
+        """
+        edits = self.edits()
+        if not edits:
+            return
+        self.load()  # for its errors: a damaged checkpoint differs too
+        raise UsageProblem(
+            f"{self.path / RECORD} was edited during the run: {', '.join(edits)}",
+            hint=f"{self.undo_command()}  # or start over as edited: {self.repeat_command(self.record())} --force",
+        )
 
     def config(self) -> Config:
         """The run's configuration."""
@@ -487,7 +544,7 @@ class RunDir:
             raise UsageProblem(
                 f"{self.checkpoint} can't be read: {problem.strerror or problem}", hint=self._start_over()
             ) from problem
-        except (SafetensorError, ValueError) as problem:
+        except (SafetensorError, ValueError, TypeError) as problem:
             raise self.damage_error(problem) from problem
 
     def damage_error(self, problem: Exception) -> UsageProblem:

@@ -30,7 +30,6 @@ from segdream_cli.priors.prompt import describe_prompt, read_negative
 from segdream_cli.runs.checks import check_files
 from segdream_cli.runs.jobs import Job, Source, check_seed, titles_of
 from segdream_cli.runs.load import load_checkpoint, load_clouds, load_pipeline, needs_network
-from segdream_cli.runs.ownership import RECORD
 from segdream_cli.runs.reporter import JobFailed, JobSkipped, Note, PageServed, Reporter, discard, note_to
 from segdream_cli.runs.run_dir import RunDir, RunRecord, package_versions
 from segdream_cli.runs.runner import ActiveRun, Destination, Runner
@@ -302,7 +301,7 @@ class Session:
         """
         waiting: list[tuple[int, int, Begin]] = []
         for index, job in enumerate(jobs):
-            if skip_existing and job.output.exists():
+            if skip_existing and job.output.is_file():
                 self.reporter(JobSkipped(job.output, index + 1, len(jobs)))
             else:
                 waiting.append((index, *self.plan(job, force=force, resume=skip_existing and not force)))
@@ -548,11 +547,7 @@ class Session:
                 f"{run.path} was begun with the prompt read as {record.prompt_read or record.prompt!r}", hint=again
             )
         tensors = run.load()
-        if edits := run.edits():
-            raise UsageProblem(
-                f"{run.path / RECORD} was edited during the run: {', '.join(edits)}",
-                hint=f"{run.undo_command()}  # or start over as edited: {again}",
-            )
+        run.check_unedited()
         start = self._open(None if record.source is None else Source(**record.source), again)
         try:
             asset = self.pipeline.restore(tensors, record.prompt, record.seed, record.negative_prompt)
@@ -639,7 +634,7 @@ def drain(steps: Generator[StepReport, None, T]) -> T:
 
 def _exists(job: Job, *, force: bool) -> bool:
     """Whether a list need not make a job's asset."""
-    return job.output.exists() and not force
+    return job.output.is_file() and not force
 
 
 def repair(run: RunDir, reporter: Reporter) -> None:
@@ -694,6 +689,7 @@ def resume_run(
     record = run.record()
     output = output or path.parent / record.output
     if not run.can_resume():
+        run.check_idle()
         if output.exists():
             raise OutputExists(
                 f"{path} is done: {output} exists", hint=f"segdream render {quote(str(output))} --turntable"
@@ -701,6 +697,7 @@ def resume_run(
         raise UsageProblem(
             f"{path} has no checkpoint: the run was stopped before its first one", hint=run.repeat_command(record)
         )
+    run.check_unedited()
     check_output(output, force=force)
     formats.check_format(output)
     config = run.config()

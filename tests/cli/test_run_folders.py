@@ -199,6 +199,12 @@ def stopped(segdream, prior, folder):
         (lambda record: record.update(prompt="a red ball"), "prompt is 'a red ball' and was 'a yellow school bus'"),
         (lambda record: record.update(seed=7), "seed is 7 and was 0"),
         (lambda record: record["config"].update({"optim.steps": 9}), "optim.steps is 9 and was 6"),
+        (lambda record: record["config"].update({"optim.steps": "few"}), "optim.steps is 'few' and was 6"),
+        (lambda record: record["config"].pop("optim.steps"), "optim.steps is None and was 6"),
+        (lambda record: record["config"].update({"optim.stepz": 6}), "optim.stepz is 6 and was None"),
+        (lambda record: record["prior"].update(digest="0"), "prior.digest is '0' and was"),
+        (lambda record: record.update(prompt_read="a ball"), "prompt_read is 'a ball' and was None"),
+        (lambda record: record.update(device="cuda"), "device is 'cuda' and was 'cpu'"),
     ],
 )
 def test_resume_refuses_an_edited_record(segdream, stopped, edit, words):
@@ -277,6 +283,10 @@ def test_run_in_use_is_refused(segdream, stopped):
         done = segdream(*command)
         assert done.code == 6
         assert "another process works on bus.run" in done.err
+    stopped.with_name("checkpoint.safetensors").rename("kept")  # as before the first one
+    done = segdream("generate", "--resume", "bus.run")
+    assert (done.code, "another process works on bus.run" in done.err) == (6, True)
+    Path("kept").rename(stopped.with_name("checkpoint.safetensors"))
     other.release()
     assert segdream("generate", "--resume", "bus.run").code == 0
 

@@ -5,6 +5,7 @@ A forked process makes a trial cheap, so every call has its turn.
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,9 @@ from test_run_dir import RECORD, asset
 
 from benchmarks.faults import KILL, Fault, contents, run_forked
 from segdream_cli.errors import OutputExists, SegdreamError, UsageProblem
+from segdream_cli.runs import run_dir
 from segdream_cli.runs.run_dir import RunDir
+from segdream_cli.util import files
 from segdream_cli.util.files import atomic_write, check_output, write_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -246,6 +249,36 @@ def test_create_refuses_the_run_json_of_another_program(tmp_path, text, force):
     assert (run.path / "run.json").read_text() == text
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_check_free_refuses_what_is_no_folder_with_a_file(tmp_path, force):
+    (tmp_path / "bus.run" / "run.json").mkdir(parents=True)
+    (tmp_path / "loop.run").symlink_to(tmp_path / "loop.run")
+    (tmp_path / "file.run").touch()
+    for name in ("bus.run", "loop.run", "file.run"):
+        with pytest.raises(OutputExists, match="is not a run folder") as caught:
+            RunDir(tmp_path / name).check_free(force=force)
+        assert caught.value.hint.startswith(f"mv {tmp_path / name} ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"scripts": 1}', "is not a run folder: its run.json is another program's"),
+        ("[1]", "is not a run folder: its run.json is another program's"),
+        ('{"format": 1}', "is damaged: it lacks 'prompt'"),
+        ('{"format": 2}', "another version of segdream"),
+        ('{"format": 1, "seed"', "is damaged: Expecting ':' delimiter"),
+        (json.dumps(dataclasses.asdict(RECORD) | {"sEed": 0}), "is damaged: it has the unknown entry 'sEed'"),
+    ],
+)
+def test_record_says_what_is_wrong_with_it(tmp_path, text, words):
+    (tmp_path / "bus.run").mkdir()
+    (tmp_path / "bus.run" / "run.json").write_text(text)
+    with pytest.raises(UsageProblem) as caught:
+        RunDir(tmp_path / "bus.run").record()
+    assert words in caught.value.message
+
+
 def test_create_follows_a_link_to_another_disk(tmp_path):
     (tmp_path / "large disk").mkdir()
     (tmp_path / "bus.run").symlink_to(tmp_path / "large disk" / "bus")
@@ -291,6 +324,46 @@ def test_restore_creates_a_folder_that_went_away(tmp_path):
     assert set(contents(tmp_path)) == {
         "kept.run/run.json", "bus.run/thesis.txt", "bus-2.run/run.json", "bus-2.run/checkpoint.safetensors",
     }  # fmt: skip
+
+
+def test_acquire_names_a_copy_where_the_disk_is_read_only(tmp_path, monkeypatch):
+    RunDir(tmp_path / "bus.run").create(RECORD)
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(folder):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(run_dir, "RunLock", refuse)
+    monkeypatch.setattr(files, "_other_folders", lambda *_, **__: iter([tmp_path / "other disk"]))
+    with pytest.raises(UsageProblem, match="the disk is read-only") as caught:
+        RunDir(Path("bus.run")).acquire()
+    copy = f"'{tmp_path}/other disk/bus.run'"
+    assert caught.value.hint == f"cp -r bus.run {copy} && segdream generate --resume {copy}"
+
+
+def test_restore_creates_the_current_folder_that_went_away(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = RunDir(Path("bus.run"))
+    run.create(RECORD)
+    shutil.rmtree(tmp_path / "here")
+    assert "bus.run was removed or renamed" in run.restore()
+    run.save(asset(step=2))
+    assert set(contents(tmp_path)) == {"here/bus.run/run.json", "here/bus.run/checkpoint.safetensors"}
+    assert Path.cwd() == tmp_path / "here"
+
+
+def test_check_unedited_blames_a_damaged_checkpoint_and_not_the_record(tmp_path):
+    run = RunDir(tmp_path / "bus.run")
+    run.create(RECORD)
+    run.save(asset())
+    run.check_unedited()
+    content = run.checkpoint.read_bytes()
+    for old, new in ((b"a folder", b"a foldeR"), (b"negative_prompt", b"negative_prompT")):
+        assert old in content
+        run.checkpoint.write_bytes(content.replace(old, new))
+        with pytest.raises(UsageProblem, match=r"checkpoint\.safetensors is damaged"):
+            run.check_unedited()
 
 
 def test_edits_names_what_differs_from_the_checkpoint(tmp_path):
