@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from traceback import walk_tb
 
-from segdream_cli.errors import EnvironmentProblem, Interrupted, OutOfMemory, SegdreamError
+from segdream_cli.errors import EnvironmentProblem, Interrupted, OutOfMemory, SegdreamError, UsageProblem
 from segdream_cli.util.files import known_problem
 
 NO_MEMORY = (
@@ -75,6 +75,8 @@ def as_failure(problem: Exception) -> SegdreamError:
         return known
     if failed := import_problem(problem):
         return failed
+    if isinstance(problem, FileNotFoundError) and path is None and _lacks_current_folder():
+        return UsageProblem("the current folder was removed", hint="cd ~  # then run the command again")
     if isinstance(problem, OSError) and problem.strerror:
         return SegdreamError(f"{problem.strerror}: {path}" if path is not None else problem.strerror)
     text = next(iter(str(problem).strip().splitlines()), "")
@@ -82,6 +84,15 @@ def as_failure(problem: Exception) -> SegdreamError:
         f"unexpected {type(problem).__name__}{': ' if text else ''}{text}",
         hint="export SEGDREAM_DEBUG=1  # then run the command again, which shows where it happened",
     )
+
+
+def _lacks_current_folder() -> bool:
+    """Whether the current folder was removed, so that relative paths lead nowhere."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def import_problem(problem: Exception) -> EnvironmentProblem | None:

@@ -48,6 +48,18 @@ def test_as_failure_names_each_kind(problem: Exception, code: int, sentence: str
     assert type(found) is OutOfMemory or code != 5
 
 
+def test_as_failure_notices_that_the_current_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("bus.ply").absolute()
+    found = as_failure(caught.value)
+    assert (found.message, found.exit_code) == ("the current folder was removed", 2)
+    monkeypatch.chdir(tmp_path)
+    assert as_failure(caught.value).message == "No such file or directory"
+
+
 @pytest.mark.parametrize("problem", [Diverged("x", index=1), Interrupted("x"), KeyboardInterrupt()])
 def test_convert_failures_leaves_known_errors(problem: BaseException) -> None:
     with pytest.raises(type(problem)) as caught, convert_failures():
