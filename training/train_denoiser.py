@@ -36,7 +36,8 @@ from training.world.catalog import (
 )
 
 PHRASES = ("", *VIEWS, *(view for view in COARSE_VIEWS if view not in VIEWS), OVERHEAD)
-SAMPLES = 64
+SAMPLES, SAMPLE_STEPS = 64, 50
+"""Images of the sheet, and DDIM steps of each."""
 SNR_CAP = 5.0
 """Min-SNR weighting of Hang et al. 2023."""
 LARGE_T, LARGE_SHARE = 600, 0.85
@@ -127,12 +128,11 @@ def samples(
     generator: torch.Generator,
     *,
     start: Float[Tensor, "b 3 s s"] | None = None,
-    steps: int = 50,
 ) -> Float[Tensor, "b 3 s s"]:
     """Samples images of the prompts with DDIM, 0..1: from noise, or from images that are noised to `REPAINT_T`."""
     device, scale = generator.device, autoencoder.config.scaling_factor
     noise_schedule: DDIMScheduler = scheduler()
-    noise_schedule.set_timesteps(steps)
+    noise_schedule.set_timesteps(SAMPLE_STEPS)
     ids = tokenizer([*prompts, *[""] * len(prompts)], padding="max_length", truncation=True, return_tensors="pt")
     hidden = model.text(ids.input_ids.to(device))[0]
     times = noise_schedule.timesteps

@@ -34,16 +34,24 @@ from training.world.catalog import (
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-TINY = {"batch": 4, "large_batch": 2, "renders": 62, "large_renders": 62, "backgrounds_each": 1, "device": "cpu"}
+TINY = {"batch": 4, "large_batch": 2, "renders": 8, "large_renders": 8, "backgrounds_each": 1, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def captions(tmp_path_factory: pytest.TempPathFactory) -> train_denoiser.Captions:
+    """Made once: it holds some 240,000 captions."""
+    return train_denoiser.Captions(_tokenizer(tmp_path_factory.mktemp("words")), CPU)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, captions: train_denoiser.Captions) -> Path:
     folder = tmp_path_factory.mktemp("stages")
     autoencoder, denoiser, again, whole = (folder / name for name in ("ae", "denoiser", "again", "whole"))
-    train_autoencoder.main(autoencoder, steps=2, batch=8, renders=62, channels="8,8,16,16", device="cpu")
+    train_autoencoder.main(autoencoder, steps=2, batch=8, renders=8, channels="8,8,16,16", device="cpu")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_denoiser, "Captions", lambda tokenizer, device: captions)
         patch.setattr(train_denoiser, "SAMPLES", 1)
+        patch.setattr(train_denoiser, "SAMPLE_STEPS", 3)
         train_denoiser.main(autoencoder, denoiser, steps=2, **TINY)
         train_denoiser.main(autoencoder, again, start=denoiser, steps=1, rate=0.0, **TINY)
     whole.mkdir()
@@ -108,11 +116,10 @@ def _tokenizer(folder: Path):
     return make_tokenizer(folder / "tokens", vocabulary())
 
 
-def test_captions_match_the_images(tmp_path: Path) -> None:
+def test_captions_match_the_images(tmp_path: Path, captions: train_denoiser.Captions) -> None:
     wanted = [Combination(name, color, "striped") for name in ("duck", "school bus") for color in ("blue", "yellow")]
     bank = render_bank(400, 0, CPU, combinations=wanted, size=8)
     tokenizer = _tokenizer(tmp_path)
-    captions = train_denoiser.Captions(tokenizer, CPU)
     picks = torch.arange(len(bank))
     texts = tokenizer.batch_decode(
         captions.draw(bank, picks, torch.Generator().manual_seed(0)), skip_special_tokens=True
