@@ -4,6 +4,7 @@ There is no text standard; the layout is that of graphdeco-inria/gaussian-splatt
 """
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,10 +172,10 @@ def _harmonics(vertices: "Vertices", reading: Reading) -> Float32s:
         stored = 0
     k = max(each for each in BANDS if each <= stored)
     if k < stored:
-        reading.note(
-            f"{vertices.path}: spherical harmonics beyond degree {BANDS.index(k)} are left out: "
-            f"{stored} coefficients per colour are more than that takes, and fewer than a degree more or beyond 3"
-        )
+        degree = math.isqrt(stored + 1) - 1
+        whole = (degree + 1) ** 2 == stored + 1
+        what = f"spherical harmonics of degree {degree}" if whole else f"{stored} spherical harmonics per colour"
+        reading.note(f"{vertices.path}: {what} are cut to degree {BANDS.index(k)}")
     names = [f"f_rest_{color * stored + i}" for color in range(3) for i in range(k)]
     return _trim_bands(vertices.floats(names))
 

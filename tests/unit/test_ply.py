@@ -564,7 +564,12 @@ def test_read_of_2d_gaussians(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stored", "kept", "said"),
-    [(24, 15, "beyond degree 3"), (4, 3, "beyond degree 1"), (2, 0, "beyond degree 0"), (16, 15, "beyond degree 3")],
+    [
+        (24, 15, "harmonics of degree 4 are cut to degree 3"),
+        (4, 3, "4 spherical harmonics per colour are cut to degree 1"),
+        (2, 0, "2 spherical harmonics per colour are cut to degree 0"),
+        (16, 15, "16 spherical harmonics per colour are cut to degree 3"),
+    ],
 )
 def test_read_keeps_whole_degrees(tmp_path: Path, stored: int, kept: int, said: str) -> None:
     """Degree 4 of SPZ's tools, and numbers of coefficients that are no degree; three colours one after the other."""
