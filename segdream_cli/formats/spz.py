@@ -90,9 +90,14 @@ DEFLATED_AT_ONCE = 1 << 20
 """Bytes that a thread deflates at a time; the file does not depend on how many threads there are."""
 GZIP_LEVEL = 6
 STRATEGIES = (zlib.Z_RLE, zlib.Z_FILTERED, zlib.Z_DEFAULT_STRATEGY)
-ZSTANDARD_LEVELS = (1, 12)
 ZSTANDARD_LITERALS = {"strategy": 1, "min_match": 7, "window_log": 17, "hash_log": 6}
 """Parameters with which zstandard hardly searches: of noise, short repetitions cost more than they save."""
+ZSTANDARD_REPETITIONS = {
+    **{"strategy": 7, "min_match": 3, "window_log": 17, "hash_log": 15, "chain_log": 12, "search_log": 4},
+    "target_length": 32,
+}
+"""Parameters with which it weighs repetitions of three bytes and more, as deflate does, by their cost: assets from
+formats with coarse steps repeat colours and parts of centres."""
 SAMPLE = 1 << 16
 """Number of bytes of an attribute that choose a strategy: noise gets smaller, and much faster, with fewer searches."""
 
@@ -306,11 +311,14 @@ def _strategy(content: bytes) -> int:
 def _zstandard_file(header: _Header, blocks: Sequence[Bytes], frame: str, note: bytes) -> Iterator[bytes]:
     """Header, the record of the frame, table of contents, a frame for each attribute, and one with the provenance."""
     # any number of threads but zero gives the same bytes
-    threads = min(os.cpu_count() or 1, 8)
-    parameters = _zstandard().ZstdCompressionParameters(**ZSTANDARD_LITERALS, threads=threads)
+    threads, zstandard = min(os.cpu_count() or 1, 8), _zstandard()
+    parameters = [
+        zstandard.ZstdCompressionParameters(**each, threads=threads)
+        for each in (ZSTANDARD_LITERALS, ZSTANDARD_REPETITIONS)
+    ]
     compressors = [
-        _zstandard().ZstdCompressor(compression_params=parameters),
-        *(_zstandard().ZstdCompressor(level=level, threads=threads) for level in ZSTANDARD_LEVELS),
+        *(zstandard.ZstdCompressor(compression_params=each) for each in parameters),
+        zstandard.ZstdCompressor(level=1, threads=threads),
     ]
     contents = [block.tobytes() for block in blocks]
     frames = []
