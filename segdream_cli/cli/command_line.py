@@ -129,6 +129,13 @@ def rewrite(context: typer.Context, without: Collection[str], added: Sequence[st
     return [*context.command_path.split(), *kept, *added]
 
 
+def options_of(context: typer.Context, without: Collection[str]) -> list[str]:
+    """The words of the options of the command line, but for some parameters."""
+    return [
+        word for name, words in split_words(context, context.obj[1:]) if name not in {"", *without} for word in words
+    ]
+
+
 def _amend(context: typer.Context, words: Sequence[str], problem: SegdreamError) -> str | None:
     """The command line with some options, and the other corrections of a problem."""
     typed = [problem.words.get(word, word) for word in context.obj[1:]]

@@ -3,30 +3,32 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from segdream_cli.cli import options as shared
-from segdream_cli.cli import reading, references
+from segdream_cli.cli import reading, references, workers
 from segdream_cli.cli.evaluate_results import Files, show_comparison, show_evaluation, show_votes
 from segdream_cli.cli.output import Output
+from segdream_cli.cli.reporter import TerminalReporter
 from segdream_cli.cli.schema import MetricRow
 from segdream_cli.cli.signals import StopOnSignal
 from segdream_cli.cli.usage import with_asset
 from segdream_cli.config import AUTO
-from segdream_cli.errors import UsageProblem
-from segdream_cli.runs.jobs import match_prompts, read_prompts
+from segdream_cli.errors import Interrupted, UsageProblem
+from segdream_cli.runs.jobs import FileJob, match_prompts, read_prompts
 from segdream_cli.util.devices import check_device, choose_device
 from segdream_cli.util.home import expand
 
 if TYPE_CHECKING:
     from segdream_cli.evaluate.assets import Entry
     from segdream_cli.evaluate.comparison import Pair
-    from segdream_cli.evaluate.evaluation import Evaluation
+    from segdream_cli.evaluate.evaluation import Evaluation, Measurement
     from segdream_cli.evaluate.metrics import Metric, Setup
     from segdream_cli.evaluate.views import ViewProtocol
     from segdream_cli.formats.common import Reading
+    from segdream_cli.runs.reporter import Event
 
 LIST_TAKES = {"list_metrics", "json", "quiet"}
 REFERENCES_TAKE = {
@@ -121,6 +123,10 @@ def evaluate(
     ] = None,
     force: shared.ForceOption = False,
     device: shared.DeviceOption = AUTO,
+    devices: shared.AssetsOnDevicesOption = None,
+    ray: shared.RayOption = None,
+    gpus_per_worker: shared.GpusPerWorkerOption = 1.0,
+    cpus_per_worker: shared.CpusPerWorkerOption = 1,
     offline: shared.OfflineOption = False,
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
@@ -186,7 +192,7 @@ def evaluate(
     loaded = _load(names, setup)
     _note_views(context, loaded, protocol, files, sink)
     evaluations = [Evaluation(loaded, protocol, chosen, _n_pictures(files)) for _ in sides]
-    exit_code = _measure(list(zip(evaluations, sides, strict=True)), sink)
+    exit_code = _measure_all(context, list(zip(evaluations, sides, strict=True)), setup, sink)
     if not exit_code and compare:
         titles = [f"{side}: {path}" for side, path in zip("AB", assets, strict=True)]
         show_comparison(dict(zip(titles, evaluations, strict=True)), pairs, seed, files, sink)
@@ -206,6 +212,7 @@ def _refuse_idle(context: typer.Context, assets: Sequence[Path] | None, files: F
         _refuse_assets(assets)
         return shared.refuse_options(context, every - REFERENCES_TAKE, "has no effect with --make-references")
     shared.refuse_options(context, {"count", "prior"}, "has no effect without --make-references")
+    workers.has_workers(context)
     if votes and given["compare"]:
         shared.refuse_options(context, every - VOTES_TAKE, "has no effect with --votes")
     elif not files.given:
@@ -432,6 +439,13 @@ def _load(names: Sequence[str], setup: "Setup") -> "dict[str, Metric]":
     return metrics
 
 
+def _measure_all(
+    context: typer.Context, sides: "Sequence[tuple[Evaluation, Sequence[Entry]]]", setup: "Setup", sink: Output
+) -> int:
+    """Measures the assets of each side, here or on several workers; returns the exit code of the command."""
+    return _share_out(context, sides, setup, sink) if workers.has_workers(context) else _measure(sides, sink)
+
+
 def _measure(sides: "Sequence[tuple[Evaluation, Sequence[Entry]]]", sink: Output) -> int:
     """Measures the assets of each side one after the other, with a progress bar; returns the exit code of the command.
 
@@ -456,3 +470,47 @@ def _measure(sides: "Sequence[tuple[Evaluation, Sequence[Entry]]]", sink: Output
                 sink.note(f"stopped after {done + 1} of {len(jobs)} assets")
                 return stop.exit_code
     return 0
+
+
+def _share_out(
+    context: typer.Context,
+    sides: "Sequence[tuple[Evaluation, Sequence[Entry]]]",
+    setup: "Setup",
+    sink: Output,
+) -> int:
+    """Measures the assets of both sides on several workers; returns the exit code of the command.
+
+    Raises:
+        typer.Exit: no asset was measured.
+        SegdreamError: see `Dispatcher.run`.
+    """
+    from segdream_cli.evaluate.asset_files import parts_of
+    from segdream_cli.evaluate.measuring import Measuring, run_events
+    from segdream_cli.runs.reporter import JobFinished
+    from segdream_cli.runs.spec import JobSpec, Request
+
+    entries = {entry.path: entry for _, some in sides for entry in some}
+    work = Measuring.of(sides[0][0], setup, entries)
+    jobs = tuple(FileJob("", 0, path, asset=path, inputs=(*parts_of(path), *run_events(path))) for path in entries)
+    found: dict[Path, Measurement] = {}
+    terminal = TerminalReporter(sink)
+
+    def report(event: "Event") -> None:
+        if isinstance(event, JobFinished):
+            found[event.output] = cast("Measurement", event.result)
+        else:
+            terminal(event)
+
+    spec = JobSpec(request=Request(), jobs=jobs, as_list=True, work=work)
+    try:
+        exit_code = 1 if workers.run_on_workers(context, spec, report, workers.stop_request(sink)).failed else 0
+    except Interrupted as stop:
+        sink.note(f"stopped after {len(found)} of {len(jobs)} assets")
+        exit_code = stop.exit_code
+    if not found:
+        raise typer.Exit(exit_code)
+    for evaluation, some in sides:
+        for entry in some:
+            if entry.path in found:
+                evaluation.add(entry, found[entry.path])
+    return exit_code

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli import workers
 from segdream_cli.cli.next_step import after_export
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reading import (
@@ -26,6 +27,7 @@ from segdream_cli.cli.schema import Exported, FormatRow
 from segdream_cli.cli.targets import MESH, TargetName, apply_target
 from segdream_cli.cli.usage import example_asset, with_asset
 from segdream_cli.errors import OptionProblem, UsageProblem
+from segdream_cli.runs.jobs import FileJob
 from segdream_cli.util.files import free_path
 
 PAGE = "html"
@@ -208,6 +210,10 @@ def export(
         bool,
         typer.Option("--compress", help="Compress a .glb: Draco, and the texture as JPEG.", rich_help_panel=MESH_PANEL),
     ] = False,
+    devices: shared.EachOnDevicesOption = None,
+    ray: shared.RayOption = None,
+    gpus_per_worker: shared.GpusPerWorkerOption = 1.0,
+    cpus_per_worker: shared.CpusPerWorkerOption = 1,
     frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
@@ -233,6 +239,8 @@ def export(
     segdream export bus.ply --format mesh --height 3.2m --pivot ground -o bus.glb
 
     segdream export bus.ply --collision -o bus-collision.glb
+
+    segdream export assets/ --devices cpu,cpu -o "web/{stem}.sog"
     """
     from segdream_cli.splats.scene import join, parse_placed
     from segdream_cli.util.files import all_or_none, write_policy
@@ -244,16 +252,19 @@ def export(
         return list_formats(sink)
     if not assets or not (outputs or target):
         raise _incomplete(context, assets or (), outputs or ())
-    places = [parse_placed(each) for each in assets]
+    places = find_each(assets, sink) if workers.has_workers(context) else [parse_placed(each) for each in assets]
     asset = places[0].path
     command = None if target is None else apply_target(context, str(target), asset, sink)
-    outputs, format = (context.params[name] for name in ("outputs", "format"))
-    outputs = [shared.fill_stem(each, asset) for each in outputs or ()]
+    templates, format = (context.params[name] for name in ("outputs", "format"))
+    outputs = [shared.fill_stem(each, asset) for each in templates or ()]
     names = choose_formats(outputs, MESH if collision and format is None else format)
     check_mesh_options(context, outputs, names)
     _check_spz_bits(spz_bits, names)
     target_frame = choose_frame(context.params["output_frame"], names)
     edits, sizing, reduction = choose_edits(context), choose_sizing(context, outputs), choose_reduction(context)
+    textured = colors == TEXTURE and not collision
+    if workers.has_workers(context):
+        return share_out(context, [each.path for each in places], templates, names, sink, textured=textured)
     pending = [
         (path, name)
         for path, name in zip(outputs, names, strict=True)
@@ -262,9 +273,7 @@ def export(
     if not pending:
         return
     outputs, names = [path for path, _ in pending], [name for _, name in pending]
-    textured = colors == TEXTURE and not collision
-    files = [_files(path, name, textured=textured) for path, name in zip(outputs, names, strict=True)]
-    _check_targets(outputs, files, force=force)
+    files = _plan(outputs, names, textured=textured, force=force)
     paths = [each.path for each in places]
     whole = join(read_assets(paths, sink, frame=frame, strict=strict, as_splats=as_splats), places)
     splats, cuts = _edit(whole, edits, reduction, sink)
@@ -312,14 +321,66 @@ def _other_format(asset: str) -> str:
     return str(free_path(path.with_suffix(".ply" if path.suffix == ".spz" else ".spz")))
 
 
+def find_each(assets: Sequence[str], sink: Output) -> list[Any]:
+    """The assets that are exported each on their own, as `Placed`; prints notes about those left out.
+
+    Raises:
+        UsageProblem: one can't be read, or has a place beside others.
+    """
+    from segdream_cli.evaluate.asset_files import find_assets
+    from segdream_cli.splats.scene import Placed, parse_placed
+
+    places = [parse_placed(each) for each in assets]
+    placed = next((text for text, each in zip(assets, places, strict=True) if each != Placed(each.path)), None)
+    if placed is not None:
+        raise UsageProblem(
+            f"{placed} has a place in a scene, and --devices and --ray export each asset on its own",
+            without=["--devices", "--ray", *(f"--{name.replace('_', '-')}" for name in workers.PER_WORKER)],
+        )
+    found, notes = find_assets([each.path for each in places])
+    for note in notes:
+        sink.note(note)
+    return [Placed(path) for path in found]
+
+
+def share_out(
+    context: typer.Context,
+    assets: Sequence[Path],
+    templates: Sequence[Path],
+    names: Sequence[str],
+    sink: Output,
+    *,
+    textured: bool,
+) -> None:
+    """Exports each asset on its own, on several workers; raises as `workers.share_command` and `_plan`.
+
+    Args:
+        context: of the command.
+        assets: the files.
+        templates: the outputs, which may hold {stem}.
+        names: their formats.
+        sink: shows the lines and the progress.
+        textured: meshes have a texture.
+    """
+    from segdream_cli.evaluate.asset_files import parts_of
+
+    jobs = []
+    for asset in assets:
+        outputs = [shared.fill_stem(each, asset) for each in templates]
+        files = _plan(outputs, names, textured=textured, force=True)
+        inputs, last = tuple(parts_of(asset)), tuple(chain(*files))
+        jobs.append(FileJob("", 0, outputs[0], asset=asset, inputs=inputs, outputs=tuple(outputs), last=last))
+    workers.share_command(context, export, sink, jobs)
+
+
 def _check_spz_bits(bits: int | None, names: Sequence[str]) -> None:
     """Raises UsageProblem if --spz-bits has no effect."""
     if bits is not None and not any(name.startswith("spz") for name in names):
         raise UsageProblem("--spz-bits only affects .spz files, and no output is a .spz file", without=["--spz-bits"])
 
 
-def _check_targets(outputs: Sequence[Path], files: Sequence[Sequence[Path]], *, force: bool) -> None:
-    """Refuses files of outputs that can't be written, before any work.
+def _plan(outputs: Sequence[Path], names: Sequence[str], *, textured: bool, force: bool) -> list[list[Path]]:
+    """The files of each output; refuses those that can't be written, before any work.
 
     Raises:
         UsageProblem: a folder is wrong, or two outputs have the same file.
@@ -327,6 +388,7 @@ def _check_targets(outputs: Sequence[Path], files: Sequence[Sequence[Path]], *, 
     """
     from segdream_cli.util.files import check_output
 
+    files = [_files(path, name, textured=textured) for path, name in zip(outputs, names, strict=True)]
     planned = set[Path]()
     for file, given in ((file, output) for output, each in zip(outputs, files, strict=True) for file in each):
         check_output(file, force=force, given=given)
@@ -336,6 +398,7 @@ def _check_targets(outputs: Sequence[Path], files: Sequence[Sequence[Path]], *, 
                 f"{file} would be written twice", hint=f"-o {quote(str(file.with_stem(file.stem + '-2')))}"
             )
         planned.add(target)
+    return files
 
 
 def _edit(splats: Any, edits: Any, reduction: Any, sink: Output) -> tuple[Any, list[dict[str, str | int]]]:

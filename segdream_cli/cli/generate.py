@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli import workers
 from segdream_cli.cli.command_line import rewrite
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reporter import TerminalReporter, restart_hints
@@ -20,9 +21,7 @@ from segdream_cli.config import AUTO
 from segdream_cli.config.values import MAX_GUIDANCE, MAX_STEPS
 from segdream_cli.errors import UsageProblem
 from segdream_cli.priors.prompt import EXAMPLE
-from segdream_cli.runs.cluster import ClusterOptions, run_on_ray
 from segdream_cli.runs.jobs import Job, has_field, jobs_of_list, jobs_of_prompt, make_folders, parse_seeds
-from segdream_cli.runs.processes import parse_devices, run_on_devices
 from segdream_cli.runs.reporter import JobSkipped, Reporter
 from segdream_cli.runs.spec import JobSpec, Request, Tally
 from segdream_cli.util.devices import check_device
@@ -230,8 +229,7 @@ def generate(
 
         make_best(spec, best_of, best_by and str(best_by), reporter, StopOnSignal(reporter.output.note))
     else:
-        cluster = None if ray is None else ClusterOptions(ray, gpus_per_worker, cpus_per_worker)
-        _end(_make(context, spec, devices, cluster, reporter, store))
+        _end(_make(context, spec, reporter, store))
     reporter.suggest()
 
 
@@ -270,8 +268,6 @@ def _plan(spec: JobSpec, reporter: TerminalReporter, *, makes_folders: bool) -> 
 def _make(
     context: typer.Context,
     spec: JobSpec,
-    devices: str | None,
-    cluster: ClusterOptions | None,
     terminal: TerminalReporter,
     store: "Store | None",
 ) -> Tally:
@@ -285,13 +281,10 @@ def _make(
             reporter(JobSkipped(job.output, 1, 1))
         if not left:
             return Tally(skipped=len(done))
-    if cluster is not None:
-        shared.refuse_options(context, {"device"}, "can't be combined with --ray")
-        shared.refuse_options(context, {"devices", "view", "no_browser"}, "can't be combined with --ray")
-        return run_on_ray(spec, cluster, reporter, stop)
-    if devices is not None:
-        shared.refuse_options(context, {"device"}, "can't be combined with --devices")
-        return run_on_devices(spec, parse_devices(devices), reporter, stop)
+    if workers.has_workers(context):
+        if context.params["ray"] is not None:
+            shared.refuse_options(context, {"view", "no_browser"}, "can't be combined with --ray")
+        return workers.run_on_workers(context, spec, reporter, stop)
     from segdream_cli.runs.session import run_jobs
 
     alone = len(spec.jobs) == 1 and not spec.as_list
@@ -343,9 +336,7 @@ def _refuse_mixtures(
     context: typer.Context, prompts: str | None, seeds: str | None, best_of: int | None, best_by: str | None
 ) -> None:
     """Refuses options about seeds that exclude each other, and those about several assets or workers without them."""
-    if context.params["ray"] is None:
-        others = {"gpus_per_worker", "cpus_per_worker"}
-        shared.refuse_options(context, others, "only affects the workers of --ray")
+    workers.has_workers(context)
     if seeds is not None:
         shared.refuse_options(context, {"seed"}, "can't be combined with --seeds")
     if best_of is not None:

@@ -349,11 +349,19 @@ DevicesOption = Annotated[
         "--devices", help="Split a list or several seeds across devices: 0,1 or cpu,cpu.", rich_help_panel=HARDWARE
     ),
 ]
-RayOption = Annotated[
+EachOnDevicesOption = Annotated[
     str | None,
     typer.Option(
-        "--ray", help="Make a list on a Ray cluster: local, auto or HOST:PORT of its head.", rich_help_panel=HARDWARE
+        "--devices", help="One output per ASSET, on several devices: 0,1 or cpu,cpu.", rich_help_panel=HARDWARE
     ),
+]
+AssetsOnDevicesOption = Annotated[
+    str | None,
+    typer.Option("--devices", help="Share ASSETs among devices: 0,1 or cpu,cpu.", rich_help_panel=HARDWARE),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option("--ray", help="Use a Ray cluster: local, auto or HOST:PORT of its head.", rich_help_panel=HARDWARE),
 ]
 GpusPerWorkerOption = Annotated[
     float,

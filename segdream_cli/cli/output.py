@@ -4,7 +4,9 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,25 @@ from segdream_cli.cli.command_line import complete_hint
 from segdream_cli.cli.schema import Done, Failed, Line
 from segdream_cli.errors import SegdreamError
 from segdream_cli.util.text import printable, printable_command
+
+Said = tuple[Line, str | None]
+"""A line, and the message of an event; None for a result."""
+_relay: ContextVar[tuple[list[Said], Callable[[str], None]] | None] = ContextVar("_relay", default=None)
+
+
+@contextmanager
+def relay(lines: list[Said], note: Callable[[str], None]) -> Iterator[None]:
+    """Gives the lines and notes of the commands in this block to `lines` and `note` in place of the streams."""
+    token = _relay.set((lines, note))
+    try:
+        yield
+    finally:
+        _relay.reset(token)
+
+
+def is_relayed() -> bool:
+    """Whether a worker runs this command for another one."""
+    return _relay.get() is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +61,11 @@ class Output:
         self._write(printable(text))
 
     def _print(self, line: Line, *texts: str | Path) -> None:
-        if self.json:
+        if relayed := _relay.get():
+            relayed[0].append((line, None))
+        elif self.json:
             self._write(line.encode())
-            return
-        for each in texts:
+        for each in () if relayed or self.json else texts:
             raw = isinstance(each, Path) and not sys.stdout.isatty()  # programs get paths as they are
             self._write(str(each) if raw else printable(str(each)))
 
@@ -74,13 +96,15 @@ class Output:
 
     def note(self, message: str) -> None:
         """Prints a message for a person to stderr."""
-        if not self.quiet:
+        if relayed := _relay.get():
+            relayed[1](message)
+        elif not self.quiet:
             sys.stderr.write(f"{printable(message)}\n")
             sys.stderr.flush()
 
     def suggest(self, command: Sequence[str]) -> None:
         """Shows the command that usually comes next to a person at a terminal; an empty one is none."""
-        if command and not self.json and sys.stderr.isatty():
+        if command and not self.json and not is_relayed() and sys.stderr.isatty():
             self.note(f"next: {printable_command(shlex.join(command))}")
 
     def can_ask(self) -> bool:
@@ -95,6 +119,9 @@ class Output:
 
     def report(self, line: Line, message: str) -> None:
         """Reports an event: a note, and with `json` its line too."""
+        if relayed := _relay.get():
+            relayed[0].append((line, message))
+            return
         if self.json:
             self._write(line.encode())
         self.note(message)

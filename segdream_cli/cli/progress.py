@@ -250,7 +250,7 @@ def _table(state: ListProgress) -> Table:
     rows = sorted(state.workers, key=lambda worker: -(worker.seconds_left or 0))
     for worker in rows[:MAX_ROWS]:
         left = "" if worker.seconds_left is None else format_time(worker.seconds_left)
-        step = f"{worker.step}/{worker.steps}" if worker.title else ""
+        step = f"{worker.step}/{worker.steps}" if worker.title and worker.steps else ""
         table.add_row(*(Text(printable(text)) for text in (worker.place, worker.title, step, left)))
     if len(rows) > MAX_ROWS:
         table.add_row(f"and {len(rows) - MAX_ROWS} more")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdream_cli.cli import options as shared
+from segdream_cli.cli import workers
 from segdream_cli.cli.next_step import after_video
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.reading import AsSplatsOption, FrameOption, StrictOption, read_assets
@@ -19,7 +20,10 @@ from segdream_cli.cli.schema import Rendered
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
 from segdream_cli.render import check_size
+from segdream_cli.runs.jobs import FileJob
 from segdream_cli.util.devices import check_device
+
+Color = Sequence[float] | None
 
 if TYPE_CHECKING:
     from segdream_cli.render.job import RenderJob
@@ -104,6 +108,10 @@ def render(
         typer.Option("--caption", help="Caption of each asset, in order; default for several assets: their names."),
     ] = None,
     device: shared.DeviceOption = AUTO,
+    devices: shared.EachOnDevicesOption = None,
+    ray: shared.RayOption = None,
+    gpus_per_worker: shared.GpusPerWorkerOption = 1.0,
+    cpus_per_worker: shared.CpusPerWorkerOption = 1,
     frame: FrameOption = None,
     strict: StrictOption = False,
     as_splats: AsSplatsOption = False,
@@ -124,6 +132,8 @@ def render(
 
     segdream render bus.ply --camera-path flight.json -o flight.mp4
 
+    segdream render assets/ --devices 0,1 -o "videos/{stem}.mp4"
+
     A camera path is JSON. Each frame has a position; other keys are optional:
 
     {"fps": 30, "frames": [{"position": [0, 1, 3], "target": [0, 0, 0],
@@ -143,6 +153,8 @@ def render(
     shared.refuse_options(context, idle, f"has no effect on {'' if kind == FRAMES else 'a '}{kind} of {channel}")
     angles = parse_view(view) if view is not None else (0.0, elevation)
     color, sides = parse_background(background), parse_size(size, supersample)
+    if workers.has_workers(context):
+        return share_out(context, assets, kind, suffix, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     captions = choose_captions(caption, assets)
     check_width(kind, sides[0] * len(assets), len(assets))
     path = shared.fill_stem(output, assets[0]) if output else output_path(assets, kind, transparent=color is None)
@@ -191,6 +203,39 @@ def render(
         rendered = replace(rendered, near=near, far=far)
     sink.done(rendered)
     sink.suggest(after_video(assets) if rendered.fps else [])
+
+
+def share_out(context: typer.Context, assets: Sequence[Path], kind: str, suffix: str, color: Color) -> None:
+    """Renders each asset on its own, on several workers; raises as `workers.share_command` and the checks of outputs.
+
+    Args:
+        context: of the command.
+        assets: files and folders of assets.
+        kind: of the outputs.
+        suffix: that of their images or videos, as far as it is known.
+        color: behind the assets.
+    """
+    from segdream_cli.evaluate.asset_files import find_assets, parts_of
+
+    shared.refuse_options(context, {"caption"}, "can't be combined with --devices or --ray")
+    given = context.params
+    sink = Output(json=given["json"], quiet=given["quiet"])
+    found, notes = find_assets(assets)
+    for note in notes:
+        sink.note(note)
+    camera_path = given["camera_path"]
+    extra = [] if camera_path is None else [camera_path]
+    jobs = []
+    for asset in found:
+        output = given["output"]
+        path = shared.fill_stem(output, asset) if output else output_path([asset], kind, transparent=color is None)
+        check_width(kind, parse_size(given["size"])[0], 1)
+        check_transparency(path, kind, suffix, color)
+        check_target(path, kind, suffix, force=True)
+        last = last_file(path, kind, suffix, camera_path, given["n_frames"])
+        files = (*parts_of(asset), *extra)
+        jobs.append(FileJob("", 0, path, asset=asset, inputs=files, outputs=(path,), last=(last,)))
+    workers.share_command(context, render, sink, jobs, ["--camera-path", str(camera_path)] if extra else [])
 
 
 def last_file(path: Path, kind: str, suffix: str, camera_path: Path | None, n_frames: int | None) -> Path:

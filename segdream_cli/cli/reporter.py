@@ -4,16 +4,16 @@ import os
 import re
 import sys
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from segdream_cli.cli.next_step import after_assets
-from segdream_cli.cli.output import Output
-from segdream_cli.cli.schema import Chosen, ListMade, Made, Planned, Ready, Skipped, Stopped
+from segdream_cli.cli.output import Output, Said
+from segdream_cli.cli.schema import Chosen, Done, ListMade, Made, Planned, Ready, Skipped, Stopped
 from segdream_cli.errors import PromptProblem, SegdreamError
 from segdream_cli.runs.reporter import (
     AssetFinished,
@@ -22,6 +22,7 @@ from segdream_cli.runs.reporter import (
     DownloadProgress,
     Event,
     JobFailed,
+    JobFinished,
     JobSkipped,
     ListEnded,
     ListProgress,
@@ -77,6 +78,8 @@ class TerminalReporter:
                 self._show_end(event)
             case AssetFinished():
                 self._show_result(event)
+            case JobFinished():
+                self._show_lines(event)
             case AssetPlanned():
                 self._show_plan(event)
             case SeedChosen():
@@ -141,6 +144,14 @@ class TerminalReporter:
             run=event.run,
         )
         self.output.done(made)
+
+    def _show_lines(self, event: JobFinished) -> None:
+        """Shows the lines of a command that a worker has run."""
+        for line, message in cast("Sequence[Said]", event.result):
+            if isinstance(line, Done):
+                self.output.done(line)
+            elif message is not None:
+                self.output.report(line, message)
 
     def _show_state(self, event: ListProgress) -> None:
         from segdream_cli.cli.progress import ListTable

@@ -15,7 +15,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.command_line import rewrite
-from segdream_cli.cli.output import Output
+from segdream_cli.cli.output import Output, is_relayed
 from segdream_cli.errors import UsageProblem
 
 MESH = "mesh"
@@ -60,7 +60,7 @@ TargetName = StrEnum("TargetName", {name: name for name in TARGETS})  # type: ig
 
 
 def apply_target(context: typer.Context, name: str, asset: Path, sink: Output) -> list[str]:
-    """Puts the options of a target into the parameters of `export`, unless the user gave them.
+    """Puts the options of a target into the parameters of `export`, unless the user gave them; an -o may hold {stem}.
 
     Returns:
         The words of the command that does the same without the target, which are noted too.
@@ -75,11 +75,12 @@ def apply_target(context: typer.Context, name: str, asset: Path, sink: Output) -
             context.params[parameter] = value
             added += _words(parameter, value)
     if not context.params["outputs"]:
-        output = shared.fill_stem(Path(f"{{stem}}-{name}{target.suffix}"), asset)
-        context.params["outputs"] = [output]
-        added += ["-o", str(output)]
+        template = Path(f"{{stem}}-{name}{target.suffix}")
+        context.params["outputs"] = [template]
+        added += ["-o", str(shared.fill_stem(template, asset))]
     command = rewrite(context, ["--for"], added)
-    sink.note(f"--for {name} suits {target.importer}, and is short for: {shlex.join(command)}")
+    if not is_relayed():
+        sink.note(f"--for {name} suits {target.importer}, and is short for: {shlex.join(command)}")
     return command
 
 

@@ -72,6 +72,14 @@ def make_hint(folder: Path) -> str:
     return make if folder.is_dir() else f"mkdir -p {quote(str(folder))} && {make}"
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files of an asset: that of its path and, of an unbundled SOG, the images beside its description."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or path.name == META:
+        return sorted(each for each in folder.iterdir() if each.is_file())
+    return [path]
+
+
 def stem_of(path: Path) -> str:
     """The file's name without the suffix of its format."""
     suffix = formats.readable_suffix(path)

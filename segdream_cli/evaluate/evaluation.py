@@ -41,6 +41,21 @@ class Row:
         return float("nan") if isinstance(value, tuple) else value
 
 
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The numbers of one asset, which can be pickled.
+
+    Args:
+        values: as in `Row`.
+        pictures: as in `Row`.
+        kept: metric -> numbers of the asset's views, for metrics that summarise them.
+    """
+
+    values: Values
+    pictures: Sequence[UInt8[Array, "s s 3"]]
+    kept: Mapping[str, Float[Array, "v f"]]
+
+
 @dataclass(slots=True)
 class Evaluation:
     """Measures assets.
@@ -71,8 +86,20 @@ class Evaluation:
         """The values over all assets, by "metric.figure"."""
         return {f"{name}.{key}": each for name, one in self.metrics.items() for key, each in one.set_figures.items()}
 
+    def add(self, entry: Entry, measured: Measurement) -> Row:
+        """Adds the row of an asset that has been measured, perhaps by another process."""
+        for name, numbers in measured.kept.items():
+            self._kept.setdefault(name, []).append(numbers)
+        row = Row(entry, measured.values, measured.pictures)
+        self.rows.append(row)
+        return row
+
     def measure(self, entry: Entry) -> Row:
-        """Reads, renders and measures an asset; the row joins `rows`.
+        """Reads, renders and measures an asset, whose row joins `rows`; raises as `measurement`."""
+        return self.add(entry, self.measurement(entry))
+
+    def measurement(self, entry: Entry) -> Measurement:
+        """The numbers of an asset, which is read and rendered.
 
         Raises:
             UsageProblem: its file can't be read any more.
@@ -84,12 +111,8 @@ class Evaluation:
             observed = self._observe(asset)
             for name, metric in self.metrics.items():
                 values |= {f"{name}.{key}": value for key, value in metric.measure(asset, observed[name]).items()}
-        for name, metric in self.metrics.items():
-            if metric.set_figures:
-                self._kept.setdefault(name, []).append(observed[name])
-        row = Row(entry, values, self._pictures(asset))
-        self.rows.append(row)
-        return row
+        kept = {name: observed[name] for name, metric in self.metrics.items() if metric.set_figures}
+        return Measurement(values, self._pictures(asset), kept)
 
     def _observe(self, asset: Asset) -> dict[str, Float[Array, "v f"]]:
         """The numbers that each metric keeps of the asset's views; no view is rendered if no metric reads any."""

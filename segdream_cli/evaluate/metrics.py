@@ -70,6 +70,10 @@ class Views:
     elevation_deg: Float[Tensor, " v"]
 
 
+def ignore(_: str) -> None:
+    """Does nothing; unlike a lambda, it can be sent to another process."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """The things that a metric may need before the first asset."""
@@ -83,7 +87,7 @@ class Setup:
     """Folder of reference images, for the metrics that compare with one."""
     offline: bool = False
     """Never use the network."""
-    announce: Callable[[str], None] = lambda _: None
+    announce: Callable[[str], None] = ignore
     """Receives a line before a download starts, and notes."""
 
 

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 from segdream_cli.errors import SegdreamError
 from segdream_cli.runs.crew import Ended, Message, Task
-from segdream_cli.runs.jobs import Job
+from segdream_cli.runs.jobs import FileJob, Job
 from segdream_cli.runs.ownership import OWN_NAMES, RECORD
-from segdream_cli.runs.reporter import AssetFinished, CheckpointSaved, JobFailed, Note, RunSaved
+from segdream_cli.runs.reporter import AssetFinished, CheckpointSaved, JobFailed, JobFinished, Note, RunSaved
 from segdream_cli.runs.run_dir import RunDir
-from segdream_cli.runs.worker import Worker
+from segdream_cli.runs.worker import FileWorker, Worker
 from segdream_cli.util.failures import as_failure
 from segdream_cli.util.files import atomic_write, scratch_file, write_policy, write_problem
 
@@ -91,7 +91,7 @@ class Carrier:
         """Run folder -> the job as it works on it, and as the dispatcher knows it."""
         self._shipped: dict[Path, float] = {}
 
-    def do(self, worker: Worker, task: Task, roots: Mapping[Path, Path]) -> None:
+    def do(self, worker: Worker | FileWorker, task: Task, roots: Mapping[Path, Path]) -> None:
         """Does a task with a worker whose messages go to `hear`.
 
         Args:
@@ -102,16 +102,11 @@ class Carrier:
         scratch = None
         try:
             if self._porter is None:
-                here = [
-                    dataclasses.replace(job, output=roots[job.output.parent] / job.output.name) for job in task.jobs
-                ]
+                here = [job.in_place(roots) for job in task.jobs]
                 local = dataclasses.replace(task, jobs=tuple(here))
             else:
                 scratch = Path(tempfile.mkdtemp(prefix="segdream-"))
-                here = [
-                    dataclasses.replace(job, output=scratch / str(index) / job.output.name)
-                    for index, job in enumerate(task.jobs)
-                ]
+                here = [job.in_scratch(scratch / str(index)) for index, job in enumerate(task.jobs)]
                 local = Task(task.number, tuple(here), force=False, resume=True)
             self._jobs = {
                 RunDir.beside(ours.output).path: (ours, job) for ours, job in zip(here, task.jobs, strict=True)
@@ -120,7 +115,7 @@ class Carrier:
             if self._porter is not None:
                 for ours, job in self._jobs.values():
                     ours.output.parent.mkdir()
-                    if task.resume:
+                    if task.resume or isinstance(job, FileJob):
                         self._porter.fetch(job, ours.output.parent)
         except Exception as problem:  # of this machine: the dispatcher tries another one
             self._send(Ended(task.number, as_failure(problem)))
@@ -144,15 +139,16 @@ class Carrier:
                 saved = self._there(message.run)
                 resume = None if message.resume is None else RunDir(saved).resume_command()
                 self._send(dataclasses.replace(message, run=saved, resume=resume))
-            case AssetFinished():
+            case AssetFinished() | JobFinished():
                 written = self._there(message.output)
                 try:
                     self._deliver(RunDir.beside(message.output).path, finished=True)
                 except SegdreamError as problem:
                     self._send(JobFailed(problem, written))
-                else:
-                    run = message.run and self._there(message.run)
-                    self._send(dataclasses.replace(message, output=written, run=run))
+                    return
+                if isinstance(message, AssetFinished):
+                    message = dataclasses.replace(message, run=message.run and self._there(message.run))
+                self._send(dataclasses.replace(message, output=written))
             case JobFailed():
                 output = None if message.output is None else self._there(message.output)
                 self._send(JobFailed(self._with_their_paths(message.problem), output))
@@ -211,7 +207,7 @@ class PartPorter:
         """See `Porter`."""
         for name, content in self.earlier.get(job.output, {}).items():
             path = folder / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
                 temporary.write_bytes(content)
 
@@ -226,7 +222,8 @@ def files_of(job: Job, folder: Path, *, finished: bool) -> list[Path]:
     """The files of a job to carry: those of the run, its record first, then the asset's."""
     run = RunDir.beside(folder / job.output.name).path
     own = sorted(_own(run) if run.exists() else (), key=lambda path: (path.name != RECORD, path.name))
-    assets = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")] if finished else []
+    made = [*folder.iterdir(), *(folder / job.output.name).glob("*")] if finished else []  # a folder of frames too
+    assets = [path for path in made if path.is_file() and not path.name.startswith(".")]
     return own + sorted(assets, key=lambda path: (path.name == job.output.name, path.name))
 
 
@@ -258,6 +255,7 @@ class Receiver:
         self._force = force
         self._arriving: dict[tuple[str, Path, str], _Arriving] = {}
         self._runs: dict[Path, RunDir] = {}
+        self._written = set[Path]()
 
     def earlier(self, job: Job) -> dict[str, Path]:
         """Name -> file of the run of an earlier attempt at a job, for a worker that resumes it; locks the run.
@@ -281,9 +279,10 @@ class Receiver:
         """
         folder, _, name = part.name.rpartition("/")
         path = part.output.parent / part.name
-        if folder and (folder != RunDir.beside(part.output).path.name or not OWN_NAMES.fullmatch(name)):
+        in_run = folder == RunDir.beside(part.output).path.name and OWN_NAMES.fullmatch(name)
+        if folder and not in_run and (folder != part.output.name or not name.strip(".")):
             raise SegdreamError(f"{worker} sent {part.name!r}, which is no file of a run")
-        if folder and name == RECORD:
+        if in_run and name == RECORD:
             if part.output not in self._runs:
                 run = RunDir.beside(part.output)
                 run.adopt(part.data, force=self._force)
@@ -293,6 +292,8 @@ class Receiver:
         if part.offset == 0:
             self._drop(key)
             stack = ExitStack()
+            if folder and not in_run:
+                path.parent.mkdir(exist_ok=True)
             self._arriving[key] = _Arriving(stack, stack.enter_context(scratch_file(path)))
         arriving = self._arriving.get(key)
         if arriving is None:
@@ -304,7 +305,8 @@ class Receiver:
             self._drop(key)
             raise write_problem(problem, path) from problem
         if part.offset + len(part.data) == part.size:
-            replaces = self._force or bool(folder)
+            replaces = self._force or bool(folder) or path in self._written  # by an attempt that was lost
+            self._written.add(path)
             with self._arriving.pop(key).stack, write_policy(replace=replaces), atomic_write(path) as temporary:
                 arriving.temporary.replace(temporary)
 

@@ -20,7 +20,8 @@ from typing import Any
 from segdream_cli import __version__
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.runs.crew import Ended, Lost, Message, Ready, Task, Unfit
-from segdream_cli.runs.reporter import AssetFinished, JobFailed, Reporter, note_to
+from segdream_cli.runs.jobs import FileJob
+from segdream_cli.runs.reporter import AssetFinished, JobFailed, JobFinished, Reporter, note_to
 from segdream_cli.runs.spec import JobSpec, Tally
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.util.compat import silence_ray
@@ -194,23 +195,26 @@ def _started_here() -> str:
 
 @contextmanager
 def _probes(spec: JobSpec) -> Iterator[dict[Path, str]]:
-    """Puts a file into each folder of assets, by which a worker knows whether it sees the folder.
+    """Puts a file into each folder of the jobs, by which a worker knows whether it sees the folder.
 
     Yields:
-        folder as in the jobs -> path of the file.
+        folder as in the jobs -> path of the file; empty for one that is only read and can't be written.
 
     Raises:
         UsageProblem: a folder can't be written.
     """
     with ExitStack() as stack:
         files = {}
-        for folder in dict.fromkeys(job.output.parent for job in spec.jobs):
+        written = {job.output.parent for job in spec.jobs if job.proofs}
+        for folder in sorted({folder for job in spec.jobs for folder in job.folders}):
             probe = folder.absolute() / "probe.txt"
             sweep(probe.parent, probe.stem)  # those of drivers that were killed
             try:
                 files[folder] = str(stack.enter_context(scratch_file(probe)))
             except OSError as problem:
-                raise write_problem(problem, folder) from problem
+                if folder in written:
+                    raise write_problem(problem, folder) from problem
+                files[folder] = ""  # inputs that can't be probed travel
         yield files
 
 
@@ -324,12 +328,16 @@ class RayCrew:
 
     def assign(self, worker: str, task: Task) -> None:
         """See `Crew`."""
-        member, files = self._members[worker], {}
+        member, files = self._members[worker], dict[Path, Mapping[str, Any]]()
         for job in task.jobs:
+            found: Mapping[str, Path] = {}
             if not member.carries:
                 self._receiver.release(job.output)
+            elif isinstance(job, FileJob):
+                found = job.travelling()
             elif task.resume:
                 found = self._receiver.earlier(job)
+            if found:
                 files[job.output] = {name: self._ray.put(path.read_bytes()) for name, path in found.items()}
         member.actor.assign.remote(task, files)
 
@@ -507,7 +515,7 @@ class Actor:
         if isinstance(message, Ready):
             message = self._introduce(message)
         self._box.put(message)
-        if isinstance(message, Ready | Ended | Unfit | AssetFinished | JobFailed | FilePart):
+        if isinstance(message, Ready | Ended | Unfit | AssetFinished | JobFinished | JobFailed | FilePart):
             self._urgent.set()
 
     def _introduce(self, ready: Ready) -> Ready:
@@ -545,13 +553,13 @@ class Actor:
 
         from segdream_cli.accel.compiled_code import export_code
         from segdream_cli.runs.carry import Carrier, PartPorter
-        from segdream_cli.runs.worker import Worker
+        from segdream_cli.runs.worker import worker_for
 
         torch.set_num_threads(self._threads)
         porter = None if self._shares else PartPorter(self._send)
         carrier = Carrier(self._send, porter, lambda: self._ship_every_s)
-        with Worker(self._spec, carrier.hear, self._stop, lambda: self._step_every_s) as worker:
-            kind = self._load_code(worker.session.device)
+        with worker_for(self._spec, carrier.hear, self._stop, lambda: self._step_every_s) as worker:
+            kind = self._load_code(worker.device)
             while True:
                 task, files = self._tasks.get()
                 self._stop.task = task.number

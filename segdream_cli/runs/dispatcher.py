@@ -22,10 +22,12 @@ from segdream_cli.errors import (
     WeightsUnavailable,
 )
 from segdream_cli.runs.crew import Crew, Ended, Lost, Message, Outcome, Ready, Task, Unfit
+from segdream_cli.runs.jobs import Job
 from segdream_cli.runs.reporter import (
     AssetFinished,
     Event,
     JobFailed,
+    JobFinished,
     JobSkipped,
     ListEnded,
     ListProgress,
@@ -69,9 +71,9 @@ class _Item:
     """A job that has not ended."""
 
     found: Surveyed
-    output: Signature
+    proofs: list[Signature]
     record: Signature
-    """Signatures of the asset and of its `run.json` before the first attempt."""
+    """Signatures of its files and of its `run.json` before the first attempt."""
     steps: int
     failures: int = 0
     losses: int = 0
@@ -186,7 +188,7 @@ class Dispatcher:
                 self._fail(each, each.problem)
             else:
                 record = RunDir.beside(each.job.output).path / "run.json"
-                self._waiting.append(_Item(each, _signature(each.job.output), _signature(record), each.steps))
+                self._waiting.append(_Item(each, _signatures(each.job), _signature(record), each.steps))
         if self._problems and not self.spec.as_list:
             self._raise_problem()
         self._waiting.sort(key=lambda item: (-item.steps, item.found.number))
@@ -391,7 +393,7 @@ class Dispatcher:
                 worker.steps, worker.begun = event.steps, self.crew.now()
             case Stepped():
                 self._advance(worker, event.step)
-            case AssetFinished():
+            case AssetFinished() | JobFinished():
                 if item := self._take(worker, event.output):
                     self._advance(worker, worker.steps)
                     self._strikes.pop(worker.host, None)
@@ -454,7 +456,7 @@ class Dispatcher:
         if item.losses and self._has_appeared(item):
             self._finish_unreported(item)
             return True
-        if skips and item.found.job.output.is_file():
+        if skips and all(path.is_file() for path in item.found.job.proofs):
             self._tally += Tally(skipped=1)
             self.reporter(JobSkipped(item.found.job.output, item.found.number, len(self._found)))
             return True
@@ -484,8 +486,8 @@ class Dispatcher:
 
     def _has_appeared(self, item: _Item) -> bool:
         """Whether an earlier attempt has written the asset."""
-        now = _signature(item.found.job.output) if item.tried else None
-        return now is not None and now != item.output
+        now = _signatures(item.found.job) if item.tried else []
+        return bool(now) and all(each and each != before for each, before in zip(now, item.proofs, strict=True))
 
     def _has_begun(self, item: _Item) -> bool:
         """Whether an earlier attempt has begun a run that can be resumed."""
@@ -564,6 +566,7 @@ class Dispatcher:
         done = self._done_steps + sum((worker.step - worker.first) * len(worker.items) for worker in running)
         left = sum(item.steps for item in self._waiting)
         left += sum((worker.steps - worker.step) * len(worker.items) for worker in running)
+        left += sum(item.steps for worker in running if not worker.steps for item in worker.items)
         return left * (now - self._begun) / done if done > 0 else None
 
     def _report_end(self) -> None:
@@ -598,6 +601,11 @@ def _after(attempts: int, problem: SegdreamError) -> SegdreamError:
     error = type(problem)(f"given up after {attempts} attempts: {problem.message}", hint=problem.hint)
     error.__notes__ = list(getattr(problem, "__notes__", ()))
     return error
+
+
+def _signatures(job: Job) -> list[Signature]:
+    """Those of the files that exist once a job is done."""
+    return [_signature(path) for path in job.proofs]
 
 
 def _signature(path: Path) -> Signature:

@@ -6,11 +6,11 @@ import re
 import sys
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from segdream_cli.errors import UsageProblem
 from segdream_cli.util.files import free_path, other_output, read_problem
@@ -66,6 +66,94 @@ class Job:
     seed: int
     output: Path
     source: Source | None = None
+
+    @property
+    def proofs(self) -> tuple[Path, ...]:
+        """The files that exist once it is done."""
+        return (self.output,)
+
+    @property
+    def folders(self) -> set[Path]:
+        """The folders that a machine must see to do it in place."""
+        return {self.output.parent}
+
+    def in_place(self, roots: Mapping[Path, Path]) -> Self:
+        """The job on a machine that sees its folders; `roots` has their absolute paths."""
+        return replace(self, output=roots[self.output.parent] / self.output.name)
+
+    def in_scratch(self, folder: Path) -> Self:
+        """The job on a machine that makes its files in a scratch folder."""
+        return replace(self, output=folder / self.output.name)
+
+
+INPUTS = "inputs"
+"""Folder of a scratch folder with the files that a job reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileJob(Job):
+    """Files to make from one asset's files, or numbers to measure; `output` identifies it.
+
+    Args:
+        asset: its path.
+        inputs: the files to read: the asset's own, and others.
+        outputs: the files or folders to write, all in the folder of `output`; none if it only measures.
+        last: the files that exist once it is done.
+        places: path of the asset, another input or an output -> where it is on the machine that does the job.
+    """
+
+    asset: Path = Path()
+    inputs: tuple[Path, ...] = ()
+    outputs: tuple[Path, ...] = ()
+    last: tuple[Path, ...] = ()
+    places: Mapping[Path, Path] = field(default_factory=dict, compare=False)
+
+    @property
+    def proofs(self) -> tuple[Path, ...]:
+        """See `Job`."""
+        return self.last
+
+    @property
+    def folders(self) -> set[Path]:
+        """See `Job`."""
+        elsewhere = {path.parent for path in self.inputs if not path.is_relative_to(self.asset.parent)}
+        return {self.asset.parent, *elsewhere, *(path.parent for path in self.outputs)}
+
+    def in_place(self, roots: Mapping[Path, Path]) -> Self:
+        """See `Job`."""
+        paths = {self.asset, *self.inputs, *self.outputs}
+        return replace(self, places={path: self._absolute(path, roots) for path in paths})
+
+    def in_scratch(self, folder: Path) -> Self:
+        """See `Job`."""
+        places = {path: folder / INPUTS / self._name(path) for path in {self.asset, *self.inputs}}
+        places |= {path: folder / path.name for path in self.outputs}
+        return replace(self, output=folder / self.output.name, places=places)
+
+    def travelling(self) -> dict[str, Path]:
+        """Path in a scratch folder -> file to bring there."""
+        return {f"{INPUTS}/{self._name(path)}": path for path in self.inputs}
+
+    def here(self, path: Path) -> Path:
+        """Where a path is on this machine."""
+        return self.places.get(path, path)
+
+    def translate(self, text: str) -> str:
+        """A text of this machine with the paths as they were given."""
+        for path, here in self.places.items():
+            text = text.replace(str(here), str(path))
+        return text
+
+    @staticmethod
+    def _absolute(path: Path, roots: Mapping[Path, Path]) -> Path:
+        for folder in path.parents:
+            if folder in roots:
+                return roots[folder] / path.relative_to(folder)
+        return path
+
+    def _name(self, path: Path) -> str:
+        folder = self.asset.parent
+        return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def titles_of(jobs: Sequence[Job]) -> list[str]:

@@ -196,14 +196,14 @@ def _work(spec: JobSpec, pipe: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     Thread(target=_end_with_parent, daemon=True).start()
-    from segdream_cli.runs.worker import Worker
+    from segdream_cli.runs.worker import worker_for
 
     def send(message: Message) -> None:
         with suppress(OSError):  # the parent has ended: save the runs anyway
             pipe.send(message)
 
     try:
-        with Worker(spec, send, _StopFromParent(pipe)) as worker, suppress(EOFError, ConnectionResetError):
+        with worker_for(spec, send, _StopFromParent(pipe)) as worker, suppress(EOFError, ConnectionResetError):
             while True:
                 task: Task | None = pipe.recv()
                 if task is not None:  # else a recall that came too late

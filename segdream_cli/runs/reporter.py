@@ -118,6 +118,19 @@ class AssetFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class JobFinished:
+    """A `FileJob` is done.
+
+    Args:
+        output: that of the job.
+        result: the value that its `Work` returned.
+    """
+
+    output: Path
+    result: object
+
+
+@dataclass(frozen=True, slots=True)
 class AssetPlanned:
     """An asset that would be made, with the figures of the latest one with the same settings on this machine.
 
@@ -281,6 +294,7 @@ Event: TypeAlias = (
     | Stepped
     | RunEnded
     | AssetFinished
+    | JobFinished
     | AssetPlanned
     | SeedChosen
     | JobSkipped

@@ -1,15 +1,15 @@
 """Jobs and their settings as plain values, which can be pickled and sent to another process or machine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from segdream_cli.config import AUTO, Config, PriorConfig, check_settings, flatten
 from segdream_cli.config.values import read_toml
 from segdream_cli.errors import OptionProblem, UsageProblem
 from segdream_cli.priors.profile import preset
-from segdream_cli.runs.jobs import Job
+from segdream_cli.runs.jobs import FileJob, Job
 
 if TYPE_CHECKING:
     from segdream_cli.priors.profile import PriorProfile
@@ -113,6 +113,22 @@ class Request:
         return config
 
 
+class Work(Protocol):
+    """Does one `FileJob` after another on a worker; it can be pickled."""
+
+    def __call__(self, job: FileJob, device: str, note: Callable[[str], None]) -> object:
+        """The result of a job, which can be pickled.
+
+        Args:
+            job: the job, whose files are where `FileJob.here` says.
+            device: computes.
+            note: receives messages for the user.
+
+        Raises:
+            SegdreamError: the job failed.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """Jobs that share a request, for any backend.
@@ -127,6 +143,7 @@ class JobSpec:
             ends all.
         skip_existing: skip what exists and resume what was stopped; the first failure ends all.
         live: serve a page that shows the first asset of those that are being made.
+        work: does the jobs, each of which is a `FileJob`; None makes assets.
     """
 
     request: Request
@@ -137,6 +154,7 @@ class JobSpec:
     as_list: bool = False
     skip_existing: bool = False
     live: bool = False
+    work: Work | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ from segdream_cli.errors import SegdreamError
 from segdream_cli.priors.checkpoint import profile_of
 from segdream_cli.priors.prompt import describe_prompt
 from segdream_cli.runs.checks import check_files
-from segdream_cli.runs.jobs import Job, titles_of
+from segdream_cli.runs.jobs import FileJob, Job, titles_of
 from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.spec import JobSpec
 from segdream_cli.util.failures import convert_failures
+from segdream_cli.util.files import lexists
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ def survey(spec: JobSpec, note: Callable[[str], None], *, cuda: bool) -> list[Su
     Raises:
         UsageProblem, WeightsUnavailable: a setting or the prior's profile can't be used.
     """
+    if spec.work is not None:
+        return _survey_files(spec)
     profile = profile_of(spec.request.prior(), cuda=cuda)
     last = spec.request.resolve(profile).last_step
     skips = (spec.as_list or spec.skip_existing) and not spec.force
@@ -64,6 +67,18 @@ def survey(spec: JobSpec, note: Callable[[str], None], *, cuda: bool) -> list[Su
                 found.append(Surveyed(number, job, title, _steps_left(job, last, spec, resume=skips), last))
         except SegdreamError as problem:
             found.append(Surveyed(number, job, title, 0, last, problem=problem))
+    return found
+
+
+def _survey_files(spec: JobSpec) -> list[Surveyed]:
+    """The jobs of a `Work`; the bytes that each reads count as its steps, so that large assets go first."""
+    found = []
+    for number, job in enumerate(spec.jobs, 1):
+        assert isinstance(job, FileJob)
+        size = sum(path.stat().st_size for path in job.inputs)
+        exists = bool(job.proofs) and not spec.force and all(map(lexists, job.proofs))
+        title = f"[{number}/{len(spec.jobs)}] {job.asset}"
+        found.append(Surveyed(number, job, title, size, size, exists=exists))
     return found
 
 

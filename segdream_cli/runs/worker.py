@@ -1,4 +1,4 @@
-"""A worker: holds a prior, does one task after another, and sends events and outcomes."""
+"""A worker: holds a prior, or does the work of other files; it does one task after another, and sends the outcomes."""
 
 import time
 import traceback
@@ -7,13 +7,17 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
+import torch
+
 from segdream_cli.errors import Interrupted, SegdreamError
 from segdream_cli.runs.crew import Ended, Message, Outcome, Ready, Task
-from segdream_cli.runs.reporter import Event, Stepped
+from segdream_cli.runs.jobs import FileJob
+from segdream_cli.runs.reporter import Event, JobFinished, Note, Stepped
 from segdream_cli.runs.session import Session, page_for
-from segdream_cli.runs.spec import JobSpec
+from segdream_cli.runs.spec import JobSpec, Tally, Work
 from segdream_cli.runs.stopping import StopRequest
-from segdream_cli.util.failures import as_failure
+from segdream_cli.util.devices import choose_device
+from segdream_cli.util.failures import as_failure, convert_failures
 from segdream_cli.viewer.live import LivePage
 
 STEP_EVERY_S = 1.0
@@ -64,6 +68,11 @@ class Worker(AbstractContextManager["Worker"]):
     ) -> None:
         self._page.__exit__(kind, value, trace)
 
+    @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+        return self.session.device
+
     def do(self, task: Task) -> None:
         """Does a task, and sends `Ended`; no error leaves it."""
         outcome: Outcome
@@ -83,6 +92,69 @@ class Worker(AbstractContextManager["Worker"]):
                 return
             self._told_at = now
         self._send(event)
+
+
+class FileWorker(AbstractContextManager["FileWorker"]):
+    """A device that does tasks of `FileJob`s, which end before it stops.
+
+    Args:
+        work: does a job.
+        device: its name.
+        send: receives the messages.
+    """
+
+    def __init__(self, work: Work, device: str, send: Callable[[Message], None]) -> None:
+        self._work, self._name, self._send = work, device, send
+
+    def __enter__(self) -> Self:
+        """Finds the device, and sends `Ready`; raises as `choose_device`."""
+        with convert_failures():
+            self.device = choose_device(self._name)
+        self._send(Ready(1, str(self.device)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Does nothing."""
+
+    def do(self, task: Task) -> None:
+        """Does a task, and sends `Ended`; no error leaves it."""
+        outcome: Outcome = Tally(made=len(task.jobs))
+        try:
+            for job in task.jobs:
+                assert isinstance(job, FileJob)
+                self._do_job(job)
+        except SegdreamError as problem:
+            outcome = _with_trace(problem)
+        self._send(Ended(task.number, outcome))
+
+    def _do_job(self, job: FileJob) -> None:
+        """Does a job; its messages have the paths as they were given."""
+
+        def note(text: str) -> None:
+            self._send(Note(job.translate(text)))
+
+        try:
+            with convert_failures():
+                result = self._work(job, str(self.device), note)
+        except SegdreamError as problem:
+            problem.message = job.translate(problem.message)
+            problem.hint = problem.hint and job.translate(problem.hint)
+            raise
+        self._send(JobFinished(job.output, result))
+
+
+def worker_for(
+    spec: JobSpec,
+    send: Callable[[Message], None],
+    stop: StopRequest,
+    step_every_s: Callable[[], float] = lambda: STEP_EVERY_S,
+) -> Worker | FileWorker:
+    """The worker for the jobs of a spec; see `Worker` for the arguments."""
+    if spec.work is not None:
+        return FileWorker(spec.work, spec.request.device, send)
+    return Worker(spec, send, stop, step_every_s)
 
 
 def _with_trace(problem: SegdreamError | Interrupted) -> SegdreamError | Interrupted:

@@ -3,6 +3,7 @@
 The commands run up to the point where work begins: the jobs, the resolved settings and the messages are compared.
 """
 
+import inspect
 import itertools
 import zlib
 from collections.abc import Callable
@@ -18,10 +19,11 @@ import typer
 from commands import BUS
 
 from segdream_cli import cli, formats, mesh
-from segdream_cli.cli import doctor, evaluate, fetch, render, view
+from segdream_cli.cli import doctor, evaluate, fetch, render, view, workers
 from segdream_cli.evaluate import blind
 from segdream_cli.evaluate import references as drawing
-from segdream_cli.evaluate.evaluation import Evaluation, Row
+from segdream_cli.evaluate.evaluation import Evaluation, Measurement
+from segdream_cli.evaluate.measuring import Measuring
 from segdream_cli.evaluate.metrics import Figure
 from segdream_cli.evaluate.statistics import estimate
 from segdream_cli.priors import checkpoint
@@ -29,7 +31,7 @@ from segdream_cli.render.job import RenderJob
 from segdream_cli.render.studio import Ground
 from segdream_cli.runs import best_of, listing, ownership, session
 from segdream_cli.runs.jobs import slug
-from segdream_cli.runs.reporter import discard
+from segdream_cli.runs.reporter import JobFinished, discard
 from segdream_cli.simplify import polish
 from segdream_cli.splats import Splats
 from segdream_cli.util import cache
@@ -248,6 +250,8 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
         return call
 
     def text(value):
+        if inspect.isfunction(value):
+            return value.__name__
         if isinstance(value, session.Session):
             values = value.config, value.negative_prompt, value.batch, value.device, value.page, value.reporter.browser
             return repr((values, value.quality, value.reporter.output))
@@ -266,8 +270,8 @@ def outcome(segdream, folder, monkeypatch) -> Callable[..., tuple[Any, ...]]:
     monkeypatch.setattr(session, "page_for", lambda _: nullcontext("a page"))
     monkeypatch.setattr(best_of, "page_for", lambda _: nullcontext("a page"))
     monkeypatch.setattr(best_of.TrialSession, "generate_best", record("best"))
-    monkeypatch.setattr("segdream_cli.cli.generate.run_on_devices", record("devices"))
-    monkeypatch.setattr("segdream_cli.cli.generate.run_on_ray", record("ray"))
+    for name in ("run_on_devices", "run_on_ray"):
+        monkeypatch.setattr(workers, name, measure_after(record(name, session.Tally())))
     monkeypatch.setattr(session, "resume_run", record("resume"))
     monkeypatch.setattr(session, "load_checkpoint", cache_by_prior(session.load_checkpoint))
     made = SimpleNamespace(left_out=0, resolution=mesh.RESOLUTION, faces=[], watertight=True, components=1)
@@ -312,25 +316,39 @@ def stand_in_for_figures(folder, monkeypatch, record):
         figures = {"figure": Figure("a figure", main=True)}
         return {name: SimpleNamespace(figures=figures, set_figures={}, reads_views=name == "frechet") for name in names}
 
-    def measure(self, entry):
+    def measurement(self, entry):
         reading = (self.protocol,) if any(metric.reads_views for metric in self.metrics.values()) else ()
         drawn = np.random.default_rng(zlib.crc32(repr((entry, reading)).encode()))
         pictures = self.protocol.sides(self.n_pictures) if self.n_pictures else None
         shade = zlib.crc32(repr(pictures).encode()) % 256
         images = [np.full((8, 8, 3), shade, np.uint8)] * self.n_pictures
-        self.rows.append(Row(entry, {f"{name}.figure": 100 * drawn.random() for name in self.metrics}, images))
+        return Measurement({f"{name}.figure": 100 * drawn.random() for name in self.metrics}, images, {})
 
     def count(paths, pairs, seed):
         record("pairs")([pair.key for pair in pairs])
         return blind.Votes(estimate(np.geomspace(1, 2, 20), list(map(str, range(20))), seed), 0.5, len(paths))
 
     monkeypatch.setattr(evaluate, "_load", load)
-    monkeypatch.setattr(Evaluation, "measure", measure)
+    monkeypatch.setattr(Evaluation, "measurement", measurement)
     monkeypatch.setattr(blind, "count_votes", count)
     monkeypatch.setattr(
         drawing, "draw_references", lambda pipeline, *rest: record("drawn")(str(pipeline.device), *rest)
     )
     monkeypatch.setattr(drawing, "write_references", record("written", 3))
+
+
+def measure_after(record):
+    """Workers that record what they would do, and measure in place."""
+
+    def run(spec, where, reporter, stop):
+        if isinstance(spec.work, Measuring):
+            work = spec.work
+            here = Evaluation(evaluate._load(work.names, work.setup), work.protocol, work.setup.device, work.n_pictures)
+            for job in spec.jobs:
+                reporter(JobFinished(job.output, here.measurement(work.entries[job.asset])))
+        return record(spec, where, reporter)
+
+    return run
 
 
 def stand_in_for_tools(folder, monkeypatch, record):
