@@ -137,6 +137,12 @@ def test_addresses_that_lead_nowhere_are_refused(segdream, listed, given, code, 
 
 
 def test_missing_packages_are_named(segdream, listed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(import_module("fsspec.registry")._registry, "gs", raising=False)
+    done = segdream(*listed, "--out-dir", "gs://bucket/assets")
+    assert done.code == 3
+    assert "gs://bucket/assets needs a package that is missing" in done.err
+    assert "pip install gcsfs" in done.err
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(import_module("fsspec.registry")._registry, "s3", raising=False)
     done = segdream(*listed, "--out-dir", "s3://bucket/assets")
