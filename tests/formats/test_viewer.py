@@ -278,7 +278,6 @@ def touch(tab: Browser, starts: list[tuple[int, int]], stops: list[tuple[int, in
 def test_controls_follow_the_documented_keys(chiral: Splats, shown: Callable[..., Browser]) -> None:
     tab = shown(chiral)
     home = camera(tab)
-    tab.run("segdream.viewer.canvas.focus()")
     press(tab, "ArrowLeft")
     assert camera(tab)["azimuth"] == pytest.approx(home["azimuth"] + 6)
     press(tab, "ArrowDown")
@@ -303,6 +302,11 @@ def test_controls_follow_the_documented_keys(chiral: Splats, shown: Callable[...
         assert tab.run("return segdream.viewer.background") == name
     press(tab, "b", modifiers=2)
     assert tab.run("return segdream.viewer.background") == "light"  # Ctrl+B is the browser's
+    tab.run("document.getElementById('background').focus()")
+    press(tab, "Home")
+    assert camera(tab) == pytest.approx(home)
+    press(tab, " ")  # presses the button that has the focus
+    assert tab.run("return [segdream.viewer.background, segdream.viewer.rotating]") == ["checker", False]
 
 
 def press(tab: Browser, key: str, modifiers: int = 0) -> None:
@@ -315,9 +319,11 @@ def test_help_lists_every_key(chiral: Splats, shown: Callable[..., Browser]) -> 
     tab = shown(chiral)
     opened = "return document.getElementById('help').open"
     assert not tab.run(opened)
-    tab.run("segdream.viewer.canvas.focus()")
-    press(tab, "?")
+    press(tab, "?")  # before any click
     assert tab.run(opened)
+    before = camera(tab)
+    press(tab, "ArrowLeft")  # while the help is open
+    assert camera(tab) == before
     told = tab.run("return [...document.querySelectorAll('#keys th')].map((each) => each.textContent).join(' ')")
     for key in ("arrow keys", "Shift", "+ and −", "Space", "Home", "B", "P", "I", "?"):
         assert key in told, key

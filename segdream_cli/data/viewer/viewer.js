@@ -269,8 +269,9 @@ function listenToKeys(viewer, act) {
   const { camera } = viewer;
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const others = { " ": act.rotate, b: act.background, Home: act.reset, p: act.picture, i: act.about, "?": act.keyboard };
-  viewer.canvas.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+  document.addEventListener("keydown", (event) => { // not only on the canvas, which has no focus before a click
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("dialog")) return;
+    if (event.key === " " && event.target.closest("button, summary")) return; // Space presses these
     const arrow = arrows[event.key], other = others[event.key] ?? others[event.key.toLowerCase()];
     if (arrow && event.shiftKey) camera.pan(0.04 * arrow[0], 0.04 * arrow[1]);
     else if (arrow) camera.orbit(6 * arrow[0], 6 * arrow[1]);
