@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from segdream_cli.config.start import POINT_E
 from segdream_cli.errors import OptionProblem, SegdreamError
 
 GROUPS = ("Prompt", "Output", "", "Quality", "Run", "Start", "Hardware and weights")
@@ -30,8 +31,12 @@ EXCLUDES = {
     "seed": ("seeds",),
     "seeds": ("seed",),
     "device": ("devices", "ray"),
+    "init": (
+        *("init_prompt", "init_color", "init_points", "init_scale", "point_e_dir"),
+        *("frame", "strict", "as_splats"),
+    ),
 }
-"""Parameter -> others that it takes the place of in a hint."""
+"""Parameter -> others that it takes the place of in a hint; --init point-e takes the place of none."""
 _current: ContextVar[typer.Context | None] = ContextVar("_current", default=None)
 """The latest command of this process; its context outlives it, since its error is printed after its end."""
 
@@ -143,7 +148,7 @@ def _amend(context: typer.Context, words: Sequence[str], problem: SegdreamError)
     if not all(name for name, _ in added):
         return None
     uses = [_identity(context, name, each) for name, each in given]
-    excluded = {(other, None) for name, _ in added for other in EXCLUDES.get(name, ())}
+    excluded = {(other, None) for name, each in added if each[-1] != POINT_E for other in EXCLUDES.get(name, ())}
     changed = excluded | _left_out(context, problem.without)
     kept: list[str] = []
     changes = [word for _, each in added for word in each]

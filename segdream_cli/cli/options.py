@@ -19,6 +19,7 @@ from segdream_cli.priors.profile import QUALITIES
 from segdream_cli.runs.jobs import MAX_SEED, Job, fill_fields, has_field, make_folders
 from segdream_cli.runs.spec import Request
 from segdream_cli.util.home import abbreviate, expand
+from segdream_cli.util.text import join_names
 
 Quality = StrEnum("Quality", {name: name for name in QUALITIES})  # type: ignore[misc]
 STANDARD: Quality = Quality("standard")
@@ -49,11 +50,6 @@ def refuse_options(context: typer.Context, names: set[str], reason: str, hint: s
         raise OptionProblem(
             f"{join_names(titles)} {_agree(reason, len(titles))}", without=() if hint else titles, hint=hint
         )
-
-
-def join_names(names: Sequence[str]) -> str:
-    """Names as in a sentence: "a", "a and b", "a, b and c"."""
-    return " and ".join([", ".join(names[:-1]), *names[-1:]] if len(names) > 1 else names)
 
 
 def _agree(reason: str, number: int) -> str:

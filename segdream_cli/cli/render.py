@@ -22,6 +22,7 @@ from segdream_cli.errors import UsageProblem
 from segdream_cli.render import check_size
 from segdream_cli.runs.jobs import FileJob
 from segdream_cli.util.devices import check_device
+from segdream_cli.util.text import join_names
 
 Color = Sequence[float] | None
 
@@ -262,7 +263,7 @@ def choose_kind(asked: dict[str, bool]) -> str:
     if kinds == [FRAMES, CAMERA_PATH]:
         return FRAMES
     if len(kinds) > 1:
-        message = f"{shared.join_names(kinds)} exclude each other: choose one at a time"
+        message = f"{join_names(kinds)} exclude each other: choose one at a time"
         raise UsageProblem(message, without=[OPTIONS[kind] for kind in kinds[1:]])
     return kinds[0]
 

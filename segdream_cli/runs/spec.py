@@ -10,6 +10,7 @@ from segdream_cli.config.values import read_toml
 from segdream_cli.errors import OptionProblem, UsageProblem
 from segdream_cli.priors.profile import preset
 from segdream_cli.runs.jobs import FileJob, Job
+from segdream_cli.util.text import join_names
 
 if TYPE_CHECKING:
     from segdream_cli.priors.profile import PriorProfile
@@ -81,10 +82,15 @@ class Request:
         reasons = config.idle(named)
         if self.refines:
             reasons |= {key: "a refinement starts from its asset" for key in named if key.startswith("init.")}
+        idle: dict[str, list[str]] = {}
         for key, reason in reasons.items():
             option = self.options.get(named[key])
             if option and all(each in reasons for each in named if self.options.get(named[each]) == option):
-                raise OptionProblem(f"{option} has no effect: {reason}", without=[option])
+                idle.setdefault(reason, []).append(option)
+        for reason, found in idle.items():
+            options = list(dict.fromkeys(found))
+            verb = "has" if len(options) == 1 else "have"
+            raise OptionProblem(f"{join_names(options)} {verb} no effect: {reason}", without=options)
         return [f"{key} has no effect: {reason}" for key, reason in reasons.items() if named[key] not in self.options]
 
     def prior(self) -> PriorConfig:

@@ -1,6 +1,7 @@
-"""Text from outside, made safe to show; sizes of files as people read them."""
+"""Text from outside, made safe to show; sizes and lists as people read them."""
 
 import re
+from collections.abc import Sequence
 
 # control characters, line separators, the marks that reorder text between left and right, and undecodable bytes
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -26,6 +27,11 @@ def printable_command(command: str) -> str:
         return "$" + _UNPRINTABLE.sub(_octal, word.replace("\\", "\\\\"))
 
     return printable(_QUOTED.sub(spell, command))
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Names as in a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), *names[-1:]] if len(names) > 1 else names)
 
 
 def format_size(size: float) -> str:

@@ -277,6 +277,11 @@ def test_count_is_refused_for_other_starts(refused, there, start):
         (("--init-color", "points"), "--init-color has no effect: the start is sphere"),
         (("--init-scale", "2"), "--init-scale has no effect: the start is sphere"),
         (("--init-prompt", "a zzz"), "--init-prompt has no effect: the start is sphere"),
+        (
+            ("--init-points", "9", "--init-scale", "2", "--point-e-dir", "there"),
+            "--init-points, --init-scale and --point-e-dir have no effect: the start is sphere "
+            f"hint: segdream generate '{BUS}' -o bus.ply --device cpu --init sphere",
+        ),
         (("--list-words",), "PROMPT, --output and --init"),
         (("--steps", "99999999999"), "--steps"),
         (("--set", "optim.steps=99999999999"), "optim.steps can't be 99999999999: it must be at least 0 and at most"),

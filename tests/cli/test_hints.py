@@ -39,6 +39,11 @@ def words(done):
         ("generate P --model ./nosuch", "generate P --prior mini"),
         ("generate P --perp-neg --no-perp-neg", "generate P --no-perp-neg"),
         ("generate P --seeds 0-1 --seed 3", "generate P --seeds 0-1"),
+        ("init P --prior sd21 --point-e-dir no --init-points 9 -q", "init P --prior sd21 -q --init sphere"),
+        (
+            "generate P --init point --point-e-dir no --init-points 9",
+            "generate P --init point-e --point-e-dir no --init-points 9",
+        ),
         # of several outputs, the one that can't be written
         ("export bus.ply -o a.splat -o bus.ply -q", "export bus.ply -o a.splat -o bus-2.ply -q"),
         ("export bus.ply -o bus.ply -o a.html --output-frame rdf", "export bus.ply -o bus.ply -o a.html"),
