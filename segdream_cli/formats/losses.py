@@ -34,4 +34,6 @@ def describe_losses(splats: Splats, format: str) -> str:
     losses = [f"clamps {' and '.join(clamped)}"] if clamped else []
     if splats.antialiased and format in WITHOUT_FLAG:
         losses.append("has no antialias flag")
+    if splats.shN.any() and format == "splat":
+        losses.append("has no spherical harmonics")
     return f"{' and '.join(losses)}; a .ply file keeps them" if losses else ""

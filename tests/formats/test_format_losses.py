@@ -80,6 +80,9 @@ def test_describe_losses_counts_what_is_clamped(
     tmp_path: Path, chiral: Splats, format: str, name: str, beyond: float, what: str
 ) -> None:
     """Values just beyond the limit change by more than the rounding inside it; one in ten is beyond."""
+    if format == "splat":
+        assert describe_losses(chiral, format) == "has no spherical harmonics; a .ply file keeps them"
+        chiral = replace(chiral, shN=chiral.shN[:, :0])
     assert not describe_losses(chiral, format)
     values = chiral.arrays()[name].copy()
     values.reshape(-1)[::10] = beyond
