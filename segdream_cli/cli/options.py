@@ -325,7 +325,7 @@ InitScaleOption = Annotated[
 ]
 InitFrameOption = Annotated[
     str | None,
-    typer.Option("--frame", help="Where the axes of the file of --init point, such as rdf.", rich_help_panel=START),
+    typer.Option("--frame", help="Axes of the file given to --init, such as rdf: right, down, forward.", rich_help_panel=START),
 ]
 InitStrictOption = Annotated[
     bool,
