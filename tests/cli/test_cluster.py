@@ -299,6 +299,52 @@ def test_files_travel_from_a_machine_without_the_folder(nodes, listed, monkeypat
     assert not list((driver.folder / "assets").glob("*.run/checkpoint.safetensors"))
 
 
+FILES = (
+    ("export", "made", "-o", "{place}/{stem}.spz", "-o", "{place}/{stem}.splat"),
+    ("evaluate", "made", "--metrics", "health", "--csv", "{place}.csv"),
+)
+MANY = f"""
+import sys
+sys.path[:0] = {cluster_workers.PATHS!r}
+import cluster_workers
+from segdream_cli.runs import cluster
+cluster.Actor = cluster_workers.TestActor
+from segdream_cli.cli import run
+address, *commands = sys.argv[1:]
+sys.exit(max(run([*each.split("|"), "--ray", address, "--gpus-per-worker", "0"]) for each in commands))
+"""
+
+
+@pytest.mark.slow
+def test_files_of_many_assets_are_made_on_machines_with_and_without_the_folders(nodes, segdream, folder):
+    blind, _ = nodes.add(2)
+    (nodes.faults / f"blind-{blind.node_id}").touch()
+    (folder / "made").mkdir()
+    for color in COLORS[:4]:
+        options = ("--init", "sphere", "--set", "init.count=20")
+        assert segdream("init", f"a {color} ball", *options, "-o", f"made/{color}.ply").code == 0
+    commands = [[word.replace("{place}", "there") for word in command] for command in FILES]
+    (folder / "there").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, nodes.address, *("|".join(command) for command in commands)],
+        text=True, capture_output=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("4 made, 0 skipped, 0 failed") == 2
+    assert "it does not see the folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    (folder / "here").mkdir()
+    for color in COLORS[:4]:
+        words = [word.replace("{place}", "here").replace("made", f"made/{color}.ply") for word in FILES[0]]
+        assert segdream(*words).code == 0
+    assert segdream(*(word.replace("{place}", "here") for word in FILES[1])).code == 0
+    there, here = ({path.name: path.read_bytes() for path in (folder / place).iterdir()} for place in ("there", "here"))
+    assert len(here) == 8
+    assert there == here
+    assert (folder / "there.csv").read_bytes() == (folder / "here.csv").read_bytes()
+    assert not list((folder / "made").glob(".*"))
+
+
 def test_cluster_without_room_is_refused(nodes, segdream, folder):
     nodes.add()
     (folder / "list.txt").write_text("a red ball")
