@@ -325,7 +325,9 @@ InitScaleOption = Annotated[
 ]
 InitFrameOption = Annotated[
     str | None,
-    typer.Option("--frame", help="Axes of the file given to --init, such as rdf: right, down, forward.", rich_help_panel=START),
+    typer.Option(
+        "--frame", help="Axes of the file of --init, such as rdf: right, down, forward.", rich_help_panel=START
+    ),
 ]
 InitStrictOption = Annotated[
     bool,
