@@ -398,7 +398,7 @@ class RunDir:
             reason = "it has no run.json" if self.path.is_dir() else problem.strerror
             raise UsageProblem(f"{self.path} is not a run folder: {reason}", hint=self._resume_nearest()) from problem
         except (ValueError, TypeError, AttributeError) as problem:
-            if self.is_foreign():
+            if not self.checkpoint.exists() and self.is_foreign():
                 message = f"{self.path} is not a run folder: its {RECORD} is another program's"
                 raise UsageProblem(message, hint=self._resume_nearest()) from problem
             raise UsageProblem(f"{self.path / RECORD} is damaged: {problem}", hint=self._move_away()) from problem
@@ -556,7 +556,7 @@ class RunDir:
         found: dict[str, RunDir] = {}
         with suppress(OSError):
             others = map(type(self), sorted(self.path.parent.glob("*.run")))
-            found = {other.path.name: other for other in others if other.can_resume()}
+            found = {other.path.name: other for other in others if other.path != self.path and other.can_resume()}
         nearest = difflib.get_close_matches(self.path.name, found, n=1, cutoff=0)
         return found[nearest[0]].resume_command() if nearest else None
 
