@@ -1,8 +1,11 @@
 """Shared helpers of the command-line tests: small runs, and a start for processes without networks."""
 
+import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from segdream_cli.config import MINI
 
@@ -86,3 +89,14 @@ def is_command(hint):
 def plain(text):
     """Text without colours and the lines of boxes."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text).split())
+
+
+def rewrite_record(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the record of a stopped run and its copy in the checkpoint, as if it had been begun elsewhere."""
+    from segdream_cli.util.tensor_files import dump_tensors, load_tensors  # imports torch
+
+    record = json.loads((run / "run.json").read_text())
+    change(record)
+    (run / "run.json").write_text(json.dumps(record))
+    tensors, entries = load_tensors(run / "checkpoint.safetensors")
+    (run / "checkpoint.safetensors").write_bytes(dump_tensors(tensors, entries | {"record": json.dumps(record)}))

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from commands import BUS, REFINED, SIX, TINY
+from commands import BUS, REFINED, SIX, TINY, rewrite_record
 from fakes import AnalyticPrior
 from PIL import Image
 
@@ -273,10 +273,8 @@ def test_list_resumes_a_run_that_has_fewer_settings(segdream, prior, folder):
     arguments = ("generate", "--prompts", "list.txt", "--out-dir", ".", *SIX)
     prior(lambda profile: Interrupted(profile, 8, signal.SIGINT))
     assert segdream(*arguments).code == 130
-    record = folder / "a_yellow_school_bus.run" / "run.json"
-    known = json.loads(record.read_text())
-    del known["config"]["prior.recomputed_values"]
-    record.write_text(json.dumps(known))
+    run = folder / "a_yellow_school_bus.run"
+    rewrite_record(run, lambda record: record["config"].pop("prior.recomputed_values"))
     prior()
     done = segdream(*arguments)
     assert done.code == 0, done.err

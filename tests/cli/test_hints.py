@@ -135,7 +135,7 @@ def test_hints_lead_to_a_command_that_works(segdream, folder, given):
         ("segdream generate PATH", "can't be pasted"),
         ("segdream generate P --set init.shape=...", "can't be pasted"),
         ("rm a.ply  # then run the command again", "can't be pasted"),
-        ("segdream render a.ply --devices 0", "No such option"),
+        ("segdream render a.ply --steps 9", "No such option"),
         ("segdream sing a.ply", "No such command"),
         ("segdream export a.ply", "the error that it should cure"),
         ("touch a.ply", "the same error comes back"),

@@ -125,7 +125,7 @@ def test_resolve_point_e_downloads_verifies_and_converts_once(server: FileServer
     assert told[-1] == (total, total)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert found.origin == f"{server.address}/point-e/"
-    assert f"downloading Point-E, {total / 1e6:.1f} MB" in said[0]
+    assert f"downloading Point-E, {total / 1e3:.1f} kB" in said[0]
     assert server.address in said[0]
     for line, name in zip(said[1:], NAMES, strict=True):
         assert line == f"{name} has SHA-256 {sha256((release / name).read_bytes())}, as published"
