@@ -31,7 +31,7 @@ def relay(lines: list[Said], note: Callable[[str], None]) -> Iterator[None]:
         _relay.reset(token)
 
 
-def is_relayed() -> bool:
+def has_relay() -> bool:
     """Whether a worker runs this command for another one."""
     return _relay.get() is not None
 
@@ -104,7 +104,7 @@ class Output:
 
     def suggest(self, command: Sequence[str]) -> None:
         """Shows the command that usually comes next to a person at a terminal; an empty one is none."""
-        if command and not self.json and not is_relayed() and sys.stderr.isatty():
+        if command and not self.json and not has_relay() and sys.stderr.isatty():
             self.note(f"next: {printable_command(shlex.join(command))}")
 
     def can_ask(self) -> bool:

@@ -15,7 +15,7 @@ import typer
 
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.command_line import rewrite
-from segdream_cli.cli.output import Output, is_relayed
+from segdream_cli.cli.output import Output, has_relay
 from segdream_cli.errors import UsageProblem
 
 MESH = "mesh"
@@ -79,7 +79,7 @@ def apply_target(context: typer.Context, name: str, asset: Path, sink: Output) -
         context.params["outputs"] = [template]
         added += ["-o", str(shared.fill_stem(template, asset))]
     command = rewrite(context, ["--for"], added)
-    if not is_relayed():
+    if not has_relay():
         sink.note(f"--for {name} suits {target.importer}, and is short for: {shlex.join(command)}")
     return command
 

@@ -84,10 +84,10 @@ class CommandWork:
         said: list[Said] = []
         with relay(said, note):
             app(args=words, prog_name=f"segdream {name}", standalone_mode=False, obj=[name, *words])
-        return tuple((_as_given(line, job), message and job.translate(message)) for line, message in said)
+        return tuple((_translate_line(line, job), message and job.translate(message)) for line, message in said)
 
 
-def _as_given(line: Line, job: FileJob) -> Line:
+def _translate_line(line: Line, job: FileJob) -> Line:
     """A line with the paths as they were given."""
 
     def amend(value: Any) -> Any:

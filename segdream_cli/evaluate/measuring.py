@@ -9,7 +9,7 @@ from segdream_cli.evaluate.assets import Entry
 from segdream_cli.evaluate.evaluation import Evaluation, Measurement
 from segdream_cli.evaluate.metrics import METRICS, Setup
 from segdream_cli.evaluate.views import ViewProtocol
-from segdream_cli.formats.common import Reading
+from segdream_cli.formats.common import Reading, ignore
 from segdream_cli.util.devices import choose_device
 
 
@@ -46,7 +46,7 @@ class Measuring:
     @classmethod
     def of(cls, evaluation: Evaluation, setup: Setup, entries: Mapping[Path, Entry]) -> Self:
         """The work for an evaluation; notes on its files and weights have been told, and stay here."""
-        quiet = replace(setup, announce=Setup(device=setup.device).announce)
+        quiet = replace(setup, announce=ignore)
         plain = {path: replace(entry, reading=_without_note(entry.reading)) for path, entry in entries.items()}
         return cls(tuple(evaluation.metrics), quiet, evaluation.protocol, evaluation.n_pictures, plain)
 

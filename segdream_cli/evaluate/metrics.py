@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from segdream_cli.errors import UsageProblem
+from segdream_cli.formats.common import ignore
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +69,6 @@ class Views:
     """RGB over white, rounded to bytes as in an image file, on the CPU."""
     azimuth_deg: Float[Tensor, " v"]
     elevation_deg: Float[Tensor, " v"]
-
-
-def ignore(_: str) -> None:
-    """Does nothing; unlike a lambda, it can be sent to another process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

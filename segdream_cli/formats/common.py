@@ -42,7 +42,7 @@ with np.errstate(divide="ignore"):
 """Opacity logit of each byte of opacity, [256]."""
 
 
-def _ignore(_: object) -> None:
+def ignore(_: object) -> None:
     """Does nothing; unlike a lambda, it can be sent to another process."""
 
 
@@ -56,9 +56,9 @@ class Reading:
     """Read a plain point cloud as small Gaussians."""
     frame: str | None = None
     """Where the axes of the file point, a name of `splats.frames.FRAMES`; None is what the file or its format says."""
-    note: Callable[[str], object] = _ignore
+    note: Callable[[str], object] = ignore
     """Receives a message about each change that the reader makes, such as rows that it drops."""
-    unusable: Callable[[int], object] = _ignore
+    unusable: Callable[[int], object] = ignore
     """Receives the number of rows that are dropped."""
 
 

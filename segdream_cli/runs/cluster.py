@@ -334,7 +334,7 @@ class RayCrew:
             if not member.carries:
                 self._receiver.release(job.output)
             elif isinstance(job, FileJob):
-                found = job.travelling()
+                found = job.cargo()
             elif task.resume:
                 found = self._receiver.earlier(job)
             if found:

@@ -130,7 +130,7 @@ class FileJob(Job):
         places |= {path: folder / path.name for path in self.outputs}
         return replace(self, output=folder / self.output.name, places=places)
 
-    def travelling(self) -> dict[str, Path]:
+    def cargo(self) -> dict[str, Path]:
         """Path in a scratch folder -> file to bring there."""
         return {f"{INPUTS}/{self._name(path)}": path for path in self.inputs}
 

@@ -471,7 +471,7 @@ class RunDir:
             if after.get(key) != before.get(key)
         ]
 
-    def check_unedited(self) -> None:
+    def check_edits(self) -> None:
         """Refuses a record that differs from that of the latest checkpoint.
 
         Raises:

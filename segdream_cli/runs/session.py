@@ -547,7 +547,7 @@ class Session:
                 f"{run.path} was begun with the prompt read as {record.prompt_read or record.prompt!r}", hint=again
             )
         tensors = run.load()
-        run.check_unedited()
+        run.check_edits()
         start = self._open(None if record.source is None else Source(**record.source), again)
         try:
             asset = self.pipeline.restore(tensors, record.prompt, record.seed, record.negative_prompt)
@@ -697,7 +697,7 @@ def resume_run(
         raise UsageProblem(
             f"{path} has no checkpoint: the run was stopped before its first one", hint=run.repeat_command(record)
         )
-    run.check_unedited()
+    run.check_edits()
     check_output(output, force=force)
     formats.check_format(output)
     config = run.config()

@@ -63,19 +63,19 @@ class OneWorker:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def balls(tmp_path_factory) -> Path:
     """A folder of three assets, each larger than the one before."""
-    made = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("balls")
     for number, color in enumerate(COLORS, 1):
         options = ("--init", "sphere", "--set", f"init.count={20 * number}")
-        assert command_line.run(["init", f"a {color} ball", *options, "-o", str(made / f"{color}.ply")]) == 0
-    return made
+        assert command_line.run(["init", f"a {color} ball", *options, "-o", str(folder / f"{color}.ply")]) == 0
+    return folder
 
 
 @pytest.fixture
-def assets(made, folder) -> Path:
+def assets(balls, folder) -> Path:
     """A copy of that folder in the empty one."""
-    return Path(shutil.copytree(made, folder / "assets"))
+    return Path(shutil.copytree(balls, folder / "assets"))
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_files_travel_to_a_machine_without_the_folders(assets, folder):
     job = FileJob("", 0, outputs[0], asset=Path("assets/red.ply"), inputs=(Path("assets/red.ply"),), outputs=outputs)
     work, porter = CommandWork(export.export, ("--quiet", "--skip-existing"), takes_device=False), PartPorter(send)
     (folder / "out").mkdir()
-    porter.earlier = {job.output: {name: path.read_bytes() for name, path in job.travelling().items()}}
+    porter.earlier = {job.output: {name: path.read_bytes() for name, path in job.cargo().items()}}
     shutil.move("assets", "hidden")
     carrier = Carrier(send, porter)
     with FileWorker(work, "cpu", carrier.hear) as worker:

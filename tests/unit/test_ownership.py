@@ -357,13 +357,13 @@ def test_check_unedited_blames_a_damaged_checkpoint_and_not_the_record(tmp_path)
     run = RunDir(tmp_path / "bus.run")
     run.create(RECORD)
     run.save(asset())
-    run.check_unedited()
+    run.check_edits()
     content = run.checkpoint.read_bytes()
     for old, new in ((b"a folder", b"a foldeR"), (b"negative_prompt", b"negative_prompT")):
         assert old in content
         run.checkpoint.write_bytes(content.replace(old, new))
         with pytest.raises(UsageProblem, match=r"checkpoint\.safetensors is damaged"):
-            run.check_unedited()
+            run.check_edits()
 
 
 def test_edits_names_what_differs_from_the_checkpoint(tmp_path):
