@@ -180,7 +180,8 @@ def measure_methods(settings: Settings, options: argparse.Namespace, device: tor
     The ratio is to the time that its U-Net rows would take in the loop of SCTD: that loop's step, plus the difference
     in rows times the mean time of a row there. Decoded images count as time, not as rows.
     """
-    base, found = random_pipeline(settings, device, small=options.smoke), {}
+    # of GCS, so that the decoder is compiled too
+    base, found = random_pipeline({"distill.method": "gcs"} | settings, device, small=options.smoke), {}
     ready(base)
     for method in dict.fromkeys(("sctd", *(options.method or METHOD_NAMES))):
         pipeline = Pipeline(base.config.set({"distill.method": method}), base.prior, device)

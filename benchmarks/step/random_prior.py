@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segdream_cli.accel.cuda_graphs import compute_dtype
 from segdream_cli.config import Config
+from segdream_cli.distill import build_method
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.priors.profile import PriorProfile, preset
 from segdream_cli.priors.stable_diffusion import DiffusionPrior
@@ -103,6 +104,7 @@ def random_prior(config: Config, device: torch.device, made: tuple[Any, Any]) ->
     prior = DiffusionPrior(
         unet, vae, text, scheduler, PriorProfile(), config.prior,
         announce=announce, batch=config.camera.batch, steps=config.optim.steps,
+        decodes=build_method(config).decodes_per_view,
     )  # fmt: skip
     FAILED.extend(chain.failed for chain in prior.chains)
     return prior

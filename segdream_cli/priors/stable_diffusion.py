@@ -50,10 +50,12 @@ class DiffusionPrior:
         announce: receives lines about compilations and fallbacks.
         batch: views per step.
         steps: optimisation steps of the run, which decide whether to compile.
+        decodes: images that a step decodes; the decoder is only compiled for these, since a minute of compiling
+            is more than a stage of refinement saves.
 
     Attributes:
-        chains: on CUDA, the implementations of the encoder and of the U-Net; with OpenVINO, those of its
-            calls; else empty.
+        chains: on CUDA, the implementations of the encoder, the U-Net and a compiled decoder; with OpenVINO, those
+            of its calls; else empty.
         alphas_cumprod: cumulative product of alpha at timesteps 0..999, float64, on the CPU.
         image_size: side in pixels of the images the prior was trained on.
         latent_shape: channels, height and width of the latents of such an image.
@@ -71,6 +73,7 @@ class DiffusionPrior:
         announce: Announce,
         batch: int = 1,
         steps: int = 0,
+        decodes: float = 0.0,
     ) -> None:
         self.profile = profile
         self.unet = unet.eval().requires_grad_(False)
@@ -94,11 +97,7 @@ class DiffusionPrior:
         self._predict: Callable[..., Tensor] = self._unet_output
         self.chains: tuple[FallbackChain, ...] = ()
         if self.device.type == "cuda":
-            compiling = compiles(config, unet, steps)
-            replace_layers(self.unet, self.vae, config, compiling=compiling)
-            self.chains = self._encode, self._predict = self._build_chains(config, announce, batch, compiling=compiling)
-            if not config.low_vram and (compiling or config.cuda_graphs):
-                self._predict = PaddedBatches(self._predict, batch, 2 * batch if compiling else None)
+            self._speed_up(config, announce, batch, decodes, compiling=compiles(config, unet, steps))
         if choose_engine(config, self.device, full_size=full_size(unet))[0] == "openvino":
             self._use_openvino(config, announce)
         if config.low_vram:
@@ -106,10 +105,12 @@ class DiffusionPrior:
             self._decode = partial(_decode_one_by_one, self._decode)
             self._predict = PaddedBatches(self._predict, 1, LOW_VRAM_ROWS)
 
-    def _build_chains(
-        self, config: PriorConfig, announce: Announce, batch: int, *, compiling: bool
-    ) -> tuple[FallbackChain, FallbackChain]:
-        """The implementations of the encoder's and the U-Net's calls on CUDA, the fastest first."""
+    def _speed_up(
+        self, config: PriorConfig, announce: Announce, batch: int, decodes: float, *, compiling: bool
+    ) -> None:
+        """Replaces layers and calls of the networks on CUDA by the fastest implementations that work here."""
+        compiles_decoder = compiling and decodes > 0
+        replace_layers(self.unet, self.vae, config, compiling=compiling, decoding=compiles_decoder)
         build = partial(
             FallbackChain.build,
             announce=announce,
@@ -120,7 +121,18 @@ class DiffusionPrior:
         )
         # a compiled encoder is called with the views of one asset, so that several assets need no new compilation
         graphed = partial(GraphedGradients, largest=batch if compiling else None)
-        return build("the autoencoder", self._posterior, graphed), build("the U-Net", self._unet_output, GraphedCalls)
+        self._encode = encoder = build("the autoencoder", self._posterior, graphed)
+        self._predict = unet = build("the U-Net", self._unet_output, GraphedCalls)
+        self.chains = encoder, unet
+        if compiles_decoder:
+            self._decode = decoder = build("the decoder", self._decoder_output, GraphedCalls)
+            self.chains += (decoder,)
+        if config.low_vram:
+            return
+        if compiling or config.cuda_graphs:
+            self._predict = PaddedBatches(unet, batch, 2 * batch if compiling else None)
+        if compiles_decoder:
+            self._decode = PaddedBatches(decoder, batch, batch)
 
     def _use_openvino(self, config: PriorConfig, announce: Announce) -> None:
         """Moves the U-Net's calls without gradient to OpenVINO; in bf16 also those of the autoencoder.
@@ -158,6 +170,7 @@ class DiffusionPrior:
         warn: Callable[[str], None],
         batch: int = 1,
         steps: int = 0,
+        decodes: float = 0.0,
     ) -> "DiffusionPrior":
         """Loads a verified checkpoint.
 
@@ -168,6 +181,7 @@ class DiffusionPrior:
             warn: receives a line per text that is longer than the encoder's limit, and lines about compilations.
             batch: views per step.
             steps: optimisation steps of the run.
+            decodes: images that a step decodes.
 
         Raises:
             WeightsUnavailable: a file can't be read, a weight is missing, or the vocabulary does not fit.
@@ -183,7 +197,10 @@ class DiffusionPrior:
         vae = _load_network(AutoencoderKL, checkpoint, "vae", device, dtype)
         with read_errors(f"the scheduler of {checkpoint.name}"):
             scheduler = DDIMScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)
-        return cls(unet, vae, text, scheduler, checkpoint.profile, config, announce=warn, batch=batch, steps=steps)
+        return cls(
+            unet, vae, text, scheduler, checkpoint.profile, config,
+            announce=warn, batch=batch, steps=steps, decodes=decodes,
+        )  # fmt: skip
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "p l d"]:
         """Text embeddings: p texts, l tokens, d features; see `TextEncoder.encode`."""
@@ -261,8 +278,13 @@ class DiffusionPrior:
         return output
 
 
-def replace_layers(unet: UNet2DConditionModel, vae: AutoencoderKL, config: PriorConfig, *, compiling: bool) -> None:
-    """Replaces layers that are slow on a GPU with equivalent faster ones, as the settings request."""
+def replace_layers(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, config: PriorConfig, *, compiling: bool, decoding: bool = False
+) -> None:
+    """Replaces layers that are slow on a GPU with equivalent faster ones, as the settings request.
+
+    `compiling` means the U-Net and the encoder, `decoding` the decoder too.
+    """
     if config.written_attention:
         vae.set_attn_processor(AttnProcessor())
     if config.forward_gradients:
@@ -273,7 +295,7 @@ def replace_layers(unet: UNet2DConditionModel, vae: AutoencoderKL, config: Prior
     if config.tuned_convolutions:
         torch.backends.cudnn.benchmark = True
     if compiling:
-        for network in (unet, vae.encoder):
+        for network in (unet, vae.encoder, *([vae.decoder] if decoding else [])):
             network.to(memory_format=torch.channels_last)
             if config.channel_norms:
                 replace_norms(network)

@@ -140,6 +140,7 @@ def load_pipeline(
     from segdream_cli.priors.stable_diffusion import DiffusionPrior, full_size, workload
     from segdream_cli.util.memory import free_gib, out_of_memory
 
+    method = build_method(config)
     with out_of_memory(device, "the prior", "--device cpu" if device.type == "cuda" else f"--prior {MINI}"):
         prior = DiffusionPrior.load(
             checkpoint,
@@ -148,9 +149,9 @@ def load_pipeline(
             warn=note_to(reporter),
             batch=config.camera.batch,
             steps=config.optim.steps,
+            decodes=method.decodes_per_view,
         )
     if device.type == "cuda" and full_size(prior.unet):
-        method = build_method(config)
         work = workload(prior, config, method.rows_per_view, assets, decodes_per_view=method.decodes_per_view)
         needed = work.memory_gib(config.densify.cap or config.init.count)
         for line in forecast(needed, free_gib(device), work.seconds(device), config):

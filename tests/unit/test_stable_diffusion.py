@@ -323,19 +323,23 @@ def test_compiles_depends_on_setting_size_steps_and_triton(
 
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("compile", ["on", "off"])
+@pytest.mark.parametrize("decodes", [0.0, 2.0])
 def test_diffusion_prior_builds_chains_by_its_settings(
-    priors: dict[str, DiffusionPrior], recompute: bool, compile: str, monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], recompute: bool, compile: str, decodes: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built: list[tuple[bool, bool]] = []
+    built: list[tuple[str, bool, bool]] = []
 
-    def build(*_: Any, recompute: bool, allow_fallback: bool, **__: Any) -> diffusion.FallbackChain:
-        built.append((recompute, allow_fallback))
+    def build(network: str, *_: Any, recompute: bool, allow_fallback: bool, **__: Any) -> diffusion.FallbackChain:
+        built.append((network, recompute, allow_fallback))
         return object.__new__(diffusion.FallbackChain)
 
     monkeypatch.setattr(diffusion.FallbackChain, "build", build)
+    prior = load(folders["shipped"])
     config = PriorConfig(recomputed_values=recompute, compile=compile)
-    priors["epsilon"]._build_chains(config, pytest.fail, 2, compiling=False)
-    assert built == [(recompute, compile == "off")] * 2
+    prior._speed_up(config, pytest.fail, 2, decodes, compiling=compile == "on")
+    networks = ["the autoencoder", "the U-Net"] + ["the decoder"] * (compile == "on" and decodes > 0)
+    assert built == [(network, recompute, compile == "off") for network in networks]
+    assert len(prior.chains) == len(networks)
 
 
 @pytest.mark.gpu
@@ -381,6 +385,28 @@ def test_encode_image_with_graphs_equals_eager(folders: dict[str, Path]) -> None
             found.append((latents.detach().clone(), rgb.grad.clone()))
         for got, expected in zip(*found, strict=True):
             assert (got - expected).norm() < 2e-3 * expected.norm()
+
+
+@pytest.mark.gpu
+def test_compiled_decoder_equals_eager_for_any_number_of_rows(folders: dict[str, Path]) -> None:
+    checkpoint = weights.resolve(
+        PriorConfig(model=str(folders["shipped"])), cuda=True, offline=True, announce=pytest.fail
+    )
+    told: list[str] = []
+    compiled, eager = (
+        DiffusionPrior.load(
+            checkpoint, "cuda", PriorConfig(dtype="fp32", compile=how), warn=told.append, batch=2, decodes=decodes
+        )
+        for how, decodes in (("on", 2.0), ("off", 0.0))
+    )
+    for seed, rows in enumerate((2, 1, 5)):
+        latents = draw(rows, *eager.latent_shape, seed=seed).cuda()
+        got, expected = compiled.decode(latents), eager.decode(latents)
+        assert got.shape == expected.shape
+        assert (got - expected).norm() < 2e-3 * expected.norm()
+    assert [line for line in told if "the decoder for" in line] == [
+        "compiling the decoder for 2 rows; the first time on a machine takes minutes"
+    ]
 
 
 def test_load_prints_nothing(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
