@@ -144,7 +144,7 @@ class Soak:
 
     def made(self) -> list[Path]:
         """The assets that exist."""
-        return sorted((self.folder / "assets").glob("*.ply"))
+        return sorted((self.folder / "assets").glob("[!.]*.ply"))
 
     def check(self) -> dict[str, int]:
         """Checks all assets; returns the counts of the drivers' summaries.

@@ -43,6 +43,7 @@ from segdream_cli.runs.run_dir import RunDir
 from segdream_cli.runs.spec import JobSpec, Tally
 from segdream_cli.runs.stopping import StopRequest
 from segdream_cli.runs.survey import Surveyed
+from segdream_cli.util.files import sweep
 
 TRIES = 3
 """Attempts at an asset that ends with an error."""
@@ -497,6 +498,7 @@ class Dispatcher:
     def _finish_unreported(self, item: _Item) -> None:
         """Counts an asset that a worker wrote before it was lost."""
         output = item.found.job.output
+        sweep(output.parent, output.stem)
         self._note(f"{output} was finished by a worker that was lost", once=False)
         self._tally += Tally(made=1)
         self.reporter(JobSkipped(output, item.found.number, len(self._found)))

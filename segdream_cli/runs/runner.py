@@ -37,7 +37,7 @@ from segdream_cli.runs.timings import Timing, Timings
 from segdream_cli.splats import Splats
 from segdream_cli.util.download import format_time
 from segdream_cli.util.failures import convert_failures
-from segdream_cli.util.files import free_name, other_path, write_policy
+from segdream_cli.util.files import free_name, other_path, sweep, write_policy
 from segdream_cli.util.memory import peak_memory_gib
 from segdream_cli.viewer.live import LivePage
 
@@ -262,6 +262,7 @@ class Runner:
         if each.destination is None:
             return True
         output, run = each.destination.output, each.destination.run
+        sweep(output.parent, output.stem)  # of a worker that was killed while it wrote the same asset
         try:
             with convert_failures(), write_policy(replace=each.destination.force):
                 formats.write(output, self.snapshot(each))

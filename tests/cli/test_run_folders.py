@@ -75,6 +75,13 @@ def test_output_that_appears_is_kept_and_the_state_saved(segdream, prior, folder
     assert not RunDir(Path("bus.run")).can_resume()
 
 
+def test_temporary_of_a_worker_killed_during_the_run_is_removed(segdream, prior, folder):
+    left = Path(".bus.abcd1234.partial.ply")
+    prior(lambda profile: Meddling(profile, left.touch))
+    assert segdream(*generate()).code == 0
+    assert not left.exists()
+
+
 @pytest.fixture
 def ctrl_c_while_named(monkeypatch):
     """Presses Ctrl-C once when an asset is written, but does not have its name yet."""
