@@ -31,7 +31,7 @@ def build(
     **scheduler: Any,
 ) -> Path:
     """Writes the checkpoint: 64 px images, 8x downsampling, 77 tokens, deterministic weights. Returns `folder`."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
             sample_size=8,
@@ -117,7 +117,7 @@ def build_clip(folder: Path) -> Path:
         vision_config=sizes | {"image_size": CLIP_SIDE, "patch_size": 8},
         projection_dim=24,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = CLIPModel(config)
         for parameter in network.parameters():

@@ -49,7 +49,7 @@ def networks() -> list[Any]:
     """The official networks with random weights in all places, also where training starts from zero."""
     configs = official("models.configs")
     made = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for name in NAMES:
             network = configs.model_from_config(configs.MODEL_CONFIGS[name], torch.device("cpu")).eval()

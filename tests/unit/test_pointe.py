@@ -55,7 +55,7 @@ HIGH = PointTransformerConfig(
 
 def network(config: PointTransformerConfig, seed: int = 0) -> PointTransformer:
     """Random weights, also where training starts from zero, in float64."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = PointTransformer(config)
         for parameter in made.parameters():
@@ -480,7 +480,7 @@ def clip(tiny_prior: Path, tmp_path: Path) -> Path:
     }
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = CLIPConfig(text_config=text, vision_config=vision | {"image_size": 8, "patch_size": 4}, projection_dim=24)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = CLIPModel(config)
         for parameter in model.parameters():

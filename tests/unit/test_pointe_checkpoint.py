@@ -29,7 +29,7 @@ NAMES = ("base_40m_textvec.pt", "upsample_40m.pt")
 
 
 def weights(config: PointTransformerConfig, seed: int) -> dict[str, Tensor]:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {key: torch.randn_like(value) for key, value in PointTransformer(config).state_dict().items()}
 
