@@ -44,7 +44,7 @@ FIGURES: dict[str, list[tuple[str, str, str]]] = {
         ("compact PLY", "mini_ply_bytes", "3 MB"),
         ("SPZ", "mini_spz_bytes", "0.5 MB"),
         ("objects that two readers named without the prompt", "mini_blind_named", "97 %"),
-        ("pairs in which a reader preferred the asset to that of 09df3c9", "mini_preferred", "95 %"),
+        ("pairs in which a reader preferred the asset to that of version 1 of the prior", "mini_preferred", "95 %"),
     ],
     "new words": [
         ("object right", "mini_new_object", "99.5 %"),
