@@ -304,9 +304,26 @@ def test_render_image_refuses_arguments_out_of_range(bus, arguments, message):
         segdream.render_image(segdream.read("command.ply"), **arguments)
 
 
+SHORT = """
+import runpy, sys
+from dataclasses import replace
+import segdream_cli
+from segdream_cli.pointe import sampler, schedule
+few = {"views": (4,), "steps": (2,), "iterations": (4,), "t0": (200,), "image_size": (0,), "gaussians": (0,)}
+short = {"init.copies": 1, "refine.surface": 500} | {f"refine.{name}": value for name, value in few.items()}
+real = segdream_cli.load
+segdream_cli.load = lambda *, settings, **options: real(settings=short | settings, **options)
+sampler.noise_levels = lambda sampling: schedule.noise_levels(replace(sampling, steps=2))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A program that runs another one with two steps of Point-E, a Gaussian per point, and a short round of refinement."""
+
+
 @pytest.mark.slow
 def test_example_makes_an_asset_and_an_image(tmp_path):
-    command = [sys.executable, str(ROOT / "examples" / "generate.py"), BUS, "bus.ply", "--steps", "2"]
+    program = str(ROOT / "examples" / "generate.py")
+    command = [sys.executable, "-c", SHORT, program, BUS, "bus.ply", "--steps", "2"]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
