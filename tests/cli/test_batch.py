@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from benchmarks.faults import KILL, Fault, run_forked
 from segdream_cli import cli, formats
 from segdream_cli.config import MINI
 from segdream_cli.optimize.pipeline import Pipeline
+from segdream_cli.pointe import sampler
 from segdream_cli.pointe.model import PointE
+from segdream_cli.pointe.schedule import noise_levels
 from segdream_cli.runs import session as running
 from segdream_cli.runs.jobs import jobs_of_list
 from segdream_cli.runs.run_dir import RunDir
@@ -65,6 +68,7 @@ def test_batch_writes_all_files_of_each_asset(segdream, listed, sizes, folder):
 def test_batch_loads_point_e_once_and_releases_it(segdream, listed, folder, monkeypatch):
     """The embedded prior's own Point-E, which is freed before assets grow and loaded again for the next ones."""
     monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(sampler, "noise_levels", lambda sampling: noise_levels(replace(sampling, steps=2)))
     loads, while_running, real = [], [], Pipeline.run
     monkeypatch.setattr(PointE, "load", lambda *given, load=PointE.load: loads.append(given[2]) or load(*given))
 
