@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +20,11 @@ from commands import BUS, REFINED, SIX, TINY, rewrite_record
 from fakes import AnalyticPrior
 from PIL import Image
 
-from segdream_cli import __version__, cli, formats
+from segdream_cli import __version__, cli, formats, mesh
 from segdream_cli.cli.render import parse_background, parse_view
 from segdream_cli.config import MINI
 from segdream_cli.errors import UsageProblem
+from segdream_cli.mesh import texture
 from segdream_cli.priors.checkpoint import PRIORS
 from segdream_cli.priors.profile import PriorProfile
 from segdream_cli.runs import session
@@ -648,8 +650,10 @@ def mesh_extent(path):
 
 
 @pytest.mark.slow
-def test_export_writes_a_mesh(segdream):
+def test_export_writes_a_mesh(segdream, monkeypatch):
     pytest.importorskip("xatlas")
+    monkeypatch.setattr(mesh, "extract", partial(mesh.extract, resolution=64))
+    monkeypatch.setattr(texture, "VIEW_SIZE", 128)
     assert segdream("generate", BUS, "-o", "bus.ply", *SIX).code == 0
     done = segdream(
         "export", "bus.ply", "--format", "mesh", "-o", "bus.glb", "--faces", "500", "--opacity", "0.2", "--json"
