@@ -186,30 +186,22 @@ class Driver:
 
 
 @pytest.mark.slow
-def test_machine_killed_in_the_middle_is_replaced_by_one_that_joins_late(nodes, listed):
-    first, _ = nodes.add(2)
+def test_killed_machine_and_killed_worker_are_replaced_and_their_assets_resume(nodes, listed):
+    """The machine is replaced by one that joins late, the worker on the same machine."""
+    first, second = nodes.add(2)
     nodes.hold()
     driver = listed(nodes, 4, "--set", "output.checkpoint_every=2").start()
     driver.wait_for(lambda: nodes.held() == 2)
     nodes.kill(first)
     nodes.add()
-    nodes.proceed()
-    summary = driver.check(driver.end())
-    assert summary["lost"] == 1
-    assert summary["retried"] == 1
-
-
-@pytest.mark.slow
-def test_killed_worker_is_replaced_and_its_asset_resumes(nodes, listed):
-    (node,) = nodes.add()
-    nodes.hold()
-    driver = listed(nodes, 2, "--set", "output.checkpoint_every=2").start()
-    driver.wait_for(nodes.held)
-    os.kill(nodes.workers(node)[0], signal.SIGKILL)
+    os.kill(nodes.workers(second)[0], signal.SIGKILL)
     nodes.proceed()
     done = driver.end()
-    assert driver.check(done)["lost"] == 1
-    assert "resuming assets/" in done.err
+    summary = driver.check(done)
+    assert summary["lost"] == 2
+    assert summary["retried"] == 2
+    assert done.err.count("resuming assets/") == 2
+    assert done.err.count("was lost with its ") == 2
     assert "was lost with its process" in done.err
 
 
