@@ -44,17 +44,17 @@ REFINED = (
 
 LAUNCHER = f"""
 import sys, time
-sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]
+sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}, {str(TESTS / "cli")!r}]
+from cluster_workers import replace_prior
 from fakes import AnalyticPrior
 from segdream_cli.cli import main
-import segdream_cli.priors.stable_diffusion
 
 class Slow(AnalyticPrior):
     def predict_noise(self, latents, timesteps, text):
         time.sleep(0.01)
         return super().predict_noise(latents, timesteps, text)
 
-segdream_cli.priors.stable_diffusion.DiffusionPrior.load = lambda checkpoint, *_, **__: Slow(profile=checkpoint.profile)
+replace_prior(Slow)
 main()
 """
 

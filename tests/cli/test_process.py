@@ -95,10 +95,10 @@ def test_second_ctrl_c_leaves_at_once(tmp_path):
     script.write_text(
         f"""
 import sys, time
-sys.path[:0] = [{str(ROOT)!r}, {str(tests)!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(tests)!r}, {str(tests / "cli")!r}]
 from pathlib import Path
+from cluster_workers import replace_prior
 from fakes import AnalyticPrior
-import segdream_cli.priors.stable_diffusion
 from segdream_cli.cli import main
 
 class Slow(AnalyticPrior):
@@ -109,7 +109,7 @@ class Slow(AnalyticPrior):
                 time.sleep(0.01)
         return super().predict_noise(latents, timesteps, text)
 
-segdream_cli.priors.stable_diffusion.DiffusionPrior.load = lambda checkpoint, *_, **__: Slow(profile=checkpoint.profile)
+replace_prior(Slow)
 main()
 """
     )
@@ -166,9 +166,11 @@ def test_resume_after_kill_9_gives_the_same_bits(tmp_path):
     """With the real networks, in a round of refinement: the checkpoint holds everything the next step depends on."""
     arguments = (
         "generate", BUS, "--prior", MINI, "--device", "cpu", "--seed", "7", "--steps", "4", "--quiet",
-        "--set", "init.copies=1", "--set", "densify.cap=600", "--set", "densify.start=1", "--set", "densify.every=2",
+        "--init", "sphere", "--set", "init.count=400", "--set", "densify.cap=600",
+        "--set", "densify.start=1", "--set", "densify.every=2",
         "--set", "output.checkpoint_every=5", "--set", "refine.views=[4,4]", "--set", "refine.steps=[2,2]",
         "--set", "refine.iterations=[4,4]", "--set", "refine.gaussians=[0,0]",
+        "--set", "refine.image_size=[0,128]",
     )  # fmt: skip
     whole = run([*REAL, *arguments, "-o", "whole.ply"], tmp_path)
     assert (whole.returncode, whole.stdout, whole.stderr) == (0, "whole.ply\n", "")
@@ -211,10 +213,10 @@ def test_low_limit_of_address_space_is_refused(tmp_path, gib, command):
 def test_generate_leaves_stdin_to_the_loop_around_it(launcher, tmp_path):
     """`generate PROMPT` must leave standard input to the shell's `read`; `--prompts -` is the one that takes it."""
     (tmp_path / "list.txt").write_text("a red ball\na blue cube\n")
-    script = 'n=0; while read -r p; do n=$((n+1)); "$@" generate "$p" -o "asset $n.ply" $OPTIONS; done < list.txt'
+    script = '{ read -r p; "$@" generate "$p" -o "asset 1.ply" $OPTIONS && read -r p && echo "$p"; } < list.txt'
     options = " ".join(part for part in SIX)
     looped = run(["sh", "-c", script, "sh", *launcher], tmp_path, env=ENVIRONMENT | {"OPTIONS": options})
-    assert (looped.returncode, looped.stdout) == (0, "asset 1.ply\nasset 2.ply\n")
+    assert (looped.returncode, looped.stdout) == (0, "asset 1.ply\na blue cube\n")
     assert "\x1b" not in looped.stderr  # neither colours nor a bar off a terminal
     assert "6/6" not in looped.stderr
     command = [*launcher, "generate", "--prompts", "-", "--out-dir", "all of them", "--json", *SIX]
