@@ -1,6 +1,7 @@
 """The procedural world: distances against sampled surfaces, images against projection by hand, captions, the bank."""
 
 import math
+from functools import cache
 from pathlib import Path
 
 import numba
@@ -28,7 +29,7 @@ from training.world.catalog import (
 from training.world.layout import LOOK_COLUMNS, PAINT, RGB
 from training.world.render import draw, sample_surface
 from training.world.sculptor import Sculptor, about_x, about_y, about_z
-from training.world.tracer import bricks, distance, field, gold
+from training.world.tracer import bricks, candidates, distance, field, gold
 
 pytestmark = pytest.mark.slow
 
@@ -193,13 +194,14 @@ def test_objects_fit_the_unit_sphere(name: str) -> None:
 
 @numba.njit
 def distances(parts: np.ndarray, side: int) -> np.ndarray:
-    """The field on a grid over the cube that holds the unit sphere, [side side side]."""
-    grid = np.empty((side, side, side))
-    every, step = (1 << len(parts)) - 1, 2 / (side - 1)
+    """The field on a grid over the cube that holds the unit sphere, [side side side]; as rays see it, in columns."""
+    grid, step = np.empty((side, side, side)), 2 / (side - 1)
     for i in range(side):
         for j in range(side):
+            x, y = i * step - 1, j * step - 1
+            met = candidates(parts, x, y, -1.0, 0.0, 0.0, 1.0, 0.0)
             for k in range(side):
-                grid[i, j, k] = field(parts, every, i * step - 1, j * step - 1, k * step - 1)[0]
+                grid[i, j, k] = field(parts, met, x, y, k * step - 1)[0]
     return grid
 
 
@@ -296,10 +298,11 @@ def three_views() -> np.ndarray:
     return look_at(np.zeros(3, int), azimuths, elevations, np.full(3, 0.36), np.full(3, 3.3))
 
 
+@cache
 def shown(name: str, color: str, attribute: str) -> np.ndarray:
-    """Images of an instance whose shape is the same for every attribute but the hat, [3 64 64 4] in 0..255."""
+    """Images of an instance whose shape is the same for every attribute but the hat, [3 32 32 4] in 0..255."""
     primitives, looks = build([Combination(name, color, attribute)], np.random.default_rng(3))
-    return draw(primitives, looks, three_views(), 64, CPU).numpy().astype(int)
+    return draw(primitives, looks, three_views(), 32, CPU).numpy().astype(int)
 
 
 @pytest.mark.slow
