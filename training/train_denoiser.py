@@ -66,9 +66,12 @@ class Captions:
             for attribute in ATTRIBUTES
             for phrase in PHRASES
         ]
-        ids = tokenizer([*texts, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
-        self._empty = ids[-1].to(device)
-        self._ids = ids[:-1].reshape(2, len(OBJECTS), len(colors), len(ATTRIBUTES), len(PHRASES), -1).to(device)
+        # Both orders give one text for most attributes, so half of the texts are the same.
+        index = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
+        ids = tokenizer([*index], padding="max_length", truncation=True, return_tensors="pt").input_ids
+        self._empty = ids[0].to(device)
+        ids = ids[[index[text] for text in texts]]
+        self._ids = ids.reshape(2, len(OBJECTS), len(colors), len(ATTRIBUTES), len(PHRASES), -1).to(device)
         natural = [[natural_colors(name, attribute) for attribute in ATTRIBUTES] for name in OBJECTS]
         self._natural = torch.tensor([[[c in own for c in COLORS] for own in row] for row in natural], device=device)
         self._fine = torch.tensor([PHRASES.index(view) for view in VIEWS], device=device)
