@@ -358,7 +358,8 @@ def test_flip_probability_sets_the_share_of_steps():
         still = {f"optim__{name}_lr": (1e-12, 1e-12) for name in ("means", "quat", "scale", "opacity", "sh0")}
         pipe = build(
             seen, optim__steps=100, distill__flip_probability=probability, distill__disparity_probability=0.0,
-            densify__every=1000, densify__reset_every=0, camera__scale_noise=0.0, **still,
+            distill__method="sds", camera__batch=1, densify__every=1000, densify__reset_every=0,
+            camera__scale_noise=0.0, **still,
         )  # fmt: skip
         advance(pipe, [pipe.prepare("a cube", 0)], 100)
     flipped = [not torch.allclose(one, two, atol=1e-4) for one, two in zip(prior.images, plain.images, strict=True)]
