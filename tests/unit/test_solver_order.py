@@ -18,6 +18,7 @@ release's full lengths. One step across the whole segment, Δt = s_{m+1} - s_m, 
 Time is cut into a million parts in place of 1,000, so that lengths and steps are free; they are stated in timesteps.
 """
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -59,6 +60,7 @@ def walk(z_t: Tensor, t: float, e: float, step: float) -> Tensor:
     return z_t
 
 
+@cache
 def walk_error(e: float, length: float, step: float) -> float:
     """|z_0 - z_data| for the segment [e, e + length], the largest over starting times t."""
     generator = torch.Generator().manual_seed(0)
