@@ -382,7 +382,7 @@ def edited(content: bytes, edits: list[tuple[str, float, int, str]]) -> bytes:
 
 
 @pytest.mark.slow
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(old=st.booleans(), edits=st.lists(EDITS, min_size=1, max_size=4))
 def test_read_of_mutated_files(
     tmp_path_factory: pytest.TempPathFactory, old: bool, edits: list[tuple[str, float, int, str]]

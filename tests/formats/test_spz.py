@@ -458,7 +458,7 @@ def read_or_refused(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(source=st.sampled_from(["v2 inside", "v2", "v3 inside", "v3"]), edits=st.lists(EDITS, min_size=1, max_size=4))
 def test_read_of_mutated_files(
     tmp_path_factory: pytest.TempPathFactory, source: str, edits: list[tuple[str, float, int, int]]
@@ -467,7 +467,7 @@ def test_read_of_mutated_files(
 
 
 @pytest.mark.slow
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(edits=st.lists(EDITS, min_size=1, max_size=4))
 def test_read_of_mutated_version_4_files(
     tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, float, int, int]]
