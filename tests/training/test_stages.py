@@ -47,7 +47,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> train_denoiser.Caption
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, captions: train_denoiser.Captions) -> Path:
     folder = tmp_path_factory.mktemp("stages")
     autoencoder, denoiser, again, whole = (folder / name for name in ("ae", "denoiser", "again", "whole"))
-    train_autoencoder.main(autoencoder, steps=2, batch=4, renders=8, channels="8,8,16,16", device="cpu")
+    train_autoencoder.main(autoencoder, steps=2, batch=8, renders=8, channels="8,8,16,16", device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_denoiser, "Captions", lambda tokenizer, device: captions)
         patch.setattr(train_denoiser, "SAMPLES", 1)
