@@ -53,8 +53,12 @@ SMOKE_BACKENDS = {
     "ray": ("--ray", "local", "--gpus-per-worker", "0"),
 }
 SMALL = ("--init", "sphere", "--steps", "20", "--no-refine", "--set", "init.count=40", "--set", "densify.cap=60")
-FIGURES = {"wall_s": "s", "first_s": "s", "second_s": "s", "each_s": "s", "cores": "1"}
-"""Figures of a list -> their units."""
+FIGURES = {"assets": "1", "wall_s": "s", "first_s": "s", "second_s": "s", "each_s": "s", "cores": "1"}
+FULL_SIZE = {
+    "alone_ms": "ms", "at_once_ms": "ms", "times_as_fast": "1", "alone_first_step_s": "s", "shared_first_step_s": "s",
+    "alone_cores": "1", "at_once_cores": "1",
+}  # fmt: skip
+"""Figures that are kept, of a list and of the full-size assets -> their units."""
 
 Found = dict[str, Any]
 
@@ -351,10 +355,9 @@ def keep(path: Path) -> None:
     """Records the figures of a file that a run with --out has written."""
     content = json.loads(path.read_text(encoding="utf-8"))
     for name, row in content["found"].items():
-        for key, value in row.items():
-            unit = FIGURES.get(key) or {"s": "s", "ms": "ms", "gib": "GiB"}.get(key.rpartition("_")[2], "1")
-            if value is not None:
-                record(f"two_gpus_{name.replace(' ', '_').replace('-', '_')}_{key}", value, unit, content["source"])
+        for key, unit in (FULL_SIZE if name == "full-size" else FIGURES).items():
+            if row[key] is not None:
+                record(f"two_gpus_{name.replace(' ', '_').replace('-', '_')}_{key}", row[key], unit, content["source"])
 
 
 def main() -> None:

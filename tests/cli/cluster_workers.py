@@ -15,8 +15,8 @@ from fakes import AnalyticPrior
 from segdream_cli.runs.cluster import Actor
 
 TESTS = Path(__file__).resolve().parents[1]
-CALLS = 20
-"""Calls of the prior before a worker pauses; an asset takes about fifty."""
+CALLS = 10
+"""Calls of the prior before a worker pauses; an asset takes 24."""
 STORE = 80 * 2**20
 """Bytes of a machine's object store; Ray wants that many at least."""
 HEALTH = {
@@ -120,7 +120,7 @@ class TestActor(Actor):
             def predict_noise(self, latents, timesteps, text):
                 self.calls += 1
                 if (faults / f"slow-{os.getpid()}").exists():
-                    time.sleep(2.0)
+                    time.sleep(4.0)
                 while self.calls == CALLS and (faults / "hold").exists():
                     (faults / f"held-{os.getpid()}").touch()
                     time.sleep(0.02)

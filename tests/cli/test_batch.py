@@ -268,7 +268,7 @@ class PoisonedAndInterrupted(Poisoned, Interrupted):
 
 @pytest.mark.usefixtures("either_way", "lockstep")
 def test_diverged_asset_is_reported_after_an_interruption(segdream, prior, listed, folder):
-    prior(lambda profile: PoisonedAndInterrupted(profile, 14, signal.SIGINT))
+    prior(lambda profile: PoisonedAndInterrupted(profile, 11, signal.SIGINT))
     done = segdream(*listed, "--batch", "3")
     assert done.code == 130
     assert "'a blue ball' is not finite in step 1" in done.err

@@ -136,7 +136,7 @@ def test_interrupted_seeds_on_a_cpu_end_with_the_same_bits(segdream, prior, fold
     assert segdream(*BALL, "--seed", "4", "--best-of", "3").code == 0
     whole = (folder / "ball.ply").read_bytes()
     (folder / "ball.ply").unlink()
-    prior(lambda profile: Interrupted(profile, 9, signal.SIGTERM))
+    prior(lambda profile: Interrupted(profile, 5, signal.SIGTERM))
     assert segdream(*BALL, "--seed", "4", "--best-of", "3").code == 143
     assert {path.name for path in folder.glob("*.try-*")} == {"ball.try-4.run", "ball.try-5.run"}
     prior()
@@ -147,7 +147,7 @@ def test_interrupted_seeds_on_a_cpu_end_with_the_same_bits(segdream, prior, fold
 
 
 def test_the_chosen_run_is_resumed_like_any_other(segdream, prior, folder, preferred):
-    prior(lambda profile: Interrupted(profile, 26, signal.SIGINT))
+    prior(lambda profile: Interrupted(profile, 13, signal.SIGINT))
     stopped = segdream(*BALL, "--seed", "4", "--best-of", "3")
     assert stopped.code == 130
     assert "segdream generate --resume ball.run" in stopped.err

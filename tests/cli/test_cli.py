@@ -363,7 +363,7 @@ def test_steps_that_an_early_end_left_out_are_not_counted(segdream, prior):
     """The distillation ends after 4 of 6 steps; 7 steps of refinement follow."""
     early = (*REFINED, "--set", "optim.stop_change=1", "--set", "optim.stop_every=2")
     segdream("generate", BUS, "-o", "whole.ply", *early)
-    prior(lambda profile: Interrupted(profile, 16, signal.SIGTERM))
+    prior(lambda profile: Interrupted(profile, 13, signal.SIGTERM))
     stopped = segdream("generate", BUS, "-o", "bus.ply", *early, "--json")
     steps = len(Path("bus.run/events.jsonl").read_text().splitlines())
     assert 4 < steps < 11

@@ -173,7 +173,7 @@ def test_resume_after_kill_9_gives_the_same_bits(tmp_path):
         "--set", "densify.start=1", "--set", "densify.every=2",
         "--set", "output.checkpoint_every=5", "--set", "refine.views=[4,4]", "--set", "refine.steps=[2,2]",
         "--set", "refine.iterations=[4,4]", "--set", "refine.gaussians=[0,0]",
-        "--set", "refine.image_size=[0,128]",
+        "--set", "refine.image_size=[0,128]", "--set", "refine.t0=[400,300]",
     )  # fmt: skip
     whole = run([*REAL, *arguments, "-o", "whole.ply"], tmp_path)
     assert (whole.returncode, whole.stdout, whole.stderr) == (0, "whole.ply\n", "")
