@@ -50,8 +50,8 @@ class DiffusionPrior:
         announce: receives lines about compilations and fallbacks.
         batch: views per step.
         steps: optimisation steps of the run, which decide whether to compile.
-        decodes: images that a step decodes; the decoder is only compiled for these, since a minute of compiling
-            is more than a stage of refinement saves.
+        decodes: images that a step decodes per view; the decoder is only compiled for these, since compiling takes
+            longer than it saves in a refinement.
 
     Attributes:
         chains: on CUDA, the implementations of the encoder, the U-Net and a compiled decoder; with OpenVINO, those
@@ -181,7 +181,7 @@ class DiffusionPrior:
             warn: receives a line per text that is longer than the encoder's limit, and lines about compilations.
             batch: views per step.
             steps: optimisation steps of the run.
-            decodes: images that a step decodes.
+            decodes: images that a step decodes per view.
 
         Raises:
             WeightsUnavailable: a file can't be read, a weight is missing, or the vocabulary does not fit.
