@@ -12,6 +12,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, cast
 
 from segdream_cli.cli.next_step import after_assets
+from segdream_cli.cli.options import count
 from segdream_cli.cli.output import Output, Said
 from segdream_cli.cli.schema import Chosen, Done, ListMade, Made, Planned, Ready, Skipped, Stopped
 from segdream_cli.errors import PromptProblem, SegdreamError
@@ -164,8 +165,12 @@ class TerminalReporter:
     def _show_end(self, event: ListEnded) -> None:
         if self._tables:
             self._tables.pop().stop()
-        parts = {"lost": "workers lost", "retried": "attempts repeated", "moved": "assets moved from slow workers"}
-        happened = [f"{getattr(event, name)} {text}" for name, text in parts.items() if getattr(event, name)]
+        parts = [
+            (event.lost, "worker", "lost"),
+            (event.retried, "attempt", "repeated"),
+            (event.moved, "asset", "moved from slow workers"),
+        ]
+        happened = [f"{count(number, noun)} {text}" for number, noun, text in parts if number]
         text = f"{event.made} made, {event.skipped} skipped, {event.failed} failed"
         if left := event.count - event.made - event.skipped - event.failed:
             text += f", {left} left"

@@ -5,7 +5,8 @@ import pytest
 from segdream_cli.cli import progress
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.progress import FEWEST_STEPS, WARM_UP_STEPS, RunProgress, TimeLeft, describe_stage, describe_steps
-from segdream_cli.runs.reporter import RunStarted, Stepped
+from segdream_cli.cli.reporter import TerminalReporter
+from segdream_cli.runs.reporter import ListEnded, RunStarted, Stepped
 
 
 def stepped(step, steps, stage="distil"):
@@ -79,3 +80,15 @@ def test_run_progress_prints_lines_with_stage_and_time(capsys, monkeypatch):
     assert lines[0] == "step 1/40  distil 1/30  20 Gaussians  gradient 0.5  1.2 GiB"
     assert lines[9].startswith("step 10/40  distil 10/30  about 2 min left  ")  # two readings of the clock per step
     assert lines[30].startswith("step 31/40  refine 1/1: 1/10  20 Gaussians")
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ((1, 1, 2), "2 made, 0 skipped, 0 failed; 1 worker lost; 1 attempt repeated; 2 assets moved from slow workers"),
+        ((0, 24, 0), "2 made, 0 skipped, 0 failed; 24 attempts repeated"),
+    ],
+)
+def test_end_of_a_list_says_what_happened(capsys, counts, text):
+    TerminalReporter(Output(json=False))(ListEnded(2, 0, 0, 2, *counts, ()))
+    assert capsys.readouterr().err.strip() == text
