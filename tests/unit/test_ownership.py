@@ -353,7 +353,7 @@ def test_restore_creates_the_current_folder_that_went_away(tmp_path, monkeypatch
     assert Path.cwd() == tmp_path / "here"
 
 
-def test_check_unedited_blames_a_damaged_checkpoint_and_not_the_record(tmp_path):
+def test_check_edits_blames_a_damaged_checkpoint_and_not_the_record(tmp_path):
     run = RunDir(tmp_path / "bus.run")
     run.create(RECORD)
     run.save(asset())
