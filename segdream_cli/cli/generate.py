@@ -273,7 +273,6 @@ def _make(
 ) -> Tally:
     """Does the jobs in this process, in one per device, or in a cluster."""
     reporter: Reporter = terminal
-    stop = StopOnSignal(terminal.output.note)
     if store is not None:
         left, done = store.prepare(spec.jobs, force=spec.force)
         spec, reporter = replace(spec, jobs=tuple(left)), store.reporter(terminal)
@@ -284,12 +283,13 @@ def _make(
     if workers.has_workers(context):
         if context.params["ray"] is not None:
             shared.refuse_options(context, {"view", "no_browser"}, "can't be combined with --ray")
+        stop = StopOnSignal(terminal.output.note, workers.STOPPING_RUNS)
         return workers.run_on_workers(context, spec, reporter, stop)
     from segdream_cli.runs.session import run_jobs
 
     alone = len(spec.jobs) == 1 and not spec.as_list
     with restart_hints(spec.jobs[0].output.with_suffix(".run")) if alone else nullcontext():
-        return run_jobs(spec, reporter, stop)
+        return run_jobs(spec, reporter, StopOnSignal(terminal.output.note))
 
 
 def _end(tally: Tally) -> None:

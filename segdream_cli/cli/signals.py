@@ -10,7 +10,7 @@ from segdream_cli.runs.stopping import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
-STOPPING = "stopping after this step; a second Ctrl-C exits at once, without saving"
+STOPPING = "stopping {when}; a second Ctrl-C exits at once, without saving"
 
 
 class StopOnSignal(StopRequest):
@@ -18,7 +18,7 @@ class StopOnSignal(StopRequest):
 
     Args:
         note: prints a message for a person at the first signal, since a step or a repaint may take many seconds.
-        message: what it says.
+        message: what it says, with {when} for when the run stops.
     """
 
     def __init__(self, note: Callable[[str], None] | None = None, message: str = STOPPING) -> None:
@@ -49,4 +49,4 @@ class StopOnSignal(StopRequest):
         self.set()
         if self._note is not None:
             with suppress(RuntimeError, OSError):  # the signal interrupted a write to the same stream, or it is closed
-                self._note(self._message)
+                self._note(self._message.format(when=self.when))

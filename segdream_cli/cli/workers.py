@@ -26,6 +26,11 @@ PER_WORKER = {"gpus_per_worker", "cpus_per_worker"}
 OWN = {"devices", "ray", "device", "output", "outputs", "skip_existing", "force", "json", "quiet", *PER_WORKER}
 """Parameters that the command of a worker gets in another way, or does not get."""
 STOPPING = "stopping after the assets in progress; a second Ctrl-C exits at once"
+"""For workers that run a command on one asset after another."""
+STOPPING_RUNS = (
+    "stopping once each worker has saved its run or written its asset; a second Ctrl-C exits at once, without saving"
+)
+"""For workers that make assets."""
 
 
 def has_workers(context: typer.Context) -> bool:

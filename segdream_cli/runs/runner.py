@@ -150,6 +150,7 @@ class Runner:
         title = left[0].name + (f" and {len(left) - 1} more" if len(left) > 1 else "")
         name = str(left[0].destination.output) if left[0].destination else title
         self.reporter(self._start_event(left, name, title))
+        self._schedule_stop(left)
         try:
             with self.stop:
                 while left:
@@ -209,6 +210,7 @@ class Runner:
             if options.checkpoint_every and time.monotonic() - saved + report.seconds >= limit:
                 save = True  # the next step would end too late
             step, steps = first.steps_taken, self.pipeline.config.last_step - first.skipped
+            self._schedule_stop(active)  # first, since saving this step takes time too
             stopping = self.stop.is_set() and step < steps
             if (look or preview or save or stopping) and report.first_nonfinite() is not None:
                 continue  # the pipeline is about to roll this step back, and raises Diverged
@@ -243,6 +245,14 @@ class Runner:
             except GeneratorExit:
                 self._save_finite(active, report)
                 raise
+
+    def _schedule_stop(self, active: Sequence[ActiveRun]) -> None:
+        """Notes when a stop takes effect: after the next step, or once the assets are written if that is the last."""
+        first = active[0].asset
+        if first.steps_taken + 1 < self.pipeline.config.last_step - first.skipped:
+            self.stop.when = "after this step"
+        else:
+            self.stop.when = f"once the asset{'s are' if len(active) > 1 else ' is'} written"
 
     def _steps(self, active: Sequence[ActiveRun]) -> Generator[StepReport, None, None]:
         """The pipeline's steps; unlike those of the reporter, its exceptions become errors with one sentence."""

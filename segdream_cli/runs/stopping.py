@@ -15,6 +15,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
+        self.when = "after this step"
+        """When a request that is made now takes effect; the run keeps it up to date."""
 
     def set(self) -> None:
         """Requests the stop; any thread may call this."""

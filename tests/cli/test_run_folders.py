@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import BUS, SIX, TESTS
+from commands import BUS, SIX, TESTS, TINY
 from fakes import AnalyticPrior
 from safetensors.torch import load_file, save_file
 
@@ -101,8 +101,20 @@ def test_ctrl_c_while_the_asset_is_written_keeps_it(segdream, folder, ctrl_c_whi
     ctrl_c_while_named()
     done = segdream(*generate())
     assert (done.code, done.out) == (0, "bus.ply\n")
+    assert "stopping once the asset is written; a second Ctrl-C exits at once, without saving" in done.err
     assert Path("bus.ply").read_bytes() == Path("whole.ply").read_bytes()
     assert not [path for path in folder.rglob("*") if "partial" in path.name or "checkpoint" in path.name]
+
+
+@pytest.mark.parametrize(("steps", "code", "when"), [(4, 130, "after this step"), (3, 0, "once the asset is written")])
+def test_ctrl_c_tells_when_the_run_stops(segdream, prior, steps, code, when):
+    """It comes in step 3, which is the last one of three."""
+    prior(lambda profile: Meddling(profile, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    done = segdream("generate", BUS, "-o", "bus.ply", *TINY, "--steps", steps)
+    assert done.code == code
+    assert f"stopping {when}; a second Ctrl-C" in done.err
+    assert Path("bus.ply").exists() == (code == 0)
+    assert RunDir(Path("bus.run")).can_resume() == (code != 0)
 
 
 def test_ctrl_c_while_an_asset_is_written_ends_the_list_after_it(segdream, folder, ctrl_c_while_named):
