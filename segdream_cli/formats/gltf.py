@@ -24,7 +24,7 @@ JSON_LIMIT = 16 << 20
 DATA = "data:"
 """Start of the address of a buffer that is in the JSON itself, in base64."""
 TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}
-WIDTHS = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
+WIDTHS = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
 
 
 def load(path: Path) -> "Gltf":
@@ -118,17 +118,17 @@ class Gltf:
             raise self.damage_error(f"{key} is {str(found)[:20]}, not a non-negative integer")
         return found
 
-    def numbers(self, node: Mapping[str, Any], key: str, default: NDArray[Any]) -> Float64s:
-        """The finite numbers of a node's array, as many as there are by default."""
-        found = node.get(key, default.tolist())
+    def numbers(self, parent: Mapping[str, Any], key: str, default: NDArray[Any]) -> Float64s:
+        """The finite numbers of an object's array, as many as there are by default."""
+        found = parent.get(key, default.tolist())
         if not isinstance(found, list) or len(found) != default.size or {type(v) for v in found} - {int, float}:
-            raise self.damage_error(f"a node's {key} is not {default.size} numbers")
+            raise self.damage_error(f"{key} is not {default.size} numbers")
         try:
             values = np.array(found, np.float64)
         except OverflowError:
             values = np.array([np.nan])
         if not np.isfinite(values).all():
-            raise self.damage_error(f"a node's {key} is not finite")
+            raise self.damage_error(f"{key} is not finite")
         return values
 
     def placement(self, node: Mapping[str, Any]) -> Float64s:

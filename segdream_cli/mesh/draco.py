@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from segdream_cli.formats.gltf import TYPES, Gltf, child
+from segdream_cli.formats.gltf import TYPES, WIDTHS, Gltf, child
+from segdream_cli.mesh.accessors import append, primitives
 from segdream_cli.mesh.libraries import DRACO, library
 
 EXTENSION = "KHR_draco_mesh_compression"
-WIDTHS = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
 TRIANGLES, UNSIGNED_INT = 4, 5125
 
 
@@ -24,16 +23,11 @@ def unpack(path: Path, document: dict[str, Any], body: bytes) -> bytes:
     """
     library(DRACO)
     gltf, unpacked = Gltf(path, document, body), bytearray(body)
-    if "uri" in gltf.item("buffers", 0):
-        raise gltf.damage_error("its first buffer is not its binary chunk")
-    for i in range(len(gltf.array(document, "meshes"))):
-        for primitive in gltf.array(gltf.item("meshes", i), "primitives"):
-            packed = child(child(primitive, "extensions"), EXTENSION) if isinstance(primitive, dict) else {}
-            if packed:
-                _unpack_primitive(gltf, primitive, packed, unpacked)
+    for primitive in primitives(gltf):
+        if packed := child(child(primitive, "extensions"), EXTENSION):
+            _unpack_primitive(gltf, primitive, packed, unpacked)
     for key in ("extensionsUsed", "extensionsRequired"):
         document[key] = [name for name in gltf.array(document, key) if name != EXTENSION]
-    document["buffers"][0]["byteLength"] = len(unpacked)
     return bytes(unpacked)
 
 
@@ -59,17 +53,7 @@ def _unpack_primitive(gltf: Gltf, primitive: dict[str, Any], packed: Mapping[str
             "type": WIDTHS[column.shape[1]],
             "normalized": former.get("normalized", False),
         }
-        attributes[name] = _append(gltf, unpacked, column.astype(TYPES[kind]), accessor)
+        attributes[name] = append(gltf, unpacked, column.astype(TYPES[kind]), accessor)
     primitive["attributes"], primitive["mode"] = attributes, TRIANGLES
-    primitive["indices"] = _append(gltf, unpacked, faces, {"componentType": UNSIGNED_INT, "type": "SCALAR"})
+    primitive["indices"] = append(gltf, unpacked, faces, {"componentType": UNSIGNED_INT, "type": "SCALAR"})
     primitive["extensions"] = {key: value for key, value in primitive["extensions"].items() if key != EXTENSION}
-
-
-def _append(gltf: Gltf, unpacked: bytearray, values: NDArray[Any], accessor: dict[str, Any]) -> int:
-    """Appends rows of numbers to the chunk; returns the index of their accessor."""
-    unpacked += bytes(-len(unpacked) % 4)
-    views, accessors = gltf.array(gltf.document, "bufferViews"), gltf.array(gltf.document, "accessors")
-    views.append({"buffer": 0, "byteOffset": len(unpacked), "byteLength": values.nbytes})
-    accessors.append({**accessor, "bufferView": len(views) - 1, "count": len(values)})
-    unpacked += values.tobytes()
-    return len(accessors) - 1

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segdream_cli import __version__
 from segdream_cli.errors import UsageProblem
-from segdream_cli.formats.gltf import BIN_CHUNK, JSON_CHUNK
+from segdream_cli.formats.gltf import BIN_CHUNK, JSON_CHUNK, WIDTHS
 from segdream_cli.mesh import draco
 from segdream_cli.mesh.libraries import DRACO, library
 from segdream_cli.mesh.surface import to_linear
@@ -186,7 +186,7 @@ def _describe(name: str, values: NDArray[Any]) -> dict[str, Any]:
     accessor: dict[str, Any] = {
         "componentType": COMPONENTS[values.dtype],
         "count": len(values),
-        "type": draco.WIDTHS[width],
+        "type": WIDTHS[width],
     }
     if name == "COLOR_0":
         accessor["normalized"] = True

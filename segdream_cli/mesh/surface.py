@@ -20,16 +20,20 @@ from segdream_cli.formats import glb, gltf
 from segdream_cli.formats.common import extras_provenance, open_asset, to_opacity_logits
 from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
-from segdream_cli.mesh import draco
+from segdream_cli.mesh import accessors, draco
 from segdream_cli.splats import SH_C0, Float64s, Splats
 
-UNREADABLE = {
-    "EXT_meshopt_compression",
-    "KHR_texture_basisu",
-    "KHR_texture_transform",
-}
+UNREADABLE = {"EXT_meshopt_compression", "KHR_texture_basisu"}
 """Extensions of glTF without which a mesh would be read wrongly, even if it does not require them."""
-HARMLESS = (draco.EXTENSION, "EXT_texture_webp", "KHR_lights_", "KHR_materials_", "KHR_mesh_quantization", "KHR_xmp")
+HARMLESS = (
+    draco.EXTENSION,
+    accessors.TRANSFORM,
+    "EXT_texture_webp",
+    "KHR_lights_",
+    "KHR_materials_",
+    "KHR_mesh_quantization",
+    "KHR_xmp",
+)
 """Starts of extensions that a mesh may require: they are read, or change neither its shape nor its base colour."""
 SAMPLES = 8
 """Points of the surface per Gaussian, which takes their mean colour."""
@@ -276,11 +280,11 @@ def _load(path: Path, stream: BinaryIO, kind: str) -> list[tuple[Float64s, _Shad
 
 
 def _unpack_glb(path: Path, stream: BinaryIO) -> tuple[Mapping[str, Any], BinaryIO]:
-    """The document of a .glb that trimesh can read, and its content without Draco's compression.
+    """The document of a .glb that trimesh can read, and its content with attributes as plain floats.
 
     Raises:
         EnvironmentProblem: Draco's library is missing, and needed.
-        UsageProblem: it needs an extension that is not known, or a primitive or a texture can't be read.
+        UsageProblem: it needs an extension that is not known, or an attribute or a texture can't be read.
     """
     document, body = gltf.chunks(path, stream)
     used, required = (
@@ -302,13 +306,12 @@ def _unpack_glb(path: Path, stream: BinaryIO) -> tuple[Mapping[str, Any], Binary
             raise UsageProblem(f"{path}: its image {i} can't be read: {problem}") from problem
     if draco.EXTENSION in used | required:
         body = draco.unpack(path, document, body)
-        body += bytes(-len(body) % 4)
-        try:
-            return document, io.BytesIO(glb.begin(document, len(body)) + body)
-        except (ValueError, RecursionError) as problem:
-            raise UsageProblem(f"{path} is damaged: its JSON can't be read: {problem}") from problem
-    stream.seek(0)
-    return document, stream
+    body = accessors.to_floats(path, document, body)
+    body += bytes(-len(body) % 4)
+    try:
+        return document, io.BytesIO(glb.begin(document, len(body)) + body)
+    except (ValueError, RecursionError) as problem:
+        raise UsageProblem(f"{path} is damaged: its JSON can't be read: {problem}") from problem
 
 
 def _sample(parts: Sequence[tuple[Float64s, _Shade]], n: int) -> tuple[Float64s, Float64s, Float64s, float]:

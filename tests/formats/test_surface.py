@@ -1,5 +1,6 @@
 """Meshes to Gaussians: where they lie, how they face, their colours by hand, and files that can't be used."""
 
+import io
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from foreign_files import glb_file
 from PIL import Image
 from scipy.spatial import KDTree
 
@@ -203,6 +205,93 @@ def test_is_mesh_knows_a_glb_of_gaussians(tmp_path, ball):
     assert not surface.is_mesh(tmp_path / "any.ply")
 
 
+TRANSFORM = "KHR_texture_transform"
+
+
+def square_glb(path, *, quantized, color=(1, 128 / 255, 4 / 255, 1), info=None, textured=True):
+    """A square from -2 to 2 by -1 to 1, `HALVES` over it, and one linear colour; mirrored second coordinates."""
+    u = np.array([0, 65535, 65535, 0], "<u2")
+    v = np.array([65535, 65535, 0, 0], "<u2")
+    columns = {
+        "POSITION": np.array([[-32767, -16384, 0], [32767, -16384, 0], [32767, 16384, 0], [-32767, 16384, 0]], "<i2"),
+        "TEXCOORD_0": np.stack([u, v], axis=1),
+        "TEXCOORD_1": np.stack([65535 - u, v], axis=1),
+        "COLOR_0": np.tile(np.rint(255 * np.array(color)).astype(np.uint8), (4, 1)),
+    }
+    if not quantized:
+        columns = {name: (column / np.iinfo(column.dtype).max).astype("<f4") for name, column in columns.items()}
+        columns["COLOR_0"] = np.tile(np.array(color, "<f4"), (4, 1))
+    stream = io.BytesIO()
+    Image.fromarray(HALVES).save(stream, "png")
+    body, views, accessors = stream.getvalue(), [{"buffer": 0, "byteLength": stream.tell()}], []
+    for column in (*columns.values(), np.array([[0], [1], [2], [0], [2], [3]], "<u2")):
+        row = np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)
+        row = np.pad(row, [(0, 0), (0, -row.shape[1] % 4 if column.shape[1] > 1 else 0)])
+        body += bytes(-len(body) % 4)
+        view = {"buffer": 0, "byteOffset": len(body), "byteLength": row.size}
+        views.append(view | ({"byteStride": row.shape[1]} if column.shape[1] > 1 else {}))
+        kind = {"i2": 5122, "u2": 5123, "u1": 5121, "f4": 5126}[column.dtype.str[1:]]
+        shape = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}[column.shape[1]]
+        accessors.append({"bufferView": len(views) - 1, "componentType": kind, "type": shape, "count": len(column)})
+        accessors[-1]["normalized"] = quantized and column.shape[1] > 1
+        body += row.tobytes()
+    primitive = {"attributes": {name: i for i, name in enumerate(columns)}, "indices": len(columns)}
+    material = {"pbrMetallicRoughness": {"baseColorTexture": {"index": 0, **(info or {})}}}
+    document = {
+        "asset": {"version": "2.0"},
+        "extensionsRequired": [TRANSFORM, *(["KHR_mesh_quantization"] if quantized else [])],
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "scale": [2, 2, 2]}],
+        "meshes": [{"primitives": [primitive | ({"material": 0} if textured else {})]}],
+        "materials": [material],
+        "textures": [{"source": 0}],
+        "images": [{"bufferView": 0, "mimeType": "image/png"}],
+        "buffers": [{"byteLength": len(body)}],
+        "bufferViews": views,
+        "accessors": accessors,
+    }
+    path.write_bytes(glb_file(document, body))
+    return path
+
+
+def test_read_takes_normalized_integers_as_the_floats_that_they_stand_for(tmp_path):
+    found, exact = (surface.read(square_glb(tmp_path / "a.glb", quantized=each), 400) for each in (True, False))
+    np.testing.assert_allclose(found.means, exact.means, atol=1e-6)
+    np.testing.assert_allclose(found.sh0, exact.sh0, atol=1e-5)
+    assert np.abs(found.means).max(0) == pytest.approx([2, 1, 0], abs=0.1)
+    red = found.means[:, 0] < -0.2
+    expected = decode(np.array([200, 30, 30]) / 255) * np.array([255, 128, 4]) / 255
+    assert decode(colors(found)[red]) == pytest.approx(np.tile(expected, (red.sum(), 1)), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("info", "toward_red"),
+    [
+        ({}, (-1, 0, 0)),
+        ({"texCoord": 1}, (1, 0, 0)),
+        ({"extensions": {TRANSFORM: {"texCoord": 1}}}, (1, 0, 0)),
+        ({"extensions": {TRANSFORM: {"offset": [1, 0], "scale": [-1, 1]}}}, (1, 0, 0)),
+        ({"extensions": {TRANSFORM: {"offset": [0, 1], "rotation": np.pi / 2}}}, (0, 1, 0)),
+        ({"extensions": {TRANSFORM: {"offset": [1, 0], "rotation": -np.pi / 2}}}, (0, -1, 0)),
+    ],
+    ids=["plain", "second", "second by transform", "mirrored", "quarter turn", "quarter turn back"],
+)
+def test_read_takes_the_texture_coordinates_of_the_base_color(tmp_path, info, toward_red):
+    """A turn by the rotation, counter-clockwise where v goes down: (u, v) becomes (v, -u) at a quarter."""
+    splats = surface.read(square_glb(tmp_path / "a.glb", quantized=True, info=info), 200)
+    along = splats.means @ np.array(toward_red)
+    found = colors(splats)
+    assert (found[along > 0.1, 0] > 0.7).all()
+    assert (found[along < -0.1, 0] < 0.2).all()
+
+
+def test_read_keeps_dark_vertex_colors(tmp_path):
+    """A linear value of 0.0015 is 0.019 in sRGB, and nothing once it is a byte."""
+    path = square_glb(tmp_path / "a.glb", quantized=False, color=(0.0015, 0.0015, 0.0015, 1), textured=False)
+    assert decode(colors(surface.read(path, 50))) == pytest.approx(0.0015, abs=1e-5)
+
+
 def glb_with(path, change):
     """The .glb of a textured sphere after a change of its JSON."""
     data = exported(path, sphere()).read_bytes()
@@ -299,6 +388,9 @@ def test_read_refuses_a_glb_that_it_would_read_wrongly(tmp_path):
     def cut_image(document):
         document["bufferViews"][document["images"][0]["bufferView"]]["byteLength"] = 40
 
+    def thin_out(document):
+        document["accessors"][document["meshes"][0]["primitives"][0]["attributes"]["POSITION"]]["sparse"] = {}
+
     def cut_faces(document):
         document["meshes"][0]["primitives"][0]["attributes"] = {}
 
@@ -306,6 +398,7 @@ def test_read_refuses_a_glb_that_it_would_read_wrongly(tmp_path):
     refused(glb_with(tmp_path / "e.glb", require), "uses KHR_meshopt_compression, which segdream can't read")
     refused(glb_with(tmp_path / "b.glb", cut_image), "its image 0 can't be read")
     refused(glb_with(tmp_path / "c.glb", cut_faces), "is damaged")
+    refused(glb_with(tmp_path / "f.glb", thin_out), "POSITION is sparse, which segdream can't read")
     path = exported(tmp_path / "d.glb", sphere())
     path.write_bytes(path.read_bytes()[:-5000])
     refused(path, "is truncated")

@@ -1,0 +1,98 @@
+"""Attributes of a binary glTF mesh as plain floats.
+
+trimesh takes normalized integers for whole numbers, sparse values for zeros, and the first texture coordinates for
+those of every texture. Colours of a primitive without a material are rounded to bytes by it.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdream_cli.formats.gltf import TYPES, Gltf, child
+from segdream_cli.splats import Float32s, Float64s
+
+TRANSFORM = "KHR_texture_transform"
+GLOSSINESS = "KHR_materials_pbrSpecularGlossiness"
+READ = {"POSITION", "COLOR_0", "TEXCOORD_0"}
+FLOAT = 5126
+KINDS = [(FLOAT, False), *((kind, normalized) for kind in TYPES if kind != FLOAT for normalized in (False, True))]
+"""Component types with `normalized`, also those of KHR_mesh_quantization."""
+
+
+def primitives(gltf: Gltf) -> Iterator[dict[str, Any]]:
+    """The primitives of all meshes of a document, which can be changed."""
+    for i in range(len(gltf.array(gltf.document, "meshes"))):
+        yield from (each for each in gltf.array(gltf.item("meshes", i), "primitives") if isinstance(each, dict))
+
+
+def append(gltf: Gltf, body: bytearray, values: NDArray[Any], accessor: dict[str, Any]) -> int:
+    """Appends rows of numbers to the binary chunk `body` of a document; returns the index of their accessor."""
+    if "uri" in gltf.item("buffers", 0):
+        raise gltf.damage_error("its first buffer is not its binary chunk")
+    body += bytes(-len(body) % 4)
+    views, accessors = gltf.array(gltf.document, "bufferViews"), gltf.array(gltf.document, "accessors")
+    views.append({"buffer": 0, "byteOffset": len(body), "byteLength": values.nbytes})
+    accessors.append({**accessor, "bufferView": len(views) - 1, "count": len(values)})
+    body += values.tobytes()
+    gltf.document["buffers"][0]["byteLength"] = len(body)
+    return len(accessors) - 1
+
+
+def to_floats(path: Path, document: dict[str, Any], body: bytes) -> bytes:
+    """Gives each primitive of `document` attributes of floats; returns the binary chunk that holds their values.
+
+    TEXCOORD_0 becomes the texture coordinates of the base colour, after its KHR_texture_transform.
+
+    Raises:
+        UsageProblem: an attribute is damaged or sparse.
+    """
+    gltf, extended = Gltf(path, document, body), bytearray(body)
+    done: dict[tuple[int, bytes], int] = {}
+    for primitive in primitives(gltf):
+        channel, matrix = _texture_coordinates(gltf, primitive)
+        given = child(primitive, "attributes")
+        attributes = {**given, "TEXCOORD_0": given.get(f"TEXCOORD_{channel}")}
+        attributes = {name: index for name, index in attributes.items() if index is not None}
+        for name in sorted(READ & attributes.keys()):
+            accessor = gltf.item("accessors", attributes[name])
+            moved = name == "TEXCOORD_0" and not np.array_equal(matrix, np.eye(2, 3))
+            if accessor.get("componentType") == FLOAT and "sparse" not in accessor and not moved:
+                continue
+            key = attributes[name], matrix.tobytes() if moved else b""
+            if key not in done:
+                values = _values(gltf, name, attributes[name])
+                if moved:
+                    values = (values @ matrix[:, :2].T + matrix[:, 2]).astype("<f4")
+                done[key] = append(gltf, extended, values, {"componentType": FLOAT, "type": accessor["type"]})
+            attributes[name] = done[key]
+        primitive["attributes"] = attributes
+        if "COLOR_0" in attributes and "material" not in primitive:
+            primitive["material"] = len(gltf.array(document, "materials"))
+    document["materials"] = [*gltf.array(document, "materials"), {}]
+    return bytes(extended)
+
+
+def _values(gltf: Gltf, name: str, index: Any) -> Float32s:
+    """The values of an attribute, [n, width]."""
+    width = {"POSITION": 3, "TEXCOORD_0": 2}.get(name, 4 if gltf.item("accessors", index).get("type") == "VEC4" else 3)
+    return gltf.values(name, index, width, KINDS)
+
+
+def _texture_coordinates(gltf: Gltf, primitive: Mapping[str, Any]) -> tuple[int, Float64s]:
+    """The index of a primitive's texture coordinates for its base colour, and what transforms them, [2, 3]."""
+    if "material" not in primitive:
+        return 0, np.eye(2, 3)
+    material = gltf.item("materials", primitive["material"])
+    plain = child(child(material, "pbrMetallicRoughness"), "baseColorTexture")
+    info = child(child(child(material, "extensions"), GLOSSINESS), "diffuseTexture") or plain
+    transform = child(child(info, "extensions"), TRANSFORM)
+    angle = gltf.numbers({"rotation": [transform.get("rotation", 0.0)]}, "rotation", np.zeros(1))[0]
+    # counter-clockwise where v goes down, after the scale
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    matrix = np.empty((2, 3))
+    matrix[:, :2] = rotation * gltf.numbers(transform, "scale", np.ones(2))
+    matrix[:, 2] = gltf.numbers(transform, "offset", np.zeros(2))
+    return gltf.whole(transform, "texCoord", gltf.whole(info, "texCoord", 0)), matrix
