@@ -2,7 +2,7 @@
 
     SegdreamError            1  the work failed
     +-- UsageProblem         2  a prompt, option, setting or input file can't be used
-    |   +-- PromptProblem    2  a prompt can't be used, and the hint has another one
+    |   +-- PromptProblem    2  a prompt can't be used; the hint may have another one
     |   +-- OptionProblem    2  an option has no effect beside the others, or contradicts them
     +-- EnvironmentProblem   3  the machine lacks CUDA, a compiler or ffmpeg
     +-- WeightsUnavailable   4  a checkpoint is missing, incomplete, damaged or of the wrong kind
@@ -73,16 +73,20 @@ class UsageProblem(SegdreamError):
 
 
 class PromptProblem(UsageProblem):
-    """A prompt can't be used, and another one can.
+    """A prompt can't be used.
 
     Args:
         message: see `SegdreamError`.
         prompt: the text as given.
-        instead: the text to use.
+        instead: the text to use; None if no text is near.
+        hint: see `SegdreamError`; with `instead`, the command that uses it.
     """
 
-    def __init__(self, message: str, *, prompt: str = "", instead: str = "") -> None:
-        super().__init__(message, hint=shlex.join(["segdream", "generate", instead]), words={prompt: instead})
+    def __init__(self, message: str, *, prompt: str = "", instead: str | None = None, hint: str | None = None) -> None:
+        if instead is None:
+            super().__init__(message, hint=hint)
+        else:
+            super().__init__(message, hint=shlex.join(["segdream", "generate", instead]), words={prompt: instead})
         self.prompt, self.instead = prompt, instead
 
 

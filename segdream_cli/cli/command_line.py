@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from segdream_cli.config.start import POINT_E
 from segdream_cli.errors import OptionProblem, SegdreamError
+from segdream_cli.priors.prompt import WORDS_HINT
 
 GROUPS = ("Prompt", "Output", "", "Quality", "Run", "Start", "Hardware and weights")
 """Groups of options in the order of use; the empty name stands for a command's own groups."""
@@ -37,6 +38,8 @@ EXCLUDES = {
     ),
 }
 """Parameter -> others that it takes the place of in a hint; --init point-e takes the place of none."""
+OF_PRIOR = ("prior", "model", "device", "config")
+"""Parameters that choose the prior, whose words a hint lists."""
 _current: ContextVar[typer.Context | None] = ContextVar("_current", default=None)
 """The latest command of this process; its context outlives it, since its error is printed after its end."""
 
@@ -78,6 +81,9 @@ def complete_hint(problem: SegdreamError) -> str | None:
     context, hint = _current.get(), (problem.hint or "").partition("  # ")[0]  # zsh takes no comments
     if context is None:
         return hint or None
+    if hint == WORDS_HINT:
+        kept = [word for name, words in split_words(context, context.obj[1:]) if name in OF_PRIOR for word in words]
+        return shlex.join([*shlex.split(hint), *kept])
     before, joint, options = hint.rpartition(" && ")
     if problem.words and {*problem.words} <= {*context.obj}:
         options = ""

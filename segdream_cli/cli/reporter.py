@@ -256,7 +256,7 @@ def complete_restart(problem: SegdreamError, folder: Path, *, repeat: bool = Tru
 
 
 def correct_list(problem: PromptProblem, source: str) -> None:
-    """Makes the hint of a prompt correct its lines of a list, and make the list again; its message names the first.
+    """Makes the message of a prompt name its first line in a list, and the hint correct the lines and repeat the list.
 
     A list of another encoding than UTF-8, or from stdin, has no lines that a command can edit.
     """
@@ -264,10 +264,12 @@ def correct_list(problem: PromptProblem, source: str) -> None:
     with suppress(OSError, UnicodeDecodeError):
         lines = Path(source).read_bytes().decode("utf-8-sig").split("\n")
     numbers = [number for number, line in enumerate(lines, 1) if line.strip() == problem.prompt]
-    if numbers:
+    if not numbers:
+        return
+    problem.message = f"line {numbers[0]} of {source}: {problem.message}"
+    if problem.instead is not None:
         text = re.sub(r"[\\/&]", r"\\\g<0>", problem.instead)
         script = ";".join(f"{number}s/.*/{text}/" for number in numbers)
-        problem.message = f"line {numbers[0]} of {source}: {problem.message}"
         problem.hint = f"sed -i.bak {quote(script)} {quote(source)} && --prompts {quote(source)}"
         problem.words = {}
 

@@ -89,10 +89,9 @@ def read_prompt(prompt: str, vocabulary: Vocabulary | None) -> Reading:
         return Reading(" ".join(exact), exact)
     parts = _parse(text, vocabulary)
     if (reason := _refusal(parts, vocabulary)) is not None:
-        instead = _correct(parts, vocabulary)
-        if instead is None:
-            raise UsageProblem(reason, hint=WORDS_HINT)
-        raise PromptProblem(reason, prompt=prompt, instead=" ".join(instead))
+        near = _correct(parts, vocabulary)
+        instead = None if near is None else " ".join(near)
+        raise PromptProblem(reason, prompt=prompt, instead=instead, hint=WORDS_HINT)
     phrases = _caption([Meaning(part.role, part.phrase) for part in parts], vocabulary)
     caption = " ".join(phrases)
     return Reading(caption, phrases, f"{vocabulary.title} reads {_quote(text)} as {caption!r}")
@@ -154,7 +153,8 @@ def _strip_text(text: str, name: str) -> str:
     """
     given, text = text, text.strip()
     if len(text) > MAX_PROMPT:
-        raise UsageProblem(f"the {name} has {len(text):,} characters, but the limit is {MAX_PROMPT:,}")
+        message = f"the {name} has {len(text):,} characters, but the limit is {MAX_PROMPT:,}"
+        raise PromptProblem(message, prompt=given)
     odd = next((character for character in text if unicodedata.category(character) in CONTROL), None)
     if odd is not None:
         plain = "".join(

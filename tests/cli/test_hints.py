@@ -86,6 +86,18 @@ def test_hint_of_a_prompt_in_a_list_corrects_its_lines(segdream, folder):
     assert (elsewhere.message, elsewhere.hint) == ("no", "segdream generate 'a dog'")
 
 
+def test_refusal_without_a_near_phrase_names_its_line_and_lists_the_words_of_its_prior(segdream, folder):
+    """On CUDA, the words of the default prior would be those of another one."""
+    folder.joinpath("list.txt").write_text(f"{BUS}\nasdfgh\n{'so ' * 400}\n")
+    hint = " hint: segdream generate --list-words --prior mini --device cpu"
+    said = segdream("generate", "--prompts", "list.txt", "--out-dir", "all", *SIX, "--dry-run")
+    assert said.code == 1
+    assert "error: line 2 of list.txt: mini does not know 'asdfgh'; it knows" in said.err
+    assert hint in said.err
+    assert "error: line 3 of list.txt: the prompt has 1,199 characters" in said.err
+    assert segdream("generate", "asdfgh", *SIX).err.endswith(hint)
+
+
 def test_hint_whose_option_the_command_lacks_is_none(segdream):
     segdream("doctor", "--json")
     lacking = SegdreamError("this machine does not have enough memory", hint="--set densify.cap=5000")
