@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -279,21 +279,26 @@ def _splats(pxr: "_Pxr", prim: Any) -> Splats:
     """The Gaussians of a prim, in its own frame; invalid values become NaN.
 
     Raises:
-        ValueError: its arrays do not fit together.
+        ValueError: its arrays are missing or of other types, or do not fit together.
     """
     first = pxr.Usd.TimeCode.EarliestTime()
 
     def values(name: str, width: int) -> Float32s:
         for spelled in (name, f"{name}h"):  # the second in half precision
             found = prim.GetAttribute(spelled).Get(first)
-            if found is not None and len(found):
-                return np.array(found, np.float32).reshape(-1, width)
+            if isinstance(found, Sized) and len(found):
+                try:
+                    return np.array(found, np.float32).reshape(-1, width)
+                except (TypeError, ValueError) as problem:
+                    raise ValueError(f"{name} of {prim.GetPath()} is not rows of {width} numbers") from problem
         raise ValueError(f"{prim.GetPath()} has no {name}")
 
     means = values("positions", 3)
     n = len(means)
     quats, scales, opacities = values("orientations", 4), values("scales", 3), values("opacities", 1)
     degree = prim.GetAttribute("radiance:sphericalHarmonicsDegree").Get(first)
+    if type(degree) is not int:
+        raise ValueError(f"the degree of the spherical harmonics of {prim.GetPath()} is not a whole number")
     harmonics = values("radiance:sphericalHarmonicsCoefficients", 3)
     if {len(quats), len(scales), len(opacities)} != {n} or len(harmonics) != n * (degree + 1) ** 2:
         raise ValueError(f"the arrays of {prim.GetPath()} differ in length")

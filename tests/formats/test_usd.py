@@ -19,7 +19,7 @@ from segdream_cli.formats.common import Reading
 from segdream_cli.splats import BANDS, Splats
 
 pxr = pytest.importorskip("pxr.Usd", reason='the extra "usd" is not installed')
-from pxr import Gf, Sdf, Usd, UsdGeom, UsdValidation, UsdVol  # noqa: E402
+from pxr import Gf, Sdf, Usd, UsdGeom, UsdValidation, UsdVol, Vt  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -145,6 +145,25 @@ def short_harmonics(stage: Any) -> None:
     stage.GetDefaultPrim().GetAttribute("radiance:sphericalHarmonicsDegree").Set(2)
 
 
+def of_type(stage: Any, name: str, kind: Any, value: Any) -> None:
+    """Puts a value of another type in place of an attribute."""
+    spec = stage.GetRootLayer().GetPrimAtPath("/asset")
+    del spec.properties[name]
+    Sdf.AttributeSpec(spec, name, kind).default = value
+
+
+def single_scale(stage: Any) -> None:
+    of_type(stage, "scales", Sdf.ValueTypeNames.Float, 1.0)
+
+
+def named_positions(stage: Any) -> None:
+    of_type(stage, "positions", Sdf.ValueTypeNames.StringArray, Vt.StringArray(["a", "b", "c"]))
+
+
+def spelled_degree(stage: Any) -> None:
+    of_type(stage, "radiance:sphericalHarmonicsDegree", Sdf.ValueTypeNames.String, "three")
+
+
 def other_files(stage: Any) -> None:
     stage.GetDefaultPrim().GetReferences().AddReference("/etc/passwd.usda")
 
@@ -197,6 +216,9 @@ def no_gaussians(stage: Any) -> None:
     [
         (without_positions, "no positions"),
         (short_harmonics, "differ in length"),
+        (single_scale, "is damaged: /asset has no scales"),
+        (named_positions, "is damaged: positions of /asset is not rows of 3 numbers"),
+        (spelled_degree, "is damaged: the degree of the spherical harmonics of /asset is not a whole number"),
         (other_files, "refers to other files"),
         (sublayers, "refers to other files"),
         (variant, "refers to other files"),

@@ -4,24 +4,29 @@
 
 File number n of a format is made from files that local libraries write: it is the same on every machine that has the
 same versions of them. A file that ends the process, exceeds the time limit or raises anything else is printed by its
-number and kept in --keep; the next process continues after it. Each file of .usdz is read in a process of its own, as
-the reader always does; here that process is forked from one that has loaded Pixar's library.
+number and kept in --keep; the next process continues after it. The reader opens each OpenUSD file in a process of its
+own. Here a process forked from one that has loaded Pixar's library reads up to 200 files, and a fresh one reads a file
+that ended it.
 """
 
 import argparse
 import faulthandler
 import mmap
+import multiprocessing
 import os
 import random
 import resource
 import signal
 import struct
 import sys
+import tempfile
 import time
 import traceback
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,6 +40,8 @@ LIMIT_S = 60
 """A file that takes longer counts as a hang."""
 USD_SECONDS = 3
 """Processor time for Pixar's library, which the reader gives thirty."""
+FILES_PER_FORK = 200
+"""Files that Pixar's library reads in one process."""
 SHARED = struct.Struct("<qqqqdq")
 """Index of the current file; files read, refused, refused by a library's crash; longest seconds; growth in KiB."""
 
@@ -52,26 +59,76 @@ class Tally:
     failures: list[int] = field(default_factory=list)
 
 
-def read_in_fork(path: Path, target: Path, memory: int, seconds: int) -> str:
-    """Replaces `usd._apart`: the same in a child of this process."""
-    del seconds
-    child = os.fork()
-    if not child:
-        code = 1
-        signal.alarm(usd.PATIENCE * USD_SECONDS)  # ends a deadlock, which takes no processor time
+class Forks:
+    """Stands in for `usd._apart`: processes that are forked from this one read many files each, one after another.
+
+    A file that ends a process is read again in a fresh one, since limits count for all files of a process and a file
+    may suffer from those before it.
+    """
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.process: BaseProcess | None = None
+        self.connection: Connection | None = None
+
+    def __call__(self, path: Path, target: Path, memory: int, seconds: int) -> str:
+        """The problem of a file, or an empty text."""
+        del memory, seconds  # a process can't raise its limits for a larger file
+        fresh = not self.left
+        said = self._ask(path, target)
+        if said is None and not fresh:
+            said = self._ask(path, target)
+        return usd.UNREADABLE if said is None else said
+
+    def _ask(self, path: Path, target: Path) -> str | None:
+        """The problem of a file, or an empty text; None if the file ended the process."""
+        if not self.left:
+            self._start()
+        assert self.connection is not None
+        self.left -= 1
         try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)  # the library's own messages
-            said = usd._read_here(path, target, memory, USD_SECONDS)
-            target.with_suffix(".txt").write_text(said)
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    text = target.with_suffix(".txt")
-    if status or not text.exists():
-        return usd.UNREADABLE
-    return text.read_text()
+            self.connection.send((path, target))
+            said, error = self.connection.recv()
+        except (EOFError, OSError):
+            self.left = 0
+            return None
+        if error:
+            raise RuntimeError(error)
+        return str(said)
+
+    def _start(self) -> None:
+        """Starts a process in place of the former one."""
+        self.close()
+        context = multiprocessing.get_context("fork")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self.connection), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.left = FILES_PER_FORK
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self.connection and self.process:
+            self.connection.close()
+            self.process.join()
+
+
+def _serve(connection: Connection, parents: Connection) -> None:
+    """Reads the files that a connection names until it closes."""
+    parents.close()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the library's own messages
+    while True:
+        try:
+            path, target = connection.recv()
+        except EOFError:
+            return
+        signal.alarm(usd.PATIENCE * USD_SECONDS)  # ends a deadlock, which takes no processor time
+        said, error = "", ""
+        try:
+            said = usd._read_here(path, target, usd.MEMORY, USD_SECONDS)
+        except Exception:
+            error = traceback.format_exc()
+        connection.send((said, error))
 
 
 def work(name: str, first: int, end: int, folder: Path, shared: mmap.mmap) -> None:
@@ -79,6 +136,8 @@ def work(name: str, first: int, end: int, folder: Path, shared: mmap.mmap) -> No
     warnings.simplefilter("error")  # a reader must not leak warnings of its libraries
     sources, reading, tally = seeds(name), reading_of(name), Tally()
     tally.at, tally.read, tally.refused, tally.library, tally.slowest_s, tally.growth_kib = SHARED.unpack(shared[:])
+    usd._apart = Forks()
+    tempfile.tempdir = str(folder)
     path = folder / f"fuzzed{suffix_of(name)}"
     path.write_bytes(sources[-1])
     with suppress(UsageProblem):  # Pixar's library may deadlock on any file and is then ended
@@ -147,7 +206,6 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path.cwd(), help="folder for files that fail")
     parser.add_argument("--record", action="store_true", help="into results.json")
     options = parser.parse_args()
-    usd._apart = read_in_fork
     print("format              files     read  refused  library  failed  slowest ms  growth MiB  seconds")
     for name in options.formats:
         start = time.perf_counter()
