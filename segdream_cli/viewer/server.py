@@ -80,7 +80,8 @@ class PageServer:
     def publish_row(self, assets: Sequence[Splats], titles: Sequence[str]) -> None:
         """Serves pages of several assets, and one that shows them side by side; raises the errors of `document`."""
         self._pages = [document(splats, title) for splats, title in zip(assets, titles, strict=True)]
-        self._row = row(titles, [f"/{number}#beside" for number in range(1, len(assets) + 1)])
+        rests = [f"/{number}#beside&rotate=0" for number in range(2, len(assets) + 1)]  # one turns all of them
+        self._row = row(titles, ["/1#beside", *rests])
 
     def needs_edition(self) -> bool:
         """Whether a page is open and the latest edition is old enough."""

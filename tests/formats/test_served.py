@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browser import MISSING, Browser, chromium
 from test_page import Parts
+from test_viewer import press
 
 from segdream_cli.formats import page, spz
 from segdream_cli.splats import Splats
@@ -181,7 +182,7 @@ def test_server_sends_a_page_of_several(chiral: Splats) -> None:
         parts = Parts(content.decode())
         assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
         frames = [(attrs["src"], attrs["title"]) for tag, attrs in parts.tags if tag == "iframe"]
-        assert frames == [("/1#beside", "a helix"), ("/2#beside", '<script>"')]
+        assert frames == [("/1#beside", "a helix"), ("/2#beside&rotate=0", '<script>"')]
         assert ask(server, "/1")[1] == page.document(chiral, "a helix")
         assert ask(server, "/2")[0] == 200
         for path in ("/3", "/0", "/01", "/newer", "/1/", "/-1"):
@@ -191,7 +192,7 @@ def test_server_sends_a_page_of_several(chiral: Splats) -> None:
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tab() -> Iterator[Browser]:
     with chromium() as browser:
         yield browser
@@ -292,4 +293,50 @@ def test_page_of_several_links_their_views(chiral: Splats, tab: Browser) -> None
         left, right = np.split(tab.screenshot().astype(float)[:, 1:-1], 2, axis=1)
         assert np.abs(left[60:220, :-2] - right[60:220, 2:]).mean() < 4
         assert np.ptp(left[60:220]) > 100
+        assert not tab.errors()
+
+
+GATE = """const { arrayBuffer } = Response.prototype;
+if (top === window) window.gate = new Promise((open) => (window.openGate = open));
+Response.prototype.arrayBuffer = async function () { await top.gate; return arrayBuffer.call(this); };"""
+"""Lets no page of a tab read its asset until `openGate()`."""
+
+
+@needs_browser
+def test_keys_act_on_a_whole_row_from_the_start(chiral: Splats, tab: Browser) -> None:
+    """Before the first image, for a page that comes later, in either page, and with one rotation for both."""
+    gate = tab.command("Page.addScriptToEvaluateOnNewDocument", source=GATE)
+    with serving() as server:
+        server.publish_row([chiral, chiral], ["first", "second"])
+        tab.open(server.url, width=600, height=300)
+        tab.command("Page.removeScriptToEvaluateOnNewDocument", **gate)
+        wait_for(lambda: tab.run("return Boolean(frames[0].segdream) && document.activeElement?.title === 'first'"))
+        press(tab, "?")
+        dialog = "frames[0].document.getElementById('help')"
+        assert tab.run(f"return {dialog}.open")
+        tab.run(f"{dialog}.close()")
+        press(tab, "ArrowLeft")  # it stops the rotation too, which has not begun
+        tab.run("frames[1].early = true; frames[1].location.reload()")
+        wait_for(lambda: tab.run("return !frames[1].early && Boolean(frames[1].segdream)"))
+        assert tab.run("return frames[0].document.getElementById('loading') !== null")
+        state = """return Promise.all([frames[0], frames[1]].map(async ({ segdream }) => {
+            const { camera, background, turning } = await segdream.ready;
+            return [camera.azimuth, camera.elevation, background, turning];
+        }))"""
+        tab.run("openGate()")
+        first, second = tab.run(state)
+        assert first == second == [35 + 6, 15, "light", False]
+        tab.run("frames[1].focus()")
+        press(tab, "ArrowDown")
+        press(tab, "b")
+        wait_for(lambda: tab.run(state) == [[41, 21, "checker", False]] * 2)
+        press(tab, " ")
+        wait_for(lambda: all(turning and azimuth != 41 for azimuth, _, _, turning in tab.run(state)))
+        tab.run("frames[0].focus()")
+        press(tab, " ")  # the second page turns both
+        wait_for(lambda: not any(turning for *_, turning in tab.run(state)))
+        first, second = tab.run(state)
+        assert first == pytest.approx(second)
+        press(tab, "Home")
+        wait_for(lambda: tab.run(state) == [[35, 15, "checker", False]] * 2)
         assert not tab.errors()

@@ -9,6 +9,7 @@ const OPENING = { azimuth: 35, elevation: 15 }; // three-quarter on
 const TURN_S = 24; // a whole turn of the automatic rotation
 const PIXEL_RATIO_LIMIT = 2;
 const POLL_MS = 500;
+const HEARD_MS = 250; // after which the rotating one of several assets has heard that it should stop
 const BACKGROUNDS = {
   dark: [0x16 / 255, 0x18 / 255, 0x1d / 255, 1],
   light: [1, 1, 1, 1],
@@ -92,6 +93,7 @@ class Viewer {
     this.camera = camera;
     this.renderer = new Renderer(canvas);
     this.rotating = false;
+    this.carried = false; // by another asset beside this one, which rotates
     this.stats = { renderer: this.renderer.gl.getParameter(this.renderer.gl.VERSION) };
     this.wanted = 0; // counts the views asked for; `sorted` and `sorting` are the ones the orders belong to
     this.sorted = -1;
@@ -144,8 +146,28 @@ class Viewer {
 
   rotate(on) {
     this.rotating = on;
+    this.carried = false;
     this.turnedAt = undefined;
     element("rotate").setAttribute("aria-pressed", on);
+    this.changed();
+  }
+
+  // Whether this view rotates, by itself or with that of another asset.
+  get turning() {
+    return this.rotating || this.carried;
+  }
+
+  // What assets beside each other have in common.
+  get state() {
+    return { pose: this.camera.pose, background: this.background, turning: this.turning };
+  }
+
+  set state({ pose, background, turning }) {
+    this.rotating = this.rotating && turning;
+    this.carried = turning && !this.rotating;
+    element("rotate").setAttribute("aria-pressed", turning);
+    this.camera.pose = pose;
+    if (background !== this.background) this.setBackground(background);
     this.changed();
   }
 
@@ -154,17 +176,6 @@ class Viewer {
     this.wanted++;
     this.share?.();
     this.#requestFrame();
-  }
-
-  // Takes the view of an asset beside this one.
-  follow({ pose, background }) {
-    const { share } = this;
-    this.share = undefined;
-    if (this.rotating) this.rotate(false);
-    this.camera.pose = pose;
-    if (background !== this.background) this.setBackground(background);
-    this.changed();
-    this.share = share;
   }
 
   // Resolves once the present view is on the screen in the right order; while it rotates, after the next frame.
@@ -197,7 +208,8 @@ class Viewer {
   #tick(now) {
     this.frame = undefined;
     if (!this.scene || this.renderer.gl.isContextLost()) return;
-    if (this.rotating) {
+    const turns = this.rotating && this.sorted >= 0; // it begins at the opening view, once that is on the screen
+    if (turns) {
       this.camera.orbit(-(360 / TURN_S) * ((now - (this.turnedAt ?? now)) / 1000), 0);
       this.turnedAt = now;
       this.changed();
@@ -207,7 +219,7 @@ class Viewer {
       this.sorting = this.wanted;
       this.sorter.sort(view.forward);
     }
-    if (this.rotating || this.sorted === this.wanted) this.waiting.splice(0).forEach((resolve) => resolve());
+    if (turns || this.sorted === this.wanted) this.waiting.splice(0).forEach((resolve) => resolve());
   }
 
   #draw() {
@@ -251,7 +263,7 @@ function nextBackground(viewer) {
 
 function actions(viewer) {
   return {
-    rotate: () => viewer.rotate(!viewer.rotating),
+    rotate: () => viewer.rotate(!viewer.turning),
     background: () => nextBackground(viewer),
     reset: () => {
       viewer.rotate(false);
@@ -259,7 +271,7 @@ function actions(viewer) {
       viewer.changed();
     },
     picture: async () => download(await viewer.picture(), ".png"),
-    file: () => download(new Blob([viewer.bytes]), ".spz"),
+    file: () => viewer.bytes && download(new Blob([viewer.bytes]), ".spz"),
     about: () => element("about").toggleAttribute("open"),
     keyboard: () => element("help").showModal(),
   };
@@ -270,7 +282,7 @@ function listenToKeys(viewer, act) {
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const others = { " ": act.rotate, b: act.background, Home: act.reset, p: act.picture, i: act.about, "?": act.keyboard };
   document.addEventListener("keydown", (event) => { // not only on the canvas, which has no focus before a click
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("dialog")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("dialog[open]")) return;
     if (event.key === " " && event.target.closest("button, summary")) return; // Space presses these
     const arrow = arrows[event.key], other = others[event.key] ?? others[event.key.toLowerCase()];
     if (arrow && event.shiftKey) camera.pan(0.04 * arrow[0], 0.04 * arrow[1]);
@@ -285,7 +297,7 @@ function listenToKeys(viewer, act) {
 }
 
 function moved(viewer) {
-  if (viewer.rotating) viewer.rotate(false);
+  if (viewer.turning) viewer.rotate(false);
   viewer.changed();
 }
 
@@ -300,7 +312,7 @@ function listenToPointers(viewer) {
     canvas.setPointerCapture(event.pointerId);
     pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
     canvas.classList.add("dragging");
-    if (viewer.rotating) viewer.rotate(false);
+    if (viewer.turning) viewer.rotate(false);
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!pointers.has(event.pointerId)) return;
@@ -362,6 +374,8 @@ async function start() {
   for (const id of ["rotate", "background", "reset", "picture", "file", "keyboard"]) element(id).addEventListener("click", act[id]);
   listenToKeys(viewer, act);
   listenToPointers(viewer);
+  if (asked("beside") !== null && parent !== window) link(viewer, rotating);
+  else viewer.rotate(rotating); // before the asset is read, so that a key pressed meanwhile counts
   try {
     await viewer.load(bytesOfBase64(element("payload").textContent.trim()));
   } catch (problem) {
@@ -369,23 +383,33 @@ async function start() {
     throw problem;
   }
   element("loading").remove();
-  if (asked("beside") !== null && parent !== window) link(viewer);
   viewer.stats.readyMs = performance.now();
-  viewer.rotate(rotating);
   if (canvas.dataset.newer) follow(viewer, canvas.dataset.newer);
   return viewer;
 }
 
-// On a page of several assets, each is in a frame of its own; one that is turned tells its view to the others.
-function link(viewer) {
+// On a page of several assets, each is in a frame of its own; one that is turned tells its view to the others. One that
+// is ready later than that takes theirs, and else rotates if it should.
+function link(viewer, rotating) {
   document.body.classList.add("beside");
+  let known = JSON.stringify(viewer.state), taking = false, acted = -Infinity;
   viewer.share = () => {
-    const { camera, background } = viewer;
-    parent.postMessage({ pose: camera.pose, background }, location.origin);
+    const { state } = viewer, text = JSON.stringify(state);
+    if (taking || text === known) return; // such as after a resize
+    known = text;
+    if (!viewer.rotating) acted = performance.now();
+    parent.postMessage(state, location.origin);
   };
-  addEventListener("message", (event) => {
-    if (event.source === parent && event.origin === location.origin) viewer.follow(event.data);
+  addEventListener("message", ({ source, origin, data }) => {
+    if (source !== parent || origin !== location.origin) return;
+    if (data === null) return viewer.rotate(rotating);
+    if (data.turning && performance.now() - acted < HEARD_MS) return;
+    taking = true;
+    viewer.state = data;
+    taking = false;
+    known = JSON.stringify(viewer.state);
   });
+  parent.postMessage(null, location.origin); // asks for the view of the others
 }
 
 // While an asset is being made, its page asks the server that it came from for newer Gaussians, until the last.
