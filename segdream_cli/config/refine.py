@@ -52,6 +52,9 @@ class RefineConfig:
     """Elevations above the horizon; the views cycle through them."""
     background: Annotated[Range, Within(0, 1, increasing=True)] = (0.75, 1.0)
     """Range of red, green and blue of the random colour behind a view."""
+    sharpen: Amount = 0.0
+    """Weight of the unsharp mask of repainted views, which makes up for the blur of the prior's decoder and of the
+    fit; its Gaussian has a standard deviation of 1/128 of the side."""
     share_noise: bool = False
     """Repaint all views of a round from the same noise; false draws noise for each."""
     fit_batch: Annotated[int, Within(1, 1000)] = 4

@@ -24,7 +24,7 @@ from segdream_cli.optimize.start import neighbour_distance
 from segdream_cli.optimize.state import AssetState, Targets
 from segdream_cli.priors.protocol import Prior
 from segdream_cli.refine.losses import WINDOW, coarse, fit_loss
-from segdream_cli.refine.repaint import repaint
+from segdream_cli.refine.repaint import repaint, sharpen
 from segdream_cli.refine.split import prune, shrink, split
 from segdream_cli.refine.views import draw_backgrounds, round_cameras
 from segdream_cli.render.cameras import Cameras
@@ -206,7 +206,7 @@ class Refinement:
     def _repaint(
         self, images: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c hl wl"], text: Conditions, now: Round
     ) -> Float[Tensor, "b 3 h w"]:
-        """The images repainted, as many at once as `REPAINT_PIXELS` allows, or in low-VRAM mode one at a time."""
+        """The images repainted and sharpened, as many at once as `REPAINT_PIXELS` allows, in low-VRAM mode one."""
         rows = 1 if self._config.prior.low_vram else max(1, REPAINT_PIXELS[self._device.type] // images.shape[-1] ** 2)
         guidance = self._config.refine.guidance_scale
         parts = []
@@ -214,7 +214,6 @@ class Refinement:
             chosen = slice(start, start + rows)
             drawn = send(noise[chosen], self._device)
             shown = images[chosen].clamp(0, 1)
-            parts.append(
-                repaint(self._prior, self._schedule, shown, drawn, text.rows(chosen), now.t0, now.steps, guidance)
-            )
+            painted = repaint(self._prior, self._schedule, shown, drawn, text.rows(chosen), now.t0, now.steps, guidance)
+            parts.append(sharpen(painted, self._config.refine.sharpen))
         return torch.cat(parts)

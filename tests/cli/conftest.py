@@ -2,10 +2,9 @@
 
 import sys
 from dataclasses import dataclass
-from functools import cache, partialmethod
+from functools import partialmethod
 
 import pytest
-import typer
 from commands import LAUNCHER, plain
 from fakes import AnalyticPrior
 from hints import find_hints, follow_all
@@ -67,14 +66,6 @@ def sizes(monkeypatch):
         Pipeline, "run", lambda self, assets: seen.append((len(assets), assets[0].step)) or real(self, assets)
     )
     return seen
-
-
-@pytest.fixture(scope="session", autouse=True)
-def command_tree():
-    """Builds Typer's tree of commands once: it takes a tenth of a second, and holds nothing between two commands."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
-        yield
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from test_pipeline import SMALL, advance, check_same, close, values
 
 from segdream_cli.config import Config
 from segdream_cli.errors import Diverged, OutOfMemory, UsageProblem
+from segdream_cli.optimize import refinement
 from segdream_cli.optimize.pipeline import Pipeline
 from segdream_cli.refine.losses import fit_loss
+from segdream_cli.refine.repaint import repaint, sharpen
 from segdream_cli.refine.views import round_cameras
 from segdream_cli.render.view import render
 from segdream_cli.runs.run_dir import RunDir
@@ -361,3 +363,20 @@ def test_step_renders_no_view_of_a_round_twice():
 
 def test_round_has_at_most_a_step_per_timestep():
     assert [(each.t0, each.steps) for each in build(refine__t0=[2, 300]).config.refine.rounds] == [(2, 2), (300, 2)]
+
+
+def test_targets_of_a_round_are_sharpened(monkeypatch):
+    """The targets are those of a run without the mask, sharpened; the round starts from the same Gaussians."""
+    plain, sharp = (build(refine__sharpen=weight) for weight in (0.0, 300.0))
+    painted = []
+    monkeypatch.setattr(refinement, "repaint", lambda *args: painted.append(repaint(*args)) or painted[-1])
+    found = []
+    for pipe in (plain, sharp):
+        asset = pipe.prepare("a bus", 0)
+        next(report for report in pipe.run([asset]) if report.stage.startswith("refine"))
+        found.append(asset.targets.images.permute(0, 3, 1, 2).float() / 255)
+    assert torch.equal(*(torch.cat(painted).chunk(2)))
+    for weight, target in zip((0.0, 300.0), found, strict=True):
+        expected = sharpen(painted[0], weight)
+        assert (target - expected).abs().max() <= 0.5 / 255 + 1e-6
+    assert not torch.equal(*found)

@@ -15,7 +15,7 @@ from segdream_cli.distill.guidance import Conditions
 from segdream_cli.distill.schedule import NoiseSchedule
 from segdream_cli.errors import UsageProblem
 from segdream_cli.refine.losses import fit_loss, ssim
-from segdream_cli.refine.repaint import ddim_timesteps, repaint
+from segdream_cli.refine.repaint import ddim_timesteps, repaint, sharpen
 from segdream_cli.refine.split import prune, shrink, split
 from segdream_cli.refine.views import draw_backgrounds, round_cameras
 from segdream_cli.render.cameras import frame_sphere, turntable_azimuths
@@ -37,6 +37,16 @@ def texts(prior, names):
 @pytest.mark.parametrize(("t0", "steps", "expected"), [(400, 4, [400, 300, 200, 100, 0]), (100, 3, [100, 67, 33, 0])])
 def test_ddim_timesteps_are_even(t0, steps, expected):
     assert ddim_timesteps(t0, steps).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [32, 64, 160])
+def test_sharpen_matches_an_unsharp_mask(size):
+    given = images(2, size)
+    deviation = (0, 0, size / 128, size / 128)
+    smooth = ndimage.gaussian_filter(given.numpy(), deviation, mode="nearest", radius=max(1, round(size / 64)))
+    expected = np.clip(given.numpy() + 0.7 * (given.numpy() - smooth), 0, 1)
+    np.testing.assert_allclose(sharpen(given, 0.7).numpy(), expected, atol=1e-12)
+    assert sharpen(given, 0.0) is given
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
