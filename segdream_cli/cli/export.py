@@ -478,21 +478,20 @@ def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
     """
     from segdream_cli.formats import FORMATS, check_format, goes_with
 
-    by_suffix = [MESH if path.suffix.lower() == ".obj" else check_format(path) for path in outputs]
-    if format is None:
-        return by_suffix
-    if format == MESH:
-        fitting = [path.suffix.lower() in MESH_SUFFIXES for path in outputs]
-    else:
-        fitting = [format in FORMATS and goes_with(path, format) for path in outputs]
-    if not any(fitting) and format == MESH:
-        raise UsageProblem(
-            f"a mesh needs a .glb or .obj file, not {outputs[0].name}",
-            hint=f"-o {quote(str(outputs[0].with_suffix('.glb')))}",
-        )
-    if not any(fitting):
+    def fits(path: Path) -> bool:
+        if format == MESH:
+            return path.suffix.lower() in MESH_SUFFIXES
+        return format is not None and format in FORMATS and goes_with(path, format)
+
+    if format is not None and not any(map(fits, outputs)):
+        if format == MESH:
+            raise UsageProblem(
+                f"a mesh needs a .glb or .obj file, not {outputs[0].name}",
+                hint=f"-o {quote(str(outputs[0].with_suffix('.glb')))}",
+            )
         check_format(outputs[0], format)  # raises the error that names the reason
-    return [format if fits else other for fits, other in zip(fitting, by_suffix, strict=True)]
+    by_suffix = [MESH if path.suffix.lower() == ".obj" else check_format(path) for path in outputs]
+    return [format if format and fits(path) else other for path, other in zip(outputs, by_suffix, strict=True)]
 
 
 def check_mesh_options(context: typer.Context, outputs: Sequence[Path], names: Sequence[str]) -> None:

@@ -185,7 +185,11 @@ def _other_asset(path: Path) -> dict[str, str]:
     """The path, and the asset in its folder whose name is most like its own; empty if none is much like it."""
     names: list[str] = []
     with suppress(OSError):
-        names = sorted(other.name for other in path.parent.iterdir() if readable_suffix(other) and other != path)
+        names = sorted(
+            other.name
+            for other in path.parent.iterdir()
+            if readable_suffix(other) and other != path and other.is_file()
+        )
     same = [name for name in names if name.partition(".")[0] == path.name.partition(".")[0]]
     close = same or difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return {str(path): str(path.with_name(close[0]))} if close else {}

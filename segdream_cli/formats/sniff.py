@@ -3,6 +3,7 @@
 import zipfile
 from os.path import isdir
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import BinaryIO
 
 from segdream_cli.errors import UsageProblem
@@ -16,6 +17,10 @@ META_LIMIT = 1 << 20
 """Limit of SOG's `meta.json` in bytes; a real one takes about 15,000."""
 JSON_BLANKS = b"\xef\xbb\xbf \t\r\n"
 """Bytes before a JSON text: a byte-order mark and spaces."""
+LFS_POINTER = b"version https://git-lfs"
+WEB_PAGES = (b"<!doctype html", b"<html")
+ZIPPED = (".ply", ".splat", ".ksplat", ".spz", ".sog", ".glb")
+"""Suffixes of assets that are offered in a zip."""
 USD_SUFFIXES = (".usd", ".usda", ".usdc")
 MAGIC = {
     b"glTF": "glb",
@@ -30,7 +35,8 @@ def sniff(path: Path) -> str | None:
     """A key of `formats.READERS`, or None if the bytes at `path` are of no known kind.
 
     Raises:
-        UsageProblem: the file can't be opened, or it is a zip or a folder without an asset.
+        UsageProblem: the file can't be opened, or it is a zip or a folder without an asset, a pointer of Git LFS in
+            place of the asset, or a web page named as one.
     """
     if isdir(path):  # noqa: PTH112 - Path.is_dir raises if a name is too long
         if (path / META).is_file():
@@ -46,7 +52,21 @@ def sniff(path: Path) -> str | None:
             return _zip_kind(path, stream)
         if head.lstrip(JSON_BLANKS)[:1] == b"{":
             return _json_kind(stream, size)
+        _check_download(path, head)
         return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None) or _bare_kind(head, size)
+
+
+def _check_download(path: Path, head: bytes) -> None:
+    """Raises UsageProblem for what a download may leave in place of an asset."""
+    if head.startswith(LFS_POINTER):
+        raise UsageProblem(
+            f"{path} is a pointer of Git LFS, which has not downloaded the file",
+            hint=f"git -C {quote(str(path.parent))} lfs pull --include {quote(path.name)}",
+        )
+    if head.lstrip()[:14].lower().startswith(WEB_PAGES) and path.suffix.lower() not in (".html", ".htm"):
+        raise UsageProblem(
+            f"{path} is a web page, not an asset: its address was that of a page; download the file itself"
+        )
 
 
 def _ply_kind(path: Path, stream: BinaryIO) -> str:
@@ -72,6 +92,11 @@ def _zip_kind(path: Path, stream: BinaryIO) -> str:
     if names and PurePosixPath(names[0]).suffix.lower() in USD_SUFFIXES:
         return "usd"
     inside = ", ".join(repr(name[:40]) for name in names[:3]) or "nothing"
+    if any(name.lower().endswith(ZIPPED) for name in names):
+        raise UsageProblem(
+            f"{path} is a zip of assets, which segdream reads one by one; it holds {inside}",
+            hint=f"python -m zipfile -e {quote(str(path))} {quote(str(path.parent))}",
+        )
     raise UsageProblem(f"{path} is a zip without an asset; it holds {inside}")
 
 

@@ -47,6 +47,9 @@ def words(done):
         # of several outputs, the one that can't be written
         ("export bus.ply -o a.splat -o bus.ply -q", "export bus.ply -o a.splat -o bus-2.ply -q"),
         ("export bus.ply -o bus.ply -o a.html --output-frame rdf", "export bus.ply -o bus.ply -o a.html"),
+        # an output without the suffix of its format
+        ("export bus.ply --format 3dtiles -o tiles", "export bus.ply --format 3dtiles -o tiles.glb"),
+        ("export bus.ply --format sog -o bus.v2", "export bus.ply --format sog -o bus.sog"),
         # arguments
         ("generate --prompts list.txt P --out-dir all", "generate --prompts list.txt --out-dir all"),
         ("render bus.mp4 --view 0,0 --size 64", "render bus.ply --view 0,0 --size 64"),
@@ -59,6 +62,7 @@ def words(done):
 def test_hint_is_the_command_with_the_correction(segdream, folder, given, cured):
     formats.write(folder / "bus.ply", random_splats())
     (folder / "list.txt").write_text(f"{BUS}\n")
+    (folder / "buss.ply").mkdir()
     said = segdream(*(BUS if word == "P" else word for word in shlex.split(given)))
     assert said.code != 0
     assert words(said) == [BUS if word == "P" else word for word in shlex.split(cured)]

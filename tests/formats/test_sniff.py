@@ -49,7 +49,10 @@ def packed(*members: tuple[str, bytes]) -> bytes:
     ("content", "reason"),
     [
         (packed(("a.txt", b"text"), ("b/c.txt", b"")), "is a zip without an asset; it holds 'a.txt', 'b/c.txt'"),
+        (packed(("a.txt", b"text"), ("b/c.PLY", b"")), "is a zip of assets, which segdream reads one by one; it holds"),
         (packed(("a.txt", b"text"))[:-30], "is a damaged zip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "is a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>404</html>", "is a web page, not an asset"),
         (gzip.compress(b"text" * 100), "is no asset that segdream reads"),
         (gzip.compress(b"ply\n" + bytes(500))[:-20], "is truncated"),
         (gzip.compress(b"ply\n" + bytes(500))[:-8] + bytes(8), "is damaged: Error -3"),
@@ -59,7 +62,7 @@ def packed(*members: tuple[str, bytes]) -> bytes:
         (b"{" * 100_000, "is no asset"),
         (b"\x00\x01" + bytes(8000), "is no asset"),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_read_refuses_other_content(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "a.bin"
