@@ -684,7 +684,7 @@ def _describe_cuts(made: Any, faces: int, *, collision: bool) -> str:
     """A note about what a mesh lacks; empty if it lacks nothing."""
     from segdream_cli.mesh import RESOLUTION
 
-    changes = [f"{made.left_out:,} small parts dropped"] if made.left_out else []
+    changes = [f"{shared.count(made.left_out, 'small part')} dropped"] if made.left_out else []
     if collision:
         return "; ".join([f"{made.components} convex pieces of {len(made.faces):,} triangles", *changes])
     if made.resolution < RESOLUTION:

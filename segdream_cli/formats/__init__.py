@@ -123,9 +123,10 @@ def format_of(path: Path) -> str:
             return key
     known = _suffixes()
     nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
+    stem = path.name[: len(path.name) - len(readable_suffix(path) or path.suffix)]
     raise UsageProblem(
         f"{path} has no known suffix; use one of {', '.join(known)}",
-        hint=f"-o {quote(str(path.with_name(path.stem + nearest[0]) if path.name else path / f'asset{nearest[0]}'))}",
+        hint=f"-o {quote(str(path.with_name(stem + nearest[0]) if stem else path / f'asset{nearest[0]}'))}",
     )
 
 

@@ -274,7 +274,7 @@ def _choose_bits(path: Path | None, splats: Splats, wanted: int | None) -> int:
     if reach < 2**23 - 1:
         raise UsageProblem(message, without=["--spz-bits"], hint="--spz-bits 12" if reach < 2**11 else None)
     another = None if path is None else f"-o {quote(str(path.with_suffix('.ply')))}"
-    raise UsageProblem(message, without=[f"-o {path}"], hint=another)
+    raise UsageProblem(message, without=[f"-o {path}", "--format", "--for"], hint=another)
 
 
 def _gzip_file(header: _Header, blocks: Sequence[Bytes], frame: str, note: bytes) -> Iterator[bytes]:

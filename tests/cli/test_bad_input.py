@@ -420,6 +420,7 @@ def test_export_writes_all_outputs_or_none(refused, there):
     refused(2, "reaches only 8", "export", "there.ply", *outputs, "--spz-bits", "20", "--scale", "100")
     done = refused(2, "reaches only 8388608", "export", "there.ply", *outputs, "--scale", "1e6")
     assert "-o b.ply" in done.err
+    refused(2, "reaches only 8388608", "export", "there.ply", "--for", "quest", "--scale", "1e6")
 
 
 def test_refine_names_what_it_cannot_use(refused, there, folder):

@@ -50,6 +50,7 @@ def words(done):
         # an output without the suffix of its format
         ("export bus.ply --format 3dtiles -o tiles", "export bus.ply --format 3dtiles -o tiles.glb"),
         ("export bus.ply --format sog -o bus.v2", "export bus.ply --format sog -o bus.sog"),
+        ("export bus.ply -o new.ply.gz", "export bus.ply -o new.ply"),
         # arguments
         ("generate --prompts list.txt P --out-dir all", "generate --prompts list.txt --out-dir all"),
         ("render bus.mp4 --view 0,0 --size 64", "render bus.ply --view 0,0 --size 64"),
