@@ -76,9 +76,12 @@ def read(path: Path, count: int) -> Splats:
     if not parts:
         raise UsageProblem(f"{path} has no faces")
     corners = np.concatenate([triangles for triangles, _ in parts])
-    bad = int((~np.isfinite(corners).all(axis=(1, 2))).sum())
+    bad = sum(_count_unusable(triangles, shade) for triangles, shade in parts)
     if bad:
-        raise UsageProblem(f"{path}: {bad} of {len(corners)} faces have a corner that is not a finite number")
+        raise UsageProblem(
+            f"{path}: {bad} of {len(corners)} faces have a corner, texture coordinate or colour that is not a finite "
+            "number"
+        )
     extent = float(np.ptp(corners.reshape(-1, 3), axis=0).max())
     # of size 1, so that areas neither overflow nor vanish
     parts = [(triangles / (extent or 1), shade) for triangles, shade in parts]
@@ -102,6 +105,14 @@ def read(path: Path, count: int) -> Splats:
         shN=np.zeros((len(kept), 0, 3), np.float32),
         provenance=dict(provenance),
     )
+
+
+def _count_unusable(triangles: Float64s, shade: "_Shade") -> int:
+    """Number of triangles [f, 3, 3] with a value beyond 32-bit numbers, at a corner or among what colours it."""
+    columns = (shade.uv, *(factor for factor in shade.factors if factor.ndim == 2))
+    values = [triangles, *(column[shade.faces] for column in columns if column is not None)]
+    usable = [(np.abs(each) <= np.finfo(np.float32).max).all(axis=(1, 2)) for each in values]
+    return int((~np.logical_and.reduce(usable)).sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,7 @@ def square_glb(path, *, quantized, color=(1, 128 / 255, 4 / 255, 1), info=None, 
         "POSITION": np.array([[-32767, -16384, 0], [32767, -16384, 0], [32767, 16384, 0], [-32767, 16384, 0]], "<i2"),
         "TEXCOORD_0": np.stack([u, v], axis=1),
         "TEXCOORD_1": np.stack([65535 - u, v], axis=1),
-        "COLOR_0": np.tile(np.rint(255 * np.array(color)).astype(np.uint8), (4, 1)),
+        "COLOR_0": np.tile(np.rint(255 * np.nan_to_num(color)).astype(np.uint8), (4, 1)),
     }
     if not quantized:
         columns = {name: (column / np.iinfo(column.dtype).max).astype("<f4") for name, column in columns.items()}
@@ -284,6 +284,11 @@ def test_read_takes_the_texture_coordinates_of_the_base_color(tmp_path, info, to
     found = colors(splats)
     assert (found[along > 0.1, 0] > 0.7).all()
     assert (found[along < -0.1, 0] < 0.2).all()
+
+
+def test_read_refuses_colors_that_are_not_finite(tmp_path):
+    path = square_glb(tmp_path / "a.glb", quantized=False, color=(np.nan, 0, 0, 1))
+    refused(path, "2 of 2 faces have a corner, texture coordinate or colour that is not a finite number")
 
 
 def test_read_keeps_dark_vertex_colors(tmp_path):
@@ -363,7 +368,11 @@ def test_read_refuses_an_obj_without_its_files(tmp_path, head, mtl, words):
         (SQUARE, "has no faces"),
         ("", "is empty"),
         ("hello\n", "has no faces"),
-        ("v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "1 of 1 faces have a corner that is not a finite number"),
+        (
+            "v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n",
+            "1 of 1 faces have a corner, texture coordinate or colour that is not a finite number",
+        ),
+        ("v 1e39 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "1 of 1 faces have a corner"),
         ("v 0 0 0\nv 1 0 0\nf 1 2 9\n", "is damaged"),
         ("v 1 0 0\nv 1 0 0\nv 1 0 0\nf 1 2 3\n", "no visible surface"),
     ],
