@@ -109,7 +109,7 @@ class Config:
 
         Their learning rates start at the geometric mean of start and end, their timesteps are low, and their first half
         adds no Gaussians. Neither stage changes higher spherical harmonics or limits scales as the preset does: large
-        Gaussians may cover much of the asset.
+        Gaussians may cover much of the asset. Views are not sharpened, as the asset may be sharp.
         """
         rates = {key: value for key, value in self.flat().items() if key.startswith("optim.") and key.endswith("_lr")}
         return self.set(
@@ -130,6 +130,7 @@ class Config:
                 "densify.start": self.optim.steps // 2,
                 "densify.cap": REFINED_CAP,
                 "refine.enabled": True,
+                "refine.sharpen": 0.0,
                 "refine.shN_lr": 0.0,
                 "refine.scale_range": list(REFINED_SCALES),
             }

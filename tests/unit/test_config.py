@@ -430,6 +430,15 @@ def test_refinement_of_an_asset_keeps_the_timesteps_of_every_method_low(name: st
     assert 200 < int(times.max()) <= 300
 
 
+def test_refinement_of_an_asset_does_not_sharpen_unless_asked() -> None:
+    profile = PriorProfile(settings={"refine.sharpen": 1.0})
+    weights = [
+        Request(refines=refines, settings=settings).resolve(profile).refine.sharpen
+        for refines, settings in ((False, {}), (True, {}), (True, {"refine.sharpen": 0.5}))
+    ]
+    assert weights == [1.0, 0.0, 0.5]
+
+
 def test_set_refuses_a_reversed_sds_range() -> None:
     problem = refused({"distill.sds.t_min": 990})
     assert "distill.sds.t_min must not exceed t_max" in problem.message
