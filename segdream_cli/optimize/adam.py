@@ -11,24 +11,36 @@ from segdream_cli.splats import GROUPS
 from segdream_cli.splats.gaussians import Gaussians
 from segdream_cli.util import compat
 
-Optimizers = dict[str, torch.optim.Adam]
-"""One Adam per parameter group: it holds the moments, `adam_step` takes the steps."""
 
+class Moments:
+    """Adam's moments of a parameter, which are 0 at first, by the attributes under which gsplat edits an optimizer's.
 
-def build_optimizers(gaussians: Gaussians, config: OptimConfig) -> Optimizers:
-    """One Adam per parameter group, since density control edits their rows one group at a time; its moments are 0."""
-    optimizers = {}
-    for name, rate in learning_rates(config, 0).items():
-        parameter = gaussians.params[name]
-        optimizers[name] = torch.optim.Adam(
-            [parameter], lr=rate, betas=config.betas, eps=config.eps, fused=parameter.is_cuda or None
-        )
-        optimizers[name].state[parameter] = {
-            "step": torch.zeros((), device=parameter.device if parameter.is_cuda else None),
-            "exp_avg": torch.zeros_like(parameter.detach()),
-            "exp_avg_sq": torch.zeros_like(parameter.detach()),
+    `torch.optim.Adam` would hold them too, but the first one imports PyTorch's compiler, which takes seconds.
+
+    Attributes:
+        param_groups: one group, whose "params" are the parameter.
+        state: its "step" (on the parameter's device if that is CUDA), "exp_avg" and "exp_avg_sq".
+    """
+
+    def __init__(self, parameter: torch.nn.Parameter) -> None:
+        values = parameter.detach()
+        self.param_groups = [{"params": [parameter]}]
+        self.state = {
+            parameter: {
+                "step": torch.zeros((), device=values.device if values.is_cuda else None),
+                "exp_avg": torch.zeros_like(values),
+                "exp_avg_sq": torch.zeros_like(values),
+            }
         }
-    return optimizers
+
+
+Optimizers = dict[str, Moments]
+"""The moments of each parameter group; `adam_step` takes the steps."""
+
+
+def build_optimizers(gaussians: Gaussians) -> Optimizers:
+    """The moments of each group apart, since density control edits their rows one group at a time."""
+    return {name: Moments(parameter) for name, parameter in gaussians.params.items()}
 
 
 def learning_rates(config: OptimConfig, step: int) -> dict[str, float]:

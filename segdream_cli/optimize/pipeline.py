@@ -150,7 +150,7 @@ class Pipeline:
             seed=seed,
             embeddings=embeddings,
             gaussians=gaussians,
-            optimizers=build_optimizers(gaussians, self.config.optim),
+            optimizers=build_optimizers(gaussians),
             stats=DensityStats.empty(gaussians),
             method_state={name: send(tensor, self.device) for name, tensor in state.items()},
             generators=generators,

@@ -93,7 +93,7 @@ class Refinement:
             changes = self._prepare(batch, late, index)
         for asset, (gaussians, targets) in zip(late, changes, strict=True):
             asset.gaussians, asset.targets = gaussians, targets
-            asset.optimizers = build_optimizers(gaussians, self._config.optim)
+            asset.optimizers = build_optimizers(gaussians)
             asset.stats = DensityStats.empty(gaussians)
 
     def fit(self, batch: Batch) -> None:

@@ -145,7 +145,7 @@ class AssetState:
         """
         tensors = {name: value.clone() for name, value in tensors.items()}
         gaussians = Gaussians({group: tensors[f"gaussians.{group}"].to(device) for group in GROUPS})
-        optimizers = build_optimizers(gaussians, config.optim)
+        optimizers = build_optimizers(gaussians)
         for group, parameter in gaussians.params.items():
             prefix = f"adam.{group}."
             saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -58,7 +58,7 @@ def test_equalize_around_adam_equals_numpy() -> None:
     """Three steps of two assets: the first is bright in step 2, the second never."""
     config = OptimConfig(means_lr=(0.1, 0.1), sh0_lr=(0.2, 0.2), shN_lr=(0.3, 0.3))
     sets = [gaussians(40, 1), gaussians(33, 2)]
-    optimizers = [build_optimizers(each, config) for each in sets]
+    optimizers = [build_optimizers(each) for each in sets]
     values = [{name: each.params[name].detach().double().numpy().copy() for name in GROUPS} for each in sets]
     moments = [
         {name: [np.zeros_like(value), np.zeros_like(value), 0] for name, value in each.items()} for each in values
@@ -97,7 +97,7 @@ def test_equalize_around_adam_equals_numpy() -> None:
 
 def test_equalize_may_come_before_any_color_step() -> None:
     sets = [gaussians(4, 1)]
-    optimizers, stacked = [build_optimizers(sets[0], OptimConfig())], stack(sets)
+    optimizers, stacked = [build_optimizers(sets[0])], stack(sets)
     stacked.params["sh0"].grad = torch.ones(1, 4, 3)
     before = sets[0].params["sh0"].detach().clone()
     with equalize(sets, optimizers, torch.tensor([True]), 0.5):

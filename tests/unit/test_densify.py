@@ -8,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segdream_cli.config import DensifyConfig, OptimConfig
-from segdream_cli.optimize.adam import build_optimizers
+from segdream_cli.optimize.adam import adam_step, build_optimizers, learning_rates
 from segdream_cli.optimize.density import DensityStats, accumulate, control_density, is_due
 from segdream_cli.splats import GROUPS
-from segdream_cli.splats.gaussians import Gaussians
+from segdream_cli.splats.gaussians import Gaussians, stack
 
 WIDTHS = {"means": (3,), "quats": (4,), "log_scales": (3,), "opacity_logits": (), "sh0": (3,), "shN": (3, 3)}
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -30,7 +30,7 @@ def scene(scales, opacities, device="cpu"):
     tensors["log_scales"] = torch.tensor(scales)[:, None].repeat(1, 3).log()
     tensors["opacity_logits"] = torch.tensor(opacities).logit()
     gaussians = Gaussians(tensors).to(torch.device(device))
-    optimizers = build_optimizers(gaussians, OptimConfig())
+    optimizers = build_optimizers(gaussians)
     for name, parameter in gaussians.params.items():
         tag = (rows + 1).reshape(n, *[1] * len(WIDTHS[name])).repeat(1, *WIDTHS[name]).to(device)
         steps = torch.tensor(7.0, device=device if parameter.is_cuda else "cpu")
@@ -45,6 +45,13 @@ def stats_of(gradients, device="cpu"):
 
 def control(gaussians, optimizers, stats, config=EVERY_TEN, step=10, seed=0):
     return control_density(gaussians, optimizers, stats, step, config, torch.Generator().manual_seed(seed))
+
+
+def take_step(gaussians, optimizers):
+    """A step of Adam by gradients of 1."""
+    stacked = stack([gaussians])
+    sum(value.sum() for value in stacked.params.values()).backward()
+    adam_step([gaussians], [optimizers], stacked, OptimConfig(), learning_rates(OptimConfig(), 1))
 
 
 def check_aligned(gaussians, optimizers, parents, fresh):
@@ -86,20 +93,17 @@ def test_control_density_leaves_working_optimizers():
     gaussians, optimizers = scene([0.01, 0.2, 0.02], [0.5, 0.6, 0.001])
     control(gaussians, optimizers, stats_of([2.0, 2.0, 0.0]))
     before = {name: value.detach().clone() for name, value in gaussians.params.items()}
-    sum(value.sum() for value in gaussians.params.values()).backward()
-    for optimizer in optimizers.values():
-        optimizer.step()
+    take_step(gaussians, optimizers)
     for name, value in gaussians.params.items():
         assert (value != before[name]).all(), name
 
 
 def test_control_density_gives_new_gaussians_steps():
     gaussians, _ = scene([0.01, 0.2], [0.5, 0.5])
-    optimizers = build_optimizers(gaussians, OptimConfig())
+    optimizers = build_optimizers(gaussians)
     control(gaussians, optimizers, stats_of([2.0, 2.0]))
-    sum(value.sum() for value in gaussians.params.values()).backward()
+    take_step(gaussians, optimizers)
     for name, optimizer in optimizers.items():
-        optimizer.step()
         assert optimizer.state[gaussians.params[name]]["exp_avg"].shape == gaussians.params[name].shape
 
 

@@ -163,14 +163,19 @@ def test_learning_rates_are_log_linear_between_start_and_end(step):
         assert rates[name] == pytest.approx(expected), name
 
 
-def test_build_optimizers_settings():
+def test_moments_are_those_of_a_new_adam():
     gaussians = random_gaussians()
-    optimizers = build_optimizers(gaussians, CONFIG)
+    optimizers = build_optimizers(gaussians)
     assert tuple(optimizers) == GROUPS
-    for name, optimizer in optimizers.items():
-        (group,) = optimizer.param_groups
-        assert group["params"] == [gaussians.params[name]]
-        assert (group["lr"], group["betas"], group["eps"]) == (RATES[name][0], (0.8, 0.95), 1e-9)
+    for name, moments in optimizers.items():
+        parameter = gaussians.params[name]
+        assert moments.param_groups == [{"params": [parameter]}]
+        assert list(moments.state) == [parameter]
+        state = moments.state[parameter]
+        assert (float(state["step"]), state["step"].dim()) == (0, 0)
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(state[key], torch.zeros(parameter.shape))
+            assert not state[key].requires_grad
 
 
 def with_gradients(sets, seed):
@@ -238,7 +243,7 @@ def test_clip_gradients_adds_missing_gradients():
 def test_adam_step_matches_torch():
     """Against torch's own optimisers, over several steps and sizes; without harmonics there is no shN."""
     sets, alone = ([random_gaussians(n, k=0, seed=n) for n in (5, 40, 33)] for _ in range(2))
-    optimizers = [build_optimizers(one, CONFIG) for one in sets]
+    optimizers = [build_optimizers(one) for one in sets]
     theirs = [
         {name: torch.optim.Adam([parameter], betas=(0.8, 0.95), eps=1e-9) for name, parameter in one.params.items()}
         for one in alone
@@ -262,7 +267,7 @@ def test_adam_step_matches_torch():
 
 def test_adam_step_skips_unusable_gradients():
     sets = [random_gaussians(n, k=0, seed=n) for n in (5, 40)]
-    optimizers = [build_optimizers(one, CONFIG) for one in sets]
+    optimizers = [build_optimizers(one) for one in sets]
     stacked, _ = with_gradients(sets, 1)
     adam_step(sets, optimizers, stacked, CONFIG, learning_rates(CONFIG, 1))
 
