@@ -67,8 +67,6 @@ COMMANDS: Mapping[Callable[..., None], float] = {
     cache.cache: IMPORTS_GIB,
     doctor.doctor: IMPORTS_GIB,
 }
-WITHOUT_ARGUMENTS = doctor.doctor, runs.runs, cache.cache
-"""Commands that need no arguments; the others show their help without."""
 
 
 def _within_address_space(command: Callable[..., None], needed_gib: float) -> Callable[..., None]:
@@ -84,7 +82,7 @@ def _within_address_space(command: Callable[..., None], needed_gib: float) -> Ca
 
 for command, needed_gib in COMMANDS.items():
     checked = _within_address_space(command, needed_gib)
-    app.command(cls=Command, no_args_is_help=command not in WITHOUT_ARGUMENTS)(checked)
+    app.command(cls=Command)(checked)
 
 
 @app.callback(invoke_without_command=True)

@@ -65,9 +65,11 @@ class Command(TyperCommand):
         """Runs the command.
 
         Raises:
-            OptionProblem: a switch is given in both ways; or the command raised it.
+            OptionProblem: a switch is given in both ways, or an option takes another one as its value; or the command
+            raised it.
         """
         _current.set(ctx)
+        _refuse_swallowed(ctx)
         _refuse_contradictions(ctx)
         return super().invoke(ctx)
 
@@ -119,6 +121,17 @@ def _rank(parameter: Any) -> tuple[int, int]:
         return -1, 0
     group, name = parameter.rich_help_panel, str(parameter.name)
     return GROUPS.index(group if group in GROUPS else ""), LAST.index(name) if name in LAST else -1
+
+
+def _refuse_swallowed(context: typer.Context) -> None:
+    """Refuses an option without its value, in place of which Typer takes the option after it."""
+    opts = {opt for each in context.command.params for opt in (*each.opts, *each.secondary_opts) if opt[:1] == "-"}
+    uses = list(split_words(context, context.obj[1:]))
+    for name, words in uses:
+        if name and len(words) == 2 and words[1] in opts:
+            kept = [word for _, each in uses for word in (each if each is not words else words[1:])]
+            hint = shlex.join([*context.command_path.split(), *kept])
+            raise OptionProblem(f"{words[0]} needs a value, and {words[1]} is the next option", hint=hint)
 
 
 def _refuse_contradictions(context: typer.Context) -> None:

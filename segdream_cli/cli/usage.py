@@ -17,17 +17,17 @@ from typing import Any
 import typer
 
 from segdream_cli.cli.command_line import rewrite, split_words
-from segdream_cli.config import SD21
-from segdream_cli.errors import UsageProblem
-from segdream_cli.priors.prompt import EXAMPLE
+from segdream_cli.config import MINI, SD21
+from segdream_cli.errors import SegdreamError, UsageProblem
+from segdream_cli.priors.prompt import EXAMPLE, read_prompt
 from segdream_cli.util.compat import usage_error
 
 ROUNDS = 8
 """Most errors that are corrected in one command line."""
 SHOWN = ("--help", "-h", "--version")
 """Options that show something in place of what the command does."""
-ARGUMENTS: Mapping[str, str] = MappingProxyType({"PROMPT": EXAMPLE, "RUN": "bus.run", "WEIGHTS": SD21})
-"""Name of an argument -> its value in hints; of others, which are assets, an asset of this folder or `ASSET`."""
+ARGUMENTS: Mapping[str, str] = MappingProxyType({"PROMPT": EXAMPLE, "WEIGHTS": SD21})
+"""Name of an argument -> its value in hints; of others, which may be assets, an asset of this folder or `ASSET`."""
 ASSET = "bus.ply"
 VALUES: Mapping[str, str] = MappingProxyType(
     {
@@ -92,6 +92,22 @@ SYNONYMS: Mapping[str, Sequence[str]] = MappingProxyType(
     }
 )
 """Command -> words that other programs have for it."""
+OPTION_SYNONYMS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "--quality": ("--preset",),
+        "--steps": ("--iterations", "--iters", "--num-steps", "--max-steps"),
+        "--guidance-scale": ("--cfg", "--cfg-scale", "--guidance"),
+        "--negative": ("--negative-prompt",),
+        "--out-dir": ("--output-dir", "--output-folder"),
+        "--prompts": ("--prompt-file", "--prompts-file"),
+        "--force": ("--overwrite", "--replace", "--yes"),
+        "--quiet": ("--silent",),
+        "--size": ("--resolution", "--res"),
+        "--n-frames": ("--num-frames",),
+        "--background": ("--bg",),
+    }
+)
+"""Option -> names that other programs have for it."""
 
 WRONG = "?"
 """No choice of any option: its error lists the choices, and its cure is one of them."""
@@ -133,9 +149,8 @@ def find_problem(group: Any, words: Words) -> Any | None:
     try:
         with group.make_context("segdream", list(words)) as context:
             name, command, rest = group.resolve_command(context, list(words))
-            if rest or not command.no_args_is_help:
-                with command.make_context(name, rest, parent=context):
-                    pass
+            with command.make_context(name, rest, parent=context):
+                pass
     except usage_error(typer.BadParameter) as problem:
         return problem
     return None
@@ -198,7 +213,19 @@ def _cure_group(problem: Any, context: Any, words: Words, *, unknown_option: boo
     if readable_suffix(Path(words[0])):
         return ["view", *words]
     sentence = " " in words[0] or (len(words) > 1 and words[1].isalpha())
-    return ["generate", *words] if sentence else None
+    return ["generate", *words] if sentence or _is_thing(name) else None
+
+
+def _is_thing(word: str) -> bool:
+    """Whether the embedded prior makes a thing of this name."""
+    from segdream_cli.config.sections import PriorConfig
+    from segdream_cli.priors.checkpoint import profile_of  # a slow import
+
+    try:
+        read_prompt(word, profile_of(PriorConfig(name=MINI), cuda=False).vocabulary)
+    except SegdreamError:
+        return False
+    return True
 
 
 def _rename_option(problem: Any, context: Any, words: Words) -> list[str] | None:
@@ -209,7 +236,8 @@ def _rename_option(problem: Any, context: Any, words: Words) -> list[str] | None
         name, equals, value = word.partition("=")
         if name == wrong or (f"-{name}" in names and name.startswith(wrong)):  # -seed is -s and more for Typer
             full = f"--{name.lstrip('-')}"
-            longer = [each for each in names if each.startswith(full)]
+            longer = [opt for opt, others in OPTION_SYNONYMS.items() if opt in names and full in others]
+            longer += [each for each in names if each.startswith(full)]
             near = longer or difflib.get_close_matches(full, names, n=1, cutoff=0.7)
             return [*words[:i], near[0] + equals + value, *words[i + 1 :]] if near else None
     return None
@@ -309,6 +337,8 @@ def _describe(problem: Any, context: Any, words: Words) -> str:
     name = type(problem).__name__
     # pydantic puts this prefix before Typer's own message about a choice
     message = " ".join(problem.format_message().replace("Value error, ", "").rstrip(".").split())
+    message = message.replace(". Choose from: ", ", one of ")
+    message = re.split(r" \(Possible options: |\. Did you mean ", message)[0]  # the hint has the nearest one
     commands = getattr(context.command, "commands", {})
     if name == "NoSuchOption" and {*words} & {*commands}:
         return f"options follow the command, and {problem.option_name} is before it"
