@@ -32,6 +32,8 @@ from segdream_cli.util.files import free_path
 
 PAGE = "html"
 MESH_SUFFIXES = (".glb", ".obj")
+OTHER_MESHES = (".fbx", ".stl", ".dae", ".3ds", ".blend")
+"""Suffixes of meshes of other programs."""
 EDIT_PANEL, MESH_PANEL = "Edits, applied in this order", "Mesh"
 MESH_OPTIONS = ("faces", "colors", "texture_size", "opacity", "collision", "compress")
 Axis = StrEnum("Axis", ["x", "y", "z"])
@@ -477,6 +479,13 @@ def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
         EnvironmentProblem: a format other than a mesh needs a package that is missing.
     """
     from segdream_cli.formats import FORMATS, check_format, goes_with
+
+    for path in outputs:
+        if path.suffix.lower() in OTHER_MESHES and format is None:
+            raise UsageProblem(
+                f"a mesh needs a .glb or .obj file, of which Blender makes {path.suffix} files",
+                hint=f"--format {MESH} -o {quote(str(free_path(path.with_suffix('.glb'))))}",
+            )
 
     def fits(path: Path) -> bool:
         if format == MESH:

@@ -1,6 +1,7 @@
 """`segdream refine`: polishes a splat or a mesh from any tool."""
 
 from dataclasses import replace
+from os.path import lexists
 from pathlib import Path
 from typing import Annotated
 
@@ -140,6 +141,8 @@ def refine(
     axis = reading.parse_up(up)
     azimuth = reading.parse_front(front, axis)
     shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
+    if not lexists(asset) and Path(prompt).is_file():
+        raise UsageProblem("the asset comes before its prompt", words={str(asset): prompt, prompt: str(asset)})
     check_asset(asset)
     splat_files = [] if asset.suffix.lower() == ".obj" else [asset]
     how = reading.choose_reading(splat_files, reporter.output, frame=frame, strict=strict, as_splats=as_splats)

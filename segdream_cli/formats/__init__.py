@@ -22,6 +22,7 @@ from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import Splats
 from segdream_cli.splats.frames import INNER, PLY, check_frame, from_frame, to_frame
+from segdream_cli.util.files import free_path, is_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +123,24 @@ def format_of(path: Path) -> str:
         if goes_with(path, key):
             return key
     known = _suffixes()
+    if is_folder(path):
+        raise UsageProblem(f"{path} is a folder", hint=f"-o {quote(str(free_path(path / f'asset{known[0]}')))}")
     nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
     stem = path.name[: len(path.name) - len(readable_suffix(path) or path.suffix)]
+    other = path.with_name(stem + nearest[0]) if stem else path / f"asset{nearest[0]}"
     raise UsageProblem(
-        f"{path} has no known suffix; use one of {', '.join(known)}",
-        hint=f"-o {quote(str(path.with_name(stem + nearest[0]) if stem else path / f'asset{nearest[0]}'))}",
+        f"{path} has no known suffix; use one of {', '.join(known)}", hint=f"-o {quote(str(free_path(other)))}"
     )
 
 
 def goes_with(path: Path, name: str) -> bool:
     """Whether the file name `path` fits the format `name`; the longest suffix counts, as in `.compressed.ply`."""
-    found = [suffix for suffix in _suffixes() if path.name.lower().endswith(suffix)]
-    return bool(found) and FORMATS[name].suffix == max(found, key=len)
+    return FORMATS[name].suffix == _suffix_of(path)
+
+
+def _suffix_of(path: Path) -> str:
+    """The longest suffix of a format that a file name ends with; empty if there is none."""
+    return max((suffix for suffix in _suffixes() if path.name.lower().endswith(suffix)), key=len, default="")
 
 
 def _suffixes() -> list[str]:
@@ -166,7 +173,12 @@ def kind_of(path: Path) -> str:
     try:
         found = sniff(path)
     except UsageProblem as problem:
-        problem.words = {} if lexists(path) else _other_asset(path)
+        if is_folder(path):
+            problem.words = _other_asset(path, path, cutoff=0)
+        elif not lexists(path):
+            problem.words = _other_asset(path, path.parent, cutoff=0)
+            if not problem.words and is_folder(path.parent) and _suffix_of(path):
+                problem.hint = f"segdream generate 'a yellow school bus' -o {quote(str(path))}"
         raise
     if found is not None:
         return found
@@ -179,21 +191,27 @@ def kind_of(path: Path) -> str:
                     f"give the asset as one of {known}"
                 )
             return next(kind for kind, module in READERS.items() if module == FORMATS[name].module)
-    raise UsageProblem(f"{path} is no asset that segdream reads; it reads {known}", words=_other_asset(path))
+    raise UsageProblem(
+        f"{path} is no asset that segdream reads; it reads {known}", words=_other_asset(path, path.parent)
+    )
 
 
-def _other_asset(path: Path) -> dict[str, str]:
-    """The path, and the asset in its folder whose name is most like its own; empty if none is much like it."""
+def _other_asset(path: Path, folder: Path, *, cutoff: float = 0.6) -> dict[str, str]:
+    """The path, and the asset in a folder whose name is most like its own; empty if none is like it.
+
+    Args:
+        path: a file that can't be read.
+        folder: where to look.
+        cutoff: least likeness of the names, 0 to 1.
+    """
     names: list[str] = []
     with suppress(OSError):
         names = sorted(
-            other.name
-            for other in path.parent.iterdir()
-            if readable_suffix(other) and other != path and other.is_file()
+            other.name for other in folder.iterdir() if readable_suffix(other) and other != path and other.is_file()
         )
     same = [name for name in names if name.partition(".")[0] == path.name.partition(".")[0]]
-    close = same or difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return {str(path): str(path.with_name(close[0]))} if close else {}
+    close = same or difflib.get_close_matches(path.name, names, n=1, cutoff=cutoff)
+    return {str(path): str(folder / close[0])} if close else {}
 
 
 def check_format(path: Path, format: str | None = None) -> str:

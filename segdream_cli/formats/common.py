@@ -127,7 +127,7 @@ def _unpack(path: Path, packed: BinaryIO, target: BinaryIO) -> None:
 
 def not_a_file(path: Path) -> UsageProblem:
     """The error to raise if the path of an asset is a folder or a pipe."""
-    return UsageProblem(f"{path} is not a file")
+    return UsageProblem(f"{path} is not a file{' but a folder' if path.is_dir() else ''}")
 
 
 def finish(path: Path, splats: Splats, reading: Reading, frame: str) -> Splats:

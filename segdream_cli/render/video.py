@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from segdream_cli.errors import EnvironmentProblem, SegdreamError, UsageProblem
 from segdream_cli.render.images import spread_colours
-from segdream_cli.util.files import atomic_write, scratch_file, write_problem
+from segdream_cli.util.files import atomic_write, free_path, is_folder, scratch_file, write_problem
 
 Frame = NDArray[np.uint8]
 
@@ -80,11 +81,13 @@ def check_suffix(path: Path) -> None:
         UsageProblem: the suffix is not one of `SUFFIXES`.
     """
     suffix = path.suffix.lower()
+    if suffix not in SUFFIXES and is_folder(path):
+        raise UsageProblem(f"{path} is a folder", hint=f"-o {quote(str(free_path(path / 'turntable.mp4')))}")
     if suffix not in SUFFIXES:
         nearest = difflib.get_close_matches(suffix, SUFFIXES, n=1, cutoff=0.1)
         raise UsageProblem(
             f"{path} has no known video suffix; use one of {', '.join(SUFFIXES)}",
-            hint=f"-o {path.with_suffix(nearest[0] if nearest else '.mp4')}",
+            hint=f"-o {quote(str(free_path(path.with_suffix(nearest[0] if nearest else '.mp4'))))}",
         )
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from segdream_cli.errors import UsageProblem
-from segdream_cli.util.files import free_path, other_output, read_problem
+from segdream_cli.util.files import free_path, is_folder, other_output, read_problem
 
 MAX_SEEDS = 1000
 MAX_SEED = 10**15 - 1
@@ -265,8 +265,11 @@ def jobs_of_prompt(
     Several seeds go into the folder `output` if it exists or has neither a suffix nor a field in its name.
 
     Raises:
-        UsageProblem: several seeds for one file, or an unknown field.
+        UsageProblem: several seeds for one file, one seed for a folder, or an unknown field.
     """
+    if seeds is None and output is not None and is_folder(output):
+        (inside,) = _jobs([(prompt, seed)], output / "{prompt}.ply", labels)
+        raise UsageProblem(f"{output} is a folder", hint=f"-o {quote(str(free_path(inside.output)))}")
     if seeds is None:
         return _jobs([(prompt, seed)], output or Path("{prompt}.ply"), labels)
     name = "{prompt}-{seed}.ply"
@@ -303,6 +306,9 @@ def read_prompts(source: str) -> list[str]:
     Raises:
         UsageProblem: there is no such file, or no prompt in it.
     """
+    if source != "-" and is_folder(Path(source)):
+        lists = sorted(Path(source).glob("*.txt"))
+        raise UsageProblem(f"{source} is a folder", hint=f"--prompts {quote(str(lists[0]))}" if lists else None)
     try:
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as problem:

@@ -3,6 +3,7 @@
 Like the report of an evaluation, its Content-Security-Policy allows its own style and embedded pictures only.
 """
 
+import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segdream_cli import __version__, formats
 from segdream_cli.config import Config
+from segdream_cli.errors import UsageProblem
 from segdream_cli.evaluate.cost_metric import run_seconds
 from segdream_cli.evaluate.report import POLICY, data_url, document, text
 from segdream_cli.formats.common import DEFAULT, Reading
@@ -98,13 +100,28 @@ def read_story(source: Path, reading: Reading = DEFAULT) -> Story:
     """
     is_run = source.is_dir() or source.suffix == RUN_SUFFIX
     run = RunDir(source) if is_run else RunDir.beside(source)
-    record = run.record() if is_run or run.exists() else None
+    try:
+        record = run.record() if is_run or run.exists() else None
+    except UsageProblem as problem:
+        if is_run and not run.exists():
+            problem.hint, problem.words = None, _other_source(source)
+        raise
     if record is None or (not is_run and record.output != source.name):
         return Story(None, None, (), source, formats.read(source, reading))
     asset = run.path.parent / record.output if is_run else source
     finished = not is_run or (asset.is_file() and not run.can_resume())
     found = (asset, formats.read(asset, reading)) if finished else (None, None)
     return Story(run, record, read_steps(run.path / EVENTS), *found)
+
+
+def _other_source(source: Path) -> dict[str, str]:
+    """The path, and the run folder or asset beside it whose name is most like its own; empty if there is none."""
+    names: list[str] = []
+    with suppress(OSError):
+        beside = sorted(source.parent.iterdir())
+        names = [each.name for each in beside if RunDir(each).exists() or formats.readable_suffix(each)]
+    close = difflib.get_close_matches(source.name, names, n=1, cutoff=0)
+    return {str(source): str(source.with_name(close[0]))} if close else {}
 
 
 def read_steps(events: Path) -> list[Step]:

@@ -41,6 +41,7 @@ from segdream_cli.util.files import (
     atomic_write,
     free_name,
     free_path,
+    is_folder,
     known_problem,
     lexists,
     other_path,
@@ -552,13 +553,17 @@ class RunDir:
         return UsageProblem(f"{self.checkpoint} is damaged: {problem}", hint=self._start_over())
 
     def _resume_nearest(self) -> str | None:
-        """The command that resumes the unfinished run whose name is most like this one's; None if there is none."""
+        """The command that resumes the unfinished run whose name is most like this one's, or else lists all runs."""
         found: dict[str, RunDir] = {}
         with suppress(OSError):
             others = map(type(self), sorted(self.path.parent.glob("*.run")))
             found = {other.path.name: other for other in others if other.path != self.path and other.can_resume()}
         nearest = difflib.get_close_matches(self.path.name, found, n=1, cutoff=0)
-        return found[nearest[0]].resume_command() if nearest else None
+        if nearest:
+            return found[nearest[0]].resume_command()
+        folder = self.path.parent
+        named = [] if folder == Path() else [str(folder)]
+        return shlex.join(["segdream", "runs", *named]) if is_folder(folder) else None
 
     def undo_command(self) -> str:
         """The command that moves an edited record away and resumes the run with the one that it began with."""

@@ -80,6 +80,11 @@ def lexists(path: Path) -> bool:
     return path.is_symlink() or path.exists()
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; unlike `Path.is_dir`, false where nobody can tell, such as for a name too long."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def free_path(path: Path) -> Path:
     """The path or, if that is taken, the first of `free_name`."""
     return free_name(path) if lexists(path) else path

@@ -112,7 +112,7 @@ def test_option_values_are_checked(refused, arguments, words):
     ("arguments", "words"),
     [
         (("export", "a.ply", "--form", "spz"), ["no such option: --form", "hint: segdream export a.ply --format spz"]),
-        (("expor", "a.ply"), ["no such command 'expor'", "'export'", "hint: segdream export a.ply"]),
+        (("expor", "a.ply"), ["no such command 'expor'", "hint: segdream export a.ply"]),
         (("export", "a.ply", "-o"), ["'-o' requires an argument", "hint: segdream export a.ply -o bus.spz"]),
         (("report", "a.ply", "b.ply"), ["too many arguments: b.ply", "hint: segdream report a.ply"]),
         (
@@ -130,9 +130,8 @@ def test_unparsable_command_lines_have_a_hint(refused, segdream, arguments, word
     assert said["message"] in refused(2, words, *arguments).err
 
 
-@pytest.mark.parametrize("arguments", [(), ("export",)])
-def test_command_without_arguments_shows_its_help(segdream, arguments):
-    done = segdream(*arguments)
+def test_no_command_shows_the_help(segdream):
+    done = segdream()
     assert done.code == 2
     assert "Usage: segdream" in done.out + done.err
     assert "error:" not in done.err
@@ -831,7 +830,7 @@ def test_prompts_file_errors_name_the_file(refused, folder):
     refused(2, ["empty.txt has no prompt", "#"], *listed, "empty.txt")
     (folder / "binary.txt").write_bytes(b"a\xff\xfe\x00a")
     refused(2, "binary.txt is not UTF-8 text", *listed, "binary.txt")
-    refused(2, "can't be read", *listed, ".")
+    refused(2, ". is a folder", *listed, ".")
     refused(2, "--prompts needs a folder", "generate", "--prompts", "empty.txt", *SIX)
     refused(2, "both say where", *listed, "empty.txt", "-o", "bus.ply")
     refused(2, "give one PROMPT", "generate", "--out-dir", "assets", *SIX)

@@ -58,12 +58,29 @@ def words(done):
         ("render bus.ply --view 0,0 --n-frames 3 --size 64", "render bus.ply --view 0,0 --size 64"),
         ("render bus.ply --turntable --view 0,0", "render bus.ply --turntable"),
         ("render bus.ply bus.ply --caption 'my bus'", "render bus.ply bus.ply --caption=bus --caption=bus"),
+        ("refine P bus.ply --dry-run", "refine bus.ply P --dry-run"),
+        # files that are missing, and folders
+        ("info scan.ply", "info bus.ply"),
+        ("info all -q", "info all/car.spz -q"),
+        ("info none/bus.ply", "generate P -o none/bus.ply"),
+        ("report scan.run", "report bus.ply"),
+        ("generate --resume scan.run", "runs"),
+        ("generate --prompts lists --out-dir all", "generate --prompts lists/a.txt --out-dir all"),
+        ("generate P -o all -q", "generate P -o all/a_yellow_school_bus.ply -q"),
+        ("export bus.ply -o all -q", "export bus.ply -o all/asset.ply -q"),
+        ("export bus.ply -o bus.txt -q", "export bus.ply -o bus-2.ply -q"),
+        ("export bus.ply -o bus.fbx -q", "export bus.ply --format mesh -o bus.glb -q"),
+        ("render bus.ply -o all", "render bus.ply -o all/turntable.mp4"),
     ],
 )
 def test_hint_is_the_command_with_the_correction(segdream, folder, given, cured):
     formats.write(folder / "bus.ply", random_splats())
     (folder / "list.txt").write_text(f"{BUS}\n")
     (folder / "buss.ply").mkdir()
+    for name in ("all", "lists", "none"):
+        (folder / name).mkdir()
+    (folder / "all" / "car.spz").touch()
+    (folder / "lists" / "a.txt").write_text(f"{BUS}\n")
     said = segdream(*(BUS if word == "P" else word for word in shlex.split(given)))
     assert said.code != 0
     assert words(said) == [BUS if word == "P" else word for word in shlex.split(cured)]
