@@ -1,7 +1,7 @@
 """Attributes of a binary glTF mesh as plain floats.
 
 trimesh takes normalized integers for whole numbers, sparse values for zeros, and the first texture coordinates for
-those of every texture. Colours of a primitive without a material are rounded to bytes by it.
+those of every texture. Colours of a primitive without a material are rounded to bytes by it, and fans are left out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.gltf import TYPES, Gltf, child
 from segdream_cli.splats import Float32s, Float64s
 
 TRANSFORM = "KHR_texture_transform"
 GLOSSINESS = "KHR_materials_pbrSpecularGlossiness"
 READ = {"POSITION", "COLOR_0", "TEXCOORD_0"}
-FLOAT = 5126
+FLOAT, TRIANGLE_FAN = 5126, 6
 KINDS = [(FLOAT, False), *((kind, normalized) for kind in TYPES if kind != FLOAT for normalized in (False, True))]
 """Component types with `normalized`, also those of KHR_mesh_quantization."""
 
@@ -47,11 +48,13 @@ def to_floats(path: Path, document: dict[str, Any], body: bytes) -> bytes:
     TEXCOORD_0 becomes the texture coordinates of the base colour, after its KHR_texture_transform.
 
     Raises:
-        UsageProblem: an attribute is damaged or sparse.
+        UsageProblem: an attribute is damaged or sparse, or a primitive is a triangle fan.
     """
     gltf, extended = Gltf(path, document, body), bytearray(body)
     done: dict[tuple[int, bytes], int] = {}
     for primitive in primitives(gltf):
+        if primitive.get("mode") == TRIANGLE_FAN:
+            raise UsageProblem(f"{path} has a triangle fan, which segdream can't read; save the mesh as triangles")
         channel, matrix = _texture_coordinates(gltf, primitive)
         given = child(primitive, "attributes")
         attributes = {**given, "TEXCOORD_0": given.get(f"TEXCOORD_{channel}")}

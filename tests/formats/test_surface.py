@@ -400,6 +400,9 @@ def test_read_refuses_a_glb_that_it_would_read_wrongly(tmp_path):
     def thin_out(document):
         document["accessors"][document["meshes"][0]["primitives"][0]["attributes"]["POSITION"]]["sparse"] = {}
 
+    def fan_out(document):
+        document["meshes"][0]["primitives"][0]["mode"] = 6
+
     def cut_faces(document):
         document["meshes"][0]["primitives"][0]["attributes"] = {}
 
@@ -408,6 +411,7 @@ def test_read_refuses_a_glb_that_it_would_read_wrongly(tmp_path):
     refused(glb_with(tmp_path / "b.glb", cut_image), "its image 0 can't be read")
     refused(glb_with(tmp_path / "c.glb", cut_faces), "is damaged")
     refused(glb_with(tmp_path / "f.glb", thin_out), "POSITION is sparse, which segdream can't read")
+    refused(glb_with(tmp_path / "g.glb", fan_out), "has a triangle fan, which segdream can't read")
     path = exported(tmp_path / "d.glb", sphere())
     path.write_bytes(path.read_bytes()[:-5000])
     refused(path, "is truncated")
