@@ -176,6 +176,7 @@ def _unchecked() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler itself imports
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # on Python 3.13.0
 @pytest.mark.parametrize("config", [LOW, HIGH], ids=["base", "upsample"])
 def test_point_transformer_compiles_without_graph_breaks(config: PointTransformerConfig) -> None:
     made = network(config)
