@@ -18,7 +18,6 @@ from segdream_cli.formats.common import DEFAULT, SIGNATURE, Reading, open_asset
 from segdream_cli.formats.ply_header import read_header
 from segdream_cli.mesh import surface
 from segdream_cli.runs.jobs import Source
-from segdream_cli.simplify.merging import merge
 from segdream_cli.splats import BANDS, Splats
 from segdream_cli.splats.edits import Edits, apply_edits
 from segdream_cli.splats.frames import UPRIGHT, check_frame
@@ -116,6 +115,8 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
     except ValueError as problem:
         raise UsageProblem(f"{path} has no usable size: {problem}") from problem
     whole = placement.apply(apply_edits(splats, Edits(sh=source.sh)))
+    from segdream_cli.simplify.merging import merge  # compiles its kernel, which few runs need
+
     thin = whole if config.densify.cap is None else merge(whole, config.densify.cap)
     for change in _changes(splats, thin, source):
         note(f"{path.name}: {change}")

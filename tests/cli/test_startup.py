@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import BUS, LAUNCHER, SIX
 
 SCRIPT = """
 import contextlib, io, json, shlex, sys
@@ -97,6 +98,23 @@ def test_errors_of_input_do_not_import_torch(tmp_path):
         fails = "--help" not in shlex.split(line) and "--version" not in line
         assert (code != 0) == fails, f"{line}: {code} {said}"
         assert "unexpected" not in said
+
+
+@pytest.mark.slow
+def test_run_imports_no_compiler(tmp_path):
+    """Neither PyTorch's, nor the kernel that merges the Gaussians of large assets: each takes seconds."""
+    script = LAUNCHER.replace(
+        "\nmain()\n",
+        """
+from segdream_cli.cli import run
+code = run(sys.argv[1:])
+print([name for name in ("torch._dynamo", "segdream_cli.simplify.kernels") if name in sys.modules])
+sys.exit(code)
+""",
+    )
+    command = [sys.executable, "-c", script, "generate", BUS, *SIX, "-o", "bus.ply"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines() == ["bus.ply", "[]"]
 
 
 def needs_device(line):
