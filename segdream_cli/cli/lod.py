@@ -36,7 +36,7 @@ def lod(
     json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Write levels of detail that stream.
+    """Write levels of detail for streaming.
 
     segdream lod scan.ply -o scan
 

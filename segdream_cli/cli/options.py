@@ -264,7 +264,10 @@ QuietOption = Annotated[
 ]
 YesOption = Annotated[bool, typer.Option("-y", "--yes", help="With --clean, do not ask.")]
 NoBrowserOption = Annotated[
-    bool, typer.Option("--no-browser", help="Print the page's address; open no browser.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--no-browser", help="Print the page's address in place of opening a browser.", rich_help_panel=OUTPUT
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Random seed.", rich_help_panel=PROMPT)]
 NegativeOption = Annotated[

@@ -105,6 +105,7 @@ OPTION_SYNONYMS: Mapping[str, Sequence[str]] = MappingProxyType(
         "--size": ("--resolution", "--res"),
         "--n-frames": ("--num-frames",),
         "--background": ("--bg",),
+        "--clean": ("--delete", "--remove", "--purge"),
     }
 )
 """Option -> names that other programs have for it."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 
 from segdream_cli import formats
+from segdream_cli.config import SD21
 from segdream_cli.errors import SegdreamError, WeightsAbsent
 from segdream_cli.priors.checkpoint import FALLBACK_HINT
 from segdream_cli.runs.jobs import Job
@@ -40,7 +41,8 @@ def plan_jobs(spec: JobSpec, reporter: Reporter, *, makes_folders: bool) -> Tall
         session = Session.load(request, spec.negative_prompt, spec.batch, reporter=report)
     except WeightsAbsent as problem:
         text = problem.message.partition(", and")[0]
-        raise WeightsAbsent(f"{text}, and a dry run downloads nothing", hint=FALLBACK_HINT) from problem
+        hint = f"segdream fetch {SD21}" if request.prior().model is None else FALLBACK_HINT
+        raise WeightsAbsent(f"{text}, and a dry run downloads nothing", hint=hint) from problem
     counts: Counter[str] = Counter()
     total: float | None = 0.0
     for job in spec.jobs:

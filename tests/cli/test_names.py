@@ -229,4 +229,4 @@ def test_dry_run_downloads_no_weights(segdream, cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
     done = segdream("generate", BUS, "--prior", "sd21", "--device", "cpu", "--dry-run")
     assert done.code == 4
-    assert "a dry run downloads nothing" in done.err
+    assert "a dry run downloads nothing hint: segdream fetch sd21" in done.err

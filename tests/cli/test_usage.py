@@ -30,6 +30,7 @@ PATHS = {
         ("generate bus --perp-neg=yes", "generate bus --perp-neg"),
         ("generate bus --steps", "generate bus --steps 500"),
         ("generate bus --preset draft", "generate bus --quality draft"),
+        ("runs --delete", "runs --clean"),
         ("generate bus --cfg=5 --overwrite", "generate bus --guidance-scale=5 --force"),
         ("lod bus.ply -o", "lod bus.ply -o levels"),
         ("generate bus -o --dry-run -q", "generate bus --dry-run -q"),
