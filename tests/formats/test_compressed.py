@@ -307,10 +307,10 @@ DAMAGE = {
 def test_read_refuses_damaged_files(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "a.compressed.ply"
     path.write_bytes(content)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UsageProblem, match=reason) as caught:
         compressed.read(path)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     assert caught.value.message.isprintable()
     assert str(path) in caught.value.message
 
