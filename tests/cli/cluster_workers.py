@@ -32,11 +32,12 @@ sys.path[:0] = {PATHS!r}
 import cluster_workers
 from segdream_cli.runs import cluster, dispatcher
 cluster.Actor = cluster_workers.TestActor
-dispatcher.MOVE_S, dispatcher.START_S, cluster.SHIP_S = 1.0, 1.0, 0.0
+dispatcher.MOVE_S = dispatcher.START_S = 1.0
+cluster.SHIP_S, cluster.BYTES_PER_S = 0.0, float("inf")
 from segdream_cli.cli import main
 main()
 """
-"""A program with segdream's command line, whose workers are `TestActor`s; it moves and carries assets soon."""
+"""A program with segdream's command line, whose workers are `TestActor`s: assets move soon, each checkpoint travels."""
 ALONE = f"""
 import sys
 sys.path[:0] = {PATHS!r}
