@@ -38,7 +38,7 @@ def after_init(path: Path, prompt: str) -> list[str]:
     return ["segdream", "generate", prompt, "--init", str(path)] if path.suffix.lower() == ".ply" else []
 
 
-def after_video(assets: Sequence[Path]) -> list[str]:
-    """After a video of one asset: its page to share, unless that exists."""
+def after_render(assets: Sequence[Path]) -> list[str]:
+    """After `render` of one asset: its page to share, unless that exists."""
     page = assets[0].with_suffix(".html")
     return [] if len(assets) > 1 or page.exists() else ["segdream", "export", str(assets[0]), "-o", str(page)]

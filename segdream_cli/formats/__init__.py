@@ -175,10 +175,12 @@ def kind_of(path: Path) -> str:
     except UsageProblem as problem:
         if is_folder(path):
             problem.words = _other_asset(path, path, cutoff=0)
+            if not problem.words:
+                problem.hint = _first_asset(path / "bus.ply")
         elif not lexists(path):
             problem.words = _other_asset(path, path.parent, cutoff=0)
-            if not problem.words and is_folder(path.parent) and _suffix_of(path):
-                problem.hint = f"segdream generate 'a yellow school bus' -o {quote(str(path))}"
+            if not problem.words and _suffix_of(path):
+                problem.hint = _first_asset(path)
         raise
     if found is not None:
         return found
@@ -194,6 +196,12 @@ def kind_of(path: Path) -> str:
     raise UsageProblem(
         f"{path} is no asset that segdream reads; it reads {known}", words=_other_asset(path, path.parent)
     )
+
+
+def _first_asset(path: Path) -> str:
+    """The command that makes an asset at a path where nothing is."""
+    folder = "" if is_folder(path.parent) else f"mkdir -p {quote(str(path.parent))} && "
+    return f"{folder}segdream generate 'a yellow school bus' -o {quote(str(path))}"
 
 
 def _other_asset(path: Path, folder: Path, *, cutoff: float = 0.6) -> dict[str, str]:
