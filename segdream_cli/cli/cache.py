@@ -17,7 +17,7 @@ from segdream_cli.util.text import format_size
 if TYPE_CHECKING:
     from segdream_cli.util.cache import Store
 
-NAMES = ("point-e", "inception", "first-use", "clouds", "openvino", "hashes", "timings", "inductor")
+NAMES = ("point-e", "inception", "first-use", "clouds", "openvino", "hashes", "timings", "inductor", "compiled")
 PartName = StrEnum("PartName", {name: name for name in NAMES})  # type: ignore[misc]
 
 

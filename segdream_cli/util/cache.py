@@ -108,6 +108,12 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             title="times of earlier assets", kind=COMPUTED, files=re.compile(rf"{KEY}\.json"), check=_check_json
         ),
         "inductor": Part(title="networks that torch compiled", kind=COMPILED, files=None, check=None),
+        "compiled": Part(
+            title="networks that workers of --ray compiled",
+            kind=COMPILED,
+            files=re.compile(r"[^/]+\.bin"),
+            check=None,
+        ),
     }
 )
 """Name of a folder in the cache -> what it has."""

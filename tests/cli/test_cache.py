@@ -42,6 +42,7 @@ def cache(folder, monkeypatch) -> Path:
         f"hashes/{KEY}.json": b"{}",
         f"timings/{KEY}.json": b"{}",
         "inductor/ab/code.py": b"pass",
+        "compiled/unet.bin": b"code",
         f"../hub/models--owner--model/blobs/{hashlib.sha256(BLOB).hexdigest()}": BLOB,
     }
     for name, content in files.items():
@@ -77,7 +78,7 @@ def test_cache_lists_own_files_only(segdream, cache):
 
 def test_verify_finds_damage_in_each_part(segdream, cache, folder):
     sound = listed(segdream, "--verify")
-    assert {name for name, line in sound.items() if line["state"] != "ok"} == {"inductor"}
+    assert {name for name, line in sound.items() if line["state"] != "ok"} == {"inductor", "compiled"}
     (hashed,) = (cache / "hashes").glob("*.json")  # that of the model's blob; those of before were forgotten
     assert json.loads(hashed.read_text())["sha256"] == hashlib.sha256(BLOB).hexdigest()
     broken = {}
@@ -105,7 +106,7 @@ def test_clean_removes_what_is_made_again(segdream, cache):
     removed = {Path(line["path"]).name for line in check_lines(done.out)}
     assert removed == {"clouds", "openvino", "hashes", "timings"}
     left = sorted(path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file())
-    kept = ["first-use/owner--model@main.json", "inductor/ab/code.py"]
+    kept = ["compiled/unet.bin", "first-use/owner--model@main.json", "inductor/ab/code.py"]
     kept += [name for name in left if name.startswith(("point-e/base", "inception/weights"))]
     assert left == sorted([*kept, *(f"{name}/mine.txt" for name in PARTS if name != "inductor")])
     assert segdream("cache", "--clean", "--yes").err == "nothing to remove"
