@@ -7,6 +7,8 @@ import difflib
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -84,10 +86,10 @@ def complete_hint(problem: SegdreamError) -> str | None:
     if context is None:
         return hint or None
     if hint == WORDS_HINT:
-        kept = [word for name, words in split_words(context, context.obj[1:]) if name in OF_PRIOR for word in words]
-        return shlex.join([*shlex.split(hint), *kept])
+        uses = [_of_prior(name, words) for name, words in split_words(context, context.obj[1:])]
+        return shlex.join([*shlex.split(hint), *chain(*uses)])
     before, joint, options = hint.rpartition(" && ")
-    if problem.words and {*problem.words} <= {*context.obj}:
+    if problem.words and {*problem.words} <= {each for word in context.obj for each in (word, str(Path(word)))}:
         options = ""
     elif not options.startswith("-") and (hint or not problem.without):
         return hint or None
@@ -123,15 +125,27 @@ def _rank(parameter: Any) -> tuple[int, int]:
     return GROUPS.index(group if group in GROUPS else ""), LAST.index(name) if name in LAST else -1
 
 
+def find_swallowed(context: typer.Context, given: Sequence[str]) -> tuple[str, list[str]] | None:
+    """An option without its value, in place of which Typer takes the option after it.
+
+    Returns:
+        the error in one line, and the words `given` without the first option; None if there is no such option.
+    """
+    named = context.command.get_params(context)
+    opts = {opt for each in named for opt in (*each.opts, *each.secondary_opts) if opt.startswith("-")}
+    uses = list(split_words(context, given))
+    for i, (name, words) in enumerate(uses):
+        if name and len(words) == 2 and words[1].partition("=")[0] in opts:
+            kept = [word for _, each in [*uses[:i], ("", words[1:]), *uses[i + 1 :]] for word in each]
+            return f"{words[0]} needs a value, and {words[1]} is the next option", kept
+    return None
+
+
 def _refuse_swallowed(context: typer.Context) -> None:
-    """Refuses an option without its value, in place of which Typer takes the option after it."""
-    opts = {opt for each in context.command.params for opt in (*each.opts, *each.secondary_opts) if opt[:1] == "-"}
-    uses = list(split_words(context, context.obj[1:]))
-    for name, words in uses:
-        if name and len(words) == 2 and words[1] in opts:
-            kept = [word for _, each in uses for word in (each if each is not words else words[1:])]
-            hint = shlex.join([*context.command_path.split(), *kept])
-            raise OptionProblem(f"{words[0]} needs a value, and {words[1]} is the next option", hint=hint)
+    """Refuses an option that takes another one as its value."""
+    if found := find_swallowed(context, context.obj[1:]):
+        message, kept = found
+        raise OptionProblem(message, hint=shlex.join([*context.command_path.split(), *kept]))
 
 
 def _refuse_contradictions(context: typer.Context) -> None:
@@ -162,22 +176,37 @@ def options_of(context: typer.Context, without: Collection[str]) -> list[str]:
 
 def _amend(context: typer.Context, words: Sequence[str], problem: SegdreamError) -> str | None:
     """The command line with some options, and the other corrections of a problem."""
-    typed = [problem.words.get(word, word) for word in context.obj[1:]]
-    added, given = list(split_words(context, words)), list(split_words(context, typed))
+    added, given = list(split_words(context, words)), list(_spell(context, problem.words))
     if not all(name for name, _ in added):
         return None
     uses = [_identity(context, name, each) for name, each in given]
     excluded = {(other, None) for name, each in added if each[-1] != POINT_E for other in EXCLUDES.get(name, ())}
-    changed = excluded | _left_out(context, problem.without)
+    left_out = _left_out(context, problem.without)
+    changed = excluded | left_out
     kept: list[str] = []
     changes = [word for _, each in added for word in each]
-    replaced = {_replaced(context, name, each, uses) for name, each in added} | _twins(context, added)
+    replaced = {_replaced(context, name, each, uses, left_out) for name, each in added} | _twins(context, added)
     for use, (_, each) in zip(uses, given, strict=True):
         if use in replaced or each[0] == "--":  # after which there are only arguments
             kept, changes = [*kept, *changes], []
         if not {use, (use[0], None)} & (replaced | changed):
             kept += each
     return shlex.join([*context.command_path.split(), *kept, *changes])
+
+
+def _spell(context: typer.Context, words: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """The uses of the command line with other words, in arguments or, where no argument has a word, in options."""
+    uses = list(split_words(context, context.obj[1:]))
+    known = {word: words.get(word) or words.get(str(Path(word))) or word for _, each in uses for word in each}
+    arguments = {each[0] for name, each in uses if not name}
+    for name, each in uses:
+        yield name, [word if name and word in arguments else known[word] for word in each]
+
+
+def _of_prior(name: str, words: Sequence[str]) -> Sequence[str]:
+    """The words of a use that chooses the prior; none of another one."""
+    sets_prior = name == "assignments" and words[-1].removeprefix("--set=").startswith("prior.")
+    return words if name in OF_PRIOR or sets_prior else ()
 
 
 Use = tuple[str, str | None]
@@ -216,13 +245,16 @@ def _left_out(context: typer.Context, names: Sequence[str]) -> set[Use]:
     return found
 
 
-def _replaced(context: typer.Context, name: str, words: Sequence[str], uses: Sequence[Use]) -> Use:
-    """The use that an added option replaces: of several values, the one most like its own."""
+def _replaced(
+    context: typer.Context, name: str, words: Sequence[str], uses: Sequence[Use], left_out: Collection[Use]
+) -> Use:
+    """The use that an added option replaces: of several values, the one that is left out or most like its own."""
     use = _identity(context, name, words)
     others = [value for other, value in uses if other == name and value is not None]
     if name == "assignments" or not use[1] or not others:
         return use
-    return name, difflib.get_close_matches(use[1], others, n=1, cutoff=0)[0]
+    wrong = [value for value in others if (name, value) in left_out]
+    return name, (wrong or difflib.get_close_matches(use[1], others, n=1, cutoff=0))[0]
 
 
 def _twins(context: typer.Context, added: Sequence[tuple[str, Sequence[str]]]) -> set[Use]:

@@ -482,9 +482,11 @@ def choose_formats(outputs: Sequence[Path], format: str | None) -> list[str]:
 
     for path in outputs:
         if path.suffix.lower() in OTHER_MESHES and format is None:
+            instead = f"--format {MESH} -o {quote(str(free_path(path.with_suffix('.glb'))))}"
             raise UsageProblem(
                 f"a mesh needs a .glb or .obj file, of which Blender makes {path.suffix} files",
-                hint=f"--format {MESH} -o {quote(str(free_path(path.with_suffix('.glb'))))}",
+                hint=instead if len(outputs) == 1 else None,  # the format would be that of the others too
+                without=[f"-o {path}"],
             )
 
     def fits(path: Path) -> bool:

@@ -1,7 +1,6 @@
 """`segdream refine`: polishes a splat or a mesh from any tool."""
 
 from dataclasses import replace
-from os.path import lexists
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from segdream_cli.config.values import MAX_STEPS
 from segdream_cli.errors import UsageProblem
 from segdream_cli.runs.jobs import Job, fill_template, make_folders
 from segdream_cli.runs.spec import JobSpec
+from segdream_cli.util.files import is_file, lexists
 
 ASSET = "Asset"
 
@@ -141,7 +141,7 @@ def refine(
     axis = reading.parse_up(up)
     azimuth = reading.parse_front(front, axis)
     shared.refuse_skip_and_force(skip_existing=skip_existing, force=force)
-    if not lexists(asset) and Path(prompt).is_file():
+    if not lexists(asset) and is_file(Path(prompt)):
         raise UsageProblem("the asset comes before its prompt", words={str(asset): prompt, prompt: str(asset)})
     check_asset(asset)
     splat_files = [] if asset.suffix.lower() == ".obj" else [asset]

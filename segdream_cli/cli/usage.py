@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from segdream_cli.cli.command_line import rewrite, split_words
+from segdream_cli.cli.command_line import find_swallowed, rewrite, split_words
 from segdream_cli.config import MINI, SD21
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.priors.prompt import EXAMPLE, read_prompt
@@ -265,8 +265,10 @@ def _add_argument(problem: Any, context: Any, words: Words) -> list[str] | None:
 
 
 def _replace_value(problem: Any, context: Any, words: Words) -> list[str] | None:
-    """The value that is nearest to a wrong one: of choices, or in a range."""
+    """The value that is nearest to a wrong one: of choices, or in a range; none for another option."""
     found = problem.param
+    if swallowed := find_swallowed(context, words):
+        return swallowed[1]
     uses = list(split_words(context, words))
     for i, (name, each) in enumerate(uses):
         value = _value(each) if name else each[0]
@@ -349,6 +351,8 @@ def _describe(problem: Any, context: Any, words: Words) -> str:
         return f"too many arguments: {extra}" + ("; a prompt of several words needs quotes" if is_prompt else "")
     found = getattr(problem, "param", None)
     kind = found and {"int": "an integer", "float": "a number"}.get(found.bare_type())
+    if name == "BadParameter" and (swallowed := find_swallowed(context, words[1:])):
+        return swallowed[0]
     if found and kind and name == "BadParameter":
         value = next((_value(each) for use, each in split_words(context, words[1:]) if use == found.name), "")
         return f"{found.opts[-1]} {value!r} is not {kind}{_range(found)}"

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from os.path import lexists
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType
@@ -22,7 +21,7 @@ from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import Splats
 from segdream_cli.splats.frames import INNER, PLY, check_frame, from_frame, to_frame
-from segdream_cli.util.files import free_path, is_folder
+from segdream_cli.util.files import free_path, is_folder, lexists
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +123,15 @@ def format_of(path: Path) -> str:
             return key
     known = _suffixes()
     if is_folder(path):
-        raise UsageProblem(f"{path} is a folder", hint=f"-o {quote(str(free_path(path / f'asset{known[0]}')))}")
+        inside = quote(str(free_path(path / f"asset{known[0]}")))
+        raise UsageProblem(f"{path} is a folder", hint=f"-o {inside}", without=[f"-o {path}"])
     nearest = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.6) or known
     stem = path.name[: len(path.name) - len(readable_suffix(path) or path.suffix)]
     other = path.with_name(stem + nearest[0]) if stem else path / f"asset{nearest[0]}"
     raise UsageProblem(
-        f"{path} has no known suffix; use one of {', '.join(known)}", hint=f"-o {quote(str(free_path(other)))}"
+        f"{path} has no known suffix; use one of {', '.join(known)}",
+        hint=f"-o {quote(str(free_path(other)))}",
+        without=[f"-o {path}"],
     )
 
 
@@ -179,7 +181,7 @@ def kind_of(path: Path) -> str:
                 problem.hint = _first_asset(path / "bus.ply")
         elif not lexists(path):
             problem.words = _other_asset(path, path.parent, cutoff=0)
-            if not problem.words and _suffix_of(path):
+            if not problem.words and any(goes_with(path, name) and FORMATS[name].readable for name in FORMATS):
                 problem.hint = _first_asset(path)
         raise
     if found is not None:

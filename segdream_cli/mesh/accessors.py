@@ -4,8 +4,9 @@ trimesh takes normalized integers for whole numbers, sparse values for zeros, an
 those of every texture. Colours of a primitive without a material are rounded to bytes by it, and fans are left out.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from segdream_cli.splats import Float32s, Float64s
 
 TRANSFORM = "KHR_texture_transform"
 GLOSSINESS = "KHR_materials_pbrSpecularGlossiness"
-READ = {"POSITION", "COLOR_0", "TEXCOORD_0"}
+SHAPES: Mapping[str, Sequence[str]] = MappingProxyType(
+    {"COLOR_0": ("VEC3", "VEC4"), "POSITION": ("VEC3",), "TEXCOORD_0": ("VEC2",)}
+)
+"""Attribute that is read -> types that the format allows."""
 FLOAT, TRIANGLE_FAN = 5126, 6
 KINDS = [(FLOAT, False), *((kind, normalized) for kind in TYPES if kind != FLOAT for normalized in (False, True))]
 """Component types with `normalized`, also those of KHR_mesh_quantization."""
@@ -59,8 +63,12 @@ def to_floats(path: Path, document: dict[str, Any], body: bytes) -> bytes:
         given = child(primitive, "attributes")
         attributes = {**given, "TEXCOORD_0": given.get(f"TEXCOORD_{channel}")}
         attributes = {name: index for name, index in attributes.items() if index is not None}
-        for name in sorted(READ & attributes.keys()):
-            accessor = gltf.item("accessors", attributes[name])
+        found = {name: gltf.item("accessors", attributes[name]) for name in SHAPES if name in attributes}
+        if len({gltf.whole(accessor, "count") for accessor in found.values()}) > 1:
+            raise gltf.damage_error(f"{', '.join(found)} have different numbers of rows")
+        for name, accessor in found.items():
+            if accessor.get("type") not in SHAPES[name]:
+                raise gltf.damage_error(f"{name} has a type that the format does not allow")
             moved = name == "TEXCOORD_0" and not np.array_equal(matrix, np.eye(2, 3))
             if accessor.get("componentType") == FLOAT and "sparse" not in accessor and not moved:
                 continue
@@ -68,7 +76,8 @@ def to_floats(path: Path, document: dict[str, Any], body: bytes) -> bytes:
             if key not in done:
                 values = _values(gltf, name, attributes[name])
                 if moved:
-                    values = (values @ matrix[:, :2].T + matrix[:, 2]).astype("<f4")
+                    with np.errstate(over="ignore", invalid="ignore"):  # the reader refuses what is not finite
+                        values = (values @ matrix[:, :2].T + matrix[:, 2]).astype("<f4")
                 done[key] = append(gltf, extended, values, {"componentType": FLOAT, "type": accessor["type"]})
             attributes[name] = done[key]
         primitive["attributes"] = attributes
@@ -80,7 +89,7 @@ def to_floats(path: Path, document: dict[str, Any], body: bytes) -> bytes:
 
 def _values(gltf: Gltf, name: str, index: Any) -> Float32s:
     """The values of an attribute, [n, width]."""
-    width = {"POSITION": 3, "TEXCOORD_0": 2}.get(name, 4 if gltf.item("accessors", index).get("type") == "VEC4" else 3)
+    width = int(gltf.item("accessors", index)["type"].removeprefix("VEC"))
     return gltf.values(name, index, width, KINDS)
 
 

@@ -169,7 +169,6 @@ class Pipeline:
             prompt=prompt,
             seed=seed,
             embeddings=self.embed(prompt, negative_prompt),
-            config=self.config,
             device=self.device,
             method_state=self.method.init_state(self._latent_shape, build_generators(seed)),
         )

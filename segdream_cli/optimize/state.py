@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from segdream_cli.config import Config
 from segdream_cli.distill.view_prompts import PromptEmbeddings
 from segdream_cli.optimize.adam import Optimizers, build_optimizers
 from segdream_cli.optimize.density import DensityStats
@@ -105,7 +104,7 @@ class AssetState:
         named |= {"stats.grad_sum": self.stats.grad_sum, "stats.count": self.stats.count}
         for group, parameter in self.gaussians.params.items():
             named[f"gaussians.{group}"] = parameter.detach()
-            for key, value in self.optimizers[group].state.get(parameter, {}).items():
+            for key, value in self.optimizers[group].state[parameter].items():
                 named[f"adam.{group}.{key}"] = value
         if self.targets is not None:
             named["refine.round"] = torch.tensor(self.targets.round)
@@ -125,7 +124,6 @@ class AssetState:
         prompt: str,
         seed: int,
         embeddings: PromptEmbeddings,
-        config: Config,
         device: torch.device,
         method_state: Iterable[str],
     ) -> "AssetState":
@@ -136,7 +134,6 @@ class AssetState:
             prompt: as the field.
             seed: as the field.
             embeddings: as the field.
-            config: settings of the run.
             device: where the Gaussians live.
             method_state: names of the method's tensors.
 
@@ -147,14 +144,8 @@ class AssetState:
         gaussians = Gaussians({group: tensors[f"gaussians.{group}"].to(device) for group in GROUPS})
         optimizers = build_optimizers(gaussians)
         for group, parameter in gaussians.params.items():
-            prefix = f"adam.{group}."
-            saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            if saved:
-                # Adam counts its steps on the CPU unless it is fused
-                optimizers[group].state[parameter] = {
-                    key: value if key == "step" and not parameter.is_cuda else value.to(device)
-                    for key, value in saved.items()
-                }
+            for key, value in optimizers[group].state[parameter].items():
+                value.copy_(tensors[f"adam.{group}.{key}"])
         targets = None
         if "refine.round" in tensors:
             images, backgrounds = (tensors[f"refine.{name}"].to(device) for name in ("images", "backgrounds"))

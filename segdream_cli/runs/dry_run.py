@@ -27,7 +27,7 @@ def plan_jobs(spec: JobSpec, reporter: Reporter, *, makes_folders: bool) -> Tall
         makes_folders: the start would create the folders of the assets.
 
     Raises:
-        WeightsAbsent: the prior is not in the cache.
+        WeightsAbsent: the prior or Point-E is not in the cache.
         SegdreamError: the first job of a prompt that is not possible; those of a list are reported and counted.
     """
     request = dataclasses.replace(spec.request, offline=True)
@@ -41,7 +41,10 @@ def plan_jobs(spec: JobSpec, reporter: Reporter, *, makes_folders: bool) -> Tall
         session = Session.load(request, spec.negative_prompt, spec.batch, reporter=report)
     except WeightsAbsent as problem:
         text = problem.message.partition(", and")[0]
-        hint = f"segdream fetch {SD21}" if request.prior().model is None else FALLBACK_HINT
+        if FALLBACK_HINT not in (problem.hint or ""):  # the prior is there, and Point-E is not
+            hint = "segdream fetch point-e"
+        else:
+            hint = f"segdream fetch {SD21}" if request.prior().model is None else FALLBACK_HINT
         raise WeightsAbsent(f"{text}, and a dry run downloads nothing", hint=hint) from problem
     counts: Counter[str] = Counter()
     total: float | None = 0.0

@@ -118,10 +118,12 @@ def _other_source(source: Path) -> dict[str, str]:
     """The path, and the run folder or asset beside it whose name is most like its own; empty if there is none."""
     names: list[str] = []
     with suppress(OSError):
-        beside = sorted(source.parent.iterdir())
-        names = [each.name for each in beside if RunDir(each).exists() or formats.readable_suffix(each)]
+        beside = sorted(each for each in source.parent.iterdir() if each != source)
+        names = [
+            each.name for each in beside if RunDir(each).exists() or (formats.readable_suffix(each) and each.is_file())
+        ]
     close = difflib.get_close_matches(source.name, names, n=1, cutoff=0)
-    return {str(source): str(source.with_name(close[0]))} if close else {}
+    return {str(source): str(source.parent / close[0])} if close else {}
 
 
 def read_steps(events: Path) -> list[Step]:

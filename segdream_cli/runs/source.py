@@ -115,9 +115,11 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
     except ValueError as problem:
         raise UsageProblem(f"{path} has no usable size: {problem}") from problem
     whole = placement.apply(apply_edits(splats, Edits(sh=source.sh)))
-    from segdream_cli.simplify.merging import merge  # compiles its kernel, which few runs need
+    thin = whole
+    if config.densify.cap is not None:
+        from segdream_cli.simplify.merging import merge  # compiles its kernel, which few runs need
 
-    thin = whole if config.densify.cap is None else merge(whole, config.densify.cap)
+        thin = merge(whole, config.densify.cap)
     for change in _changes(splats, thin, source):
         note(f"{path.name}: {change}")
     origin: dict[str, Any] = {"file": path.name, "sha256": source.sha256}

@@ -76,13 +76,18 @@ def _first_existing(folder: Path) -> Path:
 
 
 def lexists(path: Path) -> bool:
-    """Whether a name is taken, be it by a link that leads nowhere."""
-    return path.is_symlink() or path.exists()
+    """Whether a name is taken, be it by a link that leads nowhere; false where nobody can tell, as in `is_folder`."""
+    return os.path.lexists(path)
 
 
 def is_folder(path: Path) -> bool:
     """Whether a folder is there; unlike `Path.is_dir`, false where nobody can tell, such as for a name too long."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; false where nobody can tell."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def free_path(path: Path) -> Path:

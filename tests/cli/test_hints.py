@@ -15,6 +15,9 @@ from segdream_cli.cli.reporter import correct_list
 from segdream_cli.errors import PromptProblem, SegdreamError
 from segdream_cli.util.compat import usage_error
 
+LONG = 300 * "a"
+"""A name that no file can have."""
+
 
 def words(done):
     """The words of a hint after the program."""
@@ -51,6 +54,8 @@ def words(done):
         ("export bus.ply --format 3dtiles -o tiles", "export bus.ply --format 3dtiles -o tiles.glb"),
         ("export bus.ply --format sog -o bus.v2", "export bus.ply --format sog -o bus.sog"),
         ("export bus.ply -o new.ply.gz", "export bus.ply -o new.ply"),
+        ("export bus.ply -o a.ply -o b.txt", "export bus.ply -o a.ply -o b.ply"),
+        ("export bus.ply -o a.glb -o b.fbx", "export bus.ply -o a.glb"),
         # arguments
         ("generate --prompts list.txt P --out-dir all", "generate --prompts list.txt --out-dir all"),
         ("render bus.mp4 --view 0,0 --size 64", "render bus.ply --view 0,0 --size 64"),
@@ -59,9 +64,14 @@ def words(done):
         ("render bus.ply --turntable --view 0,0", "render bus.ply --turntable"),
         ("render bus.ply bus.ply --caption 'my bus'", "render bus.ply bus.ply --caption=bus --caption=bus"),
         ("refine P bus.ply --dry-run", "refine bus.ply P --dry-run"),
+        ("refine P bus.ply -o bus.ply --dry-run", "refine bus.ply P -o bus.ply --dry-run"),
+        (f"refine {LONG} P --dry-run", "refine bus.ply P --dry-run"),
         # files that are missing, and folders
         ("info scan.ply", "info bus.ply"),
         ("info all -q", "info all/car.spz -q"),
+        ("info all/ -q", "info all/car.spz -q"),
+        ("report buss.ply", "report bus.ply"),
+        ("report .", "report bus.ply"),
         ("info none/bus.ply", "generate P -o none/bus.ply"),
         ("report scan.run", "report bus.ply"),
         ("generate --resume scan.run", "runs"),

@@ -13,6 +13,7 @@ from test_refine_command import FAST
 from segdream_cli import formats
 from segdream_cli.config import MINI
 from segdream_cli.errors import UsageProblem
+from segdream_cli.runs import session
 from segdream_cli.runs.jobs import Job, fill_template, jobs_of_list, jobs_of_prompt
 from segdream_cli.runs.run_dir import RunDir
 
@@ -230,3 +231,14 @@ def test_dry_run_downloads_no_weights(segdream, cache, monkeypatch):
     done = segdream("generate", BUS, "--prior", "sd21", "--device", "cpu", "--dry-run")
     assert done.code == 4
     assert "a dry run downloads nothing hint: segdream fetch sd21" in done.err
+
+
+def test_dry_run_without_point_e_says_how_to_fetch_it(segdream, folder, monkeypatch):
+    load = session.load_clouds
+    monkeypatch.setattr(
+        session, "load_clouds", lambda config, _, *rest, **options: load(config, None, *rest, **options)
+    )
+    monkeypatch.setenv("SEGDREAM_CACHE", str(folder / "cache"))
+    done = segdream("generate", BUS, "--init", "point-e", "--dry-run")
+    assert done.code == 4
+    assert "a dry run downloads nothing hint: segdream fetch point-e" in done.err

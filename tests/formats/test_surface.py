@@ -208,7 +208,7 @@ def test_is_mesh_knows_a_glb_of_gaussians(tmp_path, ball):
 TRANSFORM = "KHR_texture_transform"
 
 
-def square_glb(path, *, quantized, color=(1, 128 / 255, 4 / 255, 1), info=None, textured=True):
+def square_glb(path, *, quantized, color=(1, 128 / 255, 4 / 255, 1), info=None, textured=True, change=None):
     """A square from -2 to 2 by -1 to 1, `HALVES` over it, and one linear colour; mirrored second coordinates."""
     u = np.array([0, 65535, 65535, 0], "<u2")
     v = np.array([65535, 65535, 0, 0], "<u2")
@@ -251,6 +251,8 @@ def square_glb(path, *, quantized, color=(1, 128 / 255, 4 / 255, 1), info=None, 
         "bufferViews": views,
         "accessors": accessors,
     }
+    if change:
+        change(document)
     path.write_bytes(glb_file(document, body))
     return path
 
@@ -289,6 +291,26 @@ def test_read_takes_the_texture_coordinates_of_the_base_color(tmp_path, info, to
 def test_read_refuses_colors_that_are_not_finite(tmp_path):
     path = square_glb(tmp_path / "a.glb", quantized=False, color=(np.nan, 0, 0, 1))
     refused(path, "2 of 2 faces have a corner, texture coordinate or colour that is not a finite number")
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda document: document["accessors"][1].update(count=2), "different numbers of rows"),
+        (lambda document: document["accessors"][3].update(count=3), "different numbers of rows"),
+        (lambda document: document["accessors"][3].update(type="VEC2"), "COLOR_0 has a type"),
+        (lambda document: document["meshes"][0]["primitives"][0]["attributes"].update(TEXCOORD_0=0), "TEXCOORD_0 has"),
+    ],
+    ids=["few coordinates", "few colors", "wide colors", "positions as coordinates"],
+)
+def test_read_refuses_attributes_that_do_not_fit(tmp_path, quantized, change, words):
+    refused(square_glb(tmp_path / "a.glb", quantized=quantized, change=change), words)
+
+
+def test_read_refuses_texture_coordinates_that_a_transform_makes_infinite(tmp_path):
+    info = {"extensions": {TRANSFORM: {"scale": [1e39, 1]}}}
+    refused(square_glb(tmp_path / "a.glb", quantized=True, info=info), "not a finite number")
 
 
 def test_read_keeps_dark_vertex_colors(tmp_path):
