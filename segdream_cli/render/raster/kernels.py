@@ -277,19 +277,29 @@ def _exp_minus(sigma):  # type: ignore[no-untyped-def]
 
 @_kernel("void(f4[:,::1],i8[::1],i8[::1],i4[:,::1],i8,i8,f4[:,:,::1],f4[:,:,::1],f4[:,:,::1])")
 def composite(splats, starts, ends, spans, share, shares, rgb, alpha, depth):  # type: ignore[no-untyped-def]
-    """Fills rgb, alpha and depth (h w 3, 1, 1) of one view, in the rows share, share + shares, ..."""
+    """Fills rgb, alpha and depth (h w 3, 1, 1) of one view, in the rows share, share + shares, ...
+
+    Drops the spans of which nothing is seen from `spans` and `ends`, which spares `composite_backward` half of a solid
+    object.
+    """
     height, width, _ = rgb.shape
     row = np.empty(((width + BLOCK - 1) // BLOCK, 6, BLOCK), np.float32)  # transmittance; r, g, b, alpha, depth
+    light = np.empty(len(row), np.float32)  # sum of a block's transmittances; at zero, the block is complete
     for y in range(share, height, shares):
-        row[:, 0], row[:, 1:] = ONE, ZERO
+        row[:, 0], row[:, 1:], light[:] = ONE, ZERO, ONE
+        kept = starts[y]
         for s in range(starts[y], ends[y]):
             splat = splats[spans[s, 0]]
             dy = np.float32(y) + HALF - splat[Y]
             middle = splat[X] - splat[SHEAR] * dy - HALF
             half_x, sigma_y = HALF * splat[SHARPNESS_X], HALF * splat[SHARPNESS_Y] * dy * dy
             opacity, red, green, blue, z = splat[OPACITY], splat[RED], splat[GREEN], splat[BLUE], splat[DEPTH]
+            is_seen = False
             for b in range(spans[s, 1] // BLOCK, (spans[s, 2] + BLOCK - 1) // BLOCK):
-                block = row[b]
+                if light[b] == ZERO:
+                    continue
+                is_seen = True
+                block, left = row[b], ZERO
                 offset = np.float32(b * BLOCK) - middle
                 for i in range(BLOCK):
                     u = np.float32(i) + offset
@@ -298,12 +308,19 @@ def composite(splats, starts, ends, spans, share, shares, rgb, alpha, depth):  #
                     a = a if a >= ALPHA_MIN else ZERO
                     after = block[0, i] * (ONE - a)
                     weight = a * block[0, i] if after > TRANSMITTANCE_MIN else ZERO
-                    block[0, i] = after if after > TRANSMITTANCE_MIN else ZERO  # zero closes the pixel
+                    after = after if after > TRANSMITTANCE_MIN else ZERO  # zero closes the pixel
+                    left += after
+                    block[0, i] = after
                     block[1, i] += weight * red
                     block[2, i] += weight * green
                     block[3, i] += weight * blue
                     block[4, i] += weight
                     block[5, i] += weight * z
+                light[b] = left
+            if is_seen:
+                spans[kept, 0], spans[kept, 1], spans[kept, 2] = spans[s, 0], spans[s, 1], spans[s, 2]
+                kept += 1
+        ends[y] = kept
         for x in range(width):
             block, i = row[x // BLOCK], x % BLOCK
             rgb[y, x, 0], rgb[y, x, 1], rgb[y, x, 2] = block[1, i], block[2, i], block[3, i]
@@ -314,8 +331,9 @@ def composite(splats, starts, ends, spans, share, shares, rgb, alpha, depth):  #
 def composite_weights(splats, starts, ends, spans, share, shares, width, weights):  # type: ignore[no-untyped-def]
     """Adds each splat's weights in the pixels of the rows share, share + shares, ... of one view to `weights` (n)."""
     row = np.empty(((width + BLOCK - 1) // BLOCK, BLOCK), np.float32)  # transmittance
+    light = np.empty(len(row), np.float32)  # as in `composite`
     for y in range(share, len(ends), shares):
-        row[:] = ONE
+        row[:], light[:] = ONE, ONE
         for s in range(starts[y], ends[y]):
             splat = splats[spans[s, 0]]
             dy = np.float32(y) + HALF - splat[Y]
@@ -323,7 +341,9 @@ def composite_weights(splats, starts, ends, spans, share, shares, width, weights
             half_x, sigma_y = HALF * splat[SHARPNESS_X], HALF * splat[SHARPNESS_Y] * dy * dy
             opacity, total = splat[OPACITY], ZERO
             for b in range(spans[s, 1] // BLOCK, (spans[s, 2] + BLOCK - 1) // BLOCK):
-                block = row[b]
+                if light[b] == ZERO:
+                    continue
+                block, left = row[b], ZERO
                 offset = np.float32(b * BLOCK) - middle
                 for i in range(BLOCK):
                     u = np.float32(i) + offset
@@ -332,7 +352,10 @@ def composite_weights(splats, starts, ends, spans, share, shares, width, weights
                     a = a if a >= ALPHA_MIN else ZERO
                     after = block[i] * (ONE - a)
                     total += a * block[i] if after > TRANSMITTANCE_MIN else ZERO
-                    block[i] = after if after > TRANSMITTANCE_MIN else ZERO
+                    after = after if after > TRANSMITTANCE_MIN else ZERO
+                    left += after
+                    block[i] = after
+                light[b] = left
             weights[spans[s, 0]] += total
 
 
@@ -350,8 +373,9 @@ def composite_backward(  # type: ignore[no-untyped-def]
     """
     height, width, _ = rgb.shape
     row = np.zeros(((width + BLOCK - 1) // BLOCK, 7, BLOCK), np.float32)  # transmittance; sum behind; derivatives
+    light = np.empty(len(row), np.float32)  # as in `composite`
     for y in range(share, height, shares):
-        row[:, 0] = ONE
+        row[:, 0], light[:] = ONE, ONE
         for x in range(width):
             block, i = row[x // BLOCK], x % BLOCK
             block[2, i], block[3, i], block[4, i] = v_rgb[y, x, 0], v_rgb[y, x, 1], v_rgb[y, x, 2]
@@ -367,7 +391,9 @@ def composite_backward(  # type: ignore[no-untyped-def]
             opacity, red, green, blue, z = splat[OPACITY], splat[RED], splat[GREEN], splat[BLUE], splat[DEPTH]
             v_red = v_green = v_blue = v_z = m0 = m1 = m2 = ZERO  # m: moments in u of the gradient of sigma
             for b in range(spans[s, 1] // BLOCK, (spans[s, 2] + BLOCK - 1) // BLOCK):
-                block = row[b]
+                if light[b] == ZERO:
+                    continue
+                block, left = row[b], ZERO
                 offset = np.float32(b * BLOCK) - middle
                 for i in range(BLOCK):
                     u = np.float32(i) + offset
@@ -380,8 +406,9 @@ def composite_backward(  # type: ignore[no-untyped-def]
                     weight = a * before
                     f = block[2, i] * red + block[3, i] * green + block[4, i] * blue + block[5, i] + block[6, i] * z
                     behind = block[1, i] - weight * f
-                    block[1, i] = behind
-                    block[0, i] = after if after > TRANSMITTANCE_MIN else ZERO
+                    after = after if after > TRANSMITTANCE_MIN else ZERO
+                    left += after
+                    block[0, i], block[1, i] = after, behind
                     v_sigma = a * (behind / (ONE - a) - before * f)
                     v_sigma = v_sigma if uncapped <= ALPHA_CAP else ZERO
                     v_red += weight * block[2, i]
@@ -391,6 +418,7 @@ def composite_backward(  # type: ignore[no-untyped-def]
                     m0 += v_sigma
                     m1 += v_sigma * u
                     m2 += v_sigma * u * u
+                light[b] = left
             v_splat = v_splats[spans[s, 0]]
             v_splat[X] -= splat[SHARPNESS_X] * m1
             v_splat[Y] -= splat[SHARPNESS_X] * splat[SHEAR] * m1 + splat[SHARPNESS_Y] * dy * m0
