@@ -50,6 +50,18 @@ def read_assets(
     return [formats.read(path, reading) for path in paths]
 
 
+def check_assets(paths: Sequence[Path]) -> None:
+    """Refuses paths without an asset, before they are read.
+
+    Raises:
+        UsageProblem: see `formats.kind_of`.
+    """
+    from segdream_cli import formats
+
+    for path in paths:
+        formats.kind_of(path)
+
+
 def choose_reading(
     paths: Sequence[Path], sink: Output, *, frame: str | None, strict: bool, as_splats: bool
 ) -> "Reading":

@@ -15,7 +15,7 @@ from segdream_cli.cli import options as shared
 from segdream_cli.cli import workers
 from segdream_cli.cli.next_step import after_render
 from segdream_cli.cli.output import Output
-from segdream_cli.cli.reading import AsSplatsOption, FrameOption, StrictOption, read_assets
+from segdream_cli.cli.reading import AsSplatsOption, FrameOption, StrictOption, check_assets, read_assets
 from segdream_cli.cli.schema import Rendered
 from segdream_cli.config import AUTO
 from segdream_cli.errors import UsageProblem
@@ -165,10 +165,7 @@ def render(
     if shared.is_skipped(path, sink, skip=skip_existing, force=force, last=last):
         return
     replace_frames = force or (skip_existing and kind == FRAMES)  # a folder without its last frame is incomplete
-    from segdream_cli.formats import kind_of
-
-    for asset in assets:  # before the output, whose folder may be that of the asset
-        kind_of(asset)
+    check_assets(assets)  # before the output, whose folder may be that of the asset
     check_target(path, kind, suffix, force=replace_frames)
     check_device(device)
     splats = read_assets(assets, sink, frame=frame, strict=strict, as_splats=as_splats)
@@ -185,8 +182,7 @@ def render(
     if kind == SHEET:
         with policy:
             job.write_contact_sheet(path, elevation)
-        sink.done(rendered)
-        return sink.suggest(after_render(assets))
+        return announce(sink, rendered)
     note_sizes(sink, path, kind, sides, job)
     if camera_file is not None:
         track = job.fixed_cameras(camera_file.viewmats, camera_file.fov_rad)
@@ -207,8 +203,13 @@ def render(
         near, far = job.depth_range(track)
         sink.note(f"depth: grey 1 is {near:.4f} from the camera, 65535 is {far:.4f}, 0 is background")
         rendered = replace(rendered, near=near, far=far)
+    announce(sink, rendered)
+
+
+def announce(sink: Output, rendered: Rendered) -> None:
+    """Prints the output, and on a terminal what usually comes next."""
     sink.done(rendered)
-    sink.suggest(after_render(assets))
+    sink.suggest(after_render(rendered.assets))
 
 
 def share_out(context: typer.Context, assets: Sequence[Path], kind: str, suffix: str, color: Color) -> None:
