@@ -148,7 +148,7 @@ def test_read_refuses_folders(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(UsageProblem, match="is not a file") as caught:
         formats.read(folder)
-    assert caught.value.hint is None
+    assert caught.value.hint == f"segdream generate 'a yellow school bus' -o {folder}/bus.ply"
     with pytest.raises(UsageProblem, match="too long"):
         formats.read(Path("a" * 300))
 
