@@ -100,7 +100,9 @@ def main() -> NoReturn:
     """Runs the command line of this process and exits."""
     # OpenMP's threads wait in a loop by default, which takes half of a busy machine's time. It reads this with torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and libraries that clean up would print a traceback
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

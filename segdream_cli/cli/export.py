@@ -26,7 +26,7 @@ from segdream_cli.cli.reading import (
 from segdream_cli.cli.schema import Exported, FormatRow
 from segdream_cli.cli.targets import MESH, TargetName, apply_target
 from segdream_cli.cli.usage import example_asset, with_asset
-from segdream_cli.errors import OptionProblem, UsageProblem
+from segdream_cli.errors import OptionProblem, OutputExists, SegdreamError, UsageProblem
 from segdream_cli.runs.jobs import FileJob
 from segdream_cli.util.files import free_path
 
@@ -388,16 +388,24 @@ def _plan(outputs: Sequence[Path], names: Sequence[str], *, textured: bool, forc
         UsageProblem: a folder is wrong, or two outputs have the same file.
         OutputExists: a file exists.
     """
-    from segdream_cli.util.files import check_output
+    from segdream_cli.util.files import check_output, free_name
 
     files = [_files(path, name, textured=textured) for path, name in zip(outputs, names, strict=True)]
     planned = set[Path]()
     for file, given in ((file, output) for output, each in zip(outputs, files, strict=True) for file in each):
-        check_output(file, force=force, given=given)
+        try:
+            check_output(file, force=force, given=given)
+        except SegdreamError as problem:
+            problem.without = (f"-o {given}",)
+            if isinstance(problem, OutputExists):
+                problem.hint = f"-o {quote(str(free_name(given, outputs)))}"
+            raise
         target = file.parent.resolve() / file.name  # links are replaced, not followed
         if target in planned:
             raise UsageProblem(
-                f"{file} would be written twice", hint=f"-o {quote(str(file.with_stem(file.stem + '-2')))}"
+                f"{file} would be written twice",
+                hint=f"-o {quote(str(free_name(given, outputs)))}",
+                without=[f"-o {given}"],
             )
         planned.add(target)
     return files
@@ -411,7 +419,8 @@ def _edit(splats: Any, edits: Any, reduction: Any, sink: Output) -> tuple[Any, l
 
     def count(option: str, kept: int, of: int) -> None:
         cuts.append({"option": option, "kept": kept, "of": of})
-        sink.note(f"{option} keeps {kept:,} of {of:,} Gaussians")
+        if kept < of:
+            sink.note(f"{option} keeps {kept:,} of {of:,} Gaussians")
 
     return apply_edits(splats, edits, count, lambda cropped: reduction.apply(cropped, count, sink.note)), cuts
 

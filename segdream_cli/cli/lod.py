@@ -76,12 +76,12 @@ def check_folder(folder: Path, *, force: bool) -> None:
         UsageProblem: it is something else than levels of detail, or the folder around it is missing or not writable.
     """
     from segdream_cli.formats.lod import LOD_META
-    from segdream_cli.util.files import check_output, free_name, lexists
+    from segdream_cli.util.files import check_output, free_name, is_folder, lexists
 
     other = f"-o {quote(str(folder.with_name(f'{folder.name}-lod')))}" if folder.name else "-o scan-lod"
     if not folder.name:
         raise UsageProblem(f"{folder} can't be replaced as a whole", hint=other)
-    if folder.is_dir() and not folder.is_symlink():
+    if is_folder(folder) and not folder.is_symlink():
         if not (folder / LOD_META).is_file():
             raise UsageProblem(f"{folder} is a folder without {LOD_META}, and is not replaced", hint=other)
         if not force:

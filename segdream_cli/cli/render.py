@@ -158,6 +158,7 @@ def render(
         return share_out(context, assets, kind, suffix, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     captions = choose_captions(caption, assets)
     check_width(kind, sides[0] * len(assets), len(assets))
+    check_assets(assets)  # before the output, which may be beside them
     path = shared.fill_stem(output, assets[0]) if output else output_path(assets, kind, transparent=color is None)
     check_transparency(path, kind, suffix, color if channel == Channel.rgb else (0.0, 0.0, 0.0))
     sink = Output(json=json, quiet=quiet)
@@ -165,7 +166,6 @@ def render(
     if shared.is_skipped(path, sink, skip=skip_existing, force=force, last=last):
         return
     replace_frames = force or (skip_existing and kind == FRAMES)  # a folder without its last frame is incomplete
-    check_assets(assets)  # before the output, whose folder may be that of the asset
     check_target(path, kind, suffix, force=replace_frames)
     check_device(device)
     splats = read_assets(assets, sink, frame=frame, strict=strict, as_splats=as_splats)
@@ -455,14 +455,15 @@ def check_target(path: Path, kind: str, suffix: str, *, force: bool) -> None:
     """
     from segdream_cli.render.images import FRAME_SUFFIXES, frames_in
     from segdream_cli.render.video import SUFFIXES, check_suffix
-    from segdream_cli.util.files import check_output, other_output, write_problem
+    from segdream_cli.util.files import check_output, is_file, other_output, write_problem
 
     if kind == FRAMES:
-        if path.suffix.lower() in (*SUFFIXES, *FRAME_SUFFIXES, *JPEG):
+        if path.suffix.lower() in (*SUFFIXES, *FRAME_SUFFIXES, *JPEG) or is_file(path):
             wanted = path.suffix.lower().replace("jpeg", "jpg")
             images = f" --format {wanted[1:]}" if wanted in FRAME_SUFFIXES[1:] else ""
             hint = f"-o {quote(str(path.with_name(f'{path.stem}-frames')))}{images}"
-            raise UsageProblem(f"--frames writes a folder, and {path} is named like a file", hint=hint)
+            like = "a" if is_file(path) else "named like a"
+            raise UsageProblem(f"--frames writes a folder, and {path} is {like} file", hint=hint)
         if suffix == ".exr":
             check_openexr()
         try:

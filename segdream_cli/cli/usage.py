@@ -238,7 +238,7 @@ def _rename_option(problem: Any, context: Any, words: Words) -> list[str] | None
         if name == wrong or (f"-{name}" in names and name.startswith(wrong)):  # -seed is -s and more for Typer
             full = f"--{name.lstrip('-')}"
             longer = [opt for opt, others in OPTION_SYNONYMS.items() if opt in names and full in others]
-            longer += [each for each in names if each.startswith(full)]
+            longer += [each for each in names if each.startswith(full) and len(name) > 2]
             near = longer or difflib.get_close_matches(full, names, n=1, cutoff=0.7)
             return [*words[:i], near[0] + equals + value, *words[i + 1 :]] if near else None
     return None
@@ -296,6 +296,8 @@ def _nearest_value(problem: Any, context: Any, value: str) -> str | None:
 
 def _join_arguments(problem: Any, context: Any, words: Words) -> list[str] | None:
     """The words of a prompt as one argument, and a file after it as the output; else without the arguments too many."""
+    if swallowed := find_swallowed(context, words):
+        return swallowed[1]
     uses = list(split_words(context, words))
     places = [i for i, (name, _) in enumerate(uses) if not name]
     if any(uses[i][1][0] == "--" for i in places):
@@ -345,14 +347,14 @@ def _describe(problem: Any, context: Any, words: Words) -> str:
     commands = getattr(context.command, "commands", {})
     if name == "NoSuchOption" and {*words} & {*commands}:
         return f"options follow the command, and {problem.option_name} is before it"
+    if name in ("BadParameter", "UsageError") and (swallowed := find_swallowed(context, words[1:])):
+        return swallowed[0]
     if name == "UsageError" and not commands:
         extra = message.partition("(")[2].removeprefix("s) (").removesuffix(")")
         is_prompt = not Path(extra).suffix and any(each.metavar == "PROMPT" for each in context.command.params)
         return f"too many arguments: {extra}" + ("; a prompt of several words needs quotes" if is_prompt else "")
     found = getattr(problem, "param", None)
     kind = found and {"int": "an integer", "float": "a number"}.get(found.bare_type())
-    if name == "BadParameter" and (swallowed := find_swallowed(context, words[1:])):
-        return swallowed[0]
     if found and kind and name == "BadParameter":
         value = next((_value(each) for use, each in split_words(context, words[1:]) if use == found.name), "")
         return f"{found.opts[-1]} {value!r} is not {kind}{_range(found)}"

@@ -7,7 +7,7 @@ from shlex import quote
 from segdream_cli import formats
 from segdream_cli.errors import UsageProblem
 from segdream_cli.formats.sniff import META
-from segdream_cli.util.files import lexists
+from segdream_cli.util.files import is_folder, lexists
 
 
 def find_assets(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -23,7 +23,7 @@ def find_assets(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     found: dict[Path, Path] = {}
     notes = []
     for path in paths:
-        if path.is_dir() and not (path / META).is_file():  # the folder of an unbundled SOG is one asset
+        if is_folder(path) and not (path / META).is_file():  # the folder of an unbundled SOG is one asset
             members, left_out = _members(path)
             notes += left_out
         elif not path.suffix and not lexists(path):

@@ -179,7 +179,7 @@ def kind_of(path: Path) -> str:
             problem.words = _other_asset(path, path, cutoff=0)
             if not problem.words:
                 problem.hint = _first_asset(path / "bus.ply")
-        elif not lexists(path):
+        elif not lexists(path) and not isinstance(problem.__cause__, PermissionError):
             problem.words = _other_asset(path, path.parent, cutoff=0)
             if not problem.words and any(goes_with(path, name) and FORMATS[name].readable for name in FORMATS):
                 problem.hint = _first_asset(path)
@@ -241,7 +241,8 @@ def check_format(path: Path, format: str | None = None) -> str:
     if not goes_with(path, name):
         raise UsageProblem(
             f"the format {name} is written to {suffix} files, not to {path.name}",
-            hint=f"-o {quote(str(path.with_suffix(suffix)))}",
+            hint=f"-o {quote(str(free_path(path.with_suffix(suffix))))}",
+            without=[f"-o {path}"],
         )
     FORMATS[name].check_packages()
     return name

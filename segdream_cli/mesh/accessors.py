@@ -17,6 +17,7 @@ from segdream_cli.formats.gltf import TYPES, Gltf, child
 from segdream_cli.splats import Float32s, Float64s
 
 TRANSFORM = "KHR_texture_transform"
+WEBP = "EXT_texture_webp"
 GLOSSINESS = "KHR_materials_pbrSpecularGlossiness"
 SHAPES: Mapping[str, Sequence[str]] = MappingProxyType(
     {"COLOR_0": ("VEC3", "VEC4"), "POSITION": ("VEC3",), "TEXCOORD_0": ("VEC2",)}
@@ -60,6 +61,8 @@ def to_floats(path: Path, document: dict[str, Any], body: bytes) -> bytes:
         if primitive.get("mode") == TRIANGLE_FAN:
             raise UsageProblem(f"{path} has a triangle fan, which segdream can't read; save the mesh as triangles")
         channel, matrix = _texture_coordinates(gltf, primitive)
+        if "indices" in primitive and "sparse" in gltf.item("accessors", primitive["indices"]):
+            raise UsageProblem(f"{path}: the indices of its faces are sparse, which segdream can't read")
         given = child(primitive, "attributes")
         attributes = {**given, "TEXCOORD_0": given.get(f"TEXCOORD_{channel}")}
         attributes = {name: index for name, index in attributes.items() if index is not None}
@@ -94,12 +97,20 @@ def _values(gltf: Gltf, name: str, index: Any) -> Float32s:
 
 
 def _texture_coordinates(gltf: Gltf, primitive: Mapping[str, Any]) -> tuple[int, Float64s]:
-    """The index of a primitive's texture coordinates for its base colour, and what transforms them, [2, 3]."""
+    """The index of a primitive's texture coordinates for its base colour, and what transforms them, [2, 3].
+
+    Raises:
+        UsageProblem: the texture of the base colour is missing, or in a format that can't be read.
+    """
     if "material" not in primitive:
         return 0, np.eye(2, 3)
     material = gltf.item("materials", primitive["material"])
     plain = child(child(material, "pbrMetallicRoughness"), "baseColorTexture")
     info = child(child(child(material, "extensions"), GLOSSINESS), "diffuseTexture") or plain
+    if "index" in info:
+        texture = gltf.item("textures", info["index"])
+        if "source" not in texture and WEBP not in child(texture, "extensions"):
+            raise UsageProblem(f"{gltf.path} has a texture that segdream can't read; save it as PNG or JPEG")
     transform = child(child(info, "extensions"), TRANSFORM)
     angle = gltf.numbers({"rotation": [transform.get("rotation", 0.0)]}, "rotation", np.zeros(1))[0]
     # counter-clockwise where v goes down, after the scale

@@ -3,6 +3,7 @@
 Colours are the base colour, without light. Meshes are read as in glTF: y up, the front faces +Z.
 """
 
+import base64
 import io
 import shlex
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ UNREADABLE = {"EXT_meshopt_compression", "KHR_texture_basisu"}
 HARMLESS = (
     draco.EXTENSION,
     accessors.TRANSFORM,
-    "EXT_texture_webp",
+    accessors.WEBP,
     "KHR_lights_",
     "KHR_materials_",
     "KHR_mesh_quantization",
@@ -313,6 +314,8 @@ def _unpack_glb(path: Path, stream: BinaryIO) -> tuple[Mapping[str, Any], Binary
                 view = views[image["bufferView"]]
                 start = view.get("byteOffset", 0)
                 Image.open(io.BytesIO(body[start : start + view["byteLength"]])).verify()
+            elif str(image.get("uri")).startswith(gltf.DATA):
+                Image.open(io.BytesIO(base64.b64decode(image["uri"].partition(",")[2], validate=True))).verify()
         except Exception as problem:
             raise UsageProblem(f"{path}: its image {i} can't be read: {problem}") from problem
     if draco.EXTENSION in used | required:

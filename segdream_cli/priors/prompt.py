@@ -1,8 +1,9 @@
 """The prompt as a prior reads it: any text or, for a prior with a vocabulary, a caption of its known phrases.
 
-Such a prior was trained on captions such as "a striped blue duck" and on nothing else. A prompt of known phrases is
-read as it stands. Of another one, plurals and synonyms become known phrases, and words without effect are left out. A
-prompt that still has an unknown word, or too many things, is refused with one that the prior reads.
+Such a prior was trained on captions such as "a striped blue duck" and on nothing else. A prompt of known phrases in the
+order of a caption is read as it stands. Of another one, plurals and synonyms become known phrases, words without effect
+are left out, and the phrases are put in order. A prompt that still has an unknown word, or too many things, is refused
+with one that the prior reads.
 """
 
 import re
@@ -85,7 +86,7 @@ def read_prompt(prompt: str, vocabulary: Vocabulary | None) -> Reading:
     if vocabulary is None:
         return Reading(text)
     exact = find_phrases(text, vocabulary)
-    if exact is not None and _refusal(_known_parts(exact, vocabulary), vocabulary) is None:
+    if exact is not None and _is_caption(exact, vocabulary):
         return Reading(" ".join(exact), exact)
     parts = _parse(text, vocabulary)
     if (reason := _refusal(parts, vocabulary)) is not None:
@@ -237,6 +238,16 @@ def _known_parts(phrases: Sequence[str], vocabulary: Vocabulary) -> list[Part]:
     return [Part(phrase, *table[tuple(_split(phrase))]) for phrase in phrases]
 
 
+def _is_caption(phrases: tuple[str, ...], vocabulary: Vocabulary) -> bool:
+    """Whether known phrases are a caption, with its article or without it; "a blue striped duck" is one too."""
+    parts = _known_parts(phrases, vocabulary)
+    if _refusal(parts, vocabulary) is not None:
+        return False
+    named = _ordered([Meaning(part.role, part.phrase) for part in parts], vocabulary)
+    orders = [named, (named[1], named[0], *named[2:])] if named[1:] and named[1] in vocabulary.colors else [named]
+    return (phrases[1:] if phrases[0] in vocabulary.fillers else phrases) in orders
+
+
 def _refusal(parts: Sequence[Part], vocabulary: Vocabulary) -> str | None:
     """Why the prior can't read the parts; None if it can."""
     title = vocabulary.title
@@ -348,6 +359,13 @@ def _first_thing(parts: Sequence[Part]) -> Sequence[Part]:
 
 
 def _caption(meanings: Sequence[Meaning], vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The phrases of `_ordered` with their article."""
+    phrases = _ordered(meanings, vocabulary)
+    article = "an" if phrases[0][0] in "aeiou" else "a"
+    return (article, *phrases) if article in vocabulary.fillers else phrases
+
+
+def _ordered(meanings: Sequence[Meaning], vocabulary: Vocabulary) -> tuple[str, ...]:
     """The phrases in the order of the prior's captions: the first object, colour and attribute that agree.
 
     As in English, an attribute of one word stands before its noun ("striped"), a longer one after it ("made of wood").
@@ -359,9 +377,7 @@ def _caption(meanings: Sequence[Meaning], vocabulary: Vocabulary) -> tuple[str, 
     if (color, attribute) in vocabulary.excluded:
         color = ""
     before, after = ("", attribute) if " " in attribute else (attribute, "")
-    phrases = [phrase for phrase in (before, color, first["objects"], after) if phrase]
-    article = "an" if phrases[0][0] in "aeiou" else "a"
-    return (article, *phrases) if article in vocabulary.fillers else tuple(phrases)
+    return tuple(phrase for phrase in (before, color, first["objects"], after) if phrase)
 
 
 def _quote(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.runs.ownership import OWN_NAMES, RECORD, RunLock
 from segdream_cli.runs.run_dir import RunDir
-from segdream_cli.util.files import TEMPORARY
+from segdream_cli.util.files import TEMPORARY, is_file, is_folder
 
 RUNNING, STOPPED, DONE, GONE, LEFTOVER, DAMAGED = "running", "stopped", "done", "gone", "leftover", "damaged"
 REMOVABLE = (DONE, GONE, LEFTOVER)
@@ -62,7 +62,7 @@ def list_runs(folders: Sequence[Path]) -> list[RunInfo]:
 
 def _find(folder: Path) -> Iterator[Path]:
     """The run folders in a folder, which may be one itself."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UsageProblem(f"{folder} is not a folder", hint="segdream runs .")
     if _is_run(folder.absolute()):
         yield folder
@@ -78,7 +78,7 @@ def _is_run(path: Path) -> bool:
     if path.is_symlink():
         return False
     leftover = path.suffix == ".run" and TEMPORARY.fullmatch(path.name) is not None
-    return leftover or ((path / RECORD).is_file() and not RunDir(path).is_foreign())
+    return leftover or (is_file(path / RECORD) and not RunDir(path).is_foreign())
 
 
 def _is_locked(path: Path) -> bool:

@@ -28,7 +28,7 @@ from segdream_cli.runs.ownership import EVENTS, TRIED
 from segdream_cli.runs.run_dir import RunDir, RunRecord
 from segdream_cli.splats import Splats
 from segdream_cli.util.download import format_time
-from segdream_cli.util.files import atomic_write, parse_json
+from segdream_cli.util.files import atomic_write, is_folder, parse_json
 
 RUN_SUFFIX = ".run"
 MOST_PREVIEWS = 24
@@ -98,7 +98,7 @@ def read_story(source: Path, reading: Reading = DEFAULT) -> Story:
         UsageProblem: it is neither, or the record is damaged.
         SegdreamError: the asset can't be read.
     """
-    is_run = source.is_dir() or source.suffix == RUN_SUFFIX
+    is_run = is_folder(source) or source.suffix == RUN_SUFFIX
     run = RunDir(source) if is_run else RunDir.beside(source)
     try:
         record = run.record() if is_run or run.exists() else None
@@ -122,7 +122,9 @@ def _other_source(source: Path) -> dict[str, str]:
         names = [
             each.name for each in beside if RunDir(each).exists() or (formats.readable_suffix(each) and each.is_file())
         ]
-    close = difflib.get_close_matches(source.name, names, n=1, cutoff=0)
+    stem = source.name.partition(".")[0]
+    same = [f"{stem}{suffix}" for suffix in formats.READABLE_SUFFIXES if f"{stem}{suffix}" in names]
+    close = same or difflib.get_close_matches(source.name, names, n=1, cutoff=0)
     return {str(source): str(source.parent / close[0])} if close else {}
 
 

@@ -41,6 +41,7 @@ from segdream_cli.util.files import (
     atomic_write,
     free_name,
     free_path,
+    is_file,
     is_folder,
     known_problem,
     lexists,
@@ -183,7 +184,7 @@ class RunDir:
 
     def exists(self) -> bool:
         """Whether the folder has a record."""
-        return (self.path / RECORD).is_file()
+        return is_file(self.path / RECORD)
 
     def is_foreign(self) -> bool:
         """Whether its `run.json` is whole JSON without any entry of a record: another program wrote it."""

@@ -48,7 +48,7 @@ def check_output(path: Path, *, force: bool, option: str = "-o", given: Path | N
     folder, given = path.parent, given or path
     try:  # fails for a name that is too long, or a folder without access
         if path.is_dir():
-            inside = shlex.quote(str(path / f"asset{path.suffix or '.ply'}"))
+            inside = shlex.quote(str(free_path(path / f"asset{path.suffix or '.ply'}")))
             raise UsageProblem(f"{path} is a folder", hint=f"{option} {inside}")
         if not folder.is_dir() and not _first_existing(folder).is_dir():
             other = shlex.quote(str(free_path(Path(path.name))))
@@ -95,10 +95,10 @@ def free_path(path: Path) -> Path:
     return free_name(path) if lexists(path) else path
 
 
-def free_name(path: Path) -> Path:
-    """The first of `bus-2.ply`, `bus-3.ply`, ... that is not taken."""
+def free_name(path: Path, others: Collection[Path] = ()) -> Path:
+    """The first of `bus-2.ply`, `bus-3.ply`, ... that is not taken, and is none of `others`."""
     number = 2
-    while lexists(other := path.with_stem(f"{path.stem}-{number}")):
+    while lexists(other := path.with_stem(f"{path.stem}-{number}")) or other in others:
         number += 1
     return other
 

@@ -114,6 +114,7 @@ def test_messages_say_the_range_of_numbers(capsys):
         "generate bus -o --dry-run": "-o needs a value, and --dry-run is the next option",
         "generate bus -o --quality=draft": "-o needs a value, and --quality=draft is the next option",
         "generate bus --steps --dry-run": "--steps needs a value, and --dry-run is the next option",
+        "generate bus -o -o bus.ply": "-o needs a value, and -o is the next option",
         "lod bus.ply -o --help": "-o needs a value, and --help is the next option",
         "fetch": "missing argument 'WEIGHTS', one of sd21, point-e, clip, image-reward, fid",
     }.items():

@@ -301,8 +301,18 @@ def test_read_refuses_colors_that_are_not_finite(tmp_path):
         (lambda document: document["accessors"][3].update(count=3), "different numbers of rows"),
         (lambda document: document["accessors"][3].update(type="VEC2"), "COLOR_0 has a type"),
         (lambda document: document["meshes"][0]["primitives"][0]["attributes"].update(TEXCOORD_0=0), "TEXCOORD_0 has"),
+        (lambda document: document["accessors"][4].update(sparse={}), "indices of its faces are sparse"),
+        (lambda document: document["textures"][0].pop("source"), "a texture that segdream can't read"),
+        (lambda document: document["textures"].pop(), "it has no textures[0]"),
+        (
+            lambda document: document["images"].append({"uri": "data:image/png;base64,AAAA"}),
+            "its image 1 can't",
+        ),
     ],
-    ids=["few coordinates", "few colors", "wide colors", "positions as coordinates"],
+    ids=[
+        *("few coordinates", "few colors", "wide colors", "positions as coordinates", "sparse indices"),
+        *("texture without image", "no texture", "damaged image"),
+    ],
 )
 def test_read_refuses_attributes_that_do_not_fit(tmp_path, quantized, change, words):
     refused(square_glb(tmp_path / "a.glb", quantized=quantized, change=change), words)
