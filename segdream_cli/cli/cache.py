@@ -10,7 +10,7 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import CachePart, Removed
-from segdream_cli.errors import OptionProblem, WeightsUnavailable
+from segdream_cli.errors import OptionProblem, SegdreamError, WeightsUnavailable
 from segdream_cli.util.download import cache_folder
 from segdream_cli.util.text import format_size
 
@@ -95,7 +95,11 @@ def _show(store: "Store", sink: Output, *, verify: bool) -> list[str]:
 
 
 def _clean(chosen: "Sequence[Store]", context: typer.Context, sink: Output, *, yes: bool) -> None:
-    """Removes parts, after a question."""
+    """Removes parts, after a question.
+
+    Raises:
+        SegdreamError: a part can't be removed; the others are gone.
+    """
     sizes = {store: sum(file.stat().st_size for file in store.files()) for store in chosen if store.files()}
     if not sizes:
         sink.note("nothing to remove")
@@ -104,10 +108,13 @@ def _clean(chosen: "Sequence[Store]", context: typer.Context, sink: Output, *, y
         sink.note(f"{format_size(size):>9}  {store.folder}")
     total = format_size(sum(sizes.values()))
     shared.confirm(sink, f"remove {shared.count(len(sizes), 'part')} of the cache, {total}?", yes=yes)
+    kept = []
     for store in sizes:
         try:
             removed = store.remove()
         except OSError as problem:
-            sink.note(f"{store.folder} stays: {problem.strerror or problem}")
+            kept.append(f"{store.folder} stays: {problem.strerror or problem}")
         else:
             sink.result(Removed(path=store.folder, bytes=removed), f"removed {store.folder}")
+    if kept:
+        raise SegdreamError("; ".join(kept))

@@ -11,6 +11,7 @@ import typer
 from segdream_cli.cli import options as shared
 from segdream_cli.cli.output import Output
 from segdream_cli.cli.schema import Removed, RunRow
+from segdream_cli.errors import SegdreamError
 from segdream_cli.util.text import format_size
 
 if TYPE_CHECKING:
@@ -100,18 +101,25 @@ def _describe(run: "RunInfo") -> str:
 
 
 def _remove(chosen: "Sequence[RunInfo]", sink: Output, *, resumable: bool) -> None:
-    """Removes the run folders; one that a process works on by now, or that can't be removed, stays."""
+    """Removes the run folders; one that a process works on by now stays.
+
+    Raises:
+        SegdreamError: a folder can't be removed; the others are gone.
+    """
     from segdream_cli.runs.ownership import remove_folder
 
+    kept = []
     for run in chosen:
         try:
             gone = remove_folder(run.path, resumable=resumable)
         except BlockingIOError:
             sink.note(f"{run.path} stays: a process works on it")
         except OSError as problem:
-            sink.note(f"{run.path} stays: {problem.strerror or problem}")
+            kept.append(f"{run.path} stays: {problem.strerror or problem}")
         else:
             if gone:
                 sink.result(Removed(path=run.path, bytes=run.bytes), f"removed {run.path}")
             else:
                 sink.note(f"{run.path} stays: it holds files of others, or a run that can be resumed by now")
+    if kept:
+        raise SegdreamError("; ".join(kept))

@@ -127,6 +127,15 @@ def test_clean_by_name_removes_downloads_too_but_nothing_of_others(segdream, cac
     assert not (cache / "clouds").exists()
 
 
+def test_clean_fails_for_what_stays(segdream, cache):
+    (cache / "inductor").rename(cache / "elsewhere")
+    (cache / "inductor").symlink_to(cache / "elsewhere")
+    done = segdream("cache", "--clean", "--yes", "inductor", "compiled")
+    assert (done.code, "inductor stays: " in done.err) == (1, True)
+    assert not (cache / "compiled/unet.bin").exists()
+    assert (cache / "elsewhere/ab/code.py").exists()
+
+
 def test_clean_asks(segdream, cache, monkeypatch):
     refused = segdream("cache", "--clean", "clouds")
     assert (refused.code, "hint: segdream cache --clean clouds --yes" in refused.err) == (2, True)

@@ -1,5 +1,6 @@
 """`segdream runs`: run folders are listed, and removed only if nobody works on them; files of others stay."""
 
+import errno
 import io
 import json
 import os
@@ -110,6 +111,19 @@ def test_clean_leaves_a_live_run_and_the_other_trials_of_its_seeds(segdream, run
 def test_clean_leaves_a_run_that_was_begun_since_it_was_listed(runs):
     assert not remove_folder(Path("stopped.run"), resumable=False)
     assert RunDir(Path("stopped.run")).can_resume()
+
+
+def test_clean_fails_for_a_folder_that_cannot_be_removed(segdream, runs, monkeypatch):
+    def refuse(path, **options):
+        if path.name == "bus.run":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return remove_folder(path, **options)
+
+    monkeypatch.setattr("segdream_cli.runs.ownership.remove_folder", refuse)
+    done = segdream("runs", "--clean", "--stopped", "--yes")
+    assert (done.code, "error: bus.run stays: Permission denied" in done.err) == (1, True)
+    assert (runs / "bus.run").exists()
+    assert not (runs / "stopped.run").exists()
 
 
 def test_clean_leaves_files_of_others(segdream, runs):
