@@ -275,11 +275,15 @@ class Session:
         """Refuses a job that can't end well, before any work.
 
         Raises:
-            UsageProblem: prompt or output can't be used.
+            UsageProblem: prompt or output can't be used, or the settings leave nothing to do.
             OutputExists: the asset or an unfinished run of it exists.
         """
         self.check_prompt(job.prompt)
         check_files(job, force=force)
+        if job.source is not None and not self.config.last_step:
+            raise UsageProblem(
+                "refine.enabled=false and no distillation steps leave nothing to do", hint="--set refine.enabled=true"
+            )
 
     def check_prompt(self, prompt: str) -> None:
         """Refuses a prompt that can't be used, and reports once how the prior reads it; raises as `read_prompt`."""

@@ -91,12 +91,8 @@ def load_source(source: Source, config: Config, note: Callable[[str], None], aga
         again: the command that starts over.
 
     Raises:
-        UsageProblem: the settings leave nothing to do, or the file can't be read, has changed, or can't be refined.
+        UsageProblem: the file can't be read, has changed, or can't be refined.
     """
-    if not config.last_step:
-        raise UsageProblem(
-            "refine.enabled=false and no distillation steps leave nothing to do", hint="--set refine.enabled=true"
-        )
     path = expand(source.path)
     with suppress(ValueError):
         path = path.relative_to(Path.cwd())  # shorter in messages

@@ -358,9 +358,10 @@ def test_refine_refuses_an_asset_that_cannot_be_seen(segdream, logit, hint):
 
 def test_refine_refuses_to_do_nothing(segdream):
     api.write("in.ply", ball())
-    done = refine(segdream, "--set", "refine.enabled=false")
-    assert (done.code, done.out) == (2, "")
-    assert "leave nothing to do hint: segdream refine" in done.err
+    for more in ((), ("--dry-run",)):
+        done = refine(segdream, "--set", "refine.enabled=false", *more)
+        assert (done.code, done.out) == (2, "")
+        assert "leave nothing to do hint: segdream refine" in done.err
     assert refine(segdream, "--set", "refine.enabled=false", "--distil", "1").code == 0
 
 
