@@ -364,6 +364,10 @@ def _jobs(
     if prompts is not None:
         if prompt is not None:
             raise UsageProblem("--prompts takes no PROMPT", without=["PROMPT"])
+        if output is not None:
+            from segdream_cli.formats import check_format
+
+            check_format(output)  # that of all assets
         return jobs_of_list(prompts, out_dir, seeds or [seed], output, labels, with_seed=seeds is not None)
     if prompt is not None and out_dir is not None:
         inside = quote(str(out_dir / "{prompt}.ply"))

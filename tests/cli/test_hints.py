@@ -79,6 +79,7 @@ def words(done):
         ("render . --view 0,0", "render bus.ply --view 0,0"),
         ("render bus.ply --frames -o bus.ply --force", "render bus.ply --frames -o bus-frames --force"),
         ("generate P -o -o x.ply", "generate P -o x.ply"),
+        ("generate --prompts list.txt -o {prompt}.foo", "generate --prompts list.txt -o {prompt}.ply"),
         (f"runs {LONG}", "runs ."),
         ("info none/bus.ply", "generate P -o none/bus.ply"),
         ("report scan.run", "report bus.ply"),
