@@ -71,7 +71,7 @@ class Command(TyperCommand):
             raised it.
         """
         _current.set(ctx)
-        _refuse_swallowed(ctx)
+        _refuse_missing_value(ctx)
         _refuse_contradictions(ctx)
         return super().invoke(ctx)
 
@@ -125,7 +125,7 @@ def _rank(parameter: Any) -> tuple[int, int]:
     return GROUPS.index(group if group in GROUPS else ""), LAST.index(name) if name in LAST else -1
 
 
-def find_swallowed(context: typer.Context, given: Sequence[str]) -> tuple[str, list[str]] | None:
+def find_missing_value(context: typer.Context, given: Sequence[str]) -> tuple[str, list[str]] | None:
     """An option without its value, in place of which Typer takes the option after it.
 
     Returns:
@@ -141,9 +141,9 @@ def find_swallowed(context: typer.Context, given: Sequence[str]) -> tuple[str, l
     return None
 
 
-def _refuse_swallowed(context: typer.Context) -> None:
+def _refuse_missing_value(context: typer.Context) -> None:
     """Refuses an option that takes another one as its value."""
-    if found := find_swallowed(context, context.obj[1:]):
+    if found := find_missing_value(context, context.obj[1:]):
         message, kept = found
         raise OptionProblem(message, hint=shlex.join([*context.command_path.split(), *kept]))
 
@@ -185,7 +185,7 @@ def _amend(context: typer.Context, words: Sequence[str], problem: SegdreamError)
     changed = excluded | left_out
     kept: list[str] = []
     changes = [word for _, each in added for word in each]
-    replaced = {_replaced(context, name, each, uses, left_out) for name, each in added} | _twins(context, added)
+    replaced = {_match_use(context, name, each, uses, left_out) for name, each in added} | _twins(context, added)
     for use, (_, each) in zip(uses, given, strict=True):
         if use in replaced or each[0] == "--":  # after which there are only arguments
             kept, changes = [*kept, *changes], []
@@ -245,7 +245,7 @@ def _left_out(context: typer.Context, names: Sequence[str]) -> set[Use]:
     return found
 
 
-def _replaced(
+def _match_use(
     context: typer.Context, name: str, words: Sequence[str], uses: Sequence[Use], left_out: Collection[Use]
 ) -> Use:
     """The use that an added option replaces: of several values, the one that is left out or most like its own."""

@@ -396,7 +396,8 @@ def _plan(outputs: Sequence[Path], names: Sequence[str], *, textured: bool, forc
         try:
             check_output(file, force=force, given=given)
         except SegdreamError as problem:
-            problem.without = (f"-o {given}",)
+            if problem.hint:  # else the hint would be the command without the output
+                problem.without = (f"-o {given}",)
             if isinstance(problem, OutputExists):
                 problem.hint = f"-o {quote(str(free_name(given, outputs)))}"
             raise

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from segdream_cli.cli.command_line import find_swallowed, rewrite, split_words
+from segdream_cli.cli.command_line import find_missing_value, rewrite, split_words
 from segdream_cli.config import MINI, SD21
 from segdream_cli.errors import SegdreamError, UsageProblem
 from segdream_cli.priors.prompt import EXAMPLE, read_prompt
@@ -184,6 +184,8 @@ def _cure(problem: Any, context: Any, words: Words) -> list[str] | None:
     kind = type(problem).__name__
     if context.parent is None:
         return _cure_group(problem, context, words, unknown_option=kind == "NoSuchOption")
+    if found := _find_missing_value(problem, context, words):
+        return [words[0], *found[1]]
     cures: Mapping[str, Callable[[Any, Any, Words], list[str] | None]] = {
         "NoSuchOption": _rename_option,
         "BadOptionUsage": _fit_value,
@@ -193,6 +195,12 @@ def _cure(problem: Any, context: Any, words: Words) -> list[str] | None:
     }
     cured = cures[kind](problem, context, words[1:]) if kind in cures else None
     return None if cured is None else [words[0], *cured]
+
+
+def _find_missing_value(problem: Any, context: Any, words: Words) -> tuple[str, list[str]] | None:
+    """As `find_missing_value`, for the errors to which an option without its value leads."""
+    is_possible = type(problem).__name__ in ("BadParameter", "UsageError")
+    return find_missing_value(context, words[1:]) if is_possible else None
 
 
 def _cure_group(problem: Any, context: Any, words: Words, *, unknown_option: bool) -> list[str] | None:
@@ -265,10 +273,8 @@ def _add_argument(problem: Any, context: Any, words: Words) -> list[str] | None:
 
 
 def _replace_value(problem: Any, context: Any, words: Words) -> list[str] | None:
-    """The value that is nearest to a wrong one: of choices, or in a range; none for another option."""
+    """The value that is nearest to a wrong one: of choices, or in a range."""
     found = problem.param
-    if swallowed := find_swallowed(context, words):
-        return swallowed[1]
     uses = list(split_words(context, words))
     for i, (name, each) in enumerate(uses):
         value = _value(each) if name else each[0]
@@ -296,8 +302,6 @@ def _nearest_value(problem: Any, context: Any, value: str) -> str | None:
 
 def _join_arguments(problem: Any, context: Any, words: Words) -> list[str] | None:
     """The words of a prompt as one argument, and a file after it as the output; else without the arguments too many."""
-    if swallowed := find_swallowed(context, words):
-        return swallowed[1]
     uses = list(split_words(context, words))
     places = [i for i, (name, _) in enumerate(uses) if not name]
     if any(uses[i][1][0] == "--" for i in places):
@@ -347,8 +351,8 @@ def _describe(problem: Any, context: Any, words: Words) -> str:
     commands = getattr(context.command, "commands", {})
     if name == "NoSuchOption" and {*words} & {*commands}:
         return f"options follow the command, and {problem.option_name} is before it"
-    if name in ("BadParameter", "UsageError") and (swallowed := find_swallowed(context, words[1:])):
-        return swallowed[0]
+    if missing := _find_missing_value(problem, context, words):
+        return missing[0]
     if name == "UsageError" and not commands:
         extra = message.partition("(")[2].removeprefix("s) (").removesuffix(")")
         is_prompt = not Path(extra).suffix and any(each.metavar == "PROMPT" for each in context.command.params)

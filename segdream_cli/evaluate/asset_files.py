@@ -27,7 +27,7 @@ def find_assets(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
             members, left_out = _members(path)
             notes += left_out
         elif not path.suffix and not lexists(path):
-            raise UsageProblem(f"there is no folder or file {path}", hint=make_hint(path))
+            raise UsageProblem(f"there is no folder or file {path}", hint=formats.make_hint(path / "bus.ply"))
         else:
             formats.kind_of(path)
             members = [path]
@@ -60,16 +60,9 @@ def _members(folder: Path) -> tuple[list[Path], list[str]]:
     if not chosen:
         raise UsageProblem(
             f"the folder {folder} holds no asset",
-            hint=make_hint(folder),
+            hint=formats.make_hint(folder / "bus.ply"),
         )
     return sorted(chosen.values()), list(dict.fromkeys(notes))
-
-
-def make_hint(folder: Path) -> str:
-    """A command that makes an asset in a folder."""
-    output = quote(str(folder / "bus.ply"))
-    make = f"segdream generate 'a yellow school bus' -o {output}"
-    return make if folder.is_dir() else f"mkdir -p {quote(str(folder))} && {make}"
 
 
 def parts_of(path: Path) -> list[Path]:

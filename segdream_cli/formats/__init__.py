@@ -178,11 +178,11 @@ def kind_of(path: Path) -> str:
         if is_folder(path):
             problem.words = _other_asset(path, path, cutoff=0)
             if not problem.words:
-                problem.hint = _first_asset(path / "bus.ply")
+                problem.hint = make_hint(path / "bus.ply")
         elif not lexists(path) and not isinstance(problem.__cause__, PermissionError):
             problem.words = _other_asset(path, path.parent, cutoff=0)
             if not problem.words and any(goes_with(path, name) and FORMATS[name].readable for name in FORMATS):
-                problem.hint = _first_asset(path)
+                problem.hint = make_hint(path)
         raise
     if found is not None:
         return found
@@ -200,8 +200,8 @@ def kind_of(path: Path) -> str:
     )
 
 
-def _first_asset(path: Path) -> str:
-    """The command that makes an asset at a path where nothing is."""
+def make_hint(path: Path) -> str:
+    """A command that makes an asset at a path, and its folder if that is missing."""
     folder = "" if is_folder(path.parent) else f"mkdir -p {quote(str(path.parent))} && "
     return f"{folder}segdream generate 'a yellow school bus' -o {quote(str(path))}"
 

@@ -243,7 +243,7 @@ def _is_caption(phrases: tuple[str, ...], vocabulary: Vocabulary) -> bool:
     parts = _known_parts(phrases, vocabulary)
     if _refusal(parts, vocabulary) is not None:
         return False
-    named = _ordered([Meaning(part.role, part.phrase) for part in parts], vocabulary)
+    named = _order_phrases([Meaning(part.role, part.phrase) for part in parts], vocabulary)
     orders = [named, (named[1], named[0], *named[2:])] if named[1:] and named[1] in vocabulary.colors else [named]
     return (phrases[1:] if phrases[0] in vocabulary.fillers else phrases) in orders
 
@@ -359,13 +359,13 @@ def _first_thing(parts: Sequence[Part]) -> Sequence[Part]:
 
 
 def _caption(meanings: Sequence[Meaning], vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The phrases of `_ordered` with their article."""
-    phrases = _ordered(meanings, vocabulary)
+    """The phrases of `_order_phrases` with their article."""
+    phrases = _order_phrases(meanings, vocabulary)
     article = "an" if phrases[0][0] in "aeiou" else "a"
     return (article, *phrases) if article in vocabulary.fillers else phrases
 
 
-def _ordered(meanings: Sequence[Meaning], vocabulary: Vocabulary) -> tuple[str, ...]:
+def _order_phrases(meanings: Sequence[Meaning], vocabulary: Vocabulary) -> tuple[str, ...]:
     """The phrases in the order of the prior's captions: the first object, colour and attribute that agree.
 
     As in English, an attribute of one word stands before its noun ("striped"), a longer one after it ("made of wood").
