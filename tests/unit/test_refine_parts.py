@@ -40,13 +40,28 @@ def test_ddim_timesteps_are_even(t0, steps, expected):
 
 
 @pytest.mark.parametrize("size", [32, 64, 160])
-def test_sharpen_matches_an_unsharp_mask(size):
+def test_sharpen_matches_a_literal_mask(size):
+    """The luminance by Pillow's weights, the blur and the local extremes by SciPy."""
     given = images(2, size)
-    deviation = (0, 0, size / 128, size / 128)
-    smooth = ndimage.gaussian_filter(given.numpy(), deviation, mode="nearest", radius=max(1, round(size / 64)))
-    expected = np.clip(given.numpy() + 0.7 * (given.numpy() - smooth), 0, 1)
+    pictures, reach = given.numpy(), max(1, round(size * 6 / 256))
+    smooth = ndimage.gaussian_filter(pictures, (0, 0, size * 3 / 256, size * 3 / 256), mode="nearest", radius=reach)
+    details = pictures - smooth
+    luminance = np.einsum("c,bchw->bhw", [0.299, 0.587, 0.114], details)[:, None]
+    square = (1, 1, 2 * reach + 1, 2 * reach + 1)
+    lowest = ndimage.minimum_filter(pictures, square, mode="nearest")
+    highest = ndimage.maximum_filter(pictures, square, mode="nearest")
+    expected = np.clip(pictures + 0.7 * (0.5 * details + 0.5 * luminance), lowest, highest)
     np.testing.assert_allclose(sharpen(given, 0.7).numpy(), expected, atol=1e-12)
     assert sharpen(given, 0.0) is given
+
+
+def test_sharpen_steepens_an_edge_without_halos():
+    ramp = ((torch.arange(256.0) - 126) / 4).clamp(0, 1)  # 4 px wide
+    edge = (0.25 + 0.5 * ramp).expand(1, 3, 64, 256)
+    found = sharpen(edge, 1.5)
+    assert found.min() == 0.25
+    assert found.max() == 0.75
+    assert found.diff(dim=3).max() > 1.5 * edge.diff(dim=3).max()
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
