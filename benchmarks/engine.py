@@ -1,9 +1,9 @@
-"""Network calls of the embedded prior on a CPU: OpenVINO against torch, times and differences.
+"""Network calls of the embedded prior on a CPU: OpenVINO and torch, in fp32 and in bf16, times and differences.
 
     OMP_NUM_THREADS=1 python -m benchmarks.engine --record
     python -m benchmarks.engine --smoke    # one small call of each
 
-torch and OpenVINO take turns call by call, and a row shows the medians, so that other work on the machine slows both.
+The engines take turns call by call, and a row shows the medians, so that other work on the machine slows both.
 Differences are relative to torch in fp32, which is the time of the first column too.
 """
 
@@ -20,14 +20,12 @@ from benchmarks.record import record
 from segdream_cli.accel.openvino_engine import OpenVinoCalls
 from segdream_cli.config import MINI, PriorConfig
 from segdream_cli.priors.checkpoint import resolve
-from segdream_cli.priors.stable_diffusion import (
-    IMAGE_PIXELS,
-    LATENT_PIXELS,
-    DiffusionPrior,
-)
+from segdream_cli.priors.stable_diffusion import LATENT_PIXELS, DiffusionPrior
 
 UNET = [(2, 16), (4, 16), (8, 16), (16, 16), (64, 16), (4, 32), (16, 32), (64, 32)]
 """Rows and side of the latents of each call of the U-Net."""
+IMAGE_PIXELS = 4 * 128**2
+"""Most pixels of all images in one call of OpenVINO."""
 AUTOENCODER = [(1, 16), (4, 16), (16, 16), (4, 32)]
 RECORDED = 4, 16
 """The call of a step of SCTD whose ratio is recorded."""
@@ -41,7 +39,7 @@ class Call:
 
     name: str
     torch: Callable[..., Tensor]
-    openvino: dict[str, Callable[..., Tensor]]
+    others: dict[str, Callable[..., Tensor]]
     inputs: Callable[[int, int], tuple[Tensor, ...]]
     sizes: list[tuple[int, int]]
 
@@ -73,9 +71,10 @@ def calls_of(prior: DiffusionPrior) -> list[Call]:
 
     def call(name, network, function, inputs, sizes, largest):
         engines = {
-            title: OpenVinoCalls(name, network, function, inputs(2, side), largest=largest, bf16=title == "bf16")
-            for title in ("fp32", "bf16")
+            title: OpenVinoCalls(name, network, function, inputs(2, side), largest=largest, bf16=bf16)
+            for title, bf16 in (("OpenVINO", False), ("OpenVINO, bf16", True))
         }
+        engines["torch, bf16"] = torch.autocast("cpu", torch.bfloat16)(function)
         return Call(name, function, engines, inputs, sizes)
 
     return [
@@ -86,9 +85,9 @@ def calls_of(prior: DiffusionPrior) -> list[Call]:
 
 
 def measure(call: Call, rows: int, side: int, budget_s: float) -> dict[str, float]:
-    """Median milliseconds of each engine, and the relative difference of OpenVINO's results."""
+    """Median milliseconds of each engine, and the relative difference of its results from torch's in fp32."""
     inputs = call.inputs(rows, side)
-    engines = {"torch": call.torch, **call.openvino}
+    engines = {"torch": call.torch, **call.others}
     results = {name: engine(*inputs) for name, engine in engines.items()}  # also compiles
     times: dict[str, list[float]] = {name: [] for name in engines}
     begin = time.perf_counter()
@@ -99,9 +98,7 @@ def measure(call: Call, rows: int, side: int, budget_s: float) -> dict[str, floa
             times[name].append(1000 * (time.perf_counter() - start))
     found = {name: statistics.median(values) for name, values in times.items()}
     expected = results["torch"]
-    return found | {
-        f"{name}_error": float((results[name] - expected).norm() / expected.norm()) for name in call.openvino
-    }
+    return found | {f"{name}_error": float((results[name] - expected).norm() / expected.norm()) for name in call.others}
 
 
 def main() -> None:
@@ -114,19 +111,21 @@ def main() -> None:
     checkpoint = resolve(config, cuda=False, offline=True, announce=print)
     prior = DiffusionPrior.load(checkpoint, "cpu", config, warn=print)
     print(f"{torch.get_num_threads()} threads, milliseconds per call\n")
-    print("| call | rows | latents | torch | OpenVINO | ratio | difference | bf16 | ratio | difference |")
-    print("| --- " * 10 + "|")
+    calls = calls_of(prior)
+    columns = "".join(f" {name} | ratio | difference |" for name in calls[0].others)
+    print(f"| call | rows | latents | torch |{columns}")
+    print("| --- " * (4 + 3 * len(calls[0].others)) + "|")
     with torch.no_grad():
-        for call in calls_of(prior):
+        for call in calls:
             for rows, side in [(1, 16)] if options.smoke else call.sizes:
                 found = measure(call, rows, side, 0 if options.smoke else BUDGET_S)
                 cells = [call.name, str(rows), f"{side} x {side}", f"{found['torch']:.1f}"]
-                for name in call.openvino:
+                for name in call.others:
                     ratio = found["torch"] / found[name]
                     cells += [f"{found[name]:.1f}", f"{ratio:.2f}", f"{found[name + '_error']:.0e}"]
                 print("| " + " | ".join(cells) + " |", flush=True)
                 if options.record and call.name == "U-Net" and (rows, side) == RECORDED:
-                    record("unet_cpu_engine_ratio", found["torch"] / found["fp32"], "ratio", "cpu")
+                    record("unet_cpu_engine_ratio", found["torch"] / found["OpenVINO"], "ratio", "cpu")
 
 
 if __name__ == "__main__":

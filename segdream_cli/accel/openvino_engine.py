@@ -61,6 +61,13 @@ def choose_engine(config: PriorConfig, device: torch.device, *, full_size: bool)
     return "openvino", f"OpenVINO {version('openvino')} is installed"
 
 
+def has_bf16() -> bool:
+    """Whether OpenVINO can be imported and uses bfloat16 instructions of this processor."""
+    with suppress(ImportError, RuntimeError):
+        return "BF16" in _core()[0].get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return False
+
+
 def _obstacle(config: PriorConfig, device: torch.device) -> tuple[str, str] | None:
     """The reason why OpenVINO can't be used, and a hint; None if it can."""
     if device.type != "cpu":

@@ -156,7 +156,7 @@ def _check_engine() -> Iterator[Finding]:
     """Imports OpenVINO if `prior.engine=auto` would use it."""
     import torch
 
-    from segdream_cli.accel.openvino_engine import INSTALL, choose_engine, import_openvino
+    from segdream_cli.accel.openvino_engine import INSTALL, choose_engine, has_bf16, import_openvino
     from segdream_cli.config import PriorConfig
 
     engine, reason = choose_engine(PriorConfig(), torch.device("cpu"), full_size=False)
@@ -169,7 +169,8 @@ def _check_engine() -> Iterator[Finding]:
         detail = f"torch computes the U-Net on a CPU: OpenVINO can't be imported: {problem}"
         yield Finding("engine", "absent", detail, f"{INSTALL} --force-reinstall")
         return
-    yield Finding("engine", "ok", f"openvino computes the U-Net on a CPU: {reason}")
+    precision = "bf16" if has_bf16() else "fp32"
+    yield Finding("engine", "ok", f"openvino computes the U-Net on a CPU, in {precision}: {reason}")
 
 
 def _check_rasterizer() -> Iterator[Finding]:

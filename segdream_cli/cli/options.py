@@ -381,7 +381,11 @@ CpusPerWorkerOption = Annotated[
 Dtype = StrEnum("Dtype", {name: name for name in ("auto", "fp32", "bf16", "fp16")})  # type: ignore[misc]
 DtypeOption = Annotated[
     Dtype | None,
-    typer.Option("--dtype", help="Precision of the prior; auto is fp16 on CUDA, else fp32.", rich_help_panel=HARDWARE),
+    typer.Option(
+        "--dtype",
+        help="Precision of the prior; auto is fp16 on CUDA, bf16 on CPUs that are made for it, else fp32.",
+        rich_help_panel=HARDWARE,
+    ),
 ]
 LowVramOption = Annotated[
     bool,

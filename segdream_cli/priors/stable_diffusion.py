@@ -23,7 +23,7 @@ from segdream_cli.accel.cuda_graphs import (
 )
 from segdream_cli.accel.estimate import Workload
 from segdream_cli.accel.fast_layers import drop_separate_projections, replace_convolutions, replace_norms
-from segdream_cli.accel.openvino_engine import OpenVinoCalls, choose_engine
+from segdream_cli.accel.openvino_engine import OpenVinoCalls, choose_engine, has_bf16
 from segdream_cli.config import Config, PriorConfig
 from segdream_cli.priors.checkpoint import Checkpoint, check_keys, read_errors
 from segdream_cli.priors.profile import PriorProfile
@@ -33,8 +33,8 @@ from segdream_cli.util import compat
 COMPILED_PARAMETERS, COMPILED_STEPS = 500_000_000, 1000
 """Numbers of U-Net parameters and of steps above which compilation saves more time than the minutes that it takes."""
 
-LATENT_PIXELS, IMAGE_PIXELS = 1024, 4 * 128**2
-"""Most pixels of all rows in one call of OpenVINO: of latents, and of images."""
+LATENT_PIXELS = 1024
+"""Most pixels of the latents of all rows in one call of OpenVINO."""
 
 
 class DiffusionPrior:
@@ -135,30 +135,25 @@ class DiffusionPrior:
             self._decode = PaddedBatches(decoder, batch, batch)
 
     def _use_openvino(self, config: PriorConfig, announce: Announce) -> None:
-        """Moves the U-Net's calls without gradient to OpenVINO; in bf16 also those of the autoencoder.
+        """Moves the U-Net's calls without gradient to OpenVINO; in bf16, torch computes the autoencoder in it too.
 
-        In fp32 torch computes the autoencoder's convolutions faster (`benchmarks/engine.py`).
+        OpenVINO is no faster with the autoencoder's convolutions (`benchmarks/engine.py`).
         """
-        bf16 = config.dtype == "bf16"
-
-        def build(title: str, network: Any, function: Callable[..., Any], **how: Any) -> FallbackChain:
-            calls: Callable[..., Any] = OpenVinoCalls(title, network, function, bf16=bf16, **how)
-            chain = [("OpenVINO", calls), ("torch", function)]
-            return FallbackChain(chain[:1] if config.engine == "openvino" else chain, announce)
-
+        bf16 = config.dtype == "bf16" or (config.dtype == "auto" and has_bf16())
         latents = torch.zeros(2, *self.latent_shape)
         inputs = latents, torch.zeros(2, dtype=torch.long), torch.zeros(2, 2, self.unet.config.cross_attention_dim)
-        factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
-        how = {"examples": inputs, "largest": LATENT_PIXELS, "multiple": factor}
-        self._predict = build("the U-Net", self.unet, self._unet_output, **how)
+        calls: Callable[..., Any] = OpenVinoCalls(
+            "the U-Net", self.unet, self._unet_output, inputs, largest=LATENT_PIXELS,
+            multiple=2 ** (len(self.unet.config.block_out_channels) - 1), bf16=bf16,
+        )  # fmt: skip
+        chain = [("OpenVINO", calls), ("torch", self._unet_output)]
+        self._predict = FallbackChain(chain[:1] if config.engine == "openvino" else chain, announce)
         self.chains = (self._predict,)
         if bf16:
-            images = torch.zeros(2, 3, self.image_size, self.image_size)
-            self._decode = build(
-                "the decoder", self.vae, self._decoder_output, examples=[latents], largest=LATENT_PIXELS
-            )
-            self._encode_only = build("the encoder", self.vae, self._posterior, examples=[images], largest=IMAGE_PIXELS)
-            self.chains += self._decode, self._encode_only
+            autocast = torch.autocast("cpu", torch.bfloat16)
+            self._encode = self._encode_only = autocast(self._posterior)
+            self.vae.decoder.to(memory_format=torch.channels_last)
+            self._decode = autocast(self._decoder_output)
 
     @classmethod
     def load(

@@ -18,6 +18,7 @@ from segdream_cli.runs.reporter import DownloadEnded, DownloadProgress, Note, Re
 from segdream_cli.runs.spec import Request
 from segdream_cli.util.devices import choose_device
 from segdream_cli.util.home import expand
+from segdream_cli.util.memory import free_gib, out_of_memory, without_collection
 
 if TYPE_CHECKING:
     from segdream_cli.optimize.pipeline import Pipeline
@@ -53,6 +54,7 @@ def template_labels(request: Request) -> dict[str, str]:
     return {"method": config.distill.method, "prior": name}
 
 
+@without_collection()
 def load_clouds(
     config: Config,
     point_e: str | None,
@@ -119,6 +121,7 @@ def load_clouds(
     return Clouds(digest, device, dtype, load, announce=note)
 
 
+@without_collection()
 def load_pipeline(
     config: Config,
     checkpoint: Checkpoint,
@@ -138,7 +141,6 @@ def load_pipeline(
     from segdream_cli.accel.estimate import forecast
     from segdream_cli.optimize.pipeline import Pipeline
     from segdream_cli.priors.stable_diffusion import DiffusionPrior, full_size, workload
-    from segdream_cli.util.memory import free_gib, out_of_memory
 
     method = build_method(config)
     with out_of_memory(device, "the prior", "--device cpu" if device.type == "cuda" else f"--prior {MINI}"):

@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(folder: Path, warn: Any = pytest.fail, **settings: Any) -> DiffusionPrior:
     checkpoint = weights.resolve(PriorConfig(model=str(folder)), cuda=False, offline=True, announce=pytest.fail)
-    return DiffusionPrior.load(checkpoint, CPU, PriorConfig(**settings), warn=warn)
+    return DiffusionPrior.load(checkpoint, CPU, PriorConfig(**{"dtype": "fp32"} | settings), warn=warn)
 
 
 def inputs(prior: DiffusionPrior, rows: int, side: int, width: int | None = None) -> tuple[torch.Tensor, ...]:
@@ -78,14 +78,38 @@ def test_predict_noise_equals_that_of_torch(folder: Path, cache: Path, shipped: 
 
 
 @pytest.mark.slow
-def test_bf16_is_close_and_moves_the_autoencoder_too(folder: Path, cache: Path) -> None:
+def test_bf16_is_close_and_includes_the_autoencoder(folder: Path, cache: Path) -> None:
     fast, plain = load(folder, engine="openvino", dtype="bf16"), load(folder, engine="torch")
     latents, *others = inputs(plain, 3, 8)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert relative(fast.predict_noise(latents, *others), plain.predict_noise(latents, *others)) < 0.03
-    assert relative(fast.decode(latents), plain.decode(latents)) < 0.03
-    assert relative(fast.encode_image(images), plain.encode_image(images)) < 0.03
-    assert len(list(cache.iterdir())) == 3
+    weights = torch.rand(2, *plain.latent_shape[:1], 8, 8, generator=torch.Generator().manual_seed(1))
+    assert 0 < relative(fast.predict_noise(latents, *others), plain.predict_noise(latents, *others)) < 0.03
+    assert 0 < relative(fast.decode(latents), plain.decode(latents)) < 0.03
+    assert 0 < relative(fast.encode_image(images), plain.encode_image(images)) < 0.03
+    gradients = []
+    for prior in (fast, plain):
+        pixels = images.clone().requires_grad_()
+        (weights * prior.encode_image(pixels)).sum().backward()
+        gradients.append(pixels.grad)
+    assert 0 < relative(*gradients) < 0.05
+    assert len(list(cache.iterdir())) == 1  # OpenVINO computes the U-Net alone
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capable", "bf16"), [("auto", True, True), ("auto", False, False), ("fp32", True, False)]
+)
+def test_auto_is_bf16_where_the_processor_has_it(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, capable: bool, bf16: bool
+) -> None:
+    class Core:
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "BF16"] if capable else ["FP32"]
+
+    monkeypatch.setattr(openvino_engine, "_core", lambda: (Core(), os.getpid()))
+    found, plain = load(folder, dtype=dtype), load(folder, engine="torch")
+    latents = draw(1, *plain.latent_shape, dtype=torch.float32)
+    assert torch.equal(found.decode(latents), plain.decode(latents)) != bf16
 
 
 def test_gradients_are_those_of_torch(folder: Path, cache: Path) -> None:
