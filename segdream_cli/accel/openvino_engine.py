@@ -68,6 +68,13 @@ def has_bf16() -> bool:
     return False
 
 
+def computes_bf16(config: PriorConfig, device: torch.device) -> bool:
+    """Whether the networks of a small prior compute in bfloat16 on a CPU, those of torch as well as OpenVINO's."""
+    if choose_engine(config, device, full_size=False)[0] != "openvino":
+        return False
+    return config.dtype == "bf16" or (config.dtype == "auto" and has_bf16())
+
+
 def _obstacle(config: PriorConfig, device: torch.device) -> tuple[str, str] | None:
     """The reason why OpenVINO can't be used, and a hint; None if it can."""
     if device.type != "cpu":

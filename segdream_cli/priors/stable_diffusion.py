@@ -23,7 +23,7 @@ from segdream_cli.accel.cuda_graphs import (
 )
 from segdream_cli.accel.estimate import Workload
 from segdream_cli.accel.fast_layers import drop_separate_projections, replace_convolutions, replace_norms
-from segdream_cli.accel.openvino_engine import OpenVinoCalls, choose_engine, has_bf16
+from segdream_cli.accel.openvino_engine import OpenVinoCalls, choose_engine, computes_bf16
 from segdream_cli.config import Config, PriorConfig
 from segdream_cli.priors.checkpoint import Checkpoint, check_keys, read_errors
 from segdream_cli.priors.profile import PriorProfile
@@ -139,7 +139,7 @@ class DiffusionPrior:
 
         OpenVINO is no faster with the autoencoder's convolutions (`benchmarks/engine.py`).
         """
-        bf16 = config.dtype == "bf16" or (config.dtype == "auto" and has_bf16())
+        bf16 = computes_bf16(config, self.device)
         latents = torch.zeros(2, *self.latent_shape)
         inputs = latents, torch.zeros(2, dtype=torch.long), torch.zeros(2, 2, self.unet.config.cross_attention_dim)
         calls: Callable[..., Any] = OpenVinoCalls(

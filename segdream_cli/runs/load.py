@@ -81,6 +81,7 @@ def load_clouds(
     if init.shape != POINT_E:
         return None
     from segdream_cli.accel.cuda_graphs import compute_dtype
+    from segdream_cli.accel.openvino_engine import computes_bf16
     from segdream_cli.pointe.checkpoint import open_point_e, resolve_point_e
     from segdream_cli.pointe.clip import resolve_clip
     from segdream_cli.pointe.clouds import Clouds
@@ -95,6 +96,7 @@ def load_clouds(
 
     if point_e is not None and init.point_e is None:
         own = checkpoint()
+        dtype = torch.bfloat16 if computes_bf16(networks, device) else dtype
         files = open_point_e(own.folder / point_e / "model.safetensors", origin=own.name)
         digest = f"{files.digest} {own.digest}"
 
