@@ -21,7 +21,7 @@ from segdream_cli.formats.provenance import known_provenance
 from segdream_cli.formats.sniff import sniff
 from segdream_cli.splats import Splats
 from segdream_cli.splats.frames import INNER, PLY, check_frame, from_frame, to_frame
-from segdream_cli.util.files import free_path, is_folder, lexists
+from segdream_cli.util.files import free_path, is_file, is_folder, lexists
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +179,8 @@ def kind_of(path: Path) -> str:
             problem.words = _other_asset(path, path, cutoff=0)
             if not problem.words:
                 problem.hint = make_hint(path / "bus.ply")
+        elif is_file(path.with_suffix(".run") / "checkpoint.safetensors"):
+            problem.hint = f"segdream generate --resume {quote(str(path.with_suffix('.run')))}"
         elif not lexists(path) and not isinstance(problem.__cause__, PermissionError):
             problem.words = _other_asset(path, path.parent, cutoff=0)
             if not problem.words and any(goes_with(path, name) and FORMATS[name].readable for name in FORMATS):

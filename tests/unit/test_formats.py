@@ -153,6 +153,17 @@ def test_read_refuses_folders(tmp_path: Path) -> None:
         formats.read(Path("a" * 300))
 
 
+def test_asset_of_a_stopped_run_is_missing_until_the_run_ends(tmp_path: Path) -> None:
+    run = tmp_path / "bus.run"
+    run.mkdir()
+    (tmp_path / "bug.ply").touch()
+    (run / "checkpoint.safetensors").touch()
+    with pytest.raises(UsageProblem, match="No such file") as caught:
+        formats.read(tmp_path / "bus.ply")
+    assert caught.value.hint == f"segdream generate --resume {run}"
+    assert not caught.value.words
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats_read_what_they_write(tmp_path: Path, name: str) -> None:
     row = FORMATS[name]
