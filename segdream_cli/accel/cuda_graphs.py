@@ -36,7 +36,7 @@ Announce = Callable[[str], None]
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of a `prior.dtype` setting: auto is fp16 on CUDA, fp32 elsewhere."""
+    """The dtype of the weights: auto is fp16 on CUDA, fp32 elsewhere; see `computes_bf16` for a CPU."""
     return DTYPES[name if name != "auto" else "fp16" if device.type == "cuda" else "fp32"]
 
 

@@ -61,18 +61,20 @@ def choose_engine(config: PriorConfig, device: torch.device, *, full_size: bool)
     return "openvino", f"OpenVINO {version('openvino')} is installed"
 
 
+@cache
 def has_bf16() -> bool:
-    """Whether OpenVINO can be imported and uses bfloat16 instructions of this processor."""
-    with suppress(ImportError, RuntimeError):
-        return "BF16" in _core()[0].get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Whether OpenVINO can be imported and this processor multiplies in bfloat16 (AVX-512 BF16, AMX)."""
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False  # OpenVINO also names processors that only convert
+    with suppress(ImportError, RuntimeError):  # its own core: `_core` could not be used after a fork
+        return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return False
 
 
 def computes_bf16(config: PriorConfig, device: torch.device) -> bool:
     """Whether the networks of a small prior compute in bfloat16 on a CPU, those of torch as well as OpenVINO's."""
-    if choose_engine(config, device, full_size=False)[0] != "openvino":
-        return False
-    return config.dtype == "bf16" or (config.dtype == "auto" and has_bf16())
+    uses_openvino = choose_engine(config, device, full_size=False)[0] == "openvino"
+    return uses_openvino and config.dtype != "fp32" and has_bf16()
 
 
 def _obstacle(config: PriorConfig, device: torch.device) -> tuple[str, str] | None:

@@ -383,7 +383,7 @@ DtypeOption = Annotated[
     Dtype | None,
     typer.Option(
         "--dtype",
-        help="Precision of the prior; auto is fp16 on CUDA, bf16 on CPUs that are made for it, else fp32.",
+        help="Precision of the prior; auto: fp16 on CUDA, bf16 on CPUs that have it, or fp32.",
         rich_help_panel=HARDWARE,
     ),
 ]

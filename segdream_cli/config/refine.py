@@ -54,7 +54,7 @@ class RefineConfig:
     """Range of red, green and blue of the random colour behind a view."""
     sharpen: Amount = 0.0
     """Weight of the unsharp mask of repainted views, which makes up for the blur of the prior's decoder and of the
-    fit; its Gaussian has a standard deviation of 3/256 of the side. Differences of colour have half the weight."""
+    fit; its Gaussian has a standard deviation of 3/256 of the side. Colour differences have half the weight."""
     share_noise: bool = False
     """Repaint all views of a round from the same noise; false draws noise for each."""
     fit_batch: Annotated[int, Within(1, 1000)] = 4

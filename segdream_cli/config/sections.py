@@ -33,8 +33,8 @@ class PriorConfig:
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the networks; "auto" is fp16 on CUDA (release), bf16 on a CPU that has instructions for it and where
-    OpenVINO computes (ours), and fp32 elsewhere."""
+    """Precision of the networks; "auto" is fp16 on CUDA (release), bf16 where OpenVINO computes on a CPU with bf16
+    instructions (ours), and fp32 elsewhere."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """On a CPU, what computes the U-Net without gradient; "auto" is OpenVINO where it is installed, but torch for
     full-size networks, and if `dtype` is bf16 or fp16 (ours)."""

@@ -179,11 +179,13 @@ def kind_of(path: Path) -> str:
             problem.words = _other_asset(path, path, cutoff=0)
             if not problem.words:
                 problem.hint = make_hint(path / "bus.ply")
-        elif is_file(path.with_suffix(".run") / "checkpoint.safetensors"):
-            problem.hint = f"segdream generate --resume {quote(str(path.with_suffix('.run')))}"
         elif not lexists(path) and not isinstance(problem.__cause__, PermissionError):
+            is_asset = any(goes_with(path, name) and FORMATS[name].readable for name in FORMATS)
+            if is_asset and is_file(path.with_suffix(".run") / "checkpoint.safetensors"):
+                problem.hint = f"segdream generate --resume {quote(str(path.with_suffix('.run')))}"
+                raise
             problem.words = _other_asset(path, path.parent, cutoff=0)
-            if not problem.words and any(goes_with(path, name) and FORMATS[name].readable for name in FORMATS):
+            if is_asset and not problem.words:
                 problem.hint = make_hint(path)
         raise
     if found is not None:

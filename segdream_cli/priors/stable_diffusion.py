@@ -135,9 +135,9 @@ class DiffusionPrior:
             self._decode = PaddedBatches(decoder, batch, batch)
 
     def _use_openvino(self, config: PriorConfig, announce: Announce) -> None:
-        """Moves the U-Net's calls without gradient to OpenVINO; in bf16, torch computes the autoencoder in it too.
+        """Moves the U-Net's calls without gradient to OpenVINO; where that is bf16, torch's autoencoder is too.
 
-        OpenVINO is no faster with the autoencoder's convolutions (`benchmarks/engine.py`).
+        OpenVINO is no faster with the autoencoder than torch in the same precision (`benchmarks/engine.py`).
         """
         bf16 = computes_bf16(config, self.device)
         latents = torch.zeros(2, *self.latent_shape)
@@ -151,7 +151,7 @@ class DiffusionPrior:
         self.chains = (self._predict,)
         if bf16:
             autocast = torch.autocast("cpu", torch.bfloat16)
-            # channels last, the backward pass of the encoder's group norms takes a quarter of a step (PyTorch 2.13)
+            # with weights channels last, the backward pass of its group norms takes a quarter of a step (PyTorch 2.13)
             self.vae.encoder.to(memory_format=torch.contiguous_format)
             self._encode = self._encode_only = autocast(lambda images: self._posterior(images.contiguous()))
             self._decode = autocast(self._decoder_output)
@@ -184,7 +184,7 @@ class DiffusionPrior:
         """
         device = torch.device(device)
         choose_engine(config, device, full_size=False)  # refuses before the networks are read
-        # OpenVINO rounds to bf16 itself; gradients stay in fp32
+        # for bf16, OpenVINO and autocast round at each call
         dtype = torch.float32 if config.engine == "openvino" else compute_dtype(config.dtype, device)
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()

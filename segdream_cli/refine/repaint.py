@@ -4,11 +4,10 @@
 2   z_t0 = α_t0 z + σ_t0 ε
 3   z_e = Φ(z_t, ε̂(z_t, t, y), t, e) from t0 down to 0          DDIM (Song et al., ICLR 2021) with guidance
 4   x' = D(z_0)
-5   y = clamp(x' + w (d + Y(d)) / 2, min x', max x'), d = x' - G(x')     an unsharp mask, if w > 0
+5   y' = clamp(x' + w (d + Y(d)) / 2, min x', max x'), d = x' - G(x')    an unsharp mask, if w > 0
 
-Y is the luminance, min and max are those of each channel nearby. The prior's decoder makes faint false colours, so the
-mask enlarges differences of colour half as much as those of luminance, and adds neither halos nor colours that are not
-there.
+Y is luma; min and max are those of each channel nearby, which prevents halos. The prior's decoder makes faint false
+colours, so colour differences have half the weight.
 """
 
 from itertools import pairwise
@@ -25,7 +24,7 @@ from segdream_cli.refine.blur import blur
 
 DEVIATION = 3 / 256
 """Standard deviation of the unsharp mask's blur G, over the side of the image."""
-LUMINANCE = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in Y (ITU-R BT.601)."""
 
 
@@ -66,7 +65,7 @@ def repaint(
 
 
 def sharpen(images: Float[Tensor, "b 3 h w"], weight: float) -> Float[Tensor, "b 3 h w"]:
-    """Line 5: images in 0..1 whose details below the scale of `DEVIATION` are enlarged, by 1 + `weight` in luminance.
+    """Line 5: images in 0..1 whose details below the scale of `DEVIATION` are enlarged, by 1 + `weight` in luma.
 
     No value leaves the range of its channel within two deviations, so edges become steeper without halos.
     """
@@ -76,12 +75,12 @@ def sharpen(images: Float[Tensor, "b 3 h w"], weight: float) -> Float[Tensor, "b
     reach = max(1, round(2 * deviation))
     padded = F.pad(images, (reach,) * 4, mode="replicate")
     details = images - blur(padded, 2 * reach + 1, deviation)
-    luminance = (details * details.new_tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
+    luma = (details * details.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
     highest, lowest = _maximum(padded, reach), -_maximum(-padded, reach)
-    return (images + weight * (details + luminance) / 2).clamp(lowest, highest)
+    return (images + weight * (details + luma) / 2).clamp(lowest, highest)
 
 
 def _maximum(images: Float[Tensor, "b 3 h w"], reach: int) -> Float[Tensor, "b 3 hv wv"]:
-    """The highest value of each channel up to `reach` pixels away, at least `reach` pixels inside the images."""
+    """Maximum of each channel over the square of 2 `reach` + 1 pixels around each pixel; the border is cut off."""
     side = 2 * reach + 1
-    return images.unfold(2, side, 1).amax(-1).unfold(3, side, 1).amax(-1)  # F.max_pool2d takes five times as long
+    return images.unfold(2, side, 1).amax(-1).unfold(3, side, 1).amax(-1)  # a fifth of F.max_pool2d's time on a CPU

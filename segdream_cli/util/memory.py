@@ -31,7 +31,7 @@ def free_gib(device: torch.device) -> float:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Stops garbage collection within the block, where libraries are imported: it would take a fifth of that time."""
+    """Pauses garbage collection within the block: imports make many objects that stay, and each pass scans them all."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -153,7 +153,7 @@ def test_read_refuses_folders(tmp_path: Path) -> None:
         formats.read(Path("a" * 300))
 
 
-def test_asset_of_a_stopped_run_is_missing_until_the_run_ends(tmp_path: Path) -> None:
+def test_read_offers_to_resume_a_stopped_run(tmp_path: Path) -> None:
     run = tmp_path / "bus.run"
     run.mkdir()
     (tmp_path / "bug.ply").touch()
@@ -162,6 +162,11 @@ def test_asset_of_a_stopped_run_is_missing_until_the_run_ends(tmp_path: Path) ->
         formats.read(tmp_path / "bus.ply")
     assert caught.value.hint == f"segdream generate --resume {run}"
     assert not caught.value.words
+    (tmp_path / "bus.ply").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    for name in ("bus.ply", "bus.txt"):  # it exists, or no run writes it
+        with pytest.raises(UsageProblem) as caught:
+            formats.read(tmp_path / name)
+        assert "--resume" not in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -41,16 +41,16 @@ def test_ddim_timesteps_are_even(t0, steps, expected):
 
 @pytest.mark.parametrize("size", [32, 64, 160])
 def test_sharpen_matches_a_literal_mask(size):
-    """The luminance by Pillow's weights, the blur and the local extremes by SciPy."""
+    """Luma by the weights of BT.601, the blur and the local extremes by SciPy."""
     given = images(2, size)
-    pictures, reach = given.numpy(), max(1, round(size * 6 / 256))
-    smooth = ndimage.gaussian_filter(pictures, (0, 0, size * 3 / 256, size * 3 / 256), mode="nearest", radius=reach)
-    details = pictures - smooth
-    luminance = np.einsum("c,bchw->bhw", [0.299, 0.587, 0.114], details)[:, None]
+    array, reach = given.numpy(), max(1, round(size * 6 / 256))
+    smooth = ndimage.gaussian_filter(array, (0, 0, size * 3 / 256, size * 3 / 256), mode="nearest", radius=reach)
+    details = array - smooth
+    luma = np.einsum("c,bchw->bhw", [0.299, 0.587, 0.114], details)[:, None]
     square = (1, 1, 2 * reach + 1, 2 * reach + 1)
-    lowest = ndimage.minimum_filter(pictures, square, mode="nearest")
-    highest = ndimage.maximum_filter(pictures, square, mode="nearest")
-    expected = np.clip(pictures + 0.7 * (0.5 * details + 0.5 * luminance), lowest, highest)
+    lowest = ndimage.minimum_filter(array, square, mode="nearest")
+    highest = ndimage.maximum_filter(array, square, mode="nearest")
+    expected = np.clip(array + 0.7 * (0.5 * details + 0.5 * luma), lowest, highest)
     np.testing.assert_allclose(sharpen(given, 0.7).numpy(), expected, atol=1e-12)
     assert sharpen(given, 0.0) is given
 
@@ -62,6 +62,19 @@ def test_sharpen_steepens_an_edge_without_halos():
     assert found.min() == 0.25
     assert found.max() == 0.75
     assert found.diff(dim=3).max() > 1.5 * edge.diff(dim=3).max()
+
+
+def test_sharpen_gives_colour_differences_half_the_weight():
+    """A green and magenta pattern of one luma is enlarged by 1 + w/2, a grey one by 1 + w, where nothing clamps."""
+    waves = 0.02 * torch.sin(torch.arange(256.0) * math.tau / 32).expand(256, 256)
+    slope = torch.linspace(0.2, 0.8, 256)[:, None]  # its values nearby leave room above and below the pattern
+    found = {}
+    for name, colour in (("grey", (1.0, 1.0, 1.0)), ("colour", (1.0, -(0.299 + 0.114) / 0.587, 1.0))):
+        pattern = torch.tensor(colour)[None, :, None, None] * waves
+        middle = slice(64, 192)
+        change = sharpen(slope + pattern, 0.5) - sharpen((slope + 0 * pattern).contiguous(), 0.5) - pattern
+        found[name] = float(change[..., middle, middle].norm() / pattern[..., middle, middle].norm())
+    assert found["grey"] == pytest.approx(2 * found["colour"], rel=0.02)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
