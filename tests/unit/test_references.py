@@ -119,7 +119,8 @@ def test_make_another_names_a_folder_that_does_not_exist(tmp_path: Path, monkeyp
 def test_sample_images_equals_the_ddim_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import DDIMScheduler
 
-    pipeline = segdream.load(quality="draft", prior="mini", device="cpu").pipeline
+    settings = {"prior.dtype": "fp32"}
+    pipeline = segdream.load(quality="draft", prior="mini", device="cpu", settings=settings).pipeline
     prior, views = pipeline.prior, pipeline.prior.profile.views
     monkeypatch.setattr(references, "DDIM_STEPS", 5)
     azimuths = torch.tensor([0.0, 180.0])
