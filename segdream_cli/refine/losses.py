@@ -13,6 +13,8 @@ from segdream_cli.refine.blur import blur
 
 WINDOW, DEVIATION = 11, 1.5
 """Side and standard deviation in pixels of the window of SSIM."""
+STRIDE = 2
+"""Pixels between windows of SSIM: they overlap so much that every second row and column has nearly the same mean."""
 CELLS = 32
 """Squares along the side of a coarse view."""
 C1, C2 = 0.01**2, 0.03**2
@@ -59,9 +61,10 @@ def ssim(x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tens
     (2 μ_x μ_y + C1) (2 σ_xy + C2) / ((μ_x² + μ_y² + C1) (σ_x² + σ_y² + C2)), averaged over the channels and over
     the windows that lie within the image. The moments under the window are those of its weights, without correction.
     """
-    mean_x, mean_xx, mean_xy = blur(torch.cat([x, x * x, x * y], 1), WINDOW, DEVIATION).chunk(3, 1)
-    mean_y, mean_yy = blur(torch.cat([y, y * y], 1), WINDOW, DEVIATION).chunk(2, 1)
+    moments = blur(torch.cat([x, x * x + y * y, x * y], 1), WINDOW, DEVIATION, STRIDE)
+    mean_x, mean_squares, mean_xy = moments.chunk(3, 1)
+    mean_y = blur(y, WINDOW, DEVIATION, STRIDE)
     product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
-    variances, covariance = mean_xx + mean_yy - squares, mean_xy - product
+    variances, covariance = mean_squares - squares, mean_xy - product
     similarity: Tensor = (2 * product + C1) * (2 * covariance + C2) / ((squares + C1) * (variances + C2))
     return similarity.mean((1, 2, 3))
