@@ -139,7 +139,10 @@ class Config:
     def idle(self, keys: Collection[str]) -> dict[str, str]:
         """The reason why each of some settings has no effect beside the others; nothing for the rest."""
         start, method, optim = self.init.shape, self.distill.method, self.optim
-        point_e = "init.prompt init.color init.points init.copies init.spread init.scale init.lift init.point_e"
+        point_e = (
+            "init.prompt init.color init.points init.fill_gaps init.copies init.spread init.scale init.lift"
+            " init.point_e"
+        )
         rules = (
             (self.prior.model is not None, "prior.name", f"prior.model is {self.prior.model}"),
             (self.prior.model is None and self.prior.name == MINI, "prior.revision", f"prior.name is {MINI}"),

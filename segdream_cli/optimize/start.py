@@ -8,9 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from scipy.spatial import KDTree
+from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+from scipy.spatial import Delaunay, KDTree, QhullError
 from torch import Tensor
 
 from segdream_cli import formats
@@ -24,6 +27,8 @@ from segdream_cli.priors.profile import Vocabulary
 from segdream_cli.priors.prompt import clean_prompt
 from segdream_cli.splats import SH_C0
 from segdream_cli.splats.gaussians import Gaussians
+
+Array = np.ndarray  # NDArray[Any] is a type alias from NumPy 2.5 on, which jaxtyping does not take
 
 
 def cloud_text(config: InitConfig, prompt: str | None, vocabulary: Vocabulary | None) -> str | None:
@@ -105,8 +110,49 @@ def scatter_around(
     if config.points is not None:
         kept = torch.randperm(len(points), generator=generator)[: config.points]
         points, colors = points[kept], colors[kept]
+    if config.fill_gaps:
+        points, colors = fill_gaps(points, colors, config.fill_gaps)
     means = (points[:, None] + _draw_polar(config.copies, config.spread, generator)).flatten(0, 1)
     return means, colors.repeat_interleave(config.copies, 0) if config.color == "points" else None
+
+
+def fill_gaps(
+    points: Float[Tensor, "n 3"], colors: Float[Tensor, "n 3"], longest: float
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
+    """Points and colours of a cloud with its gaps filled, and as many points fewer where it is densest.
+
+    A gap is an edge of the Euclidean minimum spanning tree longer than `longest` times the median edge: it joins parts
+    that are separate or have few points. It gets a point per median edge, in colours between those of its ends, unless
+    all gaps would get more than a quarter of the points.
+    """
+    parent, edge = _spanning_tree(points.double().numpy())
+    ratio = edge / max(np.median(edge), np.finfo(float).tiny)
+    gaps = np.flatnonzero(ratio > longest)
+    added = np.ceil(ratio[gaps]).clip(1, 1 + len(points) // (4 * max(1, len(gaps)))).astype(int) - 1
+    child = np.repeat(gaps, added)
+    weight = torch.from_numpy(np.concatenate([np.zeros(0), *(np.arange(1, n + 1) / (n + 1) for n in added)])).float()
+    kept = np.sort(np.argsort(edge, kind="stable")[len(child) :])
+
+    def fill(values: Tensor) -> Tensor:
+        return torch.cat([values[kept], values[child].lerp(values[parent[child]], weight[:, None])])
+
+    return fill(points), fill(colors)
+
+
+def _spanning_tree(xyz: Float[Array, "n 3"]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    """Parent of each point in the Euclidean minimum spanning tree, and its distance; the root is its own parent."""
+    everyone = np.arange(len(xyz))
+    try:
+        simplices = Delaunay(xyz, qhull_options="QJ").simplices
+    except (QhullError, ValueError):  # too few points, or all in one place
+        return everyone, np.zeros(len(xyz))
+    pairs = simplices[:, np.triu_indices(4, 1)].swapaxes(1, 2).reshape(-1, 2)
+    ends = np.unique(np.sort(pairs, 1), axis=0).T  # the tree is a part of the Delaunay triangulation
+    lengths = np.linalg.norm(xyz[ends[0]] - xyz[ends[1]], axis=1)
+    tree = minimum_spanning_tree(coo_array((lengths, ends), shape=(len(xyz), len(xyz))))
+    _, parent = breadth_first_order(tree, 0, directed=False)
+    parent = np.where(parent < 0, everyone, parent)
+    return parent, np.linalg.norm(xyz - xyz[parent], axis=1)
 
 
 def round_gaussians(

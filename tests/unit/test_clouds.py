@@ -8,7 +8,7 @@ import torch
 
 from segdream_cli.config import InitConfig
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.optimize.start import initial_gaussians, scatter_around
+from segdream_cli.optimize.start import fill_gaps, initial_gaussians, scatter_around
 from segdream_cli.pointe import clouds as module
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.pointe.model import PointCloud, PointE
@@ -172,6 +172,57 @@ def test_about_points_offsets_have_uniform_radius_and_angles() -> None:
     for values, top in ((radius, 1.0), (polar, math.pi), (azimuth, 2 * math.pi)):
         counts = torch.histc(values, 10, 0, top) / len(values)
         torch.testing.assert_close(counts, torch.full((10,), 0.1), atol=0.01, rtol=0)
+
+
+def tree_edges(points: torch.Tensor) -> torch.Tensor:
+    """Lengths of the edges of the Euclidean minimum spanning tree, by Prim's algorithm."""
+    distance = torch.cdist(points.double(), points.double())
+    nearest, left, edges = distance[0].clone(), torch.ones(len(points), dtype=torch.bool), []
+    left[0] = False
+    for _ in range(len(points) - 1):
+        chosen = int(nearest.masked_fill(~left, math.inf).argmin())
+        edges.append(float(nearest[chosen]))
+        left[chosen] = False
+        nearest = torch.minimum(nearest, distance[chosen])
+    return torch.tensor(edges)
+
+
+def test_fill_gaps_joins_separate_parts() -> None:
+    """Two balls of points with a lone point between them, as the shade, foot and post of a lamp."""
+    generator = torch.Generator().manual_seed(4)
+    ball = torch.nn.functional.normalize(torch.randn(120, 3, generator=generator), dim=1)
+    points = torch.cat([0.3 * ball, 0.3 * ball[:100] + torch.tensor([0, 1.2, 0]), torch.tensor([[0.0, 0.6, 0]])])
+    colors = points[:, 1:2].expand(-1, 3) / 1.5
+    typical = tree_edges(points).median()
+    assert tree_edges(points).max() > 3 * typical
+    filled, shades = (each.double() for each in fill_gaps(points, colors, 2.5))
+    points = points.double()
+    assert filled.shape == shades.shape == points.shape
+    assert tree_edges(filled).max() <= 2.5 * typical
+    new = torch.cdist(filled, points).amin(1) > 1e-6
+    assert 4 <= new.sum() <= 20
+    assert ((filled[new, 1] > 0.3) & (filled[new, 1] < 0.9)).sum() >= 8
+    torch.testing.assert_close(shades[new], filled[new, 1:2].expand(-1, 3) / 1.5, atol=1e-6, rtol=0)
+    lost = torch.cdist(points, filled).amin(1) > 1e-6
+    assert lost.sum() == new.sum()
+    neighbour = torch.cdist(points, points).fill_diagonal_(math.inf).amin(1)
+    assert neighbour[lost].max() < neighbour.median()
+
+
+def test_fill_gaps_leaves_clouds_without_gaps_alone() -> None:
+    for points in (cloud_of(60).points, torch.zeros(9, 3), torch.rand(3, 3), torch.rand(2, 3)):
+        filled, colors = fill_gaps(points, points, 1e3)
+        assert torch.equal(filled, points)
+        assert torch.equal(colors, points)
+
+
+def test_fill_gaps_adds_at_most_a_quarter() -> None:
+    generator = torch.Generator().manual_seed(5)
+    points = torch.rand(100, 3, generator=generator)
+    points[50:] += 1e4
+    filled, _ = fill_gaps(points, points, 2.5)
+    assert len(filled) == 100
+    assert 20 <= (torch.cdist(filled, points).amin(1) > 1).sum() <= 25
 
 
 def test_initial_gaussians_from_a_cloud_follow_the_settings() -> None:
