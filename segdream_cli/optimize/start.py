@@ -141,17 +141,17 @@ def fill_gaps(
 
 def _spanning_tree(xyz: Float[Array, "n 3"]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Parent of each point in the Euclidean minimum spanning tree, and its distance; the root is its own parent."""
-    everyone = np.arange(len(xyz))
+    n = len(xyz)
     try:
         simplices = Delaunay(xyz, qhull_options="QJ").simplices
     except (QhullError, ValueError):  # too few points, or all in one place
-        return everyone, np.zeros(len(xyz))
-    pairs = simplices[:, np.triu_indices(4, 1)].swapaxes(1, 2).reshape(-1, 2)
-    ends = np.unique(np.sort(pairs, 1), axis=0).T  # the tree is a part of the Delaunay triangulation
+        return np.arange(n), np.zeros(n)
+    pairs = np.sort(simplices[:, np.triu_indices(4, 1)].swapaxes(1, 2).reshape(-1, 2), 1)
+    ends = np.divmod(np.unique(pairs @ [n, 1]), n)  # edges of the triangulation, the tree's among them
     lengths = np.linalg.norm(xyz[ends[0]] - xyz[ends[1]], axis=1)
-    tree = minimum_spanning_tree(coo_array((lengths, ends), shape=(len(xyz), len(xyz))))
+    tree = minimum_spanning_tree(coo_array((lengths, ends), shape=(n, n)))
     _, parent = breadth_first_order(tree, 0, directed=False)
-    parent = np.where(parent < 0, everyone, parent)
+    parent = np.where(parent < 0, np.arange(n), parent)
     return parent, np.linalg.norm(xyz - xyz[parent], axis=1)
 
 
