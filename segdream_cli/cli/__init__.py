@@ -1,5 +1,6 @@
 """The command line: one file per command. Errors become messages and exit codes here."""
 
+import gc
 import os
 import signal
 import sys
@@ -102,6 +103,7 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = run(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and libraries that clean up would print a traceback
+    gc.freeze()  # the interpreter's last collections would look at all objects of the libraries, for a second
     sys.exit(code)
 
 
