@@ -62,7 +62,7 @@ class RefineConfig:
     l1: Amount = 0.8
     """Weight of the mean absolute difference from the repainted views (3DGS)."""
     ssim: Amount = 0.2
-    """Weight of 1 - SSIM (3DGS)."""
+    """Weight of 1 - SSIM, in windows at every second pixel (3DGS: at every pixel)."""
     opacity: Amount = 0.0
     """Weight of mean alpha (1 - alpha), which makes surfaces solid."""
     means_lr: Amount = 2e-3

@@ -155,8 +155,9 @@ class InitConfig:
     points: Annotated[int | None, Within(1, MAX_POINTS)] = None
     """Number of Point-E's points to use; none is all (release)."""
     fill_gaps: Annotated[float, Within(0)] = 0.0
-    """If not 0, gaps in Point-E's cloud that are longer than this multiple of its spacing are filled with points, which
-    the densest places lose: thin parts, such as the post of a lamp, have few points (ours)."""
+    """Fill gaps in Point-E's cloud that are longer than this multiple of the median spacing with points, at most a
+    quarter of all, and remove as many from the densest places; 0 fills none. Thin parts, such as the post of a lamp,
+    have few points (ours)."""
     copies: Count = 20
     """Gaussians around each of Point-E's points (release: 100,000 / 5,000)."""
     spread: Amount = 0.05

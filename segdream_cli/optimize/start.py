@@ -119,38 +119,41 @@ def scatter_around(
 def fill_gaps(
     points: Float[Tensor, "n 3"], colors: Float[Tensor, "n 3"], longest: float
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
-    """Points and colours of a cloud with its gaps filled, and as many points fewer where it is densest.
+    """A cloud's points and colours with its gaps filled, and as many points fewer where it is densest.
 
     A gap is an edge of the Euclidean minimum spanning tree longer than `longest` times the median edge: it joins parts
-    that are separate or have few points. It gets a point per median edge, in colours between those of its ends, unless
-    all gaps would get more than a quarter of the points.
+    that are separate or have few points. It gets a point per median edge, in colours between those of its ends. The
+    longest gaps come first, until a quarter of the points is used.
     """
     parent, edge = _spanning_tree(points.double().numpy())
     ratio = edge / max(np.median(edge), np.finfo(float).tiny)
     gaps = np.flatnonzero(ratio > longest)
-    added = np.ceil(ratio[gaps]).clip(1, 1 + len(points) // (4 * max(1, len(gaps)))).astype(int) - 1
+    gaps = gaps[np.argsort(-ratio[gaps], kind="stable")]
+    wanted = np.ceil(ratio[gaps]).clip(1, len(points)).astype(int) - 1
+    added = np.diff(np.minimum(wanted.cumsum(), len(points) // 4), prepend=0)
     child = np.repeat(gaps, added)
-    weight = torch.from_numpy(np.concatenate([np.zeros(0), *(np.arange(1, n + 1) / (n + 1) for n in added)])).float()
-    kept = np.sort(np.argsort(edge, kind="stable")[len(child) :])
+    weight = torch.from_numpy(np.concatenate([np.zeros(0), *(np.arange(1, n + 1) / (n + 1) for n in added)]))
+    root = parent == np.arange(len(points))  # its edge of 0 says nothing about the density
+    kept = np.sort(np.argsort(np.where(root, np.inf, edge), kind="stable")[len(child) :])
 
     def fill(values: Tensor) -> Tensor:
-        return torch.cat([values[kept], values[child].lerp(values[parent[child]], weight[:, None])])
+        return torch.cat([values[kept], values[child].lerp(values[parent[child]], weight[:, None].to(values.dtype))])
 
     return fill(points), fill(colors)
 
 
 def _spanning_tree(xyz: Float[Array, "n 3"]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-    """Parent of each point in the Euclidean minimum spanning tree, and its distance; the root is its own parent."""
+    """Parent of each point in the Euclidean minimum spanning tree, and the distance to it; the root is its own."""
     n = len(xyz)
     try:
         simplices = Delaunay(xyz, qhull_options="QJ").simplices
-    except (QhullError, ValueError):  # too few points, or all in one place
+    except (QhullError, ValueError):  # fewer than five points, all in one place, or over too many magnitudes: no gaps
         return np.arange(n), np.zeros(n)
     pairs = np.sort(simplices[:, np.triu_indices(4, 1)].swapaxes(1, 2).reshape(-1, 2), 1)
     ends = np.divmod(np.unique(pairs @ [n, 1]), n)  # edges of the triangulation, the tree's among them
-    lengths = np.linalg.norm(xyz[ends[0]] - xyz[ends[1]], axis=1)
-    tree = minimum_spanning_tree(coo_array((lengths, ends), shape=(n, n)))
-    _, parent = breadth_first_order(tree, 0, directed=False)
+    lengths = np.linalg.norm(xyz[ends[0]] - xyz[ends[1]], axis=1).clip(np.finfo(float).tiny)  # 0 would be no edge
+    graph = lengths, tuple(each.astype(np.int32) for each in ends)  # SciPy 1.15 takes no other integers
+    _, parent = breadth_first_order(minimum_spanning_tree(coo_array(graph, shape=(n, n))), 0, directed=False)
     parent = np.where(parent < 0, np.arange(n), parent)
     return parent, np.linalg.norm(xyz - xyz[parent], axis=1)
 

@@ -30,7 +30,7 @@ def fit_loss(
 ) -> Float[Tensor, ""]:
     """λ_1 |x - y| + λ_s (1 - SSIM(x, y)) + λ_o α (1 - α) + λ_a |c(x) - a|, each a mean.
 
-    The first two are the loss of 3DGS; c is `coarse`.
+    The first two are the loss of 3DGS, with SSIM at every second pixel; c is `coarse`.
 
     Args:
         config: the weights; a term of weight 0 is not computed.
@@ -59,7 +59,8 @@ def ssim(x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tens
     """Structural similarity (Wang et al., 2004) of each pair of images in 0..1, with an 11 by 11 Gaussian window.
 
     (2 μ_x μ_y + C1) (2 σ_xy + C2) / ((μ_x² + μ_y² + C1) (σ_x² + σ_y² + C2)), averaged over the channels and over
-    the windows that lie within the image. The moments under the window are those of its weights, without correction.
+    every second window, in rows and columns, of those that lie within the image (ours; the authors take all). The
+    moments under the window are those of its weights, without correction.
     """
     moments = blur(torch.cat([x, x * x + y * y, x * y], 1), WINDOW, DEVIATION, STRIDE)
     mean_x, mean_squares, mean_xy = moments.chunk(3, 1)

@@ -1,14 +1,16 @@
 """Clouds of Point-E: sampled once, cached, replaced if the file is damaged; and the Gaussians about their points."""
 
+import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from segdream_cli.config import InitConfig
 from segdream_cli.errors import WeightsUnavailable
-from segdream_cli.optimize.start import fill_gaps, initial_gaussians, scatter_around
+from segdream_cli.optimize.start import _spanning_tree, fill_gaps, initial_gaussians, scatter_around
 from segdream_cli.pointe import clouds as module
 from segdream_cli.pointe.clouds import Clouds
 from segdream_cli.pointe.model import PointCloud, PointE
@@ -187,11 +189,32 @@ def tree_edges(points: torch.Tensor) -> torch.Tensor:
     return torch.tensor(edges)
 
 
-def test_fill_gaps_joins_separate_parts() -> None:
+def sphere(n: int, radius: float = 0.3) -> torch.Tensor:
+    points = torch.randn(n, 3, generator=torch.Generator().manual_seed(4))
+    return radius * torch.nn.functional.normalize(points, dim=1)
+
+
+def grid(n: int) -> torch.Tensor:
+    return torch.stack(torch.meshgrid(*3 * [torch.arange(float(n))], indexing="ij"), -1).reshape(-1, 3)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [cloud_of(80).points, cloud_of(60).points * torch.tensor([1, 1, 0]), grid(4), cloud_of(40).points.repeat(2, 1)],
+    ids=["random", "coplanar", "grid", "each twice"],
+)
+def test_spanning_tree_has_the_edges_of_prims_algorithm(points: torch.Tensor) -> None:
+    parent, edge = _spanning_tree(points.double().numpy())
+    assert (parent == np.arange(len(points))).sum() == 1
+    root = int((parent == np.arange(len(points))).argmax())
+    torch.testing.assert_close(torch.from_numpy(np.delete(edge, root)).sort()[0], tree_edges(points).double().sort()[0])
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_fill_gaps_joins_separate_parts(*, first: bool) -> None:
     """Two balls of points with a lone point between them, as the shade, foot and post of a lamp."""
-    generator = torch.Generator().manual_seed(4)
-    ball = torch.nn.functional.normalize(torch.randn(120, 3, generator=generator), dim=1)
-    points = torch.cat([0.3 * ball, 0.3 * ball[:100] + torch.tensor([0, 1.2, 0]), torch.tensor([[0.0, 0.6, 0]])])
+    balls, post = [sphere(120), sphere(100) + torch.tensor([0, 1.2, 0])], [torch.tensor([[0.0, 0.6, 0]])]
+    points = torch.cat([*post, *balls] if first else [*balls, *post])
     colors = points[:, 1:2].expand(-1, 3) / 1.5
     typical = tree_edges(points).median()
     assert tree_edges(points).max() > 3 * typical
@@ -199,6 +222,7 @@ def test_fill_gaps_joins_separate_parts() -> None:
     points = points.double()
     assert filled.shape == shades.shape == points.shape
     assert tree_edges(filled).max() <= 2.5 * typical
+    assert torch.cdist(post[0].double(), filled).min() < 1e-6
     new = torch.cdist(filled, points).amin(1) > 1e-6
     assert 4 <= new.sum() <= 20
     assert ((filled[new, 1] > 0.3) & (filled[new, 1] < 0.9)).sum() >= 8
@@ -209,20 +233,45 @@ def test_fill_gaps_joins_separate_parts() -> None:
     assert neighbour[lost].max() < neighbour.median()
 
 
+def test_fill_gaps_fills_a_long_gap_first() -> None:
+    points = torch.cat([sphere(250), sphere(250) + torch.tensor([3.0, 0, 0])])
+    typical = tree_edges(points).median()
+    filled, _ = fill_gaps(points, points, 2.0)
+    assert tree_edges(filled).max() <= 2.5 * typical
+
+
 def test_fill_gaps_leaves_clouds_without_gaps_alone() -> None:
-    for points in (cloud_of(60).points, torch.zeros(9, 3), torch.rand(3, 3), torch.rand(2, 3)):
-        filled, colors = fill_gaps(points, points, 1e3)
+    jitter = 0.1 * torch.rand(125, 3, generator=torch.Generator().manual_seed(6))
+    even = grid(5) + jitter
+    assert tree_edges(even).max() < 2.5 * tree_edges(even).median()
+    for points in (even, torch.zeros(9, 3), even[:3], even[:2], even[:1]):
+        filled, colors = fill_gaps(points, points, 2.5)
         assert torch.equal(filled, points)
         assert torch.equal(colors, points)
 
 
-def test_fill_gaps_adds_at_most_a_quarter() -> None:
-    generator = torch.Generator().manual_seed(5)
-    points = torch.rand(100, 3, generator=generator)
+@pytest.mark.parametrize("longest", [0.5, 1.2, 2.5])
+def test_fill_gaps_adds_at_most_a_quarter(longest: float) -> None:
+    points = cloud_of(100).points
     points[50:] += 1e4
-    filled, _ = fill_gaps(points, points, 2.5)
+    filled, _ = fill_gaps(points, points, longest)
     assert len(filled) == 100
     assert 20 <= (torch.cdist(filled, points).amin(1) > 1).sum() <= 25
+    near = fill_gaps(points[:50], points[:50], longest)[0].double()
+    added = (torch.cdist(near, points[:50].double()).amin(1) > 1e-6).sum()
+    assert added <= 12
+    assert added > 0 or longest > 2
+
+
+def test_clouds_are_filled_as_the_setting_says() -> None:
+    points = torch.cat([sphere(60), sphere(60) + torch.tensor([0, 1.2, 0])])
+    cloud = PointCloud(points, points)
+    config = InitConfig(copies=1, spread=0.0, lift=0.0, fill_gaps=2.5)
+    for gap in (0.0, 2.5):
+        config = dataclasses.replace(config, fill_gaps=gap)
+        means, _ = scatter_around(cloud, config, torch.Generator().manual_seed(0))
+        expected = fill_gaps(points, points, gap)[0] if gap else points
+        torch.testing.assert_close(means, expected)
 
 
 def test_initial_gaussians_from_a_cloud_follow_the_settings() -> None:

@@ -469,12 +469,22 @@ def test_named_prior_takes_the_place_of_a_model_in_the_file(tmp_path):
     ("settings", "idle"),
     [
         ({"optim.steps": 0}, {"distill.sctd.segments", "distill.sds.t_min", "optim.beg_start", "optim.stop_every"}),
-        ({"init.shape": "box", "optim.beg": True}, {"init.copies", "distill.sds.t_min", "optim.stop_every"}),
+        (
+            {"init.shape": "box", "optim.beg": True},
+            {"init.copies", "init.fill_gaps", "distill.sds.t_min", "optim.stop_every"},
+        ),
         ({"init.shape": "a.ply", "distill.method": "sds"}, {"init.copies", "init.count", "distill.sctd.segments"}),
     ],
 )
 def test_idle_names_the_settings_without_effect(settings, idle):
-    keys = ["distill.sctd.segments", "distill.sds.t_min", "optim.beg_start", "optim.stop_every", "init.copies"]
+    keys = [
+        "distill.sctd.segments",
+        "distill.sds.t_min",
+        "optim.beg_start",
+        "optim.stop_every",
+        "init.copies",
+        "init.fill_gaps",
+    ]
     keys += ["init.count", "refine.enabled", "loss.scale"]
     found = Config().set({"refine.enabled": True} | settings).idle(keys)
     assert idle <= set(found)

@@ -136,16 +136,17 @@ def literal_ssim(x, y):
     return np.mean(values)
 
 
-def test_ssim_matches_a_literal_one():
-    x = images(2, 17, seed=1)
-    y = (x + 0.2 * draw(2, 3, 17, 17, seed=4)).clamp(0, 1)
+@pytest.mark.parametrize("size", [11, 12, 17, 20])
+def test_ssim_matches_a_literal_one(size):
+    x = images(2, size, seed=1)
+    y = (x + 0.2 * draw(2, 3, size, size, seed=4)).clamp(0, 1)
     for found, one, other in zip(ssim(x, y), x.numpy(), y.numpy(), strict=True):
         assert float(found) == pytest.approx(literal_ssim(one, other), abs=1e-12)
     torch.testing.assert_close(ssim(x, x), torch.ones(2, dtype=torch.float64))
 
 
-def test_ssim_of_every_second_window_is_that_of_all():
-    """Within 1 % of its distance from 1, and so is its gradient."""
+def test_ssim_of_every_second_window_is_close_to_that_of_all():
+    """1 - SSIM within 1 %, and its gradient away from the border within 10 %."""
     x = torch.from_numpy(ndimage.gaussian_filter(images(1, 101).numpy(), (0, 0, 1, 1))).requires_grad_()
     y = (x + 0.05 * draw(1, 3, 101, 101, seed=4)).clamp(0, 1).detach()
     every = torch.stack([ssim(x[..., i:, j:], y[..., i:, j:]) for i in (0, 1) for j in (0, 1)]).mean()
