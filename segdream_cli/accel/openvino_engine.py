@@ -30,6 +30,8 @@ from segdream_cli.util.files import cache_write
 INSTALL = "pip install openvino"
 TORCH_HINT = "--set prior.engine=torch"
 TELEMETRY = "openvino_telemetry"
+FOLDER = "_name_or_path"
+"""The folder of a network in its configuration, which says nothing about the network."""
 PACKAGES = ("openvino", "torch", "diffusers")
 """The packages that the converted network depends on."""
 
@@ -195,7 +197,7 @@ class OpenVinoCalls:
     def _path(self) -> Path:
         """The file in the cache, named by a hash of the versions, the function, the configuration and the weights."""
         total = hashlib.sha256()
-        config = getattr(self._network, "config", None)
+        config = {key: value for key, value in getattr(self._network, "config", {}).items() if key != FOLDER}
         total.update(f"{self._title} {[(name, version(name)) for name in PACKAGES]} {config}".encode())
         for name, tensor in self._network.state_dict().items():
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -348,3 +348,11 @@ def test_file_name_depends_on_the_version(layer: torch.nn.Linear, cache: Path, m
     monkeypatch.setattr(openvino_engine, "version", lambda name: version(name) + ".1")
     linear_calls(layer)(torch.ones(1, 1, 2))
     assert len(list(cache.iterdir())) == 2
+
+
+def test_file_name_depends_on_the_configuration_but_not_on_its_folder(layer: torch.nn.Linear, cache: Path) -> None:
+    """A second environment on a machine finds what the first has converted."""
+    for config in ({"heads": 2, "_name_or_path": "/a"}, {"heads": 2, "_name_or_path": "/b"}, {"heads": 4}):
+        layer.config = config
+        linear_calls(layer)(torch.zeros(2, 1, 2))
+    assert len(list(cache.iterdir())) == 2
