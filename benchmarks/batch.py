@@ -44,7 +44,10 @@ PARTS = {
 
 
 def prepared(pipeline: Pipeline, count: int) -> list[AssetState]:
-    """Assets of the list's prompts, before their first step; a cloud from the cache would hide the time of Point-E."""
+    """Assets of the list's prompts, before their first step.
+
+    Each call has new seeds: clouds from the cache would hide the time of Point-E.
+    """
     lines = [line for line in PROMPTS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     first = random.randrange(10**6)
     return [pipeline.prepare(lines[number % len(lines)], first + number) for number in range(count)]

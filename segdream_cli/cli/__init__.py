@@ -103,7 +103,7 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = run(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and libraries that clean up would print a traceback
-    gc.freeze()  # the interpreter's last collections would look at all objects of the libraries, for a second
+    gc.freeze()  # else the interpreter's last collections scan all objects of the libraries, which takes a second
     sys.exit(code)
 
 

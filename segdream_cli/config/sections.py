@@ -154,10 +154,10 @@ class InitConfig:
     """Grey, or the colours of Point-E's points (release: grey)."""
     points: Annotated[int | None, Within(1, MAX_POINTS)] = None
     """Number of Point-E's points to use; none is all (release)."""
-    fill_gaps: Annotated[float, Within(0)] = 0.0
-    """Fill gaps in Point-E's cloud that are longer than this multiple of the median spacing with points, at most a
-    quarter of all, and remove as many from the densest places; 0 fills none. Thin parts, such as the post of a lamp,
-    have few points (ours)."""
+    fill_gaps: Amount = 0.0
+    """Add points in gaps of Point-E's cloud that are longer than this multiple of the median spacing, at most a
+    quarter of all points, and remove as many from the densest places; 0 adds none. Thin parts, such as the post of a
+    lamp, have few points (ours)."""
     copies: Count = 20
     """Gaussians around each of Point-E's points (release: 100,000 / 5,000)."""
     spread: Amount = 0.05

@@ -28,8 +28,6 @@ from segdream_cli.priors.prompt import clean_prompt
 from segdream_cli.splats import SH_C0
 from segdream_cli.splats.gaussians import Gaussians
 
-Array = np.ndarray  # NDArray[Any] is a type alias from NumPy 2.5 on, which jaxtyping does not take
-
 
 def cloud_text(config: InitConfig, prompt: str | None, vocabulary: Vocabulary | None) -> str | None:
     """The text for Point-E: the prompt of the start, else that of the run, as the prior reads it.
@@ -142,7 +140,7 @@ def fill_gaps(
     return fill(points), fill(colors)
 
 
-def _spanning_tree(xyz: Float[Array, "n 3"]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+def _spanning_tree(xyz: Float[np.ndarray, "n 3"]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Parent of each point in the Euclidean minimum spanning tree, and the distance to it; the root is its own."""
     n = len(xyz)
     try:

@@ -64,7 +64,7 @@ def ssim(x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tens
     """
     moments = blur(torch.cat([x, x * x + y * y, x * y], 1), WINDOW, DEVIATION, STRIDE)
     mean_x, mean_squares, mean_xy = moments.chunk(3, 1)
-    mean_y = blur(y, WINDOW, DEVIATION, STRIDE)
+    mean_y = blur(y, WINDOW, DEVIATION, STRIDE)  # apart from the others, as it needs no gradient
     product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
     variances, covariance = mean_squares - squares, mean_xy - product
     similarity: Tensor = (2 * product + C1) * (2 * covariance + C2) / ((squares + C1) * (variances + C2))
